@@ -1,0 +1,47 @@
+"""Train, use and judge contrastive embeddings.
+
+The public names are imported on first use, so that ``import mmcl`` costs milliseconds and pulls in no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mmcl import evaluation as evaluation
+    from mmcl import losses as losses
+    from mmcl.config import Config as Config
+    from mmcl.models import Encoder as Encoder
+    from mmcl.models import load as load
+    from mmcl.retrieval import Index as Index
+    from mmcl.runtime.errors import MmclError as MmclError
+    from mmcl.training import Run as Run
+    from mmcl.training import train as train
+
+_HOMES = {
+    "Config": "mmcl.config",
+    "Encoder": "mmcl.models",
+    "Index": "mmcl.retrieval",
+    "MmclError": "mmcl.runtime.errors",
+    "Run": "mmcl.training",
+    "load": "mmcl.models",
+    "train": "mmcl.training",
+}
+_MODULES = ("evaluation", "losses")
+
+__all__ = ["__version__", *_HOMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mmcl.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mmcl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Devices, precision, distribution, progress, files and errors: the ground floor, which imports nothing above it."""

@@ -1,0 +1,27 @@
+"""Errors that a user can mend. The command line prints their one line and exits with their code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmclError(Exception):
+    """A mistake of the user's, or a state of their machine: one line that says what, where and how to mend it."""
+
+    exit_code = 2
+
+
+class DivergedError(MmclError):
+    """The loss stopped being a finite number. Not a mistake of spelling: exit code 1."""
+
+    exit_code = 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence fragment naming the known name closest to ``name``, or listing what is known; "" if nothing is."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(options)}" if options else ""
