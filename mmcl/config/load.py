@@ -1,0 +1,144 @@
+"""From a YAML file and overrides to a checked ``Config``; every mistake is named with its file, key and cure."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from mmcl.config.schema import Config
+from mmcl.runtime.errors import MmclError, nearest
+
+
+def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
+    """Read and check the description of a run.
+
+    Args:
+        config: path of a YAML file, a mapping with the same keys, or a ``Config``.
+        overrides: ``key=value`` strings with dotted keys, such as ``training.lr=3e-4``; values are YAML.
+
+    Raises:
+        MmclError: the file cannot be read, or a key or value is not what the schema asks for.
+    """
+    if isinstance(config, Config):
+        where, values = "config", config.model_dump(mode="json")
+    elif isinstance(config, Mapping):
+        where, values = "config", dict(config)
+    else:
+        where, values = str(config), _read_yaml(Path(config))
+    for override in overrides:
+        _set(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise MmclError(_explain(error.errors()[0], where, more=error.error_count() - 1)) from None
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; people mean a number."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MmclError(f"{path}: no such config file; the ready ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MmclError(f"{path}: cannot be read as text ({error})") from None
+    try:
+        values = _parse(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise MmclError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if values is None:
+        raise MmclError(f"{path}: the file is empty; a config needs at least 'data' and 'model'")
+    if not isinstance(values, dict):
+        raise MmclError(f"{path}: expected keys and values at the top, got {type(values).__name__}")
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise MmclError(f"--set {override}: expected key=value, such as training.lr=3e-4")
+    try:
+        value = _parse(text)
+    except yaml.YAMLError as error:
+        raise MmclError(
+            f"--set {override}: the value is not valid YAML: {getattr(error, 'problem', error)}"
+        ) from None
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        below = node.get(parent)
+        if below is None:
+            below = node[parent] = {}
+        if not isinstance(below, dict):
+            raise MmclError(f"--set {override}: '{parent}' is a value, not a section")
+        node = below
+    node[last] = value
+
+
+def _explain(error: ErrorDetails, where: str, more: int) -> str:
+    path = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
+    key = ".".join(str(part) for part in path)
+    tail = f" (and {more} more)" if more else ""
+    if error["type"] == "extra_forbidden":
+        section = _section_at(path[:-1])
+        known = section.model_fields if section else {}
+        return f"{where}: unknown key '{key}'; {nearest(str(path[-1]), known)}{tail}"
+    if error["type"] == "missing":
+        return f"{where}: '{key}' is missing; add it{tail}"
+    reason = error["msg"].removeprefix("Value error, ")
+    got = error.get("input")
+    shown = "a section" if isinstance(got, dict) else repr(got)
+    if error["type"] == "value_error":
+        return f"{where}: in '{key or 'the config'}': {reason}{tail}"
+    return f"{where}: '{key}' is {shown}: {reason[0].lower()}{reason[1:]}{tail}"
+
+
+_UNION_TAGS = {"str", "bool", "int", "float", "none"}
+
+
+def _section_at(path: list[str | int]) -> type[BaseModel] | None:
+    """The section class that a path of keys leads to."""
+    here: Any = Config
+    for part in path:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(part))
+            here = _model_in(field.annotation) if field else None
+    return here if isinstance(here, type) and issubclass(here, BaseModel) else None
+
+
+def _model_in(annotation: Any) -> Any:
+    """The section inside ``X``, ``X | None`` or ``dict[str, X]``."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, dict):
+        for argument in typing.get_args(annotation):
+            found = _model_in(argument)
+            if found is not None:
+                return found
+        return None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

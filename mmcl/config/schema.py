@@ -1,0 +1,262 @@
+"""The typed description of a run. Every key of a YAML experiment file is a field here, with its meaning and default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Range = tuple[float, float]
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are refused, so that a typo never passes in silence."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceConfig(Section):
+    """Where rows come from."""
+
+    source: str
+    """A CSV, TSV, JSON-lines or Parquet file, a folder, `sample:NAME`, or the name of a data set on the hub."""
+    split: str | None = None
+    """The part of the source to read, where it has parts."""
+
+
+class ImageConfig(Section):
+    """How a picture becomes pixels."""
+
+    size: int = Field(default=224, ge=8)
+    """Side of the square that the image tower sees, in pixels."""
+    resize: Literal["crop", "squash", "pad"] = "crop"
+    """`crop`: shorter side to `size`, centre crop. `squash`: ignore the aspect ratio. `pad`: white borders."""
+
+
+class DataConfig(Section):
+    """The rows, their columns and what to do with bad ones."""
+
+    train: SourceConfig
+    """Rows to learn from."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role to column name, for example `{image: path, text: caption}`. A role not named is its own column name."""
+    image: ImageConfig = Field(default_factory=ImageConfig)
+    """How a picture becomes pixels, in training and in use."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """An unreadable picture or a missing text: skip the row, count and list it, or stop the run."""
+    cache_gb: float = Field(default=20.0, ge=0.0)
+    """Largest cache of decoded pixels on disk, in GB; beyond it pictures are decoded again in every epoch."""
+
+
+class AugmentationConfig(Section):
+    """Random changes of a training picture, drawn anew for every sample. The defaults change nothing."""
+
+    crop_scale: Range = (1.0, 1.0)
+    """Area of the random crop as a share of the picture (Inception-style crop); (1, 1) is off."""
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    """Aspect ratio of the random crop."""
+    flip: Fraction = 0.0
+    """Probability of a horizontal flip."""
+    rotate: float = Field(default=0.0, ge=0.0, le=180.0)
+    """Largest rotation either way, in degrees."""
+    brightness: float = Field(default=0.0, ge=0.0)
+    """Brightness factor is drawn from [1 - b, 1 + b]."""
+    contrast: float = Field(default=0.0, ge=0.0)
+    """Contrast factor is drawn from [1 - c, 1 + c]."""
+    saturation: float = Field(default=0.0, ge=0.0)
+    """Saturation factor is drawn from [1 - s, 1 + s]."""
+    hue: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Largest hue shift either way, as a share of the colour circle."""
+    jitter_prob: Fraction = 1.0
+    """Probability that brightness, contrast, saturation and hue change at all."""
+    greyscale: Fraction = 0.0
+    """Probability that colour is dropped."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: Range = (0.1, 2.0)
+    """Standard deviation of the blur, in pixels."""
+    fill: Fraction = 1.0
+    """Grey level of what lies outside the picture; 1 is white."""
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> AugmentationConfig:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0.0 < low <= high:
+                raise ValueError(
+                    f"{name}: the two ends must be positive and in ascending order, not ({low}, {high})"
+                )
+        if self.crop_scale[1] > 1.0:
+            raise ValueError(
+                f"crop_scale: a crop cannot exceed the picture, so the upper end is at most 1, not {self.crop_scale[1]}"
+            )
+        return self
+
+
+class HeadConfig(Section):
+    """What maps a tower's features to the shared space."""
+
+    kind: Literal["linear", "mlp", "none"] = "linear"
+    """`linear`, `mlp` (one hidden layer with GELU), or `none` where the tower's width already is `model.dim`."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Width of the hidden layer of `mlp`; the tower's own width if absent."""
+    dropout: Fraction = 0.0
+    """Dropout on the features before the head, in training."""
+
+
+class TowerConfig(Section):
+    """What every tower has."""
+
+    frozen: bool = False
+    """Keep the weights as they are. Without augmentation a frozen tower runs once and its features are cached."""
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    """What maps the features to the shared space."""
+
+
+class ImageTowerConfig(TowerConfig):
+    """The tower that embeds pictures."""
+
+    name: str = "timm:resnet18"
+    """`timm:NAME` for any timm model, `open_clip:NAME` for the visual tower of any open_clip model."""
+    pretrained: str | bool = False
+    """timm: whether to load its pretrained weights. open_clip: the tag of the weights, such as `laion2b_s34b_b79k`."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm's `create_model`."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+
+class TokenizerConfig(Section):
+    """A SentencePiece tokenizer trained on the run's own captions."""
+
+    vocab_size: int = Field(default=8000, ge=16)
+    """Largest number of pieces; small corpora give fewer."""
+    kind: Literal["unigram", "bpe"] = "unigram"
+    """SentencePiece's algorithm."""
+    lowercase: bool = True
+    """Fold case before splitting."""
+    character_coverage: float = Field(default=0.9995, gt=0.0, le=1.0)
+    """Share of characters the pieces must cover; 0.9995 suits languages with many characters, 1.0 small alphabets."""
+
+
+class TextTowerConfig(TowerConfig):
+    """The tower that embeds texts."""
+
+    name: str = "scratch"
+    """A transformers or sentence-transformers name or folder, `sample:minilm`, or `scratch` for a small new transformer."""
+    pretrained: bool = True
+    """Load the weights with the architecture; ignored for `scratch`."""
+    pooling: Literal["mean", "cls", "max", "last"] | None = None
+    """How token states become one vector; as the model's own folder says, else `mean`."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Longer texts are cut here; the model's own limit if absent (64 for `scratch`)."""
+    layers: int = Field(default=4, ge=1)
+    """`scratch`: number of transformer layers."""
+    width: int = Field(default=256, ge=8)
+    """`scratch`: width of the transformer."""
+    heads: int = Field(default=4, ge=1)
+    """`scratch`: number of attention heads; divides `width`."""
+    dropout: Fraction = 0.1
+    """`scratch`: dropout within the transformer."""
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    """`scratch`: how its tokenizer is trained."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TextTowerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} attention heads do not divide the width {self.width}")
+        return self
+
+
+class ModelConfig(Section):
+    """The towers and the space they share."""
+
+    dim: int = Field(default=256, ge=2)
+    """Dimension of the embeddings."""
+    image: ImageTowerConfig | None = None
+    """The image tower, where the method has one."""
+    text: TextTowerConfig | None = None
+    """The text tower, where the method has one."""
+
+
+class ClipConfig(Section):
+    """Image and text towers under a symmetric InfoNCE loss (Radford et al. 2021, arXiv:2103.00020)."""
+
+    name: Literal["clip"] = "clip"
+    temperature: Positive = 0.07
+    """Temperature at the start."""
+    learn_temperature: bool = True
+    """Learn the temperature; it stays at least 0.01."""
+
+
+class TrainingConfig(Section):
+    """How the weights are learned."""
+
+    epochs: Positive = 10.0
+    """Passes over the rows; a fraction is allowed."""
+    batch_size: int = Field(default=256, ge=2)
+    """Global batch: rows compared with each other in one loss, over all devices."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are averaged before an optimizer step."""
+    lr: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    """Decay of matrices; gains, biases and the temperature have none."""
+    betas: Range = (0.9, 0.98)
+    """AdamW's decay rates of the two moments."""
+    eps: Positive = 1e-6
+    """AdamW's epsilon."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    warmup: float = Field(default=0.1, ge=0.0)
+    """Warm-up: a share of all steps if below 1, else a number of steps."""
+    clip_grad: float | None = Field(default=1.0, gt=0.0)
+    """Largest norm of the gradient; none if null."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the hardware multiplies it natively, else float32. float16 is never chosen silently."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    log_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two lines of metrics."""
+    save_every: int = Field(default=200, ge=1)
+    """Optimizer steps between two checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; the best is kept besides."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+
+class EvaluationConfig(Section):
+    """How the model is judged during training."""
+
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    """Name to rows, judged by retrieval in both directions."""
+    every: Positive | None = None
+    """Epochs between two evaluations; at the end only if absent."""
+    best: str | None = None
+    """Metric whose best checkpoint becomes the model, such as `dev/image_to_text/hit@1`; the last one if absent."""
+    ks: tuple[int, ...] = (1, 5, 10)
+    """Cut-offs of the retrieval metrics."""
+
+
+class Config(Section):
+    """One experiment, whole: enough to repeat it."""
+
+    name: str = "run"
+    """Name of the experiment; the default run folder is runs/NAME."""
+    seed: int = Field(default=0, ge=0)
+    """The same seed, data and machine give the same run."""
+    method: ClipConfig = Field(default_factory=ClipConfig)
+    """What is learned, and its own settings."""
+    data: DataConfig
+    """The rows."""
+    model: ModelConfig
+    """The towers."""
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
+    """Random changes of training pictures."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """How the weights are learned."""
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    """How the model is judged during training."""

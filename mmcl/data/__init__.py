@@ -1,0 +1,1 @@
+"""Sources of rows, decoding, tokenizing, augmentation, samplers and sample data sets."""
