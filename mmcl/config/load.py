@@ -57,7 +57,7 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader=_Loader)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -87,9 +87,7 @@ def _set(values: dict[str, Any], override: str) -> None:
     try:
         value = _parse(text)
     except yaml.YAMLError as error:
-        raise MmclError(
-            f"--set {override}: the value is not valid YAML: {getattr(error, 'problem', error)}"
-        ) from None
+        raise MmclError(f"--set {override}: the value is not valid YAML: {getattr(error, 'problem', error)}") from None
     *parents, last = key.split(".")
     node = values
     for parent in parents:

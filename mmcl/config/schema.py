@@ -90,7 +90,7 @@ class AugmentationConfig(Section):
                 )
         if self.crop_scale[1] > 1.0:
             raise ValueError(
-                f"crop_scale: a crop cannot exceed the picture, so the upper end is at most 1, not {self.crop_scale[1]}"
+            raise ValueError(f"crop_scale: a crop cannot exceed the picture: the upper end is at most 1, not {self.crop_scale[1]}")
             )
         return self
 
@@ -145,7 +145,7 @@ class TextTowerConfig(TowerConfig):
     """The tower that embeds texts."""
 
     name: str = "scratch"
-    """A transformers or sentence-transformers name or folder, `sample:minilm`, or `scratch` for a small new transformer."""
+    """A transformers or sentence-transformers name or folder, `sample:minilm`, or `scratch`: a small new one."""
     pretrained: bool = True
     """Load the weights with the architecture; ignored for `scratch`."""
     pooling: Literal["mean", "cls", "max", "last"] | None = None

@@ -33,7 +33,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -49,10 +49,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield beside
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.replace(path, old)
-            os.replace(beside, path)
+            path.replace(old)
+            beside.replace(path)
             shutil.rmtree(old)
         else:
-            os.replace(beside, path)
+            beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
