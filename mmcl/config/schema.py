@@ -85,13 +85,9 @@ class AugmentationConfig(Section):
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0.0 < low <= high:
-                raise ValueError(
-                    f"{name}: the two ends must be positive and in ascending order, not ({low}, {high})"
-                )
+                raise ValueError(f"{name}: two positive ends in ascending order, not ({low}, {high})")
         if self.crop_scale[1] > 1.0:
-            raise ValueError(
-            raise ValueError(f"crop_scale: a crop cannot exceed the picture: the upper end is at most 1, not {self.crop_scale[1]}")
-            )
+            raise ValueError("crop_scale: a crop cannot exceed the picture, so its upper end is at most 1")
         return self
 
 

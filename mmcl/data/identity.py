@@ -39,11 +39,8 @@ def _finalise(x: Tensor) -> Tensor:
 def mix(seeds: Tensor, *more: int) -> Tensor:
     """New independent seeds from ``seeds`` (int64, any shape) and further integers, such as an epoch."""
     for number in more:
-        seeds = _finalise(seeds * 3 + (number + 1) * _GAMMA_SMALL)
+        seeds = _finalise(seeds + _GAMMA) + number
     return _finalise(seeds + _GAMMA)
-
-
-_GAMMA_SMALL = 0x9E3779B9
 
 
 def uniforms(seeds: Tensor, count: int, stream: int = 0) -> Tensor:
