@@ -1,0 +1,4 @@
+"""Equations: pure functions of tensors, with no state and no model."""
+
+from mmcl.losses.info_nce import batch_accuracy as batch_accuracy
+from mmcl.losses.info_nce import info_nce as info_nce
