@@ -1,0 +1,162 @@
+"""Rows of a table that stays on disk: an Arrow memory map of which only what is asked for is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from mmcl.runtime.errors import MmclError, nearest
+
+_BLOCK = 1000  # scattered rows are gathered this many at a time: each costs an Arrow slice while it is held
+
+
+class Rows:
+    """Rows with named columns, or a selection of them. Selecting copies row numbers, never rows.
+
+    ``name`` is how messages call them. ``fingerprint`` is a hexadecimal string that changes when the content does, and
+    with the selection; two equal selections of the same content have the same one. ``folder`` is what relative image
+    paths start from.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        *,
+        name: str,
+        fingerprint: str,
+        folder: Path | None = None,
+        selection: np.ndarray | None = None,
+    ) -> None:
+        for column, feature in dataset.features.items():
+            if isinstance(feature, datasets.Image) and feature.decode:
+                dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        self.name = name
+        self.folder = folder
+        self._dataset = dataset.with_format(None)
+        self._views: dict[str, datasets.Dataset] = {}
+        self._content = fingerprint
+        self._selection = selection
+
+    def __len__(self) -> int:
+        return len(self._dataset) if self._selection is None else len(self._selection)
+
+    def __repr__(self) -> str:
+        return f"Rows({self.name!r}, {len(self)} rows, columns {', '.join(self.column_names)})"
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns, in the order of the source."""
+        return list(self._dataset.column_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies content and selection."""
+        if self._selection is None:
+            return self._content
+        return hashlib.blake2b(self._content.encode() + self._selection.tobytes(), digest_size=16).hexdigest()
+
+    def require(self, columns: Iterable[str]) -> None:
+        """Raise ``MmclError`` unless there is each of ``columns``."""
+        for column in columns:
+            if column not in self.column_names:
+                have = ", ".join(self.column_names)
+                hint = nearest(column, self.column_names) if self.column_names else ""
+                hint = f"; {hint}" if hint.startswith("did") else ""
+                raise MmclError(f"{self.name}: no column '{column}'; it has {have}{hint}")
+
+    def select(self, indices: Sequence[int] | np.ndarray | range) -> Rows:
+        """The rows at ``indices``, in that order. Raises ``IndexError`` for one outside [0, len)."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
+            raise IndexError(f"{self.name}: rows {chosen.min()} to {chosen.max()} asked for, it has {len(self)}")
+        if self._selection is not None:
+            chosen = self._selection[chosen]
+        everything = len(chosen) == len(self._dataset) and np.array_equal(chosen, np.arange(len(chosen)))
+        return Rows(
+            self._dataset,
+            name=self.name,
+            fingerprint=self._content,
+            folder=self.folder,
+            selection=None if everything else chosen,
+        )
+
+    def column(self, name: str) -> list[Any]:
+        """A column as Python objects, one a row. The cells of a CSV or TSV file are text."""
+        return self._read(name, self._selection)
+
+    def ids(self) -> list[str]:
+        """A name for each row: the column ``id`` as text if there is one, else the row's number in the source."""
+        if "id" not in self.column_names:
+            numbers = range(len(self)) if self._selection is None else self._selection.tolist()
+            return [str(number) for number in numbers]
+        ids = self.column("id")
+        if None in ids:
+            raise MmclError(f"{self.name}: row {ids.index(None)} has no id; fill the column 'id' or rename it")
+        return [str(value) for value in ids]
+
+    def texts(self, column: str) -> list[str | list[str] | None]:
+        """A column of texts, or of lists of texts. Numbers become text, class labels their names; None stays None.
+
+        Raises ``MmclError`` for a column of anything else.
+        """
+        values = self.column(column)
+        feature = self._dataset.features[column]
+        if isinstance(feature, datasets.ClassLabel):
+            return [None if value is None or value < 0 else feature.int2str(value) for value in values]
+        return [self._text(value, column) for value in values]
+
+    def images(self, column: str, indices: Sequence[int] | np.ndarray) -> list[bytes | Path | None]:
+        """The undecoded pictures of the rows at ``indices``: encoded bytes, or the path of a file; None where empty.
+
+        Raises ``MmclError`` if the column holds something else.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        if self._selection is not None:
+            chosen = self._selection[chosen]
+        return [self._image(value, column) for value in self._read(column, chosen)]
+
+    def _read(self, column: str, indices: np.ndarray | None) -> list[Any]:
+        """The cells of ``column`` at row numbers of the source (all of them if None)."""
+        self.require([column])
+        if column not in self._views:
+            self._views[column] = self._dataset.select_columns([column])
+        view = self._views[column]
+        if indices is None:
+            return list(view[:][column])
+        if len(indices) and np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):
+            return list(view[int(indices[0]) : int(indices[0]) + len(indices)][column])
+        values: list[Any] = []
+        for start in range(0, len(indices), _BLOCK):
+            values += view[indices[start : start + _BLOCK].tolist()][column]
+        return values
+
+    def _text(self, value: Any, column: str) -> str | list[str] | None:
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            return [text for item in value if isinstance(text := self._text(item, column), str)]
+        if isinstance(value, (bytes, dict)):
+            raise MmclError(
+                f"{self.name}: column '{column}' holds {type(value).__name__}, not text; name a text column"
+            )
+        return str(value)
+
+    def _image(self, value: Any, column: str) -> bytes | Path | None:
+        if isinstance(value, dict) and {"bytes", "path"} & value.keys():
+            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+        if value is None or value == "":
+            return None
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, str):
+            return Path(value) if self.folder is None else self.folder / value
+        raise MmclError(
+            f"{self.name}: column '{column}' holds {type(value).__name__}, not pictures; "
+            "a picture is encoded bytes or the path of a file"
+        )
