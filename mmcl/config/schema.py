@@ -125,12 +125,10 @@ class ImageTowerConfig(TowerConfig):
 
 
 class TokenizerConfig(Section):
-    """A SentencePiece tokenizer trained on the run's own captions."""
+    """A SentencePiece unigram tokenizer trained on the run's own captions."""
 
     vocab_size: int = Field(default=8000, ge=16)
     """Largest number of pieces; small corpora give fewer."""
-    kind: Literal["unigram", "bpe"] = "unigram"
-    """SentencePiece's algorithm."""
     lowercase: bool = True
     """Fold case before splitting."""
     character_coverage: float = Field(default=0.9995, gt=0.0, le=1.0)
@@ -181,7 +179,7 @@ class ClipConfig(Section):
     """Image and text towers under a symmetric InfoNCE loss (Radford et al. 2021, arXiv:2103.00020)."""
 
     name: Literal["clip"] = "clip"
-    temperature: Positive = 0.07
+    temperature: float = Field(default=0.07, ge=0.01, le=1.0)
     """Temperature at the start."""
     learn_temperature: bool = True
     """Learn the temperature; it stays at least 0.01."""

@@ -1,0 +1,109 @@
+"""Texts of a column, tokenized once into a memory map."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmcl.data.identity import stable_hash
+from mmcl.data.rows import Rows
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_folder, cache_dir
+from mmcl.runtime.progress import progress
+
+_BLOCK = 10_000
+
+Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
+
+
+class Tokens:
+    """The token ids of every caption of every row; nothing but the rows asked for is in memory.
+
+    A row may have any number of captions, and those without text have none: they are what ``empty`` lists. Captions
+    are numbered through the whole column: row i has those from ``first[i]`` up to ``first[i + 1]``.
+
+    Attributes:
+        first: (rows + 1,) int64.
+        hashes: (captions,) int64, equal for equal texts.
+        empty: positions of rows without a text.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.first = np.load(folder / "first.npy", mmap_mode="r")
+        self.hashes = np.load(folder / "hashes.npy", mmap_mode="r")
+        self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        size = (folder / "tokens.bin").stat().st_size
+        # A file of no bytes cannot be mapped.
+        self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r") if size else np.zeros(0, np.int32)
+        self.empty: list[int] = np.flatnonzero(np.diff(self.first) == 0).tolist()
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def take(self, captions: np.ndarray) -> list[np.ndarray]:
+        """The token ids, int32, of the captions with these numbers."""
+        return [self._tokens[self._offsets[i] : self._offsets[i + 1]] for i in captions]
+
+
+def open_tokens(
+    rows: Rows,
+    column: str,
+    tokenize: Tokenize,
+    *,
+    tokenizer_key: str,
+    on_error: str = "skip",
+    show_progress: bool | None = None,
+) -> Tokens:
+    """Tokenize a column of texts, or of lists of texts, or find it in the cache.
+
+    Args:
+        rows: where the column is.
+        column: its name.
+        tokenize: from texts to their token ids.
+        tokenizer_key: changes whenever ``tokenize`` would give something else.
+        on_error: a row whose text is missing or blank is left without captions (``skip``) or refused (``fail``).
+        show_progress: a bar on stderr; shown for a terminal if absent.
+
+    Raises:
+        MmclError: there is no such column, or a row has no text and ``on_error`` is ``fail``.
+    """
+    rows.require([column])
+    key = hashlib.blake2b(repr((rows.fingerprint, column, tokenizer_key)).encode(), digest_size=16).hexdigest()
+    folder = cache_dir("tokens") / key
+    if not (folder / "first.npy").is_file():
+        with atomic_folder(folder) as beside:
+            _write(rows, column, tokenize, beside, show_progress)
+    tokens = Tokens(folder)
+    if on_error == "fail" and tokens.empty:
+        row = rows.select([tokens.empty[0]]).ids()[0]
+        raise MmclError(
+            f"{rows.name}: row {row} has no text in column '{column}' ({len(tokens.empty)} rows in all); "
+            "fill it, or set data.on_error to skip"
+        )
+    return tokens
+
+
+def _write(rows: Rows, column: str, tokenize: Tokenize, folder: Path, show_progress: bool | None) -> None:
+    counts, hashes, lengths = [], [], []
+    with (folder / "tokens.bin").open("wb") as file, progress("tokenize", len(rows), "rows", show_progress) as advance:
+        for start in range(0, len(rows), _BLOCK):
+            block = rows.select(range(start, min(start + _BLOCK, len(rows))))
+            captions = [_captions(value) for value in block.texts(column)]
+            flat = [text for texts in captions for text in texts]
+            for ids in tokenize(flat):
+                lengths.append(len(ids))
+                file.write(ids.astype(np.int32).tobytes())
+            counts += [len(texts) for texts in captions]
+            hashes += [stable_hash(text) for text in flat]
+            advance(len(block))
+    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+    np.save(folder / "hashes.npy", np.asarray(hashes, dtype=np.int64))
+    np.save(folder / "first.npy", np.cumsum([0, *counts], dtype=np.int64))  # last: its presence says all is there
+
+
+def _captions(value: str | list[str] | None) -> list[str]:
+    texts = [value] if isinstance(value, str) else value or []
+    return [text for text in texts if text.strip()]

@@ -1,0 +1,9 @@
+"""Methods: how rows become views, views become embeddings, and embeddings become a loss. One file a method."""
+
+from mmcl.methods.base import Batch as Batch
+from mmcl.methods.base import Loss as Loss
+from mmcl.methods.base import Method as Method
+from mmcl.methods.base import Views as Views
+from mmcl.methods.clip import Clip as Clip
+
+METHODS: dict[str, type[Method]] = {"clip": Clip}

@@ -1,0 +1,194 @@
+"""The encoder: one embedder a modality, and ``encode`` from raw inputs to vectors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from mmcl.data.images import decode_many
+from mmcl.models.embedder import Embedder
+from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_tower import TextTower
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.progress import progress
+
+log = logging.getLogger("mmcl")
+
+IMAGES_A_BATCH = 64
+TOKENS_A_BATCH = 8192
+TEXTS_TOKENIZED_AT_ONCE = 16_384
+
+
+class Encoder(nn.Module):
+    """Embeds texts, images, or both, into one space.
+
+    Attributes:
+        dim: dimension D of the embeddings.
+        modalities: ``image``, ``text`` or both.
+        name: what the model is called in tables and manifests.
+        path: the folder it was loaded from or last saved to, if any.
+        card: what the model card says beside the architecture: data, settings, scores.
+    """
+
+    def __init__(self, embedders: dict[str, Embedder], dim: int, name: str = "encoder") -> None:
+        super().__init__()
+        self.embedders = nn.ModuleDict(embedders)
+        self.dim = dim
+        self.name = name
+        self.path: Path | None = None
+        self.card: dict[str, Any] = {}
+
+    @property
+    def modalities(self) -> set[str]:
+        return set(self.embedders)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def embedder(self, modality: str) -> Embedder:
+        """The embedder of ``modality``.
+
+        Raises:
+            MmclError: this encoder has none.
+        """
+        if modality not in self.embedders:
+            has = " and ".join(sorted(self.modalities))
+            raise MmclError(f"model '{self.name}' embeds {has} only, and cannot take {modality} input")
+        return cast(Embedder, self.embedders[modality])
+
+    def encode(
+        self,
+        inputs: Any,
+        modality: str | None = None,
+        batch_size: int | str = "auto",
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        show_progress: bool | None = None,
+    ) -> np.ndarray:
+        """Embed one input or a list of them.
+
+        Args:
+            inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array or encoded bytes is an image;
+                or a list of these, mixed if both modalities are there.
+            modality: ``text`` or ``image`` for all inputs, so that a str can name a picture's file; by type if absent.
+            batch_size: inputs a forward pass; ``auto`` fills text batches up to a number of tokens.
+            normalize: give every vector unit length.
+            precision: ``float32`` or ``float16``, of the result.
+            truncate_dim: keep the first so many dimensions (before normalising).
+            prompt: name of one of the model's prompts, put before every text.
+            show_progress: a bar on stderr; shown for a terminal if absent.
+
+        Returns:
+            (N, D) in the order of the inputs; (D,) for a single input; (0, D) for an empty list.
+
+        Raises:
+            MmclError: an input is of no known kind, a picture cannot be read, or the model lacks the modality.
+        """
+        if precision not in ("float32", "float16"):
+            raise MmclError(f"encode: precision '{precision}' is not known; use float32 or float16")
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
+            raise MmclError(f"encode: truncate_dim {truncate_dim} must be between 1 and the model's {self.dim}")
+        single = isinstance(inputs, (str, bytes, Path, Image.Image)) or (
+            isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim in (2, 3)
+        )
+        items = [inputs] if single else list(inputs)
+        kinds = [modality or _modality_of(item, position) for position, item in enumerate(items)]
+        out = np.zeros((len(items), truncate_dim or self.dim), dtype=precision)
+        training = self.training
+        self.eval()
+        try:
+            with progress("encode", len(items), "inputs", show_progress if len(items) > 256 else False) as advance:
+                for kind in dict.fromkeys(kinds):
+                    positions = [position for position, other in enumerate(kinds) if other == kind]
+                    chosen = [items[position] for position in positions]
+                    batches = (
+                        self._image_batches(chosen, batch_size)
+                        if kind == "image"
+                        else self._text_batches(chosen, batch_size, prompt)
+                    )
+                    embedder = self.embedder(kind)
+                    for where, batch in batches:
+                        vectors = self._forward(embedder, batch, normalize, truncate_dim)
+                        for sources, vector in zip(where, vectors, strict=True):
+                            for source in sources:
+                                out[positions[source]] = vector
+                        advance(sum(map(len, where)))
+        finally:
+            self.train(training)
+        return out[0] if single else out
+
+    @torch.inference_mode()
+    def _forward(
+        self, embedder: Embedder, batch: dict[str, Tensor], normalize: bool, truncate_dim: int | None
+    ) -> np.ndarray:
+        vectors = embedder(**{key: value.to(self.device) for key, value in batch.items()}).float()[:, :truncate_dim]
+        return (F.normalize(vectors, dim=1) if normalize else vectors).cpu().numpy()
+
+    def _image_batches(
+        self, images: Sequence[Any], batch_size: int | str
+    ) -> Iterator[tuple[list[list[int]], dict[str, Tensor]]]:
+        tower = cast(ImageTower, self.embedder("image").tower)
+        step = IMAGES_A_BATCH if batch_size == "auto" else int(batch_size)
+        for start in range(0, len(images), step):
+            chunk = [_as_picture(image) for image in images[start : start + step]]
+            pixels, errors = decode_many(chunk, tower.size, tower.resize)
+            if errors:
+                position, reason = next(iter(errors.items()))
+                what = images[start + position]
+                shown = what if isinstance(what, (str, Path)) else f"input {start + position}"
+                raise MmclError(f"{shown}: not a readable image ({reason})")
+            yield [[start + offset] for offset in range(len(chunk))], {"pixels": torch.from_numpy(pixels)}
+
+    def _text_batches(
+        self, texts: Sequence[str], batch_size: int | str, prompt: str | None
+    ) -> Iterator[tuple[list[list[int]], dict[str, Tensor]]]:
+        """Each distinct text once, in batches of similar length, so that little is spent on padding."""
+        tower = cast(TextTower, self.embedder("text").tower)
+        places: dict[str, list[int]] = {}
+        for position, text in enumerate(texts):
+            places.setdefault(text, []).append(position)
+        distinct = list(places)
+        for begin in range(0, len(distinct), TEXTS_TOKENIZED_AT_ONCE):
+            chunk = distinct[begin : begin + TEXTS_TOKENIZED_AT_ONCE]
+            tokens = tower.tokenize(chunk, prompt)
+            order = sorted(range(len(chunk)), key=lambda i: len(tokens[i]), reverse=True)
+            start = 0
+            while start < len(order):
+                longest = max(1, len(tokens[order[start]]))
+                step = max(1, TOKENS_A_BATCH // longest) if batch_size == "auto" else int(batch_size)
+                taken = order[start : start + step]
+                yield [places[chunk[i]] for i in taken], tower.collate([tokens[i] for i in taken])
+                start += step
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced whole.
+
+        A text-only model's folder is also a sentence-transformers folder.
+        """
+        from mmcl.models.folder import save
+
+        return save(self, Path(folder))
+
+
+def _modality_of(item: Any, position: int) -> str:
+    if isinstance(item, str):
+        return "text"
+    if isinstance(item, (bytes, Path, Image.Image, np.ndarray)):
+        return "image"
+    kind = type(item).__name__
+    raise MmclError(f"encode: input {position} is a {kind}; give a str for text, or a Path, PIL image or array for an image")
+
+
+def _as_picture(item: Any) -> Any:
+    return Path(item) if isinstance(item, str) else item

@@ -1,0 +1,233 @@
+"""Model folders: written whole, checked when read, never unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import mmcl
+from mmcl.config.schema import HeadConfig
+from mmcl.data import samples
+from mmcl.models.card import model_card
+from mmcl.models.embedder import Embedder
+from mmcl.models.encoder import Encoder
+from mmcl.models.heads import build_head
+from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_tower import TextTower
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_folder
+
+FORMAT_VERSION = 1
+DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
+
+
+def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Open an encoder.
+
+    Args:
+        name: a model folder, a run folder (its ``model/`` is taken), a sentence-transformers or transformers folder of
+            a text encoder, ``sample:minilm``, or the hub name of such a model.
+        device: where its weights go.
+
+    Raises:
+        MmclError: there is no such model, it is damaged, or a newer mmcl wrote it.
+    """
+    text = str(name)
+    folder = samples.get(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text).expanduser()
+    if (folder / "model" / DESCRIPTION).is_file():
+        folder = folder / "model"
+    if (folder / DESCRIPTION).is_file():
+        encoder = _load_ours(folder)
+    elif folder.is_dir() and not (folder / "config.json").is_file():
+        raise MmclError(f"{text}: the folder holds no model (neither {DESCRIPTION} nor config.json)")
+    elif not folder.exists() and (text.startswith((".", "/", "~", "runs/")) or text.count("/") > 1):
+        raise MmclError(f"{text}: there is no such folder; give a model folder, a run folder or a hub name")
+    else:
+        encoder = _load_text_model(text)
+    encoder.path = folder if folder.is_dir() else None
+    return cast(Encoder, encoder.to(device).eval())
+
+
+def save(encoder: Encoder, folder: Path) -> Path:
+    """Write ``encoder`` as a model folder; see :meth:`Encoder.save`."""
+    description = {
+        "format_version": FORMAT_VERSION,
+        "mmcl_version": mmcl.__version__,
+        "name": encoder.name,
+        "dim": encoder.dim,
+        "towers": {modality: _describe(encoder.embedder(modality)) for modality in sorted(encoder.modalities)},
+        "card": encoder.card,
+    }
+    with atomic_folder(folder) as beside:
+        if encoder.modalities == {"text"}:
+            _save_sentence_transformers(encoder, beside)
+        else:
+            state = {key: value.contiguous() for key, value in encoder.embedders.state_dict().items()}
+            save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
+            if "text" in encoder.modalities:
+                cast(TextTower, encoder.embedder("text").tower).tokenizer.save_pretrained(beside)
+        if "image" in encoder.modalities:
+            _write_json(beside / "preprocessor_config.json", _preprocessor(encoder))
+        _write_json(beside / DESCRIPTION, description)
+        (beside / "README.md").write_text(model_card(encoder), encoding="utf-8")
+    encoder.path = folder
+    return folder
+
+
+def _describe(embedder: Embedder) -> dict[str, Any]:
+    tower = embedder.tower
+    spec = tower.spec() if isinstance(tower, TextTower) else tower.spec
+    return {"tower": spec, "head": _describe_head(embedder.head)}
+
+
+def _describe_head(head: nn.Module) -> dict[str, Any]:
+    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    kind = {0: "none", 1: "linear", 2: "mlp"}[len(linear)]
+    return {"kind": kind, "hidden": linear[0].out_features if kind == "mlp" else None}
+
+
+def _load_ours(folder: Path) -> Encoder:
+    description = read_json(folder / DESCRIPTION)
+    version = description.get("format_version", 0)
+    if version > FORMAT_VERSION:
+        raise MmclError(
+            f"{folder}: written by mmcl {description.get('mmcl_version', '?')} in format {version}, but this is "
+            f"mmcl {mmcl.__version__}, which reads up to format {FORMAT_VERSION}; upgrade mmcl"
+        )
+    embedders = {}
+    try:
+        for modality, spec in description["towers"].items():
+            if modality == "image":
+                tower: ImageTower | TextTower = ImageTower.from_spec(spec["tower"])
+            else:
+                tower = TextTower.from_spec(spec["tower"], folder)
+            embedders[modality] = Embedder(
+                tower, build_head(HeadConfig(**spec["head"]), tower.width, description["dim"])
+            )
+        encoder = Encoder(embedders, description["dim"], description["name"])
+        encoder.card = description.get("card", {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise MmclError(f"{folder / DESCRIPTION}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
+    if encoder.modalities == {"text"}:
+        _load_sentence_transformers_weights(encoder, folder)
+    else:
+        load_weights(cast(nn.Module, encoder.embedders), folder / WEIGHTS)
+    return encoder
+
+
+def _load_text_model(name: str) -> Encoder:
+    tower = TextTower.open(name)
+    dense = next(iter(sorted(Path(name).glob("*_Dense"))), None) if Path(name).is_dir() else None
+    if dense is not None:
+        raise MmclError(f"{name}: its {dense.name} layer is not supported; use the model without it")
+    embedder = Embedder(tower, build_head(HeadConfig(kind="none"), tower.width, tower.width))
+    return Encoder({"text": embedder}, tower.width, name)
+
+
+def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
+    """transformers' own files, and the small files by which sentence-transformers finds pooling and head."""
+    embedder = encoder.embedder("text")
+    tower = cast(TextTower, embedder.tower)
+    tower.net.save_pretrained(folder)  # type: ignore[operator, union-attr]
+    tower.tokenizer.save_pretrained(folder)
+    modules = ["Transformer:", "Pooling:1_Pooling", "Normalize:2_Normalize"]
+    names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "last": "lasttoken"}
+    pooling: dict[str, Any] = {"word_embedding_dimension": tower.width}
+    pooling |= {f"pooling_mode_{key}": key == names[tower.pooling] for key in names.values()}
+    (folder / "1_Pooling").mkdir()
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    linear = [module for module in embedder.head.modules() if isinstance(module, nn.Linear)]
+    for number, layer in enumerate(linear, start=2):
+        name = f"{number}_Dense"
+        (folder / name).mkdir()
+        activation = "torch.nn.modules.linear.Identity" if layer is linear[-1] else "torch.nn.modules.activation.GELU"
+        settings = {
+            "in_features": layer.in_features,
+            "out_features": layer.out_features,
+            "bias": layer.bias is not None,
+            "activation_function": activation,
+        }
+        _write_json(folder / name / "config.json", settings)
+        save_file({f"linear.{key}": value for key, value in layer.state_dict().items()}, folder / name / WEIGHTS)
+        modules.insert(-1, f"Dense:{name}")
+    modules[-1] = f"Normalize:{len(modules) - 1}_Normalize"
+    (folder / f"{len(modules) - 1}_Normalize").mkdir()
+    listing = []
+    for index, module in enumerate(modules):
+        kind, path = module.split(":")
+        kind = f"sentence_transformers.models.{kind}"
+        listing.append({"idx": index, "name": str(index), "path": path, "type": kind})
+    _write_json(folder / "modules.json", listing)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": tower.max_tokens, "do_lower_case": False})
+    _write_json(folder / "config_sentence_transformers.json", {"prompts": tower.prompts, "similarity_fn_name": "cosine"})
+
+
+def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
+    embedder = encoder.embedder("text")
+    load_weights(cast(nn.Module, embedder.tower.net), folder / WEIGHTS)
+    linear = [module for module in embedder.head.modules() if isinstance(module, nn.Linear)]
+    for number, layer in enumerate(linear, start=2):
+        load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill ``module`` from a safetensors file that holds exactly its state.
+
+    Raises:
+        MmclError: the file is missing, damaged, or of another architecture.
+    """
+    try:
+        module.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model") from None
+    except SafetensorError as error:
+        raise MmclError(f"{path}: the weights are damaged ({error}); take a fresh copy of the model") from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
+        raise MmclError(f"{path}: the weights are not of the model that {DESCRIPTION} describes: {reason[:200]}") from None
+
+
+def _preprocessor(encoder: Encoder) -> dict[str, Any]:
+    """The picture's way to pixels, in the vocabulary of transformers' image processors."""
+    spec = cast(ImageTower, encoder.embedder("image").tower).spec
+    crop = spec["resize"] == "crop"
+    side = {"height": spec["size"], "width": spec["size"]}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": spec["size"]} if crop else side,
+        "resample": 3,
+        "do_center_crop": crop,
+        "crop_size": side,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": spec["mean"],
+        "image_std": spec["std"],
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        MmclError: it is damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MmclError(f"{path}: damaged ({error}); take a fresh copy") from None
+    if not isinstance(values, dict):
+        raise MmclError(f"{path}: damaged (not a JSON object); take a fresh copy")
+    return values
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,214 @@
+"""The tower that embeds texts: any transformers encoder, or a small new transformer with its own tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmcl.config.schema import TextTowerConfig
+from mmcl.data import samples
+from mmcl.models.pooling import pool
+from mmcl.models.tokenizer import train_tokenizer
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+SCRATCH_MAX_TOKENS = 64
+
+
+class TextTower(nn.Module):
+    """Tokens to features.
+
+    Attributes:
+        width: number of features.
+        max_tokens: longer texts are cut here, special tokens included.
+        pooling: how token states become one vector.
+        prompts: name to the words put before a text.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    def __init__(
+        self, net: nn.Module, tokenizer: Any, *, pooling: str, max_tokens: int, prompts: dict[str, str] | None = None
+    ) -> None:
+        super().__init__()
+        if len(tokenizer) > net.config.vocab_size:  # type: ignore[union-attr, operator, arg-type]
+            raise MmclError(
+                f"the tokenizer has {len(tokenizer)} entries but the model only {net.config.vocab_size}; "  # type: ignore[union-attr]
+                "they do not belong together"
+            )
+        self.net = net
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_tokens = max_tokens
+        self.prompts = prompts or {}
+        self.width = int(net.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @classmethod
+    def build(cls, config: TextTowerConfig, captions: Iterable[str], tokenizer: Any = None) -> TextTower:
+        """The tower that the config names.
+
+        Args:
+            config: its description.
+            captions: what the tokenizer of a ``scratch`` tower is trained on.
+            tokenizer: an already trained one, which is taken instead.
+
+        Raises:
+            MmclError: there is no such model, or it cannot be read.
+        """
+        if config.name != "scratch":
+            tower = cls.open(config.name, weights=config.pretrained)
+            tower.pooling = config.pooling or tower.pooling
+            tower.max_tokens = min(config.max_tokens or tower.max_tokens, tower.max_tokens)
+            return tower
+        from transformers import BertConfig, BertModel
+
+        max_tokens = config.max_tokens or SCRATCH_MAX_TOKENS
+        tokenizer = tokenizer or train_tokenizer(captions, config.tokenizer, max_tokens)
+        architecture = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.width,
+            max_position_embeddings=max_tokens,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        net = BertModel(architecture, add_pooling_layer=False)
+        return cls(net, tokenizer, pooling=config.pooling or "mean", max_tokens=max_tokens)
+
+    @classmethod
+    def open(cls, name: str, weights: bool = True) -> TextTower:
+        """A transformers or sentence-transformers model by folder, hub name or ``sample:NAME``.
+
+        Raises:
+            MmclError: there is no such model, or it cannot be read.
+        """
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        source = str(samples.get(name.removeprefix("sample:"))) if name.startswith("sample:") else name
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            kwargs = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
+            if weights:
+                net = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **kwargs)
+            else:
+                net = AutoModel.from_config(config, **kwargs)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
+        settings = _sentence_transformers_settings(Path(source))
+        limit = settings["max_tokens"] or getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+        return cls(
+            net,
+            tokenizer,
+            pooling=settings["pooling"],
+            max_tokens=int(min(limit, tokenizer.model_max_length)),
+            prompts=settings["prompts"],
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """What rebuilds this tower, weights and tokenizer files apart."""
+        return {
+            "config": self.net.config.to_diff_dict(),  # type: ignore[union-attr, operator]
+            "pooling": self.pooling,
+            "max_tokens": self.max_tokens,
+            "prompts": self.prompts,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], folder: Path) -> TextTower:
+        """Rebuild the architecture that ``spec`` describes with fresh weights; the tokenizer is read from ``folder``."""
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        settings = dict(spec["config"])
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        kwargs = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
+        net = AutoModel.from_config(config, **kwargs)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise MmclError(f"{folder}: the tokenizer's files are missing or damaged ({error})") from None
+        return cls(
+            net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], prompts=spec.get("prompts")
+        )
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> list[np.ndarray]:
+        """Token ids of each text, int32, cut at ``max_tokens``; how many were cut is logged once a call.
+
+        Raises:
+            MmclError: ``prompt`` is not the name of one of the model's prompts.
+        """
+        if prompt is not None:
+            if prompt not in self.prompts:
+                known = ", ".join(sorted(self.prompts)) or "none"
+                raise MmclError(f"prompt '{prompt}': the model has no prompt of that name; it has: {known}")
+            texts = [self.prompts[prompt] + text for text in texts]
+        # A lone surrogate is no Unicode text, and the tokenizers refuse it: it reads as '?'.
+        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        if not texts:
+            return []
+        encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+        long = [position for position, ids in enumerate(encoded) if len(ids) > self.max_tokens]
+        if long:
+            log.warning("%d of %d texts are longer than %d tokens and were cut", len(long), len(texts), self.max_tokens)
+            cut = self.tokenizer(
+                [texts[position] for position in long],
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=False,
+            )["input_ids"]
+            for position, ids in zip(long, cut, strict=True):
+                encoded[position] = ids
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+
+    def collate(self, tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Pad to the longest: ``input_ids`` and ``attention_mask``, both int64 (N, L)."""
+        longest = max(1, max(len(ids) for ids in tokens))
+        padding = self.tokenizer.pad_token_id or 0
+        input_ids = torch.full((len(tokens), longest), padding, dtype=torch.int64)
+        mask = torch.zeros((len(tokens), longest), dtype=torch.int64)
+        for row, ids in enumerate(tokens):
+            input_ids[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+            mask[row, : len(ids)] = 1
+        return {"input_ids": input_ids, "attention_mask": mask}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, width) features of (N, L) token ids and their mask."""
+        states = self.net(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return pool(states, attention_mask, self.pooling)
+
+
+_WITH_POOLER = {"bert", "roberta", "xlm-roberta", "mpnet", "camembert", "electra_with_pooler"}  # an unused dense layer
+
+
+def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
+    """Pooling, length limit and prompts of a sentence-transformers folder; defaults for a plain one."""
+    settings: dict[str, Any] = {"pooling": "mean", "max_tokens": None, "prompts": {}}
+    pooling = _read_json(folder / "1_Pooling" / "config.json")
+    names = {
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_max_tokens": "max",
+        "pooling_mode_lasttoken": "last",
+        "pooling_mode_mean_tokens": "mean",
+    }
+    chosen = [name for key, name in names.items() if pooling.get(key)] or [pooling.get("pooling_mode", "mean")]
+    if len(chosen) > 1 or chosen[0] not in names.values():
+        raise MmclError(f"{folder}/1_Pooling: pooling {'+'.join(map(str, chosen))} is not supported; use one of mean, cls, max, last")
+    settings["pooling"] = chosen[0]
+    settings["max_tokens"] = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    settings["prompts"] = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    return settings
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

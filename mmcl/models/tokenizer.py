@@ -1,0 +1,94 @@
+"""SentencePiece tokenizers trained on the user's own text, in the form that transformers loads."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Iterator
+
+from mmcl.config.schema import TokenizerConfig
+from mmcl.runtime.errors import MmclError
+
+PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<s>", "</s>"
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: int):  # type: ignore[no-untyped-def]
+    """Train a unigram model (Kudo 2018, arXiv:1804.10959) and wrap it as a transformers tokenizer.
+
+    Every text is framed as ``<s> … </s>``. The same texts in the same order give the same tokenizer.
+
+    Raises:
+        MmclError: there is no text to learn from, or too little for any vocabulary.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_clean(texts),
+            model_writer=model,
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,  # a small corpus gives fewer pieces rather than an error
+            character_coverage=config.character_coverage,
+            normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=PAD,
+            unk_piece=UNKNOWN,
+            bos_piece=START,
+            eos_piece=END,
+            num_threads=1,  # more threads sum in another order, and so give another vocabulary
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise MmclError(f"the tokenizer cannot be trained: the texts are too few or empty ({error})") from None
+    return to_transformers(model.getvalue(), max_tokens)
+
+
+def to_transformers(model: bytes, max_tokens: int):  # type: ignore[no-untyped-def]
+    """The serialised SentencePiece unigram model ``model`` as a fast transformers tokenizer that gives the same ids."""
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import Unigram
+    from transformers import PreTrainedTokenizerFast
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    tokenizer = Tokenizer(Unigram([(piece.piece, piece.score) for piece in proto.pieces], unk_id=1))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Strip(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, 2), (END, 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
+        cls_token=START,
+        sep_token=END,
+        model_max_length=max_tokens,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _clean(texts: Iterable[str]) -> Iterator[str]:
+    """SentencePiece reads UTF-8 lines: newlines become blanks, and what is no valid text is replaced and counted."""
+    replaced = 0
+    for text in texts:
+        line = " ".join(text.split())
+        safe = line.encode("utf-8", "replace").decode("utf-8")
+        replaced += safe != line
+        if safe:
+            yield safe
+    if replaced:
+        logging.getLogger("mmcl").warning("tokenizer: %d texts with invalid characters were read with '?' there", replaced)

@@ -1,0 +1,177 @@
+"""Checkpoints: written beside and renamed, checked when read, and holding no pickle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import sha256_file
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-\d{8}")
+log = logging.getLogger("mmcl")
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        seconds: time spent training so far.
+        best: the best value of the named metric, or None before the first.
+        best_step: the step that had it.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, keep: int
+) -> Path:
+    """Write ``checkpoints/step-…`` of a run; called by all processes together.
+
+    The newest ``keep`` stay, and the best besides. A crash while writing leaves no half-written checkpoint behind,
+    since the folder gets its name last.
+    """
+    target = folder / "checkpoints" / f"step-{progress.step:08d}"
+    beside = target.with_name(f".{target.name}.part")
+    try:
+        if distributed.rank() == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            save_file(_tensors(method.state_dict(), _frozen(method)), beside / "model.safetensors")
+            save_file(_optimizer_tensors(optimizer), beside / "optimizer.safetensors")
+        distributed.barrier()
+        save_file(_random_state(), beside / f"random-{distributed.rank()}.safetensors")
+        distributed.barrier()
+        if distributed.rank() == 0:
+            checksums = {file.name: sha256_file(file) for file in sorted(beside.iterdir())}
+            state = {"format_version": FORMAT_VERSION, **asdict(progress), "sha256": checksums}
+            (beside / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)  # of the same step, left by a run that was not resumed from it
+            beside.rename(target)
+            _prune(folder, keep, progress.best_step)
+    finally:
+        if distributed.rank() == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+    distributed.barrier()
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(path for path in (folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def load_checkpoint(checkpoint: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
+    """Restore weights, optimizer, random state; returns where the run stood.
+
+    Without ``optimizer`` only the weights are restored.
+
+    Raises:
+        MmclError: a file is missing or not the one written, or the model is another.
+    """
+    state = _verified_state(checkpoint)
+    checksums = state.pop("sha256")
+    weights = load_file(checkpoint / "model.safetensors")
+    missing, unexpected = method.load_state_dict(weights, strict=False)
+    wrong = [*unexpected, *(set(missing) - _frozen(method))]
+    if wrong:
+        raise MmclError(f"{checkpoint}: holds another model than the config describes (first difference: {wrong[0]})")
+    if optimizer is not None:
+        _restore_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), checkpoint)
+        random = checkpoint / f"random-{distributed.rank()}.safetensors"
+        if random.name in checksums:
+            _restore_random_state(load_file(random))
+        else:
+            log.warning("%s was written by fewer processes: dropout will differ from the run it continues", checkpoint)
+    del state["format_version"]
+    return Progress(**state)
+
+
+def _verified_state(checkpoint: Path) -> dict[str, Any]:
+    cure = f"remove {checkpoint} to resume from the one before"
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        version, checksums = state["format_version"], dict(state["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MmclError(f"{checkpoint}/state.json: damaged checkpoint ({type(error).__name__}); {cure}") from None
+    if version > FORMAT_VERSION:
+        raise MmclError(f"{checkpoint}: written by a newer mmcl (format {version}); upgrade mmcl to resume from it")
+    for name, checksum in checksums.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise MmclError(f"{path}: missing from the checkpoint; {cure}")
+        if sha256_file(path) != checksum:
+            raise MmclError(f"{path}: damaged checkpoint, its checksum is not the one written; {cure}")
+    return state  # type: ignore[no-any-return]
+
+
+def _frozen(method: nn.Module) -> set[str]:
+    """Names of what training cannot change: weights and statistics of frozen towers, which the config names."""
+    names: set[str] = set()
+    for prefix, module in method.named_modules():
+        if getattr(module, "frozen", False):
+            names |= {f"{prefix}.tower.{name}" for name in module.tower.state_dict()}  # type: ignore[union-attr, operator]
+    return names
+
+
+def _tensors(state: Mapping[str, Tensor], without: set[str]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in state.items() if name not in without}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of parameter number 7 as ``7.exp_avg`` and so on; the hyperparameters are the config's."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value).contiguous()
+        for number, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (ValueError, KeyError) as error:
+        raise MmclError(f"{checkpoint}: its optimizer is not the config's ({error})") from None
+
+
+def _random_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _prune(folder: Path, keep: int, best_step: int | None) -> None:
+    for checkpoint in list_checkpoints(folder)[:-keep]:
+        if int(checkpoint.name.removeprefix("step-")) != best_step:
+            shutil.rmtree(checkpoint)
