@@ -1,0 +1,3 @@
+"""FAISS indexes and search."""
+
+from mmcl.retrieval.index import Index as Index

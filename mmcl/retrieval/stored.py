@@ -1,0 +1,130 @@
+"""What indexes and vectors on disk share: a JSON file that describes a folder, its files' checksums, tables of ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmcl import __version__
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_file, sha256_file
+
+
+def write_description(path: Path, format: str, version: int, content: dict[str, Any]) -> None:
+    """Write ``content`` as JSON, headed by what it describes, its format's version, and mmcl's."""
+    head = {"format": format, "format_version": version, "mmcl_version": __version__}
+    with atomic_file(path) as beside:
+        beside.write_text(json.dumps(head | content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_description(path: Path, format: str, version: int, made_by: str) -> dict[str, Any]:
+    """Read what :func:`write_description` wrote.
+
+    Raises:
+        MmclError: the file is missing or damaged, describes something else, or a newer mmcl wrote it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MmclError(f"{path.parent}: no {path.name} here, so this is no {format} folder; {made_by}") from None
+    except NotADirectoryError:
+        raise MmclError(f"{path.parent} is a file, not a {format} folder; {made_by}") from None
+    except ValueError as error:
+        raise MmclError(f"{path}: damaged, not valid JSON ({error}); {made_by}") from None
+    if not isinstance(content, dict) or content.get("format") != format:
+        raise MmclError(f"{path}: does not describe a {format} folder; {made_by}")
+    if content["format_version"] > version:
+        raise MmclError(
+            f"{path}: written by a newer mmcl ({content['mmcl_version']}, format {content['format_version']}; "
+            f"this is {__version__}, format {version}); upgrade with: pip install -U mmcl"
+        )
+    return content
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, to be kept in a description."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def check_file(path: Path, record: dict[str, Any], *, checksum: bool, cure: str) -> None:
+    """Compare a file with its record: the size always, every byte with ``checksum``.
+
+    Raises:
+        MmclError: naming the file that is missing, of another size, or of other content.
+    """
+    if not path.is_file():
+        raise MmclError(f"{path}: missing; {cure}")
+    if (size := path.stat().st_size) != record["bytes"]:
+        raise MmclError(f"{path}: damaged, {size:,} bytes instead of {record['bytes']:,}; {cure}")
+    if checksum and sha256_file(path) != record["sha256"]:
+        raise MmclError(f"{path}: damaged, its SHA-256 is not the one recorded; {cure}")
+
+
+def id_table(ids: Any, count: int, labels: Sequence[str | None] | None = None) -> pa.Table:
+    """A table with the column ``id`` (int64 or string) and, if given, ``label``: a caption or a path to show.
+
+    Raises:
+        MmclError: not ``count`` ids or labels, or ids that are neither all integers nor all strings.
+    """
+    columns = {"id": _id_array(ids)}
+    if labels is not None:
+        columns["label"] = pa.array(labels, pa.large_string())
+    for name, column in columns.items():
+        if len(column) != count:
+            raise MmclError(f"{len(column):,} {name}s for {count:,} vectors; give one for each")
+    return pa.table(columns)
+
+
+def _id_array(ids: Any) -> pa.Array:
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    try:
+        array = ids if isinstance(ids, pa.Array) else pa.array(np.asarray(ids) if _is_tensor(ids) else ids)
+        if pa.types.is_integer(array.type):
+            array = array.cast(pa.int64())
+        elif pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            array = array.cast(pa.large_string())
+        elif len(array) == 0:
+            array = pa.array([], pa.int64())
+        else:
+            raise MmclError(f"ids must be all integers or all strings, not {array.type}")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise MmclError(f"ids must be all integers (64-bit) or all strings: {error}") from None
+    if array.null_count:
+        raise MmclError(f"{array.null_count:,} ids are None; every vector needs one")
+    return array
+
+
+def _is_tensor(ids: Any) -> bool:
+    return hasattr(ids, "__array__") and not isinstance(ids, np.ndarray)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table of ids as Parquet."""
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a table of ids.
+
+    Raises:
+        MmclError: the file is no Parquet file, or has no column ``id``.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise MmclError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+    if "id" not in table.column_names:
+        raise MmclError(f"{path}: has no column 'id', only {', '.join(table.column_names)}")
+    return table
+
+
+def to_numpy(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Ids as int64, or as an object array of Python strings."""
+    return ids.to_numpy() if isinstance(ids, pa.ChunkedArray) else ids.to_numpy(zero_copy_only=False)
