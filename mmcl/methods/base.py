@@ -54,8 +54,8 @@ class Loss:
 class Method(nn.Module):
     """How rows become views, views become embeddings, and embeddings become a loss.
 
-    ``loss`` sees embeddings only, never a model input, and it sees the *global* batch; so gradient caching and negatives
-    from other devices are written once, outside, for every method.
+    ``loss`` sees embeddings only, never a model input, and it sees the *global* batch; so gradient caching and
+    negatives from other devices are written once, outside, for every method.
     """
 
     inputs: ClassVar[dict[str, str]]

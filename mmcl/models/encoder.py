@@ -187,7 +187,7 @@ def _modality_of(item: Any, position: int) -> str:
     if isinstance(item, (bytes, Path, Image.Image, np.ndarray)):
         return "image"
     kind = type(item).__name__
-    raise MmclError(f"encode: input {position} is a {kind}; give a str for text, or a Path, PIL image or array for an image")
+    raise MmclError(f"encode: input {position} is a {kind}; text is a str, an image a Path, PIL image, array or bytes")
 
 
 def _as_picture(item: Any) -> Any:

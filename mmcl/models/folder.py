@@ -113,7 +113,9 @@ def _load_ours(folder: Path) -> Encoder:
         encoder = Encoder(embedders, description["dim"], description["name"])
         encoder.card = description.get("card", {})
     except (KeyError, TypeError, ValueError) as error:
-        raise MmclError(f"{folder / DESCRIPTION}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
+        raise MmclError(
+            f"{folder / DESCRIPTION}: damaged ({type(error).__name__}: {error}); take a fresh copy"
+        ) from None
     if encoder.modalities == {"text"}:
         _load_sentence_transformers_weights(encoder, folder)
     else:
@@ -165,7 +167,9 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
         listing.append({"idx": index, "name": str(index), "path": path, "type": kind})
     _write_json(folder / "modules.json", listing)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": tower.max_tokens, "do_lower_case": False})
-    _write_json(folder / "config_sentence_transformers.json", {"prompts": tower.prompts, "similarity_fn_name": "cosine"})
+    _write_json(
+        folder / "config_sentence_transformers.json", {"prompts": tower.prompts, "similarity_fn_name": "cosine"}
+    )
 
 
 def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
@@ -190,7 +194,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise MmclError(f"{path}: the weights are damaged ({error}); take a fresh copy of the model") from None
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
-        raise MmclError(f"{path}: the weights are not of the model that {DESCRIPTION} describes: {reason[:200]}") from None
+        raise MmclError(
+            f"{path}: the weights are not of the model that {DESCRIPTION} describes: {reason[:200]}"
+        ) from None
 
 
 def _preprocessor(encoder: Encoder) -> dict[str, Any]:

@@ -17,7 +17,9 @@ def build_head(config: HeadConfig, width: int, dim: int) -> nn.Module:
     dropout = nn.Dropout(config.dropout)
     if config.kind == "none":
         if width != dim:
-            raise MmclError(f"model.dim is {dim}, but a head of kind 'none' keeps the tower's width {width}; make them equal")
+            raise MmclError(
+                f"model.dim is {dim}, but a head of kind 'none' keeps the tower's width {width}; make them equal"
+            )
         return dropout
     if config.kind == "linear":
         return nn.Sequential(dropout, nn.Linear(width, dim, bias=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mmcl.config.schema import TextTowerConfig
 from mmcl.data import samples
-from mmcl.models.pooling import pool
-from mmcl.models.tokenizer import train_tokenizer
+from mmcl.data.identity import stable_hash
+from mmcl.models.pooling import POOLINGS, pool
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -51,13 +51,8 @@ class TextTower(nn.Module):
         self.width = int(net.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     @classmethod
-    def build(cls, config: TextTowerConfig, captions: Iterable[str], tokenizer: Any = None) -> TextTower:
-        """The tower that the config names.
-
-        Args:
-            config: its description.
-            captions: what the tokenizer of a ``scratch`` tower is trained on.
-            tokenizer: an already trained one, which is taken instead.
+    def build(cls, config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
+        """The tower that the config names; one from scratch needs its ``tokenizer``.
 
         Raises:
             MmclError: there is no such model, or it cannot be read.
@@ -70,7 +65,6 @@ class TextTower(nn.Module):
         from transformers import BertConfig, BertModel
 
         max_tokens = config.max_tokens or SCRATCH_MAX_TOKENS
-        tokenizer = tokenizer or train_tokenizer(captions, config.tokenizer, max_tokens)
         architecture = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.width,
@@ -127,7 +121,7 @@ class TextTower(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], folder: Path) -> TextTower:
-        """Rebuild the architecture that ``spec`` describes with fresh weights; the tokenizer is read from ``folder``."""
+        """Rebuild what ``spec`` describes, with fresh weights; the tokenizer is read from ``folder``."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         settings = dict(spec["config"])
@@ -138,9 +132,13 @@ class TextTower(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise MmclError(f"{folder}: the tokenizer's files are missing or damaged ({error})") from None
-        return cls(
-            net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], prompts=spec.get("prompts")
-        )
+        return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], prompts=spec.get("prompts"))
+
+    def key(self) -> str:
+        """Changes whenever :meth:`tokenize` would give something else."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        content = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return f"{stable_hash(content):x}-{self.max_tokens}"
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> list[np.ndarray]:
         """Token ids of each text, int32, cut at ``max_tokens``; how many were cut is logged once a call.
@@ -188,7 +186,7 @@ class TextTower(nn.Module):
         return pool(states, attention_mask, self.pooling)
 
 
-_WITH_POOLER = {"bert", "roberta", "xlm-roberta", "mpnet", "camembert", "electra_with_pooler"}  # an unused dense layer
+_WITH_POOLER = {"bert", "roberta", "xlm-roberta", "mpnet", "camembert"}  # an unused dense layer
 
 
 def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
@@ -203,7 +201,8 @@ def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
     }
     chosen = [name for key, name in names.items() if pooling.get(key)] or [pooling.get("pooling_mode", "mean")]
     if len(chosen) > 1 or chosen[0] not in names.values():
-        raise MmclError(f"{folder}/1_Pooling: pooling {'+'.join(map(str, chosen))} is not supported; use one of mean, cls, max, last")
+        how = "+".join(map(str, chosen))
+        raise MmclError(f"{folder}/1_Pooling: pooling {how} is not supported; use one of {', '.join(POOLINGS)}")
     settings["pooling"] = chosen[0]
     settings["max_tokens"] = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     settings["prompts"] = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}

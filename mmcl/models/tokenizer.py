@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from mmcl.config.schema import TokenizerConfig
 from mmcl.runtime.errors import MmclError
 
+log = logging.getLogger("mmcl")
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<s>", "</s>"
 
 
@@ -91,4 +92,4 @@ def _clean(texts: Iterable[str]) -> Iterator[str]:
         if safe:
             yield safe
     if replaced:
-        logging.getLogger("mmcl").warning("tokenizer: %d texts with invalid characters were read with '?' there", replaced)
+        log.warning("tokenizer: %d texts with invalid characters were read with '?' there", replaced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -47,12 +48,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
-        if path.exists():
+        while True:
+            try:
+                beside.rename(path)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            # A full folder cannot be replaced in one call: move the old one away first.
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.replace(old)
-            beside.replace(path)
+            path.rename(old)
             shutil.rmtree(old)
-        else:
-            beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,43 @@
+"""Results on stdout as tables, and as JSON in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmcl.runtime.files import atomic_file
+
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", help="Also write the numbers to this file.", show_default=False)
+]
+
+
+def write_json(path: Path | None, values: Any) -> None:
+    """Write ``values`` to ``path``, if there is one."""
+    if path is not None:
+        with atomic_file(path) as beside:
+            beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """A table on stdout; columns after the first are aligned right where they hold numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = [[_show(value) for value in row] for row in rows]
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for number, column in enumerate(columns):
+        numeric = all(row[number].strip("%–-.,0123456789 ×") == "" for row in cells)
+        table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    Console(highlight=False, markup=False, soft_wrap=False).print(table)
+
+
+def _show(value: object) -> str:
+    return f"{value:,.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,36 @@
+"""mmcl train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmcl.cli.output import JsonPath, print_table, write_json
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file: one experiment.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.lr=3e-4.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run folder.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
+    json: JsonPath = None,
+) -> None:
+    """Train what a config describes: runs/NAME gets the model, metrics, checkpoints and a report."""
+    import mmcl
+    from mmcl.reports import write_run_report
+    from mmcl.runtime import distributed
+
+    run = mmcl.train(config, out=out, overrides=overrides or [], resume=resume)
+    if distributed.rank() != 0:
+        return
+    report = write_run_report(run)
+    write_json(json, run.metrics)
+    if run.metrics:
+        print_table(["metric", "value"], run.metrics.items())
+    print(f"model  {run.folder / 'model'}\nreport {report}")

@@ -1,0 +1,99 @@
+"""What a run says while it goes: metrics on disk, TensorBoard, a bar or lines on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mmcl.runtime.files import atomic_file
+from mmcl.training.run import read_lines
+
+log = logging.getLogger("mmcl")
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and, if asked for, TensorBoard events; silent on all processes but the first.
+
+    Args:
+        folder: the run's.
+        active: whether this process writes.
+        resume_step: lines after this step belong to work that is about to be done again, and are dropped.
+        tensorboard: also write events.
+    """
+
+    def __init__(self, folder: Path, *, active: bool, resume_step: int, tensorboard: bool) -> None:
+        self.active = active
+        self._file = None
+        self._events = None
+        if not active:
+            return
+        path = folder / "metrics.jsonl"
+        kept = [line for line in read_lines(path) if line["step"] <= resume_step] if resume_step else []
+        with atomic_file(path) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1 if resume_step else None)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line; numbers nested one level deep become TensorBoard scalars too."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for key, value in values.items():
+                scalars = value if isinstance(value, dict) else {f"train/{key}": value}
+                for name, number in scalars.items():
+                    if isinstance(number, (int, float)):
+                        self._events.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class Ticker:
+    """Loss, accuracy, temperature, rate and time left: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, steps: int, done: int, *, show: bool | None) -> None:
+        self.steps = steps
+        self._started, self._first = time.monotonic(), done
+        self._spoke = self._started
+        self._bar = None
+        self._silent = show is False
+        if show is None:
+            show = sys.stderr.isatty()
+        if show:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = ["train", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), "ETA"]
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            self._task = self._bar.add_task("train", total=steps, completed=done, words="")
+            self._bar.start()
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """The state after ``step``; ``values`` are the newest logged ones."""
+        words = "  ".join(f"{name} {value:,.4g}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, words=words)
+            return
+        now = time.monotonic()
+        if not self._silent and now - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            left = (now - self._started) / max(1, step - self._first) * (self.steps - step)
+            log.info("step %d/%d  %s  ETA %.0f s", step, self.steps, words, left)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
