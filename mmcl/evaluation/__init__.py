@@ -1,0 +1,11 @@
+"""How good are the embeddings: retrieval and zero-shot classification, exact and with intervals."""
+
+from mmcl.evaluation.ranking import Judgements as Judgements
+from mmcl.evaluation.ranking import relevant_ranks as relevant_ranks
+from mmcl.evaluation.retrieval import Scores as Scores
+from mmcl.evaluation.retrieval import retrieval as retrieval
+from mmcl.evaluation.retrieval import retrieval_pairs as retrieval_pairs
+from mmcl.evaluation.templates import TEMPLATES as TEMPLATES
+from mmcl.evaluation.zero_shot import ZeroShotScores as ZeroShotScores
+from mmcl.evaluation.zero_shot import classifier as classifier
+from mmcl.evaluation.zero_shot import zero_shot as zero_shot

@@ -1,0 +1,237 @@
+"""Exact ranks of the relevant documents, streamed over blocks of queries × corpus.
+
+Everything that retrieval reports follows from where each query's relevant documents stand, so those ranks are all that
+is kept: memory is one block of scores and one number a judgement, never queries × corpus.
+
+*Ties never help.* Documents with equal scores are ordered worst first: the judged-irrelevant and the unjudged, then the
+relevant from the lowest grade to the highest. A model that gives everything one score is ranked last, not first.
+
+*Equal documents tie exactly.* A matrix product in float32 gives the same two vectors slightly different scores in
+blocks of different shapes, which would put duplicates in an accidental order. Scores are therefore products in float64,
+rounded to fixed point in units of 2⁻³⁰ of the largest score possible: the error of the product (about 1e-16) is far
+below that unit (1e-9), and the unit is far below what float32 vectors can tell apart (6e-8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmcl.runtime.errors import MmclError, nearest
+
+Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]
+Vectors: TypeAlias = np.ndarray | Tensor  # (N, D), of any real type; a memory map is read block by block
+
+MISSING = -1  # the document number of a relevant document that the corpus does not hold
+
+_FEW = 16  # up to so many relevant documents a query, one comparison each beats a binary search (measured on CPU)
+_UNITS = 2.0**30
+_MASKED, _UNREACHED = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
+_PAIR_ELEMENTS = 1 << 22  # elements of the vectors gathered at once to score the relevant documents
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """The relevant documents of every query, row by row as in a CSR matrix.
+
+    Query i's relevant documents are ``documents[offsets[i] : offsets[i + 1]]``, each once.
+    """
+
+    offsets: np.ndarray  # (Q + 1,) int64
+    documents: np.ndarray  # (E,) int64 row numbers in the corpus, or MISSING
+    grades: np.ndarray  # (E,) float64, all above 0: what is judged irrelevant is not listed
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(Q,): how many relevant documents each query has."""
+        return np.diff(self.offsets)
+
+    @property
+    def queries(self) -> np.ndarray:
+        """(E,): the query of each entry."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    def without_empty(self) -> Judgements:
+        """The same entries, with the queries that have none left out and the others renumbered."""
+        return Judgements(np.append(0, np.cumsum(self.sizes[self.sizes > 0])), self.documents, self.grades)
+
+
+def relevant_ranks(
+    queries: Vectors,
+    corpus: Vectors,
+    judgements: Judgements,
+    *,
+    similarity: Similarity = "cosine",
+    device: str | torch.device | None = None,
+    query_rows: int = 512,
+    corpus_rows: int = 4096,
+) -> np.ndarray:
+    """The 1-based rank of each relevant document among the whole corpus.
+
+    Args:
+        queries: (Q, D) vectors.
+        corpus: (C, D) vectors.
+        judgements: the relevant documents of the Q queries, E in all.
+        similarity: what the corpus is ranked by, best first. Euclidean is the nearest first.
+        device: where to compute; by default where ``queries`` lie if that is a tensor, else the CPU.
+        query_rows, corpus_rows: size of a block. The result does not depend on it.
+
+    Returns:
+        (E,) float64, in the order of ``judgements``: 1 is best; infinite for a ``MISSING`` document.
+
+    Raises:
+        MmclError: unknown similarity, or a device without float64.
+    """
+    if similarity not in get_args(Similarity):
+        raise MmclError(f"unknown similarity '{similarity}': {nearest(similarity, get_args(Similarity))}")
+    space = _DotSpace(corpus, similarity, _device(queries, device))
+    found = np.flatnonzero(judgements.documents != MISSING)
+    query, document = judgements.queries[found], judgements.documents[found]
+    scores = _pair_scores(space, queries, corpus, query, document)
+
+    # Queries with about equally many relevant documents share a block, so that padding costs little.
+    sizes = np.bincount(query, minlength=len(queries))
+    rows = np.argsort(sizes, kind="stable")  # place -> query
+    place = np.empty_like(rows)
+    place[rows] = np.arange(len(rows))
+
+    # Within a query from the worst score up; among equals the better grade first, because it is to rank lower.
+    order = np.lexsort((-judgements.grades[found], scores, place[query]))
+    place, document, scores = place[query][order], document[order], scores[order]
+    starts = np.append(0, np.cumsum(sizes[rows]))
+    slot = np.arange(len(order)) - starts[place]
+
+    blocks = []
+    for start in range(0, len(rows), query_rows):
+        some = rows[start : start + query_rows]
+        part = slice(starts[start], starts[start + len(some)])
+        if part.start < part.stop:
+            blocks.append(_Block(some, place[part] - start, slot[part], document[part], scores[part], space.device))
+    for first in range(0, len(corpus), corpus_rows):
+        documents = space.documents(corpus[first : first + corpus_rows])
+        for block in blocks:
+            block.add(space.queries(queries[block.rows]), documents, first)
+
+    ranks = np.full(len(judgements.documents), np.inf)
+    ahead = np.concatenate([block.ahead() for block in blocks]) if blocks else np.empty(0)
+    ranks[found[order]] = sizes[rows][place] - slot + ahead
+    return ranks
+
+
+class _Block:
+    """Some queries, their relevant scores in ascending order, and how many irrelevant documents reach each score."""
+
+    def __init__(
+        self,
+        rows: np.ndarray,  # (n,) which queries
+        row: np.ndarray,  # (e,) of each relevant document: its query, counted in the block
+        slot: np.ndarray,  # (e,) its number among that query's
+        document: np.ndarray,  # (e,) its number in the corpus
+        score: np.ndarray,  # (e,) its score, ascending with the slot
+        device: torch.device,
+    ) -> None:
+        self.rows, self._row, self._slot, self._document = rows, row, slot, document
+        thresholds = np.full((len(rows), int(slot.max()) + 1), _UNREACHED, dtype=np.int32)
+        thresholds[row, slot] = score
+        self._thresholds = torch.from_numpy(thresholds).to(device)
+        self._ahead = torch.zeros_like(self._thresholds, dtype=torch.int64)
+
+    def add(self, queries: Tensor, documents: Tensor, first: int) -> None:
+        """Count the irrelevant among ``documents`` (c, D), of which the first is number ``first`` of the corpus."""
+        scores = _fixed_point(queries @ documents.T)  # (n, c)
+        inside = (self._document >= first) & (self._document < first + len(documents))
+        row, column = torch.from_numpy(self._row[inside]), torch.from_numpy(self._document[inside] - first)
+        scores[row.to(scores.device), column.to(scores.device)] = _MASKED
+        self._ahead += _count_reaching(scores, self._thresholds)
+
+    def ahead(self) -> np.ndarray:
+        """(e,): how many irrelevant documents score at least as much as each relevant one."""
+        return self._ahead.cpu().numpy()[self._row, self._slot]
+
+
+def _count_reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """(n, P): how many of ``scores`` (n, c) are ≥ each of the ascending ``thresholds`` (n, P) of the same row."""
+    rows, slots = thresholds.shape
+    if slots <= _FEW:
+        reaching = [(scores >= thresholds[:, slot, None]).sum(1, dtype=torch.int32) for slot in range(slots)]
+        return torch.stack(reaching, 1)
+    reached = torch.searchsorted(thresholds, scores, right=True)  # a score that reaches j of them reaches the first j
+    reached += torch.arange(rows, device=scores.device)[:, None] * (slots + 1)
+    counts = torch.bincount(reached.view(-1), minlength=rows * (slots + 1)).view(rows, slots + 1)
+    return counts.flip(1).cumsum(1).flip(1)[:, 1:]
+
+
+def _pair_scores(
+    space: _DotSpace, queries: Vectors, corpus: Vectors, query: np.ndarray, document: np.ndarray
+) -> np.ndarray:
+    """(E,) int32: the score of each entry's query with its document."""
+    step = max(1, _PAIR_ELEMENTS // queries.shape[1])
+    scores = np.empty(len(query), dtype=np.int32)
+    for start in range(0, len(query), step):
+        part = slice(start, start + step)
+        products = space.queries(queries[query[part]]) * space.documents(corpus[document[part]])
+        scores[part] = _fixed_point(products.sum(1)).cpu().numpy()
+    return scores
+
+
+def _fixed_point(scores: Tensor) -> Tensor:
+    return scores.round_().to(torch.int32)
+
+
+class _DotSpace:
+    """Maps vectors to float64 ones whose dot product, in units of 2⁻³⁰, ranks the corpus as ``similarity`` does.
+
+    A query's length does not change its ranking, so queries have length 2³⁰; documents are scaled to length 1 at most.
+    −‖q − c‖²/2 = q·c − ‖c‖²/2 − ‖q‖²/2: with one more dimension, (q, 1)·(c, −‖c‖²/2) orders the corpus by distance.
+    There the corpus's mean is subtracted first: a common offset would use up the digits that tell distances apart.
+    """
+
+    def __init__(self, corpus: Vectors, similarity: Similarity, device: torch.device) -> None:
+        self.device = device
+        self._similarity = similarity
+        self._centre: Tensor | float = 0.0
+        self._radius: Tensor | float = 1.0
+        if similarity == "euclidean":
+            self._centre = torch.stack([part.sum(0) for part in self._parts(corpus)]).sum(0) / len(corpus)
+        if similarity != "cosine":
+            largest = [(part - self._centre).norm(dim=1).max() for part in self._parts(corpus)]
+            self._radius = torch.stack(largest).max().clamp(min=torch.finfo(torch.float64).tiny)
+
+    def queries(self, vectors: Vectors) -> Tensor:
+        mapped = self._load(vectors)
+        if self._similarity == "euclidean":
+            mapped = F.pad((mapped - self._centre) / self._radius, (0, 1), value=1.0)
+        return F.normalize(mapped, dim=1).mul_(_UNITS)
+
+    def documents(self, vectors: Vectors) -> Tensor:
+        mapped = self._load(vectors)
+        if self._similarity == "cosine":
+            return F.normalize(mapped, dim=1)
+        mapped = (mapped - self._centre) / self._radius
+        if self._similarity == "euclidean":
+            mapped = torch.cat([mapped, -0.5 * mapped.square().sum(1, keepdim=True)], 1)
+        return mapped
+
+    def _parts(self, corpus: Vectors, rows: int = 4096) -> Iterator[Tensor]:
+        for start in range(0, len(corpus), rows):
+            yield self._load(corpus[start : start + rows])
+
+    def _load(self, vectors: Vectors) -> Tensor:
+        if not isinstance(vectors, Tensor):
+            vectors = torch.from_numpy(np.array(vectors, dtype=np.float64))  # a copy: a memory map may be read-only
+        return vectors.to(self.device, torch.float64)
+
+
+def _device(queries: Vectors, device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = queries.device if isinstance(queries, Tensor) else "cpu"
+    device = torch.device(device)
+    if device.type == "mps":
+        raise MmclError("exact ranks need float64, which the device 'mps' does not have: use device='cpu'")
+    return device

@@ -1,0 +1,270 @@
+"""How well queries find their documents."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from mmcl.evaluation import bootstrap as bootstrapping
+from mmcl.evaluation import metrics as measures
+from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, same_width, with_ids
+from mmcl.evaluation.ranking import MISSING, Judgements, Similarity, Vectors, relevant_ranks
+from mmcl.runtime.errors import MmclError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What ``retrieval`` measured. Keys are hit@k, recall@k, precision@k, ndcg@k, map@k, mrr and median_rank;
+    all are fractions in [0, 1] but the last, which is a rank from 1 up."""
+
+    metrics: dict[str, float]
+    """The mean over the queries; for median_rank the median."""
+    intervals: dict[str, tuple[float, float]]
+    """95% bootstrap intervals over the queries; empty if no resamples were asked for."""
+    per_query: dict[str, np.ndarray]
+    """(Q,) values of each metric; under median_rank the rank of the query's first relevant document."""
+    query_ids: list[Any]
+    """The Q queries that were scored, in the order of ``per_query``; row numbers where queries have no ids."""
+    relevant: np.ndarray
+    """(Q,) how many relevant documents each query has."""
+    found: np.ndarray
+    """(Q,) how many of these are in the corpus."""
+    ks: tuple[int, ...]
+    corpus: int
+    """Number of documents that each query was ranked against."""
+    skipped_queries: int = 0
+    """Queries left out because nothing is relevant to them."""
+    missing_queries: int = 0
+    """Queries that the judgements name but that have no vector: left out."""
+
+    @property
+    def queries(self) -> int:
+        """Number of queries scored."""
+        return len(self.query_ids)
+
+    @property
+    def missing_documents(self) -> int:
+        """Relevant documents that the corpus lacks, summed over the queries: counted as never found."""
+        return int((self.relevant - self.found).sum())
+
+    def chance(self) -> dict[str, float]:
+        """What a random order of the corpus is expected to score: hit@k, recall@k and precision@k."""
+        return measures.chance(self.found, self.relevant, self.corpus, self.ks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values of single queries, ready for JSON."""
+        return {
+            "metrics": dict(self.metrics),
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "chance": self.chance(),
+            "queries": self.queries,
+            "corpus": self.corpus,
+            "skipped_queries": self.skipped_queries,
+            "missing_queries": self.missing_queries,
+            "missing_documents": self.missing_documents,
+        }
+
+
+def retrieval(
+    queries: Identified,
+    corpus: Identified,
+    qrels: Mapping[Any, Mapping[Any, float]],
+    ks: Iterable[int] = (1, 5, 10),
+    *,
+    similarity: Similarity = "cosine",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Scores:
+    """Rank the whole corpus for every query and score the ranks against graded judgements.
+
+    The numbers are trec_eval's; a tie never helps (see ``mmcl.evaluation.ranking``). A query without a relevant
+    document is left out and counted. A relevant document that the corpus lacks counts as never found, so it lowers
+    recall, ndcg and map; in median_rank it stands one place after the whole corpus.
+
+    Args:
+        queries: {query id: (D,) vector}, or a pair (ids, (Q, D) array).
+        corpus: {document id: (D,) vector}, or a pair (ids, (C, D) array).
+        qrels: {query id: {document id: grade}}. Grades above 0 are relevant, the higher the better.
+        ks: cut-offs of the metrics at k.
+        similarity: "cosine", "dot" or "euclidean".
+        bootstrap: resamples for the intervals; 0 for none.
+        seed: of the resamples.
+        device: where to rank; by default where ``queries`` lie if they are a tensor, else the CPU.
+
+    Raises:
+        MmclError: vectors that are empty, not finite or of different widths; doubled ids; a cut-off below 1; a grade
+            that is not a finite number; judgements that name none of the queries or none of the documents.
+    """
+    ks = cutoffs(ks)
+    query_ids, query_vectors = with_ids("queries", queries)
+    corpus_ids, corpus_vectors = with_ids("corpus", corpus)
+    same_width(("queries", query_vectors), ("documents", corpus_vectors))
+    judgements = _judgements(qrels, query_ids, corpus_ids)
+    known = set(query_ids)
+    missing = sum(1 for key, grades in qrels.items() if key not in known and any(g > 0 for g in grades.values()))
+    return _score(
+        query_vectors, corpus_vectors, judgements, ks, query_ids, similarity, (bootstrap, seed), device, missing=missing
+    )
+
+
+def retrieval_pairs(
+    image: Vectors,
+    text: Vectors,
+    image_of_text: Sequence[int] | np.ndarray | None = None,
+    ks: Iterable[int] = (1, 5, 10),
+    *,
+    names: tuple[str, str] = ("image", "text"),
+    image_ids: Iterable[Hashable] | None = None,
+    text_ids: Iterable[Hashable] | None = None,
+    similarity: Similarity = "cosine",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> dict[str, Scores]:
+    """Retrieval both ways between two kinds of things that belong together.
+
+    An image may have several texts: 2 images and 4 texts, of which the first two describe the first image, are
+    ``image_of_text=[0, 0, 1, 1]``. Then each image has two right answers among the 4 texts, and each text has one
+    among the 2 images. An image without a text is left out as a query and counted, and stays in the corpus.
+
+    Rows can be the same thing: if rows 0 and 3 of the texts both read "a cat", then text 3 is as right an answer for
+    image 0 as text 0 is. ``text_ids`` (the captions themselves, or their hashes) and ``image_ids`` say which are.
+
+    Intervals resample images, each with all its texts, because the texts of one image are not independent.
+
+    Args:
+        image: (N, D) vectors.
+        text: (T, D) vectors.
+        image_of_text: (T,) the row of each text's image; by default text j belongs to image j.
+        ks: cut-offs.
+        names: what the two kinds are called in the keys of the result.
+        image_ids, text_ids: (N,) and (T,) values that are equal where rows are the same thing.
+        similarity, bootstrap, seed, device: as in ``retrieval``.
+
+    Returns:
+        {"image_to_text": Scores, "text_to_image": Scores}; query ids are row numbers.
+
+    Raises:
+        MmclError: as ``retrieval``; an image number out of range; lengths that do not fit.
+    """
+    ks = cutoffs(ks)
+    image, text = matrix(names[0], image), matrix(names[1], text)
+    same_width((f"{names[0]} vectors", image), (f"{names[1]} vectors", text))
+    owner = _owners(image_of_text, len(image), len(text), names)
+    image_class = np.arange(len(image)) if image_ids is None else codes(f"{names[0]}_ids", image_ids, len(image))
+    text_class = np.arange(len(text)) if text_ids is None else codes(f"{names[1]}_ids", text_ids, len(text))
+    linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
+    texts_of_image = _expand(linked, text_class, image_class)
+    images_of_text = _expand(linked.T.tocsr(), image_class, text_class)
+    rest = (similarity, (bootstrap, seed), device)
+    return {
+        f"{names[0]}_to_{names[1]}": _score(
+            image, text, texts_of_image, ks, range(len(image)), *rest, groups=image_class
+        ),
+        f"{names[1]}_to_{names[0]}": _score(
+            text, image, images_of_text, ks, range(len(text)), *rest, groups=image_class[owner]
+        ),
+    }
+
+
+def _score(
+    queries: Vectors,
+    corpus: Vectors,
+    judgements: Judgements,
+    ks: tuple[int, ...],
+    query_ids: Sequence[Any],
+    similarity: Similarity,
+    resampling: tuple[int, int],
+    device: str | torch.device | None,
+    *,
+    groups: np.ndarray | None = None,
+    missing: int = 0,
+) -> Scores:
+    ranks = relevant_ranks(queries, corpus, judgements, similarity=similarity, device=device)
+    scored = np.flatnonzero(judgements.sizes)
+    judged = judgements.without_empty()
+    values = measures.per_query(ranks, judged, ks)
+    values["median_rank"] = np.minimum(values["median_rank"], len(corpus) + 1)
+    if groups is not None:
+        groups = np.unique(groups[scored], return_inverse=True)[1]
+    resamples, seed = resampling
+    metrics, intervals = bootstrapping.estimate(
+        measures.statistic(values), len(scored), resamples=resamples, seed=seed, groups=groups
+    )
+    return Scores(
+        metrics=metrics,
+        intervals=intervals,
+        per_query=values,
+        query_ids=[query_ids[row] for row in scored.tolist()],
+        relevant=judged.sizes,
+        found=np.bincount(judged.queries, weights=judged.documents != MISSING, minlength=len(scored)).astype(np.int64),
+        ks=ks,
+        corpus=len(corpus),
+        skipped_queries=len(queries) - len(scored),
+        missing_queries=missing,
+    )
+
+
+def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], corpus_ids: list[Any]) -> Judgements:
+    row = {key: number for number, key in enumerate(corpus_ids)}
+    offsets, documents, grades = [0], [], []
+    for query in query_ids:
+        for document, grade in qrels.get(query, {}).items():
+            if not np.isfinite(grade):
+                raise MmclError(f"qrels: the grade of document {document!r} for query {query!r} is {grade}")
+            if grade > 0:
+                documents.append(row.get(document, MISSING))
+                grades.append(grade)
+        offsets.append(len(documents))
+    if not documents:
+        raise MmclError(f"qrels name no relevant document for any of the queries: {_examples(qrels, query_ids)}")
+    if max(documents) == MISSING:
+        named = next(qrels[query] for query in query_ids if qrels.get(query))
+        raise MmclError(f"none of the relevant documents is in the corpus: {_examples(named, corpus_ids)}")
+    return Judgements(np.array(offsets), np.array(documents, dtype=np.int64), np.array(grades, dtype=np.float64))
+
+
+def _examples(named: Mapping[Any, Any], ids: list[Any]) -> str:
+    return f"qrels have ids such as {next(iter(named), None)!r}, the vectors such as {ids[0]!r}"
+
+
+def _owners(given: Sequence[int] | np.ndarray | None, images: int, texts: int, names: tuple[str, str]) -> np.ndarray:
+    argument = f"{names[0]}_of_{names[1]}"
+    if given is None:
+        if images != texts:
+            raise MmclError(
+                f"{images} {names[0]} and {texts} {names[1]} vectors: say with {argument} what belongs to what"
+            )
+        return np.arange(texts)
+    owner = np.asarray(given)
+    if owner.shape != (texts,) or owner.dtype.kind not in "iu":
+        raise MmclError(
+            f"{argument}: expected {texts} whole numbers, one a {names[1]}, not {owner.shape} of {owner.dtype}"
+        )
+    wrong = (owner < 0) | (owner >= images)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise MmclError(
+            f"{argument}: {names[1]} {row} belongs to {names[0]} {owner[row]}, but they run from 0 to {images - 1}"
+        )
+    return owner.astype(np.int64)
+
+
+def _incidence(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> scipy.sparse.csr_array:
+    """(height, width) sparse: 1 where some pair (row, column) is given, however often."""
+    matrix = scipy.sparse.csr_array((np.ones(len(rows), dtype=np.int64), (rows, columns)), shape=(height, width))
+    matrix.data[:] = 1
+    return matrix
+
+
+def _expand(linked: scipy.sparse.csr_array, document_class: np.ndarray, query_class: np.ndarray) -> Judgements:
+    """Judgements of rows from links between their classes: every document of a linked class is a right answer."""
+    members = _incidence(document_class, np.arange(len(document_class)), linked.shape[1], len(document_class))
+    answers = (linked @ members)[query_class]  # entries are 1: a document is in one class only
+    return Judgements(answers.indptr.astype(np.int64), answers.indices.astype(np.int64), np.ones(answers.nnz))

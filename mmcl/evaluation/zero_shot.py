@@ -1,0 +1,178 @@
+"""Classification by class names alone: the class whose sentence is nearest to the image (CLIP, Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mmcl.evaluation import bootstrap as bootstrapping
+from mmcl.evaluation.inputs import cutoffs, matrix, same_width
+from mmcl.evaluation.ranking import Judgements, Vectors, relevant_ranks
+from mmcl.evaluation.templates import fill, resolve
+from mmcl.runtime.errors import MmclError
+
+_SENTENCES = 8192  # embedded at once
+
+
+class Encodes(Protocol):
+    """Anything that turns N inputs into (N, D) vectors."""
+
+    def encode(self, inputs: list[Any], /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class ZeroShotScores:
+    """What ``zero_shot`` measured. Keys are top@k and mean_per_class, all fractions in [0, 1]."""
+
+    metrics: dict[str, float]
+    """top@k: how many images have their class among the best k. mean_per_class: top@1, averaged over the classes."""
+    intervals: dict[str, tuple[float, float]]
+    """95% bootstrap intervals over the images; empty if no resamples were asked for."""
+    per_class: dict[Any, float]
+    """top@1 of each class that has images, by its name or number."""
+    ranks: np.ndarray
+    """(N,) the 1-based rank of each image's own class."""
+    classes: int
+    empty_classes: int
+    """Classes without an image: they are offered as answers, and are not in mean_per_class."""
+
+    @property
+    def images(self) -> int:
+        """Number of images classified."""
+        return len(self.ranks)
+
+    def chance(self) -> dict[str, float]:
+        """What a random guess is expected to score."""
+        return {
+            name: (1 if name == "mean_per_class" else int(name.partition("@")[2])) / self.classes
+            for name in self.metrics
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values of single images, ready for JSON."""
+        return {
+            "metrics": dict(self.metrics),
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "chance": self.chance(),
+            "per_class": {str(name): value for name, value in self.per_class.items()},
+            "images": self.images,
+            "classes": self.classes,
+            "empty_classes": self.empty_classes,
+        }
+
+
+def classifier(encoder: Encodes, names: Sequence[str], templates: str | Sequence[str] = ("{}",)) -> np.ndarray:
+    """One unit vector a class: the mean over the templates of the normalised embedding of its name in each.
+
+    Args:
+        encoder: anything with ``encode(texts) -> (N, D)``.
+        names: C class names.
+        templates: sentences with ``{}`` or ``{name}`` where the name goes, or the name of a set in ``TEMPLATES``.
+
+    Returns:
+        (C, D) float32.
+
+    Raises:
+        MmclError: no names, or a template without a place for the name.
+    """
+    sentences = resolve(templates)
+    if isinstance(names, str) or not names:
+        raise MmclError("names: give a list of class names, such as ['cat', 'dog']")
+    step = max(1, _SENTENCES // len(sentences))
+    parts = []
+    for start in range(0, len(names), step):
+        some = names[start : start + step]
+        vectors = encoder.encode([fill(template, name) for name in some for template in sentences])
+        ensemble = _unit(_array("class names", vectors)).reshape(len(some), len(sentences), -1)
+        parts.append(_unit(ensemble.mean(1)))
+    return np.concatenate(parts)
+
+
+def zero_shot(
+    images: Vectors | list[Any],
+    labels: Sequence[int] | np.ndarray,
+    class_vectors: Vectors,
+    ks: Iterable[int] = (1, 5),
+    *,
+    encoder: Encodes | None = None,
+    names: Sequence[str] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> ZeroShotScores:
+    """Accuracy of choosing the class whose vector is nearest, by cosine, to the image's.
+
+    A tie never helps: an image that lies as near to another class as to its own counts as the other's.
+
+    Args:
+        images: (N, D) vectors; or, with ``encoder``, a list of N images.
+        labels: (N,) class numbers.
+        class_vectors: (C, D), see ``classifier``.
+        ks: cut-offs of top@k. Those of C and above are left out: whatever the model, they would be 1.
+        encoder: embeds ``images`` if it is given.
+        names: C names for ``per_class``; by default the class numbers.
+        bootstrap: resamples for the intervals; 0 for none.
+        seed: of the resamples.
+        device: where to rank; by default where ``images`` lie if they are a tensor, else the CPU.
+
+    Raises:
+        MmclError: vectors that are empty, not finite or of different widths; labels that are not class numbers.
+    """
+    ks = cutoffs(ks)
+    vectors = matrix("images", images if encoder is None else _array("images", encoder.encode(list(images))))
+    class_vectors = matrix("class vectors", class_vectors)
+    same_width(("images", vectors), ("class vectors", class_vectors))
+    count = len(class_vectors)
+    label = _labels(labels, len(vectors), count)
+    if names is not None and len(names) != count:
+        raise MmclError(f"names: {len(names)} names for {count} class vectors; each class needs one")
+
+    own = Judgements(np.arange(len(label) + 1), label, np.ones(len(label)))
+    ranks = relevant_ranks(vectors, class_vectors, own, device=device).astype(np.int64)
+    metrics, intervals = bootstrapping.estimate(
+        _statistic(ranks, label, [k for k in ks if k < count] or [1]), len(label), resamples=bootstrap, seed=seed
+    )
+    sizes = np.bincount(label, minlength=count)
+    correct = np.bincount(label[ranks == 1], minlength=count)
+    keys = list(range(count) if names is None else names)
+    return ZeroShotScores(
+        metrics=metrics,
+        intervals=intervals,
+        per_class={
+            keys[number]: int(correct[number]) / int(sizes[number]) for number in np.flatnonzero(sizes).tolist()
+        },
+        ranks=ranks,
+        classes=count,
+        empty_classes=int((sizes == 0).sum()),
+    )
+
+
+def _statistic(ranks: np.ndarray, label: np.ndarray, ks: Iterable[int]) -> bootstrapping.Statistic:
+    top = bootstrapping.means({f"top@{k}": (ranks <= k).astype(np.float64) for k in ks})
+    per_class = bootstrapping.group_means((ranks == 1).astype(np.float64), label)
+    return lambda counts: top(counts) | {"mean_per_class": per_class(counts)}
+
+
+def _labels(given: Sequence[int] | np.ndarray, images: int, classes: int) -> np.ndarray:
+    label = np.asarray(given)
+    if label.shape != (images,) or label.dtype.kind not in "iu":
+        raise MmclError(f"labels: expected {images} class numbers, one an image, not {label.shape} of {label.dtype}")
+    wrong = (label < 0) | (label >= classes)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise MmclError(f"labels: image {row} has class {label[row]}, but classes run from 0 to {classes - 1}")
+    return label.astype(np.int64)
+
+
+def _array(name: str, vectors: Any) -> np.ndarray:
+    if isinstance(vectors, torch.Tensor):
+        vectors = vectors.float().cpu().numpy()
+    return np.asarray(matrix(name, vectors), dtype=np.float32)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
