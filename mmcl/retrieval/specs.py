@@ -46,7 +46,8 @@ def make(spec: str, dim: int, similarity: str) -> Any:
     """An empty FAISS index. A graph (HNSW) keeps 128 candidates in a search, FAISS's 16 miss every third neighbour.
 
     Raises:
-        MmclError: FAISS does not know ``spec``, or cannot build it for these dimensions and this similarity.
+        MmclError: FAISS does not know ``spec``, or cannot build it for these dimensions, or its scores would not be
+            this similarity.
     """
     try:
         index = faiss.index_factory(dim, spec, METRICS[similarity])
@@ -55,10 +56,22 @@ def make(spec: str, dim: int, similarity: str) -> Any:
             f"index spec '{spec}' cannot be built for {dim} dimensions and {similarity} similarity "
             f"({reason(error)}); use 'auto', 'Flat', or another FAISS factory string such as 'IVF1024,Flat' or 'HNSW32'"
         ) from None
+    if similarity != "euclidean" and _subtracts_the_mean(index):
+        raise MmclError(
+            f"index spec '{spec}' subtracts the mean, which changes {similarity} similarity; "
+            "rotate or reduce with OPQ or RR instead, or build with similarity='euclidean'"
+        )
     inside = _inside(index)
     if isinstance(inside, faiss.IndexHNSW):
         inside.hnsw.efSearch = GRAPH_CANDIDATES
     return index
+
+
+def _subtracts_the_mean(index: Any) -> bool:
+    if not isinstance(index, faiss.IndexPreTransform):
+        return False
+    steps = [faiss.downcast_VectorTransform(index.chain.at(step)) for step in range(index.chain.size())]
+    return any(isinstance(step, faiss.PCAMatrix | faiss.ITQTransform | faiss.CenteringTransform) for step in steps)
 
 
 def reason(error: RuntimeError) -> str:

@@ -89,7 +89,7 @@ def test_the_first_vector_of_a_repeated_id_gives_its_label():
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("spec", ["IVF64,Flat", "PCAR16,IVF32,SQ8", "IVF32,SQ8,RFlat", "HNSW32"])
+@pytest.mark.parametrize("spec", ["IVF64,Flat", "RR16,IVF32,SQ8", "IVF32,SQ8,RFlat", "HNSW32"])
 def test_approximate_indexes_find_most_neighbours(spec, similarity):
     corpus, queries = clusters(4_000), clusters(100, seed=3)
     index = Index.build(corpus, spec=spec, similarity=similarity)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmcl.retrieval import specs
+from mmcl.runtime.errors import MmclError
 
 
 @pytest.mark.parametrize("count", [1, 1_000, 199_999])
@@ -37,7 +38,7 @@ def test_training_takes_a_sample_of_many_and_all_of_few():
     assert len(specs.training_rows(specs.make("PQ4", 4, "cosine"), 10**6)) == 65_536
 
 
-@pytest.mark.parametrize("spec", ["IVF4,Flat", "PCA2,IVF4,Flat", "IVF4,PQ2,RFlat", "OPQ2,IVF4,PQ2,Refine(SQfp16)"])
+@pytest.mark.parametrize("spec", ["IVF4,Flat", "RR2,IVF4,Flat", "IVF4,PQ2,RFlat", "OPQ2,IVF4,PQ2,Refine(SQfp16)"])
 def test_the_inverted_file_is_found_below_what_surrounds_it(spec):
     assert specs.inverted_file(specs.make(spec, 4, "dot")).nlist == 4
 
@@ -45,3 +46,11 @@ def test_the_inverted_file_is_found_below_what_surrounds_it(spec):
 @pytest.mark.parametrize("spec", ["Flat", "HNSW8", "PQ2", "SQ8"])
 def test_other_indexes_have_no_cells(spec):
     assert specs.inverted_file(specs.make(spec, 4, "dot")) is None
+
+
+@pytest.mark.parametrize("spec", ["PCA2,Flat", "PCAR4,IVF4,Flat", "ITQ4,Flat"])
+def test_what_subtracts_the_mean_is_refused_unless_distances_are_asked_for(spec):
+    for similarity in ("cosine", "dot"):
+        with pytest.raises(MmclError, match="subtracts the mean"):
+            specs.make(spec, 4, similarity)
+    assert specs.make(spec, 4, "euclidean").d == 4
