@@ -126,18 +126,19 @@ def _section_at(path: list[str | int]) -> type[BaseModel] | None:
     """The section class that a path of keys leads to."""
     here: Any = Config
     for part in path:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            field = here.model_fields.get(str(part))
-            here = _model_in(field.annotation) if field else None
-    return here if isinstance(here, type) and issubclass(here, BaseModel) else None
+        options = typing.get_args(here) if typing.get_origin(here) in (typing.Union, types.UnionType) else (here,)
+        here = next((below for option in options if (below := _below(option, str(part))) is not None), None)
+    options = typing.get_args(here) if typing.get_origin(here) in (typing.Union, types.UnionType) else (here,)
+    return next((option for option in options if _is_section(option)), None)
 
 
-def _model_in(annotation: Any) -> Any:
-    """The section inside ``X``, ``X | None`` or ``dict[str, X]``."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, dict):
-        for argument in typing.get_args(annotation):
-            found = _model_in(argument)
-            if found is not None:
-                return found
-        return None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+def _below(annotation: Any, key: str) -> Any:
+    """The type under ``key`` of a section or of a ``dict[str, X]``."""
+    if _is_section(annotation):
+        field = annotation.model_fields.get(key)
+        return field.annotation if field else None
+    return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

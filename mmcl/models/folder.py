@@ -19,7 +19,7 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import build_head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.text_tower import TextTower
+from mmcl.models.text_tower import TextTower, quiet_transformers
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
 
@@ -136,7 +136,8 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
     """transformers' own files, and the small files by which sentence-transformers finds pooling and head."""
     embedder = encoder.embedder("text")
     tower = cast(TextTower, embedder.tower)
-    tower.net.save_pretrained(folder)  # type: ignore[operator, union-attr]
+    with quiet_transformers():
+        tower.net.save_pretrained(folder)  # type: ignore[operator, union-attr]
     tower.tokenizer.save_pretrained(folder)
     modules = ["Transformer:", "Pooling:1_Pooling", "Normalize:2_Normalize"]
     names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "last": "lasttoken"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,13 +91,14 @@ class TextTower(nn.Module):
 
         source = str(samples.get(name.removeprefix("sample:"))) if name.startswith("sample:") else name
         try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            kwargs = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
-            if weights:
-                net = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **kwargs)
-            else:
-                net = AutoModel.from_config(config, **kwargs)
+            with quiet_transformers():
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                kwargs = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
+                if weights:
+                    net = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **kwargs)
+                else:
+                    net = AutoModel.from_config(config, **kwargs)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
@@ -187,6 +189,22 @@ class TextTower(nn.Module):
 
 
 _WITH_POOLER = {"bert", "roberta", "xlm-roberta", "mpnet", "camembert"}  # an unused dense layer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars and its report on the pooler that is left out on purpose."""
+    from transformers.utils import logging as settings
+
+    verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        settings.set_verbosity(verbosity)
+        if bars:
+            settings.enable_progress_bar()
 
 
 def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""Configs: what is accepted, and what is said of what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmcl.config import Config, load_config
+from mmcl.config.load import to_yaml
+from mmcl.runtime.errors import MmclError
+
+MINIMAL = {"data": {"train": {"source": "pairs.csv"}}, "model": {}}
+
+
+def changed(**sections):
+    return MINIMAL | sections
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        (changed(model={"dmi": 3}), ["unknown key 'model.dmi'", "'dim'"]),
+        (changed(trainning={}), ["unknown key 'trainning'", "'training'"]),
+        (changed(model={"image": {"head": {"knd": "mlp"}}}), ["'model.image.head.knd'", "'kind'"]),
+        (changed(evaluation={"sources": {"dev": {"source": "x", "splt": "a"}}}), ["sources.dev.splt", "'split'"]),
+        (changed(model={"dim": "wide"}), ["'model.dim' is 'wide'", "valid integer"]),
+        (changed(training={"schedule": "cosin"}), ["'training.schedule' is 'cosin'", "'cosine'"]),
+        (changed(augmentation={"flip": 1.5}), ["'augmentation.flip' is 1.5", "less than or equal to 1"]),
+        (changed(augmentation={"crop_scale": [0.9, 0.2]}), ["crop_scale", "ascending"]),
+        (changed(model={"text": {"width": 100, "heads": 3}}), ["model.text", "3 attention heads", "100"]),
+        ({"model": {}}, ["'data' is missing"]),
+    ],
+)
+def test_mistakes_are_named_with_file_key_and_cure(tmp_path, values, parts):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(MmclError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("", "empty"), ("- a\n- b\n", "list"), ("data: [1\nmodel: x", "line 2: not valid YAML"), ("\x00", "not valid YAML")],
+)
+def test_files_that_are_no_config_are_refused(tmp_path, text, part):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(MmclError, match=part):
+        load_config(path)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(MmclError, match=r"nowhere\.yaml: no such config file"):
+        load_config("nowhere.yaml")
+
+
+def test_overrides_are_yaml_values_under_dotted_keys():
+    config = load_config(
+        MINIMAL, ["training.lr=1e-4", "model.image.frozen=true", "evaluation.ks=[1, 3]", "model.image.args.stem_width=8"]
+    )
+    assert config.training.lr == 1e-4
+    assert config.model.image.frozen is True
+    assert config.evaluation.ks == (1, 3)
+    assert config.model.image.args == {"stem_width": 8}
+
+
+@pytest.mark.parametrize("override", ["training.lr", "=3", "training.lr.x=1", "training.lr=[1"])
+def test_overrides_that_are_none_are_refused(override):
+    with pytest.raises(MmclError, match="--set"):
+        load_config(MINIMAL, ["training.lr=1", override])
+
+
+def test_the_resolved_yaml_repeats_the_config(tmp_path):
+    config = load_config(MINIMAL, ["model.image={}", "training.epochs=2.5"])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(path) == config
+
+
+def test_every_key_is_described_for_editors():
+    def undescribed(node, where):
+        for name, field in node.get("properties", {}).items():
+            if "description" not in field and name != "name":
+                yield f"{where}.{name}"
+
+    schema = Config.model_json_schema()
+    missing = [key for title, node in schema["$defs"].items() for key in undescribed(node, title)]
+    assert missing == []
+
+
+def test_the_ready_configs_are_valid():
+    ready = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    assert ready
+    for path in ready:
+        load_config(path)
