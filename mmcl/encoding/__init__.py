@@ -1,0 +1,5 @@
+"""A corpus to vectors on disk."""
+
+from mmcl.encoding.vectors import Vectors as Vectors
+from mmcl.encoding.vectors import VectorWriter as VectorWriter
+from mmcl.encoding.vectors import open_vectors as open_vectors

@@ -1,0 +1,227 @@
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmcl.encoding import VectorWriter, open_vectors, vectors
+from mmcl.retrieval import Index
+from mmcl.runtime.errors import MmclError
+
+ROWS = np.random.default_rng(0).normal(size=(25, 8)).astype("float32")
+SETTINGS = {"dim": 8, "model": "m", "source": {"name": "s.csv", "fingerprint": "f"}, "shard_rows": 10}
+
+
+def write(folder: Path, start: int = 0, stop: int = 25, finish: bool = True, **changes) -> Path:
+    """Blocks of five; ids "r0" … and labels "label 0" …."""
+    writer = VectorWriter(folder, **SETTINGS | changes)
+    for at in range(start, stop, 5):
+        numbers = range(at, min(at + 5, stop))
+        writer.append([f"r{n}" for n in numbers], ROWS[at : at + 5][: len(numbers)], [f"label {n}" for n in numbers])
+    if finish:
+        writer.finish()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_was_written_is_read(tmp_path, dtype):
+    stored = open_vectors(write(tmp_path / "v", dtype=dtype))
+    assert (len(stored), stored.dim, stored.model, stored.complete) == (25, 8, "m", True)
+    assert stored.source == SETTINGS["source"]
+    assert stored.ids().tolist() == [f"r{n}" for n in range(25)]
+    assert stored.table()["label"].to_pylist() == [f"label {n}" for n in range(25)]
+    shards = list(stored.iter_shards())
+    assert [len(ids) for ids, _ in shards] == [10, 10, 5]
+    assert all(isinstance(block, np.memmap) and block.dtype == dtype for _, block in shards)
+    np.testing.assert_array_equal(np.concatenate([block for _, block in shards]), ROWS.astype(dtype))
+    stored.verify()
+
+
+def test_take_gathers_across_shards_in_the_order_asked_for(tmp_path):
+    stored = open_vectors(write(tmp_path, dtype="float16"))
+    positions = np.random.default_rng(1).integers(0, 25, 40)
+    taken = stored.take(positions)
+    assert taken.dtype == np.float32
+    np.testing.assert_array_equal(taken, ROWS.astype("float16").astype("float32")[positions])
+    assert stored.take([]).shape == (0, 8)
+    for outside in ([25], [-1]):
+        with pytest.raises(IndexError):
+            stored.take(outside)
+
+
+def test_integer_ids_stay_integers(tmp_path):
+    with VectorWriter(tmp_path, **SETTINGS) as writer:
+        writer.append(np.arange(25) * 2, ROWS)
+    stored = open_vectors(tmp_path)
+    assert stored.ids().dtype == np.int64
+    assert stored.ids()[-1] == 48
+
+
+def test_an_index_of_vectors_on_disk_equals_one_of_the_array(tmp_path):
+    stored = open_vectors(write(tmp_path))
+    on_disk, in_memory = Index.build(stored), Index.build(ROWS, ids=[f"r{n}" for n in range(25)])
+    for a, b in zip(on_disk.search(ROWS[:7]), in_memory.search(ROWS[:7]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert on_disk.model == "m"
+    assert on_disk.labels_of(["r24"]) == ["label 24"]
+
+
+@pytest.mark.parametrize("stop", [0, 5, 10, 15, 20])
+def test_an_interrupted_writer_is_continued_to_the_same_bytes(tmp_path, stop):
+    write(tmp_path / "broken", stop=stop, finish=False)
+    with pytest.raises(MmclError, match="not finished"):
+        open_vectors(tmp_path / "broken")
+    assert len(open_vectors(tmp_path / "broken", partial=True)) == stop // 10 * 10
+    done = VectorWriter(tmp_path / "broken", **SETTINGS).rows_done
+    assert done == stop // 10 * 10
+    write(tmp_path / "broken", start=done)
+    assert contents(tmp_path / "broken") == contents(write(tmp_path / "whole"))
+
+
+def test_shards_that_the_manifest_does_not_list_do_not_exist(tmp_path):
+    write(tmp_path, stop=10, finish=False)
+    for name in ("shard-00001.npy", "shard-00001.ids.parquet", ".shard-00002.npy.77.part", ".manifest.json.7.part"):
+        (tmp_path / name).write_bytes(b"half written")
+    assert len(open_vectors(tmp_path, partial=True)) == 10
+    write(tmp_path, start=10)
+    assert contents(tmp_path) == contents(write(tmp_path.with_name("whole")))
+
+
+def test_rows_done_counts_rows_of_the_source_not_vectors(tmp_path):
+    writer = VectorWriter(tmp_path, **SETTINGS)
+    writer.skip(3, "r3", "unreadable")
+    writer.append(range(9), ROWS[:9], rows_done=10)
+    assert writer.rows_done == 0
+    writer.append(range(9, 12), ROWS[9:12], rows_done=12)
+    writer.skip(12, "r12", "lost with the rows that follow")
+    writer = VectorWriter(tmp_path, **SETTINGS)
+    assert (writer.rows_done, writer.count) == (12, 12)
+    assert writer.skipped == {"count": 1, "rows": [{"row": 3, "id": "r3", "reason": "unreadable"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"model": "other"}, "model ('m', now 'other')"),
+        ({"dim": 4}, "dim (8, now 4)"),
+        ({"dtype": "float16"}, "dtype ('float32', now 'float16')"),
+        ({"source": {"name": "s.csv", "fingerprint": "g"}}, "source: fingerprint ('f', now 'g')"),
+        ({"source": {}}, "source: fingerprint ('f', now None)"),
+    ],
+)
+@pytest.mark.parametrize("finish", [True, False])
+def test_another_origin_is_refused_and_what_differs_is_said(tmp_path, change, what, finish):
+    write(tmp_path, finish=finish)
+    before = contents(tmp_path)
+    with pytest.raises(MmclError) as error:
+        VectorWriter(tmp_path, **SETTINGS | change)
+    assert f"another {what}" in str(error.value)
+    assert contents(tmp_path) == before
+
+
+def test_folders_with_something_else_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    for target in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(MmclError, match="another --out"):
+            VectorWriter(target, **SETTINGS)
+    with pytest.raises(MmclError, match="holds vectors already"):
+        VectorWriter(write(tmp_path / "v"), **SETTINGS, resume=False)
+    with pytest.raises(MmclError, match=r"no manifest\.json here"):
+        open_vectors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ((["a"], np.ones((1, 7), "float32")), "shape (1, 7), expected (n, 8)"),
+        ((["a", "b"], ROWS[:1]), "2 ids for 1 vectors"),
+        ((["a", "b"], ROWS[:2] * np.array([[1], [np.nan]])), "id 'b' holds NaN"),
+        ((["a"], ROWS[:1] * 1e6), "more than float16 can"),
+        (([1], ROWS[:1]), "all be integers or all strings"),
+        ((["a"], ROWS[:1], ["label"]), "labels given with every block or none"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(tmp_path, block, message):
+    settings = SETTINGS | {"dtype": "float16", "shard_rows": 1}
+    VectorWriter(tmp_path, **settings).append(["first"], ROWS[:1])
+    writer = VectorWriter(tmp_path, **settings)
+    with pytest.raises(MmclError) as error:
+        writer.append(*block)
+    assert message in str(error.value)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("name", ["shard-00001.npy", "shard-00001.ids.parquet"])
+def test_a_damaged_shard_is_named(tmp_path, name, damage):
+    write(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(MmclError, match=f"{name}: (damaged|missing)"):
+        open_vectors(tmp_path).verify()
+    if damage is not flip:  # sizes are compared without being asked
+        with pytest.raises(MmclError, match=name):
+            open_vectors(tmp_path)
+        with pytest.raises(MmclError, match=name):
+            VectorWriter(tmp_path, **SETTINGS)
+
+
+def test_a_shard_of_another_shape_than_the_manifest_says_is_named(tmp_path):
+    write(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["shards"][1]["rows"] = 9
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MmclError, match=r"shard-00001\.npy: holds \(10, 8\) float32, the manifest says \(9, 8\)"):
+        open_vectors(tmp_path).verify()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "does not describe"),
+        ('{"format": "mmcl vectors", "format_version": 1, "mmcl_version": "0"}', "damaged"),
+        ('{"format": "mmcl vectors", "format_version": 99, "mmcl_version": "9.1"}', r"newer mmcl \(9\.1.*upgrade"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_answered_in_one_line(tmp_path, content, message):
+    write(tmp_path)
+    (tmp_path / "manifest.json").write_text(content)
+    for use in (lambda: open_vectors(tmp_path), lambda: VectorWriter(tmp_path, **SETTINGS)):
+        with pytest.raises(MmclError, match=message.replace("damaged", "damaged|another")) as error:
+            use()
+        assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_leaves_the_listed_shards_and_nothing_half_written(tmp_path, monkeypatch):
+    def full(path, table):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = VectorWriter(tmp_path, **SETTINGS)
+    writer.append(range(10), ROWS[:10])
+    monkeypatch.setattr(vectors, "write_table", full)
+    with pytest.raises(OSError, match="No space left"), writer:
+        writer.append(range(10, 20), ROWS[10:20])
+    assert sorted(contents(tmp_path)) == ["manifest.json", "shard-00000.ids.parquet", "shard-00000.npy"]
+    assert len(open_vectors(tmp_path, partial=True)) == 10
+
+
+def test_an_empty_source_gives_empty_vectors(tmp_path):
+    VectorWriter(tmp_path, **SETTINGS).finish()
+    stored = open_vectors(tmp_path)
+    assert len(stored) == 0
+    assert stored.ids().shape == (0,)
+    assert stored.take([]).shape == (0, 8)
