@@ -11,9 +11,7 @@ import typer
 
 from mmcl.runtime.files import atomic_file
 
-JsonPath = Annotated[
-    Path | None, typer.Option("--json", help="Also write the numbers to this file.", show_default=False)
-]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to a file.", show_default=False)]
 
 
 def write_json(path: Path | None, values: Any) -> None:

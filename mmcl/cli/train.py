@@ -15,9 +15,7 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.lr=3e-4.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run folder.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
     json: JsonPath = None,
 ) -> None:
@@ -31,6 +29,7 @@ def train(
         return
     report = write_run_report(run)
     write_json(json, run.metrics)
-    if run.metrics:
-        print_table(["metric", "value"], run.metrics.items())
+    shown = [[key, value] for key, value in run.metrics.items() if key.split("/")[-1].startswith(("hit@", "median"))]
+    if shown:
+        print_table(["metric", "value"], shown)
     print(f"model  {run.folder / 'model'}\nreport {report}")

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmcl
@@ -20,6 +18,7 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.heads import build_head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower, quiet_transformers
+from mmcl.models.weights import load_weights, save_tensors
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
 
@@ -68,8 +67,7 @@ def save(encoder: Encoder, folder: Path) -> Path:
         if encoder.modalities == {"text"}:
             _save_sentence_transformers(encoder, beside)
         else:
-            state = {key: value.contiguous() for key, value in encoder.embedders.state_dict().items()}
-            save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
+            save_tensors(beside / WEIGHTS, encoder.embedders.state_dict())
             if "text" in encoder.modalities:
                 cast(TextTower, encoder.embedder("text").tower).tokenizer.save_pretrained(beside)
         if "image" in encoder.modalities:
@@ -157,7 +155,7 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
             "activation_function": activation,
         }
         _write_json(folder / name / "config.json", settings)
-        save_file({f"linear.{key}": value for key, value in layer.state_dict().items()}, folder / name / WEIGHTS)
+        save_tensors(folder / name / WEIGHTS, {f"linear.{key}": value for key, value in layer.state_dict().items()})
         modules.insert(-1, f"Dense:{name}")
     modules[-1] = f"Normalize:{len(modules) - 1}_Normalize"
     (folder / f"{len(modules) - 1}_Normalize").mkdir()
@@ -179,25 +177,6 @@ def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
     linear = [module for module in embedder.head.modules() if isinstance(module, nn.Linear)]
     for number, layer in enumerate(linear, start=2):
         load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Fill ``module`` from a safetensors file that holds exactly its state.
-
-    Raises:
-        MmclError: the file is missing, damaged, or of another architecture.
-    """
-    try:
-        module.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model") from None
-    except SafetensorError as error:
-        raise MmclError(f"{path}: the weights are damaged ({error}); take a fresh copy of the model") from None
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
-        raise MmclError(
-            f"{path}: the weights are not of the model that {DESCRIPTION} describes: {reason[:200]}"
-        ) from None
 
 
 def _preprocessor(encoder: Encoder) -> dict[str, Any]:

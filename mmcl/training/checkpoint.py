@@ -6,15 +6,15 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmcl.models.weights import save_tensors
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file
@@ -56,10 +56,12 @@ def save_checkpoint(
         if distributed.rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-            save_file(_tensors(method.state_dict(), _frozen(method)), beside / "model.safetensors")
-            save_file(_optimizer_tensors(optimizer), beside / "optimizer.safetensors")
+            frozen = _frozen(method)
+            weights = {name: tensor for name, tensor in method.state_dict().items() if name not in frozen}
+            save_tensors(beside / "model.safetensors", weights)
+            save_tensors(beside / "optimizer.safetensors", _optimizer_tensors(optimizer))
         distributed.barrier()
-        save_file(_random_state(), beside / f"random-{distributed.rank()}.safetensors")
+        save_tensors(beside / f"random-{distributed.rank()}.safetensors", _random_state())
         distributed.barrier()
         if distributed.rank() == 0:
             checksums = {file.name: sha256_file(file) for file in sorted(beside.iterdir())}
@@ -133,17 +135,11 @@ def _frozen(method: nn.Module) -> set[str]:
     return names
 
 
-def _tensors(state: Mapping[str, Tensor], without: set[str]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in state.items() if name not in without}
-
-
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of parameter number 7 as ``7.exp_avg`` and so on; the hyperparameters are the config's."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{number}.{name}": torch.as_tensor(value).contiguous()
-        for number, values in state.items()
-        for name, value in values.items()
+        f"{number}.{name}": torch.as_tensor(value) for number, values in state.items() for name, value in values.items()
     }
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -31,7 +32,7 @@ from mmcl.training.evaluate import evaluate
 from mmcl.training.feed import Feed, prefetch
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optim import build_optimizer, learning_rate
-from mmcl.training.run import Run
+from mmcl.training.run import Run, read_lines
 
 log = logging.getLogger("mmcl")
 
@@ -229,7 +230,8 @@ class Trainer:
         card: dict[str, Any] = {"data": data, "training": training}
         for line in Run(self.folder).lines():
             if line["step"] == step and "evaluation" in line:
-                card["scores"] = line["evaluation"]
+                kinds = ("hit@", "mrr", "median_rank")
+                card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
         return card
 
     def _open_feed(self, rows: Any, *, augmented: bool) -> Feed:
@@ -294,29 +296,34 @@ class Trainer:
 
 
 def _prepare_folder(folder: Path, config: Config, resume: bool, main: bool) -> list[Path]:
-    """Make or check the run folder; returns the checkpoints to resume from."""
-    path = folder / "config.yaml"
+    """Make or check the run folder; returns the checkpoints to resume from.
+
+    A folder in which nothing was learned yet (a first start that failed, say) is taken over.
+    """
     distributed.barrier()
-    exists = path.is_file()
-    distributed.barrier()
-    if exists and not resume:
+    checkpoints = list_checkpoints(folder)
+    begun = bool(checkpoints or read_lines(folder / "metrics.jsonl"))
+    distributed.barrier()  # nobody writes before everybody has looked
+    if begun and not resume:
         raise MmclError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
-    if exists:
+    if begun:
         different = _first_difference(Run(folder).config.model_dump(), config.model_dump())
         if different:
             raise MmclError(
-                f"{folder}: '{different}' is not what the run was started with; a resumed run keeps its config"
+                f"{folder}: '{different}' differs from the run's config.yaml; a resumed run keeps its config"
             )
-    elif resume:
+    elif resume and not (folder / "config.yaml").is_file():
         raise MmclError(f"{folder}: no run to resume there; leave out --resume to start one")
-    elif main:
-        with atomic_file(path) as beside:
-            beside.write_text(to_yaml(config), encoding="utf-8")
     if main:
+        if not begun:
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+            shutil.rmtree(folder / "features", ignore_errors=True)
+            with atomic_file(folder / "config.yaml") as beside:
+                beside.write_text(to_yaml(config), encoding="utf-8")
         (folder / "skipped.jsonl").unlink(missing_ok=True)
         (folder / "features").mkdir(exist_ok=True)
     distributed.barrier()
-    return list_checkpoints(folder)
+    return checkpoints
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> str | None:

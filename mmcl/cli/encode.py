@@ -1,0 +1,31 @@
+"""mmcl encode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def encode(
+    model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Rows: a file, folder or name.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder for the vectors.", show_default=False)],
+    column: Annotated[str | None, typer.Option(help="What to encode.", show_default="image, else text")] = None,
+    split: Annotated[str | None, typer.Option(help="The part of the source to encode.")] = None,
+    label: Annotated[str | None, typer.Option(help="A column to show in search results.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float16, on disk.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
+    import mmcl
+    from mmcl.data.sources import open_source
+    from mmcl.encoding import encode_source
+    from mmcl.runtime.device import pick_device
+
+    encoder = mmcl.load(model).to(pick_device(device))
+    rows = open_source(source, split=split)
+    column = column or next((name for name in ("image", "text") if name in rows.column_names), "image")
+    vectors = encode_source(encoder, rows, column, out, dtype=dtype, label_column=label)
+    print(f"{len(vectors):,} vectors of {vectors.dim} dimensions in {out}")

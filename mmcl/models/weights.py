@@ -1,0 +1,39 @@
+"""Tensors in safetensors files: nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmcl.runtime.errors import MmclError
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    # safetensors makes files that only their owner can read; a model folder is meant to be passed on.
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill ``module`` from a file that holds exactly its state.
+
+    Raises:
+        MmclError: the file is missing, damaged, or of another architecture.
+    """
+    try:
+        module.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model") from None
+    except SafetensorError as error:
+        raise MmclError(f"{path}: the weights are damaged ({error}); take a fresh copy of the model") from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MmclError(f"{path}: not the weights of the model that the folder describes: {reason}") from None
