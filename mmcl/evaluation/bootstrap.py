@@ -30,7 +30,7 @@ def estimate(
     Args:
         statistic: from counts (B, N) to {name: (B,)}.
         items: N.
-        resamples: number of resamples; with 0 there are no intervals.
+        resamples: number of resamples; below 1 there are no intervals.
         seed: of the resamples.
         level: coverage of the intervals.
         groups: (N,) integers in [0, G): items of a group are drawn together, G groups a resample. For items that are
@@ -40,7 +40,7 @@ def estimate(
         {name: value}, {name: (low, high)}.
     """
     values = {name: float(value[0]) for name, value in statistic(np.ones((1, items))).items()}
-    if resamples == 0:
+    if resamples < 1:
         return values, {}
     rng = np.random.default_rng(seed)
     units = items if groups is None else int(groups.max()) + 1

@@ -102,6 +102,8 @@ def retrieval(
             that is not a finite number; judgements that name none of the queries or none of the documents.
     """
     ks = cutoffs(ks)
+    if not (isinstance(qrels, Mapping) and all(isinstance(grades, Mapping) for grades in qrels.values())):
+        raise MmclError("qrels: expected {query id: {document id: grade}}, such as {'q1': {'d7': 1}}")
     query_ids, query_vectors = with_ids("queries", queries)
     corpus_ids, corpus_vectors = with_ids("corpus", corpus)
     same_width(("queries", query_vectors), ("documents", corpus_vectors))
@@ -216,8 +218,10 @@ def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], 
     offsets, documents, grades = [0], [], []
     for query in query_ids:
         for document, grade in qrels.get(query, {}).items():
-            if not np.isfinite(grade):
-                raise MmclError(f"qrels: the grade of document {document!r} for query {query!r} is {grade}")
+            if not (isinstance(grade, int | float | np.number) and np.isfinite(grade)):
+                raise MmclError(
+                    f"qrels: the grade of document {document!r} for query {query!r} is {grade!r}, not a number"
+                )
             if grade > 0:
                 documents.append(row.get(document, MISSING))
                 grades.append(grade)

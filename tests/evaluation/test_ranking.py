@@ -102,6 +102,12 @@ def test_euclidean_tells_near_neighbours_apart_far_from_the_origin() -> None:
     np.testing.assert_array_equal(ranks, expected)
 
 
+@pytest.mark.parametrize(("similarity", "gap"), [("dot", 1e-8), ("euclidean", 1e-4)])
+def test_what_float32_tells_apart_is_no_tie(similarity: str, gap: float) -> None:
+    corpus, queries = np.array([[1 - gap, 0], [1.0, 0], [-1.0, 0]]), np.array([[1.0, 0]])
+    assert relevant_ranks(queries, corpus, judge(np.array([[0, 1, 0]])), similarity=similarity) == 1
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_collapsed_model_is_ranked_last(value: float) -> None:
     vectors = np.full((50, 4), value)

@@ -163,6 +163,8 @@ GOOD = ({"q": [1.0, 0.0]}, {"a": [1.0, 0.0], "b": [0.0, 1.0]}, {"q": {"a": 1}})
         ({2: {"p": {"a": 1}}}, "qrels have ids such as 'p', the vectors such as 'q'"),
         ({2: {"q": {"z": 1}}}, "qrels have ids such as 'z', the vectors such as 'a'"),
         ({2: {"q": {"a": float("nan")}}}, "the grade of document 'a' for query 'q' is nan"),
+        ({2: {"q": {"a": "high"}}}, "the grade of document 'a' for query 'q' is 'high', not a number"),
+        ({2: {"q": ["a"]}}, "expected {query id: {document id: grade}}"),
         ({3: (0,)}, "ks: a cut-off is a whole number from 1 up, not 0"),
         ({3: ()}, "ks: give at least one"),
         ({3: (2.5,)}, "not 2.5"),
