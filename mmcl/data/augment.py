@@ -1,0 +1,157 @@
+"""Random changes of a batch of pictures, every sample with its own, on the device where the batch is.
+
+Crop, flip and rotation are composed, and the picture is resampled once. Brightness, contrast, saturation, hue and loss
+of colour are composed too, into one affine map of RGB. What happens to a sample depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcl.config.schema import AugmentationConfig
+from mmcl.data.identity import uniforms
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601; the sum is 1, so that greys stay as they are
+_YIQ = torch.stack([_LUMA, torch.tensor([0.5959, -0.2746, -0.3213]), torch.tensor([0.2115, -0.5227, 0.3112])])
+_CHUNK_BYTES = 2**20  # on a CPU, what passes from step to step stays in a core's cache: twice as fast as whole batches
+_GEOMETRY, _COLOUR, _DRAWS = slice(0, 6), slice(6, 12), 14
+
+
+class Augmentation:
+    """Changes pictures at random as ``config`` says, and brings them to ``size`` × ``size``.
+
+    - Crop (Inception's): its area is uniform in ``crop_scale``, its aspect ratio log-uniform in that part of
+      ``crop_ratio`` which fits into the picture. torchvision's ``RandomResizedCrop`` draws both again, up to ten times,
+      instead: given the area the ratio is distributed alike, but large areas are rarer there.
+    - Flip, then rotation about the crop's centre. Corners that turn in show the picture beyond the crop, and ``fill``
+      beyond the picture. Bilinear, without antialiasing: for pictures of about ``size``, of which a crop is enlarged.
+    - Brightness, contrast, saturation and hue by torchvision's factors, always in that order. Hue turns the plane of
+      YIQ, which keeps luma, rather than that of HSV; values are clamped to [0, 1] at the end and not between.
+    - Loss of colour, then Gaussian blur, cut off at three times the largest ``blur_sigma``, mirrored at the edge.
+
+    Defaults leave a picture of ``size`` as it is, and what one change draws does not depend on the others' settings.
+    """
+
+    def __init__(self, config: AugmentationConfig, size: int) -> None:
+        self.config = config
+        self.size = size
+        self._crops = config.crop_scale != (1.0, 1.0)
+        strengths = (config.brightness, config.contrast, config.saturation, config.hue)
+        self._jitters = max(strengths) > 0 and config.jitter_prob > 0
+        self._changes = config != AugmentationConfig(fill=config.fill)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, seeds: Tensor, stream: int = 0) -> Tensor:
+        """Views of ``images``, uint8 (N, H, W, 3): float32 (N, 3, ``size``, ``size``) in [0, 1], on the same device.
+
+        ``seeds`` (N,) int64 and ``stream`` choose the random numbers: another stream gives another view.
+        """
+        count, height, width, _ = images.shape
+        draws = uniforms(seeds, _DRAWS, stream)
+        out = torch.empty(count, 3, self.size, self.size, device=images.device)
+        chunk = max(1, _CHUNK_BYTES // (12 * max(height * width, self.size**2)))
+        chunk = chunk if images.device.type == "cpu" else max(1, count)
+        with torch.autocast(images.device.type, enabled=False):
+            for start in range(0, count, chunk):
+                part = slice(start, start + chunk)
+                view = self._place(images[part], draws[part, _GEOMETRY])
+                view = self._recolour(view, draws[part, _COLOUR])
+                view = self._blur(view, draws[part, 12:])
+                out[part] = view.clamp_(0.0, 1.0) if self._changes else view
+        return out
+
+    def _place(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Crop, flip and rotate: float32 (n, 3, size, size)."""
+        _, height, width, _ = images.shape
+        turns = self.config.rotate > 0
+        if not self._crops and not turns and height == width == self.size:
+            if self.config.flip > 0:
+                flipped = (draws[:, 4] < self.config.flip).to(images.device)
+                images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+            return _to_float(images)
+        place = self._placement(draws, width / height).to(images.device)
+        axis = (2 * torch.arange(self.size, device=images.device) + 1) / self.size - 1  # centres of pixels
+        y = place[:, :, 1, None] * axis + place[:, :, 2, None]
+        grid = place[:, :, 0, None, None] * axis + y[..., None]  # (n, 2, size, size): x and y to look at
+        view = _to_float(images)
+        if not turns:  # nothing outside is seen, but a pixel's outer half is: it goes on to the edge
+            return F.grid_sample(view, grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+        view -= self.config.fill  # so that zeros outside are the fill
+        view = F.grid_sample(view, grid.permute(0, 2, 3, 1), padding_mode="zeros", align_corners=False)
+        return view.add_(self.config.fill)
+
+    def _placement(self, draws: Tensor, aspect: float) -> Tensor:
+        """(n, 2, 3) affine maps from view to picture; x and y run from -1 to 1 in both. ``aspect`` is W / H."""
+        config = self.config
+        smallest, largest = config.crop_scale
+        area = smallest + (largest - smallest) * draws[:, 0]
+        fits = (area * aspect).log(), (aspect / area).log()  # the widest and the tallest crop of this area
+        low, high = (torch.tensor(math.log(ratio)).clamp(*fits) for ratio in config.crop_ratio)
+        ratio = (low + (high - low) * draws[:, 1]).exp()
+        width = (area * ratio / aspect).sqrt().clamp(max=1.0)
+        height = (area / ratio * aspect).sqrt().clamp(max=1.0)
+        x = (2 * draws[:, 2] - 1) * (1 - width)
+        y = (2 * draws[:, 3] - 1) * (1 - height)
+        side = torch.where(draws[:, 4] < config.flip, -1.0, 1.0)
+        angle = math.radians(config.rotate) * (2 * draws[:, 5] - 1)
+        cos, sin = angle.cos(), angle.sin()
+        rows = [width * side * cos, -width * side * sin, x, height * sin, height * cos, y]
+        return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+    def _recolour(self, view: Tensor, draws: Tensor) -> Tensor:
+        """Jitter and drop colours. Each change is linear in RGB, contrast with the mean luma besides."""
+        config = self.config
+        if not self._jitters and config.greyscale == 0:
+            return view
+        strengths = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue])
+        shifts = (2 * draws[:, 1:5] - 1) * strengths.to(draws)
+        shifts = torch.where(draws[:, :1] < config.jitter_prob, shifts, 0.0)
+        brightness, contrast, saturation = (1 + shifts[:, :3]).clamp(min=0.0).T
+        luma = _LUMA.to(draws.device).expand(3, 3)
+        matrix = hue_rotation(shifts[:, 3]) @ torch.lerp(luma, torch.eye(3).to(luma), saturation[:, None, None])
+        matrix = torch.where((draws[:, 5] < config.greyscale)[:, None, None], luma @ matrix, matrix)
+        matrix = matrix * (brightness * contrast)[:, None, None]
+        flat = view.flatten(2)
+        pull = (brightness * (1 - contrast)).to(view.device)  # towards the mean grey, which no later change moves
+        grey = pull * (flat.mean(2) @ _LUMA.to(view.device)) if config.contrast > 0 else torch.zeros_like(pull)
+        return torch.baddbmm(grey[:, None, None].expand(-1, 3, 1), matrix.to(view.device), flat).view_as(view)
+
+    def _blur(self, view: Tensor, draws: Tensor) -> Tensor:
+        chosen = (draws[:, 0] < self.config.blur).nonzero()[:, 0]
+        if self.config.blur == 0 or len(chosen) == 0:
+            return view
+        low, high = self.config.blur_sigma
+        sigma = (low + (high - low) * draws[chosen, 1]).to(view.device)
+        chosen = chosen.to(view.device)
+        view[chosen] = gaussian_blur(view[chosen], sigma, math.ceil(3 * high))
+        return view
+
+
+def hue_rotation(shift: Tensor) -> Tensor:
+    """(n, 3, 3) maps of RGB that turn the hue by ``shift`` (n,) of the colour circle and keep luma; exactly I for 0."""
+    cos, sin = (2 * math.pi * shift).cos(), (2 * math.pi * shift).sin()
+    zero = torch.zeros_like(shift)
+    turn = torch.stack([zero, zero, zero, zero, cos - 1, sin, zero, -sin, cos - 1], dim=1).view(-1, 3, 3)
+    yiq = _YIQ.to(shift.device)
+    return torch.eye(3, device=shift.device) + torch.linalg.inv(yiq) @ turn @ yiq
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur float ``images`` (n, C, H, W) with standard deviations ``sigma`` (n,) in pixels, mirrored at the edge."""
+    count, channels, height, width = images.shape
+    radius = min(radius, height - 1, width - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernels = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1).repeat_interleave(channels, dim=0)
+    planes = F.pad(images.reshape(1, count * channels, height, width), (radius,) * 4, mode="reflect")
+    planes = F.conv2d(planes, kernels[:, None, None, :], groups=count * channels)
+    planes = F.conv2d(planes, kernels[:, None, :, None], groups=count * channels)
+    return planes.view_as(images)
+
+
+def _to_float(images: Tensor) -> Tensor:
+    """uint8 (n, H, W, 3) as float32 (n, 3, H, W) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
