@@ -77,7 +77,8 @@ def _told(error: BaseException) -> tuple[str, int]:
         return "interrupted; what is on disk is whole, and a training run goes on with --resume", 130
     if isinstance(error, BrokenPipeError):
         return "", 0
-    where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+    name = getattr(error, "filename", None)
+    where = f" ({name})" if name else ""
     if getattr(error, "errno", None) == errno.ENOSPC:
         cure = "make room, then run the same command again (a training run with --resume)"
         return f"error: the disk is full{where}; {cure}", 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ def encode(
     column: Annotated[str | None, typer.Option(help="What to encode.", show_default="image, else text")] = None,
     split: Annotated[str | None, typer.Option(help="The part of the source to encode.")] = None,
     label: Annotated[str | None, typer.Option(help="A column to show in search results.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float16, on disk.")] = "float32",
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the vectors on disk.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""

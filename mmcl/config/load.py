@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `1e-3` as text; people mean a number."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),

@@ -34,4 +34,4 @@ class Embedder(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         """(N, D) embeddings, not normalised."""
         features = inputs["features"] if "features" in inputs else self.tower(**inputs)
-        return self.head(features)  # type: ignore[no-any-return]
+        return self.head(features)

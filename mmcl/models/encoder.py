@@ -48,7 +48,13 @@ class Encoder(nn.Module):
 
     @property
     def modalities(self) -> set[str]:
+        """What it embeds: image, text or both."""
         return set(self.embedders)
+
+    @property
+    def image_size(self) -> int | None:
+        """Side in pixels of the square that pictures are resized to; None without an image tower."""
+        return cast(ImageTower, self.embedder("image").tower).size if "image" in self.embedders else None
 
     @property
     def device(self) -> torch.device:

@@ -50,7 +50,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
     else:
         encoder = _load_text_model(text)
     encoder.path = folder if folder.is_dir() else None
-    return cast(Encoder, encoder.to(device).eval())
+    return encoder.to(device).eval()
 
 
 def save(encoder: Encoder, folder: Path) -> Path:
@@ -117,7 +117,7 @@ def _load_ours(folder: Path) -> Encoder:
     if encoder.modalities == {"text"}:
         _load_sentence_transformers_weights(encoder, folder)
     else:
-        load_weights(cast(nn.Module, encoder.embedders), folder / WEIGHTS)
+        load_weights(encoder.embedders, folder / WEIGHTS)
     return encoder
 
 
@@ -135,7 +135,7 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
     embedder = encoder.embedder("text")
     tower = cast(TextTower, embedder.tower)
     with quiet_transformers():
-        tower.net.save_pretrained(folder)  # type: ignore[operator, union-attr]
+        tower.net.save_pretrained(folder)
     tower.tokenizer.save_pretrained(folder)
     modules = ["Transformer:", "Pooling:1_Pooling", "Normalize:2_Normalize"]
     names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "last": "lasttoken"}
@@ -173,7 +173,7 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
 
 def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
     embedder = encoder.embedder("text")
-    load_weights(cast(nn.Module, embedder.tower.net), folder / WEIGHTS)
+    load_weights(embedder.tower.net, folder / WEIGHTS)
     linear = [module for module in embedder.head.modules() if isinstance(module, nn.Linear)]
     for number, layer in enumerate(linear, start=2):
         load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)

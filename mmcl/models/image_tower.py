@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.config.schema import ImageConfig, ImageTowerConfig
+from mmcl.data.images import ResizeMode
 from mmcl.runtime.errors import MmclError, nearest
 
 
@@ -26,10 +27,10 @@ class ImageTower(nn.Module):
 
     def __init__(self, net: nn.Module, spec: dict[str, Any]) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=torch.channels_last)
         self.spec = spec
         self.size: int = spec["size"]
-        self.resize: str = spec["resize"]
+        self.resize: ResizeMode = spec["resize"]
         self.register_buffer("mean", torch.tensor(spec["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec["std"]).view(1, 3, 1, 1), persistent=False)
         self.width = self._measure_width()

@@ -39,7 +39,7 @@ class TextTower(nn.Module):
         self, net: nn.Module, tokenizer: Any, *, pooling: str, max_tokens: int, prompts: dict[str, str] | None = None
     ) -> None:
         super().__init__()
-        if len(tokenizer) > net.config.vocab_size:  # type: ignore[union-attr, operator, arg-type]
+        if len(tokenizer) > net.config.vocab_size:  # type: ignore[union-attr, operator]
             raise MmclError(
                 f"the tokenizer has {len(tokenizer)} entries but the model only {net.config.vocab_size}; "  # type: ignore[union-attr]
                 "they do not belong together"

@@ -51,4 +51,4 @@ def gather_rows(shard: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return shard
-    return _GatherRows.apply(shard)  # type: ignore[no-any-return, no-untyped-call]
+    return _GatherRows.apply(shard)

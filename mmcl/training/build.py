@@ -50,7 +50,7 @@ def build_method(config: Config, rows: Rows, folder: Path) -> Method:
         embedders[modality] = Embedder(tower, head, frozen=section.frozen)
     encoder = Encoder(embedders, config.model.dim, config.name)
     augmentation = Augmentation(config.augmentation, config.data.image.size) if augments(config) else None
-    return kind(config.method, encoder, augmentation)  # type: ignore[call-arg]
+    return kind(config.method, encoder, augmentation)
 
 
 def augments(config: Config) -> bool:

@@ -123,7 +123,7 @@ def _verified_state(checkpoint: Path) -> dict[str, Any]:
             raise MmclError(f"{path}: missing from the checkpoint; {cure}")
         if sha256_file(path) != checksum:
             raise MmclError(f"{path}: damaged checkpoint, its checksum is not the one written; {cure}")
-    return state  # type: ignore[no-any-return]
+    return state
 
 
 def _frozen(method: nn.Module) -> set[str]:
@@ -131,7 +131,7 @@ def _frozen(method: nn.Module) -> set[str]:
     names: set[str] = set()
     for prefix, module in method.named_modules():
         if getattr(module, "frozen", False):
-            names |= {f"{prefix}.tower.{name}" for name in module.tower.state_dict()}  # type: ignore[union-attr, operator]
+            names |= {f"{prefix}.tower.{name}" for name in module.tower.state_dict()}
     return names
 
 

@@ -75,9 +75,17 @@ class Ticker:
             show = sys.stderr.isatty()
         if show:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                ProgressColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = ["train", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"), "ETA"]
+            words = TextColumn("{task.fields[words]}")
+            columns: list[str | ProgressColumn] = ["train", BarColumn(), MofNCompleteColumn(), words, "ETA"]
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
             self._task = self._bar.add_task("train", total=steps, completed=done, words="")
             self._bar.start()

@@ -16,7 +16,8 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Ad
     Matrices and convolutions decay. Gains, biases and scalars such as the temperature do not: pulling a gain to zero
     switches its channel off, and pulling the temperature changes the loss instead of the model.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 else free).append(parameter)
