@@ -43,7 +43,7 @@ class VectorWriter:
         dim: components of a vector.
         model: name or folder of the encoder.
         dtype: ``float32`` or ``float16`` on disk.
-        source: what the vectors come from, as JSON values; whatever tells another source apart.
+        source: what the vectors come from, as JSON values that tell it from another source; ``name`` is only shown.
         shard_rows: a shard is closed by the block that brings it to this many vectors; a block is never split.
         resume: continue such a folder; if False, only a new or empty one is accepted.
 
@@ -240,7 +240,7 @@ def _differences(now: dict[str, Any], then: dict[str, Any]) -> Iterator[tuple[st
         if now[key] != then.get(key):
             yield key, now[key], then.get(key)
     old = then.get("source") or {}
-    for key in sorted(now["source"].keys() | old.keys()):
+    for key in sorted((now["source"].keys() | old.keys()) - {"name"}):
         if now["source"].get(key) != old.get(key):
             yield f"source: {key}", now["source"].get(key), old.get(key)
 

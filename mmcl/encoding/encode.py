@@ -1,0 +1,279 @@
+"""A corpus to vectors on disk: read, decode and encode block by block, go on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL.Image import Image, registered_extensions
+
+from mmcl.data.images import ImageError, decode, usable_cpus
+from mmcl.data.rows import Rows
+from mmcl.encoding.vectors import Vectors, VectorWriter, open_vectors
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.progress import progress
+
+Modality = Literal["image", "text"]
+
+_BLOCK_ROWS = {"text": 4_096, "image": 64}  # decoded pictures are large: 64 of 12 megapixels are 2.3 GB
+_PROBE_ROWS = 8
+_PROBE_TOLERANCE = 2e-3  # float16 on disk, TF32 on another machine
+_SAMPLE_ROWS = 100
+_LABEL_LENGTH = 200
+
+log = logging.getLogger("mmcl")
+
+
+class Encodes(Protocol):
+    """What is asked of an encoder."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def modalities(self) -> Any: ...
+    def encode(
+        self, inputs: Any, modality: str | None = None, *, normalize: bool = True, show_progress: bool | None = None
+    ) -> np.ndarray: ...
+
+
+@dataclass
+class _Block:
+    """Consecutive rows, decoded: what there is to encode, and what was skipped."""
+
+    stop: int
+    ids: list[str] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    skipped: list[tuple[int, str, str]] = field(default_factory=list)  # row, id, reason
+
+    def add(self, id_: str, item: Any, label: Any) -> None:
+        self.ids.append(id_)
+        self.inputs.append(item)
+        if isinstance(label, Path):
+            self.labels.append(str(label))
+        else:
+            self.labels.append(None if label is None else shorten(str(label), _LABEL_LENGTH, placeholder=" …"))
+
+
+def encode_source(
+    encoder: Encodes,
+    rows: Rows,
+    column: str,
+    out: str | Path,
+    *,
+    modality: Modality | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    shard_rows: int = 100_000,
+    batch_rows: int | None = None,
+    label_column: str | None = None,
+    on_error: Literal["skip", "fail"] = "skip",
+    show_progress: bool | None = None,
+) -> Vectors:
+    """Encode a column of ``rows`` into the folder ``out``.
+
+    An interrupted run's folder is gone on with from its last whole shard, and ends up with the bytes of a run that was
+    left alone; a finished one is returned as it is. Memory holds two blocks of decoded rows and one shard of vectors.
+
+    Args:
+        encoder: its ``encode`` is called with lists of texts or of PIL pictures. Where it has an ``image_size``, the
+            side in pixels it resizes to, much larger JPEG files are decoded at a fraction of their size.
+        rows: the corpus.
+        column: texts, lists of texts (each text gets a vector, under its row's id), or pictures.
+        out: a new folder, or one of an earlier run with the same encoder, rows, column, modality and dtype.
+        modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are pictures.
+        dtype: ``float32`` or ``float16`` on disk.
+        shard_rows: a shard is written once it has this many vectors; what an interruption can cost.
+        batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 pictures.
+        label_column: what a table of results shows for a vector; by default the text, cut at 200 characters, or the
+            picture's path.
+        on_error: ``skip`` leaves out unreadable pictures and empty texts, lists them in the manifest and says once how
+            many; ``fail`` stops at the first.
+        show_progress: a bar on stderr; None shows it on a terminal.
+
+    Returns:
+        The vectors, of unit length, memory-mapped.
+
+    Raises:
+        MmclError: no such column, a modality that the encoder does not have, a picture or text that cannot be used
+            under ``fail``, nothing that could be encoded, or ``out`` holds vectors of another origin.
+        OSError: the disk is full. Give the same call again once there is room.
+    """
+    rows.require([column] if label_column is None else [column, label_column])
+    modality = modality or _modality_of(rows, column)
+    if modality not in encoder.modalities:
+        known = " and ".join(sorted(encoder.modalities))
+        raise MmclError(
+            f"{rows.name}: column '{column}' holds {modality}s, model '{encoder.name}' embeds {known} only; "
+            "name another column or model"
+        )
+    if batch_rows is not None and batch_rows < 1:
+        raise MmclError(f"batch_rows is {batch_rows}; it must be 1 or more")
+    source = {
+        "name": rows.name,
+        "fingerprint": rows.fingerprint,
+        "column": column,
+        "modality": modality,
+        "label_column": label_column,
+        "normalized": True,
+    }
+    writer = VectorWriter(
+        out, dim=encoder.dim, model=_model_name(encoder), dtype=dtype, source=source, shard_rows=shard_rows
+    )
+    reader = _Reader(rows, column, modality, label_column, getattr(encoder, "image_size", None))
+    _announce(encoder, reader, writer)
+    _check_same_weights(encoder, reader, writer)
+    if not writer.complete:
+        with progress("encode", len(rows), "rows", show_progress) as advance, writer:
+            done = writer.rows_done
+            advance(done)
+            for block in reader.blocks(done, min(batch_rows or _BLOCK_ROWS[modality], shard_rows)):
+                for row, id_, reason in block.skipped:
+                    if on_error == "fail":
+                        raise MmclError(f"{rows.name}: row {row} (id {id_!r}), column '{column}': {reason}")
+                    writer.skip(row, id_, reason)
+                writer.append(block.ids, _encode(encoder, block.inputs, modality), block.labels, rows_done=block.stop)
+                advance(block.stop - done)
+                done = block.stop
+    vectors = open_vectors(out)
+    _report_skipped(vectors, reader)
+    return vectors
+
+
+def _modality_of(rows: Rows, column: str) -> Modality:
+    """What the first rows hold: pictures, names of files that exist or end as pictures do, or text."""
+    head = rows.select(range(min(_SAMPLE_ROWS, len(rows))))
+    values = {row: value for row, value in enumerate(head.column(column)) if value is not None and value != ""}
+    if any(isinstance(value, bytes | dict) for value in values.values()):
+        return "image"
+    if not values or not all(isinstance(value, str) for value in values.values()):
+        return "text"
+    paths = [path for path in head.images(column, list(values)) if isinstance(path, Path)]
+    pictures = all(path.suffix.lower() in registered_extensions() for path in paths)
+    return "image" if pictures or any(map(_is_file, paths)) else "text"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a long text is no path
+        return False
+
+
+def _model_name(encoder: Encodes) -> str:
+    """What loads the encoder again: its folder, absolute so that it is found from elsewhere, or its name."""
+    folder = getattr(encoder, "path", None)
+    return encoder.name if folder is None else str(Path(folder).resolve())
+
+
+@dataclass
+class _Reader:
+    """Reads and decodes a column, block by block."""
+
+    rows: Rows
+    column: str
+    modality: Modality
+    label_column: str | None = None
+    image_size: int | None = None
+
+    def blocks(self, start: int, size: int) -> Iterator[_Block]:
+        """Blocks of ``size`` rows, each read and decoded while the one before it is being encoded."""
+        read = self._images if self.modality == "image" else self._texts
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(usable_cpus()) as decoders:
+            due = None
+            for at in range(start, len(self.rows), size):
+                coming = ahead.submit(read, at, min(at + size, len(self.rows)), decoders)
+                if due:
+                    yield due.result()
+                due = coming
+            if due:
+                yield due.result()
+
+    def _texts(self, start: int, stop: int, decoders: ThreadPoolExecutor) -> _Block:
+        part = self.rows.select(range(start, stop))
+        labels: list[Any] = part.column(self.label_column) if self.label_column else [None] * len(part)
+        block = _Block(stop)
+        for row, id_, value, label in zip(range(start, stop), part.ids(), part.texts(self.column), labels, strict=True):
+            texts: list[str | None] = [*value] if isinstance(value, list) else [value]
+            for text in texts or [None]:
+                if text is None or not text.strip():
+                    block.skipped.append((row, id_, "empty text"))
+                else:
+                    block.add(id_, text, label if self.label_column else text)
+        return block
+
+    def _images(self, start: int, stop: int, decoders: ThreadPoolExecutor) -> _Block:
+        part = self.rows.select(range(start, stop))
+        images = part.images(self.column, range(len(part)))
+        paths = [image if isinstance(image, Path) else None for image in images]
+        labels: Sequence[Any] = part.column(self.label_column) if self.label_column else paths
+        block = _Block(stop)
+        pictures = decoders.map(self._decoded, images)
+        for row, id_, picture, label in zip(range(start, stop), part.ids(), pictures, labels, strict=True):
+            if isinstance(picture, ImageError):
+                block.skipped.append((row, id_, str(picture)))
+            else:
+                block.add(id_, picture, label)
+        return block
+
+    def _decoded(self, image: bytes | Path | None) -> Image | ImageError:
+        """The picture, or the error that says why there is none."""
+        try:
+            return decode(image, target=self.image_size)
+        except ImageError as error:
+            return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
+
+
+def _announce(encoder: Encodes, reader: _Reader, writer: VectorWriter) -> None:
+    if writer.complete:
+        log.info(f"{writer.folder}: complete already, {writer.count:,} vectors")
+        return
+    begun = f"; going on at row {writer.rows_done:,}" if writer.rows_done else ""
+    log.info(
+        f"encoding {len(reader.rows):,} rows of {reader.rows.name} (column '{reader.column}', {reader.modality}) "
+        f"with {encoder.name} into {writer.folder}{begun}"
+    )
+
+
+def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter) -> None:
+    """Encode the first rows again: a model trained further under its old name must not complete another's vectors."""
+    if not writer.count:
+        return
+    block = next(reader.blocks(0, _PROBE_ROWS))
+    again = _encode(encoder, block.inputs, reader.modality)
+    stored = open_vectors(writer.folder, partial=True).take(range(min(len(again), writer.count)))
+    if not np.allclose(again[: len(stored)], stored, atol=_PROBE_TOLERANCE):
+        raise MmclError(
+            f"{writer.folder}: '{encoder.name}' now gives other vectors for the first rows than those stored there; "
+            "delete the folder or choose another --out"
+        )
+
+
+def _encode(encoder: Encodes, inputs: list[Any], modality: Modality) -> np.ndarray:
+    if not inputs:
+        return np.empty((0, encoder.dim), np.float32)
+    return encoder.encode(inputs, modality=modality, normalize=True, show_progress=False)
+
+
+def _report_skipped(vectors: Vectors, reader: _Reader) -> None:
+    count = vectors.skipped["count"]
+    if not count:
+        return
+    name, first = reader.rows.name, vectors.skipped["rows"][0]
+    if not len(vectors):
+        raise MmclError(
+            f"{name}: nothing in column '{reader.column}' can be encoded "
+            f"(row {first['row']}, id {first['id']!r}: {first['reason']})"
+        )
+    log.warning(
+        f"{name}: skipped {count:,} in column '{reader.column}' of {len(reader.rows):,} rows "
+        f"(first: row {first['row']}, id {first['id']!r}: {first['reason']}); "
+        f"they are listed in {vectors.folder / 'manifest.json'}"
+    )

@@ -1,0 +1,225 @@
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmcl.data.sources import open_source
+from mmcl.encoding import encode_source, open_vectors, vectors
+from mmcl.runtime.errors import MmclError
+
+TEXTS = [f"sentence number {n}" for n in range(33)]
+
+
+class HashEncoder:
+    """Its vectors are a hash of the input; it can be told to kill its process."""
+
+    dim, name = 16, "hash"
+
+    def __init__(self, modalities=("text", "image"), seed=0, die_at=None):
+        self.modalities, self.seed, self.die_at = set(modalities), seed, die_at
+        self.calls = []
+
+    def encode(self, inputs, modality=None, *, normalize=True, show_progress=None):
+        if len(self.calls) == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.calls.append((len(inputs), modality))
+        return np.stack([self.vector(item) for item in inputs])
+
+    def vector(self, item):
+        content = item.encode() if isinstance(item, str) else np.asarray(item).tobytes()
+        seed = int.from_bytes(hashlib.blake2b(content, digest_size=4).digest(), "little")
+        vector = np.random.default_rng([seed, self.seed]).normal(size=self.dim).astype("float32")
+        return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "cache"))
+
+
+def rows(path: Path, **columns):
+    pq.write_table(pa.table(columns), path.with_suffix(".parquet"))
+    return open_source(path.with_suffix(".parquet"))
+
+
+def picture(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def expected(inputs) -> np.ndarray:
+    return np.stack([HashEncoder().vector(item) for item in inputs])
+
+
+def test_texts_become_vectors_in_order_with_ids_and_labels(tmp_path):
+    encoder = HashEncoder()
+    texts = [*TEXTS[:32], "a long text " * 50]
+    source = rows(tmp_path / "s", id=[f"r{n}" for n in range(33)], text=texts)
+    stored = encode_source(encoder, source, "text", tmp_path / "out", shard_rows=10, batch_rows=4)
+    np.testing.assert_array_equal(stored.take(range(33)), expected(texts))
+    assert stored.ids().tolist() == source.ids()
+    labels = stored.table()["label"].to_pylist()
+    assert labels[:32] == TEXTS[:32]
+    assert len(labels[32]) <= 200
+    assert [len(ids) for ids, _ in stored.iter_shards()] == [12, 12, 9]
+    assert {kind for _, kind in encoder.calls} == {"text"}
+    assert stored.model == "hash"
+    assert stored.source["fingerprint"] == source.fingerprint
+
+
+def test_unreadable_pictures_and_empty_cells_are_skipped_counted_and_listed(tmp_path, caplog):
+    shades = [10, 20, 30, 40]
+    cells = [picture(10), b"not a picture", picture(20), None, picture(30), picture(40)[:40], picture(40)]
+    source = rows(tmp_path / "s", image=cells, name=["a", "b", "c", "d", "e", "f", "g"])
+    with caplog.at_level(logging.WARNING, "mmcl"):
+        stored = encode_source(HashEncoder(), source, "image", tmp_path / "out", batch_rows=2, label_column="name")
+    images = [Image.new("RGB", (4, 4), (shade, 0, 0)) for shade in shades]
+    np.testing.assert_array_equal(stored.take(range(4)), expected(images))
+    assert stored.ids().tolist() == ["0", "2", "4", "6"]
+    assert stored.table()["label"].to_pylist() == ["a", "c", "e", "g"]
+    assert stored.skipped["count"] == 3
+    assert [(entry["row"], entry["id"]) for entry in stored.skipped["rows"]] == [(1, "1"), (3, "3"), (5, "5")]
+    assert len(caplog.records) == 1
+    assert "skipped 3" in caplog.text
+
+
+def test_fail_stops_at_the_row_that_cannot_be_used(tmp_path):
+    source = rows(tmp_path / "s", text=["a", "b", " "])
+    with pytest.raises(MmclError, match=r"row 2 \(id '2'\), column 'text': empty text"):
+        encode_source(HashEncoder(), source, "text", tmp_path / "out", on_error="fail")
+
+
+def test_every_text_of_a_list_gets_a_vector_under_its_rows_id(tmp_path):
+    source = rows(tmp_path / "s", captions=[["a", "b"], [], ["c", ""], None])
+    stored = encode_source(HashEncoder(), source, "captions", tmp_path / "out")
+    assert stored.ids().tolist() == ["0", "0", "2"]
+    np.testing.assert_array_equal(stored.take(range(3)), expected(["a", "b", "c"]))
+    assert [entry["row"] for entry in stored.skipped["rows"]] == [1, 2, 3]
+
+
+def test_paths_of_pictures_are_found_from_the_tables_folder_and_become_labels(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "red.png").write_bytes(picture(200))
+    source = rows(tmp_path / "s", file=["pictures/gone.png", "pictures/red.png"])
+    encoder = HashEncoder()
+    stored = encode_source(encoder, source, "file", tmp_path / "out")
+    assert encoder.calls == [(1, "image")]
+    assert stored.table()["label"].to_pylist() == [str(tmp_path / "pictures" / "red.png")]
+    assert "gone.png" in stored.skipped["rows"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "modality"),
+    [
+        (["a cat", "a dog"], "text"),
+        ([None, "", "a cat " * 1000], "text"),
+        ([["a", "b"]], "text"),
+        (["x.png", "y.JPG"], "image"),
+        ([None, picture(1)], "image"),
+        ([{"bytes": picture(1), "path": None}], "image"),
+    ],
+)
+def test_the_modality_is_what_the_column_holds(tmp_path, cells, modality):
+    (other,) = {"text", "image"} - {modality}
+    with pytest.raises(MmclError, match=f"column 'c' holds {modality}s, model 'hash' embeds {other} only"):
+        encode_source(HashEncoder([other]), rows(tmp_path / "s", c=cells), "c", tmp_path / "out")
+
+
+@pytest.mark.parametrize("die_at", [0, 2, 3, 4, 6])
+def test_a_killed_encode_given_again_ends_with_the_same_bytes(tmp_path, die_at):
+    texts = [None if n in (3, 10, 31) else text for n, text in enumerate(TEXTS)]
+    source = rows(tmp_path / "s", text=texts)
+    settings = {"shard_rows": 10, "batch_rows": 5}
+    command = [sys.executable, __file__, tmp_path / "s.parquet", tmp_path / "killed", json.dumps(settings), str(die_at)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    encoder = HashEncoder()
+    encode_source(encoder, source, "text", tmp_path / "killed", **settings)
+    encode_source(HashEncoder(), source, "text", tmp_path / "whole", **settings)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert sum(count for count, _ in encoder.calls) <= 30 - max(0, die_at - 3) * 5 + 8  # it did go on, after a probe
+    stored = open_vectors(tmp_path / "killed")
+    np.testing.assert_array_equal(stored.take(range(30)), expected([text for text in texts if text]))
+    assert [entry["row"] for entry in stored.skipped["rows"]] == [3, 10, 31]
+
+
+def test_a_finished_encode_given_again_encodes_nothing_but_a_probe(tmp_path):
+    source = rows(tmp_path / "s", text=TEXTS)
+    encode_source(HashEncoder(), source, "text", tmp_path / "out")
+    before = contents(tmp_path / "out")
+    encoder = HashEncoder()
+    assert len(encode_source(encoder, source, "text", tmp_path / "out")) == 33
+    assert encoder.calls == [(8, "text")]
+    assert contents(tmp_path / "out") == before
+
+
+def test_vectors_of_another_source_column_or_weights_are_not_continued(tmp_path):
+    source = rows(tmp_path / "s", text=TEXTS, title=TEXTS)
+    encode_source(HashEncoder(), source, "text", tmp_path / "out", dtype="float16")
+    encode_source(HashEncoder(), source, "text", tmp_path / "out", dtype="float16")
+    for changed, message in [
+        ({"rows": rows(tmp_path / "other", text=TEXTS)}, "another source: fingerprint"),
+        ({"column": "title"}, "another source: column"),
+        ({"dtype": "float32"}, "another dtype"),
+        ({"encoder": HashEncoder(seed=1)}, "other vectors for the first rows"),
+    ]:
+        call = {"encoder": HashEncoder(), "rows": source, "column": "text", "out": tmp_path / "out", "dtype": "float16"}
+        with pytest.raises(MmclError, match=message):
+            encode_source(**call | changed)
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "message"),
+    [
+        (["a"], {"column": "txt"}, "no column 'txt'.*did you mean 'text'"),
+        (["a"], {"label_column": "nam"}, "no column 'nam'"),
+        (["a"], {"batch_rows": -1}, "batch_rows is -1"),
+        (["", None], {}, r"nothing in column 'text' can be encoded \(row 0"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(tmp_path, cells, options, message):
+    with pytest.raises(MmclError, match=message):
+        encode_source(
+            **{"encoder": HashEncoder(), "rows": rows(tmp_path / "s", text=cells), "column": "text"} | options,
+            out=tmp_path / "out",
+        )
+
+
+def test_a_full_disk_passes_through_and_the_encode_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    source = rows(tmp_path / "s", text=TEXTS)
+    with monkeypatch.context() as patch:
+        write_table, written = vectors.write_table, []
+
+        def fills_up(path, table):
+            if written:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(path)
+            write_table(path, table)
+
+        patch.setattr(vectors, "write_table", fills_up)
+        with pytest.raises(OSError, match="No space left"):
+            encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10)
+    assert sorted(contents(tmp_path / "out")) == ["manifest.json", "shard-00000.ids.parquet", "shard-00000.npy"]
+    assert len(encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10)) == 33
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
+
+
+if __name__ == "__main__":  # the process that is killed
+    table, out, settings, die_at = sys.argv[1:]
+    encode_source(HashEncoder(die_at=int(die_at)), open_source(table), "text", out, **json.loads(settings))
