@@ -34,14 +34,15 @@ class TextTower(nn.Module):
     """
 
     modality: ClassVar[str] = "text"
+    net: Any  # a transformers model, whose type depends on the name
 
     def __init__(
-        self, net: nn.Module, tokenizer: Any, *, pooling: str, max_tokens: int, prompts: dict[str, str] | None = None
+        self, net: Any, tokenizer: Any, *, pooling: str, max_tokens: int, prompts: dict[str, str] | None = None
     ) -> None:
         super().__init__()
-        if len(tokenizer) > net.config.vocab_size:  # type: ignore[union-attr, operator]
+        if len(tokenizer) > net.config.vocab_size:
             raise MmclError(
-                f"the tokenizer has {len(tokenizer)} entries but the model only {net.config.vocab_size}; "  # type: ignore[union-attr]
+                f"the tokenizer has {len(tokenizer)} entries but the model only {net.config.vocab_size}; "
                 "they do not belong together"
             )
         self.net = net
@@ -49,7 +50,7 @@ class TextTower(nn.Module):
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.prompts = prompts or {}
-        self.width = int(net.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.width = int(net.config.hidden_size)
 
     @classmethod
     def build(cls, config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
@@ -115,7 +116,7 @@ class TextTower(nn.Module):
     def spec(self) -> dict[str, Any]:
         """What rebuilds this tower, weights and tokenizer files apart."""
         return {
-            "config": self.net.config.to_diff_dict(),  # type: ignore[union-attr, operator]
+            "config": self.net.config.to_diff_dict(),
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
             "prompts": self.prompts,

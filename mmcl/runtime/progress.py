@@ -35,13 +35,7 @@ def progress(
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed or 0:,.0f} {unit}/s", style="dim")
 
-    columns: list[str | ProgressColumn] = [
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    ]
+    shown: list[str | ProgressColumn] = ["{task.description}", BarColumn(), MofNCompleteColumn(), Rate()]
     with Progress(*shown, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda n: bar.advance(task, n)
