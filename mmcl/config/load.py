@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import types
 import typing
@@ -30,7 +31,7 @@ def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iter
     if isinstance(config, Config):
         where, values = "config", config.model_dump(mode="json")
     elif isinstance(config, Mapping):
-        where, values = "config", dict(config)
+        where, values = "config", copy.deepcopy(dict(config))
     else:
         where, values = str(config), _read_yaml(Path(config))
     for override in overrides:

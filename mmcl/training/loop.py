@@ -309,9 +309,7 @@ def _prepare_folder(folder: Path, config: Config, resume: bool, main: bool) -> l
     if begun:
         different = _first_difference(Run(folder).config.model_dump(), config.model_dump())
         if different:
-            raise MmclError(
-                f"{folder}: '{different}' differs from the run's config.yaml; a resumed run keeps its config"
-            )
+            raise MmclError(f"{folder}: '{different}' is not as in its config.yaml; a resumed run keeps its config")
     elif resume and not (folder / "config.yaml").is_file():
         raise MmclError(f"{folder}: no run to resume there; leave out --resume to start one")
     if main:

@@ -71,6 +71,12 @@ def test_overrides_are_yaml_values_under_dotted_keys():
     assert config.model.image.args == {"stem_width": 8}
 
 
+def test_overrides_leave_the_callers_mapping_alone():
+    values = {"data": {"train": {"source": "pairs.csv"}}, "model": {"dim": 8}}
+    load_config(values, ["model.dim=16"])
+    assert values["model"]["dim"] == 8
+
+
 @pytest.mark.parametrize("override", ["training.lr", "=3", "training.lr.x=1", "training.lr=[1"])
 def test_overrides_that_are_none_are_refused(override):
     with pytest.raises(MmclError, match="--set"):

@@ -1,0 +1,188 @@
+"""The loop: it learns, it can be killed, it stops when it diverges, and it says what it left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmcl
+from mmcl.config.load import load_config, to_yaml
+from mmcl.runtime.errors import DivergedError, MmclError
+from mmcl.training import train
+from mmcl.training.checkpoint import list_checkpoints
+
+TRAIN = """
+import sys, torch
+torch.set_num_threads(1)
+from mmcl.training import train
+train(sys.argv[1], out=sys.argv[2], resume="--resume" in sys.argv)
+"""
+
+
+def start(config, out, *flags, **kwargs):
+    command = [sys.executable, "-c", TRAIN, str(config), str(out), *flags]
+    return subprocess.Popen(command, env=os.environ | {"TQDM_DISABLE": "1"}, **kwargs)
+
+
+@pytest.fixture
+def tiny(shapes_config):
+    """Twelve steps of a run with dropout, augmentation and running statistics: everything that resuming must restore."""
+    settings = {"epochs": 0.2, "save_every": 3, "keep": 3}
+    return shapes_config | {"training": shapes_config["training"] | settings, "evaluation": {}}
+
+
+def test_training_learns_and_the_model_can_be_used(tmp_path, shapes_config):
+    config = shapes_config | {"evaluation": shapes_config["evaluation"] | {"best": "dev/image_to_text/hit@10"}}
+    run = train(config, out=tmp_path / "run", overrides=["training.epochs=1.2", "evaluation.every=0.6"])
+    losses = [line["loss"] for line in run.lines() if "loss" in line]
+    assert losses[-1] < losses[0] / 2
+    assert run.metrics["dev/image_to_text/hit@10"] > 0.2  # chance is 10 of 400
+    assert run.metrics["dev/image_to_text/hit@10"] == max(
+        line["evaluation"]["dev/image_to_text/hit@10"] for line in run.lines() if "evaluation" in line
+    )
+    assert mmcl.load(run.folder).encode("a small red circle").shape == (64,)
+    assert run.model.card["data"]["rows"] == 4000
+
+
+def test_a_killed_run_resumed_equals_one_left_alone_bit_for_bit(tmp_path, tiny):
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(load_config(tiny)))
+    start(config, tmp_path / "whole").wait(timeout=300)
+
+    broken = tmp_path / "broken"
+    killed_at = random.Random().randint(3, 10)  # a random step: any must do
+    process = start(config, broken)
+    while process.poll() is None and _last_step(broken) < killed_at:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "model").exists(), "the run ended before it could be killed"
+    assert start(config, broken, "--resume").wait(timeout=300) == 0
+
+    whole = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    resumed = load_file(broken / "model" / "model.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole), f"killed at step {killed_at}"
+    steps = [line["step"] for line in map(json.loads, (broken / "metrics.jsonl").read_text().splitlines())]
+    assert steps == sorted(set(steps))
+
+
+def _last_step(folder):
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(tmp_path, tiny):
+    train(tiny, out=tmp_path / "run", overrides=["training.keep=2"])
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000009", "step-00000012"]
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path, tiny):
+    train(tiny, out=tmp_path / "run", overrides=["training.epochs=0.05"])
+    with pytest.raises(MmclError, match="--resume"):
+        train(tiny, out=tmp_path / "run")
+    with pytest.raises(MmclError, match="'training.epochs' is not as in its config"):
+        train(tiny, out=tmp_path / "run", resume=True)
+    with pytest.raises(MmclError, match="no run to resume"):
+        train(tiny, out=tmp_path / "elsewhere", resume=True)
+
+
+def test_a_damaged_checkpoint_is_named_with_its_cure(tmp_path, tiny):
+    overrides = ["training.epochs=0.1"]
+    train(tiny, out=tmp_path / "run", overrides=overrides)
+    weights = list_checkpoints(tmp_path / "run")[-1] / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(MmclError, match=r"model\.safetensors: damaged checkpoint.*remove .*step-"):
+        train(tiny, out=tmp_path / "run", overrides=overrides, resume=True)
+
+
+def test_divergence_stops_with_step_rows_and_last_good_checkpoint(tmp_path, tiny, monkeypatch):
+    from mmcl.methods import Clip, Loss
+
+    calls = []
+    honest = Clip.loss
+
+    def poisoned(self, views):
+        calls.append(1)
+        loss = honest(self, views)
+        return Loss(loss.value * torch.nan) if len(calls) == 5 else loss
+
+    monkeypatch.setattr(Clip, "loss", poisoned)
+    with pytest.raises(DivergedError, match=r"became nan at step 4;.*step-00000003"):
+        train(tiny, out=tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert told["step"] == 4
+    assert len(told["rows"]) == 64
+
+
+def test_accumulation_averages_gradients(tmp_path, tiny):
+    """Two batches accumulated are one step: half the steps for the same rows."""
+    run = train(tiny, out=tmp_path / "run", overrides=["training.accumulate=2", "training.log_every=1"])
+    assert [line["step"] for line in run.lines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_unreadable_pictures_are_skipped_counted_and_listed(tmp_path, tiny):
+    folder = _folder_of_pictures(tmp_path)
+    (folder / "3.png").write_bytes(b"not a picture")
+    config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
+    config["data"]["columns"] = {"image": "path", "text": "caption"}
+    run = train(config, out=tmp_path / "run", overrides=["training.batch_size=8"])
+    (skipped,) = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
+    assert skipped["id"] == "3"
+    assert skipped["role"] == "image"
+    assert run.model.card["data"] == {"rows": 19, "source": str(folder / "pairs.csv"), "skipped": 1}
+    with pytest.raises(MmclError, match=r"3\.png"):
+        train(config, out=tmp_path / "strict", overrides=["training.batch_size=8", "data.on_error=fail"])
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path, tiny):
+    with pytest.raises(MmclError, match=r"4000 usable rows do not fill a batch of 5000"):
+        train(tiny, out=tmp_path / "run", overrides=["training.batch_size=5000"])
+
+
+def test_frozen_towers_do_not_move_and_their_features_are_computed_once(tmp_path, tiny, monkeypatch):
+    from mmcl.models.text_tower import TextTower
+
+    texts = []
+    forward = TextTower.forward
+
+    def counting(self, input_ids, attention_mask):
+        texts.append(len(input_ids))
+        return forward(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(TextTower, "forward", counting)
+    overrides = ["model.text.frozen=true", "evaluation.sources={}"]
+    runs = [train(tiny, out=tmp_path / str(n), overrides=[*overrides, f"training.epochs={n}"]) for n in (0.05, 0.1)]
+    tables = [load_file(run.folder / "model" / "model.safetensors") for run in runs]
+    tower = [name for name in tables[0] if name.startswith("text.tower")]
+    assert tower
+    assert all(torch.equal(tables[0][name], tables[1][name]) for name in tower)
+    assert not torch.equal(tables[0]["text.head.1.weight"], tables[1]["text.head.1.weight"])
+    assert sum(texts) < 2 * 4000  # each distinct caption once a run
+
+
+def _folder_of_pictures(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["path,caption"]
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,picture number {number}")
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return folder
