@@ -48,6 +48,7 @@ class Encodes(Protocol):
 class _Block:
     """Consecutive rows, decoded: what there is to encode, and what was skipped."""
 
+    start: int
     stop: int
     ids: list[str] = field(default_factory=list)
     inputs: list[Any] = field(default_factory=list)
@@ -92,59 +93,43 @@ def encode_source(
         dtype: ``float32`` or ``float16`` on disk.
         shard_rows: a shard is written once it has this many vectors; what an interruption can cost.
         batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 pictures.
-        label_column: what a table of results shows for a vector; by default the text, cut at 200 characters, or the
-            picture's path.
-        on_error: ``skip`` leaves out unreadable pictures and empty texts, lists them in the manifest and says once how
-            many; ``fail`` stops at the first.
+        label_column: what tables of results show; by default the text, cut at 200 characters, or the picture's path.
+        on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
         show_progress: a bar on stderr; None shows it on a terminal.
 
     Returns:
         The vectors, of unit length, memory-mapped.
 
     Raises:
-        MmclError: no such column, a modality that the encoder does not have, a picture or text that cannot be used
-            under ``fail``, nothing that could be encoded, or ``out`` holds vectors of another origin.
+        MmclError: no such column, a modality the encoder lacks, an unusable picture or text under ``fail``, nothing
+            that can be encoded, or ``out`` holds vectors of another origin.
         OSError: the disk is full. Give the same call again once there is room.
     """
     rows.require([column] if label_column is None else [column, label_column])
     modality = modality or _modality_of(rows, column)
-    if modality not in encoder.modalities:
-        known = " and ".join(sorted(encoder.modalities))
-        raise MmclError(
-            f"{rows.name}: column '{column}' holds {modality}s, model '{encoder.name}' embeds {known} only; "
-            "name another column or model"
-        )
-    if batch_rows is not None and batch_rows < 1:
-        raise MmclError(f"batch_rows is {batch_rows}; it must be 1 or more")
-    source = {
-        "name": rows.name,
-        "fingerprint": rows.fingerprint,
-        "column": column,
-        "modality": modality,
-        "label_column": label_column,
-        "normalized": True,
-    }
-    writer = VectorWriter(
-        out, dim=encoder.dim, model=_model_name(encoder), dtype=dtype, source=source, shard_rows=shard_rows
-    )
+    size = _block_rows(batch_rows, modality, shard_rows)
     reader = _Reader(rows, column, modality, label_column, getattr(encoder, "image_size", None))
-    _announce(encoder, reader, writer)
-    _check_same_weights(encoder, reader, writer)
+    writer = _open_writer(encoder, reader, out, dtype, shard_rows)
     if not writer.complete:
         with progress("encode", len(rows), "rows", show_progress) as advance, writer:
-            done = writer.rows_done
-            advance(done)
-            for block in reader.blocks(done, min(batch_rows or _BLOCK_ROWS[modality], shard_rows)):
+            advance(writer.rows_done)
+            for block in reader.blocks(writer.rows_done, size):
+                if block.skipped and on_error == "fail":
+                    row, id_, reason = block.skipped[0]
+                    raise MmclError(f"{rows.name}: row {row} (id {id_!r}), column '{column}': {reason}")
                 for row, id_, reason in block.skipped:
-                    if on_error == "fail":
-                        raise MmclError(f"{rows.name}: row {row} (id {id_!r}), column '{column}': {reason}")
                     writer.skip(row, id_, reason)
                 writer.append(block.ids, _encode(encoder, block.inputs, modality), block.labels, rows_done=block.stop)
-                advance(block.stop - done)
-                done = block.stop
+                advance(block.stop - block.start)
     vectors = open_vectors(out)
     _report_skipped(vectors, reader)
     return vectors
+
+
+def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:
+    if asked is not None and asked < 1:
+        raise MmclError(f"batch_rows is {asked}; it must be 1 or more")
+    return min(asked or _BLOCK_ROWS[modality], shard_rows)
 
 
 def _modality_of(rows: Rows, column: str) -> Modality:
@@ -199,7 +184,7 @@ class _Reader:
     def _texts(self, start: int, stop: int, decoders: ThreadPoolExecutor) -> _Block:
         part = self.rows.select(range(start, stop))
         labels: list[Any] = part.column(self.label_column) if self.label_column else [None] * len(part)
-        block = _Block(stop)
+        block = _Block(start, stop)
         for row, id_, value, label in zip(range(start, stop), part.ids(), part.texts(self.column), labels, strict=True):
             texts: list[str | None] = [*value] if isinstance(value, list) else [value]
             for text in texts or [None]:
@@ -214,7 +199,7 @@ class _Reader:
         images = part.images(self.column, range(len(part)))
         paths = [image if isinstance(image, Path) else None for image in images]
         labels: Sequence[Any] = part.column(self.label_column) if self.label_column else paths
-        block = _Block(stop)
+        block = _Block(start, stop)
         pictures = decoders.map(self._decoded, images)
         for row, id_, picture, label in zip(range(start, stop), part.ids(), pictures, labels, strict=True):
             if isinstance(picture, ImageError):
@@ -231,15 +216,38 @@ class _Reader:
             return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
 
 
-def _announce(encoder: Encodes, reader: _Reader, writer: VectorWriter) -> None:
+def _open_writer(
+    encoder: Encodes, reader: _Reader, out: str | Path, dtype: Literal["float32", "float16"], shard_rows: int
+) -> VectorWriter:
+    """A new or an interrupted folder, which then holds vectors of this very encoder; a line says what will be done."""
+    rows, column, modality = reader.rows, reader.column, reader.modality
+    if modality not in encoder.modalities:
+        known = " and ".join(sorted(encoder.modalities))
+        raise MmclError(
+            f"{rows.name}: column '{column}' holds {modality}s, model '{encoder.name}' embeds {known} only; "
+            "name another column or model"
+        )
+    source = {
+        "name": rows.name,
+        "fingerprint": rows.fingerprint,
+        "column": column,
+        "modality": modality,
+        "label_column": reader.label_column,
+        "normalized": True,
+    }
+    writer = VectorWriter(
+        out, dim=encoder.dim, model=_model_name(encoder), dtype=dtype, source=source, shard_rows=shard_rows
+    )
+    _check_same_weights(encoder, reader, writer)
     if writer.complete:
         log.info(f"{writer.folder}: complete already, {writer.count:,} vectors")
-        return
-    begun = f"; going on at row {writer.rows_done:,}" if writer.rows_done else ""
-    log.info(
-        f"encoding {len(reader.rows):,} rows of {reader.rows.name} (column '{reader.column}', {reader.modality}) "
-        f"with {encoder.name} into {writer.folder}{begun}"
-    )
+    else:
+        begun = f"; going on at row {writer.rows_done:,}" if writer.rows_done else ""
+        log.info(
+            f"encoding {len(rows):,} rows of {rows.name} (column '{column}', {modality}) "
+            f"with {encoder.name} into {writer.folder}{begun}"
+        )
+    return writer
 
 
 def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter) -> None:
