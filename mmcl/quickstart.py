@@ -1,0 +1,169 @@
+"""The quickstart: all three jobs on real sample data, told with the public functions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcl.config import Config, load_config
+from mmcl.data import samples
+from mmcl.data.rows import Rows
+from mmcl.data.sources import open_source
+from mmcl.encoding import encode_source
+from mmcl.evaluation import Scores, retrieval_pairs
+from mmcl.models import Encoder
+from mmcl.reports import Hit, Mistake, Search, write_report
+from mmcl.retrieval import Index
+from mmcl.training import Run, train
+
+log = logging.getLogger("mmcl")
+
+HITS = 8
+MISTAKES = 12
+QUERIES = {
+    "emoji": ("a happy face", "wild animal", "bad weather", "something sweet to eat", "making music"),
+    "shapes": (
+        "a small red circle",
+        "a large blue square",
+        "a green triangle left of a red circle",
+        "a small yellow star",
+        "a blue circle above a green square",
+    ),
+}
+SPLITS = {"test": "held-out pictures of trained concepts", "test_unseen": "concepts never trained on"}
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What the quickstart made and measured."""
+
+    sample: str
+    run: Run
+    scores: Mapping[str, Mapping[str, Scores]]
+    searches: list[Search]
+    index: Path
+    report: Path
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds spent in the training loop, evaluations during training included."""
+        return float(self.run.model.card["training"]["seconds"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: ``scores[split][direction]["metrics"]["hit@1"]`` and so on."""
+        return {
+            "sample": self.sample,
+            "training_seconds": self.training_seconds,
+            "scores": {
+                split: {way: judged.to_dict() for way, judged in ways.items()} for split, ways in self.scores.items()
+            },
+            "report": str(self.report),
+        }
+
+
+def quickstart(out: Path) -> Quickstart:
+    """Train on the sample ``emoji``, encode, index, evaluate and search held-out pictures, and write a report.
+
+    Where the package index cannot be reached and the sample was never fetched, ``shapes`` stands in, which is said.
+    An interrupted quickstart goes on where it stopped.
+
+    Args:
+        out: gets ``run/``, ``vectors/``, ``index/`` and ``report.html``.
+    """
+    sample = _sample()
+    run = train(_config(sample), out=out / "run", resume=(out / "run" / "checkpoints").is_dir())
+    encoder = run.model
+
+    rows, vectors, scores = {}, {}, {}
+    for split in SPLITS:
+        rows[split] = open_source(f"sample:{sample}", split=split)
+        vectors[split] = encode_source(encoder, rows[split], "image", out / "vectors" / split, label_column="text")
+        texts = encoder.encode(rows[split].texts("text"), show_progress=False)
+        scores[split] = retrieval_pairs(vectors[split].take(range(len(vectors[split]))), texts)
+        log.info("%s: %s", SPLITS[split], _headline(scores[split]))
+
+    everything = np.concatenate([part.take(range(len(part))) for part in vectors.values()])
+    ids = np.concatenate([part.ids() for part in vectors.values()])
+    labels = [text for part in rows.values() for text in part.texts("text")]
+    index = Index.build(everything, ids, labels=labels, model=str((run.folder / "model").resolve()))  # type: ignore[arg-type]
+    index.save(out / "index")
+
+    pictures = _pictures(rows)
+    searches = [_search(query, encoder, index, pictures) for query in QUERIES[sample]]
+    report = write_report(
+        out / "report.html",
+        run,
+        title="mmcl quickstart",
+        scores={SPLITS[split]: ways for split, ways in scores.items()},
+        searches=searches,
+        mistakes=_mistakes(encoder, rows["test"], vectors["test"].take(range(len(vectors["test"]))), pictures),
+    )
+    return Quickstart(sample, run, scores, searches, out / "index", report)
+
+
+def _sample() -> str:
+    try:
+        samples.get("minilm")
+        samples.get("emoji")
+        return "emoji"
+    except samples.UnreachableError as error:
+        log.warning("%s; going on with the drawn sample 'shapes', which needs no network", error)
+        return "shapes"
+
+
+def _config(sample: str) -> Config:
+    package = Path(__file__).parent
+    installed, in_checkout = package / "configs", package.parent / "configs"
+    return load_config((installed if installed.is_dir() else in_checkout) / f"clip_{sample}.yaml")
+
+
+def _headline(ways: Mapping[str, Scores]) -> str:
+    parts = [
+        f"{way} hit@1 {judged.metrics['hit@1']:.3f} hit@10 {judged.metrics['hit@10']:.3f}"
+        for way, judged in ways.items()
+    ]
+    return ", ".join(parts)
+
+
+def _pictures(rows: Mapping[str, Rows]) -> dict[str, bytes]:
+    """Encoded picture of each id."""
+    found = {}
+    for part in rows.values():
+        images = part.images("image", range(len(part)))
+        found |= {name: image for name, image in zip(part.ids(), images, strict=True) if isinstance(image, bytes)}
+    return found
+
+
+def _search(query: str, encoder: Encoder, index: Index, pictures: Mapping[str, bytes]) -> Search:
+    ids, scores = index.search(encoder.encode(query), k=HITS)
+    found = zip(ids[0], scores[0], index.labels_of(ids[0]), strict=True)
+    return Search(
+        query, [Hit(label or str(name), float(score), pictures.get(name), None) for name, score, label in found]
+    )
+
+
+def _mistakes(encoder: Encoder, rows: Rows, images: np.ndarray, pictures: Mapping[str, bytes]) -> list[Mistake]:
+    """The pictures whose best text is wrong by most: what the model is surest of, and should not be."""
+    names, ids = [str(text) for text in rows.texts("text")], rows.ids()
+    similarity = images @ encoder.encode(names, show_progress=False).T
+    best = similarity.argmax(axis=1)
+    right = similarity.diagonal()
+    margin = np.where(best == np.arange(len(names)), -np.inf, similarity.max(axis=1) - right)
+    chosen = [number for number in np.argsort(-margin)[:MISTAKES] if margin[number] > 0]
+    return [
+        Mistake(
+            image=pictures[ids[number]],
+            name=names[number],
+            taken_for=names[best[number]],
+            taken_for_image=pictures.get(ids[best[number]]),
+            score=float(similarity[number, best[number]]),
+            score_of_right=float(right[number]),
+            rank_of_right=int((similarity[number] >= right[number]).sum()),
+        )
+        for number in chosen
+    ]
