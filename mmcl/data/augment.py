@@ -17,8 +17,8 @@ from mmcl.data.identity import uniforms
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601; the sum is 1, so that greys stay as they are
 _YIQ = torch.stack([_LUMA, torch.tensor([0.5959, -0.2746, -0.3213]), torch.tensor([0.2115, -0.5227, 0.3112])])
-_CHUNK_BYTES = 2**20  # on a CPU, what passes from step to step stays in a core's cache: twice as fast as whole batches
-_GEOMETRY, _COLOUR, _DRAWS = slice(0, 6), slice(6, 12), 14
+_CHUNK_BYTES = 2**21  # on a CPU, what passes from step to step stays in the cache: twice as fast as a whole batch
+_GEOMETRY, _COLOUR, _BLUR, _DRAWS = slice(0, 6), slice(6, 12), slice(12, 14), 14  # each change has its own draws
 
 
 class Augmentation:
@@ -41,7 +41,7 @@ class Augmentation:
         self.size = size
         self._crops = config.crop_scale != (1.0, 1.0)
         strengths = (config.brightness, config.contrast, config.saturation, config.hue)
-        self._jitters = max(strengths) > 0 and config.jitter_prob > 0
+        self._recolours = config.greyscale > 0 or (max(strengths) > 0 and config.jitter_prob > 0)
         self._changes = config != AugmentationConfig(fill=config.fill)
 
     @torch.no_grad()
@@ -50,47 +50,53 @@ class Augmentation:
 
         ``seeds`` (N,) int64 and ``stream`` choose the random numbers: another stream gives another view.
         """
-        count, height, width, _ = images.shape
-        draws = uniforms(seeds, _DRAWS, stream)
-        out = torch.empty(count, 3, self.size, self.size, device=images.device)
-        chunk = max(1, _CHUNK_BYTES // (12 * max(height * width, self.size**2)))
-        chunk = chunk if images.device.type == "cpu" else max(1, count)
         with torch.autocast(images.device.type, enabled=False):
-            for start in range(0, count, chunk):
-                part = slice(start, start + chunk)
-                view = self._place(images[part], draws[part, _GEOMETRY])
-                view = self._recolour(view, draws[part, _COLOUR])
-                view = self._blur(view, draws[part, 12:])
-                out[part] = view.clamp_(0.0, 1.0) if self._changes else view
+            return self._views(images, uniforms(seeds, _DRAWS, stream))
+
+    def _views(self, images: Tensor, draws: Tensor) -> Tensor:
+        device, (count, height, width, _) = images.device, images.shape
+        flips = (draws[:, 4] < self.config.flip).to(device)
+        places = self._places(draws[:, _GEOMETRY], width / height).to(device)
+        matrices, pulls = (part.to(device) for part in self._colours(draws[:, _COLOUR]))
+        resamples = self._crops or self.config.rotate > 0 or not height == width == self.size
+
+        out = torch.empty(count, 3, self.size, self.size, device=device)
+        chunk = max(1, _CHUNK_BYTES // (12 * max(height * width, self.size**2))) if device.type == "cpu" else count
+        for start in range(0, count, max(1, chunk)):
+            part = slice(start, start + chunk)
+            view = images[part].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+            view = view.div_(255)
+            view = self._resample(view, places[part]) if resamples else self._flip(view, flips[part])
+            if self._recolours:
+                view = self._recolour(view, matrices[part], pulls[part])
+            if self.config.blur > 0:
+                view = self._blur(view, draws[part, _BLUR])
+            out[part] = view.clamp_(0.0, 1.0) if self._changes else view
         return out
 
-    def _place(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Crop, flip and rotate: float32 (n, 3, size, size)."""
-        _, height, width, _ = images.shape
-        turns = self.config.rotate > 0
-        if not self._crops and not turns and height == width == self.size:
-            if self.config.flip > 0:
-                flipped = (draws[:, 4] < self.config.flip).to(images.device)
-                images = torch.where(flipped[:, None, None, None], images.flip(2), images)
-            return _to_float(images)
-        place = self._placement(draws, width / height).to(images.device)
-        axis = (2 * torch.arange(self.size, device=images.device) + 1) / self.size - 1  # centres of pixels
-        y = place[:, :, 1, None] * axis + place[:, :, 2, None]
-        grid = place[:, :, 0, None, None] * axis + y[..., None]  # (n, 2, size, size): x and y to look at
-        view = _to_float(images)
-        if not turns:  # nothing outside is seen, but a pixel's outer half is: it goes on to the edge
-            return F.grid_sample(view, grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
-        view -= self.config.fill  # so that zeros outside are the fill
-        view = F.grid_sample(view, grid.permute(0, 2, 3, 1), padding_mode="zeros", align_corners=False)
-        return view.add_(self.config.fill)
+    def _flip(self, view: Tensor, flips: Tensor) -> Tensor:
+        if self.config.flip > 0:
+            view[flips] = view[flips].flip(3)
+        return view
 
-    def _placement(self, draws: Tensor, aspect: float) -> Tensor:
+    def _resample(self, view: Tensor, places: Tensor) -> Tensor:
+        """Crop, flip and rotate (n, 3, H, W) to (n, 3, size, size)."""
+        axis = (2 * torch.arange(self.size, device=view.device) + 1) / self.size - 1  # centres of pixels
+        down = places[:, :, 1, None] * axis + places[:, :, 2, None]
+        grid = places[:, :, 0, None, None] * axis + down[..., None]  # (n, 2, size, size): where in x and y to look
+        grid = grid.permute(0, 2, 3, 1)
+        if self.config.rotate == 0:  # nothing outside is seen, but the outer half of a pixel is: it goes on to the edge
+            return F.grid_sample(view, grid, padding_mode="border", align_corners=False)
+        view -= self.config.fill  # so that zeros outside are the fill
+        return F.grid_sample(view, grid, padding_mode="zeros", align_corners=False).add_(self.config.fill)
+
+    def _places(self, draws: Tensor, aspect: float) -> Tensor:
         """(n, 2, 3) affine maps from view to picture; x and y run from -1 to 1 in both. ``aspect`` is W / H."""
         config = self.config
         smallest, largest = config.crop_scale
         area = smallest + (largest - smallest) * draws[:, 0]
         fits = (area * aspect).log(), (aspect / area).log()  # the widest and the tallest crop of this area
-        low, high = (torch.tensor(math.log(ratio)).clamp(*fits) for ratio in config.crop_ratio)
+        low, high = (torch.full_like(area, math.log(ratio)).clamp(*fits) for ratio in config.crop_ratio)
         ratio = (low + (high - low) * draws[:, 1]).exp()
         width = (area * ratio / aspect).sqrt().clamp(max=1.0)
         height = (area / ratio * aspect).sqrt().clamp(max=1.0)
@@ -102,11 +108,9 @@ class Augmentation:
         rows = [width * side * cos, -width * side * sin, x, height * sin, height * cos, y]
         return torch.stack(rows, dim=1).view(-1, 2, 3)
 
-    def _recolour(self, view: Tensor, draws: Tensor) -> Tensor:
-        """Jitter and drop colours. Each change is linear in RGB, contrast with the mean luma besides."""
+    def _colours(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 3, 3) maps of RGB, and (n,) shares of the mean luma that contrast adds, which no later change moves."""
         config = self.config
-        if not self._jitters and config.greyscale == 0:
-            return view
         strengths = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue])
         shifts = (2 * draws[:, 1:5] - 1) * strengths.to(draws)
         shifts = torch.where(draws[:, :1] < config.jitter_prob, shifts, 0.0)
@@ -114,15 +118,17 @@ class Augmentation:
         luma = _LUMA.to(draws.device).expand(3, 3)
         matrix = hue_rotation(shifts[:, 3]) @ torch.lerp(luma, torch.eye(3).to(luma), saturation[:, None, None])
         matrix = torch.where((draws[:, 5] < config.greyscale)[:, None, None], luma @ matrix, matrix)
-        matrix = matrix * (brightness * contrast)[:, None, None]
+        return matrix * (brightness * contrast)[:, None, None], brightness * (1 - contrast)
+
+    def _recolour(self, view: Tensor, matrices: Tensor, pulls: Tensor) -> Tensor:
         flat = view.flatten(2)
-        pull = (brightness * (1 - contrast)).to(view.device)  # towards the mean grey, which no later change moves
-        grey = pull * (flat.mean(2) @ _LUMA.to(view.device)) if config.contrast > 0 else torch.zeros_like(pull)
-        return torch.baddbmm(grey[:, None, None].expand(-1, 3, 1), matrix.to(view.device), flat).view_as(view)
+        if self.config.contrast > 0:
+            pulls = pulls * (flat.mean(2) @ _LUMA.to(view.device))
+        return torch.baddbmm(pulls[:, None, None].expand(-1, 3, 1), matrices, flat).view_as(view)
 
     def _blur(self, view: Tensor, draws: Tensor) -> Tensor:
         chosen = (draws[:, 0] < self.config.blur).nonzero()[:, 0]
-        if self.config.blur == 0 or len(chosen) == 0:
+        if len(chosen) == 0:
             return view
         low, high = self.config.blur_sigma
         sigma = (low + (high - low) * draws[chosen, 1]).to(view.device)
@@ -150,8 +156,3 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     planes = F.conv2d(planes, kernels[:, None, None, :], groups=count * channels)
     planes = F.conv2d(planes, kernels[:, None, :, None], groups=count * channels)
     return planes.view_as(images)
-
-
-def _to_float(images: Tensor) -> Tensor:
-    """uint8 (n, H, W, 3) as float32 (n, 3, H, W) in [0, 1]."""
-    return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
