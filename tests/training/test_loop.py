@@ -35,7 +35,7 @@ def start(config, out, *flags, **kwargs):
 
 @pytest.fixture
 def tiny(shapes_config):
-    """Twelve steps of a run with dropout, augmentation and running statistics: everything that resuming must restore."""
+    """Twelve steps with dropout, augmentation and running statistics: everything that resuming must restore."""
     settings = {"epochs": 0.2, "save_every": 3, "keep": 3}
     return shapes_config | {"training": shapes_config["training"] | settings, "evaluation": {}}
 
@@ -91,7 +91,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, tiny):
     train(tiny, out=tmp_path / "run", overrides=["training.epochs=0.05"])
     with pytest.raises(MmclError, match="--resume"):
         train(tiny, out=tmp_path / "run")
-    with pytest.raises(MmclError, match="'training.epochs' is not as in its config"):
+    with pytest.raises(MmclError, match=r"'training\.epochs' is not as in"):
         train(tiny, out=tmp_path / "run", resume=True)
     with pytest.raises(MmclError, match="no run to resume"):
         train(tiny, out=tmp_path / "elsewhere", resume=True)
@@ -170,7 +170,7 @@ def test_frozen_towers_do_not_move_and_their_features_are_computed_once(tmp_path
     assert tower
     assert all(torch.equal(tables[0][name], tables[1][name]) for name in tower)
     assert not torch.equal(tables[0]["text.head.1.weight"], tables[1]["text.head.1.weight"])
-    assert sum(texts) < 2 * 4000  # each distinct caption once a run
+    assert sum(texts) == 2 * 4000  # each distinct caption once a run, whatever its length
 
 
 def _folder_of_pictures(tmp_path):

@@ -1,0 +1,54 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from mmcl.reports.facts import History, duration, facts
+from mmcl.training.run import Run
+
+Steps: TypeAlias = Callable[..., list[dict[str, Any]]]
+FakeRun: TypeAlias = Callable[..., Run]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (48, "48 s"),
+        (59.7, "1 min 0 s"),
+        (192.4, "3 min 12 s"),
+        (3599.6, "1 h 0 min"),
+        (19_230, "5 h 20 min"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_finished_run_tells_the_evaluation_of_its_model(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
+    step, values = History.of(fake_run(tmp_path, steps(), step=20)).evaluation()
+    assert step == 20
+    assert values["dev/image_to_text/hit@1"] == 0.21
+
+
+def test_an_unfinished_run_tells_its_last_evaluation(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
+    history = History.of(fake_run(tmp_path, steps()))
+    assert history.evaluation()[0] == 40
+    assert "40, after 2 of 10 epochs" in history.unfinished()
+
+
+def test_a_model_from_a_step_that_was_not_judged(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
+    assert History.of(fake_run(tmp_path, steps(), step=37)).evaluation()[0] == 40
+
+
+def test_the_rate_is_the_median_of_the_logged_ones(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
+    told = dict(facts(History.of(fake_run(tmp_path, steps(3), step=30))))
+    assert told["Time"] == "3 min 12 s, 1,001 pairs/s (median)"
+
+
+def test_a_run_with_one_tower(tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict) -> None:
+    config = {**config, "model": {"text": {"name": "sample:minilm", "frozen": True}}}
+    told = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))
+    assert told["Text tower"] == "sample:minilm, pretrained, frozen, linear head"
+    assert "Image tower" not in told

@@ -1,0 +1,124 @@
+"""Two processes are one process with the same global batch: loss, gradients, learned weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmcl.config.load import load_config, to_yaml
+from mmcl.losses import info_nce
+
+GRADIENTS = """
+import sys
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+from mmcl.losses import info_nce
+from mmcl.runtime.distributed import gather_rows, rank, world_size
+
+dist.init_process_group("gloo")
+data = load_file(sys.argv[1])
+towers = torch.nn.ModuleDict({"a": torch.nn.Linear(6, 4), "b": torch.nn.Linear(6, 4)}).double()
+towers.load_state_dict({name: data[name] for name in towers.state_dict()})
+scale = torch.nn.Parameter(data["scale"])
+
+class Both(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.towers, self.scale = towers, scale
+    def forward(self, a, b):
+        return self.towers["a"](a), self.towers["b"](b)
+
+both = Both()
+shard = slice(rank() * 5, rank() * 5 + 5)
+wrapped = DistributedDataParallel(both)  # kept: it must outlive the backward pass
+a, b = wrapped(data["x"][shard], data["y"][shard])
+loss = info_nce(gather_rows(a), gather_rows(b), (-both.scale).exp(), ids=gather_rows(data["ids"][shard]))
+loss.backward()
+if rank() == 0:
+    grads = {name: p.grad for name, p in both.named_parameters()}
+    save_file({"loss": loss.detach(), **grads}, sys.argv[2])
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+TRAIN = """
+import sys
+import torch
+torch.set_num_threads(1)
+from mmcl.training import train
+train(sys.argv[1], out=sys.argv[2], resume="--resume" in sys.argv)
+"""
+
+
+def launch(script, *arguments, processes=2):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(processes):
+        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+        env |= {name: str(value) for name, value in where.items()} if processes > 1 else {}
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for worker in workers:
+        _, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors
+
+
+def test_gradients_equal_those_of_the_whole_batch_in_float64(tmp_path):
+    torch.manual_seed(0)
+    towers = torch.nn.ModuleDict({"a": torch.nn.Linear(6, 4), "b": torch.nn.Linear(6, 4)}).double()
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    x, y = torch.randn(10, 6, dtype=torch.float64), torch.randn(10, 6, dtype=torch.float64)
+    ids = torch.tensor([0, 1, 2, 3, 4, 0, 6, 7, 3, 9])  # repeats across the two shards
+    state = {name: tensor.detach().clone() for name, tensor in towers.state_dict().items()}
+    save_file({**state, "scale": scale.detach(), "x": x, "y": y, "ids": ids}, tmp_path / "in.safetensors")
+    loss = info_nce(towers["a"](x), towers["b"](y), (-scale).exp(), ids=ids)
+    loss.backward()
+
+    launch(GRADIENTS, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    got = load_file(tmp_path / "out.safetensors")
+    torch.testing.assert_close(got["loss"], loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(got["scale"], scale.grad, rtol=1e-10, atol=1e-14)
+    for name, parameter in towers.named_parameters():
+        torch.testing.assert_close(got[f"towers.{name}"], parameter.grad, rtol=1e-10, atol=1e-14)
+
+
+@pytest.fixture
+def config_file(tmp_path, shapes_config):
+    """A model whose rows do not meet in normalisation layers, without dropout: nothing but the loss joins them."""
+    vit = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32}
+    changes = [
+        "model.image.name=timm:vit_tiny_patch16_224",
+        f"model.image.args={json.dumps(vit)}",
+        "model.text.dropout=0",
+        "training.epochs=0.13",
+        "training.log_every=1",
+    ]
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load_config(shapes_config, changes)))
+    return path
+
+
+def test_training_on_two_processes_equals_training_on_one(tmp_path, config_file):
+    launch(TRAIN, config_file, tmp_path / "one", processes=1)
+    launch(TRAIN, config_file, tmp_path / "two", processes=2)
+    logs = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("one", "two")]
+    assert len(logs[0]) == len(logs[1]) == 9  # eight steps and the evaluation
+    for alone, shared in zip(*logs, strict=True):
+        if "loss" in alone:
+            assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+            assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+    weights = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two")]
+    for name, alone in weights[0].items():
+        torch.testing.assert_close(weights[1][name], alone, rtol=1e-3, atol=1e-4)
