@@ -69,7 +69,7 @@ def save(encoder: Encoder, folder: Path) -> Path:
         else:
             save_tensors(beside / WEIGHTS, encoder.embedders.state_dict())
             if "text" in encoder.modalities:
-                cast(TextTower, encoder.embedder("text").tower).tokenizer.save_pretrained(beside)
+                cast(TextTower, encoder.embedder("text").tower).save_tokenizer(beside)
         if "image" in encoder.modalities:
             _write_json(beside / "preprocessor_config.json", _preprocessor(encoder))
         _write_json(beside / DESCRIPTION, description)
@@ -136,7 +136,7 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
     tower = cast(TextTower, embedder.tower)
     with quiet_transformers():
         tower.net.save_pretrained(folder)
-    tower.tokenizer.save_pretrained(folder)
+    tower.save_tokenizer(folder)
     modules = ["Transformer:", "Pooling:1_Pooling", "Normalize:2_Normalize"]
     names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "last": "lasttoken"}
     pooling: dict[str, Any] = {"word_embedding_dimension": tower.width}

@@ -137,6 +137,12 @@ class TextTower(nn.Module):
             raise MmclError(f"{folder}: the tokenizer's files are missing or damaged ({error})") from None
         return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], prompts=spec.get("prompts"))
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's own files."""
+        for name in ("is_local", "local_files_only"):  # how it was loaded, noted as if it were a setting
+            self.tokenizer.init_kwargs.pop(name, None)
+        self.tokenizer.save_pretrained(folder)
+
     def key(self) -> str:
         """Changes whenever :meth:`tokenize` would give something else."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)

@@ -11,6 +11,10 @@ class MmclError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: object) -> None:
+        # The reasons that libraries give may run over several lines.
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
+
 
 class DivergedError(MmclError):
     """The loss stopped being a finite number. Not a mistake of spelling: exit code 1."""
