@@ -110,7 +110,7 @@ def test_searches_and_mistakes_are_told(full: str) -> None:
     assert page.text.count("✓ right") == 1  # in words: not by colour alone
     assert {"red square", "blue square", "The picture: crab", "Taken for: ship"} <= set(page.all("alt"))
     assert page.tags["img"] == len(page.all("alt")) == 4
-    assert "by 0.037:" in page.text
+    assert "taken for ship by 0.037" in page.text
     assert "right name at rank 4" in page.text
 
 
@@ -213,9 +213,9 @@ def test_a_picture_that_cannot_be_read_leaves_its_place(tmp_path: Path, steps: S
 
 
 def test_the_old_report_stays_whole_until_the_new_one_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: Steps, fake_run: FakeRun
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_run: FakeRun
 ) -> None:
-    run = fake_run(tmp_path, steps())
+    run = fake_run(tmp_path, [])
     old = write_run_report(run).read_bytes()
 
     def full_disk(*_: object, **__: object) -> None:

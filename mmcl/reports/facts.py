@@ -1,0 +1,167 @@
+"""What a run was: data, method, model, effort, versions and machine, from the files in its folder."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmcl
+from mmcl.config.schema import Config, ImageTowerConfig, SourceConfig, TextTowerConfig
+from mmcl.data.images import usable_cpus
+from mmcl.models.folder import DESCRIPTION, read_json
+from mmcl.training.run import Run
+
+
+@dataclass(frozen=True)
+class History:
+    """A run as its folder tells it, without loading the model.
+
+    Attributes:
+        lines: of ``metrics.jsonl``, oldest first.
+        card: what the training loop noted in the model folder; empty while there is none.
+        version: of mmcl that wrote the model; "" while there is none.
+    """
+
+    config: Config
+    lines: list[dict[str, Any]]
+    card: dict[str, Any]
+    version: str
+    changed: datetime
+
+    @classmethod
+    def of(cls, run: Run) -> History:
+        """Read the folder of ``run``."""
+        model = run.folder / "model" / DESCRIPTION
+        description = read_json(model) if model.is_file() else {}
+        newest = next(path for name in ("metrics.jsonl", "config.yaml") if (path := run.folder / name).is_file())
+        changed = datetime.fromtimestamp(newest.stat().st_mtime, tz=UTC)
+        return cls(run.config, run.lines(), description.get("card", {}), description.get("mmcl_version", ""), changed)
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """The card's settings of the training; empty for an unfinished run."""
+        return self.card.get("training", {})
+
+    @property
+    def steps(self) -> int:
+        """The last logged step."""
+        return max((line["step"] for line in self.lines), default=0)
+
+    def evaluation(self) -> tuple[int, dict[str, float]]:
+        """The step that the model was taken from, or the last one judged, and its metrics."""
+        judged: dict[int, dict[str, float]] = {
+            line["step"]: line["evaluation"] for line in self.lines if "evaluation" in line
+        }
+        if not judged:
+            return 0, {}
+        taken = self.training.get("step")
+        step = taken if taken in judged else max(judged)
+        return step, judged[step]
+
+    def unfinished(self) -> str:
+        """A sentence on how far an unfinished run has come; "" for a finished one."""
+        if self.training:
+            return ""
+        epoch = max((line.get("epoch", 0.0) for line in self.lines), default=0.0)
+        return (
+            f"This run has written no model yet: its last logged step is {self.steps:,}, after "
+            f"{epoch:.3g} of {self.config.training.epochs:g} epochs."
+        )
+
+
+def facts(history: History) -> list[tuple[str, str]]:
+    """Names and values, in reading order."""
+    config, training, data = history.config, history.training, history.card.get("data", {})
+    rows = f", {data['rows']:,} rows" if "rows" in data else ""
+    found = [("Data", _source(config.data.train) + rows)]
+    found += [(f"Judged on: {name}", _source(source)) for name, source in config.evaluation.sources.items()]
+    found.append(("Method", _settings(config.method.model_dump())))
+    for modality, tower in (("Image tower", config.model.image), ("Text tower", config.model.text)):
+        if tower is not None:
+            found.append((modality, _tower(tower, config)))
+    found.append(("Embedding", f"{config.model.dim} dimensions"))
+    settings = config.training
+    batch = f"{settings.batch_size:,}" + (f" × {settings.accumulate} accumulated" if settings.accumulate > 1 else "")
+    found.append(("Batch", f"{batch} pairs"))
+    found.append(
+        ("Optimizer", f"AdamW, learning rate {settings.lr:g}, {settings.schedule}, {settings.epochs:g} epochs")
+    )
+    found.append(("Precision", str(training.get("precision", settings.precision))))
+    found.append(("Steps", _steps(history)))
+    rates = [line["pairs_per_second"] for line in history.lines if "pairs_per_second" in line]
+    effort = [duration(training["seconds"])] if "seconds" in training else []
+    effort += [f"{statistics.median(rates):,.0f} pairs/s (median)"] if rates else []
+    if effort:
+        found.append(("Time", ", ".join(effort)))
+    found.append(("Metrics written", f"{history.changed:%Y-%m-%d %H:%M} UTC"))
+    if history.version:
+        found.append(("Model written by", f"mmcl {history.version}"))
+    found.append(("Report written by", f"mmcl {mmcl.__version__}, torch {torch.__version__}"))
+    found.append(("Report written on", machine()))
+    return found
+
+
+def machine() -> str:
+    """The processors of this machine, by their makers' names."""
+    name = platform.processor() or platform.machine()
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        names = (line.partition(":")[2].strip() for line in listing.read_text().splitlines() if "model name" in line)
+        name = next(names, name)
+    parts = [f"{name} ({usable_cpus()} CPUs)"]
+    if torch.cuda.is_available():
+        parts += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 48 s, 3 min 12 s, 5 h 20 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def skipped(rows: Sequence[Mapping[str, Any]], shown: int = 5) -> list[dict[str, str]]:
+    """The first of the rows that ``skipped.jsonl`` lists."""
+    return [{key: str(row.get(key, "")) for key in ("source", "id", "role", "reason")} for row in rows[:shown]]
+
+
+def _source(source: SourceConfig) -> str:
+    return source.source + (f", split {source.split}" if source.split else "")
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    words = {True: "yes", False: "no", None: "none"}
+    rest = ", ".join(
+        f"{key.replace('_', ' ')}: {words[value] if value is None or isinstance(value, bool) else value}"
+        for key, value in values.items()
+        if key != "name"
+    )
+    return str(values["name"]) + (f" ({rest})" if rest else "")
+
+
+def _tower(tower: ImageTowerConfig | TextTowerConfig, config: Config) -> str:
+    weights = "pretrained" if tower.pretrained and tower.name != "scratch" else "from scratch"
+    words = [tower.name] if tower.name == "scratch" else [tower.name, weights]
+    words += ["frozen"] if tower.frozen else []
+    words += [f"{config.data.image.size} px"] if isinstance(tower, ImageTowerConfig) else []
+    words += [f"{tower.head.kind} head"] if tower.head.kind != "none" else []
+    return ", ".join(words)
+
+
+def _steps(history: History) -> str:
+    total = history.training.get("steps")
+    if total is None:
+        return f"{history.steps:,} logged"
+    taken = history.training.get("step", total)
+    return f"{total:,}" + ("" if taken == total else f"; the model is that of step {taken:,}")

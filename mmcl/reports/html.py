@@ -1,0 +1,165 @@
+"""The report of a run: one HTML file that opens offline and runs no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from mmcl.config.load import to_yaml
+from mmcl.evaluation.retrieval import Scores
+from mmcl.reports import facts, results
+from mmcl.reports.pictures import data_uri
+from mmcl.reports.plots import learning_curves
+from mmcl.runtime.files import atomic_file
+from mmcl.training.run import Run, read_lines
+
+
+@dataclass
+class Hit:
+    """One result of a search.
+
+    Attributes:
+        label: what the result is called.
+        score: its similarity to the query.
+        image: an encoded picture of any format, or None.
+        right: whether it answers the query; None where nobody knows.
+    """
+
+    label: str
+    score: float
+    image: bytes | None = None
+    right: bool | None = None
+
+
+@dataclass
+class Search:
+    """A query and what was found for it, best first."""
+
+    query: str
+    hits: list[Hit]
+
+
+@dataclass
+class Mistake:
+    """A picture that is nearer to a wrong name than to its own.
+
+    Attributes:
+        image: the encoded picture.
+        name: what it is.
+        taken_for: the name the model put first.
+        taken_for_image: a picture of what it was taken for, or None.
+        score: similarity to ``taken_for``.
+        score_of_right: similarity to ``name``.
+        rank_of_right: 1-based rank of ``name`` among all names.
+    """
+
+    image: bytes
+    name: str
+    taken_for: str
+    taken_for_image: bytes | None
+    score: float
+    score_of_right: float
+    rank_of_right: int
+
+
+def write_run_report(run: Run) -> Path:
+    """Write ``report.html`` into the folder of a run, finished or not, from what lies there."""
+    return write_report(run.folder / "report.html", run, title=run.config.name)
+
+
+def write_report(
+    path: Path,
+    run: Run,
+    *,
+    title: str,
+    scores: Mapping[str, Mapping[str, Scores]] = {},
+    searches: Sequence[Search] = (),
+    mistakes: Sequence[Mistake] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write one HTML file with results, searches, mistakes, learning curves and settings; sections without content
+    are left out.
+
+    Args:
+        path: the file; replaced whole if it exists.
+        run: whose config, metrics and model card the report tells. The model itself is not loaded.
+        title: plain text, as everything here: it is escaped.
+        scores: {what the model was judged on: {direction: Scores}}. Without them the run's own evaluation leads.
+        searches: queries with their results.
+        mistakes: the wrong answers worth looking at, in the order given.
+        notes: sentences to stand at the top.
+
+    Returns:
+        ``path``.
+    """
+    history = facts.History.of(run)
+    step, evaluation = history.evaluation()
+    skipped = read_lines(run.folder / "skipped.jsonl")
+    template = _environment().get_template("report.html.j2")
+    page = template.render(
+        title=title,
+        history=history,
+        notes=[*filter(None, [history.unfinished()]), *notes],
+        settings=results.from_scores(scores) if scores else results.from_evaluation(evaluation),
+        measured_in_training=step if evaluation and not scores else None,
+        searches=searches,
+        mistakes=mistakes,
+        plots=learning_curves(history.lines, best=history.config.evaluation.best, step=history.training.get("step")),
+        step_is_marked=bool(evaluation and history.training),
+        facts=facts.facts(history),
+        skipped_count=len(skipped),
+        skipped=facts.skipped(skipped),
+        config=to_yaml(run.config),
+    )
+    with atomic_file(path) as beside:
+        beside.write_text(page, encoding="utf-8")
+    return path
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mmcl.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"value": _value, "interval": _interval, "chance": _chance, "along": _along}
+    environment.globals |= {"data_uri": data_uri}
+    return environment
+
+
+def _value(row: results.Row) -> str:
+    return _percent(row.value) if row.is_fraction else _number(row.value)
+
+
+def _interval(row: results.Row) -> str:
+    if row.interval is None:
+        return ""
+    low, high = row.interval
+    return f"{100 * low:.1f}–{100 * high:.1f}" if row.is_fraction else f"{_number(low)}–{_number(high)}"
+
+
+def _chance(row: results.Row) -> str:
+    if row.chance is None:
+        return ""
+    return "<0.1%" if 0 < row.chance < 0.0005 else _percent(row.chance)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}".removesuffix(".0") if abs(value) >= 1 else f"{value:.4g}"
+
+
+def _along(fraction: float) -> str:
+    """A place on the scale of the bars, as an SVG length."""
+    return f"{100 * min(max(fraction, 0.0), 1.0):.2f}%" if math.isfinite(fraction) else "0%"

@@ -1,0 +1,210 @@
+"""Learning curves as inline SVG that takes the page's colours and typeface."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmcl.reports.results import arrow, split_key
+
+POINTS = 400  # a longer curve is shown as the means of so many stretches
+MARKED = 25  # up to so many points, each gets a dot
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+
+# matplotlib draws in these stand-ins; in the page they become its CSS variables, which follow light and dark mode.
+_INK, _RULE = "#010101", "#020202"
+_SERIES = ("#030303", "#040404", "#050505", "#060606")
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+_VARIABLES = {_INK: "var(--muted)", _RULE: "var(--rule)"} | {
+    color: f"var(--series-{number})" for number, color in enumerate(_SERIES, start=1)
+}
+_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mmcl", "text.parse_math": False, "font.size": 8.5}
+
+_TITLES = {
+    "loss": "Loss",
+    "accuracy": "Accuracy within the batch",
+    "temperature": "Temperature",
+    "lr": "Learning rate",
+    "grad_norm": "Norm of the gradient",
+}
+_FRACTIONS = {"accuracy"}
+_NOT_CURVES = {"step", "epoch", "pairs_per_second", "evaluation"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A series of values over optimizer steps."""
+
+    steps: np.ndarray
+    values: np.ndarray
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of curves.
+
+    Attributes:
+        title: plain text.
+        svg: an ``<svg>`` element.
+        alt: what the picture shows, in words.
+    """
+
+    title: str
+    svg: Markup
+    alt: str
+
+
+def learning_curves(
+    lines: Sequence[Mapping[str, Any]], *, best: str | None = None, step: int | None = None
+) -> list[Plot]:
+    """Plots of what a run logged: loss and accuracy, evaluations, then every other number over the steps.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+        best: evaluation metric that chose the model, such as ``dev/image_to_text/hit@1``; always among the plots.
+        step: the step that the model was taken from, to be marked in the evaluations.
+
+    Returns:
+        One plot a quantity; none where nothing was logged.
+    """
+    logged = _collect(line for line in lines if "evaluation" not in line)
+    judged = _collect({"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line)
+    first = [name for name in ("loss", "accuracy") if name in logged]
+    last = [name for name in ("temperature", "lr", "grad_norm") if name in logged]
+    rest = [name for name in logged if name not in (*first, *last, *_NOT_CURVES)]
+    plots: list[tuple[str, list[Curve], bool, int | None]]
+    plots = [(_title(name), [logged[name]], name in _FRACTIONS, None) for name in first]
+    plots += [(title, curves, True, step) for title, curves in _evaluations(judged, best)]
+    plots += [(_title(name), [logged[name]], False, None) for name in (*last, *rest)]
+    return [
+        Plot(title, draw(curves, prefix=f"plot{number}", fractions=fractions, mark=mark), _in_words(title, curves))
+        for number, (title, curves, fractions, mark) in enumerate(plots)
+    ]
+
+
+def draw(curves: Sequence[Curve], *, prefix: str, fractions: bool = False, mark: int | None = None) -> Markup:
+    """Curves in one small panel.
+
+    Args:
+        curves: at least one, with at least one point each.
+        prefix: makes the element's ids unique in a page.
+        fractions: the values are fractions in [0, 1], shown in percent.
+        mark: a step to mark with a vertical line.
+    """
+    figure = Figure(figsize=(3.9, 2.2))
+    figure.subplots_adjust(left=0.13, right=0.98, top=0.96, bottom=0.19)
+    with matplotlib.rc_context(_STYLE):
+        axes = figure.add_subplot()
+        for number, curve in enumerate(curves):
+            steps, values = _thin(curve)
+            marker = "o" if len(steps) <= MARKED else ""
+            color, dash = _SERIES[number % len(_SERIES)], _DASHES[number % len(_DASHES)]
+            axes.plot(steps, values, color=color, linestyle=dash, linewidth=1.3, marker=marker, markersize=2.6)
+            axes.lines[-1].set_label(curve.label or f"_{number}")
+        if mark is not None:
+            axes.axvline(mark, color=_INK, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_RULE)
+        axes.tick_params(colors=_INK, length=0, pad=4)
+        axes.grid(axis="y", color=_RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("step", color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if fractions:
+            axes.set_ylim(bottom=0.0)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        else:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        if any(curve.label for curve in curves):
+            axes.legend(frameon=False, labelcolor=_INK, handlelength=2.2, borderpad=0.1, loc="best")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _for_page(buffer.getvalue(), prefix)
+
+
+def _for_page(svg: bytes, prefix: str) -> Markup:
+    """matplotlib's document as an element of the page: its size, colours and typeface are the page's."""
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _XLINK)
+    root = ElementTree.fromstring(svg)
+    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(metadata)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "aria-hidden": "true", "focusable": "false"}
+    for element in root.iter():
+        for name, value in element.attrib.items():
+            if name == "id":
+                value = f"{prefix}-{value}"
+            elif name == f"{{{_XLINK}}}href":
+                value = value.replace("#", f"#{prefix}-")
+            value = value.replace("url(#", f"url(#{prefix}-")
+            for stand_in, variable in _VARIABLES.items():
+                value = value.replace(stand_in, variable)
+            element.set(name, value)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # escaped by ElementTree
+
+
+def _collect(lines: Any) -> dict[str, Curve]:
+    """Every finite number of the lines, as a curve by its name."""
+    table: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                table.setdefault(name, []).append((line["step"], value))
+    return {name: Curve(*np.array(points, dtype=np.float64).T) for name, points in table.items()}
+
+
+def _evaluations(judged: Mapping[str, Curve], best: str | None) -> list[tuple[str, list[Curve]]]:
+    """For each source the hit rates at the first and the last cut-off, and the metric that chose the model."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for key, curve in judged.items():
+        source, way, metric = split_key(key)
+        if source:
+            labelled = Curve(curve.steps, curve.values, arrow(way))
+            groups.setdefault((source, metric), []).append(labelled)
+    chosen = split_key(best or "")
+    shown = []
+    for source in dict.fromkeys(source for source, _ in groups):
+        metrics = [metric for name, metric in groups if name == source]
+        hits = sorted((metric for metric in metrics if metric.startswith("hit@")), key=lambda name: int(name[4:]))
+        wanted = {hits[0], hits[-1]} if hits else set(metrics)
+        wanted |= {chosen[2]} if source == chosen[0] else set()
+        wanted -= {"median_rank"}
+        shown += [(f"{source}: {metric}", groups[source, metric]) for metric in metrics if metric in wanted]
+    return shown
+
+
+def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    if len(curve.steps) <= POINTS:
+        return curve.steps, curve.values
+    stretches = np.array_split(np.arange(len(curve.steps)), POINTS)
+    steps, values = (np.array([series[rows].mean() for rows in stretches]) for series in (curve.steps, curve.values))
+    return steps, values
+
+
+def _title(name: str) -> str:
+    return _TITLES.get(name, name[:1].upper() + name[1:].replace("_", " "))
+
+
+def _in_words(title: str, curves: Sequence[Curve]) -> str:
+    parts = []
+    for curve in curves:
+        name = f"{curve.label} " if curve.label else ""
+        first, last = (f"{value:.4g}" for value in (curve.values[0], curve.values[-1]))
+        if len(curve.values) == 1:
+            parts.append(f"{name}{first} at step {curve.steps[0]:,.0f}")
+        else:
+            parts.append(f"{name}from {first} at step {curve.steps[0]:,.0f} to {last} at step {curve.steps[-1]:,.0f}")
+    return f"{title}: " + "; ".join(parts)
