@@ -132,7 +132,7 @@ def _headline(ways: Mapping[str, Scores]) -> str:
 
 def _pictures(rows: Mapping[str, Rows]) -> dict[str, bytes]:
     """Encoded picture of each id."""
-    found = {}
+    found: dict[str, bytes] = {}
     for part in rows.values():
         images = part.images("image", range(len(part)))
         found |= {name: image for name, image in zip(part.ids(), images, strict=True) if isinstance(image, bytes)}

