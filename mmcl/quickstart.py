@@ -52,7 +52,7 @@ class Quickstart:
     @property
     def training_seconds(self) -> float:
         """Seconds spent in the training loop, evaluations during training included."""
-        return float(self.run.model.card["training"]["seconds"])
+        return float(self.run.card["training"]["seconds"])
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON: ``scores[split][direction]["metrics"]["hit@1"]`` and so on."""

@@ -11,6 +11,7 @@ from typing import Any
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
 from mmcl.models import Encoder, load
+from mmcl.models.folder import DESCRIPTION, read_json
 from mmcl.runtime.errors import MmclError
 
 
@@ -38,6 +39,12 @@ class Run:
         """The best model by the config's metric, or the last one."""
         return load(self.folder / "model")
 
+    @property
+    def card(self) -> dict[str, Any]:
+        """What the model card says of data, training and scores; empty while the run is unfinished."""
+        path = self.folder / "model" / DESCRIPTION
+        return dict(read_json(path).get("card", {})) if path.is_file() else {}
+
     def lines(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, oldest first."""
         return read_lines(self.folder / "metrics.jsonl")
@@ -51,7 +58,7 @@ class Run:
         evaluated = [line for line in self.lines() if "evaluation" in line]
         if not evaluated:
             return {}
-        step = self.model.card.get("training", {}).get("step")
+        step = self.card.get("training", {}).get("step")
         chosen = [line for line in evaluated if line["step"] == step]
         return dict((chosen or evaluated)[-1]["evaluation"])
 
