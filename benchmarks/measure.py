@@ -1,0 +1,51 @@
+"""Side by side: alternate the contenders, take medians, print a table, write JSON beside the script."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def alternate(contenders: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
+    """Median wall seconds of each; every round runs all of them, so that a slow moment of the machine hits each."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run()
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(script: str, rows: list[dict[str, Any]], **sizes: Any) -> None:
+    """Print the rows as a table and write them, with sizes and machine, to ``SCRIPT.json``."""
+    result = {"machine": machine(), **sizes, "rows": rows}
+    Path(script).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    columns = list(rows[0])
+    cells = [columns, *[[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]]
+    widths = [max(len(row[number]) for row in cells) for number in range(len(columns))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
