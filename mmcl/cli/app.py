@@ -59,6 +59,7 @@ def main() -> None:
     logger = logging.getLogger("mmcl")
     logger.addHandler(_ToStderr())
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # some libraries give the root logger a handler of their own
     try:
         sys.exit(app([argument for argument in sys.argv[1:] if argument != "--debug"]))
     except (MmclError, OSError, KeyboardInterrupt) as error:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mmcl.runtime.errors import nearest
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Range = tuple[float, float]
@@ -231,8 +233,19 @@ class EvaluationConfig(Section):
     """Epochs between two evaluations; at the end only if absent."""
     best: str | None = None
     """Metric whose best checkpoint becomes the model, such as `dev/image_to_text/hit@1`; the last one if absent."""
-    ks: tuple[int, ...] = (1, 5, 10)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10)
     """Cut-offs of the retrieval metrics."""
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> EvaluationConfig:
+        if self.best is not None:
+            at_k = [f"{name}@{k}" for name in ("hit", "recall", "precision", "ndcg", "map") for k in self.ks]
+            ways = [f"{source}/{way}" for source in self.sources for way in ("image_to_text", "text_to_image")]
+            known = [f"{way}/{name}" for way in ways for name in (*at_k, "mrr", "median_rank")]
+            if self.best not in known:
+                hint = nearest(self.best, known) if known else "there are no evaluation.sources"
+                raise ValueError(f"best: no metric '{self.best}' will be measured; {hint}")
+        return self
 
 
 class Config(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 
@@ -15,7 +16,7 @@ class Embedder(nn.Module):
     the tower's own output computed earlier, for a frozen tower.
     """
 
-    def __init__(self, tower: ImageTower | TextTower, head: nn.Module, *, frozen: bool = False) -> None:
+    def __init__(self, tower: ImageTower | TextTower, head: Head, *, frozen: bool = False) -> None:
         super().__init__()
         self.tower = tower
         self.head = head

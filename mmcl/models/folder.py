@@ -15,7 +15,7 @@ from mmcl.data import samples
 from mmcl.models.card import model_card
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
-from mmcl.models.heads import build_head
+from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower, quiet_transformers
 from mmcl.models.weights import load_weights, save_tensors
@@ -81,13 +81,7 @@ def save(encoder: Encoder, folder: Path) -> Path:
 def _describe(embedder: Embedder) -> dict[str, Any]:
     tower = embedder.tower
     spec = tower.spec() if isinstance(tower, TextTower) else tower.spec
-    return {"tower": spec, "head": _describe_head(embedder.head)}
-
-
-def _describe_head(head: nn.Module) -> dict[str, Any]:
-    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    kind = {0: "none", 1: "linear", 2: "mlp"}[len(linear)]
-    return {"kind": kind, "hidden": linear[0].out_features if kind == "mlp" else None}
+    return {"tower": spec, "head": embedder.head.config.model_dump()}
 
 
 def _load_ours(folder: Path) -> Encoder:
@@ -105,9 +99,7 @@ def _load_ours(folder: Path) -> Encoder:
                 tower: ImageTower | TextTower = ImageTower.from_spec(spec["tower"])
             else:
                 tower = TextTower.from_spec(spec["tower"], folder)
-            embedders[modality] = Embedder(
-                tower, build_head(HeadConfig(**spec["head"]), tower.width, description["dim"])
-            )
+            embedders[modality] = Embedder(tower, Head(HeadConfig(**spec["head"]), tower.width, description["dim"]))
         encoder = Encoder(embedders, description["dim"], description["name"])
         encoder.card = description.get("card", {})
     except (KeyError, TypeError, ValueError) as error:
@@ -126,7 +118,7 @@ def _load_text_model(name: str) -> Encoder:
     dense = next(iter(sorted(Path(name).glob("*_Dense"))), None) if Path(name).is_dir() else None
     if dense is not None:
         raise MmclError(f"{name}: its {dense.name} layer is not supported; use the model without it")
-    embedder = Embedder(tower, build_head(HeadConfig(kind="none"), tower.width, tower.width))
+    embedder = Embedder(tower, Head(HeadConfig(kind="none"), tower.width, tower.width))
     return Encoder({"text": embedder}, tower.width, name)
 
 
@@ -143,7 +135,7 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
     pooling |= {f"pooling_mode_{key}": key == names[tower.pooling] for key in names.values()}
     (folder / "1_Pooling").mkdir()
     _write_json(folder / "1_Pooling" / "config.json", pooling)
-    linear = [module for module in embedder.head.modules() if isinstance(module, nn.Linear)]
+    linear = embedder.head.linear_layers()
     for number, layer in enumerate(linear, start=2):
         name = f"{number}_Dense"
         (folder / name).mkdir()
@@ -174,7 +166,7 @@ def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
 def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
     embedder = encoder.embedder("text")
     load_weights(embedder.tower.net, folder / WEIGHTS)
-    linear = [module for module in embedder.head.modules() if isinstance(module, nn.Linear)]
+    linear = embedder.head.linear_layers()
     for number, layer in enumerate(linear, start=2):
         load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)
 

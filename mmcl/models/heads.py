@@ -8,20 +8,27 @@ from mmcl.config.schema import HeadConfig
 from mmcl.runtime.errors import MmclError
 
 
-def build_head(config: HeadConfig, width: int, dim: int) -> nn.Module:
-    """A module from (N, ``width``) features to (N, ``dim``) embeddings.
+class Head(nn.Sequential):
+    """A map from (N, ``width``) features to (N, ``dim``) embeddings.
 
     Raises:
         MmclError: kind ``none`` where the width is not the dimension.
     """
-    dropout = nn.Dropout(config.dropout)
-    if config.kind == "none":
-        if width != dim:
+
+    def __init__(self, config: HeadConfig, width: int, dim: int) -> None:
+        if config.kind == "none" and width != dim:
             raise MmclError(
-                f"model.dim is {dim}, but a head of kind 'none' keeps the tower's width {width}; make them equal"
+                f"model.dim is {dim}, but head kind 'none' keeps the tower's width {width}"
             )
-        return dropout
-    if config.kind == "linear":
-        return nn.Sequential(dropout, nn.Linear(width, dim, bias=False))
-    hidden = config.hidden or width
-    return nn.Sequential(dropout, nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim, bias=False))
+        self.config = config
+        hidden = config.hidden or width
+        layers: dict[str, list[nn.Module]] = {
+            "none": [],
+            "linear": [nn.Linear(width, dim, bias=False)],
+            "mlp": [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim, bias=False)],
+        }
+        super().__init__(nn.Dropout(config.dropout), *layers[config.kind])
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """Its linear layers, in order."""
+        return [layer for layer in self if isinstance(layer, nn.Linear)]

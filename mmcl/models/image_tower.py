@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 import torch
@@ -109,10 +110,15 @@ def _create_open_clip(model: str, pretrained: str | bool, size: int) -> nn.Modul
     if pretrained is True:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise MmclError(f"image tower 'open_clip:{model}': 'pretrained' must name the weights; there are: {tags}")
+    quiet = logging.root.manager.disable
+    if not pretrained:
+        logging.disable(logging.WARNING)  # that no weights were loaded is what was asked for
     try:
         whole = open_clip.create_model(model, pretrained=pretrained or None, force_image_size=size)
     except (OSError, RuntimeError) as error:
         raise MmclError(f"image tower 'open_clip:{model}': cannot be created ({_first_line(error)})") from None
+    finally:
+        logging.disable(quiet)
     return whole.visual
 
 

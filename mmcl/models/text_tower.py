@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,9 +61,8 @@ class TextTower(nn.Module):
             MmclError: there is no such model, or it cannot be read.
         """
         if config.name != "scratch":
-            tower = cls.open(config.name, weights=config.pretrained)
+            tower = cls.open(config.name, weights=config.pretrained, max_tokens=config.max_tokens)
             tower.pooling = config.pooling or tower.pooling
-            tower.max_tokens = min(config.max_tokens or tower.max_tokens, tower.max_tokens)
             return tower
         from transformers import BertConfig, BertModel
 
@@ -82,11 +82,11 @@ class TextTower(nn.Module):
         return cls(net, tokenizer, pooling=config.pooling or "mean", max_tokens=max_tokens)
 
     @classmethod
-    def open(cls, name: str, weights: bool = True) -> TextTower:
+    def open(cls, name: str, weights: bool = True, max_tokens: int | None = None) -> TextTower:
         """A transformers or sentence-transformers model by folder, hub name or ``sample:NAME``.
 
         Raises:
-            MmclError: there is no such model, or it cannot be read.
+            MmclError: there is no such model, it cannot be read, or it has fewer positions than ``max_tokens``.
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -104,14 +104,14 @@ class TextTower(nn.Module):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
         settings = _sentence_transformers_settings(Path(source))
-        limit = settings["max_tokens"] or getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-        return cls(
-            net,
-            tokenizer,
-            pooling=settings["pooling"],
-            max_tokens=int(min(limit, tokenizer.model_max_length)),
-            prompts=settings["prompts"],
-        )
+        positions = min(getattr(config, "max_position_embeddings", math.inf), tokenizer.model_max_length)
+        if max_tokens is not None and max_tokens > positions:
+            raise MmclError(
+                f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}"
+            )
+        limit = max_tokens or min(settings["max_tokens"] or positions, positions)
+        pooling, prompts = settings["pooling"], settings["prompts"]
+        return cls(net, tokenizer, pooling=pooling, max_tokens=int(limit), prompts=prompts)
 
     def spec(self) -> dict[str, Any]:
         """What rebuilds this tower, weights and tokenizer files apart."""

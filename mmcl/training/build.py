@@ -13,12 +13,12 @@ from mmcl.data.rows import Rows
 from mmcl.methods import METHODS, Method
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
-from mmcl.models.heads import build_head
+from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import SCRATCH_MAX_TOKENS, TextTower
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime import distributed
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder
 
 CAPTIONS_FOR_TOKENIZER = 1_000_000
@@ -35,6 +35,10 @@ def build_method(config: Config, rows: Rows, folder: Path) -> Method:
     """
     torch.manual_seed(config.seed)
     kind = METHODS[config.method.name]
+    for role in config.data.columns:
+        if role not in kind.inputs:
+            hint = nearest(role, kind.inputs)
+            raise MmclError(f"data.columns.{role}: method '{config.method.name}' has no such role; {hint}")
     embedders: dict[str, Embedder] = {}
     for role, modality in kind.inputs.items():
         if modality in embedders:
@@ -46,7 +50,7 @@ def build_method(config: Config, rows: Rows, folder: Path) -> Method:
             tower: ImageTower | TextTower = ImageTower.build(config.model.image, config.data.image)  # type: ignore[arg-type]
         else:
             tower = _text_tower(config, rows, config.data.columns.get(role, role), folder)
-        head = build_head(section.head, tower.width, config.model.dim)
+        head = Head(section.head, tower.width, config.model.dim)
         embedders[modality] = Embedder(tower, head, frozen=section.frozen)
     encoder = Encoder(embedders, config.model.dim, config.name)
     augmentation = Augmentation(config.augmentation, config.data.image.size) if augments(config) else None

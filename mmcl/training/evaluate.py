@@ -29,7 +29,7 @@ def evaluate(encoder: Encoder, feed: Feed, ks: Sequence[int], *, bootstrap: int 
         _embed(encoder, "text", feed.columns["text"], texts),
         image_of_text=owner,
         text_ids=feed.columns["text"].hashes[texts],
-        ks=tuple(k for k in ks if k <= len(images)),
+        ks=ks,
         bootstrap=bootstrap,
     )
     return {f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()}

@@ -24,7 +24,7 @@ from mmcl.data.sources import open_source
 from mmcl.methods import Batch, Method
 from mmcl.runtime import distributed
 from mmcl.runtime.device import DTYPES, pick_device, resolve_precision
-from mmcl.runtime.errors import DivergedError, MmclError, nearest
+from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.training.build import augments, build_method
 from mmcl.training.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
@@ -197,8 +197,6 @@ class Trainer:
         name = self.config.evaluation.best
         if name is None:
             return False
-        if name not in values:
-            raise MmclError(f"evaluation.best: no metric '{name}'; {nearest(name, values)}")
         value, best = values[name], self.progress.best
         if best is not None and (value >= best if name.endswith("median_rank") else value <= best):
             return False
@@ -280,6 +278,15 @@ class Trainer:
                 learned / 1e6,
                 self.steps,
                 self.progress.step,
+            )
+
+        norms = [layer for layer in self.method.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+        if self.main and world > 1 and any(layer.training for layer in norms):
+            log.warning(
+                "%d batch normalisation layers see each process's %d rows only, so the result depends on the number "
+                "of processes",
+                len(norms),
+                settings.batch_size // world,
             )
 
     def _diverged(self, what: str, value: float, step: int, batch: Batch) -> DivergedError:

@@ -30,6 +30,7 @@ def changed(**sections):
         (changed(augmentation={"flip": 1.5}), ["'augmentation.flip' is 1.5", "less than or equal to 1"]),
         (changed(augmentation={"crop_scale": [0.9, 0.2]}), ["crop_scale", "ascending"]),
         (changed(model={"text": {"width": 100, "heads": 3}}), ["model.text", "3 attention heads", "100"]),
+        (changed(evaluation={"sources": {"dev": {"source": "x"}}, "best": "dev/hit@1"}), ["best", "dev/"]),
         ({"model": {}}, ["'data' is missing"]),
     ],
 )

@@ -17,7 +17,7 @@ import mmcl
 from mmcl.config.schema import HeadConfig, ImageConfig, ImageTowerConfig, TextTowerConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
-from mmcl.models.heads import build_head
+from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 from mmcl.models.tokenizer import train_tokenizer
@@ -34,11 +34,11 @@ def make_encoder(*, image=True, text=True, head="mlp"):
     embedders = {}
     if image:
         tower = ImageTower.build(ImageTowerConfig(**NET), ImageConfig(size=32))
-        embedders["image"] = Embedder(tower, build_head(HeadConfig(), tower.width, 16))
+        embedders["image"] = Embedder(tower, Head(HeadConfig(), tower.width, 16))
     if text:
         settings = TextTowerConfig(layers=1, width=16, heads=2, tokenizer={"vocab_size": 60})
         tower = TextTower.build(settings, train_tokenizer(CAPTIONS, settings.tokenizer, 64))
-        embedders["text"] = Embedder(tower, build_head(HeadConfig(kind=head), tower.width, 16))
+        embedders["text"] = Embedder(tower, Head(HeadConfig(kind=head), tower.width, 16))
     return Encoder(embedders, 16, "tiny").eval()
 
 

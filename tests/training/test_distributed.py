@@ -66,7 +66,7 @@ def launch(script, *arguments, processes=2):
     workers = []
     for rank in range(processes):
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         env |= {name: str(value) for name, value in where.items()} if processes > 1 else {}
         command = [sys.executable, "-c", script, *map(str, arguments)]
         workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
