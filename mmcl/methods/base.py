@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -51,7 +52,7 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """How rows become views, views become embeddings, and embeddings become a loss.
 
     ``loss`` sees embeddings only, never a model input, and it sees the *global* batch; so gradient caching and
@@ -63,13 +64,13 @@ class Method(nn.Module):
 
     encoder: Encoder
 
+    @abstractmethod
     def embed(self, batch: Batch) -> Views:
         """The views of a batch; this is where gradient flows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, views: Views) -> Loss:
         """The loss of the global batch."""
-        raise NotImplementedError
 
     def metrics(self, views: Views) -> dict[str, float]:
         """Numbers worth a line in the log, computed without gradient at logged steps only; none by default."""

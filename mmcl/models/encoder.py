@@ -116,23 +116,23 @@ class Encoder(nn.Module):
         try:
             with progress("encode", len(items), "inputs", show_progress if len(items) > 256 else False) as advance:
                 for kind in dict.fromkeys(kinds):
-                    positions = [position for position, other in enumerate(kinds) if other == kind]
-                    chosen = [items[position] for position in positions]
-                    batches = (
-                        self._image_batches(chosen, batch_size)
-                        if kind == "image"
-                        else self._text_batches(chosen, batch_size, prompt)
-                    )
-                    embedder = self.embedder(kind)
-                    for where, batch in batches:
-                        vectors = self._forward(embedder, batch, normalize, truncate_dim)
-                        for sources, vector in zip(where, vectors, strict=True):
-                            for source in sources:
-                                out[positions[source]] = vector
-                        advance(sum(map(len, where)))
+                    places = np.array([place for place, other in enumerate(kinds) if other == kind])
+                    for where, batch in self._batches([items[place] for place in places], kind, batch_size, prompt):
+                        vectors = self._forward(self.embedder(kind), batch, normalize, truncate_dim)
+                        copies = [len(equal) for equal in where]
+                        out[places[np.concatenate(where)]] = np.repeat(vectors, copies, axis=0)
+                        advance(sum(copies))
         finally:
             self.train(training)
         return out[0] if single else out
+
+    def _batches(
+        self, items: Sequence[Any], kind: str, batch_size: int | str, prompt: str | None
+    ) -> Iterator[tuple[list[list[int]], dict[str, Tensor]]]:
+        """Inputs of one forward pass after the other, and the positions in ``items`` that each of their rows is for."""
+        if kind == "image":
+            return self._image_batches(items, batch_size)
+        return self._text_batches(items, batch_size, prompt)
 
     @torch.inference_mode()
     def _forward(

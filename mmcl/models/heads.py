@@ -17,9 +17,7 @@ class Head(nn.Sequential):
 
     def __init__(self, config: HeadConfig, width: int, dim: int) -> None:
         if config.kind == "none" and width != dim:
-            raise MmclError(
-                f"model.dim is {dim}, but head kind 'none' keeps the tower's width {width}"
-            )
+            raise MmclError(f"model.dim is {dim}, but head kind 'none' keeps the tower's width {width}")
         self.config = config
         hidden = config.hidden or width
         layers: dict[str, list[nn.Module]] = {

@@ -106,9 +106,7 @@ class TextTower(nn.Module):
         settings = _sentence_transformers_settings(Path(source))
         positions = min(getattr(config, "max_position_embeddings", math.inf), tokenizer.model_max_length)
         if max_tokens is not None and max_tokens > positions:
-            raise MmclError(
-                f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}"
-            )
+            raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}")
         limit = max_tokens or min(settings["max_tokens"] or positions, positions)
         pooling, prompts = settings["pooling"], settings["prompts"]
         return cls(net, tokenizer, pooling=pooling, max_tokens=int(limit), prompts=prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +33,7 @@ FEATURES_A_BATCH = 256
 CAPTION_STREAM = 0xCA9  # of a row's random numbers, the one that chooses among its captions
 
 
-class Column:
+class Column(ABC):
     """One role of the rows, as inputs of its embedder.
 
     A row has one or more *items* (one picture, several captions), numbered through the column.
@@ -53,12 +54,14 @@ class Column:
         """All items of the rows, and for each the position in ``rows`` that it belongs to."""
         return rows, np.arange(len(rows))
 
+    @abstractmethod
     def inputs(self, items: np.ndarray) -> dict[str, Tensor]:
         """The embedder's inputs for these items."""
-        raise NotImplementedError
 
 
 class PixelColumn(Column):
+    """Pictures: one a row."""
+
     def __init__(self, pixels: Pixels) -> None:
         self.pixels = pixels
         self.hashes = pixels.hashes
@@ -69,6 +72,8 @@ class PixelColumn(Column):
 
 
 class TokenColumn(Column):
+    """Captions: any number a row, of which a row's seed chooses one."""
+
     def __init__(self, tokens: Tokens, tower: TextTower) -> None:
         self.tokens = tokens
         self.tower = tower
