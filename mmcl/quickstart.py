@@ -76,7 +76,7 @@ def quickstart(out: Path) -> Quickstart:
         out: gets ``run/``, ``vectors/``, ``index/`` and ``report.html``.
     """
     sample = _sample()
-    run = train(_config(sample), out=out / "run", resume=(out / "run" / "checkpoints").is_dir())
+    run = train(_config(sample), out=out / "run", resume=(out / "run" / "config.yaml").is_file())
     encoder = run.model
 
     rows, vectors, scores = {}, {}, {}

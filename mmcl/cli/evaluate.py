@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.runtime.errors import MmclError
 
 if TYPE_CHECKING:
     from mmcl.evaluation import Scores
@@ -38,6 +39,8 @@ def retrieval(
     from mmcl.runtime.device import pick_device
 
     encoder = mmcl.load(model).to(pick_device(device))
+    if not all(number.strip().isdigit() for number in k.split(",")):
+        raise MmclError(f"-k {k}: expected cut-offs like 1,5,10")
     ks = [int(number) for number in k.split(",")]
     scores = retrieval_of_rows(encoder, open_source(source, split=split), image=image, text=text, ks=ks)
     write_json(json, {way: judged.to_dict() for way, judged in scores.items()})

@@ -16,7 +16,7 @@ Range = tuple[float, float]
 class Section(BaseModel):
     """A part of a config: unknown keys are refused, so that a typo never passes in silence."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SourceConfig(Section):
@@ -185,6 +185,9 @@ class ClipConfig(Section):
     """Temperature at the start."""
     learn_temperature: bool = True
     """Learn the temperature; it stays at least 0.01."""
+    extra_texts: int = Field(default=0, ge=0)
+    """Further captions, drawn anew for every batch from all training rows, as negatives of every picture. Nearly free
+    where the text tower is frozen; more than there are takes them all."""
 
 
 class TrainingConfig(Section):
@@ -200,7 +203,7 @@ class TrainingConfig(Section):
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Decay of matrices; gains, biases and the temperature have none."""
-    betas: Range = (0.9, 0.98)
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.98)
     """AdamW's decay rates of the two moments."""
     eps: Positive = 1e-6
     """AdamW's epsilon."""
@@ -210,6 +213,8 @@ class TrainingConfig(Section):
     """Warm-up: a share of all steps if below 1, else a number of steps."""
     clip_grad: float | None = Field(default=1.0, gt=0.0)
     """Largest norm of the gradient; none if null."""
+    average: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Decay of a running average of the weights, such as 0.995; the average is what is judged and saved."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware multiplies it natively, else float32. float16 is never chosen silently."""
     device: str = "auto"
@@ -233,7 +238,7 @@ class EvaluationConfig(Section):
     """Epochs between two evaluations; at the end only if absent."""
     best: str | None = None
     """Metric whose best checkpoint becomes the model, such as `dev/image_to_text/hit@1`; the last one if absent."""
-    ks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 5, 10), min_length=1)
     """Cut-offs of the retrieval metrics."""
 
     @model_validator(mode="after")
@@ -251,9 +256,9 @@ class EvaluationConfig(Section):
 class Config(Section):
     """One experiment, whole: enough to repeat it."""
 
-    name: str = "run"
+    name: str = Field(default="run", pattern=r"^[\w.-]*\w[\w.-]*$")
     """Name of the experiment; the default run folder is runs/NAME."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """The same seed, data and machine give the same run."""
     method: ClipConfig = Field(default_factory=ClipConfig)
     """What is learned, and its own settings."""

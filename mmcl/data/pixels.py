@@ -101,9 +101,18 @@ class Pixels:
         return len(self.hashes)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The pictures of the rows at ``indices``: uint8 (n, ``size``, ``size``, 3), a copy."""
+        """The pictures of the rows at ``indices``: uint8 (n, ``size``, ``size``, 3), a copy.
+
+        Raises ``MmclError`` for a picture that could be read when the pixels were opened, and no longer can.
+        """
         chosen = np.asarray(indices, dtype=np.int64)
-        return self._pictures.decode(chosen)[0] if self._array is None else np.array(self._array[chosen])
+        if self._array is not None:
+            return np.array(self._array[chosen])
+        pixels, errors = self._pictures.decode(chosen)
+        for position, reason in errors.items():
+            if int(chosen[position]) not in self.errors:
+                raise MmclError(f"row {chosen[position]}: its picture was readable and no longer is: {reason}")
+        return pixels
 
 
 def open_pixels(

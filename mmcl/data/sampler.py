@@ -51,10 +51,10 @@ class Sampler:
         return np.random.default_rng([self.seed, epoch]).permutation(self.positions)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(epoch, this process's rows) of the batches from ``start`` up to ``stop``, numbered through the epochs."""
+        """(number, this process's rows) of the batches from ``start`` up to ``stop``, numbered through the epochs."""
         order, ordered = None, -1
         for number in range(start, stop):
             epoch, within = divmod(number, len(self))
             if epoch != ordered:
                 order, ordered = self.order(epoch), epoch
-            yield epoch, self.batch(epoch, within, order)
+            yield number, self.batch(epoch, within, order)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +16,11 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, cache_dir
 from mmcl.runtime.progress import progress
 
+log = logging.getLogger("mmcl")
 _BLOCK = 10_000
 
-Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
+Tokenize = Callable[[Sequence[str]], tuple[list[np.ndarray], int]]
+"""From texts to the token ids of each, and how many were cut short."""
 
 
 class Tokens:
@@ -62,7 +66,7 @@ def open_tokens(
     Args:
         rows: where the column is.
         column: its name.
-        tokenize: from texts to their token ids.
+        tokenize: from texts to the token ids of each, and how many were cut short, which is logged once.
         tokenizer_key: changes whenever ``tokenize`` would give something else.
         on_error: a row whose text is missing or blank is left without captions (``skip``) or refused (``fail``).
         show_progress: a bar on stderr; shown for a terminal if absent.
@@ -87,23 +91,29 @@ def open_tokens(
 
 
 def _write(rows: Rows, column: str, tokenize: Tokenize, folder: Path, show_progress: bool | None) -> None:
-    counts, hashes, lengths = [], [], []
+    counts, hashes, lengths = array("q"), array("q"), array("q")
+    cut = 0
     with (folder / "tokens.bin").open("wb") as file, progress("tokenize", len(rows), "rows", show_progress) as advance:
         for start in range(0, len(rows), _BLOCK):
             block = rows.select(range(start, min(start + _BLOCK, len(rows))))
-            captions = [_captions(value) for value in block.texts(column)]
+            captions = [texts_of(value) for value in block.texts(column)]
             flat = [text for texts in captions for text in texts]
-            for ids in tokenize(flat):
+            tokenized, longer = tokenize(flat)
+            cut += longer
+            for ids in tokenized:
                 lengths.append(len(ids))
                 file.write(ids.astype(np.int32).tobytes())
-            counts += [len(texts) for texts in captions]
-            hashes += [stable_hash(text) for text in flat]
+            counts.extend(map(len, captions))
+            hashes.extend(map(stable_hash, flat))
             advance(len(block))
-    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    np.save(folder / "hashes.npy", np.asarray(hashes, dtype=np.int64))
-    np.save(folder / "first.npy", np.cumsum([0, *counts], dtype=np.int64))  # last: its presence says all is there
+    if cut:
+        log.warning("%s: %d of %d texts in column '%s' are too long and were cut", rows.name, cut, len(hashes), column)
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    np.save(folder / "hashes.npy", np.frombuffer(hashes, dtype=np.int64))
+    np.save(folder / "first.npy", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
 
 
-def _captions(value: str | list[str] | None) -> list[str]:
+def texts_of(value: str | list[str] | None) -> list[str]:
+    """The captions of a cell: a text, a list of them, or nothing. Blank ones are none."""
     texts = [value] if isinstance(value, str) else value or []
     return [text for text in texts if text.strip()]

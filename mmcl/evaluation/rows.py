@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL.Image import Image
 
+from mmcl.data.identity import stable_hash
 from mmcl.data.images import ImageError, ImageInput, decode, usable_cpus
 from mmcl.data.rows import Rows
+from mmcl.data.tokens import texts_of
 from mmcl.evaluation.retrieval import Scores, retrieval_pairs
 from mmcl.evaluation.zero_shot import Encodes, ZeroShotScores, classifier, zero_shot
 from mmcl.runtime.errors import MmclError
@@ -31,8 +33,9 @@ def retrieval_of_rows(
 ) -> dict[str, Scores]:
     """Retrieval both ways between the pictures of a column and the captions of another, one or a list a row.
 
-    Equal captions are right answers for each other's pictures. Rows with an unreadable picture or without a caption
-    are left out, and their number is logged.
+    Equal captions are right answers for each other's pictures, and equal pictures for each other's captions: a picture
+    that stands in five rows with a caption each is as right in any of them. Rows with an unreadable picture or without
+    a caption are left out, and their number is logged.
 
     Returns:
         {"image_to_text": Scores, "text_to_image": Scores}.
@@ -41,16 +44,18 @@ def retrieval_of_rows(
         MmclError: there is no such column, or no usable row.
     """
     rows.require([image, text])
-    captions = [_captions(value) for value in rows.texts(text)]
-    vectors, readable = _image_vectors(encoder, rows, image)
+    captions = [texts_of(value) for value in rows.texts(text)]
+    vectors, readable, hashes = _image_vectors(encoder, rows, image)
     kept = [row for row in readable if captions[row]]
     _report(rows, len(rows) - len(kept), "an unreadable picture or no caption")
     flat = [caption for row in kept for caption in captions[row]]
     owner = [position for position, row in enumerate(kept) for _ in captions[row]]
     place = {row: position for position, row in enumerate(readable)}
-    pictures = vectors[[place[row] for row in kept]]
+    chosen = [place[row] for row in kept]
     texts = encoder.encode(flat)
-    return retrieval_pairs(pictures, texts, owner, ks, text_ids=flat, bootstrap=bootstrap)
+    return retrieval_pairs(
+        vectors[chosen], texts, owner, ks, image_ids=hashes[chosen], text_ids=flat, bootstrap=bootstrap
+    )
 
 
 def zero_shot_of_rows(
@@ -75,7 +80,7 @@ def zero_shot_of_rows(
     names = sorted({name for name in labels if name is not None})
     if len(names) < 2:
         raise MmclError(f"{rows.name}: column '{label}' holds {len(names)} class names; at least two are needed")
-    vectors, readable = _image_vectors(encoder, rows, image)
+    vectors, readable, _ = _image_vectors(encoder, rows, image)
     kept = [position for position, row in enumerate(readable) if labels[row] is not None]
     _report(rows, len(rows) - len(kept), "an unreadable picture or no class name")
     number = {name: code for code, name in enumerate(names)}
@@ -83,21 +88,22 @@ def zero_shot_of_rows(
     return zero_shot(vectors[kept], codes, classifier(encoder, names, templates), ks, names=names, bootstrap=bootstrap)
 
 
-def _image_vectors(encoder: Encodes, rows: Rows, column: str) -> tuple[np.ndarray, list[int]]:
-    """Vectors of the readable pictures, and the rows they are of."""
-    parts, readable = [], []
+def _image_vectors(encoder: Encodes, rows: Rows, column: str) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Vectors of the readable pictures, the rows they are of, and hashes that are equal for equal pictures."""
+    parts, readable, hashes = [], [], []
     with ThreadPoolExecutor(usable_cpus()) as pool, progress("encode images", len(rows), "images") as advance:
         for start in range(0, len(rows), _BLOCK):
             block = range(start, min(start + _BLOCK, len(rows)))
             decoded = list(pool.map(_decode, rows.images(column, block)))
             pictures = [picture for picture in decoded if picture is not None]
             readable += [row for row, picture in zip(block, decoded, strict=True) if picture is not None]
+            hashes += [stable_hash(picture.tobytes()) for picture in pictures]
             if pictures:
                 parts.append(np.asarray(encoder.encode(pictures), dtype=np.float32))
             advance(len(block))
     if not parts:
         raise MmclError(f"{rows.name}: none of the {len(rows)} pictures in column '{column}' can be read")
-    return np.concatenate(parts), readable
+    return np.concatenate(parts), readable, np.array(hashes)
 
 
 def _decode(image: ImageInput | None) -> Image | None:
@@ -105,11 +111,6 @@ def _decode(image: ImageInput | None) -> Image | None:
         return decode(image)
     except ImageError:
         return None
-
-
-def _captions(value: str | list[str] | None) -> list[str]:
-    texts = [value] if isinstance(value, str) else value or []
-    return [text for text in texts if text.strip()]
 
 
 def _report(rows: Rows, left_out: int, why: str) -> None:

@@ -18,6 +18,7 @@ def info_nce(
     *,
     ids: Tensor | None = None,
     negatives: Tensor | None = None,
+    negative_ids: Tensor | None = None,
     symmetric: bool = True,
     similarity: Similarity = "cosine",
 ) -> Tensor:
@@ -38,6 +39,8 @@ def info_nce(
             other's negatives, and leave the denominator.
         negatives: (M, D) further keys, wrong for every query. They have no partner, so they enter the direction from
             query to key alone.
+        negative_ids: (M,) or (M, K) integers, to go with ``ids``: a further key that agrees with a query in any column
+            is the same thing, and leaves that query's denominator.
         symmetric: average with the direction from key to query.
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
 
@@ -52,6 +55,10 @@ def info_nce(
     True
     """
     _check(query, key, ids, negatives)
+    if negative_ids is not None and (ids is None or negatives is None or len(negative_ids) != len(negatives)):
+        raise ValueError("negative_ids go with ids, and there is one for each of the negatives")
+    if torch.is_tensor(temperature) and temperature.numel() != 1:
+        raise ValueError(f"temperature must be one number, not a tensor of shape {tuple(temperature.shape)}")
     with torch.autocast(query.device.type, enabled=False):
         query, key, negatives = _prepare(query, key, negatives, similarity)
         logits = _similarity(query, key, similarity) / temperature  # (N, N)
@@ -60,7 +67,10 @@ def info_nce(
         partners = torch.arange(len(logits), device=logits.device)
         backward = F.cross_entropy(logits.T, partners) if symmetric else None
         if negatives is not None:
-            logits = torch.cat([logits, _similarity(query, negatives, similarity) / temperature], dim=1)  # (N, N + M)
+            further = _similarity(query, negatives, similarity) / temperature  # (N, M)
+            if ids is not None and negative_ids is not None:
+                further = further.masked_fill(_same(ids, negative_ids), -torch.inf)
+            logits = torch.cat([logits, further], dim=1)
         forward = F.cross_entropy(logits, partners)
         return forward if backward is None else (forward + backward) / 2
 
@@ -124,6 +134,10 @@ def _similarity(a: Tensor, b: Tensor, similarity: Similarity) -> Tensor:
 
 def _repeats(ids: Tensor) -> Tensor:
     """(N, N) true where two different rows are the same thing."""
-    columns = ids[:, None] if ids.ndim == 1 else ids
-    same = (columns[:, None, :] == columns[None, :, :]).any(dim=2)
-    return same.fill_diagonal_(False)
+    return _same(ids, ids).fill_diagonal_(False)
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) true where row i of ``a`` and row j of ``b`` agree in any column."""
+    a, b = (ids[:, None] if ids.ndim == 1 else ids for ids in (a, b))
+    return (a[:, None, :] == b[None, :, :]).any(dim=2)

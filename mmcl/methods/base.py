@@ -14,7 +14,7 @@ from mmcl.models.encoder import Encoder
 Views: TypeAlias = dict[str, Tensor]
 """View name to (N, D) embeddings; beside them whatever the loss needs of the rows, such as ``ids`` or a label.
 
-Every tensor has N rows, so that gathering views over devices needs to know nothing about them.
+Every tensor is gathered over devices along its first dimension, which needs to know nothing else about it.
 """
 
 
@@ -28,20 +28,31 @@ class Batch:
         ids: (N, K) int64: two rows that agree in any column are the same thing, and not each other's negatives.
         seeds: (N,) int64, one a row and epoch: from them alone a method draws its random numbers for augmentation.
         rows: (N,) int64 positions in the source.
+        extra: role to the named inputs of further items, no partners of any row, where a method asks for them.
+        extra_ids: role to their identities, (M, K) int64 as in ``ids``.
     """
 
     inputs: dict[str, dict[str, Tensor]]
     ids: Tensor
     seeds: Tensor
     rows: Tensor
+    extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    extra_ids: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        moved = {
-            role: {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-            for role, tensors in self.inputs.items()
-        }
-        return Batch(moved, self.ids.to(device), self.seeds.to(device), self.rows)
+
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        return Batch(
+            {role: moved(tensors) for role, tensors in self.inputs.items()},
+            self.ids.to(device),
+            self.seeds.to(device),
+            self.rows,
+            {role: moved(tensors) for role, tensors in self.extra.items()},
+            moved(self.extra_ids),
+        )
 
 
 @dataclass
@@ -63,6 +74,11 @@ class Method(nn.Module, ABC):
     """Role to modality (``image``, ``text``) of the columns that the method reads."""
 
     encoder: Encoder
+
+    @property
+    def extra(self) -> dict[str, int]:
+        """Role to the number of further items wanted beside every global batch; none by default."""
+        return {}
 
     @abstractmethod
     def embed(self, batch: Batch) -> Views:

@@ -26,6 +26,7 @@ class Clip(Method):
         super().__init__()
         self.encoder = encoder
         self.augmentation = augmentation
+        self._extra_texts = config.extra_texts
         self.logit_scale = nn.Parameter(
             torch.tensor(math.log(1 / config.temperature)), requires_grad=config.learn_temperature
         )
@@ -35,18 +36,35 @@ class Clip(Method):
         """τ = exp(-logit_scale), between 0.01 and 1."""
         return (-self.logit_scale).exp()
 
+    @property
+    def extra(self) -> dict[str, int]:
+        """Further captions, as negatives of every picture."""
+        return {"text": self._extra_texts} if self._extra_texts else {}
+
     def embed(self, batch: Batch) -> Views:
         image = batch.inputs["image"]
         if self.augmentation is not None and self.training and "pixels" in image:
             image = {"pixels": self.augmentation(image["pixels"], batch.seeds)}
-        return {
+        views = {
             "image": self.encoder.embedder("image")(**image),
             "text": self.encoder.embedder("text")(**batch.inputs["text"]),
             "ids": batch.ids,
         }
+        if "text" in batch.extra:
+            views["negatives"] = self.encoder.embedder("text")(**batch.extra["text"])
+            views["negative_ids"] = batch.extra_ids["text"]
+        return views
 
     def loss(self, views: Views) -> Loss:
-        return Loss(info_nce(views["image"], views["text"], self.temperature, ids=views["ids"]))
+        value = info_nce(
+            views["image"],
+            views["text"],
+            self.temperature,
+            ids=views["ids"],
+            negatives=views.get("negatives"),
+            negative_ids=views.get("negative_ids"),
+        )
+        return Loss(value)
 
     def metrics(self, views: Views) -> dict[str, float]:
         accuracy = batch_accuracy(views["image"], views["text"], ids=views["ids"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +58,7 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.parameters()).device
 
     def embedder(self, modality: str) -> Embedder:
@@ -105,11 +106,15 @@ class Encoder(nn.Module):
             raise MmclError(f"encode: precision '{precision}' is not known; use float32 or float16")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
             raise MmclError(f"encode: truncate_dim {truncate_dim} must be between 1 and the model's {self.dim}")
+        if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
         single = isinstance(inputs, (str, bytes, Path, Image.Image)) or (
             isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim in (2, 3)
         )
+        if not single and not isinstance(inputs, Iterable):
+            raise MmclError(f"encode: got a {type(inputs).__name__}; give a text, an image or a list of them")
         items = [inputs] if single else list(inputs)
-        kinds = [modality or _modality_of(item, position) for position, item in enumerate(items)]
+        kinds = [_modality_of(item, position, modality) for position, item in enumerate(items)]
         out = np.zeros((len(items), truncate_dim or self.dim), dtype=precision)
         training = self.training
         self.eval()
@@ -164,10 +169,11 @@ class Encoder(nn.Module):
         places: dict[str, list[int]] = {}
         for position, text in enumerate(texts):
             places.setdefault(text, []).append(position)
-        distinct = list(places)
+        distinct, cut = list(places), 0
         for begin in range(0, len(distinct), TEXTS_TOKENIZED_AT_ONCE):
             chunk = distinct[begin : begin + TEXTS_TOKENIZED_AT_ONCE]
-            tokens = tower.tokenize(chunk, prompt)
+            tokens, longer = tower.tokenize(chunk, prompt)
+            cut += longer
             order = sorted(range(len(chunk)), key=lambda i: len(tokens[i]), reverse=True)
             start = 0
             while start < len(order):
@@ -176,21 +182,29 @@ class Encoder(nn.Module):
                 taken = order[start : start + step]
                 yield [places[chunk[i]] for i in taken], tower.collate([tokens[i] for i in taken])
                 start += step
+        if cut:
+            log.warning("%d of %d texts were cut at %d tokens", cut, len(distinct), tower.max_tokens)
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced whole.
 
         A text-only model's folder is also a sentence-transformers folder.
+
+        Raises:
+            MmclError: ``folder`` holds something other than a model.
+            OSError: the disk is full or refuses.
         """
         from mmcl.models.folder import save
 
         return save(self, Path(folder))
 
 
-def _modality_of(item: Any, position: int) -> str:
+def _modality_of(item: Any, position: int, wanted: str | None) -> str:
+    if wanted not in (None, "image", "text"):
+        raise MmclError(f"encode: modality '{wanted}' is not known; use image or text")
     if isinstance(item, str):
-        return "text"
-    if isinstance(item, (bytes, Path, Image.Image, np.ndarray)):
+        return wanted or "text"
+    if isinstance(item, (bytes, Path, Image.Image, np.ndarray)) and wanted != "text":
         return "image"
     kind = type(item).__name__
     raise MmclError(f"encode: input {position} is a {kind}; text is a str, an image a Path, PIL image, array or bytes")

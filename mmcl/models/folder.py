@@ -11,14 +11,14 @@ from torch import nn
 
 import mmcl
 from mmcl.config.schema import HeadConfig
-from mmcl.data import samples
 from mmcl.models.card import model_card
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.text_tower import TextTower, quiet_transformers
+from mmcl.models.text_tower import TextTower, local_folder, quiet_transformers
 from mmcl.models.weights import load_weights, save_tensors
+from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
 
@@ -38,23 +38,33 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
         MmclError: there is no such model, it is damaged, or a newer mmcl wrote it.
     """
     text = str(name)
-    folder = samples.get(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text).expanduser()
+    if text.startswith("hf-hub:") or text.split("/")[0].startswith(("ViT-", "RN50", "RN101", "convnext_")):
+        raise MmclError(
+            f"{text}: whole open_clip models cannot be opened yet; train with 'open_clip:NAME' as image tower"
+        )
+    is_path = text.startswith((".", "/", "~", "runs/")) or text.count("/") > 1
+    if is_path and not Path(text).expanduser().is_dir():
+        raise MmclError(f"{text}: there is no such folder; give a model folder, a run folder or a hub name")
+    folder = local_folder(text)
     if (folder / "model" / DESCRIPTION).is_file():
         folder = folder / "model"
     if (folder / DESCRIPTION).is_file():
         encoder = _load_ours(folder)
-    elif folder.is_dir() and not (folder / "config.json").is_file():
-        raise MmclError(f"{text}: the folder holds no model (neither {DESCRIPTION} nor config.json)")
-    elif not folder.exists() and (text.startswith((".", "/", "~", "runs/")) or text.count("/") > 1):
-        raise MmclError(f"{text}: there is no such folder; give a model folder, a run folder or a hub name")
+    elif (folder / "config.json").is_file() or (folder / "modules.json").is_file():
+        tower = TextTower.open(str(folder))
+        head = Head(HeadConfig(kind="none"), tower.width, tower.width)
+        encoder = Encoder({"text": Embedder(tower, head)}, tower.width, text)
     else:
-        encoder = _load_text_model(text)
-    encoder.path = folder if folder.is_dir() else None
-    return encoder.to(device).eval()
+        raise MmclError(f"{text}: the folder holds no model (neither {DESCRIPTION} nor config.json)")
+    encoder.path = folder
+    return encoder.to(pick_device(str(device))).eval()
 
 
 def save(encoder: Encoder, folder: Path) -> Path:
     """Write ``encoder`` as a model folder; see :meth:`Encoder.save`."""
+    folder = folder.expanduser()
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise MmclError(f"{folder}: exists and is no model folder, so it is not replaced; choose another")
     description = {
         "format_version": FORMAT_VERSION,
         "mmcl_version": mmcl.__version__,
@@ -111,15 +121,6 @@ def _load_ours(folder: Path) -> Encoder:
     else:
         load_weights(encoder.embedders, folder / WEIGHTS)
     return encoder
-
-
-def _load_text_model(name: str) -> Encoder:
-    tower = TextTower.open(name)
-    dense = next(iter(sorted(Path(name).glob("*_Dense"))), None) if Path(name).is_dir() else None
-    if dense is not None:
-        raise MmclError(f"{name}: its {dense.name} layer is not supported; use the model without it")
-    embedder = Embedder(tower, Head(HeadConfig(kind="none"), tower.width, tower.width))
-    return Encoder({"text": embedder}, tower.width, name)
 
 
 def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:

@@ -71,16 +71,27 @@ class ImageTower(nn.Module):
     def _measure_width(self) -> int:
         """Ask the network itself: libraries disagree about the attribute that holds the width after pooling."""
         self.eval()
-        width = self(torch.zeros(1, self.size, self.size, 3, dtype=torch.uint8)).shape[-1]
+        try:
+            shape = self(torch.zeros(1, self.size, self.size, 3, dtype=torch.uint8)).shape
+        except Exception as error:  # whatever a network of another input size or channel count meets
+            raise MmclError(f"image tower '{self.spec['name']}': cannot read {self.size}-pixel RGB: {error}") from None
         self.train()
-        return int(width)
+        if len(shape) != 2:
+            raise MmclError(f"image tower '{self.spec['name']}': gives {tuple(shape)}, not one vector; check its args")
+        return int(shape[1])
 
 
 def _create(name: str, pretrained: str | bool, args: dict[str, Any], size: int) -> nn.Module:
     library, _, model = name.partition(":")
     if library == "timm" and model:
-        return _create_timm(model, bool(pretrained), args, size)
+        if isinstance(pretrained, str):
+            raise MmclError(
+                f"image tower '{name}': timm takes true or false as 'pretrained'; a tag belongs to the name"
+            )
+        return _create_timm(model, pretrained, args, size)
     if library == "open_clip" and model:
+        if args:
+            raise MmclError(f"image tower '{name}': model.image.args is for timm models; remove {', '.join(args)}")
         return _create_open_clip(model, pretrained, size)
     raise MmclError(f"image tower '{name}': expected 'timm:NAME' or 'open_clip:NAME', such as 'timm:resnet18'")
 
@@ -92,10 +103,10 @@ def _create_timm(model: str, pretrained: bool, args: dict[str, Any], size: int) 
         raise MmclError(f"image tower 'timm:{model}': timm has no such model; {nearest(model, timm.list_models())}")
     try:
         net = timm.create_model(model, pretrained=pretrained, num_classes=0, **args)
-    except TypeError as error:
-        raise MmclError(f"image tower 'timm:{model}': model.image.args does not fit it: {error}") from None
     except OSError as error:
         raise MmclError(f"image tower 'timm:{model}': its weights cannot be fetched ({_first_line(error)})") from None
+    except Exception as error:  # timm raises whatever its constructors meet
+        raise MmclError(f"image tower 'timm:{model}': model.image.args does not fit it: {error}") from None
     if hasattr(net, "set_input_size"):  # transformers with position embeddings for one size
         net.set_input_size(img_size=size)
     return net

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ from mmcl.config.schema import TextTowerConfig
 from mmcl.data import samples
 from mmcl.data.identity import stable_hash
 from mmcl.models.pooling import POOLINGS, pool
+from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError
 
-log = logging.getLogger("mmcl")
 SCRATCH_MAX_TOKENS = 64
 
 
@@ -46,8 +45,12 @@ class TextTower(nn.Module):
                 f"the tokenizer has {len(tokenizer)} entries but the model only {net.config.vocab_size}; "
                 "they do not belong together"
             )
+        pooler = getattr(net, "pooler", None)
+        if isinstance(pooler, nn.Module):
+            pooler.requires_grad_(False)  # unused: no gradient reaches it, which data parallelism would wait for
         self.net = net
         self.tokenizer = tokenizer
+        self._forget_limits()
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.prompts = prompts or {}
@@ -78,8 +81,7 @@ class TextTower(nn.Module):
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=tokenizer.pad_token_id,
         )
-        net = BertModel(architecture, add_pooling_layer=False)
-        return cls(net, tokenizer, pooling=config.pooling or "mean", max_tokens=max_tokens)
+        return cls(BertModel(architecture), tokenizer, pooling=config.pooling or "mean", max_tokens=max_tokens)
 
     @classmethod
     def open(cls, name: str, weights: bool = True, max_tokens: int | None = None) -> TextTower:
@@ -90,20 +92,20 @@ class TextTower(nn.Module):
         """
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        source = str(samples.get(name.removeprefix("sample:"))) if name.startswith("sample:") else name
+        folder = local_folder(name)
+        settings = _sentence_transformers_settings(folder)
+        source = folder / settings["transformer"]
         try:
             with quiet_transformers():
                 config = AutoConfig.from_pretrained(source, trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-                kwargs = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
                 if weights:
-                    net = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **kwargs)
+                    net = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
                 else:
-                    net = AutoModel.from_config(config, **kwargs)
+                    net = AutoModel.from_config(config)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
-        settings = _sentence_transformers_settings(Path(source))
         positions = min(getattr(config, "max_position_embeddings", math.inf), tokenizer.model_max_length)
         if max_tokens is not None and max_tokens > positions:
             raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}")
@@ -127,8 +129,7 @@ class TextTower(nn.Module):
 
         settings = dict(spec["config"])
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        kwargs = {"add_pooling_layer": False} if config.model_type in _WITH_POOLER else {}
-        net = AutoModel.from_config(config, **kwargs)
+        net = AutoModel.from_config(config)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -139,7 +140,9 @@ class TextTower(nn.Module):
         """Write the tokenizer's own files."""
         for name in ("is_local", "local_files_only"):  # how it was loaded, noted as if it were a setting
             self.tokenizer.init_kwargs.pop(name, None)
-        self.tokenizer.save_pretrained(folder)
+        self._forget_limits()
+        with full_disk_is_oserror(folder):
+            self.tokenizer.save_pretrained(folder)
 
     def key(self) -> str:
         """Changes whenever :meth:`tokenize` would give something else."""
@@ -147,8 +150,15 @@ class TextTower(nn.Module):
         content = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return f"{stable_hash(content):x}-{self.max_tokens}"
 
-    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> list[np.ndarray]:
-        """Token ids of each text, int32, cut at ``max_tokens``; how many were cut is logged once a call.
+    def _forget_limits(self) -> None:
+        """Fast tokenizers keep the last call's truncation and padding, and would save them as if they were settings."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> tuple[list[np.ndarray], int]:
+        """Token ids of each text, int32, cut at ``max_tokens``; and how many texts were cut.
 
         Raises:
             MmclError: ``prompt`` is not the name of one of the model's prompts.
@@ -161,11 +171,10 @@ class TextTower(nn.Module):
         # A lone surrogate is no Unicode text, and the tokenizers refuse it: it reads as '?'.
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         if not texts:
-            return []
+            return [], 0
         encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
         long = [position for position, ids in enumerate(encoded) if len(ids) > self.max_tokens]
         if long:
-            log.warning("%d of %d texts are longer than %d tokens and were cut", len(long), len(texts), self.max_tokens)
             cut = self.tokenizer(
                 [texts[position] for position in long],
                 truncation=True,
@@ -174,7 +183,8 @@ class TextTower(nn.Module):
             )["input_ids"]
             for position, ids in zip(long, cut, strict=True):
                 encoded[position] = ids
-        return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+            self._forget_limits()
+        return [np.asarray(ids, dtype=np.int32) for ids in encoded], len(long)
 
     def collate(self, tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Pad to the longest: ``input_ids`` and ``attention_mask``, both int64 (N, L)."""
@@ -193,7 +203,26 @@ class TextTower(nn.Module):
         return pool(states, attention_mask, self.pooling)
 
 
-_WITH_POOLER = {"bert", "roberta", "xlm-roberta", "mpnet", "camembert"}  # an unused dense layer
+def local_folder(name: str) -> Path:
+    """The folder of a model: itself, a sample's, or a snapshot of a hub name.
+
+    Raises:
+        MmclError: there is no such folder, and the hub has no such model or cannot be reached.
+    """
+    if name.startswith("sample:"):
+        return samples.get(name.removeprefix("sample:"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({reason})") from None
 
 
 @contextmanager
@@ -213,24 +242,38 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
-    """Pooling, length limit and prompts of a sentence-transformers folder; defaults for a plain one."""
-    settings: dict[str, Any] = {"pooling": "mean", "max_tokens": None, "prompts": {}}
-    pooling = _read_json(folder / "1_Pooling" / "config.json")
-    names = {
+    """Pooling, length limit, prompts and place of the transformer; defaults for a plain transformers folder."""
+    settings: dict[str, Any] = {"pooling": "mean", "max_tokens": None, "prompts": {}, "transformer": ""}
+    modules: Any = _read_json(folder / "modules.json") or []
+    for module in modules:
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind == "Transformer":
+            settings["transformer"] = module["path"]
+            limits = _read_json(folder / module["path"] / "sentence_bert_config.json")
+            settings["max_tokens"] = limits.get("max_seq_length")
+        elif kind == "Pooling":
+            settings["pooling"] = _pooling(folder / module["path"])
+        elif kind != "Normalize":
+            raise MmclError(f"{folder}: its layer '{kind}' is not supported; use a model without it")
+    settings["prompts"] = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    return settings
+
+
+def _pooling(folder: Path) -> str:
+    """sentence-transformers has spelled it as one flag each, and as one name."""
+    config = _read_json(folder / "config.json")
+    flags = {
         "pooling_mode_cls_token": "cls",
         "pooling_mode_max_tokens": "max",
         "pooling_mode_lasttoken": "last",
         "pooling_mode_mean_tokens": "mean",
     }
-    chosen = [name for key, name in names.items() if pooling.get(key)] or [pooling.get("pooling_mode", "mean")]
-    if len(chosen) > 1 or chosen[0] not in names.values():
+    chosen = [name for flag, name in flags.items() if config.get(flag)] or [config.get("pooling_mode", "mean")]
+    if len(chosen) > 1 or chosen[0] not in POOLINGS:
         how = "+".join(map(str, chosen))
-        raise MmclError(f"{folder}/1_Pooling: pooling {how} is not supported; use one of {', '.join(POOLINGS)}")
-    settings["pooling"] = chosen[0]
-    settings["max_tokens"] = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    settings["prompts"] = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    return settings
+        raise MmclError(f"{folder}: pooling {how} is not supported; use one of {', '.join(POOLINGS)}")
+    return str(chosen[0])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

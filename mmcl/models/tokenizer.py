@@ -40,11 +40,13 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
             unk_piece=UNKNOWN,
             bos_piece=START,
             eos_piece=END,
+            max_sentence_length=1 << 20,  # bytes; longer texts would be left out without a word
             num_threads=1,  # more threads sum in another order, and so give another vocabulary
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise MmclError(f"the tokenizer cannot be trained: the texts are too few or empty ({error})") from None
+        cure = "give more text or another model.text.tokenizer.vocab_size"
+        raise MmclError(f"the tokenizer cannot be trained on these captions; {cure} ({error})") from None
     return to_transformers(model.getvalue(), max_tokens)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,12 +16,24 @@ from mmcl.runtime.errors import MmclError
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    """Write named tensors. Raises ``OSError`` if the disk is full."""
+    with full_disk_is_oserror(path):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
     # safetensors makes files that only their owner can read; a model folder is meant to be passed on.
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+@contextmanager
+def full_disk_is_oserror(path: Path) -> Iterator[None]:
+    """Libraries written in Rust report a full disk as an exception of their own, known by its text alone."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if "os error 28" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

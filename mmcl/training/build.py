@@ -10,6 +10,7 @@ import torch
 from mmcl.config.schema import Config
 from mmcl.data.augment import Augmentation
 from mmcl.data.rows import Rows
+from mmcl.data.tokens import texts_of
 from mmcl.methods import METHODS, Method
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
@@ -82,4 +83,4 @@ def _text_tower(config: Config, rows: Rows, column: str, folder: Path) -> TextTo
 def _captions(rows: Rows, column: str) -> Iterator[str]:
     for start in range(0, min(len(rows), CAPTIONS_FOR_TOKENIZER), _BLOCK):
         for value in rows.select(range(start, min(start + _BLOCK, len(rows)))).texts(column):
-            yield from [value] if isinstance(value, str) else value or []
+            yield from texts_of(value)

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmcl.models.embedder import Embedder
 from mmcl.models.weights import save_tensors
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file
+from mmcl.training.average import WeightAverage
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-\d{8}")
@@ -33,17 +35,28 @@ class Progress:
         seconds: time spent training so far.
         best: the best value of the named metric, or None before the first.
         best_step: the step that had it.
+        data: identifies the training rows: a run cannot go on with others.
+        window: the losses since the last line of metrics.
+        scaler: state of float16's gradient scaler.
     """
 
     step: int = 0
     seconds: float = 0.0
     best: float | None = None
     best_step: int | None = None
+    data: str = ""
+    window: list[float] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
-    folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, keep: int
+    folder: Path,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    keep: int,
+    average: WeightAverage | None = None,
 ) -> Path:
     """Write ``checkpoints/step-…`` of a run; called by all processes together.
 
@@ -56,9 +69,11 @@ def save_checkpoint(
         if distributed.rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-            frozen = _frozen(method)
-            weights = {name: tensor for name, tensor in method.state_dict().items() if name not in frozen}
+            learned = learned_names(method)
+            weights = {name: tensor for name, tensor in method.state_dict().items() if name in learned}
             save_tensors(beside / "model.safetensors", weights)
+            if average is not None:
+                save_tensors(beside / "average.safetensors", average.values)
             save_tensors(beside / "optimizer.safetensors", _optimizer_tensors(optimizer))
         distributed.barrier()
         save_tensors(beside / f"random-{distributed.rank()}.safetensors", _random_state())
@@ -82,8 +97,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name))
 
 
-def load_checkpoint(checkpoint: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
-    """Restore weights, optimizer, random state; returns where the run stood.
+def load_checkpoint(
+    checkpoint: Path,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    average: WeightAverage | None = None,
+) -> Progress:
+    """Restore weights, their average, optimizer, random state; returns where the run stood.
 
     Without ``optimizer`` only the weights are restored.
 
@@ -94,9 +114,11 @@ def load_checkpoint(checkpoint: Path, method: nn.Module, optimizer: torch.optim.
     checksums = state.pop("sha256")
     weights = load_file(checkpoint / "model.safetensors")
     missing, unexpected = method.load_state_dict(weights, strict=False)
-    wrong = [*unexpected, *(set(missing) - _frozen(method))]
+    wrong = [*unexpected, *(learned_names(method) & set(missing))]
     if wrong:
         raise MmclError(f"{checkpoint}: holds another model than the config describes (first difference: {wrong[0]})")
+    if average is not None:
+        average.load(load_file(checkpoint / "average.safetensors"))
     if optimizer is not None:
         _restore_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), checkpoint)
         random = checkpoint / f"random-{distributed.rank()}.safetensors"
@@ -104,15 +126,14 @@ def load_checkpoint(checkpoint: Path, method: nn.Module, optimizer: torch.optim.
             _restore_random_state(load_file(random))
         else:
             log.warning("%s was written by fewer processes: dropout will differ from the run it continues", checkpoint)
-    del state["format_version"]
-    return Progress(**state)
+    return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
 
 
 def _verified_state(checkpoint: Path) -> dict[str, Any]:
     cure = f"remove {checkpoint} to resume from the one before"
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        version, checksums = state["format_version"], dict(state["sha256"])
+        version, checksums = int(state["format_version"]), dict(state["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MmclError(f"{checkpoint}/state.json: damaged checkpoint ({type(error).__name__}); {cure}") from None
     if version > FORMAT_VERSION:
@@ -126,12 +147,12 @@ def _verified_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _frozen(method: nn.Module) -> set[str]:
-    """Names of what training cannot change: weights and statistics of frozen towers, which the config names."""
-    names: set[str] = set()
+def learned_names(method: nn.Module) -> set[str]:
+    """Names of the state that training can change: all but the towers that are frozen, which the config names."""
+    names = set(method.state_dict())
     for prefix, module in method.named_modules():
-        if getattr(module, "frozen", False):
-            names |= {f"{prefix}.tower.{name}" for name in module.tower.state_dict()}
+        if isinstance(module, Embedder) and module.frozen:
+            names -= {f"{prefix}.tower.{name}" for name in module.tower.state_dict()}
     return names
 
 

@@ -16,7 +16,7 @@ from mmcl.training.feed import FEATURES_A_BATCH, Column, Feed
 def evaluate(encoder: Encoder, feed: Feed, ks: Sequence[int], *, bootstrap: int = 0) -> dict[str, float]:
     """Retrieval between the rows' pictures and all their captions, both ways.
 
-    Equal captions are right answers for each other's pictures.
+    Equal captions are right answers for each other's pictures, and equal pictures for each other's captions.
 
     Returns:
         ``image_to_text/hit@1`` and so on; fractions in [0, 1].
@@ -28,6 +28,7 @@ def evaluate(encoder: Encoder, feed: Feed, ks: Sequence[int], *, bootstrap: int 
         _embed(encoder, "image", feed.columns["image"], images),
         _embed(encoder, "text", feed.columns["text"], texts),
         image_of_text=owner,
+        image_ids=feed.columns["image"].hashes[images],
         text_ids=feed.columns["text"].hashes[texts],
         ks=ks,
         bootstrap=bootstrap,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import queue
 import threading
@@ -24,6 +25,7 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
+from mmcl.runtime import distributed
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
 
@@ -99,8 +101,11 @@ class TokenColumn(Column):
 class FeatureColumn(Column):
     """The features of a frozen tower, computed once for each distinct item and kept in a memory map."""
 
-    def __init__(self, column: Column, embedder: Embedder, path: Path, device: torch.device) -> None:
+    def __init__(self, column: Column, embedder: Embedder, folder: Path, device: torch.device) -> None:
         self.column = column
+        # The rows of the file are in the order of the hashes: other content, other file.
+        content = hashlib.blake2b(np.ascontiguousarray(column.hashes).tobytes(), digest_size=16).hexdigest()
+        path = folder / f"{embedder.tower.modality}-{content}.npy"
         self.hashes, self.problems = column.hashes, column.problems
         _, example, self._feature_of = np.unique(column.hashes, return_index=True, return_inverse=True)
         if not path.is_file():
@@ -120,14 +125,15 @@ class FeatureColumn(Column):
     def _compute(self, items: np.ndarray, embedder: Embedder, path: Path, device: torch.device) -> None:
         tower = embedder.tower
         with atomic_file(path) as beside, progress(f"{tower.modality} features", len(items)) as advance:
-            shape = (len(items), tower.width)
-            features = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=shape)
-            for start in range(0, len(items), FEATURES_A_BATCH):
-                chunk = items[start : start + FEATURES_A_BATCH]
-                inputs = {name: tensor.to(device) for name, tensor in self.column.inputs(chunk).items()}
-                features[start : start + len(chunk)] = tower(**inputs).float().cpu().numpy()
-                advance(len(chunk))
-            features.flush()
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), tower.width)}
+            # Written rather than mapped: a disk that fills up under a map kills the process.
+            with beside.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(items), FEATURES_A_BATCH):
+                    chunk = items[start : start + FEATURES_A_BATCH]
+                    inputs = {name: tensor.to(device) for name, tensor in self.column.inputs(chunk).items()}
+                    file.write(tower(**inputs).float().cpu().numpy().tobytes())
+                    advance(len(chunk))
 
 
 class Feed:
@@ -139,6 +145,7 @@ class Feed:
         config: of the run.
         encoder: its towers say what their inputs are.
         scratch: folder for the features of frozen towers.
+        extra: role to the number of further items beside every global batch.
         augmented: whether pictures are changed at random, so that their features cannot be kept.
         device: where frozen towers run.
     """
@@ -151,6 +158,7 @@ class Feed:
         encoder: Encoder,
         scratch: Path,
         *,
+        extra: dict[str, int],
         augmented: bool,
         device: torch.device,
         show_progress: bool | None = None,
@@ -164,11 +172,29 @@ class Feed:
             embedder = encoder.embedder(modality)
             column = self._open(rows, names[role], embedder, config, show_progress)
             if embedder.frozen and not (modality == "image" and augmented):
-                path = scratch / f"{role}-{rows.fingerprint}.npy"
-                column = FeatureColumn(column, embedder, path, device)
+                column = FeatureColumn(column, embedder, scratch, device)
             self.columns[role] = column
         problems = {row for column in self.columns.values() for row in column.problems}
         self.positions = np.setdiff1d(np.arange(len(rows)), np.fromiter(problems, dtype=np.int64, count=len(problems)))
+        self._pools = {role: self._distinct(role) for role in extra}
+        self._extra = {role: min(count, len(self._pools[role][0])) for role, count in extra.items()}
+
+    @property
+    def extra_count(self) -> int:
+        """Further items beside a global batch."""
+        return sum(self._extra.values())
+
+    def _distinct(self, role: str) -> tuple[np.ndarray, np.ndarray]:
+        """One item of each content among the usable rows, and its identities (M, K) as a batch has them."""
+        items, owner = self.columns[role].items(self.positions)
+        _, first = np.unique(self.columns[role].hashes[items], return_index=True)
+        items, rows = items[first], self.positions[owner[first]]
+        seeds = torch.zeros(len(rows), dtype=torch.int64)
+        ids = [
+            column.hashes[items if name == role else column.choose(rows, seeds)]
+            for name, column in self.columns.items()
+        ]
+        return items, np.stack(ids, axis=1)
 
     @staticmethod
     def _open(rows: Rows, name: str, embedder: Embedder, config: Config, show_progress: bool | None) -> Column:
@@ -200,8 +226,8 @@ class Feed:
         ids = self.rows.select([row for row, _, _ in found]).ids() if found else []
         return [{"id": name, "role": role, "reason": why} for name, (_, role, why) in zip(ids, found, strict=True)]
 
-    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """The batch of these rows as ``epoch`` sees them."""
+    def batch(self, rows: np.ndarray, number: int, epoch: int) -> Batch:
+        """The batch of these rows as ``epoch`` sees them; ``number`` is that of the global batch in the run."""
         positions = torch.from_numpy(np.ascontiguousarray(rows))
         seeds = mix(positions, self.seed, epoch)
         inputs, ids = {}, []
@@ -209,7 +235,15 @@ class Feed:
             items = column.choose(rows, seeds)
             inputs[role] = column.inputs(items)
             ids.append(torch.from_numpy(np.asarray(column.hashes[items])))
-        return Batch(inputs, torch.stack(ids, dim=1), seeds, positions)
+        batch = Batch(inputs, torch.stack(ids, dim=1), seeds, positions)
+        for role, count in self._extra.items():
+            pool, pool_ids = self._pools[role]
+            drawn = np.random.default_rng([self.seed, number]).permutation(len(pool))[:count]
+            world = distributed.world_size()
+            mine = drawn[: count // world * world].reshape(world, -1)[distributed.rank()]
+            batch.extra[role] = self.columns[role].inputs(pool[mine])
+            batch.extra_ids[role] = torch.from_numpy(pool_ids[mine])
+        return batch
 
 
 def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:

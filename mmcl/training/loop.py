@@ -10,11 +10,13 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from mmcl.config.load import load_config, to_yaml
@@ -26,8 +28,9 @@ from mmcl.runtime import distributed
 from mmcl.runtime.device import DTYPES, pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import atomic_file
+from mmcl.training.average import WeightAverage
 from mmcl.training.build import augments, build_method
-from mmcl.training.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
 from mmcl.training.evaluate import evaluate
 from mmcl.training.feed import Feed, prefetch
 from mmcl.training.logs import MetricsLog, Ticker
@@ -74,7 +77,12 @@ class Trainer:
         self.show_progress = show_progress
         settings = config.training
         # Precision is this loop's own business: accelerate's is a process-wide setting that outlives a run.
-        self.accelerator = Accelerator(mixed_precision="no", cpu=pick_device(settings.device).type == "cpu")
+        device = pick_device(settings.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        # Process 0 may decode or evaluate for hours while the others wait at a barrier.
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+        self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[patience])
         self.device = self.accelerator.device
         self.precision = resolve_precision(settings.precision, self.device)
         self.main = self.accelerator.is_main_process
@@ -88,6 +96,9 @@ class Trainer:
             name: self._open_feed(open_source(source.source, split=source.split), augmented=False)
             for name, source in config.evaluation.sources.items()
         }
+        for name, feed in self.judged.items():
+            if not len(feed.positions):
+                raise MmclError(f"evaluation.sources.{name}: {feed.rows.name}: {_why_nothing_is_left(feed)}")
         self.sampler = _sampler(self.feed, config)
         self.steps = max(1, round(settings.epochs * len(self.sampler) / settings.accumulate))
         every = config.evaluation.every
@@ -97,44 +108,57 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.method)
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
-        self.progress = Progress()
+        decay = settings.average
+        self.average = WeightAverage(self.method, learned_names(self.method), decay) if decay else None
+        data = f"{rows.fingerprint}-{len(self.feed.positions)}"
+        self.progress = Progress(data=data)
         if checkpoints:
-            self.progress = load_checkpoint(checkpoints[-1], self.method, self.optimizer)
+            self.progress = load_checkpoint(checkpoints[-1], self.method, self.optimizer, self.average)
             self.scaler.load_state_dict(self.progress.scaler)
+            if self.progress.data != data:
+                raise MmclError(f"{rows.name}: changed since the run in {folder} began; start a new one with --out")
         self.metrics = MetricsLog(
             folder, active=self.main, resume_step=self.progress.step, tensorboard=settings.tensorboard
         )
 
     def fit(self) -> None:
         """Train to the last step and write the model folder."""
+        self.method.train()
         self._announce()
         settings, progress = self.config.training, self.progress
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
-        self.method.train()
         batches = prefetch(self._batches())
         started = time.monotonic() - progress.seconds
-        window: list[float] = []
-        since = time.monotonic()
+        timed, since = 0, time.monotonic()
         try:
             for step in range(progress.step, self.steps):
                 rate = learning_rate(settings, step, self.steps)
                 loss, norm, views = self._step(list(itertools.islice(batches, settings.accumulate)), step, rate)
-                window.append(loss)
+                progress.window.append(loss)
+                timed += 1
                 progress.step, progress.seconds = step + 1, time.monotonic() - started
                 if progress.step % settings.log_every == 0 or progress.step == self.steps:
-                    seconds, since = time.monotonic() - since, time.monotonic()
-                    pairs = len(window) * settings.batch_size * settings.accumulate
-                    values = {"loss": sum(window) / len(window), **self.method.metrics(views)}
-                    ticker.show(progress.step, {**values, "pairs/s": pairs / seconds})
+                    rate_of_pairs = timed * settings.batch_size * settings.accumulate / (time.monotonic() - since)
+                    values = {"loss": sum(progress.window) / len(progress.window), **self.method.metrics(views)}
+                    ticker.show(progress.step, {**values, "pairs/s": rate_of_pairs})
                     epoch = progress.step * settings.accumulate / len(self.sampler)
-                    extra = {"lr": rate, "grad_norm": norm, "pairs_per_second": pairs / seconds}
+                    extra = {"lr": rate, "grad_norm": norm, "pairs_per_second": rate_of_pairs}
                     self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})
-                    window = []
+                    progress.window = []
+                    timed, since = 0, time.monotonic()
                 del views
                 improved = self._evaluate() if self._due(self.evaluate_every) else False
                 if improved or self._due(settings.save_every):
                     progress.scaler = self.scaler.state_dict()
-                    save_checkpoint(self.folder, self.method, self.optimizer, progress, keep=settings.keep)
+                    save_checkpoint(
+                        self.folder,
+                        self.method,
+                        self.optimizer,
+                        progress,
+                        keep=settings.keep,
+                        average=self.average,
+                    )
+                    timed, since = 0, time.monotonic()  # the rate is that of learning
         finally:
             batches.close()  # type: ignore[attr-defined]
             ticker.close()
@@ -167,12 +191,14 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step()
+        if self.average is not None:
+            self.average.update(step + 1)
         return total, norm, {name: view.detach() for name, view in views.items()}
 
     def _batches(self) -> Any:
         accumulate = self.config.training.accumulate
-        for epoch, rows in self.sampler.batches(self.progress.step * accumulate, self.steps * accumulate):
-            yield self.feed.batch(rows, epoch)
+        for number, rows in self.sampler.batches(self.progress.step * accumulate, self.steps * accumulate):
+            yield self.feed.batch(rows, number, epoch=number // len(self.sampler))
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.steps
@@ -184,7 +210,8 @@ class Trainer:
         values: dict[str, float] = {}
         if self.main:
             for name, feed in self.judged.items():
-                scores = evaluate(self.method.encoder, feed, self.config.evaluation.ks)
+                with self.average.applied() if self.average else nullcontext():
+                    scores = evaluate(self.method.encoder, feed, self.config.evaluation.ks)
                 values |= {f"{name}/{key}": value for key, value in scores.items()}
             self.metrics.write(self.progress.step, {"evaluation": values})
             best = self.config.evaluation.best
@@ -208,11 +235,12 @@ class Trainer:
         step = self.progress.step
         if self.progress.best_step is not None and self.progress.best_step != step:
             step = self.progress.best_step
-            load_checkpoint(self.folder / "checkpoints" / f"step-{step:08d}", self.method, None)
+            load_checkpoint(self.folder / "checkpoints" / f"step-{step:08d}", self.method, None, self.average)
         if self.main:
             encoder = self.method.encoder
             encoder.card = self._card(step)
-            encoder.save(self.folder / "model")
+            with self.average.applied() if self.average else nullcontext():
+                encoder.save(self.folder / "model")
             for file in (self.folder / "features").glob("*.npy"):
                 file.unlink()
             log.info("model written to %s", self.folder / "model")
@@ -242,6 +270,7 @@ class Trainer:
                 self.config,
                 self.method.encoder.eval(),
                 self.folder / "features",
+                extra=self.method.extra,
                 augmented=augmented,
                 device=self.device,
                 show_progress=self.show_progress,
@@ -274,7 +303,7 @@ class Trainer:
                 threads,
                 self.precision,
                 settings.batch_size * settings.accumulate,
-                settings.batch_size - 1,
+                settings.batch_size - 1 + self.feed.extra_count,
                 learned / 1e6,
                 self.steps,
                 self.progress.step,
@@ -290,15 +319,18 @@ class Trainer:
             )
 
     def _diverged(self, what: str, value: float, step: int, batch: Batch) -> DivergedError:
-        ids = self.feed.rows.select(batch.rows.numpy()).ids()
+        rows = distributed.gather_rows(batch.rows.to(self.device)).cpu().numpy()
+        ids = self.feed.rows.select(rows).ids()
         path = self.folder / "diverged.json"
-        with atomic_file(path) as beside:
-            beside.write_text(json.dumps({"step": step, "what": what, "rows": ids}, indent=2) + "\n", encoding="utf-8")
+        if self.main:
+            told = {"step": step + 1, "what": what, "rows": ids}
+            with atomic_file(path) as beside:
+                beside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         checkpoints = list_checkpoints(self.folder)
         last = checkpoints[-1] if checkpoints else "none yet"
         return DivergedError(
-            f"{self.folder}: the {what} became {value} at step {step}; the batch's row ids are in {path} (first: "
-            f"{', '.join(ids[:3])}); last good checkpoint: {last}; try a lower training.lr or a longer training.warmup"
+            f"{self.folder}: the {what} became {value} at step {step + 1}; the batch's row ids are in {path} (first: "
+            f"{', '.join(ids[:3])}); last good checkpoint: {last}; start anew with a lower training.lr"
         )
 
 
@@ -308,16 +340,19 @@ def _prepare_folder(folder: Path, config: Config, resume: bool, main: bool) -> l
     A folder in which nothing was learned yet (a first start that failed, say) is taken over.
     """
     distributed.barrier()
+    ours = (folder / "config.yaml").is_file() and (folder / "features").is_dir()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
+        raise MmclError(f"{folder}: exists and is no run folder; choose another --out")
     checkpoints = list_checkpoints(folder)
     begun = bool(checkpoints or read_lines(folder / "metrics.jsonl"))
     distributed.barrier()  # nobody writes before everybody has looked
     if begun and not resume:
         raise MmclError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     if begun:
-        different = _first_difference(Run(folder).config.model_dump(), config.model_dump())
+        different = _first_difference(Run(folder).config.model_dump(mode="json"), config.model_dump(mode="json"))
         if different:
             raise MmclError(f"{folder}: '{different}' is not as in its config.yaml; a resumed run keeps its config")
-    elif resume and not (folder / "config.yaml").is_file():
+    elif resume and not ours:
         raise MmclError(f"{folder}: no run to resume there; leave out --resume to start one")
     if main:
         if not begun:
@@ -343,6 +378,8 @@ def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
 
 def _sampler(feed: Feed, config: Config) -> Sampler:
     batch, rows = config.training.batch_size, len(feed.positions)
+    if rows == 0:
+        raise MmclError(f"{feed.rows.name}: {_why_nothing_is_left(feed)}")
     if rows < batch:
         raise MmclError(
             f"{feed.rows.name}: {rows} usable rows do not fill a batch of {batch}; lower training.batch_size"
@@ -352,6 +389,11 @@ def _sampler(feed: Feed, config: Config) -> Sampler:
             f"training.batch_size {batch} cannot be divided evenly over {distributed.world_size()} processes"
         )
     return Sampler(feed.positions, batch, config.seed, distributed.rank(), distributed.world_size())
+
+
+def _why_nothing_is_left(feed: Feed) -> str:
+    problem = feed.problems()[0]
+    return f"none of the {len(feed.rows)} rows can be used; row {problem['id']}, {problem['role']}: {problem['reason']}"
 
 
 def _same_everywhere(value: float, device: torch.device) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmcl.config.schema import TrainingConfig
+from mmcl.runtime.errors import MmclError
 
 
 def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -21,6 +22,8 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Ad
     for parameter in module.parameters():
         if parameter.requires_grad:
             (decayed if parameter.ndim >= 2 else free).append(parameter)
+    if not decayed and not free:
+        raise MmclError("nothing is learned: every tower is frozen, without heads and with a fixed temperature")
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 

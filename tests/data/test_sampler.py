@@ -30,7 +30,7 @@ def test_starting_in_the_middle_gives_the_rest(start):
     sampler = Sampler(POSITIONS, 10, seed=1)
     whole = list(sampler.batches(0, 12))[start:]
     part = list(sampler.batches(start, 12))
-    assert [epoch for epoch, _ in whole] == [epoch for epoch, _ in part]
+    assert [number for number, _ in whole] == [number for number, _ in part]
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(whole, part, strict=True))
 
 

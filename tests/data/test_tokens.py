@@ -16,7 +16,7 @@ CAPTIONS = [["a dog", "two dogs"], ["a cat"], [], None, ["a dog", " "], ["the en
 
 
 def letters(texts):
-    return [np.array([ord(letter) for letter in text], dtype=np.int32) for text in texts]
+    return [np.array([ord(letter) for letter in text], dtype=np.int32) for text in texts], 0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mmcl.losses import batch_accuracy, info_nce
 
 
-def reference(q, k, tau, ids=None, negatives=None, symmetric=True, similarity="cosine"):
+def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=True, similarity="cosine"):
     """The equation, one row at a time, in float64 numpy."""
 
     def sim(a, b):
@@ -30,7 +30,11 @@ def reference(q, k, tau, ids=None, negatives=None, symmetric=True, similarity="c
                 for j in range(len(b))
                 if j == i or ids is None or not np.any(ids[i] == ids[j])
             ]
-            terms += [math.exp(sim(a[i], n) / tau) for n in extra]
+            terms += [
+                math.exp(sim(a[i], extra[m]) / tau)
+                for m in range(len(extra))
+                if negative_ids is None or not np.any(ids[i] == negative_ids[m])
+            ]
             total -= math.log(math.exp(sim(a[i], b[i]) / tau) / sum(terms))
         return total / len(a)
 
@@ -63,21 +67,28 @@ def test_value_and_gradients_equal_open_clip():
     m=st.integers(0, 5),
     d=st.integers(2, 7),
     columns=st.integers(0, 2),
+    masked=st.booleans(),
     symmetric=st.booleans(),
     similarity=st.sampled_from(["cosine", "dot", "euclidean"]),
     seed=st.integers(0, 10_000),
 )
-def test_equals_the_equation_in_float64(n, m, d, columns, symmetric, similarity, seed):
+def test_equals_the_equation_in_float64(n, m, d, columns, masked, symmetric, similarity, seed):
     rng = np.random.default_rng(seed)
     q, k, extra = rng.normal(size=(n, d)), rng.normal(size=(n, d)), rng.normal(size=(m, d))
     ids = rng.integers(0, 4, size=(n, columns)) if columns else None
-    expected = reference(q, k, 0.5, ids, extra if m else None, symmetric, similarity)
+    negative_ids = rng.integers(0, 4, size=(m, columns)) if columns and m and masked else None
+    expected = reference(q, k, 0.5, ids, extra if m else None, negative_ids, symmetric, similarity)
+
+    def tensor(values):
+        return None if values is None else torch.tensor(values[:, 0] if columns == 1 else values)
+
     got = info_nce(
         torch.tensor(q),
         torch.tensor(k),
         0.5,
-        ids=None if ids is None else torch.tensor(ids[:, 0] if columns == 1 else ids),
+        ids=tensor(ids),
         negatives=torch.tensor(extra) if m else None,
+        negative_ids=tensor(negative_ids),
         symmetric=symmetric,
         similarity=similarity,
     )
@@ -138,5 +149,7 @@ def test_shapes_that_do_not_fit_are_named():
         info_nce(torch.randn(3, 4), torch.randn(3, 4), ids=torch.zeros(2))
     with pytest.raises(ValueError, match="negatives must be"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 5))
+    with pytest.raises(ValueError, match="go with ids"):
+        info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 4), negative_ids=torch.zeros(2))
     with pytest.raises(ValueError, match="similarity must be"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), similarity="manhattan")

@@ -120,10 +120,10 @@ def test_divergence_stops_with_step_rows_and_last_good_checkpoint(tmp_path, tiny
         return Loss(loss.value * torch.nan) if len(calls) == 5 else loss
 
     monkeypatch.setattr(Clip, "loss", poisoned)
-    with pytest.raises(DivergedError, match=r"became nan at step 4;.*step-00000003"):
+    with pytest.raises(DivergedError, match=r"became nan at step 5;.*step-00000003"):
         train(tiny, out=tmp_path / "run")
     told = json.loads((tmp_path / "run" / "diverged.json").read_text())
-    assert told["step"] == 4
+    assert told["step"] == 5
     assert len(told["rows"]) == 64
 
 
