@@ -26,7 +26,7 @@ log = logging.getLogger("mmcl")
 HITS = 8
 MISTAKES = 12
 QUERIES = {
-    "emoji": ("a happy face", "wild animal", "bad weather", "something sweet to eat", "making music"),
+    "emoji": ("a happy face", "wild animal", "fruit", "a vehicle with wheels", "bad weather"),
     "shapes": (
         "a small red circle",
         "a large blue square",
@@ -35,7 +35,8 @@ QUERIES = {
         "a blue circle above a green square",
     ),
 }
-SPLITS = {"test": "held-out pictures of trained concepts", "test_unseen": "concepts never trained on"}
+SPLITS = {"test": "concepts seen", "test_unseen": "concepts not seen"}
+"""The held-out pictures, by whether training showed what they show (in other pictures) or not."""
 
 
 @dataclass(frozen=True)

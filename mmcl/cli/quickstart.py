@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,24 +25,28 @@ def quickstart(
     rows = []
     for split, ways in made.scores.items():
         for way, judged in ways.items():
-            hits = [
-                f"{100 * judged.metrics[f'hit@{k}']:.1f} ± {_half_width(judged.intervals[f'hit@{k}']):.1f}"
-                for k in (1, 5, 10)
-            ]
+            hits = [_percent(judged.metrics[name], judged.intervals[name]) for name in ("hit@1", "hit@5", "hit@10")]
             chance = f"{100 * judged.chance()['hit@10']:.1f}"
             rows.append([SPLITS[split], way.replace("_to_", " → "), *hits, chance])
-    title = "How often the right one is among the first k, in % (95% interval)"
-    print_table(["judged on", "direction", "hit@1", "hit@5", "hit@10", "chance of hit@10"], rows, title=title)
+    title = "Held-out pictures: how often the right one is among the first k, in % ± 95% interval"
+    print_table(["", "", "hit@1", "hit@5", "hit@10", "chance@10"], rows, title=title)
+    print("Searching the held-out pictures:")
     for search in made.searches:
-        print(f"{search.query:>40}: {', '.join(hit.label for hit in search.hits[:5])}")
-    folder, source = made.index.parent, made.sample
+        print(f"  {search.query:22} {', '.join(hit.label for hit in search.hits[:4])}")
+    folder, source, mmcl = made.index.parent, made.sample, _command()
     print(
         f"\nTrained in {made.training_seconds:.0f} s. Open {made.report} in a browser. Next:\n"
-        f'  mmcl search {made.index} "a cat with a smile" some/picture.png\n'
-        f"  mmcl eval zero-shot {folder / 'run'} sample:{source} --split test --label text\n"
-        f"  mmcl train my.yaml        # your own pairs: the README shows the ten lines it takes"
+        f'  {mmcl} search {made.index} "a cat with a smile" some/picture.png\n'
+        f"  {mmcl} eval zero-shot {folder / 'run'} sample:{source} --split test --label text\n"
+        f"  {mmcl} train my.yaml    # your own pairs: the README shows the few lines it takes"
     )
 
 
-def _half_width(interval: tuple[float, float]) -> float:
-    return 50 * (interval[1] - interval[0])
+def _command() -> str:
+    """How this program was called: `mmcl` if that finds it, else its path from here."""
+    called = Path(sys.argv[0])
+    return "mmcl" if shutil.which("mmcl") == str(called) else os.path.relpath(called)
+
+
+def _percent(value: float, interval: tuple[float, float]) -> str:
+    return f"{100 * value:.1f} ± {50 * (interval[1] - interval[0]):.1f}"
