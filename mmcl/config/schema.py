@@ -256,7 +256,7 @@ class EvaluationConfig(Section):
 class Config(Section):
     """One experiment, whole: enough to repeat it."""
 
-    name: str = Field(default="run", pattern=r"^[\w.-]*\w[\w.-]*$")
+    name: str = Field(default="run", pattern=r"^[^/\\]*[^/\\.][^/\\]*$")
     """Name of the experiment; the default run folder is runs/NAME."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """The same seed, data and machine give the same run."""

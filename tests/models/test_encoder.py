@@ -209,8 +209,13 @@ def test_damaged_newer_and_missing_models_are_told_apart(encoder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MmclError, match="holds no model"):
         mmcl.load(tmp_path / "empty")
-    with pytest.raises(MmclError, match="cannot be opened"):
+    with pytest.raises(MmclError, match="no such folder, and not to be had from the hub"):
         mmcl.load("nobody/no-such-model")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    with pytest.raises(MmclError, match="not replaced"):
+        encoder.save(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "thesis.tex").exists()
 
 
 def test_the_tokenizer_gives_sentencepieces_own_ids():
