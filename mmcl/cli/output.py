@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from mmcl.runtime.files import atomic_file
+
+WIDTH_OF_FILES = 120
+"""Columns of a table that goes into a file or a pipe; on a terminal, it is as wide as that."""
 
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to a file.", show_default=False)]
 
@@ -34,7 +38,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
     for row in cells:
         table.add_row(*row)
-    Console(highlight=False, markup=False, soft_wrap=False).print(table)
+    width = None if sys.stdout.isatty() else WIDTH_OF_FILES
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def _show(value: object) -> str:

@@ -28,7 +28,7 @@ def quickstart(
             hits = [_percent(judged.metrics[name], judged.intervals[name]) for name in ("hit@1", "hit@5", "hit@10")]
             chance = f"{100 * judged.chance()['hit@10']:.1f}"
             rows.append([SPLITS[split], way.replace("_to_", " → "), *hits, chance])
-    title = "Held-out pictures: how often the right one is among the first k, in % ± 95% interval"
+    title = "Held-out pictures: how often the right one is among the first k, in %"
     print_table(["", "", "hit@1", "hit@5", "hit@10", "chance@10"], rows, title=title)
     print("Searching the held-out pictures:")
     for search in made.searches:
