@@ -18,6 +18,7 @@ from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import SCRATCH_MAX_TOKENS, TextTower
 from mmcl.models.tokenizer import train_tokenizer
+from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder
@@ -75,7 +76,9 @@ def _text_tower(config: Config, rows: Rows, column: str, folder: Path) -> TextTo
         rows.require([column])
         with atomic_folder(kept) as beside:
             limit = section.max_tokens or SCRATCH_MAX_TOKENS
-            train_tokenizer(_captions(rows, column), section.tokenizer, limit).save_pretrained(beside)
+            tokenizer = train_tokenizer(_captions(rows, column), section.tokenizer, limit)
+            with full_disk_is_oserror(beside):
+                tokenizer.save_pretrained(beside)
     distributed.barrier()
     return TextTower.build(section, tokenizer=AutoTokenizer.from_pretrained(kept))
 

@@ -157,25 +157,25 @@ def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, config, p
 
 def test_a_full_disk_is_said_and_loses_nothing(mmcl_, config, tmp_path, monkeypatch):
     """The second checkpoint finds no room; the first is whole, and the run goes on from it once there is."""
-    import errno
+    from safetensors import SafetensorError
 
-    from mmcl.training import checkpoint
+    from mmcl.models import weights
 
-    honest, calls = checkpoint.save_tensors, []
+    honest, calls = weights.save_file, []
 
-    def full(path, tensors):
+    def full(tensors, path, metadata):
         calls.append(path)
-        if len(calls) > 4:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        honest(path, tensors)
+        if len(calls) > 4:  # what safetensors raises on a disk that is really full
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        honest(tensors, path, metadata)
 
     settings = ["--set", "training.save_every=5", "--set", "training.epochs=3"]
-    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    monkeypatch.setattr(weights, "save_file", full)
     code, _, err = mmcl_("train", config, "--out", tmp_path / "run", *settings)
     assert code == 2
     assert "the disk is full" in err.splitlines()[-1]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
-    monkeypatch.setattr(checkpoint, "save_tensors", honest)
+    monkeypatch.setattr(weights, "save_file", honest)
     assert mmcl_("train", config, "--out", tmp_path / "run", *settings, "--resume")[0] == 0
 
 
