@@ -111,7 +111,7 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ErrorDetails, where: str, more: int) -> str:
-    path = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
+    path = _keys(error["loc"])
     key = ".".join(str(part) for part in path)
     tail = f" (and {more} more)" if more else ""
     if error["type"] == "extra_forbidden":
@@ -120,6 +120,9 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
         return f"{where}: unknown key '{key}'; {nearest(str(path[-1]), known)}{tail}"
     if error["type"] == "missing":
         return f"{where}: '{key}' is missing; add it{tail}"
+    if error["type"] == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
+        return f"{where}: '{key}.name' is '{error['ctx']['tag']}'; {nearest(error['ctx']['tag'], tags)}{tail}"
     reason = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     shown = "a section" if isinstance(got, dict) else repr(got)
@@ -128,25 +131,51 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
     return f"{where}: '{key}' is {shown}: {reason[0].lower()}{reason[1:]}{tail}"
 
 
-_UNION_TAGS = {"str", "bool", "int", "float", "none"}
+def _keys(location: tuple[str | int, ...]) -> list[str | int]:
+    """The keys in the YAML file on the way to an error: pydantic names the member of a union besides."""
+    path: list[str | int] = []
+    here: list[Any] = [Config]
+    for part in location:
+        below = [choice for option in here for choice in _below(option, part)]
+        if not below and len(here) > 1:  # a member of the union, not a key
+            here = [option for option in here if _tag(option) == part] or here[:1]
+            continue
+        path.append(part)
+        here = below
+    return path
 
 
 def _section_at(path: list[str | int]) -> type[BaseModel] | None:
     """The section class that a path of keys leads to."""
-    here: Any = Config
+    here: list[Any] = [Config]
     for part in path:
-        options = typing.get_args(here) if typing.get_origin(here) in (typing.Union, types.UnionType) else (here,)
-        here = next((below for option in options if (below := _below(option, str(part))) is not None), None)
-    options = typing.get_args(here) if typing.get_origin(here) in (typing.Union, types.UnionType) else (here,)
-    return next((option for option in options if _is_section(option)), None)
+        here = [choice for option in here for choice in _below(option, part)]
+    return next((option for option in here if _is_section(option)), None)
 
 
-def _below(annotation: Any, key: str) -> Any:
-    """The type under ``key`` of a section or of a ``dict[str, X]``."""
+def _below(annotation: Any, key: str | int) -> list[Any]:
+    """The types that may stand under ``key`` of a section, of a ``dict[str, X]`` or of a ``list[X]``."""
     if _is_section(annotation):
         field = annotation.model_fields.get(key)
-        return field.annotation if field else None
-    return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
+        return _options(field.annotation) if field else []
+    origin = typing.get_origin(annotation)
+    return _options(typing.get_args(annotation)[-1]) if origin in (dict, list) else []
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The members of a union, ``None`` left out; anything else is its own only member."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [option for option in typing.get_args(annotation) if option is not type(None)]
+        return [choice for member in members for choice in _options(member)]
+    return [annotation]
+
+
+def _tag(annotation: Any) -> str:
+    """How pydantic calls a member of a union in the place of an error: a method by its name, a type by its own."""
+    name = annotation.model_fields.get("name") if _is_section(annotation) else None
+    return str(name.default) if name else getattr(annotation, "__name__", str(annotation))
 
 
 def _is_section(annotation: Any) -> bool:

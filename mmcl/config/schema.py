@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from mmcl.runtime.errors import nearest
 
@@ -28,6 +29,18 @@ class SourceConfig(Section):
     """The part of the source to read, where it has parts."""
 
 
+class TrainSourceConfig(SourceConfig):
+    """Where training rows come from. Beside tables and folders: WebDataset tar shards, read as a stream, named by a
+    path, a URL or `pipe:COMMAND` with braces for numbers, such as `shards/train-{0000..0019}.tar`."""
+
+    weight: Positive | None = None
+    """Share of the samples drawn from this source, relative to the others'. Without weights every row of every source
+    comes once an epoch."""
+    samples: int | None = Field(default=None, ge=1)
+    """Samples that count as one epoch of this source; all its rows if absent. Tar shards that cannot be counted (a URL,
+    a pipe) need it."""
+
+
 class ImageConfig(Section):
     """How a picture becomes pixels."""
 
@@ -40,8 +53,10 @@ class ImageConfig(Section):
 class DataConfig(Section):
     """The rows, their columns and what to do with bad ones."""
 
-    train: SourceConfig
+    train: TrainSourceConfig
     """Rows to learn from."""
+    mix: list[TrainSourceConfig] = Field(default_factory=list)
+    """Further sources, mixed with `train`; with weights on all of them, or on none."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Role to column name, for example `{image: path, text: caption}`. A role not named is its own column name."""
     image: ImageConfig = Field(default_factory=ImageConfig)
@@ -50,6 +65,12 @@ class DataConfig(Section):
     """An unreadable picture or a missing text: skip the row, count and list it, or stop the run."""
     cache_gb: float = Field(default=20.0, ge=0.0)
     """Largest cache of decoded pixels on disk, in GB; beyond it pictures are decoded again in every epoch."""
+    workers: int = Field(default=0, ge=0)
+    """Processes, for every device, that prepare batches; 0 is a thread beside the training loop."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches that each worker prepares ahead."""
+    shuffle: int = Field(default=5000, ge=1)
+    """Tar shards: samples that a worker holds to shuffle among each other; whole shards are shuffled besides."""
 
 
 class AugmentationConfig(Section):
@@ -93,6 +114,15 @@ class AugmentationConfig(Section):
         return self
 
 
+class TextAugmentationConfig(Section):
+    """Random changes of a training caption, drawn anew for every sample. The defaults change nothing."""
+
+    drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability that a token is left out; the special ones and at least one other stay."""
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Smallest share of the tokens that stays when a caption is cut to a random run of its tokens; 1 is off."""
+
+
 class HeadConfig(Section):
     """What maps a tower's features to the shared space."""
 
@@ -104,11 +134,31 @@ class HeadConfig(Section):
     """Dropout on the features before the head, in training."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), merged when the model is written.
+    Needs the extra `mmcl[lora]`."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of the update of each matrix."""
+    alpha: Positive = 16.0
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapters' input."""
+    targets: list[str] | None = None
+    """Last parts of the names of the layers to adapt, such as `[q_proj, v_proj]`; all linear layers if absent."""
+
+
 class TowerConfig(Section):
     """What every tower has."""
 
     frozen: bool = False
     """Keep the weights as they are. Without augmentation a frozen tower runs once and its features are cached."""
+    freeze_blocks: int = Field(default=0, ge=0)
+    """Keep the layers before the first block, and the first so many blocks, as they are."""
+    lora: LoraConfig | None = None
+    """Learn low-rank adapters instead of the weights."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     head: HeadConfig = Field(default_factory=HeadConfig)
     """What maps the features to the shared space."""
 
@@ -117,13 +167,15 @@ class ImageTowerConfig(TowerConfig):
     """The tower that embeds pictures."""
 
     name: str = "timm:resnet18"
-    """`timm:NAME` for any timm model, `open_clip:NAME` for the visual tower of any open_clip model."""
+    """`timm:NAME` for any timm model, `open_clip:NAME` for the visual tower of any open_clip model,
+    `transformers:NAME` (a hub name or folder) for any vision model of transformers: ViT, DINOv2, SigLIP, ..."""
     pretrained: str | bool = False
-    """timm: whether to load its pretrained weights. open_clip: the tag of the weights, such as `laion2b_s34b_b79k`."""
+    """timm and transformers: whether to load the pretrained weights. open_clip: their tag, such as
+    `laion2b_s34b_b79k`, or a checkpoint file."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of timm's `create_model`."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Further arguments of timm's `create_model`; of open_clip, settings of its `vision_cfg`."""
+    patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the patches that a vision transformer does not see in training (FLIP, arXiv:2212.00794)."""
 
 
 class TokenizerConfig(Section):
@@ -135,15 +187,19 @@ class TokenizerConfig(Section):
     """Fold case before splitting."""
     character_coverage: float = Field(default=0.9995, gt=0.0, le=1.0)
     """Share of characters the pieces must cover; 0.9995 suits languages with many characters, 1.0 small alphabets."""
+    name: str | None = None
+    """Take this tokenizer instead of training one: a folder that `mmcl tokenizer train` wrote, or any of transformers'."""
 
 
 class TextTowerConfig(TowerConfig):
     """The tower that embeds texts."""
 
     name: str = "scratch"
-    """A transformers or sentence-transformers name or folder, `sample:minilm`, or `scratch`: a small new one."""
-    pretrained: bool = True
-    """Load the weights with the architecture; ignored for `scratch`."""
+    """A transformers or sentence-transformers name or folder, `sample:minilm`, `open_clip:NAME` for the text tower of
+    any open_clip model, or `scratch`: a small new one."""
+    pretrained: str | bool = True
+    """transformers: whether to load the weights. open_clip: their tag or a checkpoint file; `true` starts anew, since
+    no tag is named. Ignored for `scratch`."""
     pooling: Literal["mean", "cls", "max", "last"] | None = None
     """How token states become one vector; as the model's own folder says, else `mean`."""
     max_tokens: int | None = Field(default=None, ge=2)
@@ -169,25 +225,88 @@ class TextTowerConfig(TowerConfig):
 class ModelConfig(Section):
     """The towers and the space they share."""
 
+    name: str | None = None
+    """A whole model to start from, as `mmcl.load` takes it: `ViT-B-32/laion2b_s34b_b79k`, `hf-hub:...`, a folder or a
+    run. The sections below then say what to freeze, adapt or change, and name no towers."""
     dim: int = Field(default=256, ge=2)
-    """Dimension of the embeddings."""
+    """Dimension of the embeddings; that of the model where `name` names one."""
     image: ImageTowerConfig | None = None
     """The image tower, where the method has one."""
     text: TextTowerConfig | None = None
     """The text tower, where the method has one."""
 
 
+class TeacherConfig(Section):
+    """A model whose similarities are learned besides the pairs."""
+
+    name: str
+    """As `mmcl.load` takes it. It embeds every picture (as it is, not augmented) and caption once."""
+    weight: Positive = 1.0
+    """Weight of the distillation term; the contrastive one has weight 1."""
+    temperature: Annotated[float, Field(gt=0.0)] | None = None
+    """Temperature of the teacher's similarities; its own if absent, and 0.01 if it has none."""
+
+
 class ClipConfig(Section):
     """Image and text towers under a symmetric InfoNCE loss (Radford et al. 2021, arXiv:2103.00020)."""
 
     name: Literal["clip"] = "clip"
-    temperature: float = Field(default=0.07, ge=0.01, le=1.0)
-    """Temperature at the start."""
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Temperature at the start; that of the model to start from if absent, and 0.07 if there is none."""
     learn_temperature: bool = True
     """Learn the temperature; it stays at least 0.01."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target spread evenly over all candidates."""
     extra_texts: int = Field(default=0, ge=0)
     """Further captions, drawn anew for every batch from all training rows, as negatives of every picture. Nearly free
     where the text tower is frozen; more than there are takes them all."""
+    teacher: TeacherConfig | None = None
+    """Learn the similarities of another model besides."""
+
+
+class SiglipConfig(Section):
+    """Image and text towers under a pairwise sigmoid loss (Zhai et al. 2023, arXiv:2303.15343)."""
+
+    name: Literal["siglip"] = "siglip"
+    temperature: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Temperature at the start; that of the model to start from if absent, and 0.1 if there is none."""
+    bias: float | None = None
+    """Bias at the start; that of the model to start from if absent, and else the log-odds of a positive, -ln(N - 1)
+    for a global batch of N."""
+    learn_temperature: bool = True
+    """Learn the temperature."""
+    learn_bias: bool = True
+    """Learn the bias."""
+
+
+def _method_name(value: Any) -> str:
+    return str(value.get("name", "clip") if isinstance(value, dict) else getattr(value, "name", "clip"))
+
+
+MethodConfig = Annotated[
+    Annotated[ClipConfig, Tag("clip")] | Annotated[SiglipConfig, Tag("siglip")], Discriminator(_method_name)
+]
+
+
+class GroupConfig(Section):
+    """Parameters that learn in their own way."""
+
+    match: str
+    """A regular expression, searched for in names such as `image.tower.net.blocks.0.attn.qkv.weight`,
+    `text.head.0.weight` or `logit_scale`; the first group that matches a parameter has it."""
+    lr: float = Field(default=1.0, ge=0.0)
+    """Factor on the learning rate; 0 keeps the parameters as they are."""
+    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """Decay of all of them, gains and biases included; as elsewhere if absent."""
+
+    @field_validator("match")
+    @classmethod
+    def _is_an_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"'{value}' is not a regular expression ({error})") from None
+        return value
 
 
 class TrainingConfig(Section):
@@ -213,10 +332,22 @@ class TrainingConfig(Section):
     """Warm-up: a share of all steps if below 1, else a number of steps."""
     clip_grad: float | None = Field(default=1.0, gt=0.0)
     """Largest norm of the gradient; none if null."""
+    layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Factor on the learning rate from each block of a tower to the one before it, such as 0.75 in fine-tuning: the
+    first layers, which are the most general, change least."""
+    groups: list[GroupConfig] = Field(default_factory=list)
+    """Parameters, by their names, that learn in their own way."""
+    wise_ft: tuple[Fraction, ...] = ()
+    """Shares of the learned weights in a weight-space ensemble with the starting ones (WiSE-FT, arXiv:2109.01903).
+    The one that judges best by `evaluation.best` is saved; the first if that names nothing."""
     average: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Decay of a running average of the weights, such as 0.995; the average is what is judged and saved."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the hardware multiplies it natively, else float32. float16 is never chosen silently."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: every one holds the whole model (`ddp`), or a shard of it (`fsdp`)."""
+    compile: bool = False
+    """Compile the towers with `torch.compile`: slower to start, faster afterwards."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     log_every: int = Field(default=10, ge=1)
@@ -260,7 +391,7 @@ class Config(Section):
     """Name of the experiment; the default run folder is runs/NAME."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """The same seed, data and machine give the same run."""
-    method: ClipConfig = Field(default_factory=ClipConfig)
+    method: MethodConfig = Field(default_factory=ClipConfig)
     """What is learned, and its own settings."""
     data: DataConfig
     """The rows."""
@@ -268,6 +399,8 @@ class Config(Section):
     """The towers."""
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
     """Random changes of training pictures."""
+    text_augmentation: TextAugmentationConfig = Field(default_factory=TextAugmentationConfig)
+    """Random changes of training captions."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How the weights are learned."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

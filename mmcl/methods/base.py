@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,12 @@ class Batch:
             ``input_ids`` and ``attention_mask`` (N, L); or ``features`` (N, F) of a frozen tower.
         ids: (N, K) int64: two rows that agree in any column are the same thing, and not each other's negatives.
         seeds: (N,) int64, one a row and epoch: from them alone a method draws its random numbers for augmentation.
-        rows: (N,) int64 positions in the source.
+        rows: (N,) int64 positions in the source; numbers in the order of reading, for a stream.
         extra: role to the named inputs of further items, no partners of any row, where a method asks for them.
         extra_ids: role to their identities, (M, K) int64 as in ``ids``.
+        names: for a stream, what each row is called in messages: its shard and key.
+        position: for a stream, where it stands after this batch, in values that JSON can hold.
+        problems: for a stream, the samples that were skipped on the way to this batch, each with id, role and reason.
     """
 
     inputs: dict[str, dict[str, Tensor]]
@@ -38,6 +41,9 @@ class Batch:
     rows: Tensor
     extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     extra_ids: dict[str, Tensor] = field(default_factory=dict)
+    names: list[str] | None = None
+    position: Any = None
+    problems: list[dict[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
@@ -52,6 +58,9 @@ class Batch:
             self.rows,
             {role: moved(tensors) for role, tensors in self.extra.items()},
             moved(self.extra_ids),
+            self.names,
+            self.position,
+            self.problems,
         )
 
 

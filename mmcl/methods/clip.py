@@ -28,7 +28,7 @@ class Clip(Method):
         self.augmentation = augmentation
         self._extra_texts = config.extra_texts
         self.logit_scale = nn.Parameter(
-            torch.tensor(math.log(1 / config.temperature)), requires_grad=config.learn_temperature
+            torch.tensor(math.log(1 / (config.temperature or 0.07))), requires_grad=config.learn_temperature
         )
 
     @property
