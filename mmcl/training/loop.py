@@ -8,8 +8,9 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from mmcl.config.load import load_config, to_yaml
-from mmcl.config.schema import Config
-from mmcl.data.sampler import Sampler
+from mmcl.config.schema import Config, SourceConfig
 from mmcl.data.sources import open_source
 from mmcl.methods import Batch, Method
 from mmcl.runtime import distributed
@@ -29,13 +29,13 @@ from mmcl.runtime.device import DTYPES, pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.training.average import WeightAverage
-from mmcl.training.build import augments, build_method
+from mmcl.training.build import build_method
 from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
 from mmcl.training.evaluate import evaluate
-from mmcl.training.feed import Feed, prefetch
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optim import build_optimizer, learning_rate
 from mmcl.training.run import Run, read_lines
+from mmcl.training.table_feed import TableFeed
 
 log = logging.getLogger("mmcl")
 
@@ -91,18 +91,15 @@ class Trainer:
         rows = open_source(config.data.train.source, split=config.data.train.split)
         self.method: Method = build_method(config, rows, folder)
         self.method.to(self.device)
-        self.feed = self._open_feed(rows, augmented=augments(config))
+        self.feed = self._open_feed([config.data.train, *config.data.mix], augmented=True)
         self.judged = {
-            name: self._open_feed(open_source(source.source, split=source.split), augmented=False)
-            for name, source in config.evaluation.sources.items()
+            name: self._open_feed([source], augmented=False) for name, source in config.evaluation.sources.items()
         }
-        for name, feed in self.judged.items():
-            if not len(feed.positions):
-                raise MmclError(f"evaluation.sources.{name}: {feed.rows.name}: {_why_nothing_is_left(feed)}")
-        self.sampler = _sampler(self.feed, config)
-        self.steps = max(1, round(settings.epochs * len(self.sampler) / settings.accumulate))
+        for feed in self.judged.values():
+            feed.require_rows()
+        self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))
         every = config.evaluation.every
-        self.evaluate_every = max(1, round(every * len(self.sampler) / settings.accumulate)) if every else self.steps
+        self.evaluate_every = max(1, round(every * len(self.feed) / settings.accumulate)) if every else self.steps
 
         self.optimizer = build_optimizer(self.method, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
@@ -110,13 +107,14 @@ class Trainer:
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         decay = settings.average
         self.average = WeightAverage(self.method, learned_names(self.method), decay) if decay else None
-        data = f"{rows.fingerprint}-{len(self.feed.positions)}"
-        self.progress = Progress(data=data)
+        self.progress = Progress(data=self.feed.fingerprint)
         if checkpoints:
             self.progress = load_checkpoint(checkpoints[-1], self.method, self.optimizer, self.average)
             self.scaler.load_state_dict(self.progress.scaler)
-            if self.progress.data != data:
-                raise MmclError(f"{rows.name}: changed since the run in {folder} began; start a new one with --out")
+            if self.progress.data != self.feed.fingerprint:
+                raise MmclError(
+                    f"{self.feed.name}: changed since the run in {folder} began; start a new one with --out"
+                )
         self.metrics = MetricsLog(
             folder, active=self.main, resume_step=self.progress.step, tensorboard=settings.tensorboard
         )
@@ -127,13 +125,14 @@ class Trainer:
         self._announce()
         settings, progress = self.config.training, self.progress
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
-        batches = prefetch(self._batches())
+        accumulate = settings.accumulate
+        batches = self.feed.batches(progress.step * accumulate, self.steps * accumulate)
         started = time.monotonic() - progress.seconds
         timed, since = 0, time.monotonic()
         try:
             for step in range(progress.step, self.steps):
                 rate = learning_rate(settings, step, self.steps)
-                loss, norm, views = self._step(list(itertools.islice(batches, settings.accumulate)), step, rate)
+                loss, norm, views = self._step(list(itertools.islice(batches, accumulate)), step, rate)
                 progress.window.append(loss)
                 timed += 1
                 progress.step, progress.seconds = step + 1, time.monotonic() - started
@@ -141,7 +140,7 @@ class Trainer:
                     rate_of_pairs = timed * settings.batch_size * settings.accumulate / (time.monotonic() - since)
                     values = {"loss": sum(progress.window) / len(progress.window), **self.method.metrics(views)}
                     ticker.show(progress.step, {**values, "pairs/s": rate_of_pairs})
-                    epoch = progress.step * settings.accumulate / len(self.sampler)
+                    epoch = progress.step * accumulate / len(self.feed)
                     extra = {"lr": rate, "grad_norm": norm, "pairs_per_second": rate_of_pairs}
                     self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})
                     progress.window = []
@@ -160,7 +159,7 @@ class Trainer:
                     )
                     timed, since = 0, time.monotonic()  # the rate is that of learning
         finally:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             ticker.close()
             self.metrics.close()
         self._finish()
@@ -194,11 +193,6 @@ class Trainer:
         if self.average is not None:
             self.average.update(step + 1)
         return total, norm, {name: view.detach() for name, view in views.items()}
-
-    def _batches(self) -> Any:
-        accumulate = self.config.training.accumulate
-        for number, rows in self.sampler.batches(self.progress.step * accumulate, self.steps * accumulate):
-            yield self.feed.batch(rows, number, epoch=number // len(self.sampler))
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.steps
@@ -249,7 +243,7 @@ class Trainer:
     def _card(self, step: int) -> dict[str, Any]:
         """What the model card tells beside the architecture."""
         config = self.config
-        data = {"rows": len(self.feed.positions), "source": self.feed.rows.name, "skipped": len(self.feed.problems())}
+        data = {"rows": len(self.feed.positions), "source": self.feed.name, "skipped": len(self.feed.problems())}
         keys = ("batch_size", "epochs", "lr", "weight_decay", "schedule")
         training = {"method": config.method.name, "step": step, "steps": self.steps, "precision": self.precision}
         training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(self.progress.seconds, 1)}
@@ -260,12 +254,12 @@ class Trainer:
                 card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
         return card
 
-    def _open_feed(self, rows: Any, *, augmented: bool) -> Feed:
+    def _open_feed(self, sources: Sequence[SourceConfig], *, augmented: bool) -> TableFeed:
         """Process 0 fills the caches, then the others find them full."""
 
-        def make() -> Feed:
-            return Feed(
-                rows,
+        def make() -> TableFeed:
+            return TableFeed(
+                sources,
                 self.method.inputs,
                 self.config,
                 self.method.encoder.eval(),
@@ -283,8 +277,8 @@ class Trainer:
         if problems and self.main:
             path = self.folder / "skipped.jsonl"
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"source": rows.name, **problem}) + "\n" for problem in problems)
-            log.warning("%s: %d of %d rows skipped, listed in %s", rows.name, len(problems), len(rows), path)
+                file.writelines(json.dumps({"source": feed.name, **problem}) + "\n" for problem in problems)
+            log.warning("%s: %d of %d rows skipped, listed in %s", feed.name, len(problems), feed.total, path)
         return feed
 
     def _announce(self) -> None:
@@ -297,7 +291,7 @@ class Trainer:
                 "%.1f M learned parameters, %d steps of which %d are done",
                 self.config.method.name,
                 len(self.feed.positions),
-                self.feed.rows.name,
+                self.feed.name,
                 world,
                 self.device.type,
                 threads,
@@ -319,8 +313,8 @@ class Trainer:
             )
 
     def _diverged(self, what: str, value: float, step: int, batch: Batch) -> DivergedError:
-        rows = distributed.gather_rows(batch.rows.to(self.device)).cpu().numpy()
-        ids = self.feed.rows.select(rows).ids()
+        rows = distributed.gather_rows(batch.rows.to(self.device)).cpu()
+        ids = self.feed.names(replace(batch, rows=rows))
         path = self.folder / "diverged.json"
         if self.main:
             told = {"step": step + 1, "what": what, "rows": ids}
@@ -374,26 +368,6 @@ def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
                 return found
         return None
     return None if old == new else key
-
-
-def _sampler(feed: Feed, config: Config) -> Sampler:
-    batch, rows = config.training.batch_size, len(feed.positions)
-    if rows == 0:
-        raise MmclError(f"{feed.rows.name}: {_why_nothing_is_left(feed)}")
-    if rows < batch:
-        raise MmclError(
-            f"{feed.rows.name}: {rows} usable rows do not fill a batch of {batch}; lower training.batch_size"
-        )
-    if batch % distributed.world_size():
-        raise MmclError(
-            f"training.batch_size {batch} cannot be divided evenly over {distributed.world_size()} processes"
-        )
-    return Sampler(feed.positions, batch, config.seed, distributed.rank(), distributed.world_size())
-
-
-def _why_nothing_is_left(feed: Feed) -> str:
-    problem = feed.problems()[0]
-    return f"none of the {len(feed.rows)} rows can be used; row {problem['id']}, {problem['role']}: {problem['reason']}"
 
 
 def _same_everywhere(value: float, device: torch.device) -> float:

@@ -14,7 +14,8 @@ from mmcl.data.identity import stable_hash
 from mmcl.data.sources import open_source
 from mmcl.training.build import build_method
 from mmcl.training.evaluate import evaluate
-from mmcl.training.feed import Feed, prefetch
+from mmcl.training.feed import prefetch
+from mmcl.training.table_feed import TableFeed
 
 
 @pytest.fixture
@@ -28,11 +29,11 @@ def pictures(tmp_path):
 def make_feed(folder, rows, shapes_config, extra=None, frozen=False, method=None):
     path = folder / f"rows{len(list(folder.iterdir()))}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = load_config(shapes_config, [f"data.train.source={path}", "data.image.size=32"])
+    config = load_config(shapes_config, [f"data.train.source={path}", "data.train.split=null", "data.image.size=32"])
     method = method or build_method(config, open_source(path), path.with_suffix(""))
     method.encoder.embedder("text").frozen = frozen
-    feed = Feed(
-        open_source(path),
+    feed = TableFeed(
+        [config.data.train],
         method.inputs,
         config,
         method.encoder.eval(),
