@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-Similarity = Literal["cosine", "dot", "euclidean"]
+from mmcl.losses.pairs import Similarity, check_number, check_pairs, prepare, repeats, same, similarities
 
 
 def info_nce(
@@ -21,6 +18,7 @@ def info_nce(
     negative_ids: Tensor | None = None,
     symmetric: bool = True,
     similarity: Similarity = "cosine",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     r"""Mean cross-entropy of telling each row's partner from all other rows (van den Oord et al. 2018,
     arXiv:1807.03748, eq. 4; symmetric as in CLIP, Radford et al. 2021, arXiv:2103.00020, fig. 3).
@@ -43,35 +41,37 @@ def info_nce(
             is the same thing, and leaves that query's denominator.
         symmetric: average with the direction from key to query.
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
+        label_smoothing: share ε in [0, 1) of the target that is spread evenly over all candidates of a row (what is in
+            its denominator, the partner included) instead of lying on the partner alone (Szegedy et al. 2016,
+            arXiv:1512.00567, sec. 7).
 
     Returns:
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit, or ``similarity`` is none of the three.
+        ValueError: shapes do not fit, ``similarity`` is none of the three, or ``label_smoothing`` is no such share.
 
     >>> image = torch.eye(8)
     >>> info_nce(image, image).item() < 1e-4  # every image is nearest to its own text
     True
     """
-    _check(query, key, ids, negatives)
-    if negative_ids is not None and (ids is None or negatives is None or len(negative_ids) != len(negatives)):
-        raise ValueError("negative_ids go with ids, and there is one for each of the negatives")
-    if torch.is_tensor(temperature) and temperature.numel() != 1:
-        raise ValueError(f"temperature must be one number, not a tensor of shape {tuple(temperature.shape)}")
+    _check(query, key, ids, negatives, negative_ids)
+    check_number(temperature, "temperature")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
     with torch.autocast(query.device.type, enabled=False):
-        query, key, negatives = _prepare(query, key, negatives, similarity)
-        logits = _similarity(query, key, similarity) / temperature  # (N, N)
+        given = [query, key] if negatives is None else [query, key, negatives]
+        query, key, *further = prepare(*given, similarity=similarity)
+        logits = similarities(query, key, similarity) / temperature  # (N, N)
         if ids is not None:
-            logits = logits.masked_fill(_repeats(ids), -torch.inf)
-        partners = torch.arange(len(logits), device=logits.device)
-        backward = F.cross_entropy(logits.T, partners) if symmetric else None
+            logits = logits.masked_fill(repeats(ids), -torch.inf)
+        backward = _cross_entropy(logits.T, label_smoothing) if symmetric else None
         if negatives is not None:
-            further = _similarity(query, negatives, similarity) / temperature  # (N, M)
+            wrong = similarities(query, further[0], similarity) / temperature  # (N, M)
             if ids is not None and negative_ids is not None:
-                further = further.masked_fill(_same(ids, negative_ids), -torch.inf)
-            logits = torch.cat([logits, further], dim=1)
-        forward = F.cross_entropy(logits, partners)
+                wrong = wrong.masked_fill(same(ids, negative_ids), -torch.inf)
+            logits = torch.cat([logits, wrong], dim=1)
+        forward = _cross_entropy(logits, label_smoothing)
         return forward if backward is None else (forward + backward) / 2
 
 
@@ -90,54 +90,38 @@ def batch_accuracy(
     Raises:
         ValueError: shapes do not fit, or ``similarity`` is unknown.
     """
-    _check(query, key, ids, None)
+    _check(query, key, ids)
     with torch.autocast(query.device.type, enabled=False):
-        query, key, _ = _prepare(query, key, None, similarity)
-        scores = _similarity(query, key, similarity)
+        query, key = prepare(query, key, similarity=similarity)
+        scores = similarities(query, key, similarity)
         partner = scores.diagonal().clone()
         scores.fill_diagonal_(-torch.inf)
         if ids is not None:
-            scores = scores.masked_fill(_repeats(ids), -torch.inf)
+            scores = scores.masked_fill(repeats(ids), -torch.inf)
         return (partner > scores.amax(dim=1)).float().mean()
 
 
-def _check(query: Tensor, key: Tensor, ids: Tensor | None, negatives: Tensor | None) -> None:
-    if query.ndim != 2 or query.shape != key.shape or len(query) == 0:
-        raise ValueError(f"query and key must be (N, D) with N ≥ 1, not {tuple(query.shape)} and {tuple(key.shape)}")
-    if ids is not None and (ids.ndim not in (1, 2) or len(ids) != len(query)):
-        raise ValueError(f"ids must be ({len(query)},) or ({len(query)}, K), not {tuple(ids.shape)}")
+def _check(
+    query: Tensor,
+    key: Tensor,
+    ids: Tensor | None,
+    negatives: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+) -> None:
+    check_pairs(query, key, ids, names=("query", "key"))
     if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != query.shape[1]):
         raise ValueError(f"negatives must be (M, {query.shape[1]}), not {tuple(negatives.shape)}")
+    if negative_ids is not None and (ids is None or negatives is None or len(negative_ids) != len(negatives)):
+        raise ValueError("negative_ids go with ids, and there is one for each of the negatives")
 
 
-def _prepare(
-    query: Tensor, key: Tensor, negatives: Tensor | None, similarity: Similarity
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Raise half precision to float32, and give unit length where the similarity asks for it."""
-    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
-
-    def ready(x: Tensor) -> Tensor:
-        x = x.to(dtype)
-        return F.normalize(x, dim=1) if similarity == "cosine" else x
-
-    return ready(query), ready(key), None if negatives is None else ready(negatives)
-
-
-def _similarity(a: Tensor, b: Tensor, similarity: Similarity) -> Tensor:
-    if similarity in ("cosine", "dot"):
-        return a @ b.T
-    if similarity == "euclidean":
-        # The short cut through |a|² + |b|² - 2ab cancels for the close pairs, which matter most here.
-        return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-    raise ValueError(f"similarity must be 'cosine', 'dot' or 'euclidean', not {similarity!r}")
-
-
-def _repeats(ids: Tensor) -> Tensor:
-    """(N, N) true where two different rows are the same thing."""
-    return _same(ids, ids).fill_diagonal_(False)
-
-
-def _same(a: Tensor, b: Tensor) -> Tensor:
-    """(N, M) true where row i of ``a`` and row j of ``b`` agree in any column."""
-    a, b = (ids[:, None] if ids.ndim == 1 else ids for ids in (a, b))
-    return (a[:, None, :] == b[None, :, :]).any(dim=2)
+def _cross_entropy(logits: Tensor, label_smoothing: float) -> Tensor:
+    """Mean over the rows of (N, M) logits, of which row i has its partner in column i; -∞ is no candidate."""
+    log_p = logits.log_softmax(dim=1)
+    gain = log_p.diagonal()
+    if label_smoothing > 0.0:
+        # F.cross_entropy would spread the target over what is no candidate, and give infinity.
+        absent = logits.isneginf()
+        even = log_p.masked_fill(absent, 0.0).sum(dim=1) / (~absent).sum(dim=1)
+        gain = (1 - label_smoothing) * gain + label_smoothing * even
+    return -gain.mean()

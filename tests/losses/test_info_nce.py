@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mmcl.losses import batch_accuracy, info_nce
 
 
-def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=True, similarity="cosine"):
+def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=True, similarity="cosine", smooth=0.0):
     """The equation, one row at a time, in float64 numpy."""
 
     def sim(a, b):
@@ -35,7 +35,8 @@ def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=
                 for m in range(len(extra))
                 if negative_ids is None or not np.any(ids[i] == negative_ids[m])
             ]
-            total -= math.log(math.exp(sim(a[i], b[i]) / tau) / sum(terms))
+            total -= (1 - smooth) * math.log(math.exp(sim(a[i], b[i]) / tau) / sum(terms))
+            total -= smooth / len(terms) * sum(math.log(term / sum(terms)) for term in terms)
         return total / len(a)
 
     forward = direction(q, k, [] if negatives is None else negatives)
@@ -70,14 +71,15 @@ def test_value_and_gradients_equal_open_clip():
     masked=st.booleans(),
     symmetric=st.booleans(),
     similarity=st.sampled_from(["cosine", "dot", "euclidean"]),
+    smooth=st.sampled_from([0.0, 0.1, 0.9]),
     seed=st.integers(0, 10_000),
 )
-def test_equals_the_equation_in_float64(n, m, d, columns, masked, symmetric, similarity, seed):
+def test_equals_the_equation_in_float64(n, m, d, columns, masked, symmetric, similarity, smooth, seed):
     rng = np.random.default_rng(seed)
     q, k, extra = rng.normal(size=(n, d)), rng.normal(size=(n, d)), rng.normal(size=(m, d))
     ids = rng.integers(0, 4, size=(n, columns)) if columns else None
     negative_ids = rng.integers(0, 4, size=(m, columns)) if columns and m and masked else None
-    expected = reference(q, k, 0.5, ids, extra if m else None, negative_ids, symmetric, similarity)
+    expected = reference(q, k, 0.5, ids, extra if m else None, negative_ids, symmetric, similarity, smooth)
 
     def tensor(values):
         return None if values is None else torch.tensor(values[:, 0] if columns == 1 else values)
@@ -91,22 +93,35 @@ def test_equals_the_equation_in_float64(n, m, d, columns, masked, symmetric, sim
         negative_ids=tensor(negative_ids),
         symmetric=symmetric,
         similarity=similarity,
+        label_smoothing=smooth,
     )
     assert got.dtype == torch.float64
     assert got.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
+@pytest.mark.parametrize("smooth", [0.0, 0.2])
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
-def test_gradients_of_every_argument_in_float64(similarity):
+def test_gradients_of_every_argument_in_float64(similarity, smooth):
     torch.manual_seed(1)
     q, k, extra = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([0, 1, 0, 2, 1])
 
     def loss(q, k, extra, tau):
-        return info_nce(q, k, tau, ids=ids, negatives=extra, similarity=similarity)
+        return info_nce(q, k, tau, ids=ids, negatives=extra, similarity=similarity, label_smoothing=smooth)
 
     assert torch.autograd.gradcheck(loss, (q, k, extra, tau))
+
+
+def test_label_smoothing_is_that_of_torch_where_nothing_is_masked():
+    torch.manual_seed(5)
+    q, k, extra = torch.randn(12, 8), torch.randn(12, 8), torch.randn(5, 8)
+    logits = F.normalize(q, dim=1) @ F.normalize(torch.cat([k, extra]), dim=1).T / 0.07
+    partners = torch.arange(12)
+    there = F.cross_entropy(logits, partners, label_smoothing=0.1)
+    back = F.cross_entropy(logits[:, :12].T, partners, label_smoothing=0.1)
+    got = info_nce(q, k, 0.07, negatives=extra, label_smoothing=0.1)
+    torch.testing.assert_close(got, (there + back) / 2, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -151,5 +166,7 @@ def test_shapes_that_do_not_fit_are_named():
         info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 5))
     with pytest.raises(ValueError, match="go with ids"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 4), negative_ids=torch.zeros(2))
+    with pytest.raises(ValueError, match="label_smoothing must be"):
+        info_nce(torch.randn(3, 4), torch.randn(3, 4), label_smoothing=1.0)
     with pytest.raises(ValueError, match="similarity must be"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), similarity="manhattan")

@@ -1,0 +1,69 @@
+"""Learning the similarities of another model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmcl.losses.pairs import check_number, check_pairs, prepare, similarities
+
+
+def distillation(
+    image: Tensor,
+    text: Tensor,
+    teacher_image: Tensor,
+    teacher_text: Tensor,
+    temperature: float | Tensor,
+    teacher_temperature: float | Tensor,
+) -> Tensor:
+    r"""Mean cross-entropy between a teacher's and the student's distribution over the batch ("affinity mimicking", Wu
+    et al. 2023, arXiv:2309.12314; its gradient is that of the divergence in CLIP-KD's relational term, Yang et al.
+    2023, arXiv:2307.12732).
+
+    With P the softmax of an image's cosine similarities, divided by the temperature, to all texts of the batch, and Q
+    that of a text's to all images,
+
+    .. math:: -\frac{1}{2N} \sum_{i,j} (P^{teacher}_{ij} \log P_{ij} + Q^{teacher}_{ij} \log Q_{ij})
+
+    It is smallest, though not zero, where the two agree. Rows that are the same thing need no exception: the teacher
+    gives them the same probability.
+
+    Args:
+        image: (N, D) embeddings of the student.
+        text: (N, D) embeddings of the student; row i belongs to row i of ``image``.
+        teacher_image: (N, E) embeddings of the same images by the teacher, whose dimension is its own. No gradient
+            flows to the teacher.
+        teacher_text: (N, E) embeddings of the same texts by the teacher.
+        temperature: τ > 0 of the student, a number or a tensor of one element, through which gradient flows.
+        teacher_temperature: τ > 0 of the teacher.
+
+    Returns:
+        A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
+
+    Raises:
+        ValueError: shapes do not fit.
+
+    >>> teacher, student = torch.eye(8), torch.eye(8, 12)
+    >>> distillation(student, student, teacher, teacher, 0.07, 0.07).item() < 1e-3
+    True
+    """
+    check_pairs(image, text, names=("image", "text"))
+    check_pairs(teacher_image, teacher_text, names=("teacher_image", "teacher_text"))
+    if len(teacher_image) != len(image):
+        raise ValueError(f"the teacher embeds {len(teacher_image)} rows, the student {len(image)}")
+    check_number(temperature, "temperature")
+    check_number(teacher_temperature, "teacher_temperature")
+    with torch.autocast(image.device.type, enabled=False):
+        logits = _logits(image, text, temperature)  # (N, N)
+        with torch.no_grad():
+            targets = _logits(teacher_image, teacher_text, teacher_temperature).to(logits.dtype)
+        return (_cross_entropy(logits, targets) + _cross_entropy(logits.T, targets.T)) / 2
+
+
+def _logits(image: Tensor, text: Tensor, temperature: float | Tensor) -> Tensor:
+    image, text = prepare(image, text, similarity="cosine")
+    return similarities(image, text, "cosine") / temperature
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return -(targets.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()

@@ -1,0 +1,56 @@
+"""What the losses of paired embeddings share: their checks, their precision, similarity and identity."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Similarity = Literal["cosine", "dot", "euclidean"]
+
+
+def check_pairs(a: Tensor, b: Tensor, ids: Tensor | None = None, *, names: tuple[str, str]) -> None:
+    """Raise ``ValueError`` unless ``a`` and ``b`` are (N, D) alike, and ``ids`` is (N,) or (N, K)."""
+    if a.ndim != 2 or a.shape != b.shape or len(a) == 0:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"{names[0]} and {names[1]} must be (N, D) with N ≥ 1, not {shapes}")
+    if ids is not None and (ids.ndim not in (1, 2) or len(ids) != len(a)):
+        raise ValueError(f"ids must be ({len(a)},) or ({len(a)}, K), not {tuple(ids.shape)}")
+
+
+def check_number(value: float | Tensor, name: str) -> None:
+    """Raise ``ValueError`` if ``value`` is a tensor of more or less than one element."""
+    if torch.is_tensor(value) and value.numel() != 1:
+        raise ValueError(f"{name} must be one number, not a tensor of shape {tuple(value.shape)}")
+
+
+def prepare(*embeddings: Tensor, similarity: Similarity) -> tuple[Tensor, ...]:
+    """Raise half precision to float32, and give unit length where the similarity asks for it."""
+    dtype = torch.float32
+    for x in embeddings:
+        dtype = torch.promote_types(dtype, x.dtype)
+    ready = (x.to(dtype) for x in embeddings)
+    return tuple(F.normalize(x, dim=1) if similarity == "cosine" else x for x in ready)
+
+
+def similarities(a: Tensor, b: Tensor, similarity: Similarity) -> Tensor:
+    """(N, M) similarities of (N, D) and (M, D), which :func:`prepare` made ready; larger is closer."""
+    if similarity in ("cosine", "dot"):
+        return a @ b.T
+    if similarity == "euclidean":
+        # The short cut through |a|² + |b|² - 2ab cancels for the close pairs, which matter most here.
+        return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    raise ValueError(f"similarity must be 'cosine', 'dot' or 'euclidean', not {similarity!r}")
+
+
+def repeats(ids: Tensor) -> Tensor:
+    """(N, N) true where two different rows are the same thing."""
+    return same(ids, ids).fill_diagonal_(False)
+
+
+def same(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) true where row i of ``a`` and row j of ``b`` agree in any column."""
+    a, b = (ids[:, None] if ids.ndim == 1 else ids for ids in (a, b))
+    return (a[:, None, :] == b[None, :, :]).any(dim=2)

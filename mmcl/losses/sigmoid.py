@@ -1,0 +1,61 @@
+"""The pairwise sigmoid loss of SigLIP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcl.losses.pairs import Similarity, check_number, check_pairs, prepare, repeats, similarities
+
+
+def sigmoid(
+    image: Tensor,
+    text: Tensor,
+    temperature: float | Tensor,
+    bias: float | Tensor,
+    *,
+    ids: Tensor | None = None,
+    similarity: Similarity = "cosine",
+) -> Tensor:
+    r"""Every pair of the batch judged for itself: does this text belong to this image? (Zhai et al. 2023,
+    arXiv:2303.15343).
+
+    With s the similarity, τ the temperature, b the bias, and z 1 for the pairs i = j and -1 for all others,
+
+    .. math:: -\frac{1}{N} \sum_{i,j} \log σ(z_{ij} (s(x_i, y_j) / τ + b))
+
+    The sum is over all N² pairs and divided by N, so that a positive weighs the same in every batch; the bias makes up
+    for there being N - 1 negatives to each. No row needs the others for normalisation.
+
+    Args:
+        image: (N, D) embeddings.
+        text: (N, D) embeddings; row i belongs to row i of ``image``.
+        temperature: τ > 0, a number or a tensor of one element, through which gradient flows.
+        bias: b, a number or a tensor of one element, through which gradient flows.
+        ids: (N,) or (N, K) integers. Two rows that agree in any of the K columns are the same thing: the pairs of the
+            one's image with the other's text leave the sum, for they are surely no negatives, and the data do not name
+            them as positives either. The divisor stays N.
+        similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
+
+    Returns:
+        A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
+
+    Raises:
+        ValueError: shapes do not fit, or ``similarity`` is none of the three.
+
+    >>> image = torch.eye(8)
+    >>> sigmoid(image, image, 0.05, -10.0).item() < 0.01  # every pair is told for what it is
+    True
+    """
+    check_pairs(image, text, ids, names=("image", "text"))
+    check_number(temperature, "temperature")
+    check_number(bias, "bias")
+    with torch.autocast(image.device.type, enabled=False):
+        image, text = prepare(image, text, similarity=similarity)
+        logits = similarities(image, text, similarity) / temperature + bias  # (N, N)
+        labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+        terms = -F.logsigmoid(labels * logits)
+        if ids is not None:
+            terms = terms.masked_fill(repeats(ids), 0.0)
+        return terms.sum(dim=1).mean()
