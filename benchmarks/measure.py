@@ -40,10 +40,15 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int = 7) -> d
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def report(script: str, rows: list[dict[str, Any]], **sizes: Any) -> None:
+def report(script: str | Path, rows: list[dict[str, Any]], **sizes: Any) -> None:
     """Print the rows as a table and write them, with sizes and machine, to ``SCRIPT.json``."""
     result = {"machine": machine(), **sizes, "rows": rows}
     Path(script).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    show(rows)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print rows of equal keys as a table."""
     columns = list(rows[0])
     cells = [columns, *[[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]]
     widths = [max(len(row[number]) for row in cells) for number in range(len(columns))]
