@@ -36,8 +36,8 @@ def _finalise(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def mix(seeds: Tensor, *more: int) -> Tensor:
-    """New independent seeds from ``seeds`` (int64, any shape) and further integers, such as an epoch."""
+def mix(seeds: Tensor, *more: int | Tensor) -> Tensor:
+    """New independent seeds from ``seeds`` (int64, any shape) and more integers, for all (an epoch) or one for each."""
     for number in more:
         seeds = _finalise(seeds + _GAMMA) + number
     return _finalise(seeds + _GAMMA)

@@ -45,10 +45,12 @@ class _Pictures:
     def shape(self) -> tuple[int, int, int, int]:
         return (len(self.rows), self.size, self.size, 3)
 
-    def decode(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    def decode(
+        self, indices: Sequence[int] | np.ndarray, threads: int | None = None
+    ) -> tuple[np.ndarray, dict[int, str]]:
         """Pixels of the rows at ``indices``, and position to reason (with the path of a file) where there are none."""
         images = self.rows.images(self.column, indices)
-        pixels, reasons = decode_many(images, self.size, self.resize)
+        pixels, reasons = decode_many(images, self.size, self.resize, threads)
         for position in reasons:
             if isinstance(path := images[position], Path):
                 reasons[position] = f"{path}: {reasons[position]}"
@@ -84,8 +86,10 @@ class Pixels:
 
     ``errors`` maps the numbers of rows without a readable picture to the reason; their pixels are zero. ``hashes``
     (N,) int64 are equal for equal decoded pictures; they are 0 for the rows in ``errors``. ``stored`` says whether the
-    pixels are on disk, or are decoded whenever they are taken.
+    pixels are on disk, or are decoded whenever they are taken, then by so many ``threads`` (one for each CPU if None).
     """
+
+    threads: int | None = None
 
     def __init__(
         self, pictures: _Pictures, hashes: np.ndarray, errors: dict[int, str], array: np.ndarray | None
@@ -108,7 +112,7 @@ class Pixels:
         chosen = np.asarray(indices, dtype=np.int64)
         if self._array is not None:
             return np.array(self._array[chosen])
-        pixels, errors = self._pictures.decode(chosen)
+        pixels, errors = self._pictures.decode(chosen, self.threads)
         for position, reason in errors.items():
             if int(chosen[position]) not in self.errors:
                 raise MmclError(f"row {chosen[position]}: its picture was readable and no longer is: {reason}")

@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 
+class Draw(NamedTuple):
+    """One process's share of a global batch.
+
+    Attributes:
+        number: of the global batch, counted through the epochs.
+        rows: (n,) int64.
+        passes: (n,) int64, how often each row's source had been gone through before.
+    """
+
+    number: int
+    rows: np.ndarray
+    passes: np.ndarray
+
+
 class Sampler:
-    """Shuffled batches of row positions.
+    """Shuffled batches of the rows of one or several sources.
+
+    Every epoch has the same number of rows of each source. A source hands them out pass by pass: all of its rows in a
+    random order, then all of them in another, so that none comes again before every other one has come. An epoch that
+    takes 3 rows of a source of 10 goes on in the next epoch with the fourth, and one that takes 25 goes through it two
+    and a half times. What an epoch has is then shuffled as a whole.
 
     Every process computes the same order and takes its own slice of each global batch, so the rows that meet in a batch
     do not depend on the number of processes. An incomplete last batch is dropped: its loss would have fewer negatives.
 
     Args:
-        positions: (N,) rows to draw from.
+        positions: for each source (N,) rows to draw from, no row in two of them.
         batch_size: rows of a global batch; a multiple of ``world``.
         seed: of the order.
         rank: number of this process.
         world: number of processes.
+        counts: rows of each source in an epoch; all of them if absent.
 
     Raises:
         ValueError: no whole batch fits, or ``world`` does not divide it.
     """
 
-    def __init__(self, positions: np.ndarray, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        positions: Sequence[np.ndarray],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        counts: Sequence[int] | None = None,
+    ) -> None:
+        self.positions = list(positions)
+        self.counts = [len(rows) for rows in positions] if counts is None else list(counts)
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} rows cannot be divided evenly over {world} processes")
-        if len(positions) < batch_size:
-            raise ValueError(f"{len(positions)} rows do not fill a batch of {batch_size}")
-        self.positions = positions
+        if sum(self.counts) < batch_size:
+            raise ValueError(f"{sum(self.counts)} rows do not fill a batch of {batch_size}")
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -37,24 +68,63 @@ class Sampler:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self.positions) // self.batch_size
+        return sum(self.counts) // self.batch_size
 
-    def batch(self, epoch: int, number: int, order: np.ndarray | None = None) -> np.ndarray:
-        """This process's rows of batch ``number`` of ``epoch``; ``order`` saves computing it again."""
-        order = self.order(epoch) if order is None else order
-        share = self.batch_size // self.world
-        start = number * self.batch_size + self.rank * share
-        return order[start : start + share]
+    def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """All rows of ``epoch`` in their order, and the pass of its source that each belongs to."""
+        parts = [self._part(source, epoch) for source in range(len(self.positions))]
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(sum(self.counts))
+        rows, passes = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return rows[shuffled], passes[shuffled]
 
-    def order(self, epoch: int) -> np.ndarray:
-        """All rows, in the order of ``epoch``."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.positions)
-
-    def batches(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, this process's rows) of the batches from ``start`` up to ``stop``, numbered through the epochs."""
-        order, ordered = None, -1
+    def batches(self, start: int, stop: int) -> Iterator[Draw]:
+        """This process's share of the batches from ``start`` up to ``stop``, numbered through the epochs."""
+        share, ordered = self.batch_size // self.world, -1
         for number in range(start, stop):
             epoch, within = divmod(number, len(self))
             if epoch != ordered:
-                order, ordered = self.order(epoch), epoch
-            yield number, self.batch(epoch, within, order)
+                (rows, passes), ordered = self.order(epoch), epoch
+            first = within * self.batch_size + self.rank * share
+            yield Draw(number, rows[first : first + share], passes[first : first + share])
+
+    def _part(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a source gives to an epoch: rows ``epoch * count`` up to ``(epoch + 1) * count`` of its passes."""
+        positions, count = self.positions[source], self.counts[source]
+        if count == len(positions):  # a whole pass, which the epoch shuffles
+            return positions, np.full(count, epoch)
+        numbers = np.arange(epoch * count, (epoch + 1) * count)
+        passes, within = np.divmod(numbers, len(positions))
+        rows = np.empty(count, dtype=np.int64)
+        for turn in np.unique(passes):
+            # A third number keeps the generator apart from that of the epochs.
+            order = np.random.default_rng([self.seed, turn, 1 + source]).permutation(positions)
+            rows[passes == turn] = order[within[passes == turn]]
+        return rows, passes
+
+
+def epoch_counts(rows: Sequence[int], samples: Sequence[int | None], weights: Sequence[float | None]) -> list[int]:
+    """How many rows of each source an epoch has.
+
+    Args:
+        rows: of each source.
+        samples: rows of each source that count as an epoch; all of them where None.
+        weights: relative shares of the sources in an epoch, whose length stays the sum of the samples; None for all:
+            every source gives its samples.
+
+    Raises:
+        ValueError: some have a weight and some have none, or a share is so small that it gives no row at all.
+    """
+    lengths = [own if wanted is None else wanted for own, wanted in zip(rows, samples, strict=True)]
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return lengths
+    if len(given) < len(weights):
+        raise ValueError("some sources have a weight and some have none; give one to all, or to none")
+    shares = np.asarray(given) / sum(given) * sum(lengths)
+    counts = np.floor(shares).astype(np.int64)
+    largest = np.argsort(counts - shares, kind="stable")  # largest remainders first
+    counts[largest[: sum(lengths) - counts.sum()]] += 1
+    if not counts.all():
+        place = int(np.argmin(counts))
+        raise ValueError(f"the weight {given[place]:g} gives no row among the {sum(lengths)} of an epoch; raise it")
+    return [int(count) for count in counts]

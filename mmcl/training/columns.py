@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl.config.schema import TextAugmentationConfig
 from mmcl.data.identity import uniforms
 from mmcl.data.pixels import Pixels
+from mmcl.data.text_augment import augment_tokens, framing_of
 from mmcl.data.tokens import Tokens
-from mmcl.models.embedder import Embedder
+from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
@@ -23,9 +26,10 @@ CAPTION_STREAM = 0xCA9  # of a row's random numbers, the one that chooses among 
 
 
 class Column(ABC):
-    """One role of the rows, as inputs of its embedder.
+    """One role of the rows of one or several sources, as inputs of its embedder.
 
-    A row has one or more *items* (one picture, several captions), numbered through the column.
+    Rows are numbered through the sources. A row has one or more *items* (one picture, several captions), numbered
+    through the column.
 
     Attributes:
         hashes: (items,) int64 identities.
@@ -44,56 +48,96 @@ class Column(ABC):
         return rows, np.arange(len(rows))
 
     @abstractmethod
-    def inputs(self, items: np.ndarray) -> dict[str, Tensor]:
-        """The embedder's inputs for these items."""
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        """The embedder's inputs for these items; with ``seeds`` (N,), changed at random if the column does so."""
+
+    def use_threads(self, count: int) -> None:
+        """Prepare inputs by so many threads, where there is a choice."""
+        return
 
 
 class PixelColumn(Column):
     """Pictures: one a row."""
 
-    def __init__(self, pixels: Pixels) -> None:
-        self.pixels = pixels
-        self.hashes = pixels.hashes
-        self.problems = dict(pixels.errors)
+    def __init__(self, parts: Sequence[Pixels]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.hashes = _joined([part.hashes for part in parts])
+        self.problems = {
+            int(start) + row: why
+            for start, part in zip(self._starts, parts, strict=False)
+            for row, why in part.errors.items()
+        }
 
-    def inputs(self, items: np.ndarray) -> dict[str, Tensor]:
-        return {"pixels": torch.from_numpy(self.pixels.take(items))}
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        if len(self._parts) == 1:
+            return {"pixels": torch.from_numpy(self._parts[0].take(items))}
+        side = self._parts[0].size
+        pixels = np.empty((len(items), side, side, 3), dtype=np.uint8)
+        for source, where, local in split(items, self._starts):
+            pixels[where] = self._parts[source].take(local)
+        return {"pixels": torch.from_numpy(pixels)}
+
+    def use_threads(self, count: int) -> None:
+        for part in self._parts:
+            part.threads = count
 
 
 class TokenColumn(Column):
-    """Captions: any number a row, of which a row's seed chooses one."""
+    """Captions: any number a row, of which a row's seed chooses one, and changes it where an augmentation is given."""
 
-    def __init__(self, tokens: Tokens, tower: TextTower) -> None:
-        self.tokens = tokens
-        self.tower = tower
-        self.hashes = tokens.hashes
-        self.problems = dict.fromkeys(tokens.empty, "no text")
+    def __init__(
+        self, parts: Sequence[Tokens], tower: TextTower, augmentation: TextAugmentationConfig | None = None
+    ) -> None:
+        self._parts = parts
+        self._tower = tower
+        self._augmentation = augmentation
+        self._framing = framing_of(tower.tokenize) if augmentation else (0, 0)
+        self._starts = np.cumsum([0, *(len(part.hashes) for part in parts)])
+        # The item that each row begins with; a source's last entry is the next one's first.
+        firsts = [start + part.first[: len(part)] for start, part in zip(self._starts, parts, strict=False)]
+        self._first = np.concatenate([*firsts, self._starts[-1:]])
+        self.hashes = _joined([part.hashes for part in parts])
+        self.problems = dict.fromkeys(np.flatnonzero(np.diff(self._first) == 0).tolist(), "no text")
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
-        first, counts = self.tokens.first[rows], self.tokens.first[rows + 1] - self.tokens.first[rows]
-        return first + choose_caption(counts, seeds)
+        first = self._first[rows]
+        return first + choose_caption(self._first[rows + 1] - first, seeds)
 
     def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        owner = np.repeat(np.arange(len(rows)), self.tokens.first[rows + 1] - self.tokens.first[rows])
+        owner = np.repeat(np.arange(len(rows)), self._first[rows + 1] - self._first[rows])
         within = np.arange(len(owner)) - np.searchsorted(owner, owner)
-        return self.tokens.first[rows][owner] + within, owner
+        return self._first[rows][owner] + within, owner
 
-    def inputs(self, items: np.ndarray) -> dict[str, Tensor]:
-        return self.tower.collate(self.tokens.take(items))
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        tokens: list[np.ndarray] = [np.empty(0, np.int32)] * len(items)
+        for source, where, local in split(items, self._starts):
+            for place, ids in zip(where, self._parts[source].take(local), strict=True):
+                tokens[place] = ids
+        if self._augmentation is not None and seeds is not None:
+            tokens = augment_tokens(tokens, seeds, self._augmentation, self._framing)
+        return self._tower.collate(tokens)
 
 
 class FeatureColumn(Column):
-    """The features of a frozen tower, computed once for each distinct item and kept in a memory map."""
+    """The features of a frozen tower, computed once for each distinct item and kept in a memory map.
 
-    def __init__(self, column: Column, embedder: Embedder, folder: Path, device: torch.device) -> None:
+    Args:
+        column: the items.
+        tower: what they go through.
+        path: start of the name of the file to keep the features in.
+        device: where the tower runs.
+    """
+
+    def __init__(self, column: Column, tower: ImageTower | TextTower, path: Path, device: torch.device) -> None:
         self.column = column
         # The rows of the file are in the order of the hashes: other content, other file.
         content = hashlib.blake2b(np.ascontiguousarray(column.hashes).tobytes(), digest_size=16).hexdigest()
-        path = folder / f"{embedder.tower.modality}-{content}.npy"
+        path = path.with_name(f"{path.name}-{content}.npy")
         self.hashes, self.problems = column.hashes, column.problems
         _, example, self._feature_of = np.unique(column.hashes, return_index=True, return_inverse=True)
         if not path.is_file():
-            self._compute(example, embedder, path, device)
+            self._compute(example, tower, path, device)
         self.features = np.load(path, mmap_mode="r")
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
@@ -102,12 +146,11 @@ class FeatureColumn(Column):
     def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.column.items(rows)
 
-    def inputs(self, items: np.ndarray) -> dict[str, Tensor]:
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
         return {"features": torch.from_numpy(self.features[self._feature_of[items]])}
 
     @torch.inference_mode()
-    def _compute(self, items: np.ndarray, embedder: Embedder, path: Path, device: torch.device) -> None:
-        tower = embedder.tower
+    def _compute(self, items: np.ndarray, tower: ImageTower | TextTower, path: Path, device: torch.device) -> None:
         with atomic_file(path) as beside, progress(f"{tower.modality} features", len(items)) as advance:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), tower.width)}
             # Written rather than mapped: a disk that fills up under a map kills the process.
@@ -126,3 +169,20 @@ def choose_caption(counts: np.ndarray, seeds: Tensor) -> np.ndarray:
         return np.zeros(len(counts), dtype=np.int64)
     draw = uniforms(seeds, 1, CAPTION_STREAM)[:, 0].numpy()
     return (draw * counts).astype(np.int64)
+
+
+def split(numbers: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Numbers that run through several sources, by source: its place, where its numbers stand, and they within it.
+
+    With ``starts`` = (0, 10, 30), the numbers (12, 3, 11) are those at places (1,) of source 0, there (3,), and those
+    at (0, 2) of source 1, there (2, 1).
+    """
+    sources = np.searchsorted(starts, numbers, side="right") - 1
+    for source in np.unique(sources):
+        where = np.flatnonzero(sources == source)
+        yield int(source), where, numbers[where] - starts[source]
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """One after the other; a single one stays the memory map that it may be."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

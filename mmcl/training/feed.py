@@ -5,10 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from mmcl.config.schema import Config, SourceConfig
 from mmcl.methods import Batch
@@ -124,6 +126,22 @@ def _is_stream(source: str) -> bool:
     return is_shards(source)
 
 
+def pinned(batch: Batch) -> Batch:
+    """The same batch in pinned memory, from which a GPU copies while it computes."""
+
+    def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+    return replace(
+        batch,
+        inputs={role: moved(tensors) for role, tensors in batch.inputs.items()},
+        ids=batch.ids.pin_memory(),
+        seeds=batch.seeds.pin_memory(),
+        extra={role: moved(tensors) for role, tensors in batch.extra.items()},
+        extra_ids=moved(batch.extra_ids),
+    )
+
+
 def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, prepared ``depth`` ahead on a thread while the consumer computes."""
     ready: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(depth)
@@ -146,6 +164,9 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
             put("end", None)
         except BaseException as error:  # handed over: the consumer raises it
             put("error", error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

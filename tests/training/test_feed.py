@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from PIL import Image
 
 from mmcl.config import load_config
 from mmcl.data.identity import stable_hash
-from mmcl.data.sources import open_source
+from mmcl.data.sampler import Draw
+from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
 from mmcl.training.evaluate import evaluate
-from mmcl.training.feed import prefetch
-from mmcl.training.table_feed import TableFeed
+from mmcl.training.feed import open_feed, prefetch
 
 
 @pytest.fixture
@@ -26,23 +27,42 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def make_feed(folder, rows, shapes_config, extra=None, frozen=False, method=None):
-    path = folder / f"rows{len(list(folder.iterdir()))}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = load_config(shapes_config, [f"data.train.source={path}", "data.train.split=null", "data.image.size=32"])
-    method = method or build_method(config, open_source(path), path.with_suffix(""))
+def make_feed(folder, rows, shapes_config, extra=None, frozen=False, method=None, overrides=(), **arguments):
+    """``rows`` of one source, or a list of such lists."""
+    sources = []
+    for part in rows if isinstance(rows[0], list) else [rows]:
+        path = folder / f"rows{len(list(folder.iterdir()))}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+        sources.append({"source": str(path)})
+    data = {"train": sources[0], "mix": sources[1:], "image": {"size": 32}}
+    config = load_config(shapes_config | {"data": data}, overrides)
+    method = method or build_method(config, path.with_suffix(""))
     method.encoder.embedder("text").frozen = frozen
-    feed = TableFeed(
-        [config.data.train],
+    arguments = {"augmented": False} | arguments
+    feed = open_feed(
+        [config.data.train, *config.data.mix],
         method.inputs,
         config,
         method.encoder.eval(),
         folder,
         extra=extra or {},
-        augmented=False,
         device=torch.device("cpu"),
+        **arguments,
     )
     return feed, method
+
+
+def drawn(*rows, number=0, turn=0):
+    return Draw(number, np.array(rows), np.full(len(rows), turn))
+
+
+def equal(a, b):
+    """Bit for bit."""
+    tensors = [[batch.ids, batch.seeds, batch.rows, *batch.extra_ids.values()] for batch in (a, b)]
+    for batch, flat in zip((a, b), tensors, strict=True):
+        for inputs in (batch.inputs, batch.extra):
+            flat += [inputs[role][name] for role in sorted(inputs) for name in sorted(inputs[role])]
+    return len(tensors[0]) == len(tensors[1]) and all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
 
 
 def test_every_caption_of_a_row_is_chosen_in_some_epoch_and_the_choice_belongs_to_row_and_epoch(
@@ -53,10 +73,10 @@ def test_every_caption_of_a_row_is_chosen_in_some_epoch_and_the_choice_belongs_t
     feed, _ = make_feed(pictures, rows, shapes_config)
     seen = [set() for _ in rows]
     for epoch in range(30):
-        batch = feed.batch(np.arange(6), 0, epoch)
+        batch = feed.batch(drawn(*range(6), turn=epoch))
         for row, identity in enumerate(batch.ids[:, 1].tolist()):
             seen[row].add(identity)
-        part = feed.batch(np.array([4, 1]), 0, epoch)
+        part = feed.batch(drawn(4, 1, turn=epoch))
         assert torch.equal(part.ids, batch.ids[[4, 1]])
     assert seen == [{stable_hash(text) for text in texts} for texts in captions]
 
@@ -65,7 +85,7 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
     texts = ["a dog", "a cat", "a dog", "a cow", ["a hen", "a pig"], "a fox"]
     rows = [{"image": f"{n}.png", "text": text} for n, text in enumerate(texts)]
     feed, _ = make_feed(pictures, rows, shapes_config, extra={"text": 4})
-    batch = feed.batch(np.arange(2), number=3, epoch=0)
+    batch = feed.batch(drawn(0, 1, number=3))
     ids = batch.extra_ids["text"]
     assert ids.shape == (4, 2)
     assert len(set(ids[:, 1].tolist())) == 4
@@ -77,7 +97,7 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
         same = {pictures_of[row] for row, cell in enumerate(texts) if cell == texts[owner[text]]}
         assert picture in same
     assert feed.extra_count == 4
-    again = feed.batch(np.arange(2), number=3, epoch=0).extra_ids["text"]
+    again = feed.batch(drawn(0, 1, number=3)).extra_ids["text"]
     assert torch.equal(ids, again)
     everything, _ = make_feed(pictures, rows, shapes_config, extra={"text": 99})
     assert everything.extra_count == 6  # all distinct captions
@@ -112,3 +132,120 @@ def test_prefetching_keeps_order_passes_errors_on_and_ends_its_thread():
     endless = prefetch(iter(int, 1))
     next(endless)
     endless.close()
+
+
+PAIRS = [{"image": f"{n}.png", "text": [f"{n} small red dogs", f"{n} large cats asleep"]} for n in range(6)]
+TWO = [PAIRS[:2], [{"id": f"b{n}", "image": f"{n}.png", "text": f"thing {n}"} for n in range(2, 6)]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_from_any_start_and_by_any_number_of_workers(pictures, shapes_config, workers):
+    overrides = ["training.batch_size=4", "text_augmentation.drop=0.5", "data.cache_gb=0"]
+    feed, method = make_feed(pictures, PAIRS, shapes_config, extra={"text": 3}, overrides=overrides, augmented=True)
+    whole = list(feed.batches(0, 7))
+    state = torch.get_rng_state()
+    overrides += [f"data.workers={workers}"]
+    other, _ = make_feed(
+        pictures, PAIRS, shapes_config, {"text": 3}, method=method, overrides=overrides, augmented=True
+    )
+    rest = list(other.batches(3, 7))
+    assert len(whole) == 7
+    assert len(feed) == 1
+    assert all(equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
+    assert not equal(whole[0], whole[1])
+    assert torch.equal(torch.get_rng_state(), state), "the global generator belongs to dropout"
+
+
+def test_closing_ends_the_workers_and_mistakes_come_through_them_as_they_are(pictures, shapes_config):
+    overrides = ["training.batch_size=2", "data.workers=2", "data.cache_gb=0"]
+    feed, _ = make_feed(pictures, PAIRS, shapes_config, overrides=overrides)
+    before = set(multiprocessing.active_children())
+    batches = feed.batches(0, 1000)
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    batches.close()
+    assert not set(multiprocessing.active_children()) - before
+    (pictures / "3.png").unlink()
+    with pytest.raises(MmclError, match=r"^row 3: its picture was readable and no longer is: .*3\.png: no such file$"):
+        list(feed.batches(0, 9))
+
+
+def test_two_sources_are_one_set_of_rows(pictures, shapes_config):
+    feed, _ = make_feed(pictures, TWO, shapes_config, overrides=["training.batch_size=3"])
+    assert (feed.samples, len(feed), feed.total) == (6, 2, 6)
+    epoch = list(feed.batches(0, 2))
+    rows = torch.cat([batch.rows for batch in epoch]).tolist()
+    assert sorted(rows) == list(range(6))
+    texts = [{stable_hash(text) for text in row["text"]} for row in PAIRS[:2]]
+    texts += [{stable_hash(f"thing {n}")} for n in range(2, 6)]
+    plain, _ = make_feed(pictures, PAIRS, shapes_config)
+    for batch in epoch:
+        assert all(text in texts[row] for row, text in zip(batch.rows.tolist(), batch.ids[:, 1].tolist(), strict=True))
+        alone = plain.batch(drawn(*batch.rows.tolist()))
+        assert torch.equal(alone.inputs["image"]["pixels"], batch.inputs["image"]["pixels"])
+        assert torch.equal(alone.ids[:, 0], batch.ids[:, 0])
+        names = [name.rsplit(": ", 1)[1] for name in feed.names(batch)]
+        assert names == [str(row) if row < 2 else f"b{row}" for row in batch.rows.tolist()]
+
+
+def test_weights_set_the_share_of_each_source(pictures, shapes_config):
+    overrides = ["training.batch_size=3", "data.train.weight=2"]
+    with pytest.raises(MmclError, match="give one to all"):
+        len(make_feed(pictures, TWO, shapes_config, overrides=overrides)[0])
+    mixed = shapes_config | {"seed": 3}
+    feed, _ = make_feed(pictures, TWO, mixed, overrides=["training.batch_size=3", "data.train.samples=30"])
+    assert feed.samples == 34
+    rows = torch.cat([batch.rows for batch in feed.batches(0, 11)])
+    assert (rows < 2).sum() >= 29
+    assert feed.problems() == []
+
+
+def test_what_cannot_be_used_is_told_with_its_source(pictures, shapes_config):
+    (pictures / "5.png").write_bytes(b"no picture")
+    feed, _ = make_feed(pictures, TWO, shapes_config)
+    (problem,) = feed.problems()
+    assert problem["id"].endswith(": b5")
+    assert (problem["role"], feed.positions.tolist()) == ("image", [0, 1, 2, 3, 4])
+    with pytest.raises(MmclError, match="5 usable rows do not fill a batch of 64"):
+        len(feed)
+    broken = [PAIRS[:2], [{"image": "5.png", "text": "x"}]]
+    feed, _ = make_feed(pictures, broken, shapes_config, overrides=["training.batch_size=2"])
+    with pytest.raises(MmclError, match=r"none of its 1 rows can be used; leave it out of data\.mix"):
+        len(feed)
+
+
+def test_a_teacher_has_features_of_the_same_pictures_and_captions(pictures, shapes_config):
+    larger = shapes_config | {"data": {"train": {"source": "sample:shapes", "split": "dev"}, "image": {"size": 48}}}
+    teacher = build_method(load_config(larger), pictures / "t").encoder.eval()
+    overrides = ["text_augmentation.drop=0.3"]
+    feed, _ = make_feed(
+        pictures, PAIRS, shapes_config, overrides=overrides, augmented=True, teacher=teacher, frozen=True
+    )
+    assert "input_ids" in feed.batch(drawn(0)).inputs["text"], "what is changed at random cannot be kept"
+    images = [Image.open(pictures / f"{n}.png") for n in range(6)]
+    for turn in range(4):
+        batch = feed.batch(drawn(4, 0, 2, turn=turn))
+        assert list(batch.inputs) == ["image", "teacher_image", "text", "teacher_text"]
+        for n, (row, chosen) in enumerate(zip((4, 0, 2), batch.ids[:, 1].tolist(), strict=True)):
+            (caption,) = [text for text in PAIRS[row]["text"] if stable_hash(text) == chosen]
+            for role, item in (("image", images[row]), ("text", caption)):
+                with torch.inference_mode():
+                    vector = teacher.embedder(role).head(batch.inputs[f"teacher_{role}"]["features"][n : n + 1])
+                expected = torch.from_numpy(teacher.encode(item, normalize=False))
+                assert torch.allclose(vector[0], expected, atol=1e-5)
+
+
+def test_captions_change_in_training_only(pictures, shapes_config):
+    overrides = ["text_augmentation.drop=0.6"]
+    still, method = make_feed(pictures, PAIRS, shapes_config, overrides=overrides)
+    moving, _ = make_feed(pictures, PAIRS, shapes_config, method=method, overrides=overrides, augmented=True)
+    lengths = {turn: moving.batch(drawn(0, 1, 2, turn=turn)) for turn in range(8)}
+    for turn, batch in lengths.items():
+        plain = still.batch(drawn(0, 1, 2, turn=turn))
+        assert torch.equal(plain.ids, batch.ids)
+        kept, all_of_it = (each.inputs["text"]["attention_mask"].sum(1) for each in (batch, plain))
+        assert (kept <= all_of_it).all()
+    assert any(batch.inputs["text"]["input_ids"].shape[1] < 8 for batch in lengths.values())
+    items, _ = moving.columns["text"].items(np.arange(6))
+    judged = [feed.columns["text"].inputs(items)["input_ids"] for feed in (moving, still)]
+    assert torch.equal(*judged)

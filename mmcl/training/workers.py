@@ -1,0 +1,78 @@
+"""Batches made by processes beside the training loop."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmcl.runtime.errors import MmclError
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class _Made(Dataset[Any]):
+    """What is made of an argument, as torch's loader asks for it; a mistake of the user's travels as a value, since
+    the loader would bury its line in a traceback."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, argument: Any) -> Any:
+        try:
+            return self._make(argument)
+        except MmclError as error:
+            return error
+
+
+def by_workers(
+    make: Callable[[A], B], arguments: Iterable[A], workers: int, ahead: int, in_worker: Callable[[], None]
+) -> Generator[B, None, None]:
+    """``make`` of each argument, in their order, by processes that start at once and end with the generator.
+
+    Args:
+        make: a pure function: which process calls it makes no difference.
+        arguments: one a call.
+        workers: number of processes.
+        ahead: results that each process prepares ahead.
+        in_worker: called in every process before anything else.
+
+    Raises:
+        MmclError: the system cannot fork, or ``make`` raises it.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise MmclError("data.workers: this system cannot fork processes; set it to 0")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # how many is the user's choice
+        return _results(iter(_loader(make, arguments, workers, ahead, in_worker)))
+
+
+def _loader(make: Any, arguments: Any, workers: int, ahead: int, in_worker: Callable[[], None]) -> DataLoader[Any]:
+    return DataLoader(
+        _Made(make),
+        sampler=arguments,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=ahead,
+        multiprocessing_context="fork",  # what the columns map into memory is shared, and nothing need be pickled
+        worker_init_fn=lambda number: in_worker(),
+        generator=torch.Generator(),  # its own: the global one belongs to dropout
+    )
+
+
+def _results(made: Any) -> Generator[Any, None, None]:
+    """The workers end when the last reference to the loader's iterator goes, which is here."""
+    for result in made:
+        if isinstance(result, MmclError):
+            raise result
+        yield result
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
