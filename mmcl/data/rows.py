@@ -91,13 +91,14 @@ class Rows:
         return self._read(name, self._selection)
 
     def ids(self) -> list[str]:
-        """A name for each row: the column ``id`` as text if there is one, else the row's number in the source."""
-        if "id" not in self.column_names:
+        """A name for each row: the column ``id`` (``_id`` in BEIR's files) as text, else its number in the source."""
+        column = next((name for name in ("id", "_id") if name in self.column_names), None)
+        if column is None:
             numbers = range(len(self)) if self._selection is None else self._selection.tolist()
             return [str(number) for number in numbers]
-        ids = self.column("id")
+        ids = self.column(column)
         if None in ids:
-            raise MmclError(f"{self.name}: row {ids.index(None)} has no id; fill the column 'id' or rename it")
+            raise MmclError(f"{self.name}: row {ids.index(None)} has no id; fill the column '{column}' or rename it")
         return [str(value) for value in ids]
 
     def texts(self, column: str) -> list[str | list[str] | None]:

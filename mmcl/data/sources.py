@@ -6,6 +6,7 @@ import csv
 import errno
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ from typing import Any, NoReturn
 
 import datasets
 
+from mmcl.data.karpathy import is_karpathy, read_karpathy
 from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import cache_dir
+
+log = logging.getLogger("mmcl")
 
 __all__ = ["Rows", "open_source"]
 
@@ -32,7 +36,8 @@ def open_source(source: str | Path, *, split: str | None = None) -> Rows:
 
     - a ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet`` file. CSV and TSV are UTF-8 with a header, quoted as
       spreadsheets do (a TSV field that begins with ``"`` must end with it); their cells are text as written, so that
-      ``007`` and ``NA`` survive;
+      ``007`` and ``NA`` survive. A CSV file may be separated by tabs or semicolons, as open_clip's are;
+    - a ``.json`` file with Karpathy's splits of a caption data set (columns ``id``, ``image``, ``text``);
     - a folder with such files, one a split or ``<split>-<number>`` several;
     - a folder written by ``datasets``' ``save_to_disk``;
     - a folder of pictures, captioned by ``metadata.{csv,jsonl,parquet}`` with a column ``file_name`` (which becomes
@@ -52,6 +57,12 @@ def open_source(source: str | Path, *, split: str | None = None) -> Rows:
     if path.is_dir():
         return _open_folder(path, split, name=text)
     if path.is_file():
+        if is_karpathy(path) and (columns := read_karpathy(path, split)) is not None:
+            name = f"{text} ({split})" if split else text
+            fingerprint = _fingerprint([path], split)
+            return _rows(
+                datasets.Dataset.from_dict(columns), name=name, fingerprint=fingerprint, folder=path.resolve().parent
+            )
         if split is not None:
             raise MmclError(f"{text}: a single file has no splits; leave out split '{split}'")
         return _open_tables([path], name=text, folder=path.parent)
@@ -93,14 +104,7 @@ def _csv_options(file: Path) -> dict[str, Any]:
 
     Types are not guessed: a guess from the first rows turns "007" into 7, "NA" into nothing, and fails on later rows.
     """
-    separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, delimiter=separator)
-            records: list[list[str]] = [*islice(filter(None, reader), 2), [], []]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise MmclError(f"{file}: not a UTF-8 {file.suffix[1:].upper()} file: {error}") from error
-    header, first = records[:2]
+    separator, (header, first) = _separator(file)
     if not first:
         raise MmclError(f"{file}: there are no rows{' below the header' if header else ''}")
     if repeated := {column for column in header if header.count(column) > 1}:
@@ -112,6 +116,29 @@ def _csv_options(file: Path) -> dict[str, Any]:
         )
     features = datasets.Features({column: datasets.Value("string") for column in header})
     return {"sep": separator, "encoding": "utf-8-sig", "features": features, "keep_default_na": False}
+
+
+def _separator(file: Path) -> tuple[str, list[list[str]]]:
+    """What separates the fields, and the header and the first row (empty where there are none).
+
+    A ``.csv`` is taken for one of commas unless header and row then differ, or are a single field, and by tabs or
+    semicolons are neither.
+    """
+    tab_separated = file.suffix.lower() == ".tsv"
+    found = {}
+    for separator in "\t" if tab_separated else ",\t;":
+        try:
+            with file.open(encoding="utf-8-sig", newline="") as lines:
+                reader = csv.reader(lines, delimiter=separator)
+                found[separator] = [*islice(filter(None, reader), 2), [], []][:2]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise MmclError(f"{file}: not a UTF-8 {file.suffix[1:].upper()} file: {error}") from error
+    for separator, (header, first) in found.items():
+        if len(header) == len(first) > 1:
+            if separator != "," and not tab_separated:
+                log.info("%s: read as separated by %s", file, "tabs" if separator == "\t" else "semicolons")
+            return separator, [header, first]
+    return next(iter(found.items()))
 
 
 def _open_folder(folder: Path, split: str | None, *, name: str) -> Rows:

@@ -243,3 +243,59 @@ def test_the_settings_of_datasets_are_left_as_they_were(tmp_path: Path) -> None:
     before = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     open_source(write(tmp_path / "t.csv", TABLE))
     assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before
+
+
+def test_a_csv_file_separated_by_tabs_or_semicolons_is_read_as_such(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mmcl")
+    (tmp_path / "t.csv").write_text("filepath\ttitle\na.jpg\ta dog, a cat\nb.jpg\ta; b\n")
+    rows = open_source(tmp_path / "t.csv")
+    assert rows.column_names == ["filepath", "title"]
+    assert rows.texts("title") == ["a dog, a cat", "a; b"]
+    assert "read as separated by tabs" in caplog.text
+    (tmp_path / "s.csv").write_text("filepath;title\na.jpg;two\twords\n")
+    assert open_source(tmp_path / "s.csv").texts("title") == ["two\twords"]
+    (tmp_path / "one.csv").write_text("text\na\tb\n")
+    assert open_source(tmp_path / "one.csv").texts("text") == ["a\tb"]
+
+
+def karpathy(folder: Path, **more: object) -> Path:
+    sentences = [[{"raw": f"{n} first", "tokens": []}, {"raw": f"{n} second"}] for n in range(4)]
+    splits = ["train", "restval", "test", "train"]
+    images = [
+        {"filename": f"{n}.jpg", "split": split, "sentences": said, **more}
+        for n, (split, said) in enumerate(zip(splits, sentences, strict=True))
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"dataset": "small", "images": images}))
+    return folder / "dataset.json"
+
+
+@pytest.mark.parametrize(("folder", "filepath"), [("", ""), ("images", ""), ("val2014", "val2014"), ("", "nowhere")])
+def test_karpathys_json_gives_pictures_with_all_their_captions(tmp_path: Path, folder: str, filepath: str) -> None:
+    file = karpathy(tmp_path, **({"filepath": filepath} if filepath else {}))
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for n in range(4):
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(tmp_path / folder / f"{n}.jpg")
+    test = open_source(file, split="test")
+    assert test.ids() == ["2.jpg"]
+    assert test.texts("text") == [["2 first", "2 second"]]
+    assert test.images("image", [0]) == [tmp_path / folder / "2.jpg"]
+    assert open_source(file, split="train+restval").ids() == ["0.jpg", "1.jpg", "3.jpg"]
+    with pytest.raises(MmclError, match=r"splits train \(2\), restval \(1\), test \(1\); name one"):
+        open_source(file)
+    with pytest.raises(MmclError, match=r"no split 'dev'; it has train"):
+        open_source(file, split="dev")
+
+
+def test_karpathys_json_without_its_pictures_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(MmclError, match=r"not there; looked for .*/0\.jpg, .*/images/0\.jpg"):
+        open_source(karpathy(tmp_path), split="train")
+    (tmp_path / "rows.json").write_text('{"images": [{"a": 1}], "text": "x"}\n{"images": [{"a": 2}], "text": "y"}\n')
+    assert open_source(tmp_path / "rows.json").texts("text") == ["x", "y"]
+
+
+def test_beirs_ids_are_ids(tmp_path: Path) -> None:
+    rows = open_source(write(tmp_path / "corpus.jsonl", {"_id": ["d7", "d9"], "text": ["one", "two"]}))
+    assert rows.ids() == ["d7", "d9"]
+    assert rows.select([1]).ids() == ["d9"]
