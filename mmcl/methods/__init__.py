@@ -5,5 +5,6 @@ from mmcl.methods.base import Loss as Loss
 from mmcl.methods.base import Method as Method
 from mmcl.methods.base import Views as Views
 from mmcl.methods.clip import Clip as Clip
+from mmcl.methods.siglip import Siglip as Siglip
 
-METHODS: dict[str, type[Method]] = {"clip": Clip}
+METHODS: dict[str, type[Method]] = {"clip": Clip, "siglip": Siglip}

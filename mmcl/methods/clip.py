@@ -6,69 +6,44 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmcl.config.schema import ClipConfig
-from mmcl.data.augment import Augmentation
-from mmcl.losses import batch_accuracy, info_nce
-from mmcl.methods.base import Batch, Loss, Method, Views
-from mmcl.models.encoder import Encoder
+from mmcl.losses import info_nce
+from mmcl.methods.base import Batch, Views
+from mmcl.methods.image_text import ImageText
 
 LARGEST_SCALE = math.log(100.0)
 
 
-class Clip(Method):
+class Clip(ImageText):
     """Each picture is told from the batch by its text, and each text by its picture."""
 
-    inputs: ClassVar[dict[str, str]] = {"image": "image", "text": "text"}
-
-    def __init__(self, config: ClipConfig, encoder: Encoder, augmentation: Augmentation | None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.augmentation = augmentation
-        self._extra_texts = config.extra_texts
-        self.logit_scale = nn.Parameter(
-            torch.tensor(math.log(1 / (config.temperature or 0.07))), requires_grad=config.learn_temperature
-        )
-
-    @property
-    def temperature(self) -> Tensor:
-        """τ = exp(-logit_scale), between 0.01 and 1."""
-        return (-self.logit_scale).exp()
+    config: ClipConfig
+    start_temperature: ClassVar[float] = 0.07
 
     @property
     def extra(self) -> dict[str, int]:
         """Further captions, as negatives of every picture."""
-        return {"text": self._extra_texts} if self._extra_texts else {}
+        return {"text": self.config.extra_texts} if self.config.extra_texts else {}
 
     def embed(self, batch: Batch) -> Views:
-        image = batch.inputs["image"]
-        if self.augmentation is not None and self.training and "pixels" in image:
-            image = {"pixels": self.augmentation(image["pixels"], batch.seeds)}
-        views = {
-            "image": self.encoder.embedder("image")(**image),
-            "text": self.encoder.embedder("text")(**batch.inputs["text"]),
-            "ids": batch.ids,
-        }
+        views = super().embed(batch)
         if "text" in batch.extra:
             views["negatives"] = self.encoder.embedder("text")(**batch.extra["text"])
             views["negative_ids"] = batch.extra_ids["text"]
         return views
 
-    def loss(self, views: Views) -> Loss:
-        value = info_nce(
+    def contrast(self, views: Views) -> Tensor:
+        return info_nce(
             views["image"],
             views["text"],
             self.temperature,
             ids=views["ids"],
             negatives=views.get("negatives"),
             negative_ids=views.get("negative_ids"),
+            label_smoothing=self.config.label_smoothing,
         )
-        return Loss(value)
-
-    def metrics(self, views: Views) -> dict[str, float]:
-        accuracy = batch_accuracy(views["image"], views["text"], ids=views["ids"])
-        return {"accuracy": accuracy.item(), "temperature": self.temperature.item()}
 
     @torch.no_grad()
     def after_step(self) -> None:

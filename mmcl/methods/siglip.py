@@ -1,0 +1,53 @@
+"""SigLIP: image and text towers under a pairwise sigmoid loss (Zhai et al. 2023, arXiv:2303.15343)."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.config.schema import SiglipConfig
+from mmcl.data.augment import Augmentation
+from mmcl.losses import sigmoid
+from mmcl.methods.base import Views
+from mmcl.methods.image_text import ImageText
+from mmcl.models.encoder import Encoder
+
+
+class Siglip(ImageText):
+    """Each picture and each text are judged for themselves: do they belong together?
+
+    The bias starts at the log-odds of a positive, -ln(N - 1) in a global batch of N, so that the many negatives need
+    not push it there first. Unlike CLIP's, the temperature is not kept from falling below 0.01: that of the published
+    models is less.
+
+    Attributes:
+        logit_bias: the bias b, added to the scaled similarity.
+    """
+
+    start_temperature: ClassVar[float] = 0.1
+
+    def __init__(
+        self,
+        config: SiglipConfig,
+        encoder: Encoder,
+        augmentation: Augmentation | None,
+        *,
+        batch_size: int,
+        teacher: Encoder | None = None,
+    ) -> None:
+        super().__init__(config, encoder, augmentation, batch_size=batch_size, teacher=teacher)
+        bias = config.bias if config.bias is not None else getattr(encoder, "logit_bias", None)
+        start = -math.log(batch_size - 1) if bias is None else bias
+        self.logit_bias = nn.Parameter(torch.tensor(start), requires_grad=config.learn_bias)
+
+    def learned_scale(self) -> tuple[float, float | None]:
+        return self.logit_scale.item(), self.logit_bias.item()
+
+    def contrast(self, views: Views) -> Tensor:
+        return sigmoid(views["image"], views["text"], self.temperature, self.logit_bias, ids=views["ids"])
+
+    def metrics(self, views: Views) -> dict[str, float]:
+        return super().metrics(views) | {"bias": self.logit_bias.item()}

@@ -1,0 +1,139 @@
+"""CLIP as a method: where it starts, what its loss is made of, and a teacher that is no part of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from mmcl.config.schema import ClipConfig, TeacherConfig
+from mmcl.losses import distillation, info_nce
+from mmcl.methods import Clip
+
+
+@pytest.fixture
+def make_clip(make_encoder):
+    def make(encoder=None, augmentation=None, teacher=None, **settings):
+        encoder = encoder or make_encoder()
+        return Clip(ClipConfig(**settings), encoder, augmentation, batch_size=8, teacher=teacher)
+
+    return make
+
+
+def test_starts_at_the_config_s_temperature_else_the_model_s_else_its_own(make_clip, make_encoder):
+    for encoder, settings, expected in [
+        (make_encoder(logit_scale=3.0), {"temperature": 0.5}, math.log(2)),
+        (make_encoder(logit_scale=3.0), {}, 3.0),
+        (make_encoder(), {}, math.log(1 / 0.07)),
+    ]:
+        clip = make_clip(encoder, **settings)
+        assert clip.logit_scale.item() == pytest.approx(expected)
+        assert clip.learned_scale() == (pytest.approx(expected), None)
+        assert clip.temperature.item() == pytest.approx(math.exp(-expected))
+
+
+def test_the_temperature_stays_between_a_hundredth_and_one(make_clip):
+    clip = make_clip(learn_temperature=False)
+    assert not clip.logit_scale.requires_grad
+    for value, expected in ((9.0, math.log(100)), (-1.0, 0.0)):
+        clip.logit_scale.data.fill_(value)
+        clip.after_step()
+        assert clip.logit_scale.item() == pytest.approx(expected)
+
+
+def test_the_loss_is_info_nce_with_everything_the_config_says(make_clip, batch):
+    clip = make_clip(label_smoothing=0.2, extra_texts=3, temperature=0.3)
+    assert clip.extra == {"text": 3}
+    batch.extra["text"] = {"input_ids": torch.randn(3, 4)}
+    batch.extra_ids["text"] = torch.tensor([[100, 0], [101, 2], [102, 50]])  # texts 0 and 2 are in the batch as well
+    views = clip(batch)
+    image, text = clip.encoder.embedder("image"), clip.encoder.embedder("text")
+    expected = info_nce(
+        image(**batch.inputs["image"]),
+        text(**batch.inputs["text"]),
+        0.3,
+        ids=batch.ids,
+        negatives=text(**batch.extra["text"]),
+        negative_ids=batch.extra_ids["text"],
+        label_smoothing=0.2,
+    )
+    loss = clip.loss(views)
+    torch.testing.assert_close(loss.value, expected)
+    assert loss.parts == {}
+    assert clip.metrics(views).keys() == {"accuracy", "temperature"}
+
+
+def test_pictures_are_augmented_in_training_only(make_clip, batch):
+    seen = []
+
+    def augmentation(pixels, seeds):
+        seen.append(seeds)
+        return torch.zeros_like(pixels)
+
+    clip = make_clip(augmentation=augmentation)
+    embedder = clip.encoder.embedder("image")
+    assert torch.equal(clip(batch)["image"], embedder(pixels=torch.zeros(8, 4)))
+    assert torch.equal(seen[0], batch.seeds)
+    assert torch.equal(clip.eval()(batch)["image"], embedder(**batch.inputs["image"]))
+    batch.inputs["image"] = {"features": torch.randn(8, 6)}  # of a frozen tower
+    clip.train()(batch)
+    assert len(seen) == 1
+
+
+def taught(make_encoder, teacher, **settings):
+    config = ClipConfig(temperature=0.1, teacher=TeacherConfig(name="somewhere", **settings))
+    return Clip(config, make_encoder(), None, batch_size=8, teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("settings", "learned", "temperature"),
+    [({"temperature": 0.3}, math.log(50), 0.3), ({}, math.log(50), 0.02), ({}, None, 0.01)],
+)
+def test_a_teacher_adds_a_term_at_its_own_temperature(make_encoder, batch, settings, learned, temperature):
+    teacher = make_encoder(dim=3, logit_scale=learned)
+    clip = taught(make_encoder, teacher, weight=2.5, **settings)
+    views = clip(batch)
+    loss = clip.loss(views)
+    features = [teacher.embedder(role).head(batch.inputs[f"teacher_{role}"]["features"]) for role in ("image", "text")]
+    term = distillation(views["image"], views["text"], *features, 0.1, temperature)
+    pairs = info_nce(views["image"], views["text"], 0.1, ids=batch.ids)
+    torch.testing.assert_close(loss.parts, {"contrastive": pairs, "distillation": term})
+    torch.testing.assert_close(loss.value, pairs + 2.5 * term)
+
+
+def test_a_teacher_is_no_part_of_the_module_yet_goes_where_it_goes(make_encoder, batch):
+    teacher = make_encoder(dim=3)
+    before = save(teacher.state_dict())
+    clip = taught(make_encoder, teacher).train()
+    alone = Clip(ClipConfig(), make_encoder(), None, batch_size=8)
+    assert clip.teacher is teacher
+    assert clip.state_dict().keys() == alone.state_dict().keys()
+    assert len(list(clip.parameters())) == len(list(alone.parameters()))
+    assert teacher not in clip.modules()
+    assert not teacher.training
+
+    optimizer = torch.optim.SGD(clip.parameters(), lr=1.0)
+    clip.loss(clip(batch)).value.backward()
+    optimizer.step()
+    assert save(teacher.state_dict()) == before
+    assert all(p.grad is None for p in teacher.parameters())
+    clip.to(torch.float64)
+    assert next(teacher.parameters()).dtype == torch.float64
+
+
+def test_autocast_does_not_round_the_teacher(make_encoder, batch):
+    clip = taught(make_encoder, make_encoder(dim=3))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = clip(batch)
+    assert inside["image"].dtype == torch.bfloat16
+    for role in ("teacher_image", "teacher_text"):
+        assert torch.equal(inside[role], clip(batch)[role])
+
+
+def test_a_teacher_and_its_settings_go_together(make_clip, make_encoder):
+    with pytest.raises(ValueError, match="go together"):
+        make_clip(teacher=make_encoder())
+    with pytest.raises(ValueError, match="go together"):
+        taught(make_encoder, None)
