@@ -16,6 +16,9 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.lr=3e-4.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    find_batch: Annotated[
+        bool, typer.Option("--find-batch", help="Take the largest batch that fits into memory.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
     json: JsonPath = None,
 ) -> None:
@@ -24,7 +27,7 @@ def train(
     from mmcl.reports import write_run_report
     from mmcl.runtime import distributed
 
-    run = mmcl.train(config, out=out, overrides=overrides or [], resume=resume)
+    run = mmcl.train(config, out=out, overrides=overrides or [], resume=resume, find_batch=find_batch)
     if distributed.rank() != 0:
         return
     report = write_run_report(run)

@@ -76,6 +76,9 @@ class DataConfig(Section):
 class AugmentationConfig(Section):
     """Random changes of a training picture, drawn anew for every sample. The defaults change nothing."""
 
+    size: int | None = Field(default=None, ge=8)
+    """Side of the training view in pixels; `data.image.size` if absent. A smaller view is faster, and makes up for
+    crops that enlarge what is in them (FixRes, arXiv:1906.06423). For towers that take any size."""
     crop_scale: Range = (1.0, 1.0)
     """Area of the random crop as a share of the picture (Inception-style crop); (1, 1) is off."""
     crop_ratio: Range = (3 / 4, 4 / 3)

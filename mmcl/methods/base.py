@@ -83,6 +83,8 @@ class Method(nn.Module, ABC):
     """Role to modality (``image``, ``text``) of the columns that the method reads."""
 
     encoder: Encoder
+    teacher: Encoder | None = None
+    """A model whose features of the same rows stand in ``Batch.inputs`` as ``teacher_image`` and so on."""
 
     @property
     def extra(self) -> dict[str, int]:
@@ -100,6 +102,10 @@ class Method(nn.Module, ABC):
     def metrics(self, views: Views) -> dict[str, float]:
         """Numbers worth a line in the log, computed without gradient at logged steps only; none by default."""
         return {}
+
+    def learned_scale(self) -> tuple[float | None, float | None]:
+        """The scale ln(1/τ) and the bias that belong to the embeddings, for the encoder to keep; none by default."""
+        return None, None
 
     def after_step(self) -> None:
         """What changes after an optimizer step besides the weights (momentum copies, queues); nothing by default."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor, nn
 
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
+
+TEXTS_A_GROUP = 64
 
 
 class Embedder(nn.Module):
@@ -21,18 +26,41 @@ class Embedder(nn.Module):
         self.tower = tower
         self.head = head
         self.frozen = frozen
+        self._still: list[nn.Module] = []
         if frozen:
             self.tower.requires_grad_(False)
             self.tower.eval()
 
+    def keep_still(self, modules: Iterable[nn.Module]) -> None:
+        """Keep ``modules``, parts of a tower of which other parts learn, in evaluation mode from now on."""
+        self._still.extend(modules)
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Embedder:
-        """A frozen tower stays in evaluation mode: its dropout and its running statistics must not move."""
+        """What is frozen stays in evaluation mode: its dropout and its running statistics must not move."""
         super().train(mode)
         if self.frozen:
             self.tower.eval()
+        for module in self._still:
+            module.training = False
         return self
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """(N, D) embeddings, not normalised."""
-        features = inputs["features"] if "features" in inputs else self.tower(**inputs)
-        return self.head(features)
+        if "features" in inputs:
+            return self.head(inputs["features"])
+        if "attention_mask" in inputs and inputs["attention_mask"].device.type == "cpu":
+            return self.head(self._by_length(**inputs))
+        return self.head(self.tower(**inputs))
+
+    def _by_length(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The tower's features of texts taken in groups of similar length: most of a mixed batch would be padding.
+
+        A GPU is better off with the whole batch at once.
+        """
+        lengths, order = attention_mask.sum(dim=1).sort(stable=True)
+        features = []
+        for group, length in zip(order.split(TEXTS_A_GROUP), lengths.split(TEXTS_A_GROUP), strict=True):
+            longest = max(1, int(length[-1]))
+            features.append(self.tower(input_ids[group, :longest], attention_mask[group, :longest]))
+        return torch.cat(features)[order.argsort()]

@@ -1,10 +1,10 @@
-"""Rows of all processes in one tensor, with gradient."""
+"""What processes that were launched together tell each other."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -52,3 +52,38 @@ def gather_rows(shard: Tensor) -> Tensor:
     if world_size() == 1:
         return shard
     return _GatherRows.apply(shard)
+
+
+def gather_lists(items: list[str]) -> list[str]:
+    """The items of all processes, in the order of ranks."""
+    if world_size() == 1:
+        return items
+    lists: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for found in lists for item in found]
+
+
+def same_everywhere(value: bool, device: torch.device) -> bool:
+    """Process 0's value, on every process."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.broadcast(tensor, 0)
+    return bool(tensor.item())
+
+
+@torch.no_grad()
+def same_buffers(module: nn.Module) -> None:
+    """Give all processes the buffers of process 0: running statistics are each process's own in training."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def largest(value: float, device: torch.device) -> float:
+    """The largest of the processes' values."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.item()

@@ -19,6 +19,7 @@ from mmcl.models.weights import save_tensors
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file
+from mmcl.runtime.sharding import sharded_like, whole
 from mmcl.training.average import WeightAverage
 
 FORMAT_VERSION = 1
@@ -38,6 +39,7 @@ class Progress:
         data: identifies the training rows: a run cannot go on with others.
         window: the losses since the last line of metrics.
         scaler: state of float16's gradient scaler.
+        position: where this process's stream of samples stands, for a source that is a stream.
     """
 
     step: int = 0
@@ -47,6 +49,7 @@ class Progress:
     data: str = ""
     window: list[float] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    position: Any = None
 
 
 def save_checkpoint(
@@ -65,22 +68,28 @@ def save_checkpoint(
     """
     target = folder / "checkpoints" / f"step-{progress.step:08d}"
     beside = target.with_name(f".{target.name}.part")
+    learned = learned_names(method)
+    files = {"model": {name: tensor for name, tensor in method.state_dict().items() if name in learned}}
+    if average is not None:
+        files["average"] = average.values
+    files["optimizer"] = _optimizer_tensors(optimizer)
     try:
         if distributed.rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-            learned = learned_names(method)
-            weights = {name: tensor for name, tensor in method.state_dict().items() if name in learned}
-            save_tensors(beside / "model.safetensors", weights)
-            if average is not None:
-                save_tensors(beside / "average.safetensors", average.values)
-            save_tensors(beside / "optimizer.safetensors", _optimizer_tensors(optimizer))
+        for name, tensors in files.items():
+            gathered = {key: whole(tensor) for key, tensor in tensors.items()}
+            if distributed.rank() == 0:
+                save_tensors(beside / f"{name}.safetensors", gathered)
         distributed.barrier()
         save_tensors(beside / f"random-{distributed.rank()}.safetensors", _random_state())
+        position = json.dumps(progress.position) + "\n"
+        (beside / f"position-{distributed.rank()}.json").write_text(position, encoding="utf-8")
         distributed.barrier()
         if distributed.rank() == 0:
             checksums = {file.name: sha256_file(file) for file in sorted(beside.iterdir())}
             state = {"format_version": FORMAT_VERSION, **asdict(progress), "sha256": checksums}
+            del state["position"]  # every process has its own
             (beside / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # of the same step, left by a run that was not resumed from it
             beside.rename(target)
@@ -112,7 +121,11 @@ def load_checkpoint(
     """
     state = _verified_state(checkpoint)
     checksums = state.pop("sha256")
-    weights = load_file(checkpoint / "model.safetensors")
+    live = method.state_dict()
+    weights = {
+        name: sharded_like(tensor, live[name]) if name in live else tensor
+        for name, tensor in load_file(checkpoint / "model.safetensors").items()
+    }
     missing, unexpected = method.load_state_dict(weights, strict=False)
     wrong = [*unexpected, *(learned_names(method) & set(missing))]
     if wrong:
@@ -126,6 +139,8 @@ def load_checkpoint(
             _restore_random_state(load_file(random))
         else:
             log.warning("%s was written by fewer processes: dropout will differ from the run it continues", checkpoint)
+    position = checkpoint / f"position-{distributed.rank()}.json"
+    state["position"] = json.loads(position.read_text(encoding="utf-8")) if position.name in checksums else None
     return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
 
 
@@ -148,8 +163,9 @@ def _verified_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def learned_names(method: nn.Module) -> set[str]:
-    """Names of the state that training can change: all but the towers that are frozen, which the config names."""
-    names = set(method.state_dict())
+    """Names of the state that training can change: all but the frozen parameters and towers, which the config or its
+    seed gives again."""
+    names = set(method.state_dict()) - {name for name, p in method.named_parameters() if not p.requires_grad}
     for prefix, module in method.named_modules():
         if isinstance(module, Embedder) and module.frozen:
             names -= {f"{prefix}.tower.{name}" for name in module.tower.state_dict()}
@@ -157,7 +173,8 @@ def learned_names(method: nn.Module) -> set[str]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of parameter number 7 as ``7.exp_avg`` and so on; the hyperparameters are the config's."""
+    """The state of parameter number 7 as ``7.exp_avg`` and so on, in the same order in all processes; the
+    hyperparameters are the config's."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": torch.as_tensor(value) for number, values in state.items() for name, value in values.items()
@@ -165,9 +182,12 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
+        if int(number) < len(parameters) and tensor.shape == parameters[int(number)].shape:
+            tensor = sharded_like(tensor, parameters[int(number)])
         state.setdefault(int(number), {})[name] = tensor
     try:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

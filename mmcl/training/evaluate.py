@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,23 +11,30 @@ import torch.nn.functional as F
 
 from mmcl.evaluation import retrieval_pairs
 from mmcl.models.encoder import Encoder
-from mmcl.training.feed import FEATURES_A_BATCH, Column, Feed
+from mmcl.runtime import distributed
+from mmcl.training.columns import FEATURES_A_BATCH, Column
+from mmcl.training.table_feed import TableFeed
 
 
-def evaluate(encoder: Encoder, feed: Feed, ks: Sequence[int], *, bootstrap: int = 0) -> dict[str, float]:
+def evaluate(encoder: Encoder, feed: TableFeed, ks: Sequence[int], *, bootstrap: int = 0) -> dict[str, float]:
     """Retrieval between the rows' pictures and all their captions, both ways.
 
-    Equal captions are right answers for each other's pictures, and equal pictures for each other's captions.
+    Equal captions are right answers for each other's pictures, and equal pictures for each other's captions. Every
+    process embeds its share, and the vectors are gathered once; so all processes call this together.
 
     Returns:
-        ``image_to_text/hit@1`` and so on; fractions in [0, 1].
+        ``image_to_text/hit@1`` and so on; fractions in [0, 1]. Empty in all processes but the first.
     """
     rows = feed.positions
     images, _ = feed.columns["image"].items(rows)
     texts, owner = feed.columns["text"].items(rows)
+    image_vectors = _embed(encoder, "image", feed.columns["image"], images)
+    text_vectors = _embed(encoder, "text", feed.columns["text"], texts)
+    if distributed.rank() != 0:
+        return {}
     scores = retrieval_pairs(
-        _embed(encoder, "image", feed.columns["image"], images),
-        _embed(encoder, "text", feed.columns["text"], texts),
+        image_vectors,
+        text_vectors,
         image_of_text=owner,
         image_ids=feed.columns["image"].hashes[images],
         text_ids=feed.columns["text"].hashes[texts],
@@ -36,16 +44,19 @@ def evaluate(encoder: Encoder, feed: Feed, ks: Sequence[int], *, bootstrap: int 
     return {f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _embed(encoder: Encoder, modality: str, column: Column, items: np.ndarray) -> np.ndarray:
-    """(len(items), D) unit vectors."""
-    out = np.empty((len(items), encoder.dim), dtype=np.float32)
+    """(len(items), D) unit vectors, of which this process computes its share."""
+    world, rank = distributed.world_size(), distributed.rank()
+    share = math.ceil(len(items) / world)
+    # Equal shares, the last one filled up with repetitions: a sharded tower runs in all processes or in none.
+    mine = items[np.minimum(np.arange(rank * share, (rank + 1) * share), len(items) - 1)]
+    out = torch.empty(share, encoder.dim, device=encoder.device)
     training = encoder.training
     encoder.eval()
-    for start in range(0, len(items), FEATURES_A_BATCH):
-        chunk = items[start : start + FEATURES_A_BATCH]
+    for start in range(0, share, FEATURES_A_BATCH):
+        chunk = mine[start : start + FEATURES_A_BATCH]
         inputs = {name: tensor.to(encoder.device) for name, tensor in column.inputs(chunk).items()}
-        vectors = encoder.embedder(modality)(**inputs).float()
-        out[start : start + len(chunk)] = F.normalize(vectors, dim=1).cpu().numpy()
+        out[start : start + len(chunk)] = F.normalize(encoder.embedder(modality)(**inputs).float(), dim=1)
     encoder.train(training)
-    return out
+    return distributed.gather_rows(out)[: len(items)].cpu().numpy()

@@ -5,12 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,21 +17,24 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from mmcl.config.load import load_config, to_yaml
+from mmcl.config.load import load_config
 from mmcl.config.schema import Config, SourceConfig
-from mmcl.data.sources import open_source
 from mmcl.methods import Batch, Method
-from mmcl.runtime import distributed
-from mmcl.runtime.device import DTYPES, pick_device, resolve_precision
+from mmcl.runtime import distributed, sharding
+from mmcl.runtime.device import pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.training.average import WeightAverage
-from mmcl.training.build import build_method
+from mmcl.training.build import build_method, finish_encoder
 from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
+from mmcl.training.clock import Clock
 from mmcl.training.evaluate import evaluate
+from mmcl.training.feed import Feed, open_feed
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optim import build_optimizer, learning_rate
-from mmcl.training.run import Run, read_lines
+from mmcl.training.run import Run
+from mmcl.training.run_folder import SkippedList, prepare_folder
+from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
 from mmcl.training.table_feed import TableFeed
 
 log = logging.getLogger("mmcl")
@@ -46,6 +46,7 @@ def train(
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     resume: bool = False,
+    find_batch: bool = False,
     show_progress: bool | None = None,
 ) -> Run:
     """Train what a config describes.
@@ -55,6 +56,8 @@ def train(
         out: the run folder; ``runs/NAME`` if absent.
         overrides: ``key=value`` strings, as the command line's ``--set``.
         resume: go on from the newest checkpoint in the run folder. The result equals that of an uninterrupted run.
+        find_batch: put the largest batch that fits into memory in the place of ``training.batch_size``; a resumed run
+            keeps the one it found.
         show_progress: a bar on stderr; for a terminal if absent. Otherwise a line now and then is logged.
 
     Raises:
@@ -63,6 +66,10 @@ def train(
     """
     config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / config.name
+    if find_batch:
+        from mmcl.training.find_batch import fitting
+
+        config = fitting(config, folder, resume)
     trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
     trainer.fit()
     return Run(folder)
@@ -76,45 +83,28 @@ class Trainer:
         self.folder = folder
         self.show_progress = show_progress
         settings = config.training
-        # Precision is this loop's own business: accelerate's is a process-wide setting that outlives a run.
-        device = pick_device(settings.device)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-        # Process 0 may decode or evaluate for hours while the others wait at a barrier.
-        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-        self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[patience])
-        self.device = self.accelerator.device
+        self.device = _start_device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device)
-        self.main = self.accelerator.is_main_process
-        checkpoints = _prepare_folder(folder, config, resume, self.main)
+        self.main = distributed.rank() == 0
+        checkpoints = prepare_folder(folder, config, resume)
+        self.skipped = SkippedList(folder)
 
-        rows = open_source(config.data.train.source, split=config.data.train.split)
-        self.method: Method = build_method(config, rows, folder)
-        self.method.to(self.device)
+        self.method: Method = build_method(config, folder).to(self.device)
         self.feed = self._open_feed([config.data.train, *config.data.mix], augmented=True)
-        self.judged = {
-            name: self._open_feed([source], augmented=False) for name, source in config.evaluation.sources.items()
-        }
-        for feed in self.judged.values():
-            feed.require_rows()
+        self.judged = {name: self._open_judged(name, source) for name, source in config.evaluation.sources.items()}
         self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))
         every = config.evaluation.every
         self.evaluate_every = max(1, round(every * len(self.feed) / settings.accumulate)) if every else self.steps
 
-        self.optimizer = build_optimizer(self.method, settings)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
-        self.wrapped: nn.Module = self.accelerator.prepare_model(self.method)
+        wrapped = parallel_method(self.method, settings, self.device)
+        optimizer = build_optimizer(self.method, settings)
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         decay = settings.average
         self.average = WeightAverage(self.method, learned_names(self.method), decay) if decay else None
+        self.step = Stepper(self.method, wrapped, optimizer, settings, self.device, self.precision, self.average)
         self.progress = Progress(data=self.feed.fingerprint)
         if checkpoints:
-            self.progress = load_checkpoint(checkpoints[-1], self.method, self.optimizer, self.average)
-            self.scaler.load_state_dict(self.progress.scaler)
-            if self.progress.data != self.feed.fingerprint:
-                raise MmclError(
-                    f"{self.feed.name}: changed since the run in {folder} began; start a new one with --out"
-                )
+            self._resume(checkpoints[-1])
         self.metrics = MetricsLog(
             folder, active=self.main, resume_step=self.progress.step, tensorboard=settings.tensorboard
         )
@@ -123,96 +113,105 @@ class Trainer:
         """Train to the last step and write the model folder."""
         self.method.train()
         self._announce()
-        settings, progress = self.config.training, self.progress
+        settings, progress, accumulate = self.config.training, self.progress, self.config.training.accumulate
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
-        accumulate = settings.accumulate
-        batches = self.feed.batches(progress.step * accumulate, self.steps * accumulate)
+        batches = self.feed.batches(progress.step * accumulate, self.steps * accumulate, progress.position)
+        clock = Clock(self.device)
         started = time.monotonic() - progress.seconds
         timed, since = 0, time.monotonic()
         try:
             for step in range(progress.step, self.steps):
                 rate = learning_rate(settings, step, self.steps)
-                loss, norm, views = self._step(list(itertools.islice(batches, accumulate)), step, rate)
-                progress.window.append(loss)
+                with clock.waiting():
+                    taken = list(itertools.islice(batches, accumulate))
+                with clock.step():
+                    result = self._step(taken, step, rate)
+                progress.window.append(result.loss)
+                progress.position = taken[-1].position
                 timed += 1
                 progress.step, progress.seconds = step + 1, time.monotonic() - started
                 if progress.step % settings.log_every == 0 or progress.step == self.steps:
-                    rate_of_pairs = timed * settings.batch_size * settings.accumulate / (time.monotonic() - since)
-                    values = {"loss": sum(progress.window) / len(progress.window), **self.method.metrics(views)}
-                    ticker.show(progress.step, {**values, "pairs/s": rate_of_pairs})
-                    epoch = progress.step * accumulate / len(self.feed)
-                    extra = {"lr": rate, "grad_norm": norm, "pairs_per_second": rate_of_pairs}
-                    self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})
-                    progress.window = []
+                    pairs = timed * settings.batch_size * accumulate / (time.monotonic() - since)
+                    self._log(ticker, result, rate, pairs)
                     timed, since = 0, time.monotonic()
-                del views
+                del result
+                shares = clock.tick()
+                if shares:
+                    self.metrics.write(progress.step, {"time": shares._asdict()})
                 improved = self._evaluate() if self._due(self.evaluate_every) else False
                 if improved or self._due(settings.save_every):
-                    progress.scaler = self.scaler.state_dict()
-                    save_checkpoint(
-                        self.folder,
-                        self.method,
-                        self.optimizer,
-                        progress,
-                        keep=settings.keep,
-                        average=self.average,
-                    )
+                    self._save()
                     timed, since = 0, time.monotonic()  # the rate is that of learning
+                    clock.restart()
         finally:
             batches.close()
             ticker.close()
             self.metrics.close()
         self._finish()
 
-    def _step(self, batches: list[Batch], step: int, rate: float) -> tuple[float, float, dict[str, torch.Tensor]]:
-        """One optimizer step; returns the loss, the gradient's norm before clipping, and the last global views."""
-        settings = self.config.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        total = 0.0
-        for number, batch in enumerate(batches, start=1):
-            last = number == len(batches)
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                dtype = DTYPES[self.precision]
-                with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
-                    views = self.wrapped(batch.to(self.device))
-                views = {name: distributed.gather_rows(view) for name, view in views.items()}
-                loss = self.method.loss(views).value
-                if not torch.isfinite(loss):
-                    raise self._diverged("loss", loss.item(), step, batch)
-                self.scaler.scale(loss / len(batches)).backward()
-                total += loss.item() / len(batches)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.method.parameters(), settings.clip_grad or math.inf).item()
-        if not math.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips such a step by itself
-            raise self._diverged("gradient", norm, step, batches[-1])
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step()
-        if self.average is not None:
-            self.average.update(step + 1)
-        return total, norm, {name: view.detach() for name, view in views.items()}
+    def _step(self, taken: Sequence[Batch], step: int, rate: float) -> StepResult:
+        """One optimizer step; what was skipped on the way to its batches is noted."""
+        for batch in taken:
+            if batch.problems:
+                self.skipped.add(self.feed.name, batch.problems)
+        try:
+            return self.step(taken, step, rate)
+        except NotFiniteError as error:
+            raise self._diverged(error, step) from None
+
+    def _log(self, ticker: Ticker, result: StepResult, rate: float, pairs_per_second: float) -> None:
+        progress = self.progress
+        loss = sum(progress.window) / len(progress.window)
+        values = {"loss": loss, **result.parts, **self.method.metrics(result.views)}
+        ticker.show(progress.step, {**values, "pairs/s": pairs_per_second})
+        epoch = progress.step * self.config.training.accumulate / len(self.feed)
+        extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}
+        self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})
+        progress.window = []
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.steps
+
+    def _save(self) -> None:
+        self.progress.scaler = self.step.scaler.state_dict()
+        keep = self.config.training.keep
+        save_checkpoint(self.folder, self.method, self.step.optimizer, self.progress, keep=keep, average=self.average)
+
+    def _resume(self, checkpoint: Path) -> None:
+        self.progress = load_checkpoint(checkpoint, self.method, self.step.optimizer, self.average)
+        self.step.scaler.load_state_dict(self.progress.scaler)
+        if self.progress.data != self.feed.fingerprint:
+            raise MmclError(
+                f"{self.feed.name}: changed since the run in {self.folder} began; start a new one with --out"
+            )
+
+    def _judged_weights(self) -> AbstractContextManager[None]:
+        """Within, the method holds the weights that are judged and saved."""
+        return self.average.applied() if self.average else nullcontext()
+
+    def _judge(self) -> dict[str, float]:
+        """Every source's metrics of the weights as they are; empty in all processes but the first."""
+        distributed.same_buffers(self.method)
+        values: dict[str, float] = {}
+        for name, feed in self.judged.items():
+            scores = evaluate(self.method.encoder, feed, self.config.evaluation.ks)
+            values |= {f"{name}/{key}": value for key, value in scores.items()}
+        return values
 
     def _evaluate(self) -> bool:
         """Judge the model on every source; whether the named metric is the best so far."""
         if not self.judged:
             return False
-        values: dict[str, float] = {}
+        with self._judged_weights():
+            values = self._judge()
+        improved = False
         if self.main:
-            for name, feed in self.judged.items():
-                with self.average.applied() if self.average else nullcontext():
-                    scores = evaluate(self.method.encoder, feed, self.config.evaluation.ks)
-                values |= {f"{name}/{key}": value for key, value in scores.items()}
             self.metrics.write(self.progress.step, {"evaluation": values})
             best = self.config.evaluation.best
             shown = {key: value for key, value in values.items() if key == best or (not best and key.endswith("hit@1"))}
             log.info("step %d  %s", self.progress.step, "  ".join(f"{key} {value:.4f}" for key, value in shown.items()))
-        improved = self._is_best(values) if self.main else False
-        return bool(_same_everywhere(float(improved), self.device))
+            improved = self._is_best(values)
+        return distributed.same_everywhere(improved, self.device)
 
     def _is_best(self, values: dict[str, float]) -> bool:
         name = self.config.evaluation.best
@@ -230,20 +229,22 @@ class Trainer:
         if self.progress.best_step is not None and self.progress.best_step != step:
             step = self.progress.best_step
             load_checkpoint(self.folder / "checkpoints" / f"step-{step:08d}", self.method, None, self.average)
-        if self.main:
-            encoder = self.method.encoder
-            encoder.card = self._card(step)
-            with self.average.applied() if self.average else nullcontext():
+        with self._judged_weights():
+            sharding.unshard(self.method)
+            if self.main:
+                self.skipped.merge()
+                encoder = finish_encoder(self.method)
+                encoder.card = self._card(step)
                 encoder.save(self.folder / "model")
-            for file in (self.folder / "features").glob("*.npy"):
-                file.unlink()
-            log.info("model written to %s", self.folder / "model")
-        distributed.barrier()
+                for file in (self.folder / "features").glob("*.npy"):
+                    file.unlink()
+                log.info("model written to %s", self.folder / "model")
+            distributed.barrier()
 
     def _card(self, step: int) -> dict[str, Any]:
         """What the model card tells beside the architecture."""
         config = self.config
-        data = {"rows": len(self.feed.positions), "source": self.feed.name, "skipped": len(self.feed.problems())}
+        data = {"rows": self.feed.samples, "source": self.feed.name, "skipped": len(self.skipped)}
         keys = ("batch_size", "epochs", "lr", "weight_decay", "schedule")
         training = {"method": config.method.name, "step": step, "steps": self.steps, "precision": self.precision}
         training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(self.progress.seconds, 1)}
@@ -254,57 +255,60 @@ class Trainer:
                 card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
         return card
 
-    def _open_feed(self, sources: Sequence[SourceConfig], *, augmented: bool) -> TableFeed:
+    def _open_judged(self, name: str, source: SourceConfig) -> TableFeed:
+        feed = self._open_feed([source], augmented=False)
+        if not isinstance(feed, TableFeed):
+            raise MmclError(f"evaluation.sources.{name}: {feed.name}: judging needs a table or folder, not a stream")
+        feed.require_rows()
+        return feed
+
+    def _open_feed(self, sources: Sequence[SourceConfig], *, augmented: bool) -> Feed:
         """Process 0 fills the caches, then the others find them full."""
 
-        def make() -> TableFeed:
-            return TableFeed(
+        def make() -> Feed:
+            return open_feed(
                 sources,
                 self.method.inputs,
                 self.config,
                 self.method.encoder.eval(),
                 self.folder / "features",
-                extra=self.method.extra,
+                extra=self.method.extra if augmented else {},
+                teacher=self.method.teacher if augmented else None,
                 augmented=augmented,
                 device=self.device,
                 show_progress=self.show_progress,
+                pin=self.device.type == "cuda",
             )
 
         feed = make() if self.main else None
         distributed.barrier()
         feed = feed or make()
-        problems = feed.problems()
-        if problems and self.main:
-            path = self.folder / "skipped.jsonl"
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"source": feed.name, **problem}) + "\n" for problem in problems)
-            log.warning("%s: %d of %d rows skipped, listed in %s", feed.name, len(problems), feed.total, path)
+        if self.main and self.skipped.add(feed.name, problems := feed.problems()):
+            log.warning("%s: %d rows skipped, listed in %s", feed.name, len(problems), self.skipped.path)
         return feed
 
     def _announce(self) -> None:
         settings, world = self.config.training, distributed.world_size()
-        threads = f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else ""
-        learned = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
-        if self.main:
-            log.info(
-                "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %d negatives per query, "
-                "%.1f M learned parameters, %d steps of which %d are done",
-                self.config.method.name,
-                len(self.feed.positions),
-                self.feed.name,
-                world,
-                self.device.type,
-                threads,
-                self.precision,
-                settings.batch_size * settings.accumulate,
-                settings.batch_size - 1 + self.feed.extra_count,
-                learned / 1e6,
-                self.steps,
-                self.progress.step,
-            )
-
+        if not self.main:
+            return
+        log.info(
+            "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %d negatives per query, "
+            "%.1f M learned parameters, %d steps of which %d are done",
+            self.config.method.name,
+            self.feed.samples,
+            self.feed.name,
+            world,
+            self.device.type,
+            f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "",
+            self.precision,
+            settings.batch_size * settings.accumulate,
+            settings.batch_size - 1 + self.feed.extra_count,
+            sum(p.numel() for p in self.method.parameters() if p.requires_grad) / 1e6,
+            self.steps,
+            self.progress.step,
+        )
         norms = [layer for layer in self.method.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-        if self.main and world > 1 and any(layer.training for layer in norms):
+        if world > 1 and any(layer.training for layer in norms):
             log.warning(
                 "%d batch normalisation layers see each process's %d rows only, so the result depends on the number "
                 "of processes",
@@ -312,68 +316,27 @@ class Trainer:
                 settings.batch_size // world,
             )
 
-    def _diverged(self, what: str, value: float, step: int, batch: Batch) -> DivergedError:
-        rows = distributed.gather_rows(batch.rows.to(self.device)).cpu()
-        ids = self.feed.names(replace(batch, rows=rows))
+    def _diverged(self, error: NotFiniteError, step: int) -> DivergedError:
+        ids = distributed.gather_lists(self.feed.names(error.batch))
         path = self.folder / "diverged.json"
         if self.main:
-            told = {"step": step + 1, "what": what, "rows": ids}
+            told = {"step": step + 1, "what": error.what, "rows": ids}
             with atomic_file(path) as beside:
                 beside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         checkpoints = list_checkpoints(self.folder)
         last = checkpoints[-1] if checkpoints else "none yet"
         return DivergedError(
-            f"{self.folder}: the {what} became {value} at step {step + 1}; the batch's row ids are in {path} (first: "
+            f"{self.folder}: {error} at step {step + 1}; the batch's row ids are in {path} (first: "
             f"{', '.join(ids[:3])}); last good checkpoint: {last}; start anew with a lower training.lr"
         )
 
 
-def _prepare_folder(folder: Path, config: Config, resume: bool, main: bool) -> list[Path]:
-    """Make or check the run folder; returns the checkpoints to resume from.
-
-    A folder in which nothing was learned yet (a first start that failed, say) is taken over.
-    """
-    distributed.barrier()
-    ours = (folder / "config.yaml").is_file() and (folder / "features").is_dir()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
-        raise MmclError(f"{folder}: exists and is no run folder; choose another --out")
-    checkpoints = list_checkpoints(folder)
-    begun = bool(checkpoints or read_lines(folder / "metrics.jsonl"))
-    distributed.barrier()  # nobody writes before everybody has looked
-    if begun and not resume:
-        raise MmclError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
-    if begun:
-        different = _first_difference(Run(folder).config.model_dump(mode="json"), config.model_dump(mode="json"))
-        if different:
-            raise MmclError(f"{folder}: '{different}' is not as in its config.yaml; a resumed run keeps its config")
-    elif resume and not ours:
-        raise MmclError(f"{folder}: no run to resume there; leave out --resume to start one")
-    if main:
-        if not begun:
-            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-            shutil.rmtree(folder / "features", ignore_errors=True)
-            with atomic_file(folder / "config.yaml") as beside:
-                beside.write_text(to_yaml(config), encoding="utf-8")
-        (folder / "skipped.jsonl").unlink(missing_ok=True)
-        (folder / "features").mkdir(exist_ok=True)
-    distributed.barrier()
-    return checkpoints
-
-
-def _first_difference(old: Any, new: Any, key: str = "") -> str | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in old | new:
-            found = _first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
-            if found:
-                return found
-        return None
-    return None if old == new else key
-
-
-def _same_everywhere(value: float, device: torch.device) -> float:
-    """Process 0's value, on every process."""
-    if distributed.world_size() == 1:
-        return value
-    tensor = torch.tensor(value, device=device)
-    torch.distributed.broadcast(tensor, 0)
-    return tensor.item()
+def _start_device(name: str) -> torch.device:
+    """The device of this process, which joins the others' group if it was launched with them."""
+    # Precision is this loop's own business: accelerate's is a process-wide setting that outlives a run.
+    device = pick_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    # Process 0 may decode or evaluate for hours while the others wait at a barrier.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    return Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[patience]).device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -122,3 +123,37 @@ def test_training_on_two_processes_equals_training_on_one(tmp_path, config_file)
     weights = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two")]
     for name, alone in weights[0].items():
         torch.testing.assert_close(weights[1][name], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_shards_of_the_model_learn_what_whole_copies_learn(tmp_path, config_file):
+    """FSDP is DDP: after ten steps, weights, their average and the optimizer's state in the checkpoint are the same."""
+    changes = ["training.epochs=0.16", "training.save_every=5", "training.average=0.9"]
+    config = load_config(config_file, changes)
+    for kind in ("ddp", "fsdp"):
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(to_yaml(load_config(config, [f"training.parallel={kind}"])))
+        launch(TRAIN, path, tmp_path / kind, processes=2)
+    whole, shards = (tmp_path / kind / "checkpoints" / "step-00000010" for kind in ("ddp", "fsdp"))
+    for file in ("model", "average", "optimizer"):
+        expected, got = (load_file(folder / f"{file}.safetensors") for folder in (whole, shards))
+        assert expected.keys() == got.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5)
+    models = [load_file(tmp_path / kind / "model" / "model.safetensors") for kind in ("ddp", "fsdp")]
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(models[1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_resume_to_the_same_weights_bit_for_bit(tmp_path, config_file, kind):
+    path = tmp_path / f"{kind}.yaml"
+    path.write_text(to_yaml(load_config(config_file, [f"training.parallel={kind}", "model.text.dropout=0.1"])))
+    launch(TRAIN, path, tmp_path / "whole")
+    launch(TRAIN, path, tmp_path / "cut")
+    checkpoints = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    shutil.rmtree(checkpoints[-1])
+    shutil.rmtree(tmp_path / "cut" / "model")
+    launch(TRAIN, path, tmp_path / "cut", "--resume")
+    weights = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "cut")]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name

@@ -1,0 +1,101 @@
+"""Making a run folder, or checking that one is what a run is to go on in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mmcl.config.load import to_yaml
+from mmcl.config.schema import Config
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_file
+from mmcl.training.checkpoint import list_checkpoints
+from mmcl.training.run import Run, read_lines
+
+
+def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
+    """Make or check the run folder; returns the checkpoints to resume from. All processes call this together.
+
+    A folder in which nothing was learned yet (a first start that failed, say) is taken over.
+
+    Raises:
+        MmclError: the folder is something else, or holds a run that was not asked for.
+    """
+    distributed.barrier()
+    ours = (folder / "config.yaml").is_file() and (folder / "features").is_dir()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
+        raise MmclError(f"{folder}: exists and is no run folder; choose another --out")
+    checkpoints = list_checkpoints(folder)
+    begun = bool(checkpoints or read_lines(folder / "metrics.jsonl"))
+    distributed.barrier()  # nobody writes before everybody has looked
+    if begun and not resume:
+        raise MmclError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
+    if begun:
+        different = first_difference(Run(folder).config.model_dump(mode="json"), config.model_dump(mode="json"))
+        if different:
+            raise MmclError(f"{folder}: '{different}' is not as in its config.yaml; a resumed run keeps its config")
+    elif resume and not ours:
+        raise MmclError(f"{folder}: no run to resume there; leave out --resume to start one")
+    if distributed.rank() == 0:
+        if not begun:
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+            shutil.rmtree(folder / "features", ignore_errors=True)
+            for file in folder.glob("skipped*.jsonl"):
+                file.unlink()
+            with atomic_file(folder / "config.yaml") as beside:
+                beside.write_text(to_yaml(config), encoding="utf-8")
+        (folder / "features").mkdir(exist_ok=True)
+    distributed.barrier()
+    return checkpoints
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """The first key, dotted, at which two nested mappings differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old | new:
+            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+            if found:
+                return found
+        return None
+    return None if old == new else key
+
+
+class SkippedList:
+    """``skipped.jsonl`` of a run: every sample that was left out, once, with the reason.
+
+    Processes other than the first write files of their own, which :meth:`merge` takes up at the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "skipped.jsonl"
+        rank = distributed.rank()
+        self._mine = self.path if rank == 0 else self.path.with_name(f"skipped-{rank}.jsonl")
+        self._known = {_key(line) for line in read_lines(self._mine)}
+
+    def __len__(self) -> int:
+        """Samples in this process's list."""
+        return len(self._known)
+
+    def add(self, source: str, problems: list[dict[str, str]]) -> int:
+        """Note what is not yet in the list; returns how many that were."""
+        lines = [{"source": source, **problem} for problem in problems]
+        new = {_key(line): line for line in lines if _key(line) not in self._known}
+        if new:
+            with self._mine.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in new.values())
+            self._known |= new.keys()
+        return len(new)
+
+    def merge(self) -> None:
+        """Take up the lists of the other processes, which must have stopped adding."""
+        for other in sorted(self.path.parent.glob("skipped-*.jsonl")):
+            for line in read_lines(other):
+                self.add(line.pop("source"), [line])
+            other.unlink()
+
+
+def _key(line: dict[str, str]) -> tuple[str | None, ...]:
+    return tuple(line.get(name) for name in ("source", "id", "role"))

@@ -1,0 +1,157 @@
+"""One optimizer step: micro-batches, global views, loss, gradient, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmcl.config.schema import TrainingConfig
+from mmcl.methods import Batch, Method
+from mmcl.models.blocks import blocks
+from mmcl.models.embedder import Embedder
+from mmcl.runtime import distributed, sharding
+from mmcl.runtime.device import DTYPES
+from mmcl.training.average import WeightAverage
+
+
+@dataclass
+class StepResult:
+    """What a step tells the log.
+
+    Attributes:
+        loss: the mean over the micro-batches.
+        parts: the same of what the loss is made of, where a method has several parts.
+        norm: of the gradient, before it was clipped.
+        views: of the last global micro-batch, without gradient.
+    """
+
+    loss: float
+    norm: float
+    views: dict[str, Tensor]
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or the gradient is no finite number.
+
+    Attributes:
+        what: ``loss`` or ``gradient``.
+        value: what it became.
+        batch: this process's share of the batch.
+    """
+
+    def __init__(self, what: str, value: float, batch: Batch) -> None:
+        super().__init__(f"the {what} became {value}")
+        self.what, self.value, self.batch = what, value, batch
+
+
+class Stepper:
+    """A method on its device, wrapped for the processes there are, and the optimizer of its parameters.
+
+    Args:
+        method: on ``device``.
+        optimizer: of its parameters; made after ``parallel_method``, which may put shards in their place.
+        precision: ``float32``, ``bfloat16`` or ``float16`` of the towers; losses are in float32 or more.
+        average: a running average of the weights to keep up, if any.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        wrapped: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainingConfig,
+        device: torch.device,
+        precision: str,
+        average: WeightAverage | None,
+    ) -> None:
+        self.method, self.wrapped, self.optimizer = method, wrapped, optimizer
+        self.settings, self.device, self.precision, self.average = settings, device, precision, average
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+    def __call__(self, batches: Sequence[Batch], step: int, rate: float) -> StepResult:
+        """Optimizer step ``step`` (from 0) at learning rate ``rate``, over these micro-batches.
+
+        Raises:
+            NotFiniteError: the loss or the gradient stopped being finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        total, parts = 0.0, dict[str, float]()
+        for number, batch in enumerate(batches, start=1):
+            with self._gradients_stay(number < len(batches)):
+                dtype = DTYPES[self.precision]
+                with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
+                    views = self.wrapped(batch.to(self.device))
+                views = {name: distributed.gather_rows(view) for name, view in views.items()}
+                loss = self.method.loss(views)
+                if not torch.isfinite(loss.value):
+                    raise NotFiniteError("loss", loss.value.item(), batch)
+                self.scaler.scale(loss.value / len(batches)).backward()
+                total += loss.value.item() / len(batches)
+                for name, part in loss.parts.items():
+                    parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
+        norm = self._update(batches[-1])
+        self.method.after_step()
+        if self.average is not None:
+            self.average.update(step + 1)
+        return StepResult(total, norm, {name: view.detach() for name, view in views.items()}, parts)
+
+    def _update(self, batch: Batch) -> float:
+        """Clip, step and clear the gradient; returns its norm before."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.clip_grad or math.inf
+        norm = sharding.whole(nn.utils.clip_grad_norm_(self.method.parameters(), limit)).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips such a step by itself
+            raise NotFiniteError("gradient", norm, batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @contextmanager
+    def _gradients_stay(self, stay: bool) -> Iterator[None]:
+        """Between micro-batches gradients add up in each process, and meet the others' at the last one only."""
+        if not stay:
+            yield
+        elif isinstance(self.wrapped, DistributedDataParallel):
+            with self.wrapped.no_sync():
+                yield
+        else:
+            sharding.delay_gradients(self.method, True)
+            yield
+            sharding.delay_gradients(self.method, False)
+
+
+def parallel_method(method: Method, settings: TrainingConfig, device: torch.device) -> nn.Module:
+    """``method`` as ``training.parallel`` says, if there are several processes; called before the optimizer is made.
+
+    ``ddp``: every process holds all parameters and gradients are averaged (Li et al. 2020, arXiv:2006.15704).
+    ``fsdp``: towers are sharded block by block. What is outside the towers (a temperature) is whole everywhere, and
+    so is its gradient, because every process computes the loss of the whole batch.
+    """
+    for embedder in _embedders(method):
+        if settings.compile:
+            embedder.tower.compile()
+    if distributed.world_size() == 1:
+        return method
+    if settings.parallel == "fsdp":
+        for embedder in _embedders(method):
+            learns = any(parameter.requires_grad for parameter in embedder.parameters())
+            if learns:
+                sharding.shard(embedder, blocks(embedder.tower.net), device)
+        return method
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(method, device_ids=devices)
+
+
+def _embedders(method: Method) -> Iterator[Embedder]:
+    for module in method.modules():
+        if isinstance(module, Embedder):
+            yield module

@@ -1,0 +1,55 @@
+"""An embedder: texts grouped by length, and parts that stay still."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmcl.config.schema import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.models.embedder import TEXTS_A_GROUP, Embedder
+from mmcl.models.heads import Head
+from mmcl.models.text_tower import TextTower
+from mmcl.models.tokenizer import train_tokenizer
+
+
+def make_embedder() -> Embedder:
+    torch.manual_seed(0)
+    words = [f"{a} {b}" for a in ("red", "green", "blue", "small") for b in ("shoe", "shirt", "watch", "bag")]
+    tokenizer = train_tokenizer(words * 5, TokenizerConfig(vocab_size=60), 32)
+    section = TextTowerConfig(layers=2, width=32, heads=2, max_tokens=32)
+    tower = TextTower.build(section, tokenizer=tokenizer)
+    return Embedder(tower, Head(HeadConfig(), tower.width, 16))
+
+
+def test_grouping_by_length_changes_no_result():
+    embedder = make_embedder().eval()
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(4, 20, size=n).astype(np.int32) for n in rng.integers(1, 30, size=3 * TEXTS_A_GROUP + 7)]
+    inputs = embedder.tower.collate(tokens)
+    with torch.no_grad():
+        alone = torch.cat([embedder.head(embedder.tower(**embedder.tower.collate([text]))) for text in tokens])
+        torch.testing.assert_close(embedder(**inputs), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_every_text():
+    embedder = make_embedder().eval()
+    tokens = [np.full(1 + i % 9, 5, dtype=np.int32) for i in range(2 * TEXTS_A_GROUP)]
+    weights = torch.randn(len(tokens), 16)
+    (embedder(**embedder.tower.collate(tokens)) * weights).sum().backward()
+    grouped = {name: p.grad.clone() for name, p in embedder.named_parameters() if p.grad is not None}
+    embedder.zero_grad()
+    whole = embedder.head(embedder.tower(**embedder.tower.collate(tokens)))
+    (whole * weights).sum().backward()
+    for name, parameter in embedder.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(grouped[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_kept_still_stays_in_evaluation_mode():
+    embedder = make_embedder()
+    layer = next(module for module in embedder.tower.modules() if isinstance(module, nn.Dropout))
+    embedder.keep_still([layer])
+    embedder.train()
+    assert embedder.training
+    assert not layer.training

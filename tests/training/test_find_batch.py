@@ -1,0 +1,66 @@
+"""The largest batch that fits: the search against memory of a known law, and a real trial."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmcl.methods import Batch
+from mmcl.training.find_batch import MULTIPLE, grown, largest_that_fits
+
+
+@pytest.mark.parametrize(("fixed", "linear", "square"), [(50.0, 1.0, 0.0), (10.0, 0.5, 1e-3), (0.0, 3.0, 0.0)])
+@pytest.mark.parametrize("budget", [120.0, 1000.0, 7777.0])
+def test_what_is_found_fits_and_no_trial_exceeds_the_budget_by_much(fixed, linear, square, budget):
+    tried = []
+
+    def peak(rows):
+        tried.append(rows)
+        return fixed + linear * rows + square * rows**2
+
+    found = largest_that_fits(peak, budget, 16, 1 << 20)
+    best = max(rows for rows in range(8, 20_000, 8) if fixed + linear * rows + square * rows**2 <= budget)
+    assert peak(found) <= budget
+    assert found % MULTIPLE == 0
+    assert found >= best / 2
+    assert max(tried) <= 1.3 * best
+
+
+def test_nothing_is_found_where_the_smallest_does_not_fit():
+    assert largest_that_fits(lambda rows: 100.0, 99.0, 16, 1000) is None
+
+
+def test_there_is_no_batch_larger_than_the_data():
+    assert largest_that_fits(lambda rows: 1.0, 99.0, 16, 100) == 96
+
+
+def test_a_grown_batch_repeats_rows_that_are_all_different_things():
+    batch = Batch(
+        {"image": {"pixels": torch.arange(3)[:, None]}},
+        torch.zeros(3, 2, dtype=torch.int64),
+        torch.arange(3),
+        torch.arange(3),
+    )
+    grown_batch = grown(batch, 8)
+    assert grown_batch.inputs["image"]["pixels"][:, 0].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert len(set(grown_batch.ids[:, 0].tolist())) == 8
+
+
+def test_a_run_takes_the_batch_that_was_found_and_keeps_it(tmp_path, shapes_config, monkeypatch):
+    from mmcl.training import find_batch, train
+
+    gib = 2**30
+    monkeypatch.setattr(find_batch._HostMemory, "total", lambda self: 1e4 * gib)
+    monkeypatch.setattr(find_batch._HostMemory, "reset", lambda self: None)
+    # 100 GiB a row, told by the number of rows of the step under trial
+    rows = []
+    grow = find_batch.grown
+    monkeypatch.setattr(find_batch, "grown", lambda batch, n: rows.append(n) or grow(batch, n))
+    monkeypatch.setattr(find_batch._HostMemory, "peak", lambda self: rows[-1] * 100.0 * gib)
+    shapes_config["training"] |= {"epochs": 0.2}
+    run = train(shapes_config, out=tmp_path / "run", find_batch=True, show_progress=False)
+    found = run.config.training.batch_size
+    assert 64 <= found <= 85
+    assert found == max(rows)
+    again = train(shapes_config, out=tmp_path / "run", find_batch=True, resume=True, show_progress=False)
+    assert again.config.training.batch_size == found
