@@ -1,0 +1,110 @@
+"""Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), by peft."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from torch import nn
+
+from mmcl.config.schema import LoraConfig
+from mmcl.models.blocks import blocks
+from mmcl.runtime.errors import MmclError, nearest
+
+log = logging.getLogger("mmcl")
+
+
+def add_lora(net: nn.Module, config: LoraConfig) -> list[nn.Module]:
+    """Put adapters beside the layers of the blocks of ``net`` and freeze everything else. The outputs stay as they are,
+    since an adapter starts at zero.
+
+    Layers whose weights are frozen already get none, so that :func:`mmcl.models.blocks.freeze`, called before, keeps
+    its blocks. Of torch's ``nn.MultiheadAttention`` the projections to queries, keys and values are adapted as one
+    matrix; its output projection is not, since it holds no layer that is called.
+
+    Returns:
+        The modules that have to stay in evaluation mode while ``net`` trains: running statistics are no adapters.
+
+    Raises:
+        MmclError: peft is not installed, there is nothing to adapt, or the settings do not suit the layers.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise MmclError("lora needs the package peft: pip install 'mmcl[lora]'") from None
+    layers, attentions = _targets(net, config.targets)
+    if attentions and config.dropout:
+        raise MmclError(
+            f"lora.dropout is {config.dropout}, but the attention of {type(net).__name__} has bare matrices, whose "
+            "adapters cannot have dropout; set it to 0, or adapt the MLPs only with lora.targets: [c_fc, c_proj]"
+        )
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # a whole number by annotation, but only divided by the rank
+        lora_dropout=config.dropout,
+        target_modules="|".join(map(re.escape, layers)) if layers else [],
+        target_parameters=[f"{name}.in_proj_weight" for name in attentions] or None,
+    )
+    try:
+        peft.inject_adapter_in_model(settings, net)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise MmclError(f"lora: {error}; choose other layers with lora.targets") from None
+    if attentions:
+        log.info("LoRA: the output projections of %d attention layers are not adapted", len(attentions))
+    return [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def merge_lora(net: nn.Module) -> None:
+    """Add the adapters of ``net`` to its weights and take them out: its state has its original names again.
+
+    Nothing happens to a network without adapters.
+    """
+    adapters = _adapters(net)
+    for path, adapter in adapters.items():
+        adapter.merge()
+        parent, _, name = path.rpartition(".")
+        setattr(net.get_submodule(parent), name, adapter.get_base_layer())
+    if adapters:
+        del net.peft_config  # by which peft and transformers would take it for one with adapters
+
+
+def has_lora(net: nn.Module) -> bool:
+    """Whether ``net`` has adapters."""
+    return hasattr(net, "peft_config")
+
+
+def _adapters(net: nn.Module) -> dict[str, Any]:
+    """Path to adapted layer; empty without a need for peft where there are none."""
+    if not has_lora(net):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {path: module for path, module in net.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _targets(net: nn.Module, wanted: list[str] | None) -> tuple[list[str], list[str]]:
+    """Paths of the layers to adapt, and of the attention layers whose bare matrices are to be adapted."""
+    found = {id(block) for block in blocks(net)}
+    within = tuple(f"{path}." for path, module in net.named_modules() if id(module) in found)
+    kinds = (nn.Linear, nn.MultiheadAttention) if wanted is None else (nn.Linear, nn.MultiheadAttention, nn.Conv2d)
+    layers: list[str] = []
+    attentions: list[str] = []
+    names: set[str] = set()
+    for path, module in net.named_modules():
+        parent, _, name = path.rpartition(".")
+        if not path.startswith(within) or isinstance(net.get_submodule(parent), nn.MultiheadAttention):
+            continue
+        if isinstance(module, kinds) and all(parameter.requires_grad for parameter in module.parameters()):
+            names.add(name)
+            if wanted is None or name in wanted:
+                (attentions if isinstance(module, nn.MultiheadAttention) else layers).append(path)
+    if wanted is not None and (unknown := [name for name in wanted if name not in names]):
+        hint = nearest(unknown[0], names) or "none of its layers can be adapted"
+        raise MmclError(f"lora.targets: no layer of {type(net).__name__} that learns is called '{unknown[0]}'; {hint}")
+    if not layers and not attentions:
+        raise MmclError(
+            f"lora: {type(net).__name__} has no linear layers in blocks that learn; name convolutions in lora.targets, "
+            "or learn its last blocks as they are with freeze_blocks"
+        )
+    return layers, attentions
