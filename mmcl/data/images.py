@@ -7,13 +7,15 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 ImageInput: TypeAlias = bytes | str | Path | Image.Image | np.ndarray
-ResizeMode: TypeAlias = Literal["crop", "squash", "pad"]
+ResizeMode: TypeAlias = Literal[
+    "crop", "squash", "pad", "crop-bilinear", "squash-bilinear", "crop-floor", "crop-floor-bilinear"
+]
 
 _DRAFT = 2  # a JPEG is decoded at no less than this times the target, so that the resampling filter still sets quality
 _LONGEST = 4  # before a centre crop, the sides of a strip longer than this times its width are cut off
@@ -61,24 +63,31 @@ def resize(image: Image.Image, size: int, mode: ResizeMode = "crop") -> np.ndarr
     """An RGB picture as a uint8 array (``size``, ``size``, 3), resampled bicubically with antialiasing.
 
     ``crop`` brings the shorter side to ``size`` and cuts the centre out, as CLIP does; ``squash`` ignores the aspect
-    ratio; ``pad`` brings the longer side to ``size`` and centres the picture on white.
+    ratio; ``pad`` brings the longer side to ``size`` and centres the picture on white. Pretrained models ask for
+    variants: ``-bilinear`` resamples bilinearly; ``-floor`` rounds the corner of the cut-out down, as transformers
+    does, where torchvision and OpenAI's code round half to even.
     """
-    if mode == "squash":
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    if mode == "pad":
+    if mode not in get_args(ResizeMode):
+        raise ValueError(f"resize mode is one of {', '.join(get_args(ResizeMode))}, not {mode!r}")
+    how, *variants = mode.split("-")
+    resampling = Image.Resampling.BILINEAR if "bilinear" in variants else Image.Resampling.BICUBIC
+    if how == "squash":
+        return np.asarray(image.resize((size, size), resampling))
+    if how == "pad":
         scale = size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         square = Image.new("RGB", (size, size), (255, 255, 255))
         inner = image.resize((width, height), Image.Resampling.BICUBIC)
         square.paste(inner, ((size - width) // 2, (size - height) // 2))
         return np.asarray(square)
-    if mode != "crop":
-        raise ValueError(f"resize mode is 'crop', 'squash' or 'pad', not {mode!r}")
     if max(image.size) > _LONGEST * min(image.size):
         image = _centre_crop(image, *(min(side, _LONGEST * min(image.size)) for side in image.size))
     shorter = min(image.size)
     width, height = (side * size // shorter for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), resampling)
+    if "floor" in variants:
+        left, top = (width - size) // 2, (height - size) // 2
+        return np.asarray(image.crop((left, top, left + size, top + size)))
     return np.asarray(_centre_crop(image, size, size))
 
 

@@ -36,6 +36,8 @@ class Encoder(nn.Module):
         name: what the model is called in tables and manifests.
         path: the folder it was loaded from or last saved to, if any.
         card: what the model card says beside the architecture: data, settings, scores.
+        logit_scale: ln(1/τ) of the temperature τ it was trained with; None if unknown.
+        logit_bias: the bias of its sigmoid loss; None without one.
     """
 
     def __init__(self, embedders: dict[str, Embedder], dim: int, name: str = "encoder") -> None:
@@ -45,6 +47,8 @@ class Encoder(nn.Module):
         self.name = name
         self.path: Path | None = None
         self.card: dict[str, Any] = {}
+        self.logit_scale: float | None = None
+        self.logit_bias: float | None = None
 
     @property
     def modalities(self) -> set[str]:

@@ -11,18 +11,21 @@ from torch import nn
 
 import mmcl
 from mmcl.config.schema import HeadConfig
+from mmcl.models import open_clip_models, transformers_clip
 from mmcl.models.card import model_card
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.text_tower import TextTower, local_folder, quiet_transformers
+from mmcl.models.pooling import POOLINGS
+from mmcl.models.text_tower import TextTower, local_folder
+from mmcl.models.transformers_nets import quiet_transformers
 from mmcl.models.weights import load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: towers of whole CLIP models, described by their configs; all earlier ones are read
 DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 
@@ -30,18 +33,39 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """Open an encoder.
 
     Args:
-        name: a model folder, a run folder (its ``model/`` is taken), a sentence-transformers or transformers folder of
-            a text encoder, ``sample:minilm``, or the hub name of such a model.
+        name: one of
+            a model folder, or a run folder (its ``model/`` is taken);
+            an open_clip model and the tag of its weights, ``ViT-B-32/laion2b_s34b_b79k``, or a checkpoint file of it,
+            ``ViT-B-32/path/of/epoch_32.pt``;
+            a checkpoint file alone, where its tensors tell the architecture;
+            ``hf-hub:org/name``, or a folder with an ``open_clip_config.json``;
+            a folder or hub name of a transformers ``CLIPModel`` or ``SiglipModel``, of a sentence-transformers or
+            transformers text encoder, or ``sample:minilm``.
         device: where its weights go.
 
     Raises:
-        MmclError: there is no such model, it is damaged, or a newer mmcl wrote it.
+        MmclError: there is no such model, it is damaged, a newer mmcl wrote it, or the name computes another
+            activation than its weights were trained with.
     """
     text = str(name)
-    if text.startswith("hf-hub:") or text.split("/")[0].startswith(("ViT-", "RN50", "RN101", "convnext_")):
-        raise MmclError(
-            f"{text}: whole open_clip models cannot be opened yet; train with 'open_clip:NAME' as image tower"
-        )
+    path = Path(text).expanduser()
+    if text.startswith("hf-hub:"):
+        encoder = open_clip_models.open_hub(text.removeprefix("hf-hub:"))
+    elif path.is_file():
+        encoder = open_clip_models.open_file(path)
+    elif _may_be_a_name(text) and open_clip_models.is_model_name(text):
+        encoder = open_clip_models.open_named(text)
+    else:
+        encoder = _load_folder(text)
+    return encoder.to(pick_device(str(device))).eval()
+
+
+def _may_be_a_name(text: str) -> bool:
+    return not Path(text).expanduser().is_dir() and not text.startswith((".", "/", "~", "runs/", "sample:"))
+
+
+def _load_folder(text: str) -> Encoder:
+    """A folder of any kind that we know, or the snapshot of a hub name."""
     is_path = text.startswith((".", "/", "~", "runs/")) or text.count("/") > 1
     if is_path and not Path(text).expanduser().is_dir():
         raise MmclError(f"{text}: there is no such folder; give a model folder, a run folder or a hub name")
@@ -50,14 +74,26 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
         folder = folder / "model"
     if (folder / DESCRIPTION).is_file():
         encoder = _load_ours(folder)
+    elif (folder / open_clip_models.CONFIG).is_file():
+        encoder = open_clip_models.open_folder(folder)
+    elif _model_type(folder) in transformers_clip.MODEL_TYPES:
+        encoder = transformers_clip.open_folder(folder, text)
     elif (folder / "config.json").is_file() or (folder / "modules.json").is_file():
         tower = TextTower.open(str(folder))
         head = Head(HeadConfig(kind="none"), tower.width, tower.width)
         encoder = Encoder({"text": Embedder(tower, head)}, tower.width, text)
     else:
-        raise MmclError(f"{text}: the folder holds no model (neither {DESCRIPTION} nor config.json)")
+        known = f"neither {DESCRIPTION} nor {open_clip_models.CONFIG} nor config.json"
+        raise MmclError(f"{text}: the folder holds no model ({known})")
     encoder.path = folder
-    return encoder.to(pick_device(str(device))).eval()
+    return encoder
+
+
+def _model_type(folder: Path) -> str | None:
+    """What kind of model transformers' config says it is; a whole sentence-transformers folder is of no kind."""
+    if not (folder / "config.json").is_file() or (folder / "modules.json").is_file():
+        return None
+    return read_json(folder / "config.json").get("model_type")
 
 
 def save(encoder: Encoder, folder: Path) -> Path:
@@ -71,10 +107,12 @@ def save(encoder: Encoder, folder: Path) -> Path:
         "name": encoder.name,
         "dim": encoder.dim,
         "towers": {modality: _describe(encoder.embedder(modality)) for modality in sorted(encoder.modalities)},
+        "logit_scale": encoder.logit_scale,
+        "logit_bias": encoder.logit_bias,
         "card": encoder.card,
     }
     with atomic_folder(folder) as beside:
-        if encoder.modalities == {"text"}:
+        if _suits_sentence_transformers(encoder):
             _save_sentence_transformers(encoder, beside)
         else:
             save_tensors(beside / WEIGHTS, encoder.embedders.state_dict())
@@ -112,15 +150,23 @@ def _load_ours(folder: Path) -> Encoder:
             embedders[modality] = Embedder(tower, Head(HeadConfig(**spec["head"]), tower.width, description["dim"]))
         encoder = Encoder(embedders, description["dim"], description["name"])
         encoder.card = description.get("card", {})
+        encoder.logit_scale, encoder.logit_bias = (description.get(key) for key in ("logit_scale", "logit_bias"))
     except (KeyError, TypeError, ValueError) as error:
         raise MmclError(
             f"{folder / DESCRIPTION}: damaged ({type(error).__name__}: {error}); take a fresh copy"
         ) from None
-    if encoder.modalities == {"text"}:
+    if _suits_sentence_transformers(encoder):
         _load_sentence_transformers_weights(encoder, folder)
     else:
         load_weights(encoder.embedders, folder / WEIGHTS)
     return encoder
+
+
+def _suits_sentence_transformers(encoder: Encoder) -> bool:
+    """Text alone, pooled in a way that library knows."""
+    if encoder.modalities != {"text"}:
+        return False
+    return cast(TextTower, encoder.embedder("text").tower).pooling in POOLINGS
 
 
 def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
@@ -175,14 +221,14 @@ def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
 def _preprocessor(encoder: Encoder) -> dict[str, Any]:
     """The picture's way to pixels, in the vocabulary of transformers' image processors."""
     spec = cast(ImageTower, encoder.embedder("image").tower).spec
-    crop = spec["resize"] == "crop"
+    crop = spec["resize"].startswith("crop")
     side = {"height": spec["size"], "width": spec["size"]}
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": spec["size"]} if crop else side,
-        "resample": 3,
+        "resample": 2 if spec["resize"].endswith("-bilinear") else 3,
         "do_center_crop": crop,
         "crop_size": side,
         "do_rescale": True,

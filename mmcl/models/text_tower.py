@@ -1,22 +1,26 @@
-"""The tower that embeds texts: any transformers encoder, or a small new transformer with its own tokenizer."""
+"""The tower that embeds texts: any transformers encoder, a small new transformer with its own tokenizer, or (in
+``open_clip_text``) the text half of an open_clip model."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.config.schema import TextTowerConfig
 from mmcl.data import samples
 from mmcl.data.identity import stable_hash
+from mmcl.models.activations import checkpoint_activations
 from mmcl.models.pooling import POOLINGS, pool
+from mmcl.models.tokenizer import open_tokenizer
+from mmcl.models.transformers_nets import own_vector, quiet_transformers, rebuild
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError
 
@@ -29,46 +33,70 @@ class TextTower(nn.Module):
     Attributes:
         width: number of features.
         max_tokens: longer texts are cut here, special tokens included.
-        pooling: how token states become one vector.
+        pooling: how token states become one vector; ``pooled`` is the vector that the model itself gives.
         prompts: name to the words put before a text.
+        padded: whether the model reads padding, as SigLIP does: then ``forward`` pads every text to ``max_tokens``.
     """
 
     modality: ClassVar[str] = "text"
     net: Any  # a transformers model, whose type depends on the name
 
     def __init__(
-        self, net: Any, tokenizer: Any, *, pooling: str, max_tokens: int, prompts: dict[str, str] | None = None
+        self,
+        net: Any,
+        tokenizer: Any,
+        *,
+        pooling: str,
+        max_tokens: int,
+        prompts: dict[str, str] | None = None,
+        padded: bool = False,
+        masked: bool = True,
     ) -> None:
         super().__init__()
-        if len(tokenizer) > net.config.vocab_size:
-            raise MmclError(
-                f"the tokenizer has {len(tokenizer)} entries but the model only {net.config.vocab_size}; "
-                "they do not belong together"
-            )
-        pooler = getattr(net, "pooler", None)
-        if isinstance(pooler, nn.Module):
-            pooler.requires_grad_(False)  # unused: no gradient reaches it, which data parallelism would wait for
         self.net = net
         self.tokenizer = tokenizer
+        self._check_vocabulary()
+        pooler = getattr(net, "pooler", None)
+        if isinstance(pooler, nn.Module) and pooling != "pooled":
+            pooler.requires_grad_(False)  # unused: no gradient reaches it, which data parallelism would wait for
         self._forget_limits()
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.prompts = prompts or {}
-        self.width = int(net.config.hidden_size)
+        self.padded = padded
+        self.masked = masked
+        self.width = self._measure_width() if pooling == "pooled" else int(net.config.hidden_size)
 
     @classmethod
     def build(cls, config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
-        """The tower that the config names; one from scratch needs its ``tokenizer``.
+        """The tower that the config names; one from scratch needs a ``tokenizer``, unless the config names that too.
 
         Raises:
             MmclError: there is no such model, or it cannot be read.
         """
-        if config.name != "scratch":
+        if config.name.startswith("open_clip:"):
+            from mmcl.models.open_clip_models import build_text_tower
+
+            tower: TextTower = build_text_tower(config)
+        elif config.name != "scratch":
+            if isinstance(config.pretrained, str):
+                raise MmclError(f"text model '{config.name}': 'pretrained' is true or false for a transformers model")
             tower = cls.open(config.name, weights=config.pretrained, max_tokens=config.max_tokens)
             tower.pooling = config.pooling or tower.pooling
-            return tower
+        else:
+            tower = cls._scratch(config, tokenizer)
+        if config.checkpointing:
+            checkpoint_activations(tower.net, f"model.text.checkpointing: '{config.name}'")
+        return tower
+
+    @classmethod
+    def _scratch(cls, config: TextTowerConfig, tokenizer: Any) -> TextTower:
         from transformers import BertConfig, BertModel
 
+        if tokenizer is None:
+            if config.tokenizer.name is None:
+                raise MmclError("model.text: a tower from scratch needs a tokenizer; set model.text.tokenizer.name")
+            tokenizer = open_tokenizer(config.tokenizer.name)
         max_tokens = config.max_tokens or SCRATCH_MAX_TOKENS
         architecture = BertConfig(
             vocab_size=len(tokenizer),
@@ -120,21 +148,26 @@ class TextTower(nn.Module):
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
             "prompts": self.prompts,
+            **({"architecture": type(self.net).__name__} if self.pooling == "pooled" else {}),
+            **({"padded": True, "masked": self.masked} if self.padded else {}),
         }
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], folder: Path) -> TextTower:
         """Rebuild what ``spec`` describes, with fresh weights; the tokenizer is read from ``folder``."""
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        if spec.get("library") == "open_clip":
+            from mmcl.models.open_clip_text import OpenClipTextTower
 
-        settings = dict(spec["config"])
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        net = AutoModel.from_config(config)
+            return OpenClipTextTower.from_spec(spec, folder)
+        from transformers import AutoTokenizer
+
+        net = rebuild(spec["config"], spec.get("architecture"))
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise MmclError(f"{folder}: the tokenizer's files are missing or damaged ({error})") from None
-        return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], prompts=spec.get("prompts"))
+        optional = {name: spec[name] for name in ("prompts", "padded", "masked") if name in spec}
+        return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], **optional)
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's own files."""
@@ -170,8 +203,9 @@ class TextTower(nn.Module):
             texts = [self.prompts[prompt] + text for text in texts]
         # A lone surrogate is no Unicode text, and the tokenizers refuse it: it reads as '?'.
         texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        if not texts:
-            return [], 0
+        return self._encode(texts) if texts else ([], 0)
+
+    def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
         encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
         long = [position for position, ids in enumerate(encoded) if len(ids) > self.max_tokens]
         if long:
@@ -189,8 +223,7 @@ class TextTower(nn.Module):
     def collate(self, tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Pad to the longest: ``input_ids`` and ``attention_mask``, both int64 (N, L)."""
         longest = max(1, max(len(ids) for ids in tokens))
-        padding = self.tokenizer.pad_token_id or 0
-        input_ids = torch.full((len(tokens), longest), padding, dtype=torch.int64)
+        input_ids = torch.full((len(tokens), longest), self._padding_id(), dtype=torch.int64)
         mask = torch.zeros((len(tokens), longest), dtype=torch.int64)
         for row, ids in enumerate(tokens):
             input_ids[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
@@ -199,8 +232,38 @@ class TextTower(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, width) features of (N, L) token ids and their mask."""
-        states = self.net(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return pool(states, attention_mask, self.pooling)
+        input_ids, attention_mask = self._fill_up(input_ids, attention_mask)
+        output = self.net(input_ids=input_ids, attention_mask=attention_mask if self.masked else None)
+        if self.pooling == "pooled":
+            return own_vector(output)
+        return pool(output.last_hidden_state, attention_mask, self.pooling)
+
+    def _fill_up(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """With padding up to ``max_tokens``, for a model that reads it."""
+        missing = self.max_tokens - input_ids.shape[1] if self.padded else 0
+        if missing <= 0:
+            return input_ids, attention_mask
+        return F.pad(input_ids, (0, missing), value=self._padding_id()), F.pad(attention_mask, (0, missing))
+
+    def _padding_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def _check_vocabulary(self) -> None:
+        if len(self.tokenizer) > self.net.config.vocab_size:
+            raise MmclError(
+                f"the tokenizer has {len(self.tokenizer)} entries but the model only {self.net.config.vocab_size}; "
+                "they do not belong together"
+            )
+
+    @torch.no_grad()
+    def _measure_width(self) -> int:
+        """Ask the network itself: libraries disagree about the attribute that holds the width after projection."""
+        training = self.net.training
+        self.net.eval()
+        ids = torch.zeros(1, self.max_tokens, dtype=torch.int64)
+        width = self(ids, torch.ones_like(ids)).shape[1]
+        self.net.train(training)
+        return int(width)
 
 
 def local_folder(name: str) -> Path:
@@ -223,22 +286,6 @@ def local_folder(name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({reason})") from None
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' bars and its report on the pooler that is left out on purpose."""
-    from transformers.utils import logging as settings
-
-    verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
-    settings.set_verbosity_error()
-    settings.disable_progress_bar()
-    try:
-        yield
-    finally:
-        settings.set_verbosity(verbosity)
-        if bars:
-            settings.enable_progress_bar()
 
 
 def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:

@@ -50,6 +50,26 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
     return to_transformers(model.getvalue(), max_tokens)
 
 
+def open_tokenizer(name: str):  # type: ignore[no-untyped-def]
+    """The tokenizer in a folder, such as ``mmcl tokenizer train`` writes, or any of transformers' by its hub name.
+
+    Raises:
+        MmclError: there is none, or it has no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MmclError(f"model.text.tokenizer.name: no tokenizer '{name}' can be opened ({reason})") from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise MmclError(f"model.text.tokenizer.name: '{name}' has no token to pad with; choose another")
+        tokenizer.pad_token = tokenizer.eos_token  # as is usual for models that only generate
+    return tokenizer
+
+
 def to_transformers(model: bytes, max_tokens: int):  # type: ignore[no-untyped-def]
     """The serialised SentencePiece unigram model ``model`` as a fast transformers tokenizer that gives the same ids."""
     from sentencepiece import sentencepiece_model_pb2

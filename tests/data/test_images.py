@@ -206,3 +206,19 @@ def test_decode_many_keeps_order_and_reasons(threads: int) -> None:
     for i in (0, 1, 3, 4, 5):
         np.testing.assert_array_equal(pixels[i], resize(good[i], 16, "squash"))
     assert decode_many([], 16)[0].shape == (0, 16, 16, 3)
+
+
+@pytest.mark.parametrize("side", [(40, 33), (33, 47), (32, 51), (90, 64)])
+def test_variants_that_pretrained_models_ask_for(side):
+    transforms = pytest.importorskip("torchvision.transforms")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*side, 3), dtype=np.uint8))
+    bilinear = transforms.InterpolationMode.BILINEAR
+    cropped = transforms.Compose([transforms.Resize(32, bilinear), transforms.CenterCrop(32)])(picture)
+    assert np.array_equal(resize(picture, 32, "crop-bilinear"), np.asarray(cropped))
+    squashed = transforms.Resize((32, 32), bilinear)(picture)
+    assert np.array_equal(resize(picture, 32, "squash-bilinear"), np.asarray(squashed))
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False
+    )(picture)["pixel_values"][0]
+    assert np.array_equal(resize(picture, 32, "crop-floor"), np.moveaxis(np.asarray(theirs), 0, 2))

@@ -1,0 +1,154 @@
+"""Whole CLIP and SigLIP models in transformers' format: ``CLIPModel`` and ``SiglipModel``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcl.config.schema import HeadConfig
+from mmcl.models.embedder import Embedder
+from mmcl.models.encoder import Encoder
+from mmcl.models.heads import Head
+from mmcl.models.image_tower import ImageTower
+from mmcl.models.open_clip_nets import first_line
+from mmcl.models.text_tower import TextTower
+from mmcl.models.transformers_nets import quiet_transformers
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+MODEL_TYPES = ("clip", "siglip")
+_BICUBIC, _BILINEAR = 3, 2
+
+
+def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = None) -> Encoder:
+    """The model in a transformers folder whose ``config.json`` says ``clip`` or ``siglip``.
+
+    Args:
+        folder: with configs and tokenizer.
+        name: for messages.
+        state: weights to use instead of the folder's.
+
+    Raises:
+        MmclError: something is missing or damaged.
+    """
+    from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            kind = {"clip": CLIPModel, "siglip": SiglipModel}[config.model_type]
+            source = {"state_dict": dict(state)} if state is not None else {"use_safetensors": _safetensors(folder)}
+            model, report = kind.from_pretrained(
+                None if state is not None else folder,
+                config=config,
+                dtype=torch.float32,
+                weights_only=True,
+                output_loading_info=True,
+                **source,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise MmclError(f"{name}: cannot be opened as a transformers model: {first_line(error)}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise MmclError(f"{name}: its weights lack {missing[0]} and {len(missing) - 1} more; take a fresh copy")
+    return assemble(name, model.eval(), tokenizer, _processor(folder))
+
+
+def open_file(path: Path, state: Mapping[str, Tensor]) -> Encoder:
+    """The model in a checkpoint file of transformers' layout, by the configs beside it.
+
+    Raises:
+        MmclError: there are none.
+    """
+    if not (path.parent / "config.json").is_file():
+        raise MmclError(
+            f"{path}: the file is in transformers' layout; put the model's config.json and tokenizer files beside it"
+        )
+    return open_folder(path.parent, str(path), state)
+
+
+def assemble(name: str, model: Any, tokenizer: Any, processor: Mapping[str, Any]) -> Encoder:
+    """An encoder of the two halves of a ``CLIPModel`` or ``SiglipModel``, their projections included.
+
+    Args:
+        name: of the model.
+        model: the whole.
+        tokenizer: its tokenizer.
+        processor: settings of its image processor; those of its kind where it says nothing.
+    """
+    siglip = model.config.model_type == "siglip"
+    seeing, reading = (model.vision_model, model.text_model) if siglip else _projected(model)
+    spec = {"library": "transformers", "name": name, "architecture": type(seeing).__name__, "vector": "pooled"}
+    pictures = _preprocessing(name, processor, model.config.vision_config.image_size, siglip)
+    image = ImageTower(seeing, {**spec, "config": seeing.config.to_diff_dict(), **pictures})
+    # SigLIP reads the last of 64 positions, padding or not; a mask only where its tokenizer gives one.
+    masked = not siglip or "attention_mask" in tokenizer.model_input_names
+    limit = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
+    text = TextTower(reading, tokenizer, pooling="pooled", max_tokens=limit, padded=siglip, masked=masked)
+    towers: tuple[ImageTower, TextTower] = (image, text)
+    head = HeadConfig(kind="none")
+    embedders = {tower.modality: Embedder(tower, Head(head, tower.width, image.width)) for tower in towers}
+    encoder = Encoder(embedders, image.width, name)
+    encoder.logit_scale = float(model.logit_scale.detach())
+    encoder.logit_bias = float(model.logit_bias.detach()) if siglip else None
+    return encoder
+
+
+def _projected(model: Any) -> tuple[Any, Any]:
+    """The halves of a ``CLIPModel`` as transformers' classes for either half with its projection."""
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    vision_config, text_config = model.config.vision_config, model.config.text_config
+    vision_config.projection_dim = text_config.projection_dim = model.config.projection_dim
+    with torch.device("meta"):  # every part of them is replaced
+        seeing, reading = CLIPVisionModelWithProjection(vision_config), CLIPTextModelWithProjection(text_config)
+    seeing.vision_model, seeing.visual_projection = model.vision_model, model.visual_projection
+    reading.text_model, reading.text_projection = model.text_model, model.text_projection
+    return seeing.eval(), reading.eval()
+
+
+def _safetensors(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(folder)
+    except OSError:
+        return {}
+    return settings
+
+
+def _preprocessing(name: str, processor: Mapping[str, Any], native: int, siglip: bool) -> dict[str, Any]:
+    """How a picture becomes the net's input, in our own words."""
+    import open_clip
+
+    means, deviations = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    if siglip:
+        means = deviations = (0.5, 0.5, 0.5)
+    size = processor.get("size") or ({"height": native, "width": native} if siglip else {"shortest_edge": native})
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = processor.get("crop_size") or native
+    side = crop if isinstance(crop, int) else crop["height"]
+    resize = "crop-floor"
+    if "shortest_edge" not in size:
+        side, resize = size["height"], "squash"
+        if size["width"] != side:
+            raise MmclError(f"{name}: takes pictures of {side} × {size['width']} pixels; only squares are supported")
+    elif size["shortest_edge"] != side:
+        log.warning("%s: resizes to %d pixels before it crops; here to %d at once", name, size["shortest_edge"], side)
+    resample = processor.get("resample", _BICUBIC)
+    if resample not in (_BICUBIC, _BILINEAR):
+        log.warning("%s: resamples by filter %s of Pillow's; here bicubically", name, resample)
+    resize += "-bilinear" if resample == _BILINEAR else ""
+    mean, std = processor.get("image_mean") or means, processor.get("image_std") or deviations
+    if processor.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return {"size": int(side), "resize": resize, "mean": list(mean), "std": list(std)}

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmcl
+from mmcl.config.schema import TokenizerConfig
+from mmcl.models.tokenizer import train_tokenizer
+from mmcl.runtime.errors import MmclError
+
+from .conftest import CAPTIONS, pictures
+
+transformers = pytest.importorskip("transformers")
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {**VISION, "max_position_embeddings": 20}
+
+
+def clip_folder(folder, *, tokenizer_masks=True, end=None):
+    """A tiny random ``CLIPModel`` with a byte-level tokenizer of CLIP's own kind."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = transformers.CLIPTokenizer({piece: i for i, piece in enumerate(pieces)}, [], model_max_length=20)
+    last = len(pieces) - 1
+    ids = {"bos_token_id": last - 1, "eos_token_id": last if end is None else end, "pad_token_id": last}
+    config = transformers.CLIPConfig(
+        text_config={**TEXT, **ids, "vocab_size": len(pieces)},
+        vision_config={**VISION, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    return finish(transformers.CLIPModel(config), tokenizer, "CLIPImageProcessorPil", folder, {"shortest_edge": 32})
+
+
+def siglip_folder(folder, *, tokenizer_masks=False):
+    """A tiny random ``SiglipModel``, whose tokenizer gives no mask, as the published ones do not."""
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20)
+    if not tokenizer_masks:
+        tokenizer.model_input_names = ["input_ids"]
+    config = transformers.SiglipConfig(
+        text_config={**TEXT, "vocab_size": len(tokenizer), "projection_size": 32},
+        vision_config={**VISION, "image_size": 32, "patch_size": 8},
+    )
+    size = {"height": 32, "width": 32}
+    return finish(transformers.SiglipModel(config), tokenizer, "SiglipImageProcessorPil", folder, size)
+
+
+def finish(model, tokenizer, processor, folder, size):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    crop = {"crop_size": {"height": 32, "width": 32}} if "shortest_edge" in size else {}
+    processor = getattr(transformers, processor)(size=size, **crop)
+    processor.save_pretrained(folder)
+    return model.eval(), tokenizer, processor
+
+
+@torch.no_grad()
+def library_features(model, tokenizer, processor):
+    """The library's own unit-length features, with padding to the whole context."""
+    seen = processor(pictures(), return_tensors="pt")
+    read = tokenizer(CAPTIONS, padding="max_length", max_length=20, truncation=True, return_tensors="pt")
+    both = model.get_image_features(**seen).pooler_output, model.get_text_features(**read).pooler_output
+    return [torch.nn.functional.normalize(features, dim=1).numpy() for features in both]
+
+
+def check_equal(encoder, images, texts):
+    np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (clip_folder, {}),
+        (clip_folder, {"end": 2}),  # as OpenAI's configs say: the highest id is read
+        (siglip_folder, {}),
+        (siglip_folder, {"tokenizer_masks": True}),
+    ],
+)
+def test_a_folder_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_path, make, settings):
+    library = make(tmp_path / "theirs", **settings)
+    expected = library_features(*library)
+    encoder = mmcl.load(tmp_path / "theirs")
+    check_equal(encoder, *expected)
+    assert encoder.logit_scale == pytest.approx(library[0].logit_scale.item())
+    assert (encoder.logit_bias is None) == (make is clip_folder)
+    encoder.save(tmp_path / "ours")
+    again = mmcl.load(tmp_path / "ours")
+    check_equal(again, *expected)
+    assert (again.logit_scale, again.logit_bias) == (encoder.logit_scale, encoder.logit_bias)
+
+
+def test_a_checkpoint_file_opens_by_the_configs_beside_it(tmp_path):
+    expected = library_features(*clip_folder(tmp_path / "theirs"))
+    file = tmp_path / "theirs" / "epoch_3.pt"
+    state = load_file(tmp_path / "theirs" / "model.safetensors")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, file)
+    check_equal(mmcl.load(file), *expected)
+    check_equal(mmcl.load(tmp_path / "theirs" / "model.safetensors"), *expected)
+    shutil.move(file, tmp_path / "alone.pt")
+    with pytest.raises(MmclError, match=r"put the model's config\.json"):
+        mmcl.load(tmp_path / "alone.pt")
+
+
+def test_folders_with_something_missing_are_refused_in_one_line(tmp_path):
+    clip_folder(tmp_path / "theirs")
+    (tmp_path / "theirs" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(MmclError, match="cannot be opened"):
+        mmcl.load(tmp_path / "theirs")
+    state = load_file(tmp_path / "model.safetensors")
+    from safetensors.torch import save_file
+
+    partial = {key: value for key, value in state.items() if "text_projection" not in key}
+    save_file(partial, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MmclError, match=r"lack text_projection\.weight"):
+        mmcl.load(tmp_path / "theirs")
+
+
+def test_bilinear_and_plain_numbers_of_an_image_processor_are_followed(tmp_path):
+    model, tokenizer, _ = siglip_folder(tmp_path / "theirs")
+    settings = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.1, 0.2, 0.3]}
+    processor = transformers.SiglipImageProcessorPil(**settings)
+    processor.save_pretrained(tmp_path / "theirs")
+    assert json.loads((tmp_path / "theirs" / "preprocessor_config.json").read_text())["resample"] == 2
+    check_equal(mmcl.load(tmp_path / "theirs"), *library_features(model, tokenizer, processor))
