@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from mmcl.runtime.sharding import sharded_like
 
 WARMUP_STEPS = 10
 
@@ -22,7 +24,7 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, names: set[str], decay: float) -> None:
-        self._live = {name: tensor for name, tensor in module.state_dict().items() if name in names}
+        self._live = live_tensors(module, names)
         self.decay = decay
         self.values: dict[str, Tensor] = {name: tensor.clone() for name, tensor in self._live.items()}
 
@@ -39,19 +41,32 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within, the module holds the average; afterwards its own weights again."""
-        own = {name: tensor.clone() for name, tensor in self._live.items()}
-        self._copy(self.values)
-        try:
+        with holding(self._live, self.values):
             yield
-        finally:
-            self._copy(own)
 
     def load(self, values: dict[str, Tensor]) -> None:
         """Go on from a saved average. Raises ``KeyError`` if a tensor is missing."""
         for name, tensor in self.values.items():
-            tensor.copy_(values[name])
+            tensor.copy_(sharded_like(values[name], tensor))
 
-    @torch.no_grad()
-    def _copy(self, values: dict[str, Tensor]) -> None:
-        for name, tensor in self._live.items():
-            tensor.copy_(values[name])
+
+def live_tensors(module: nn.Module, names: set[str]) -> dict[str, Tensor]:
+    """The tensors themselves, by name, that ``module`` computes with."""
+    return {name: tensor for name, tensor in module.state_dict().items() if name in names}
+
+
+@contextmanager
+def holding(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, the ``live`` tensors hold ``values``; afterwards what they held before."""
+    own = {name: tensor.clone() for name, tensor in live.items()}
+    _copy(live, values)
+    try:
+        yield
+    finally:
+        _copy(live, own)
+
+
+@torch.no_grad()
+def _copy(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in live.items():
+        tensor.copy_(values[name])

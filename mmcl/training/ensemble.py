@@ -1,0 +1,113 @@
+"""Weight-space ensembles of a model before and after fine-tuning (WiSE-FT; Wortsman et al. 2022, arXiv:2109.01903).
+
+Fine-tuning gains on its own data and forgets elsewhere; on the line between the two sets of weights lie models that
+keep most of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmcl.models.weights import save_tensors
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_file
+from mmcl.runtime.sharding import sharded_like, whole
+from mmcl.training.average import holding, live_tensors
+
+
+def save_start(module: nn.Module, names: set[str], path: Path) -> None:
+    """Write the tensors called ``names`` of a module that has not learned yet. All processes call this together."""
+    start = {name: whole(tensor) for name, tensor in live_tensors(module, names).items()}
+    if distributed.rank() == 0:
+        with atomic_file(path) as beside:
+            save_tensors(beside, start)
+    distributed.barrier()
+
+
+def load_start(module: nn.Module, names: set[str], path: Path) -> dict[str, Tensor]:
+    """What :func:`save_start` wrote, on the devices of ``module``.
+
+    Raises:
+        MmclError: the file is missing or damaged, or was written for another model.
+    """
+    try:
+        start = load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise MmclError(
+            f"{path}: the starting weights, which training.wise_ft needs, cannot be read ({error}); start a new run"
+        ) from None
+    live = live_tensors(module, names)
+    wrong = [name for name in live if name not in start or start[name].shape != live[name].shape]
+    if wrong:
+        raise MmclError(f"{path}: the starting weights of another model (first difference: {wrong[0]})")
+    return {name: sharded_like(start[name].to(tensor.device), tensor) for name, tensor in live.items()}
+
+
+@contextmanager
+def interpolated(module: nn.Module, start: Mapping[str, Tensor], alpha: float) -> Iterator[None]:
+    """Within, ``module`` holds ``(1 - alpha) · start + alpha · its own weights``; afterwards its own again.
+
+    Running statistics are interpolated too; counters are those of the nearer end. Of a low-rank adapter only the second
+    factor is, which starts at zero: the change of the weights, their product, is then ``alpha`` times the learned one.
+
+    Args:
+        module: after fine-tuning.
+        start: name to tensor, of all of its state that learned.
+        alpha: 0 is the start and 1 the learned module, both bit for bit.
+    """
+    live = live_tensors(module, set(start))
+    with holding(live, {name: _between(name, start[name], tensor, alpha) for name, tensor in live.items()}):
+        yield
+
+
+def choose_share(
+    module: nn.Module,
+    start: Mapping[str, Tensor],
+    shares: Sequence[float],
+    judge: Callable[[], Mapping[str, float]],
+    metric: str | None,
+) -> tuple[float, dict[float, dict[str, float]]]:
+    """Judge the ensembles of ``shares`` of the learned weights, and choose one. All processes call this together.
+
+    Args:
+        module: after fine-tuning.
+        start: see :func:`interpolated`.
+        shares: at least one.
+        judge: gives the metrics of ``module`` as it is; only process 0's are looked at.
+        metric: the name of the one that decides; the first share is chosen without.
+
+    Returns:
+        The share, and the metrics of each. Of equally good ones the first is chosen.
+    """
+    table: dict[float, dict[str, float]] = {}
+    chosen = shares[0]
+    device = next(iter(start.values())).device
+    for alpha in shares:
+        with interpolated(module, start, alpha):
+            table[alpha] = dict(judge())
+        better = metric is not None and metric in table[alpha] and is_better(metric, table[alpha], table[chosen])
+        if distributed.same_everywhere(better, device):
+            chosen = alpha
+    return chosen, table
+
+
+def is_better(metric: str, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+    """Whether ``new`` has the better value of ``metric``; of ranks the lower one is, of all else the higher."""
+    return new[metric] < old[metric] if metric.endswith("median_rank") else new[metric] > old[metric]
+
+
+@torch.no_grad()
+def _between(name: str, start: Tensor, learned: Tensor, alpha: float) -> Tensor:
+    if ".lora_A." in name:
+        return learned.clone()
+    if not learned.is_floating_point():
+        return (start if alpha < 0.5 else learned).clone()
+    return torch.lerp(start, learned, alpha)
