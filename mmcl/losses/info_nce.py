@@ -37,19 +37,16 @@ def info_nce(
             other's negatives, and leave the denominator.
         negatives: (M, D) further keys, wrong for every query. They have no partner, so they enter the direction from
             query to key alone.
-        negative_ids: (M,) or (M, K) integers, to go with ``ids``: a further key that agrees with a query in any column
-            is the same thing, and leaves that query's denominator.
+        negative_ids: (M,) or (M, K) integers, as ``ids``: what is the same thing as a query leaves its denominator.
         symmetric: average with the direction from key to query.
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
-        label_smoothing: share ε in [0, 1) of the target that is spread evenly over all candidates of a row (what is in
-            its denominator, the partner included) instead of lying on the partner alone (Szegedy et al. 2016,
-            arXiv:1512.00567, sec. 7).
+        label_smoothing: share of the target spread evenly over what is in the denominator (arXiv:1512.00567, sec. 7).
 
     Returns:
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit, ``similarity`` is none of the three, or ``label_smoothing`` is no such share.
+        ValueError: shapes do not fit, ``similarity`` is none of the three, or ``label_smoothing`` not in [0, 1).
 
     >>> image = torch.eye(8)
     >>> info_nce(image, image).item() < 1e-4  # every image is nearest to its own text
@@ -57,8 +54,6 @@ def info_nce(
     """
     _check(query, key, ids, negatives, negative_ids)
     check_number(temperature, "temperature")
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
     with torch.autocast(query.device.type, enabled=False):
         given = [query, key] if negatives is None else [query, key, negatives]
         query, key, *further = prepare(*given, similarity=similarity)
@@ -117,6 +112,8 @@ def _check(
 
 def _cross_entropy(logits: Tensor, label_smoothing: float) -> Tensor:
     """Mean over the rows of (N, M) logits, of which row i has its partner in column i; -∞ is no candidate."""
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
     log_p = logits.log_softmax(dim=1)
     gain = log_p.diagonal()
     if label_smoothing > 0.0:
