@@ -1,0 +1,302 @@
+"""Batches of WebDataset tar shards, read as a stream that goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from mmcl.config.schema import Config, SourceConfig, TextAugmentationConfig
+from mmcl.data.identity import mix, stable_hash
+from mmcl.data.shard_columns import ShardColumn, require_columns
+from mmcl.data.shard_stream import Mixture, Order, Walk
+from mmcl.data.shards import Sample, count_samples, is_local, list_shards, shard_name
+from mmcl.data.text_augment import augment_tokens, framing_of
+from mmcl.methods import Batch
+from mmcl.models.encoder import Encoder
+from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_tower import TextTower
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+from mmcl.training.columns import choose_caption
+from mmcl.training.feed import pinned, prefetch
+from mmcl.training.workers import by_workers
+
+
+class StreamFeed:
+    """Samples of tar shards, ready to be batched: a :class:`~mmcl.training.feed.Feed`, whose arguments are explained
+    at :func:`~mmcl.training.feed.open_feed`.
+
+    Every epoch deals all shards anew, disjointly, to the workers of all processes, and each worker cuts its batches
+    from one stream that runs on from epoch to epoch: nothing is dropped. Batch ``n`` of a process is made by its worker
+    ``n % workers``. What a batch holds therefore depends on the number of processes and workers.
+
+    Without weights the shards of all sources are one pool, and each sample comes once in an epoch. With weights every
+    source runs through its own epochs. The features of frozen towers are not kept.
+    """
+
+    extra_count = 0
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        roles: dict[str, str],
+        config: Config,
+        encoder: Encoder,
+        scratch: Path,
+        *,
+        extra: dict[str, int],
+        teacher: Encoder | None = None,
+        augmented: bool,
+        device: torch.device,
+        show_progress: bool | None = None,
+        pin: bool = False,
+    ) -> None:
+        self.name = "::".join(source.source for source in sources)
+        _refuse(sources, extra, teacher)
+        self.config = config
+        self._pin = pin
+        self._stand = {"rank": distributed.rank(), "world": distributed.world_size()}
+        self.workers = max(1, config.data.workers)
+        listed = [list_shards(source.source) for source in sources]
+        self.pools, self.weights = _pools(sources, listed)
+        self._columns: list[_Column] = []
+        changes = augmented and config.text_augmentation != TextAugmentationConfig()
+        changed = config.text_augmentation if changes else None
+        for role, modality in roles.items():
+            column = ShardColumn(role, modality, config.data.columns.get(role))
+            tower = encoder.embedder(modality).tower
+            if isinstance(tower, ImageTower):
+                self._columns.append(_Pictures(column, tower))
+            else:
+                self._columns.append(_Captions(column, tower, changed))
+        for shards in listed:
+            require_columns(shards, [column.source for column in self._columns])
+        self._share = self._check_slots()
+        stated = [getattr(source, "samples", None) for source in sources]
+        self.samples = sum(n or count_samples(shards, show_progress) for n, shards in zip(stated, listed, strict=True))
+
+    def __len__(self) -> int:
+        """Batches of an epoch: the nearest number, at least 1."""
+        return max(1, round(self.samples / self.config.training.batch_size))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the shards do, as far as their names and, of local ones, their sizes tell."""
+        shards = [shard for pool in self.pools for shard in pool]
+        sizes = [Path(shard).stat().st_size if is_local(shard) else 0 for shard in shards]
+        content = repr((list(map(shard_name, shards)), sizes, self.samples))
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+    def problems(self) -> list[dict[str, str]]:
+        """None: they come with the batches."""
+        return []
+
+    def names(self, batch: Batch) -> list[str]:
+        """Shard and key of a batch's samples."""
+        return batch.names or []
+
+    def batches(self, start: int, stop: int, position: Any = None) -> Generator[Batch, None, None]:
+        """This process's share of the global batches from ``start`` up to ``stop``.
+
+        ``position`` is that of the batch before ``start``; its ``problems`` are those met since the batch before.
+
+        Raises:
+            MmclError: the position is one of another number of processes or workers; a whole pass has no sample that
+                can be used; or one cannot and ``data.on_error`` is ``fail``.
+            ValueError: ``start`` is not 0 and there is no position.
+        """
+        if start and position is None:
+            raise ValueError(f"a stream cannot jump to batch {start}; it needs the position of the batch before")
+        places = [None] * self.workers if position is None else self._places(position)
+        data, maker, numbers = self.config.data, _Maker(self, list(places), start), range(start, stop)
+        made: Iterator[Batch] = map(maker, numbers)
+        if data.workers:
+            made = by_workers(maker, numbers, data.workers, data.prefetch, maker.in_worker)
+        if self._pin:
+            made = map(pinned, made)
+        return self._placed(prefetch(made, data.prefetch), places, start)
+
+    def _placed(
+        self, made: Generator[Batch, None, None], places: list[Any], start: int
+    ) -> Generator[Batch, None, None]:
+        """The batches, each with the places of all workers after it, of which it knows its own worker's."""
+        with closing(made):
+            for number, batch in enumerate(made, start):
+                places[number % self.workers] = batch.position
+                batch.position = {**self._stand, "workers": list(places)}
+                yield batch
+
+    def _places(self, position: dict[str, Any]) -> list[Any]:
+        places = list(position["workers"])
+        if position | self._stand != position or len(places) != self.workers:
+            raise MmclError(
+                f"{self.name}: the run to go on with stopped as process {position['rank']} of {position['world']} with "
+                f"{len(places)} workers, and this is process {self._stand['rank']} of {self._stand['world']} with "
+                f"{self.workers}; launch it as it was"
+            )
+        return places
+
+    def _check_slots(self) -> int:
+        """This process's share of a batch, and a worker's of the shards: there must be one for everybody."""
+        world, batch = self._stand["world"], self.config.training.batch_size
+        if batch % world:
+            raise MmclError(f"training.batch_size {batch} cannot be divided evenly over {world} processes")
+        for pool in self.pools:
+            if len(pool) < world * self.workers:
+                raise MmclError(
+                    f"{self.name}: {len(pool)} shards cannot be dealt over {world} processes × {self.workers} workers; "
+                    "lower data.workers, or write more and smaller shards"
+                )
+        return batch // world
+
+    def stream(self, worker: int, place: dict[str, Any] | None) -> Mixture[list[Any]]:
+        """What a worker of this process reads, from ``place`` on."""
+        rank, world = self._stand["rank"], self._stand["world"]
+        order = Order(
+            self.config.seed,
+            slot=worker * world + rank,
+            slots=world * self.workers,
+            block=self.config.data.shuffle,
+        )
+        place = place or {"drawn": 0, "walks": [None] * len(self.pools)}
+        walks = [
+            Walk(
+                pool,
+                self._load,
+                order,
+                pool=number,
+                wanted={extension for column in self._columns for extension in column.source.files},
+                fail=self.config.data.on_error == "fail",
+                place=place["walks"][number],
+            )
+            for number, pool in enumerate(self.pools)
+        ]
+        return Mixture(walks, self.weights, order, place["drawn"])
+
+    def _load(self, sample: Sample) -> list[Any]:
+        return [column.load(sample) for column in self._columns]
+
+    def batch(self, stream: Mixture[list[Any]], number: int) -> Batch:
+        """Batch ``number``, the next of its worker's stream, with the stream's place after it as ``position``."""
+        samples, loaded, epochs = zip(*(stream.next() for _ in range(self._share)), strict=True)
+        names = [sample.name for sample in samples]
+        seeds = mix(torch.tensor([stable_hash(name) for name in names]), self.config.seed, torch.tensor(epochs))
+        first = number * self.config.training.batch_size + self._stand["rank"] * self._share
+        inputs: dict[str, dict[str, Tensor]] = {}
+        ids: list[Tensor] = []
+        for column, items in zip(self._columns, zip(*loaded, strict=True), strict=True):
+            inputs[column.source.role], hashes = column.collate(items, seeds)
+            ids.append(torch.tensor(hashes))
+        return Batch(
+            inputs,
+            torch.stack(ids, dim=1),
+            seeds,
+            rows=torch.arange(first, first + self._share),
+            names=names,
+            position=stream.position,
+            problems=stream.take_problems(),
+        )
+
+
+class _Column(ABC):
+    """One role of the samples, as inputs of its embedder."""
+
+    def __init__(self, source: ShardColumn) -> None:
+        self.source = source
+
+    @abstractmethod
+    def load(self, sample: Sample) -> Any:
+        """What the role is in a sample. Raises ``SampleError`` if it cannot be used."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[Any], seeds: Tensor) -> tuple[dict[str, Tensor], list[int]]:
+        """The inputs of a batch, and the identity of each item as a table's would be."""
+
+
+class _Pictures(_Column):
+    def __init__(self, source: ShardColumn, tower: ImageTower) -> None:
+        super().__init__(source)
+        self.size, self.resize = tower.size, tower.resize
+
+    def load(self, sample: Sample) -> np.ndarray:
+        return self.source.picture(sample, self.size, self.resize)
+
+    def collate(self, items: Sequence[np.ndarray], seeds: Tensor) -> tuple[dict[str, Tensor], list[int]]:
+        return {"pixels": torch.from_numpy(np.stack(items))}, [stable_hash(item.tobytes()) for item in items]
+
+
+class _Captions(_Column):
+    """Any number of captions a sample, of which its seed chooses one, and changes it where an augmentation is given."""
+
+    def __init__(self, source: ShardColumn, tower: TextTower, augmentation: TextAugmentationConfig | None) -> None:
+        super().__init__(source)
+        self.tower = tower
+        self.augmentation = augmentation
+        self.framing = framing_of(tower.tokenize) if augmentation else (0, 0)
+
+    def load(self, sample: Sample) -> list[str]:
+        return self.source.captions(sample)
+
+    def collate(self, items: Sequence[list[str]], seeds: Tensor) -> tuple[dict[str, Tensor], list[int]]:
+        chosen = choose_caption(np.array([len(texts) for texts in items]), seeds)
+        texts = [captions[number] for captions, number in zip(items, chosen, strict=True)]
+        tokens, _ = self.tower.tokenize(texts)
+        if self.augmentation is not None:
+            tokens = augment_tokens(tokens, seeds, self.augmentation, self.framing)
+        return self.tower.collate(tokens), [stable_hash(text) for text in texts]
+
+
+@dataclass
+class _Maker:
+    """Makes this process's batches, from ``start`` on: all of them, or in a worker process that worker's."""
+
+    feed: StreamFeed
+    places: list[Any]
+    start: int
+    streams: dict[int, Mixture[list[Any]]] = field(default_factory=dict)
+
+    def __call__(self, number: int) -> Batch:
+        worker, process = number % self.feed.workers, get_worker_info()
+        # The loader deals out batches in turn, from its process 0 on, so that a worker's stream is all in one process.
+        assert process is None or (number - self.start) % self.feed.workers == process.id
+        if worker not in self.streams:
+            self.streams[worker] = self.feed.stream(worker, self.places[worker])
+        return self.feed.batch(self.streams[worker], number)
+
+    def in_worker(self) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # which does not survive a fork, and says so
+
+
+def _refuse(sources: Sequence[SourceConfig], extra: dict[str, int], teacher: Encoder | None) -> None:
+    """Raise ``MmclError`` for what needs all rows at hand."""
+    first = sources[0].source
+    if extra:
+        raise MmclError(f"{first}: further texts beside a batch need a table; set method.extra_texts to 0")
+    if teacher is not None:
+        raise MmclError(f"{first}: a teacher needs a table, whose items it embeds once; leave out method.teacher")
+    for source in sources:
+        if source.split is not None:
+            raise MmclError(f"{source.source}: tar shards have no splits; leave out split '{source.split}'")
+
+
+def _pools(sources: Sequence[SourceConfig], listed: list[list[str]]) -> tuple[list[list[str]], list[float]]:
+    """Shards that are dealt together, and the weight of each pool."""
+    stated = [getattr(source, "weight", None) for source in sources]
+    weights = [weight for weight in stated if weight is not None]
+    if len(weights) == len(sources):
+        return listed, weights
+    if weights:
+        source = sources[stated.index(None)].source
+        raise MmclError(f"{source}: it has no weight and other sources have; give weights to all of them or to none")
+    return [[shard for shards in listed for shard in shards]], [1.0]
