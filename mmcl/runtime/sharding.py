@@ -21,6 +21,8 @@ def shard(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -
         parts: modules within it that are gathered one at a time, so that the whole never is.
         device: of the parameters.
     """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # a kernel in channels_last cannot be split by rows
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for part in parts:
         fully_shard(part, mesh=mesh)

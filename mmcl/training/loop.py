@@ -6,8 +6,8 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,18 @@ from mmcl.training.average import WeightAverage
 from mmcl.training.build import build_method, finish_encoder
 from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
 from mmcl.training.clock import Clock
+from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
 from mmcl.training.evaluate import evaluate
 from mmcl.training.feed import Feed, open_feed
 from mmcl.training.logs import MetricsLog, Ticker
-from mmcl.training.optim import build_optimizer, learning_rate
+from mmcl.training.optim import build_optimizer, describe_learning, freeze_groups, learning_rate
 from mmcl.training.run import Run
 from mmcl.training.run_folder import SkippedList, prepare_folder
 from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
 from mmcl.training.table_feed import TableFeed
 
 log = logging.getLogger("mmcl")
+START = "start.safetensors"  # the weights before training, in the run folder
 
 
 def train(
@@ -96,6 +98,7 @@ class Trainer:
         every = config.evaluation.every
         self.evaluate_every = max(1, round(every * len(self.feed) / settings.accumulate)) if every else self.steps
 
+        freeze_groups(self.method, settings)
         wrapped = parallel_method(self.method, settings, self.device)
         optimizer = build_optimizer(self.method, settings)
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
@@ -105,6 +108,8 @@ class Trainer:
         self.progress = Progress(data=self.feed.fingerprint)
         if checkpoints:
             self._resume(checkpoints[-1])
+        elif settings.wise_ft:
+            save_start(self.method, learned_names(self.method), folder / START)
         self.metrics = MetricsLog(
             folder, active=self.main, resume_step=self.progress.step, tensorboard=settings.tensorboard
         )
@@ -143,11 +148,13 @@ class Trainer:
                     self._save()
                     timed, since = 0, time.monotonic()  # the rate is that of learning
                     clock.restart()
+            batches.close()
+            ticker.close()
+            self._finish()
         finally:
             batches.close()
             ticker.close()
             self.metrics.close()
-        self._finish()
 
     def _step(self, taken: Sequence[Batch], step: int, rate: float) -> StepResult:
         """One optimizer step; what was skipped on the way to its batches is noted."""
@@ -217,10 +224,9 @@ class Trainer:
         name = self.config.evaluation.best
         if name is None:
             return False
-        value, best = values[name], self.progress.best
-        if best is not None and (value >= best if name.endswith("median_rank") else value <= best):
+        if self.progress.best is not None and not is_better(name, values, {name: self.progress.best}):
             return False
-        self.progress.best, self.progress.best_step = value, self.progress.step
+        self.progress.best, self.progress.best_step = values[name], self.progress.step
         return True
 
     def _finish(self) -> None:
@@ -229,7 +235,7 @@ class Trainer:
         if self.progress.best_step is not None and self.progress.best_step != step:
             step = self.progress.best_step
             load_checkpoint(self.folder / "checkpoints" / f"step-{step:08d}", self.method, None, self.average)
-        with self._judged_weights():
+        with self._judged_weights(), self._ensemble(step):
             sharding.unshard(self.method)
             if self.main:
                 self.skipped.merge()
@@ -240,6 +246,22 @@ class Trainer:
                     file.unlink()
                 log.info("model written to %s", self.folder / "model")
             distributed.barrier()
+
+    @contextmanager
+    def _ensemble(self, step: int) -> Iterator[None]:
+        """Within, the method holds the ensemble with its starting weights that judges best, if any was asked for."""
+        shares, best = self.config.training.wise_ft, self.config.evaluation.best
+        if not shares:
+            yield
+            return
+        start = load_start(self.method, learned_names(self.method), self.folder / START)
+        share, table = choose_share(self.method, start, shares, self._judge, best)
+        if self.main:
+            self.metrics.write(step, {"evaluation": table[share], "wise_ft": share})
+            told = ", ".join(f"{alpha:g}: {values[best]:.4f}" for alpha, values in table.items() if best in values)
+            log.info("weight-space ensemble: share %g of the learned weights is saved  %s", share, told)
+        with interpolated(self.method, start, share):
+            yield
 
     def _card(self, step: int) -> dict[str, Any]:
         """What the model card tells beside the architecture."""
@@ -252,6 +274,8 @@ class Trainer:
         for line in Run(self.folder).lines():
             if line["step"] == step and "evaluation" in line:
                 kinds = ("hit@", "mrr", "median_rank")
+                if "wise_ft" in line:
+                    card["training"]["wise_ft"] = line["wise_ft"]
                 card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
         return card
 
@@ -292,8 +316,7 @@ class Trainer:
         if not self.main:
             return
         log.info(
-            "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %d negatives per query, "
-            "%.1f M learned parameters, %d steps of which %d are done",
+            "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %d negatives per query, %d steps, %d of them done",
             self.config.method.name,
             self.feed.samples,
             self.feed.name,
@@ -303,10 +326,10 @@ class Trainer:
             self.precision,
             settings.batch_size * settings.accumulate,
             settings.batch_size - 1 + self.feed.extra_count,
-            sum(p.numel() for p in self.method.parameters() if p.requires_grad) / 1e6,
             self.steps,
             self.progress.step,
         )
+        log.info("learned parameters: %s", describe_learning(self.method))
         norms = [layer for layer in self.method.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         if world > 1 and any(layer.training for layer in norms):
             log.warning(
