@@ -48,9 +48,13 @@ def report(script: str | Path, rows: list[dict[str, Any]], **sizes: Any) -> None
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print rows of equal keys as a table."""
-    columns = list(rows[0])
-    cells = [columns, *[[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]]
+    """Print rows as a table; a column that a row lacks is empty there."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, *[[_cell(row.get(name, "")) for name in columns] for row in rows]]
     widths = [max(len(row[number]) for row in cells) for number in range(len(columns))]
     for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

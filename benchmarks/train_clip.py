@@ -58,6 +58,7 @@ PRECISIONS = {  # name here: open_clip's, mmcl's
     "bfloat16": ("amp_bf16", "bfloat16"),
     "float32": ("fp32", "float32"),
 }
+DTYPE_OF = {"amp": torch.float16, "amp_bf16": torch.bfloat16, "fp32": torch.float32}  # open_clip's
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class OpenClip:
             case.model, precision=precision, device=device, output_dict=True
         )
         self.args, self.loss = args, open_clip.ClipLoss()
-        self.dtype = {"amp": torch.float16, "amp_bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        self.dtype = DTYPE_OF[precision]
         tokenizer = open_clip.get_tokenizer(case.model)
         self.data = get_data(args, (train, val), tokenizer=tokenizer)
 
@@ -246,9 +247,16 @@ class Mmcl:
             yield Trainer(self.config, Path(folder) / "run", resume=False, show_progress=False)
 
 
-def compare(case: Case, table: Path, precision: str, compiled: bool, scratch: Path, args: argparse.Namespace) -> Rows:
-    """The table's rows for one model and precision."""
+def compare(case: Case, precision: str, compiled: bool, scratch: Path, args: argparse.Namespace) -> Rows:
+    """The table's rows for one model and precision.
+
+    A precision that the hardware emulates takes minutes for what else takes seconds: then an epoch is one batch, it is
+    not warmed up, and nothing but the epoch is measured.
+    """
     theirs, ours = PRECISIONS[precision]
+    slow = ceiling(args.device, DTYPE_OF[theirs]) < ceiling(args.device, torch.float32) / 2
+    case = replace(case, pairs=case.batch) if slow else case
+    table = case.write_files(scratch)
     mine = Mmcl(case, table, ours, args.device, compiled, scratch)
     contenders = {"open_clip": OpenClip(case, table, theirs, args.device, compiled), "mmcl": mine}
     rows: Rows = []
@@ -260,10 +268,12 @@ def compare(case: Case, table: Path, precision: str, compiled: bool, scratch: Pa
         rows.append(row | {"ratio": speed["mmcl"] / speed["open_clip"], **more})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
 
-    steps = medians({name: contender.step for name, contender in contenders.items()}, args.rounds)
-    add("step", case.batch, steps, **({} if compiled else _shares(contenders, steps, args.device)))
+    if not slow:
+        steps = medians({name: contender.step for name, contender in contenders.items()}, args.rounds)
+        add("step", case.batch, steps, **({} if compiled else _shares(contenders, steps, args.device)))
     if not compiled:  # every run of mmcl's compiles anew, which would be most of a short epoch
-        later = medians({name: contender.epoch for name, contender in contenders.items()}, args.rounds)
+        epochs = {name: contender.epoch for name, contender in contenders.items()}
+        later = medians(epochs, args.rounds, warm_up=not slow)
         first = medians({"mmcl": mine.first_epoch}, args.rounds)
         add("epoch", case.pairs, later)
         add("first epoch", case.pairs, later | first)
@@ -271,13 +281,13 @@ def compare(case: Case, table: Path, precision: str, compiled: bool, scratch: Pa
     return rows
 
 
-def medians(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def medians(contenders: dict[str, Callable[[], float]], rounds: int, warm_up: bool = True) -> dict[str, float]:
     """Median of the seconds that each returns; every round has all of them, after one that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_up):
         for name, timed in contenders.items():
             taken = timed()
-            if number:
+            if number >= warm_up:
                 seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -294,11 +304,11 @@ def _shares(contenders: dict[str, Any], seconds: dict[str, float], device: str) 
 
 
 def ceiling(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of ten."""
-    size = 8192 if device == "cuda" else 1024
+    """FLOP/s of a large matrix product, the best of several."""
+    size, times = (8192, 10) if device == "cuda" else (1024, 5)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
-    for _ in range(10):
+    for _ in range(times):
         _wait(device)
         start = time.perf_counter()
         torch.mm(a, b)
@@ -350,13 +360,10 @@ def main() -> None:
         os.environ["MMCL_CACHE"] = str(scratch / "cache")
         (scratch / "small-resnet.json").write_text(json.dumps(SMALL_RESNET), encoding="utf-8")
         open_clip.add_model_config(scratch / "small-resnet.json")
-        for name, case in cases(args).items():
-            files = scratch / name
-            files.mkdir()
-            table = case.write_files(files)
-            for precision, compiled in itertools.product(precisions, (False, True)):
-                if args.device == "cuda" or not compiled:
-                    rows += compare(case, table, precision, compiled, scratch, args)
+        variants = (False, True) if args.device == "cuda" else (False,)
+        for case, precision, compiled in itertools.product(cases(args).values(), precisions, variants):
+            with tempfile.TemporaryDirectory(dir=scratch) as files:
+                rows += compare(case, precision, compiled, Path(files), args)
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
