@@ -11,7 +11,7 @@ from typing import TextIO
 import typer
 
 from mmcl import __version__
-from mmcl.cli import config, data, encode, evaluate, index, quickstart, train
+from mmcl.cli import config, data, encode, evaluate, export, index, quickstart, tokenizer, train
 from mmcl.runtime.errors import MmclError
 
 app = typer.Typer(
@@ -28,7 +28,9 @@ app.command("encode")(encode.encode)
 app.add_typer(index.app, name="index")
 app.command("search")(index.search)
 app.add_typer(evaluate.app, name="eval")
+app.command("export")(export.export)
 app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(config.app, name="config")
 
 

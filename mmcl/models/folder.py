@@ -113,13 +113,14 @@ def save(encoder: Encoder, folder: Path) -> Path:
     }
     with atomic_folder(folder) as beside:
         if _suits_sentence_transformers(encoder):
-            _save_sentence_transformers(encoder, beside)
+            save_sentence_transformers(encoder.embedder("text"), beside)
         else:
             save_tensors(beside / WEIGHTS, encoder.embedders.state_dict())
             if "text" in encoder.modalities:
                 cast(TextTower, encoder.embedder("text").tower).save_tokenizer(beside)
         if "image" in encoder.modalities:
-            _write_json(beside / "preprocessor_config.json", _preprocessor(encoder))
+            spec = cast(ImageTower, encoder.embedder("image").tower).spec
+            _write_json(beside / "preprocessor_config.json", preprocessor(spec))
         _write_json(beside / DESCRIPTION, description)
         (beside / "README.md").write_text(model_card(encoder), encoding="utf-8")
     encoder.path = folder
@@ -169,9 +170,8 @@ def _suits_sentence_transformers(encoder: Encoder) -> bool:
     return cast(TextTower, encoder.embedder("text").tower).pooling in POOLINGS
 
 
-def _save_sentence_transformers(encoder: Encoder, folder: Path) -> None:
+def save_sentence_transformers(embedder: Embedder, folder: Path) -> None:
     """transformers' own files, and the small files by which sentence-transformers finds pooling and head."""
-    embedder = encoder.embedder("text")
     tower = cast(TextTower, embedder.tower)
     with quiet_transformers():
         tower.net.save_pretrained(folder)
@@ -218,9 +218,8 @@ def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
         load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)
 
 
-def _preprocessor(encoder: Encoder) -> dict[str, Any]:
-    """The picture's way to pixels, in the vocabulary of transformers' image processors."""
-    spec = cast(ImageTower, encoder.embedder("image").tower).spec
+def preprocessor(spec: dict[str, Any]) -> dict[str, Any]:
+    """The picture's way to pixels by an image tower's spec, in the vocabulary of transformers' image processors."""
     crop = spec["resize"].startswith("crop")
     side = {"height": spec["size"], "width": spec["size"]}
     return {

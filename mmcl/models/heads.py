@@ -27,6 +27,11 @@ class Head(nn.Sequential):
         }
         super().__init__(nn.Dropout(config.dropout), *layers[config.kind])
 
+    def set_dropout(self, rate: float) -> None:
+        """Drop another share of the features in training."""
+        self.config = self.config.model_copy(update={"dropout": rate})
+        self[0] = nn.Dropout(rate)
+
     def linear_layers(self) -> list[nn.Linear]:
         """Its linear layers, in order."""
         return [layer for layer in self if isinstance(layer, nn.Linear)]

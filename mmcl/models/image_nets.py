@@ -91,7 +91,7 @@ def _open_clip(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, di
         net, (mean, std) = whole.visual, colours(tag)
     else:
         net, (mean, std) = visual_net(half), colours({})
-    about = {"library": "open_clip", "name": config.name, "config": half, "mean": mean, "std": std}
+    about: dict[str, Any] = {"library": "open_clip", "name": config.name, "config": half, "mean": mean, "std": std}
     if hasattr(net, "set_input_size") and size != native:  # timm's, which are built at their own size
         net.set_input_size(size)
         about["resized"] = True

@@ -185,9 +185,10 @@ def assemble(
         folder: where the tokenizer's files may be.
     """
     dim = int(config["embed_dim"])
-    spec = {"library": "open_clip", "name": f"open_clip:{name}", "config": tower_config(config, "vision_cfg")}
+    called = f"open_clip:{name}"
+    spec = {"library": "open_clip", "name": called, "config": tower_config(config, "vision_cfg")}
     image = ImageTower(whole.visual, {**spec, **_preprocessing(name, whole.visual, pictures)})
-    text = OpenClipTextTower.create(spec["name"], tower_config(config, "text_cfg"), whole.text, folder)
+    text = OpenClipTextTower.create(called, tower_config(config, "text_cfg"), whole.text, folder)
     towers: tuple[ImageTower, OpenClipTextTower] = (image, text)
     head = HeadConfig(kind="none")
     embedders = {tower.modality: Embedder(tower, Head(head, tower.width, dim)) for tower in towers}
@@ -215,9 +216,9 @@ def _preprocessing(name: str, visual: Any, pictures: Mapping[str, Any]) -> dict[
     how = pictures.get("resize_mode") or "shortest"
     resize = {"shortest": "crop", "squash": "squash", "longest": "pad"}[how]
     bilinear = pictures.get("interpolation") == "bilinear"
-    if resize == "pad":
-        log.warning("%s: was trained on pictures padded in another colour; here they are padded white", name)
-    elif bilinear:
+    if resize == "pad" and (bilinear or pictures.get("fill_color") != 255):
+        log.warning("%s: was trained on pictures padded in another way than here: white, bicubic", name)
+    elif bilinear and resize != "pad":
         resize += "-bilinear"
     mean, std = colours(pictures)
     return {"size": int(sides[0]), "resize": resize, "mean": mean, "std": std}

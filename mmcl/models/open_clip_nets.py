@@ -104,23 +104,23 @@ def fill(model: Any, state: Mapping[str, Tensor], where: str) -> None:
     from open_clip.factory import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
-    state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's captions
+    kept = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's captions
     try:
-        state = convert_state_dict(model, state)
-        if "positional_embedding" in state:
-            state = convert_to_custom_text_state_dict(state)
-        state.pop("text.transformer.embeddings.position_ids", None)  # transformers kept it until 4.31
+        kept = convert_state_dict(model, kept)
+        if "positional_embedding" in kept:
+            kept = convert_to_custom_text_state_dict(kept)
+        kept.pop("text.transformer.embeddings.position_ids", None)  # transformers kept it until 4.31
         if model.logit_bias is not None:
-            state.setdefault("logit_bias", torch.zeros_like(model.logit_bias))
-        elif "logit_bias" in state:
+            kept.setdefault("logit_bias", torch.zeros_like(model.logit_bias))
+        elif "logit_bias" in kept:
             model.logit_bias = nn.Parameter(torch.zeros_like(model.logit_scale))
-        for key in {"logit_scale", "logit_bias"} & state.keys():
-            state[key] = state[key].reshape(getattr(model, key).shape)
+        for key in {"logit_scale", "logit_bias"} & kept.keys():
+            kept[key] = kept[key].reshape(getattr(model, key).shape)
         with quiet():
-            resize_pos_embed(state, model)
+            resize_pos_embed(kept, model)
             if getattr(model.text, "positional_embedding", None) is not None:
-                resize_text_pos_embed(state, model)
-        model.load_state_dict(state)  # which also brings half precision to float32
+                resize_text_pos_embed(kept, model)
+        model.load_state_dict(kept)  # which also brings half precision to float32
     except (RuntimeError, KeyError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MmclError(f"{where}: not the weights of this architecture: {reason}") from None

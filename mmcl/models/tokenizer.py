@@ -5,11 +5,19 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 from mmcl.config.schema import TokenizerConfig
+from mmcl.data.rows import Rows
+from mmcl.data.tokens import texts_of
+from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_folder
 
 log = logging.getLogger("mmcl")
+VERY_LONG = 1_000_000  # the model sets the limit, not a tokenizer that is trained apart from it
+_BLOCK = 10_000
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<s>", "</s>"
 
 
@@ -48,6 +56,40 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
         cure = "give more text or another model.text.tokenizer.vocab_size"
         raise MmclError(f"the tokenizer cannot be trained on these captions; {cure} ({error})") from None
     return to_transformers(model.getvalue(), max_tokens)
+
+
+def save_trained(rows: Rows, column: str, config: TokenizerConfig, folder: Path):  # type: ignore[no-untyped-def]
+    """Train a tokenizer on the texts of ``column``, a text or a list of them a row, and write it into ``folder``.
+
+    Returns:
+        The tokenizer, and the first text that is not empty.
+
+    Raises:
+        MmclError: there is no such column or nothing to learn from, or ``folder`` holds something else.
+    """
+    rows.require([column])
+    folder = folder.expanduser()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "tokenizer.json").is_file()):
+        raise MmclError(f"{folder}: exists and is no tokenizer, so it is not replaced; choose another")
+    if (folder / "config.json").is_file() or (folder / "mmcl.json").is_file():
+        raise MmclError(f"{folder}: holds a model, which is not replaced by a tokenizer; choose another")
+    example = next((text for text in _texts(rows, column) if text.strip()), "")
+    tokenizer = train_tokenizer(_texts(rows, column), config, max_tokens=VERY_LONG)
+    with atomic_folder(folder) as beside, full_disk_is_oserror(beside):
+        tokenizer.save_pretrained(beside)
+    return tokenizer, example
+
+
+def segmentation(tokenizer: Any, text: str) -> str:
+    """The pieces that ``text`` is split into, such as ``▁two ▁dog s``."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return " ".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def _texts(rows: Rows, column: str) -> Iterator[str]:
+    for start in range(0, len(rows), _BLOCK):
+        for value in rows.select(range(start, min(start + _BLOCK, len(rows)))).texts(column):
+            yield from texts_of(value)
 
 
 def open_tokenizer(name: str):  # type: ignore[no-untyped-def]

@@ -1,0 +1,29 @@
+"""mmcl export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
+    to: Annotated[
+        Literal["open-clip", "transformers", "sentence-transformers"],
+        typer.Option(help="The library to write for.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+) -> None:
+    """Write a model as a folder that another library opens, with equal outputs there."""
+    import mmcl
+    from mmcl.models.export import export as run
+
+    folder = run(mmcl.load(model), to, out)
+    opened = {
+        "open-clip": f'open_clip.create_model_and_transforms("local-dir:{folder}")',
+        "transformers": f'AutoModel.from_pretrained("{folder}")',
+        "sentence-transformers": f'SentenceTransformer("{folder}")',
+    }
+    print(f"{folder}: opens by {opened[to]}")

@@ -1,0 +1,201 @@
+"""A model in the format of another library: open_clip, transformers or sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.models.embedder import Embedder
+from mmcl.models.encoder import Encoder
+from mmcl.models.folder import DESCRIPTION, preprocessor, save_sentence_transformers
+from mmcl.models.image_tower import ImageTower
+from mmcl.models.open_clip_models import CONFIG
+from mmcl.models.open_clip_text import OpenClipTextTower
+from mmcl.models.pooling import POOLINGS
+from mmcl.models.text_tower import TextTower
+from mmcl.models.transformers_nets import quiet_transformers, rebuild
+from mmcl.models.weights import save_tensors
+from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import atomic_folder
+
+_UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
+
+
+def export(encoder: Encoder, to: str, folder: Path) -> Path:
+    """Write ``encoder`` as a folder of another library's, with equal outputs there.
+
+    Args:
+        encoder: to be exported.
+        to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
+            (``AutoModel.from_pretrained``) or ``sentence-transformers`` (``SentenceTransformer``).
+        folder: to be written; it has to be new, empty or an earlier export.
+
+    Raises:
+        MmclError: that library has no such model: the message says why.
+    """
+    ways = {
+        "open-clip": _to_open_clip,
+        "transformers": _to_transformers,
+        "sentence-transformers": _to_sentence_transformers,
+    }
+    if to not in ways:
+        raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
+    folder = folder.expanduser()
+    earlier = any((folder / name).is_file() for name in (CONFIG, "config.json"))
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not earlier):
+        raise MmclError(f"{folder}: exists and is no export, so it is not replaced; choose another")
+    if (folder / DESCRIPTION).is_file():
+        raise MmclError(f"{folder}: is a model folder, which is not replaced by an export; choose another")
+    with torch.no_grad(), atomic_folder(folder) as beside:
+        ways[to](encoder, beside)
+    return folder
+
+
+def _to_open_clip(encoder: Encoder, folder: Path) -> None:
+    why = "open-clip needs an image and a text tower of open_clip's"
+    if encoder.modalities != {"image", "text"}:
+        raise MmclError(f"{why}; '{encoder.name}' embeds {' and '.join(encoder.modalities)} only")
+    image, text = encoder.embedder("image"), encoder.embedder("text")
+    seeing, reading = cast(ImageTower, image.tower), cast(TextTower, text.tower)
+    if seeing.spec.get("library") != "open_clip" or not isinstance(reading, OpenClipTextTower):
+        other = seeing.spec["name"] if seeing.spec.get("library") != "open_clip" else type(reading.net).__name__
+        raise MmclError(f"{why}; '{encoder.name}' has {other}")
+    state = _folded(image, "visual") | _folded(text, "text")
+    state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
+    config = _model_config(encoder, seeing.spec, reading.spec())
+    if encoder.logit_bias is not None:
+        config["init_logit_bias"] = encoder.logit_bias
+        state["logit_bias"] = torch.tensor(encoder.logit_bias)
+    description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(seeing.spec)}
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    save_tensors(folder / "open_clip_model.safetensors", state)
+    reading.save_tokenizer(folder)
+    if hf := reading.spec()["config"]["text_cfg"].get("hf_config"):
+        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_config(encoder: Encoder, image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's config of both towers together."""
+    seen, read = image["config"], text["config"]
+    if image.get("resized"):
+        raise MmclError(f"open-clip builds '{image['name']}' for another picture size than {image['size']} only")
+    vision_cfg, text_cfg = dict(seen["vision_cfg"]), dict(read["text_cfg"])
+    if text_cfg.pop("hf_config", None):
+        text_cfg["hf_model_pretrained"] = False
+    # A ResNet and timm's networks have activations of their own, and so have transformers' text models.
+    own = "timm_model_name" in vision_cfg or isinstance(vision_cfg.get("layers"), (list, tuple))
+    indifferent = [own, "hf_model_name" in text_cfg]
+    if seen["quick_gelu"] != read["quick_gelu"] and not any(indifferent):
+        raise MmclError(f"open-clip has one activation for both towers; '{encoder.name}' has QuickGELU in one of them")
+    quick = read["quick_gelu"] if own else seen["quick_gelu"]
+    config = {"embed_dim": encoder.dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg, "custom_text": True}
+    return config | ({"quick_gelu": True} if quick else {})
+
+
+def _folded(embedder: Embedder, half: str) -> dict[str, Tensor]:
+    """A tower's weights under open_clip's names, with a linear head multiplied into its projection."""
+    state = {f"{half}.{name}": tensor.clone() for name, tensor in embedder.tower.net.state_dict().items()}
+    kind = embedder.head.config.kind
+    if kind == "none":
+        return state
+    if kind != "linear":
+        raise MmclError(f"open-clip has no {kind} heads; '{half}' can be exported with a head of kind none or linear")
+    weight = embedder.head.linear_layers()[0].weight.to("cpu", torch.float64)  # (D, width)
+    projection = next(
+        (name for name in ("proj", "text_projection", "attnpool.c_proj", "head.proj", "proj.weight")
+         if f"{half}.{name}" in state or f"{half}.{name}.weight" in state),
+        None,
+    )  # fmt: skip
+    if projection is None:
+        raise MmclError(f"the head cannot be multiplied into a projection: open_clip's '{half}' tower here has none")
+    name = f"{half}.{projection}"
+    if name in state and not name.endswith(".weight"):  # a parameter (inner, width), which stands on the right
+        state[name] = (state[name].cpu().double() @ weight.T).float()
+        return state
+    for part in ("weight", "bias"):
+        if (full := f"{name.removesuffix('.weight')}.{part}") in state:
+            state[full] = (weight @ state[full].cpu().double()).float()
+    return state
+
+
+def _preprocess_config(spec: dict[str, Any]) -> dict[str, Any]:
+    how = spec["resize"].split("-")[0]
+    return {
+        "size": spec["size"],
+        "mode": "RGB",
+        "mean": spec["mean"],
+        "std": spec["std"],
+        "interpolation": "bilinear" if spec["resize"].endswith("-bilinear") else "bicubic",
+        "resize_mode": {"crop": "shortest", "squash": "squash", "pad": "longest"}[how],
+        "fill_color": 255 if how == "pad" else 0,
+    }
+
+
+def _to_transformers(encoder: Encoder, folder: Path) -> None:
+    for modality in sorted(encoder.modalities):
+        embedder = encoder.embedder(modality)
+        if not _is_transformers(embedder):
+            raise MmclError(f"transformers needs towers of its own; the {modality} tower of '{encoder.name}' is not")
+        if embedder.head.config.kind != "none":
+            raise MmclError(f"transformers has no place for the {modality} head of '{encoder.name}'; it would be lost")
+    if len(encoder.modalities) == 1:
+        model = encoder.embedder(next(iter(encoder.modalities))).tower.net
+    else:
+        model = _whole(encoder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    if "text" in encoder.modalities:
+        cast(TextTower, encoder.embedder("text").tower).save_tokenizer(folder)
+    if "image" in encoder.modalities:
+        spec = cast(ImageTower, encoder.embedder("image").tower).spec
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n")
+
+
+def _is_transformers(embedder: Embedder) -> bool:
+    tower = embedder.tower
+    if isinstance(tower, ImageTower):
+        return bool(tower.spec.get("library") == "transformers")
+    return not isinstance(tower, OpenClipTextTower)
+
+
+def _whole(encoder: Encoder) -> nn.Module:
+    """The ``CLIPModel`` or ``SiglipModel`` that the two halves are of."""
+    from transformers import CLIPConfig, SiglipConfig
+
+    halves = {modality: encoder.embedder(modality).tower.net for modality in ("image", "text")}
+    types = {net.config.model_type for net in halves.values()}
+    settings = {
+        "vision_config": halves["image"].config.to_diff_dict(),
+        "text_config": halves["text"].config.to_diff_dict(),
+    }
+    prefixes = {"vision_model.": halves["image"], "text_model.": halves["text"]}
+    config: Any
+    if types == {"clip_vision_model", "clip_text_model"}:
+        config = CLIPConfig(**settings, projection_dim=encoder.dim)
+        state = {name: tensor for net in halves.values() for name, tensor in net.state_dict().items()}
+    elif types == {"siglip_vision_model", "siglip_text_model"}:
+        config = SiglipConfig(**settings)
+        state = {prefix + name: tensor for prefix, net in prefixes.items() for name, tensor in net.state_dict().items()}
+        state["logit_bias"] = torch.tensor([encoder.logit_bias or 0.0])
+    else:
+        kinds = " with ".join(sorted(types))
+        raise MmclError(f"transformers has no model of {kinds}; only the halves of a CLIPModel or SiglipModel are one")
+    scale = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
+    model = rebuild(config.to_diff_dict())
+    state["logit_scale"] = scale.reshape(model.logit_scale.shape)
+    model.load_state_dict(state)
+    return model
+
+
+def _to_sentence_transformers(encoder: Encoder, folder: Path) -> None:
+    if "text" not in encoder.modalities:
+        raise MmclError(f"sentence-transformers needs a text tower; '{encoder.name}' embeds images only")
+    embedder = encoder.embedder("text")
+    if cast(TextTower, embedder.tower).pooling not in POOLINGS:
+        raise MmclError(f"sentence-transformers cannot pool as the text tower of '{encoder.name}' does")
+    save_sentence_transformers(embedder, folder)

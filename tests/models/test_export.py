@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import mmcl
+from mmcl.config.schema import HeadConfig, ImageConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
+from mmcl.models.embedder import Embedder
+from mmcl.models.encoder import Encoder
+from mmcl.models.export import export
+from mmcl.models.heads import Head
+from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_tower import TextTower
+from mmcl.models.tokenizer import train_tokenizer
+from mmcl.runtime.errors import MmclError
+
+from .conftest import CAPTIONS, TEXT, TINY, library_features, open_clip_folder, open_library, pictures
+from .test_transformers_clip import clip_folder, siglip_folder
+from .test_transformers_clip import library_features as transformers_features
+
+SHORT = CAPTIONS[:3]
+
+
+def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="linear", size=32, dim=12):
+    """An encoder as a training run builds it, with weights that are no library's."""
+    torch.manual_seed(1)
+    settings = TextTowerConfig(name=text, width=32, layers=1, heads=2, dropout=0.0)
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20) if text == "scratch" else None
+    towers = (
+        ImageTower.build(ImageTowerConfig(name=image), ImageConfig(size=size, resize="squash")),
+        TextTower.build(settings, tokenizer),
+    )
+    embedders = {tower.modality: Embedder(tower, Head(HeadConfig(kind=head), tower.width, dim)) for tower in towers}
+    return Encoder(embedders, dim, "ours")
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("image", ["open_clip:tiny-ViT", "open_clip:tiny-RN"])
+def test_a_model_trained_here_opens_in_open_clip_with_its_head_folded_in(tmp_path, image):
+    encoder = trained_here(image=image, size=64)
+    encoder.logit_scale, encoder.logit_bias = 2.5, -7.0
+    with torch.no_grad():
+        for name, buffer in encoder.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(0.1)
+    folder = export(encoder, "open-clip", tmp_path / "theirs")
+    library = open_library(folder)
+    images, texts = library_features(*library)
+    np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
+    assert (library[0].logit_scale.item(), library[0].logit_bias.item()) == (2.5, -7.0)
+    again = mmcl.load(folder)
+    np.testing.assert_allclose(again.encode(CAPTIONS), texts, atol=1e-5)
+    assert (again.logit_scale, again.logit_bias) == (2.5, -7.0)
+
+
+def test_what_came_from_open_clip_goes_back_unchanged(tmp_path):
+    bidirectional = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+    config = {**TINY, "quick_gelu": True, "text_cfg": bidirectional, "custom_text": True}
+    expected = library_features(*open_clip_folder(tmp_path / "theirs", config, mean=[0.4] * 3, resize_mode="squash"))
+    mmcl.load(tmp_path / "theirs").save(tmp_path / "ours")
+    export(mmcl.load(tmp_path / "ours"), "open-clip", tmp_path / "back")
+    for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-32-quickgelu"])
+def test_the_real_architectures_go_back_and_forth(tmp_path, name):
+    expected = library_features(*open_clip_folder(tmp_path / name, open_clip.get_model_config(name)))
+    export(mmcl.load(tmp_path / name), "open-clip", tmp_path / "back")
+    for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [clip_folder, siglip_folder])
+def test_what_came_from_transformers_goes_back(tmp_path, make):
+    model, tokenizer, processor = make(tmp_path / "theirs")
+    expected = transformers_features(model, tokenizer, processor)
+    encoder = mmcl.load(tmp_path / "theirs")
+    encoder.logit_scale = 1.25
+    export(encoder, "transformers", tmp_path / "back")
+    again = type(model).from_pretrained(tmp_path / "back").eval()
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    processor = type(processor).from_pretrained(tmp_path / "back")
+    for ours, theirs in zip(transformers_features(again, tokenizer, processor), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert again.logit_scale.item() == 1.25
+    np.testing.assert_allclose(mmcl.load(tmp_path / "back").encode(CAPTIONS), expected[1], atol=1e-5)
+
+
+def test_single_towers_go_to_transformers_and_sentence_transformers(tmp_path):
+    from transformers import AutoModel
+
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20)
+    settings = TextTowerConfig(width=32, layers=1, heads=2, dropout=0.0)
+    tower = TextTower.build(settings, tokenizer)
+    text = Encoder({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words").eval()
+    export(text, "transformers", tmp_path / "plain")
+    net = AutoModel.from_pretrained(tmp_path / "plain").eval()
+    inputs = tower.collate(tower.tokenize(SHORT)[0])
+    with torch.no_grad():
+        states = net(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
+    pooled = states.sum(dim=1) / inputs["attention_mask"].sum(dim=1, keepdim=True)
+    np.testing.assert_allclose(text.encode(SHORT), normalize(pooled, dim=1), atol=1e-5)
+    export(text, "sentence-transformers", tmp_path / "sentences")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "sentences"), device="cpu")
+    np.testing.assert_allclose(theirs.encode(SHORT), text.encode(SHORT), atol=1e-5)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_has_no_place_in_a_library_is_refused_with_the_reason(tmp_path):
+    towers = trained_here()
+    for encoder, to, message in (
+        (trained_here(head="mlp"), "open-clip", "no mlp heads"),
+        (trained_here(text="open_clip:tiny-ViT-quickgelu"), "open-clip", "one activation"),
+        (trained_here(text="scratch"), "open-clip", "has BertModel"),
+        (towers, "transformers", "image tower of 'ours' is not"),
+        (towers, "sentence-transformers", "cannot pool"),
+        (towers, "open-flip", "did you mean 'open-clip'"),
+    ):
+        with pytest.raises(MmclError, match=message):
+            export(encoder, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    towers.save(tmp_path / "model")
+    with pytest.raises(MmclError, match="not replaced"):
+        export(towers, "open-clip", tmp_path / "model")
