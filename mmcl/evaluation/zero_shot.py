@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,14 +38,35 @@ class ZeroShotScores:
     """top@1 of each class that has images, by its name or number."""
     ranks: np.ndarray
     """(N,) the 1-based rank of each image's own class."""
+    labels: np.ndarray
+    """(N,) the number of each image's own class."""
+    query_ids: list[Any]
+    """What the N images are called: row numbers, or ids where they come from a table."""
+    clip_benchmark: dict[str, float]
+    """acc1, acc5 (of 5 classes and more) and mean_per_class_recall, as clip_benchmark and open_clip count them: of
+    classes with the same vector, because they have the same name, the first is the model's answer."""
     classes: int
     empty_classes: int
     """Classes without an image: they are offered as answers, and are not in mean_per_class."""
+    data: str = ""
+    """Equal for models that were judged on the same rows of a table; else empty."""
 
     @property
     def images(self) -> int:
         """Number of images classified."""
         return len(self.ranks)
+
+    @property
+    def per_query(self) -> dict[str, np.ndarray]:
+        """(N,) values of each image whose mean is the metric."""
+        values = {
+            name: (self.ranks <= int(name.removeprefix("top@"))).astype(np.float64)
+            for name in self.metrics
+            if name.startswith("top@")
+        }
+        _, own, sizes = np.unique(self.labels, return_inverse=True, return_counts=True)
+        # A mean over classes is a mean over images in which each class weighs the same.
+        return values | {"mean_per_class": (self.ranks == 1) * len(own) / (len(sizes) * sizes[own])}
 
     def chance(self) -> dict[str, float]:
         """What a random guess is expected to score."""
@@ -58,6 +81,7 @@ class ZeroShotScores:
             "metrics": dict(self.metrics),
             "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
             "chance": self.chance(),
+            "clip_benchmark": dict(self.clip_benchmark),
             "per_class": {str(name): value for name, value in self.per_class.items()},
             "images": self.images,
             "classes": self.classes,
@@ -65,13 +89,16 @@ class ZeroShotScores:
         }
 
 
-def classifier(encoder: Encodes, names: Sequence[str], templates: str | Sequence[str] = ("{}",)) -> np.ndarray:
+def classifier(
+    encoder: Encodes, names: Sequence[str], templates: str | Path | Sequence[str | Path] = ("{}",)
+) -> np.ndarray:
     """One unit vector a class: the mean over the templates of the normalised embedding of its name in each.
 
     Args:
         encoder: anything with ``encode(texts) -> (N, D)``.
         names: C class names.
-        templates: sentences with ``{}`` or ``{name}`` where the name goes, or the name of a set in ``TEMPLATES``.
+        templates: sentences with ``{}`` or ``{name}`` where the name goes, names of sets of them such as ``openai``,
+            or files; see ``mmcl.evaluation.templates.resolve``.
 
     Returns:
         (C, D) float32.
@@ -82,14 +109,16 @@ def classifier(encoder: Encodes, names: Sequence[str], templates: str | Sequence
     sentences = resolve(templates)
     if isinstance(names, str) or not names:
         raise MmclError("names: give a list of class names, such as ['cat', 'dog']")
+    distinct = list(dict.fromkeys(names))  # embedded once, so that classes of one name have exactly the same vector
     step = max(1, _SENTENCES // len(sentences))
     parts = []
-    for start in range(0, len(names), step):
-        some = names[start : start + step]
+    for start in range(0, len(distinct), step):
+        some = distinct[start : start + step]
         vectors = encoder.encode([fill(template, name) for name in some for template in sentences])
         ensemble = _unit(_array("class names", vectors)).reshape(len(some), len(sentences), -1)
         parts.append(_unit(ensemble.mean(1)))
-    return np.concatenate(parts)
+    place = {name: number for number, name in enumerate(distinct)}
+    return np.concatenate(parts)[[place[name] for name in names]]
 
 
 def zero_shot(
@@ -106,7 +135,9 @@ def zero_shot(
 ) -> ZeroShotScores:
     """Accuracy of choosing the class whose vector is nearest, by cosine, to the image's.
 
-    A tie never helps: an image that lies as near to another class as to its own counts as the other's.
+    A tie never helps: an image that lies as near to another class as to its own counts as the other's. ImageNet's
+    list has "missile" and "sunglasses" twice, and the images of those four classes can therefore not be right;
+    ``clip_benchmark`` holds the numbers in which the first of such twins is taken.
 
     Args:
         images: (N, D) vectors; or, with ``encoder``, a list of N images.
@@ -138,14 +169,15 @@ def zero_shot(
     )
     sizes = np.bincount(label, minlength=count)
     correct = np.bincount(label[ranks == 1], minlength=count)
-    keys = list(range(count) if names is None else names)
+    keys = list(range(count)) if names is None else _distinguished(names)
     return ZeroShotScores(
         metrics=metrics,
         intervals=intervals,
-        per_class={
-            keys[number]: int(correct[number]) / int(sizes[number]) for number in np.flatnonzero(sizes).tolist()
-        },
+        per_class={keys[code]: int(correct[code]) / int(sizes[code]) for code in np.flatnonzero(sizes).tolist()},
         ranks=ranks,
+        labels=label,
+        query_ids=list(range(len(label))),
+        clip_benchmark=_clip_benchmark(ranks - _later_twins(class_vectors)[label], label, count),
         classes=count,
         empty_classes=int((sizes == 0).sum()),
     )
@@ -155,6 +187,32 @@ def _statistic(ranks: np.ndarray, label: np.ndarray, ks: Iterable[int]) -> boots
     top = bootstrapping.means({f"top@{k}": (ranks <= k).astype(np.float64) for k in ks})
     per_class = bootstrapping.group_means((ranks == 1).astype(np.float64), label)
     return lambda counts: top(counts) | {"mean_per_class": per_class(counts)}
+
+
+def _distinguished(names: Sequence[str]) -> list[str]:
+    """The names, with the number of the class behind those that stand for several."""
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+
+
+def _clip_benchmark(ranks: np.ndarray, label: np.ndarray, classes: int) -> dict[str, float]:
+    """The metrics of CLIP_benchmark's ``zeroshot_classification`` (Cherti and Beaumont 2022), by its names."""
+    values = {"acc1": float((ranks <= 1).mean())}
+    if classes >= 5:
+        values["acc5"] = float((ranks <= 5).mean())
+    per_class = bootstrapping.group_means((ranks == 1).astype(np.float64), label)
+    return values | {"mean_per_class_recall": float(per_class(np.ones((1, len(label))))[0])}
+
+
+def _later_twins(class_vectors: Vectors) -> np.ndarray:
+    """(C,): how many later classes have exactly the same vector; each put an image's own class one rank lower."""
+    vectors = class_vectors.cpu().numpy() if isinstance(class_vectors, torch.Tensor) else np.asarray(class_vectors)
+    of, sizes = np.unique(vectors, axis=0, return_inverse=True, return_counts=True)[1:]
+    of = of.reshape(-1)
+    order = np.argsort(of, kind="stable")
+    later = np.empty_like(of)
+    later[order] = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(of)) - 1
+    return later
 
 
 def _labels(given: Sequence[int] | np.ndarray, images: int, classes: int) -> np.ndarray:
