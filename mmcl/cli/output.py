@@ -34,7 +34,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     cells = [[_show(value) for value in row] for row in rows]
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, column in enumerate(columns):
-        numeric = all(row[number].strip("%–-.,0123456789 ×") == "" for row in cells)
+        numeric = all(row[number].strip("%–-+.,0123456789 ×") == "" for row in cells)
         table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
     for row in cells:
         table.add_row(*row)

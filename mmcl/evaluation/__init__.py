@@ -1,5 +1,9 @@
-"""How good are the embeddings: retrieval and zero-shot classification, exact and with intervals."""
+"""How good are the embeddings: retrieval, zero-shot classification and geometry, and whether one model is better."""
 
+from mmcl.evaluation.compare import Comparison as Comparison
+from mmcl.evaluation.compare import compare as compare
+from mmcl.evaluation.diagnostics import Diagnostics as Diagnostics
+from mmcl.evaluation.diagnostics import diagnose as diagnose
 from mmcl.evaluation.ranking import Judgements as Judgements
 from mmcl.evaluation.ranking import relevant_ranks as relevant_ranks
 from mmcl.evaluation.retrieval import Scores as Scores

@@ -75,6 +75,29 @@ def codes(name: str, values: Iterable[Hashable], length: int) -> np.ndarray:
     return np.fromiter((known.setdefault(value, len(known)) for value in values), dtype=np.int64, count=length)
 
 
+def owners(given: Sequence[int] | np.ndarray | None, images: int, texts: int, names: tuple[str, str]) -> np.ndarray:
+    """(texts,) the row of each text's image; by default text j belongs to image j."""
+    argument = f"{names[0]}_of_{names[1]}"
+    if given is None:
+        if images != texts:
+            raise MmclError(
+                f"{images} {names[0]} and {texts} {names[1]} vectors: say with {argument} what belongs to what"
+            )
+        return np.arange(texts)
+    owner = np.asarray(given)
+    if owner.shape != (texts,) or owner.dtype.kind not in "iu":
+        raise MmclError(
+            f"{argument}: expected {texts} whole numbers, one a {names[1]}, not {owner.shape} of {owner.dtype}"
+        )
+    wrong = (owner < 0) | (owner >= images)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise MmclError(
+            f"{argument}: {names[1]} {row} belongs to {names[0]} {owner[row]}, but they run from 0 to {images - 1}"
+        )
+    return owner.astype(np.int64)
+
+
 def _check_finite(name: str, vectors: Vectors, ids: Sequence[Any] | None, rows: int = 65536) -> None:
     for start in range(0, len(vectors), rows):
         part = vectors[start : start + rows]

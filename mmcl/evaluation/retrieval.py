@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from mmcl.evaluation import bootstrap as bootstrapping
 from mmcl.evaluation import metrics as measures
-from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, same_width, with_ids
+from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, owners, same_width, with_ids
 from mmcl.evaluation.ranking import MISSING, Judgements, Similarity, Vectors, relevant_ranks
 from mmcl.runtime.errors import MmclError
 
@@ -41,6 +41,12 @@ class Scores:
     """Queries left out because nothing is relevant to them."""
     missing_queries: int = 0
     """Queries that the judgements name but that have no vector: left out."""
+    groups: np.ndarray | None = None
+    """(Q,) integers that are equal for queries that are not independent, such as the captions of one image."""
+    data: str = ""
+    """Equal for models that were judged on the same rows of a table; else empty."""
+    clip_benchmark: dict[str, float] = field(default_factory=dict)
+    """The metrics of ``clip_benchmark`` by its names, where rows of a table are judged; else empty."""
 
     @property
     def queries(self) -> int:
@@ -62,6 +68,7 @@ class Scores:
             "metrics": dict(self.metrics),
             "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
             "chance": self.chance(),
+            "clip_benchmark": dict(self.clip_benchmark),
             "queries": self.queries,
             "corpus": self.corpus,
             "skipped_queries": self.skipped_queries,
@@ -158,7 +165,7 @@ def retrieval_pairs(
     ks = cutoffs(ks)
     image, text = matrix(names[0], image), matrix(names[1], text)
     same_width((f"{names[0]} vectors", image), (f"{names[1]} vectors", text))
-    owner = _owners(image_of_text, len(image), len(text), names)
+    owner = owners(image_of_text, len(image), len(text), names)
     image_class = np.arange(len(image)) if image_ids is None else codes(f"{names[0]}_ids", image_ids, len(image))
     text_class = np.arange(len(text)) if text_ids is None else codes(f"{names[1]}_ids", text_ids, len(text))
     linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
@@ -210,6 +217,7 @@ def _score(
         corpus=len(corpus),
         skipped_queries=len(queries) - len(scored),
         missing_queries=missing,
+        groups=groups,
     )
 
 
@@ -236,28 +244,6 @@ def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], 
 
 def _examples(named: Mapping[Any, Any], ids: list[Any]) -> str:
     return f"qrels have ids such as {next(iter(named), None)!r}, the vectors such as {ids[0]!r}"
-
-
-def _owners(given: Sequence[int] | np.ndarray | None, images: int, texts: int, names: tuple[str, str]) -> np.ndarray:
-    argument = f"{names[0]}_of_{names[1]}"
-    if given is None:
-        if images != texts:
-            raise MmclError(
-                f"{images} {names[0]} and {texts} {names[1]} vectors: say with {argument} what belongs to what"
-            )
-        return np.arange(texts)
-    owner = np.asarray(given)
-    if owner.shape != (texts,) or owner.dtype.kind not in "iu":
-        raise MmclError(
-            f"{argument}: expected {texts} whole numbers, one a {names[1]}, not {owner.shape} of {owner.dtype}"
-        )
-    wrong = (owner < 0) | (owner >= images)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise MmclError(
-            f"{argument}: {names[1]} {row} belongs to {names[0]} {owner[row]}, but they run from 0 to {images - 1}"
-        )
-    return owner.astype(np.int64)
 
 
 def _incidence(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> scipy.sparse.csr_array:

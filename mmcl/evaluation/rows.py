@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -13,13 +18,62 @@ from mmcl.data.identity import stable_hash
 from mmcl.data.images import ImageError, ImageInput, decode, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.data.tokens import texts_of
+from mmcl.evaluation.classes import class_names, class_numbers
+from mmcl.evaluation.diagnostics import Diagnostics, diagnose
+from mmcl.evaluation.inputs import cutoffs
 from mmcl.evaluation.retrieval import Scores, retrieval_pairs
+from mmcl.evaluation.templates import resolve
 from mmcl.evaluation.zero_shot import Encodes, ZeroShotScores, classifier, zero_shot
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
 
 _BLOCK = 64  # decoded pictures are large
 log = logging.getLogger("mmcl")
+
+
+@dataclass(frozen=True)
+class PairVectors:
+    """The pictures and captions of a table as vectors: N pictures, T captions, one or several a picture."""
+
+    images: np.ndarray  # (N, D) float32
+    texts: np.ndarray  # (T, D) float32
+    owner: np.ndarray  # (T,) the picture of each caption
+    hashes: np.ndarray  # (N,) equal for equal pictures
+    captions: list[str]  # T
+    row_ids: list[str]  # N, of the pictures
+
+    @property
+    def caption_ids(self) -> list[str]:
+        """Row and number of each caption: "17#0" is the first of row 17."""
+        number = np.arange(len(self.owner)) - np.searchsorted(self.owner, self.owner)  # captions stand by picture
+        return [f"{self.row_ids[row]}#{place}" for row, place in zip(self.owner.tolist(), number.tolist(), strict=True)]
+
+
+def embed_pairs(encoder: Encodes, rows: Rows, *, image: str = "image", text: str = "text") -> PairVectors:
+    """Embed the pictures of a column and the captions of another, one or a list a row.
+
+    Rows with an unreadable picture or without a caption are left out, and their number is logged. Pictures are decoded
+    block by block; what is kept is the vectors.
+
+    Raises:
+        MmclError: there is no such column, or no usable row.
+    """
+    rows.require([image, text])
+    captions = [texts_of(value) for value in rows.texts(text)]
+    vectors, readable, hashes = _image_vectors(encoder, rows, image)
+    chosen = [place for place, row in enumerate(readable) if captions[row]]
+    kept = [readable[place] for place in chosen]
+    _report(rows, len(rows) - len(kept), "an unreadable picture or no caption")
+    flat = [caption for row in kept for caption in captions[row]]
+    ids = rows.ids()
+    return PairVectors(
+        images=vectors[chosen],
+        texts=np.asarray(encoder.encode(flat), dtype=np.float32),
+        owner=np.repeat(np.arange(len(kept)), [len(captions[row]) for row in kept]),
+        hashes=hashes[chosen],
+        captions=flat,
+        row_ids=[ids[row] for row in kept],
+    )
 
 
 def retrieval_of_rows(
@@ -35,27 +89,38 @@ def retrieval_of_rows(
 
     Equal captions are right answers for each other's pictures, and equal pictures for each other's captions: a picture
     that stands in five rows with a caption each is as right in any of them. Rows with an unreadable picture or without
-    a caption are left out, and their number is logged.
+    a caption are left out, and their number is logged. Under ``clip_benchmark`` stand CLIP_benchmark's metrics, for
+    which a caption is right for the picture of its own row only.
 
     Returns:
-        {"image_to_text": Scores, "text_to_image": Scores}.
+        {"image_to_text": Scores, "text_to_image": Scores}; query ids are row ids, and "<row id>#<number>" of captions.
 
     Raises:
         MmclError: there is no such column, or no usable row.
     """
-    rows.require([image, text])
-    captions = [texts_of(value) for value in rows.texts(text)]
-    vectors, readable, hashes = _image_vectors(encoder, rows, image)
-    kept = [row for row in readable if captions[row]]
-    _report(rows, len(rows) - len(kept), "an unreadable picture or no caption")
-    flat = [caption for row in kept for caption in captions[row]]
-    owner = [position for position, row in enumerate(kept) for _ in captions[row]]
-    place = {row: position for position, row in enumerate(readable)}
-    chosen = [place[row] for row in kept]
-    texts = encoder.encode(flat)
-    return retrieval_pairs(
-        vectors[chosen], texts, owner, ks, image_ids=hashes[chosen], text_ids=flat, bootstrap=bootstrap
+    pairs = embed_pairs(encoder, rows, image=image, text=text)
+    ks = cutoffs(ks)
+    scores = retrieval_pairs(
+        pairs.images,
+        pairs.texts,
+        pairs.owner,
+        ks,
+        image_ids=pairs.hashes,
+        text_ids=pairs.captions,
+        bootstrap=bootstrap,
     )
+    repeated = len(set(pairs.captions)) < len(pairs.captions) or len(np.unique(pairs.hashes)) < len(pairs.hashes)
+    own = retrieval_pairs(pairs.images, pairs.texts, pairs.owner, ks, bootstrap=0) if repeated else scores
+    sides = {"image_to_text": ("text", pairs.row_ids), "text_to_image": ("image", pairs.caption_ids)}
+    return {
+        way: replace(
+            scores[way],
+            query_ids=ids,
+            data=_fingerprint(pairs.caption_ids, pairs.captions),
+            clip_benchmark={f"{found}_retrieval_recall@{k}": own[way].metrics[f"hit@{k}"] for k in ks},
+        )
+        for way, (found, ids) in sides.items()
+    }
 
 
 def zero_shot_of_rows(
@@ -64,28 +129,106 @@ def zero_shot_of_rows(
     *,
     label: str,
     image: str = "image",
-    templates: str | Sequence[str] = ("{}",),
+    templates: str | Path | Sequence[str | Path] = ("{}",),
+    classes: str | Path | Sequence[str] | None = None,
     ks: Iterable[int] = (1, 5),
     bootstrap: int = 1000,
 ) -> ZeroShotScores:
-    """Zero-shot classification of the pictures of a column by the class names that stand in another.
+    """Zero-shot classification of the pictures of a column by the class names or numbers that stand in another.
 
-    The classes are the distinct names, in alphabetical order.
+    Args:
+        encoder: embeds pictures and sentences.
+        rows: the table.
+        label, image: its columns.
+        templates: what class names are put into, see ``mmcl.evaluation.templates.resolve``.
+        classes: the names of all classes, whose places are the class numbers: "imagenet", a file with a name a line, or
+            a list; see ``mmcl.evaluation.classes.class_names``. By default the distinct labels in alphabetical order.
+        ks: cut-offs of top@k.
+        bootstrap: resamples for the intervals.
 
     Raises:
-        MmclError: there is no such column, no usable row, or a template has no place for the name.
+        MmclError: there is no such column, no usable row, a label that is no class, or a template has no place for the
+            name.
     """
     rows.require([image, label])
-    labels = [value if isinstance(value, str) and value.strip() else None for value in rows.texts(label)]
-    names = sorted({name for name in labels if name is not None})
-    if len(names) < 2:
-        raise MmclError(f"{rows.name}: column '{label}' holds {len(names)} class names; at least two are needed")
+    sentences = resolve(templates)
+    labels: list[str | None] = [
+        value if isinstance(value, str) and value.strip() else None for value in rows.texts(label)
+    ]
+    if classes is None:
+        names = sorted({name for name in labels if name is not None})
+        if len(names) < 2:
+            raise MmclError(f"{rows.name}: column '{label}' holds {len(names)} class names; at least two are needed")
+        place = {name: number for number, name in enumerate(names)}
+        codes = [None if name is None else place[name] for name in labels]
+    else:
+        names = class_names(classes)
+        codes = class_numbers(labels, names, where=f"{rows.name}: column '{label}'")
     vectors, readable, _ = _image_vectors(encoder, rows, image)
-    kept = [position for position, row in enumerate(readable) if labels[row] is not None]
+    kept = [position for position, row in enumerate(readable) if codes[row] is not None]
     _report(rows, len(rows) - len(kept), "an unreadable picture or no class name")
-    number = {name: code for code, name in enumerate(names)}
-    codes = [number[str(labels[readable[position]])] for position in kept]
-    return zero_shot(vectors[kept], codes, classifier(encoder, names, templates), ks, names=names, bootstrap=bootstrap)
+    own = np.array([codes[readable[position]] for position in kept], dtype=np.int64)
+    scores = zero_shot(vectors[kept], own, classifier(encoder, names, sentences), ks, names=names, bootstrap=bootstrap)
+    ids = rows.ids()
+    query_ids = [ids[readable[position]] for position in kept]
+    return replace(scores, query_ids=query_ids, data=_fingerprint(query_ids, own.tolist(), names))
+
+
+def scores_of_rows(
+    encoder: Encodes,
+    rows: Rows,
+    *,
+    image: str = "image",
+    text: str | None = None,
+    label: str | None = None,
+    ks: Iterable[int] = (1, 5, 10),
+    templates: str | Path | Sequence[str | Path] = ("{}",),
+    classes: str | Path | Sequence[str] | None = None,
+) -> dict[str, Scores | ZeroShotScores]:
+    """Retrieval if a column of captions is named, zero-shot classification if one of labels is; without intervals.
+
+    Returns:
+        {"image_to_text": Scores, "text_to_image": Scores, "zero_shot": ZeroShotScores}, or part of it; what
+        ``mmcl.evaluation.compare`` takes.
+    """
+    scores: dict[str, Scores | ZeroShotScores] = {}
+    if text is not None:
+        scores.update(retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks, bootstrap=0))
+    if label is not None:
+        scores["zero_shot"] = zero_shot_of_rows(
+            encoder, rows, label=label, image=image, templates=templates, classes=classes, ks=ks, bootstrap=0
+        )
+    return scores
+
+
+def diagnostics_of_rows(
+    encoder: Encodes, rows: Rows, *, image: str | None = "image", text: str | None = "text"
+) -> Diagnostics:
+    """The geometry of the embeddings of a column of pictures, of a column of texts, or of both and how they lie.
+
+    Raises:
+        MmclError: neither is named, there is no such column, or no usable row.
+    """
+    if image is not None and text is not None:
+        pairs = embed_pairs(encoder, rows, image=image, text=text)
+        return diagnose(pairs.images, pairs.texts, pairs.owner)
+    if image is not None:
+        rows.require([image])
+        vectors, readable, _ = _image_vectors(encoder, rows, image)
+        _report(rows, len(rows) - len(readable), "an unreadable picture")
+        return diagnose(vectors)
+    if text is None:
+        raise MmclError("diagnostics: name a column of pictures, a column of texts, or both")
+    rows.require([text])
+    texts = [caption for value in rows.texts(text) for caption in texts_of(value)]
+    if not texts:
+        raise MmclError(f"{rows.name}: column '{text}' holds no text")
+    return diagnose(np.asarray(encoder.encode(texts), dtype=np.float32), names=("text", "text"))
+
+
+def _fingerprint(*content: Sequence[Any]) -> str:
+    """Without the pixels, which another version of a JPEG decoder gives slightly differently."""
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def _image_vectors(encoder: Encodes, rows: Rows, column: str) -> tuple[np.ndarray, list[int], np.ndarray]:
