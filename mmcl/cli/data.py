@@ -1,14 +1,19 @@
-"""mmcl data: sample data sets."""
+"""mmcl data: sample data sets, and a look at one's own."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcl.cli.output import print_table
+from mmcl.cli.output import JsonPath, print_table, write_json
 
-app = typer.Typer(help="Sample data sets.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from mmcl.data.check import Check
+
+app = typer.Typer(help="Sample data sets, and a check of your own data.", no_args_is_help=True)
+
+_NAMED = 3  # rows named in the table; all are in the JSON file
 
 
 @app.command("list")
@@ -26,3 +31,101 @@ def get(name: Annotated[str, typer.Argument(help="As `mmcl data list` shows it."
     from mmcl.data import samples
 
     print(samples.get(name))
+
+
+@app.command()
+def check(
+    source: Annotated[str, typer.Argument(help="A file, folder, name or tar shards.", show_default=False)],
+    split: Annotated[str | None, typer.Option(help="The part of the source to read.")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of pictures.", show_default="image")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of captions.", show_default="text")] = None,
+    model: Annotated[str | None, typer.Option(help="A model or run folder, or a name: count its tokens.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side that pictures will be resized to; faster.")] = None,
+    json: JsonPath = None,
+) -> None:
+    """Read all pictures and captions once and say what is wrong with them.
+
+    Unreadable pictures, rows without captions, what repeats, sizes, shapes, formats and lengths. With --json every
+    unusable row is listed in the file.
+    """
+    from mmcl.data.check import check_source
+
+    tokens: dict[str, Any] = {}
+    if model is not None:
+        import mmcl
+
+        tower = mmcl.load(model).embedder("text").tower
+        tokens = {"tokenize": tower.tokenize, "max_tokens": tower.max_tokens}
+    found = check_source(source, split=split, image=image, text=text, size=size, **tokens)
+    write_json(json, {**found.facts, "advice": found.advice})
+    print_check(found)
+
+
+def print_check(found: Check) -> None:
+    """The facts as a table, the most frequent captions, and the advice."""
+    facts = found.facts
+    lines: list[list[object]] = [["rows", f"{facts['rows']:,}"]]
+    if "damaged_shards" in facts:
+        lines.append(["damaged shards", _named(facts["damaged_shards"])])
+    if "images" in facts:
+        lines += _image_lines(facts["images"])
+    if "captions" in facts:
+        lines += _caption_lines(facts["captions"])
+    if "pairs" in facts:
+        lines.append(["repeated pairs", _share(facts["pairs"]["repeated"], facts["pairs"]["count"])])
+    print_table([facts["source"], "number, or smallest / median / largest"], lines)
+    if frequent := facts.get("captions", {}).get("most_frequent"):
+        print_table(["times", "most frequent captions"], [[f"{line['count']:,}", line["text"]] for line in frequent])
+    for part, option in (("images", "--image"), ("captions", "--text")):
+        if part not in facts:
+            print(f"There was no column of {part} by its default name: name one with {option}.")
+    print("\n".join(found.advice) or "Nothing looks off.")
+
+
+def _image_lines(images: dict[str, Any]) -> list[list[object]]:
+    readable = images["readable"]
+    lines: list[list[object]] = [
+        ["unreadable pictures", _named(images["unreadable"])],
+        ["repeated pictures", _share(images["repeated"], readable)],
+        ["width, pixels", _spread(images["width"])],
+        ["height, pixels", _spread(images["height"])],
+        ["longer to shorter side", _spread(images["longer_to_shorter_side"])],
+        ["beyond 2 to 1", _share(images["beyond_2_to_1"], readable)],
+        ["formats", ", ".join(f"{name} {count:,}" for name, count in images["formats"].items()) or "–"],
+        ["modes", ", ".join(f"{name} {count:,}" for name, count in images["modes"].items()) or "–"],
+    ]
+    if "size" in images:
+        lines.append([f"smaller than {images['size']}", _share(images["smaller_than_size"], readable)])
+    return lines
+
+
+def _caption_lines(captions: dict[str, Any]) -> list[list[object]]:
+    empty = captions["empty"]
+    lines: list[list[object]] = [
+        ["captions", f"{captions['count']:,}"],
+        ["captions a row", _spread(captions["a_row"])],
+        ["rows without a caption", f"{len(empty):,}" + (f": {', '.join(empty[:_NAMED])}" if empty else "")],
+        ["repeated captions", _share(captions["repeated"], captions["count"])],
+        ["words", _spread(captions["words"])],
+        ["characters", _spread(captions["characters"])],
+    ]
+    if "tokens" in captions:
+        lines.append(["tokens", _spread(captions["tokens"])])
+        lines.append([f"longer than {captions['max_tokens']} tokens", _share(captions["cut"], captions["count"])])
+    return lines
+
+
+def _named(problems: list[dict[str, str]]) -> str:
+    """How many, and what is wrong with the first."""
+    first = "; ".join(f"{problem['id']}: {problem['reason']}" for problem in problems[:_NAMED])
+    return f"{len(problems):,}" + (f": {first}" if problems else "")
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count:,} ({count / max(whole, 1):.2%})"
+
+
+def _spread(values: dict[str, float] | None) -> str:
+    if values is None:
+        return "–"
+    return " / ".join(f"{values[name]:,.4g}" if values[name] < 100 else f"{values[name]:,.0f}" for name in values)

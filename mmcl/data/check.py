@@ -1,0 +1,279 @@
+"""What is in a data set, and what is wrong with it: everything read once, and only hashes and sizes kept."""
+
+from __future__ import annotations
+
+import io
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mmcl.data.check_rows import Checked, CheckedRow, open_checked
+from mmcl.data.identity import stable_hash
+from mmcl.data.images import ImageError, decode, usable_cpus
+from mmcl.data.tokens import Tokenize
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.progress import progress
+
+_LONG = 2.0  # aspect ratio beyond which a centre crop loses half of the picture
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """What :func:`check_source` found.
+
+    Attributes:
+        facts: everything counted, in values that JSON can hold; ``unreadable`` and ``empty`` name each row.
+        advice: what is off, a line each.
+    """
+
+    facts: dict[str, Any]
+    advice: list[str]
+
+
+class _Look(NamedTuple):
+    """A picture that can be read. The size is that of the file."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    identity: int
+
+
+@dataclass
+class _Tally:
+    """What grows while rows are read: a few bytes a row."""
+
+    rows: int = 0
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    widths: array[int] = field(default_factory=lambda: array("q"))
+    heights: array[int] = field(default_factory=lambda: array("q"))
+    formats: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    images: array[int] = field(default_factory=lambda: array("q"))
+    readable: array[int] = field(default_factory=lambda: array("b"))
+    captions: array[int] = field(default_factory=lambda: array("q"))
+    a_row: array[int] = field(default_factory=lambda: array("q"))
+    words: array[int] = field(default_factory=lambda: array("q"))
+    characters: array[int] = field(default_factory=lambda: array("q"))
+    tokens: array[int] = field(default_factory=lambda: array("q"))
+    cut: int = 0
+    frequent: _Frequent = field(default_factory=lambda: _Frequent())
+
+
+class _Frequent:
+    """Texts that may be among the most frequent, in bounded memory (lossy counting: Manku and Motwani 2002).
+
+    Every text that makes up more than one in ``capacity`` is among them.
+    """
+
+    def __init__(self, capacity: int = 50_000) -> None:
+        self.capacity = capacity
+        self.counts: Counter[str] = Counter()
+
+    def add(self, texts: Iterable[str]) -> None:
+        self.counts.update(texts)
+        while len(self.counts) > 2 * self.capacity:
+            self.counts = Counter({text: count - 1 for text, count in self.counts.items() if count > 1})
+
+
+def check_source(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    image: str | None = None,
+    text: str | None = None,
+    tokenize: Tokenize | None = None,
+    max_tokens: int | None = None,
+    size: int | None = None,
+    show_progress: bool | None = None,
+) -> Check:
+    """Read all pictures and captions of a source once.
+
+    Args:
+        source: what ``open_source`` opens, or tar shards.
+        split: the part of the source to read.
+        image: the column of pictures; ``image`` if absent, where there is one.
+        text: the column of captions; ``text`` if absent, where there is one.
+        tokenize: counts the tokens of captions.
+        max_tokens: where ``tokenize`` cuts.
+        size: side that the pictures will be resized to. JPEGs are then decoded at reduced scale, as in training, which
+            is faster; and pictures that are smaller are counted.
+        show_progress: a bar on stderr; shown for a terminal if absent.
+
+    Raises:
+        MmclError: the source cannot be read, or lacks a column that was named, or both default ones.
+    """
+    tally = _Tally()
+    found = open_checked(source, split, image, text, tally.damaged)
+    with ThreadPoolExecutor(usable_cpus()) as pool, progress("check", found.total, "rows", show_progress) as advance:
+
+        def look(row: CheckedRow) -> _Look | str:
+            return _look(row.image, size)
+
+        for block in found.blocks:
+            if found.has_image:
+                _add_images(tally, block, pool.map(look, block))
+            if found.has_text:
+                _add_texts(tally, block, tokenize)
+            tally.rows += len(block)
+            advance(len(block))
+    if not tally.rows:
+        reason = f": {tally.damaged[0]['reason']}" if tally.damaged else ""
+        raise MmclError(f"{source}: no sample can be read{reason}")
+    facts = _facts(tally, str(source), found, max_tokens if tokenize else None, size)
+    return Check(facts, _advice(facts))
+
+
+def _look(image: bytes | Path | ImageError | None, size: int | None) -> _Look | str:
+    """What a picture is, or why it cannot be read."""
+    try:
+        if isinstance(image, ImageError):
+            raise image
+        pixels = decode(image, target=size)
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as header:  # type: ignore[arg-type]
+            shape, kind, mode = header.size, header.format or "unknown", header.mode
+    except ImageError as error:
+        return f"{image}: {error}" if isinstance(image, Path) else str(error)
+    return _Look(*shape, kind, mode, stable_hash(repr(pixels.size).encode() + pixels.tobytes()))
+
+
+def _add_images(tally: _Tally, block: Sequence[CheckedRow], looks: Iterable[_Look | str]) -> None:
+    for row, look in zip(block, looks, strict=True):
+        tally.readable.append(isinstance(look, _Look))
+        tally.images.append(look.identity if isinstance(look, _Look) else 0)
+        if isinstance(look, str):
+            tally.unreadable.append({"id": row.name, "reason": look})
+            continue
+        tally.widths.append(look.width)
+        tally.heights.append(look.height)
+        tally.formats[look.format] += 1
+        tally.modes[look.mode] += 1
+
+
+def _add_texts(tally: _Tally, block: Sequence[CheckedRow], tokenize: Tokenize | None) -> None:
+    texts: list[str] = []
+    for row in block:
+        tally.a_row.append(len(row.texts))
+        texts += row.texts
+        if not row.texts:
+            tally.empty.append(row.name)
+    tally.captions.extend(map(stable_hash, texts))
+    tally.words.extend(len(text.split()) for text in texts)
+    tally.characters.extend(map(len, texts))
+    tally.frequent.add(texts)
+    if tokenize is not None:
+        tokens, cut = tokenize(texts)
+        tally.tokens.extend(map(len, tokens))
+        tally.cut += cut
+
+
+def _facts(tally: _Tally, source: str, found: Checked, max_tokens: int | None, size: int | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"source": source, "rows": tally.rows}
+    if tally.damaged:
+        facts["damaged_shards"] = tally.damaged
+    if found.has_image:
+        facts["images"] = _image_facts(tally, size)
+    if found.has_text:
+        facts["captions"] = _caption_facts(tally, max_tokens)
+    if found.has_image and found.has_text:
+        owner = np.repeat(np.arange(tally.rows), _numbers(tally.a_row))
+        usable = np.frombuffer(tally.readable, dtype=bool)[owner]
+        # Two 64-bit hashes in one: an odd factor keeps the first one's bits apart, and int64 products wrap.
+        pairs = (_numbers(tally.images)[owner] * -7046029254386353131 + _numbers(tally.captions))[usable]
+        facts["pairs"] = {"count": len(pairs), "repeated": len(pairs) - len(np.unique(pairs))}
+    return facts
+
+
+def _image_facts(tally: _Tally, size: int | None) -> dict[str, Any]:
+    widths, heights = _numbers(tally.widths), _numbers(tally.heights)
+    images = _numbers(tally.images)[np.frombuffer(tally.readable, dtype=bool)]
+    shorter = np.minimum(widths, heights)
+    ratios = np.maximum(widths, heights) / np.maximum(shorter, 1)
+    facts: dict[str, Any] = {
+        "readable": len(images),
+        "unreadable": tally.unreadable,
+        "repeated": len(images) - len(np.unique(images)),
+        "width": _spread(widths),
+        "height": _spread(heights),
+        "longer_to_shorter_side": _spread(ratios),
+        "beyond_2_to_1": int((ratios > _LONG).sum()),
+        "formats": dict(tally.formats.most_common()),
+        "modes": dict(tally.modes.most_common()),
+    }
+    if size is not None:
+        facts |= {"size": size, "smaller_than_size": int((shorter < size).sum())}
+    return facts
+
+
+def _caption_facts(tally: _Tally, max_tokens: int | None) -> dict[str, Any]:
+    captions = _numbers(tally.captions)
+    values, counts = np.unique(captions, return_counts=True)
+    facts: dict[str, Any] = {
+        "count": len(captions),
+        "empty": tally.empty,
+        "repeated": len(captions) - len(values),
+        "most_frequent": [
+            {"text": text, "count": int(counts[np.searchsorted(values, stable_hash(text))])}
+            for text, count in tally.frequent.counts.most_common(_SHOWN)
+            if count > 1
+        ],
+        "a_row": _spread(_numbers(tally.a_row)),
+        "words": _spread(_numbers(tally.words)),
+        "characters": _spread(_numbers(tally.characters)),
+    }
+    if max_tokens is not None:
+        facts |= {"tokens": _spread(_numbers(tally.tokens)), "max_tokens": max_tokens, "cut": tally.cut}
+    return facts
+
+
+def _numbers(values: array[int]) -> np.ndarray:
+    return np.frombuffer(values, dtype=np.int64)
+
+
+def _spread(values: np.ndarray) -> dict[str, float] | None:
+    """Smallest, median and largest."""
+    if not len(values):
+        return None
+    found = {"min": values.min(), "median": np.median(values), "max": values.max()}
+    return {name: round(float(value), 2) for name, value in found.items()}
+
+
+def _advice(facts: dict[str, Any]) -> list[str]:
+    """What is off, and what to do about it."""
+    images, captions, pairs = (facts.get(name, {}) for name in ("images", "captions", "pairs"))
+    found = [
+        (len(facts.get("damaged_shards", ())), facts["rows"], "damaged shards, read up to the damage: write them anew")
+    ]
+    if images:
+        count = images["readable"]
+        found += [
+            (len(images["unreadable"]), facts["rows"], "pictures cannot be read; training skips and lists them"),
+            (images["repeated"], count, "pictures repeat another; they are not each other's negatives"),
+            (
+                images["beyond_2_to_1"],
+                count,
+                "pictures are more than twice as long as wide or wide as long, and a centre crop loses half of "
+                "them; see data.image.resize",
+            ),
+            (images.get("smaller_than_size", 0), count, f"pictures are smaller than {images.get('size')} pixels"),
+        ]
+    if captions:
+        found += [
+            (len(captions["empty"]), facts["rows"], "rows have no caption; training skips and lists them"),
+            (captions["repeated"], captions["count"], "captions repeat another; they are not each other's negatives"),
+            (captions.get("cut", 0), captions["count"], "captions are longer than the model reads, and are cut"),
+        ]
+    if pairs:
+        found.append((pairs["repeated"], pairs["count"], "pairs stand there more than once; remove the copies"))
+    return [f"{count:,} ({count / max(whole, 1):.2%}) {what}" for count, whole, what in found if count]

@@ -1,0 +1,124 @@
+"""The check: every count is that of a data set made with known faults, from a table and from tar shards alike."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmcl.data.check import _Frequent, check_source
+from mmcl.data.shards import write_shards
+from mmcl.runtime.errors import MmclError
+
+RNG = np.random.default_rng(0)
+
+
+def picture(width: int, height: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 255, (height, width, 3), dtype=np.uint8)).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    """Ten rows: pictures 0 and 1 are equal, 7 is cut off, 8 is missing; row 5 has no text, captions repeat thrice."""
+    images = [picture(20 + n, 10 + n) for n in range(10)]
+    pixels = Image.open(io.BytesIO(images[0]))
+    again = io.BytesIO()
+    pixels.save(again, "BMP")  # the same pixels, other bytes
+    images[1] = again.getvalue()
+    images[2] = picture(90, 30, "JPEG")
+    images[3] = picture(12, 12, "PNG", "L")
+    images[7] = images[7][:-60]
+    images[8] = None
+    texts = [["a dog", "a cat"], ["a dog"], ["a dog", "one two three"], ["x"], ["y"], [" ", ""], ["z"], ["a dog"]]
+    return images, [*texts, ["p"], ["q"]]
+
+
+@pytest.mark.parametrize("kind", ["table", "shards"])
+def test_every_fault_is_counted(tmp_path, faulty, kind):
+    images, texts = faulty
+    if kind == "table":
+        table = pa.table({"id": [f"r{n}" for n in range(10)], "image": images, "text": texts})
+        pq.write_table(table, tmp_path / "rows.parquet")
+        source = tmp_path / "rows.parquet"
+    else:
+        rows = [
+            {"__key__": f"r{n}"} | ({"png": image} if image else {}) | {"json": {"text": said}}
+            for n, (image, said) in enumerate(zip(images, texts, strict=True))
+        ]
+        write_shards(rows, tmp_path / "shards", per_shard=4)
+        source = tmp_path / "shards"
+    found = check_source(source)
+    facts = found.facts
+    assert facts["rows"] == 10
+    pictures = facts["images"]
+    assert pictures["readable"] == 8
+    assert [problem["id"].rsplit(":")[-1] for problem in pictures["unreadable"]] == ["r7", "r8"]
+    assert pictures["unreadable"][1]["reason"] == "no picture"
+    assert pictures["repeated"] == 1
+    assert pictures["formats"] == {"PNG": 6, "BMP": 1, "JPEG": 1}
+    assert pictures["modes"] == {"RGB": 7, "L": 1}
+    assert pictures["width"] == {"min": 12.0, "median": 24.5, "max": 90.0}
+    assert pictures["beyond_2_to_1"] == 1
+    captions = facts["captions"]
+    assert captions["count"] == 11
+    assert [name.rsplit(":")[-1] for name in captions["empty"]] == ["r5"]
+    assert captions["repeated"] == 3
+    assert captions["most_frequent"] == [{"text": "a dog", "count": 4}]
+    assert captions["words"] == {"min": 1.0, "median": 2.0, "max": 3.0}
+    assert captions["a_row"]["max"] == 2
+    assert facts["pairs"] == {"count": 9, "repeated": 1}
+    assert any(line.startswith("3 (27.27%) captions repeat") for line in found.advice)
+    json.dumps(facts)
+
+
+def test_with_a_size_and_a_tokenizer_it_counts_what_is_too_small_and_too_long(tmp_path, faulty):
+    images, texts = faulty
+    pq.write_table(pa.table({"picture": images[:7], "said": texts[:7]}), tmp_path / "rows.parquet")
+
+    def tokenize(texts):
+        words = [text.split() for text in texts]
+        return [np.arange(min(len(found), 2)) for found in words], sum(len(found) > 2 for found in words)
+
+    named = {"image": "picture", "text": "said"}
+    facts = check_source(tmp_path / "rows.parquet", **named, size=14, tokenize=tokenize, max_tokens=2).facts
+    assert facts["images"]["smaller_than_size"] == 3  # 10, 10 and 12 pixels high
+    assert facts["captions"]["tokens"] == {"min": 1.0, "median": 2.0, "max": 2.0}
+    assert (facts["captions"]["cut"], facts["captions"]["max_tokens"]) == (1, 2)
+    only = check_source(tmp_path / "rows.parquet", text="said").facts
+    assert "images" not in only
+    with pytest.raises(MmclError, match="no column 'image' or 'text'; name which of picture, said to read"):
+        check_source(tmp_path / "rows.parquet")
+
+
+def test_a_clean_data_set_gets_no_advice(tmp_path):
+    pq.write_table(pa.table({"image": [picture(9, 8), picture(8, 9)], "text": ["a", "b"]}), tmp_path / "rows.parquet")
+    assert check_source(tmp_path / "rows.parquet").advice == []
+
+
+def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path):
+    rows = [{"__key__": f"r{n}", "png": picture(8, 8), "txt": f"text {n}"} for n in range(6)]
+    first, second = write_shards(rows, tmp_path / "shards", per_shard=3)
+    first.write_bytes(first.read_bytes()[:2600])
+    facts = check_source(tmp_path / "shards").facts
+    assert facts["rows"] < 6
+    assert len(facts["damaged_shards"]) == 1
+    assert facts["damaged_shards"][0]["id"].startswith(first.name)
+    second.write_bytes(b"no tar at all")
+    first.write_bytes(b"nor this")
+    with pytest.raises(MmclError, match="no sample can be read"):
+        check_source(tmp_path / "shards")
+
+
+def test_frequent_texts_survive_a_flood_of_rare_ones():
+    frequent = _Frequent(capacity=20)
+    for start in range(0, 4000, 10):
+        frequent.add([f"rare {n}" for n in range(start, start + 10)] + ["often", "often", "now and then"])
+    assert [text for text, _ in frequent.counts.most_common(2)] == ["often", "now and then"]
+    assert len(frequent.counts) <= 40
