@@ -147,3 +147,27 @@ def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, table):
     assert code == 2
     assert said in err.strip().splitlines()[-1]
     assert out == ""
+
+
+def test_karpathys_json_is_judged_as_it_is(mmcl_, table, tmp_path):
+    """Five captions a picture, of which any is a right answer; only the pictures of the split are searched."""
+    images = [
+        {
+            "filename": f"{row}.png",
+            "imgid": row,
+            "split": "test" if row < 12 else "train",
+            "sentences": [{"raw": f"{list(COLOURS)[row % 4]} number {row}, {what}"} for what in "vwxyz"],
+        }
+        for row in range(40)
+    ]
+    dataset = table / "dataset_colours.json"
+    dataset.write_text(json.dumps({"dataset": "colours", "images": images}))
+    code, _, _ = mmcl_("retrieval", "good", dataset, "--split", "test", "--json", tmp_path / "k.json", "-k", "1,5")
+    assert code == 0
+    saved = json.loads((tmp_path / "k.json").read_text())
+    assert (saved["image_to_text"]["queries"], saved["image_to_text"]["corpus"]) == (12, 60)
+    assert (saved["text_to_image"]["queries"], saved["text_to_image"]["corpus"]) == (60, 12)
+    assert saved["image_to_text"]["chance"]["recall@5"] == pytest.approx(5 / 60)
+    for way, what in (("image_to_text", "text"), ("text_to_image", "image")):  # no caption stands twice
+        for k in (1, 5):
+            assert saved["clip_benchmark"][f"{what}_retrieval_recall@{k}"] == saved[way]["metrics"][f"hit@{k}"]
