@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmcl.config.schema import Config, SourceConfig
+from mmcl.data.shards import is_shards
 from mmcl.methods import Batch
 from mmcl.models.encoder import Encoder
 from mmcl.runtime.errors import MmclError
@@ -92,17 +93,15 @@ def open_feed(
     Raises:
         MmclError: a source cannot be used, or not with the others.
     """
+    # Imported here, since both are built on what stands below.
+    from mmcl.training.stream_feed import StreamFeed
     from mmcl.training.table_feed import TableFeed
 
-    streamed = [_is_stream(source.source) for source in sources]
+    streamed = [is_shards(source.source) for source in sources]
     if any(streamed) and not all(streamed):
         table = sources[streamed.index(False)].source
         raise MmclError(f"{table}: tables and tar shards cannot be mixed; write all sources as one or as the other")
-    kind: Any = TableFeed
-    if any(streamed):
-        from mmcl.training.stream_feed import StreamFeed
-
-        kind = StreamFeed
+    kind: Any = StreamFeed if any(streamed) else TableFeed
     return kind(
         sources,
         roles,
@@ -116,14 +115,6 @@ def open_feed(
         show_progress=show_progress,
         pin=pin,
     )
-
-
-def _is_stream(source: str) -> bool:
-    try:
-        from mmcl.data.shards import is_shards
-    except ImportError:
-        return False
-    return is_shards(source)
 
 
 def pinned(batch: Batch) -> Batch:
@@ -181,7 +172,3 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     finally:
         stop.set()
         thread.join()
-
-
-# Until mmcl.training.evaluate names their home.
-from mmcl.training.columns import FEATURES_A_BATCH, Column  # noqa: E402, F401

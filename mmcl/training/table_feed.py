@@ -68,7 +68,7 @@ class TableFeed:
                 column = FeatureColumn(column, embedder.tower, scratch / modality, device)
             self.columns[role] = column
             if teacher is not None:
-                tower = teacher.embedder(modality).tower.to(device).eval()
+                tower = teacher.embedder(modality).tower
                 plain = self._open(role, tower, False, show_progress)
                 self._teacher[role] = FeatureColumn(plain, tower, scratch / f"teacher_{modality}", device)
         problems = {row for column in self.columns.values() for row in column.problems}

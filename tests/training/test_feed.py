@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from mmcl.config import load_config
+from mmcl.config.schema import SourceConfig
 from mmcl.data.identity import stable_hash
 from mmcl.data.sampler import Draw
+from mmcl.models.encoder import Encoder
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
 from mmcl.training.evaluate import evaluate
@@ -27,13 +29,17 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def make_feed(folder, rows, shapes_config, extra=None, frozen=False, method=None, overrides=(), **arguments):
-    """``rows`` of one source, or a list of such lists."""
+def make_feed(
+    folder, rows, shapes_config, extra=None, frozen=False, method=None, overrides=(), weights=(), **arguments
+):
+    """``rows`` of one source, or a list of such lists, which may have ``weights``."""
     sources = []
     for part in rows if isinstance(rows[0], list) else [rows]:
         path = folder / f"rows{len(list(folder.iterdir()))}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in part))
         sources.append({"source": str(path)})
+    for source, weight in zip(sources, weights, strict=False):
+        source["weight"] = weight
     data = {"train": sources[0], "mix": sources[1:], "image": {"size": 32}}
     config = load_config(shapes_config | {"data": data}, overrides)
     method = method or build_method(config, path.with_suffix(""))
@@ -188,16 +194,35 @@ def test_two_sources_are_one_set_of_rows(pictures, shapes_config):
         assert names == [str(row) if row < 2 else f"b{row}" for row in batch.rows.tolist()]
 
 
-def test_weights_set_the_share_of_each_source(pictures, shapes_config):
-    overrides = ["training.batch_size=3", "data.train.weight=2"]
+def test_weights_and_samples_set_the_share_of_each_source(pictures, shapes_config):
+    overrides = ["training.batch_size=3"]
     with pytest.raises(MmclError, match="give one to all"):
-        len(make_feed(pictures, TWO, shapes_config, overrides=overrides)[0])
-    mixed = shapes_config | {"seed": 3}
-    feed, _ = make_feed(pictures, TWO, mixed, overrides=["training.batch_size=3", "data.train.samples=30"])
-    assert feed.samples == 34
+        len(make_feed(pictures, TWO, shapes_config, overrides=overrides, weights=[2])[0])
+    feed, method = make_feed(pictures, TWO, shapes_config, overrides=overrides, weights=[2, 1])
+    rows = torch.cat([batch.rows for batch in feed.batches(0, 4)])  # two epochs
+    assert (feed.samples, int((rows < 2).sum())) == (6, 8)
+    assert sorted(rows[rows >= 2].tolist()) == [2, 3, 4, 5]
+    overrides += ["data.train.samples=30"]
+    feed, _ = make_feed(pictures, TWO, shapes_config, overrides=overrides, method=method)
+    assert (feed.samples, len(feed)) == (34, 11)
     rows = torch.cat([batch.rows for batch in feed.batches(0, 11)])
     assert (rows < 2).sum() >= 29
-    assert feed.problems() == []
+    seeds = torch.cat([batch.seeds for batch in feed.batches(0, 11)])
+    assert len(seeds.unique()) == len(seeds), "a row that comes again in an epoch is changed in another way"
+
+
+def test_tables_and_shards_are_not_mixed(pictures, shapes_config):
+    with pytest.raises(MmclError, match=r"^table\.csv: tables and tar shards cannot be mixed"):
+        open_feed(
+            [SourceConfig(source="a.tar"), SourceConfig(source="table.csv")],
+            {},
+            load_config(shapes_config),
+            Encoder({}, 8, "none"),
+            pictures,
+            extra={},
+            augmented=True,
+            device=torch.device("cpu"),
+        )
 
 
 def test_what_cannot_be_used_is_told_with_its_source(pictures, shapes_config):
