@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mmcl.data.identity import stable_hash
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, cache_dir
 from mmcl.runtime.progress import progress
 
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
+_TAR_IN_COMMAND = re.compile(r"[^\s/'\"=]+\.(?:tar\.gz|tar|tgz)\b", re.IGNORECASE)
 _URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # two letters at least: C: is a drive
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")  # about the shard rather than of a sample
@@ -154,8 +156,11 @@ def _local_path(shard: str) -> str:
 
 
 def shard_name(shard: str) -> str:
-    """How messages and positions call a shard: the name of its file."""
-    return shard if shard.startswith("pipe:") else re.split(r"[?#]", shard)[0].rstrip("/").split("/")[-1]
+    """How messages and names of samples call a shard: the name of its file, or of the last tar in a command."""
+    if not shard.startswith("pipe:"):
+        return re.split(r"[?#]", shard)[0].rstrip("/").split("/")[-1]
+    tars = _TAR_IN_COMMAND.findall(shard)
+    return tars[-1] if tars else f"pipe-{stable_hash(shard) % 2**32:08x}"
 
 
 def read_shard(shard: str, wanted: Collection[str] | None = None) -> Iterator[Sample]:

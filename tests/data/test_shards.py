@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from mmcl.data.shards import ShardError, count_samples, is_shards, list_shards, read_shard, write_shards
+from mmcl.data.shards import ShardError, count_samples, is_shards, list_shards, read_shard, shard_name, write_shards
 from mmcl.runtime.errors import MmclError
 
 
@@ -88,8 +88,7 @@ def test_a_truncated_shard_gives_what_is_whole_and_says_where_it_ends(tmp_path, 
         found.extend(read_shard(shard))
     keys = [sample.key for sample in found if "txt" in sample.files]
     assert keys == [f"s{n:03d}" for n in range(whole)]
-    name = "00000.tar" if where == "file" else shard
-    assert error.value.name.startswith(name)
+    assert error.value.name.startswith("00000.tar")
 
 
 def test_damage_in_the_middle_is_not_taken_for_the_end(tmp_path):
@@ -115,6 +114,15 @@ def test_a_command_that_fails_after_a_whole_tar_is_an_error(tmp_path):
     found = []
     with pytest.raises(ShardError, match="exit 7"):
         found.extend(sample.key for sample in read_shard(f"pipe:cat {path}; sleep 0.1; exit 7"))
+
+
+def test_a_shard_is_called_by_its_file():
+    assert shard_name("/data/train/0001.tar") == "0001.tar"
+    assert shard_name("https://host/train/0001.tar?token=secret#x") == "0001.tar"
+    assert shard_name("pipe:curl -s 'https://host/train/0001.tar' | cat") == "0001.tar"
+    a, b = shard_name("pipe:make 1"), shard_name("pipe:make 2")
+    assert a != b
+    assert a.startswith("pipe-")
 
 
 def test_sources_are_told_from_tables_and_expanded(tmp_path):

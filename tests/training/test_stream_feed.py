@@ -339,8 +339,7 @@ def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(
     assert len(feed) == 6
     batches = take(feed, 0, 13)
     for a, b in zip(batches, take(make_feed(config, method), 0, 13), strict=True):
-        assert [n.split(":")[-1] for n in a.names] == [n.split(":")[-1] for n in b.names]
-        assert torch.equal(a.ids[:, 0], b.ids[:, 0])
+        assert_equal(a, b)
     for batch, expected in zip(take(feed, 8, 13, batches[7].position), batches[8:], strict=True):
         assert_equal(batch, expected)
 
