@@ -23,6 +23,7 @@ from mmcl.models.folder import load
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.lora import add_lora, merge_lora
+from mmcl.models.start import start_from
 from mmcl.models.text_tower import SCRATCH_MAX_TOKENS, TextTower
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.models.weights import full_disk_is_oserror
@@ -50,7 +51,10 @@ def build_method(config: Config, folder: Path) -> Method:
         if role not in kind.inputs:
             hint = nearest(role, kind.inputs)
             raise MmclError(f"data.columns.{role}: method '{config.method.name}' has no such role; {hint}")
-    encoder = _encoder(config, kind, folder)
+    if config.model.name:
+        encoder = start_from(config.model, config.data.image, set(kind.inputs.values()))
+    else:
+        encoder = _encoder(config, kind, folder)
     for modality in encoder.modalities:
         _adapt(encoder.embedder(modality), _section(config, modality))
     size = config.augmentation.size or encoder.image_size

@@ -22,7 +22,7 @@ from mmcl.runtime.files import sha256_file
 from mmcl.runtime.sharding import sharded_like, whole
 from mmcl.training.average import WeightAverage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = re.compile(r"step-\d{8}")
 log = logging.getLogger("mmcl")
 
@@ -72,7 +72,7 @@ def save_checkpoint(
     files = {"model": {name: tensor for name, tensor in method.state_dict().items() if name in learned}}
     if average is not None:
         files["average"] = average.values
-    files["optimizer"] = _optimizer_tensors(optimizer)
+    files["optimizer"] = _optimizer_tensors(optimizer, method)
     try:
         if distributed.rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
@@ -133,7 +133,7 @@ def load_checkpoint(
     if average is not None:
         average.load(load_file(checkpoint / "average.safetensors"))
     if optimizer is not None:
-        _restore_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), checkpoint)
+        _restore_optimizer(optimizer, method, load_file(checkpoint / "optimizer.safetensors"), checkpoint)
         random = checkpoint / f"random-{distributed.rank()}.safetensors"
         if random.name in checksums:
             _restore_random_state(load_file(random))
@@ -151,8 +151,9 @@ def _verified_state(checkpoint: Path) -> dict[str, Any]:
         version, checksums = int(state["format_version"]), dict(state["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MmclError(f"{checkpoint}/state.json: damaged checkpoint ({type(error).__name__}); {cure}") from None
-    if version > FORMAT_VERSION:
-        raise MmclError(f"{checkpoint}: written by a newer mmcl (format {version}); upgrade mmcl to resume from it")
+    if version != FORMAT_VERSION:
+        age, what = ("a newer", "upgrade mmcl") if version > FORMAT_VERSION else ("an older", "install that version")
+        raise MmclError(f"{checkpoint}: written by {age} mmcl (format {version}); {what} to resume from it")
     for name, checksum in checksums.items():
         path = checkpoint / name
         if not path.is_file():
@@ -172,27 +173,32 @@ def learned_names(method: nn.Module) -> set[str]:
     return names
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of parameter number 7 as ``7.exp_avg`` and so on, in the same order in all processes; the
-    hyperparameters are the config's."""
-    state = optimizer.state_dict()["state"]
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, Tensor]:
+    """The state of the parameter ``name`` as ``name:exp_avg`` and so on; the hyperparameters are the config's."""
     return {
-        f"{number}.{name}": torch.as_tensor(value) for number, values in state.items() for name, value in values.items()
+        f"{name}:{key}": torch.as_tensor(value)
+        for name, parameter in method.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], checkpoint: Path) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, method: nn.Module, tensors: dict[str, Tensor], checkpoint: Path
+) -> None:
+    numbers = {id(parameter): n for n, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    named: dict[str, list[str]] = {}
+    for key in tensors:
+        named.setdefault(key.rpartition(":")[0], []).append(key)
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        if int(number) < len(parameters) and tensor.shape == parameters[int(number)].shape:
-            tensor = sharded_like(tensor, parameters[int(number)])
-        state.setdefault(int(number), {})[name] = tensor
-    try:
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    except (ValueError, KeyError) as error:
-        raise MmclError(f"{checkpoint}: its optimizer is not the config's ({error})") from None
+    for name, parameter in method.named_parameters():
+        keys = named.get(name, [])
+        if keys and id(parameter) not in numbers:
+            raise MmclError(f"{checkpoint}: its optimizer is not the config's (first difference: {name})")
+        for key in keys:
+            tensor = tensors[key]
+            like = sharded_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            state.setdefault(numbers[id(parameter)], {})[key.rpartition(":")[2]] = like
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _random_state() -> dict[str, Tensor]:
