@@ -76,9 +76,10 @@ def print_check(found: Check) -> None:
     print_table([facts["source"], "number, or smallest / median / largest"], lines)
     if frequent := facts.get("captions", {}).get("most_frequent"):
         print_table(["times", "most frequent captions"], [[f"{line['count']:,}", line["text"]] for line in frequent])
-    for part, option in (("images", "--image"), ("captions", "--text")):
+    for part, default in (("images", "image"), ("captions", "text")):
         if part not in facts:
-            print(f"There was no column of {part} by its default name: name one with {option}.")
+            choice = f" one of {', '.join(facts['columns'])}" if facts["columns"] else ""
+            print(f"No {part} checked: there is no '{default}' to read; name{choice or ' it'} with --{default}")
     print("\n".join(found.advice) or "Nothing looks off.")
 
 

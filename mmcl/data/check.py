@@ -179,7 +179,7 @@ def _add_texts(tally: _Tally, block: Sequence[CheckedRow], tokenize: Tokenize | 
 
 
 def _facts(tally: _Tally, source: str, found: Checked, max_tokens: int | None, size: int | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"source": source, "rows": tally.rows}
+    facts: dict[str, Any] = {"source": source, "rows": tally.rows, "columns": found.columns}
     if tally.damaged:
         facts["damaged_shards"] = tally.damaged
     if found.has_image:

@@ -34,12 +34,14 @@ class Checked(NamedTuple):
         total: how many there are, if that is known beforehand.
         has_image: whether they have pictures.
         has_text: whether they have captions.
+        columns: what there is to choose from, in a table.
     """
 
     blocks: Iterator[list[CheckedRow]]
     total: int | None
     has_image: bool
     has_text: bool
+    columns: list[str]
 
 
 def open_checked(
@@ -69,7 +71,7 @@ def open_checked(
         raise MmclError(
             f"{rows.name}: no column 'image' or 'text'; name which of {', '.join(rows.column_names)} to read"
         )
-    return Checked(_table_blocks(rows, image, text), len(rows), image is not None, text is not None)
+    return Checked(_table_blocks(rows, image, text), len(rows), image is not None, text is not None, rows.column_names)
 
 
 def _table_blocks(rows: Rows, image: str | None, text: str | None) -> Iterator[list[CheckedRow]]:
@@ -106,7 +108,7 @@ def _open_shards(source: str | Path, image: str | None, text: str | None, damage
                 damaged.append({"id": error.name, "reason": error.reason})
             yield block
 
-    return Checked(blocks(), None, "image" not in problems, "text" not in problems)
+    return Checked(blocks(), None, "image" not in problems, "text" not in problems, [])
 
 
 def _row_of(sample: Sample, image: ShardColumn, text: ShardColumn) -> CheckedRow:
