@@ -22,19 +22,22 @@ def checkpoint_activations(net: Any, where: str) -> None:
     net = getattr(net, "trunk", net)  # timm's, within open_clip's wrapper
     hugging = next((each for each in (net, getattr(net, "transformer", None)) if _is_hugging(each)), None)
     if hugging is not None and hugging.supports_gradient_checkpointing:
+        if getattr(hugging.config, "use_cache", False):
+            hugging.config.use_cache = False  # an encoder has no use for it, and transformers warns of the two together
         if enable := getattr(hugging, "activation_checkpointing_enable", None):
             enable(activation_checkpointing_kwargs={"use_reentrant": False})
         else:
             hugging.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return
     enable = getattr(net, "set_grad_checkpointing", None)
+    unable = MmclError(f"{where} does not support it; set it to false")
+    # open_clip's ResNet takes the call and does nothing.
+    if hugging is not None or enable is None or type(net).__name__ == "ModifiedResNet":
+        raise unable
     try:
-        # open_clip's ResNet takes the call and does nothing.
-        if hugging is not None or enable is None or type(net).__name__ == "ModifiedResNet":
-            raise NotImplementedError
         enable(True)
-    except (AssertionError, NotImplementedError):
-        raise MmclError(f"{where} does not support it; set it to false") from None
+    except AssertionError:  # how timm's networks say so
+        raise unable from None
 
 
 def drop_patches(net: Any, rate: float, size: int, where: str) -> None:

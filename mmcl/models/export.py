@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
@@ -144,7 +144,7 @@ def _to_transformers(encoder: Encoder, folder: Path) -> None:
         if embedder.head.config.kind != "none":
             raise MmclError(f"transformers has no place for the {modality} head of '{encoder.name}'; it would be lost")
     if len(encoder.modalities) == 1:
-        model = encoder.embedder(next(iter(encoder.modalities))).tower.net
+        model: Any = encoder.embedder(next(iter(encoder.modalities))).tower.net
     else:
         model = _whole(encoder)
     with quiet_transformers():
@@ -163,11 +163,11 @@ def _is_transformers(embedder: Embedder) -> bool:
     return not isinstance(tower, OpenClipTextTower)
 
 
-def _whole(encoder: Encoder) -> nn.Module:
+def _whole(encoder: Encoder) -> Any:
     """The ``CLIPModel`` or ``SiglipModel`` that the two halves are of."""
     from transformers import CLIPConfig, SiglipConfig
 
-    halves = {modality: encoder.embedder(modality).tower.net for modality in ("image", "text")}
+    halves: dict[str, Any] = {modality: encoder.embedder(modality).tower.net for modality in ("image", "text")}
     types = {net.config.model_type for net in halves.values()}
     settings = {
         "vision_config": halves["image"].config.to_diff_dict(),
