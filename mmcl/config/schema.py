@@ -76,9 +76,6 @@ class DataConfig(Section):
 class AugmentationConfig(Section):
     """Random changes of a training picture, drawn anew for every sample. The defaults change nothing."""
 
-    size: int | None = Field(default=None, ge=8)
-    """Side of the training view in pixels; `data.image.size` if absent. A smaller view is faster, and makes up for
-    crops that enlarge what is in them (FixRes, arXiv:1906.06423). For towers that take any size."""
     crop_scale: Range = (1.0, 1.0)
     """Area of the random crop as a share of the picture (Inception-style crop); (1, 1) is off."""
     crop_ratio: Range = (3 / 4, 4 / 3)
@@ -148,7 +145,8 @@ class LoraConfig(Section):
     dropout: Fraction = 0.0
     """Dropout on the adapters' input."""
     targets: list[str] | None = None
-    """Last parts of the names of the layers to adapt, such as `[q_proj, v_proj]`; all linear layers if absent."""
+    """Last parts of the names of the layers of the blocks to adapt, such as `[q_proj, v_proj]` or, for open_clip's
+    attention as a whole, `[attn]`; all linear ones if absent."""
 
 
 class TowerConfig(Section):
@@ -191,7 +189,7 @@ class TokenizerConfig(Section):
     character_coverage: float = Field(default=0.9995, gt=0.0, le=1.0)
     """Share of characters the pieces must cover; 0.9995 suits languages with many characters, 1.0 small alphabets."""
     name: str | None = None
-    """Take this tokenizer instead of training one: a folder that `mmcl tokenizer train` wrote, or any of transformers'."""
+    """Take this tokenizer instead of training one: a folder of `mmcl tokenizer train`, or any of transformers'."""
 
 
 class TextTowerConfig(TowerConfig):

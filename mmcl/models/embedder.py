@@ -19,6 +19,10 @@ class Embedder(nn.Module):
 
     Its inputs are named: ``pixels`` for a picture; ``input_ids`` and ``attention_mask`` for a text; or ``features``,
     the tower's own output computed earlier, for a frozen tower.
+
+    Attributes:
+        frozen: the whole tower keeps its weights.
+        still: parts of the tower that stay in evaluation mode.
     """
 
     def __init__(self, tower: ImageTower | TextTower, head: Head, *, frozen: bool = False) -> None:
@@ -26,14 +30,14 @@ class Embedder(nn.Module):
         self.tower = tower
         self.head = head
         self.frozen = frozen
-        self._still: list[nn.Module] = []
+        self.still: list[nn.Module] = []
         if frozen:
             self.tower.requires_grad_(False)
             self.tower.eval()
 
     def keep_still(self, modules: Iterable[nn.Module]) -> None:
         """Keep ``modules``, parts of a tower of which other parts learn, in evaluation mode from now on."""
-        self._still.extend(modules)
+        self.still.extend(modules)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Embedder:
@@ -41,7 +45,7 @@ class Embedder(nn.Module):
         super().train(mode)
         if self.frozen:
             self.tower.eval()
-        for module in self._still:
+        for module in self.still:
             module.training = False
         return self
 

@@ -55,9 +55,9 @@ def build_method(config: Config, folder: Path) -> Method:
         encoder = start_from(config.model, config.data.image, set(kind.inputs.values()))
     else:
         encoder = _encoder(config, kind, folder)
-    for modality in encoder.modalities:
+    for modality in sorted(encoder.modalities):
         _adapt(encoder.embedder(modality), _section(config, modality))
-    size = config.augmentation.size or encoder.image_size
+    size = encoder.image_size
     augmentation = Augmentation(config.augmentation, size) if size and augments(config) else None
     teaching = getattr(config.method, "teacher", None)
     teacher = load(teaching.name) if teaching else None
@@ -67,7 +67,7 @@ def build_method(config: Config, folder: Path) -> Method:
 def finish_encoder(method: Method) -> Encoder:
     """The encoder of a trained method, ready to be saved: adapters are merged, and the learned scale is noted."""
     encoder = method.encoder
-    for modality in encoder.modalities:
+    for modality in sorted(encoder.modalities):
         merge_lora(encoder.embedder(modality).tower.net)
     encoder.logit_scale, encoder.logit_bias = method.learned_scale()
     return encoder

@@ -168,9 +168,19 @@ def learned_names(method: nn.Module) -> set[str]:
     seed gives again."""
     names = set(method.state_dict()) - {name for name, p in method.named_parameters() if not p.requires_grad}
     for prefix, module in method.named_modules():
-        if isinstance(module, Embedder) and module.frozen:
-            names -= {f"{prefix}.tower.{name}" for name in module.tower.state_dict()}
+        if isinstance(module, Embedder):
+            still = [(f"{prefix}.tower", module.tower)] if module.frozen else []
+            held = {id(part) for part in module.still}
+            still += [(path, part) for path, part in module.named_modules(prefix=prefix) if id(part) in held]
+            names -= {f"{path}.{name}" for path, part in still for name in part.state_dict() if not _learns(part, name)}
     return names
+
+
+def _learns(module: nn.Module, name: str) -> bool:
+    """Whether ``name``, of the state of a module that stays still, is a parameter that learns nevertheless."""
+    path, _, leaf = name.rpartition(".")
+    parameter = module.get_submodule(path)._parameters.get(leaf)
+    return parameter is not None and parameter.requires_grad
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, Tensor]:
@@ -197,6 +207,8 @@ def _restore_optimizer(
         for key in keys:
             tensor = tensors[key]
             like = sharded_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            if like.shape == parameter.shape:  # fused steps walk weights and moments side by side in memory
+                like = torch.empty_like(parameter).copy_(like)
             state.setdefault(numbers[id(parameter)], {})[key.rpartition(":")[2]] = like
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

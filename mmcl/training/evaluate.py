@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -9,11 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mmcl.evaluation import retrieval_pairs
+from mmcl.evaluation import diagnose, retrieval_pairs
 from mmcl.models.encoder import Encoder
 from mmcl.runtime import distributed
 from mmcl.training.columns import FEATURES_A_BATCH, Column
 from mmcl.training.table_feed import TableFeed
+
+log = logging.getLogger("mmcl")
 
 
 def evaluate(encoder: Encoder, feed: TableFeed, ks: Sequence[int], *, bootstrap: int = 0) -> dict[str, float]:
@@ -22,8 +25,11 @@ def evaluate(encoder: Encoder, feed: TableFeed, ks: Sequence[int], *, bootstrap:
     Equal captions are right answers for each other's pictures, and equal pictures for each other's captions. Every
     process embeds its share, and the vectors are gathered once; so all processes call this together.
 
+    A space that has collapsed is warned of.
+
     Returns:
-        ``image_to_text/hit@1`` and so on; fractions in [0, 1]. Empty in all processes but the first.
+        ``image_to_text/hit@1`` and so on, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` tells of the
+        space, as ``space/alignment`` and so on. Empty in all processes but the first.
     """
     rows = feed.positions
     images, _ = feed.columns["image"].items(rows)
@@ -41,7 +47,13 @@ def evaluate(encoder: Encoder, feed: TableFeed, ks: Sequence[int], *, bootstrap:
         ks=ks,
         bootstrap=bootstrap,
     )
-    return {f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()}
+    space = diagnose(image_vectors, text_vectors, owner)
+    for reason in space.collapsed:
+        log.warning("%s: %s", feed.name, reason)
+    metrics = {f"space/{name}": value for name, value in space.metrics().items()}
+    return metrics | {
+        f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()
+    }
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from mmcl.models.embedder import Embedder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.training.average import WeightAverage
+from mmcl.training.optim import without_gradient
+
+log = logging.getLogger("mmcl")
 
 
 @dataclass
@@ -97,6 +101,8 @@ class Stepper:
                 total += loss.value.item() / len(batches)
                 for name, part in loss.parts.items():
                     parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
+        if step == 0 and (idle := without_gradient(self.method)):
+            log.warning("%d parameters are to learn, but got no gradient, such as %s", len(idle), idle[0])
         norm = self._update(batches[-1])
         self.method.after_step()
         if self.average is not None:
