@@ -121,5 +121,5 @@ def _start(temperature: float | None, encoder: Encoder | None, otherwise: float)
     """ln(1/τ) of the temperature asked for, else of the encoder, else of ``otherwise``."""
     if temperature is not None:
         return -math.log(temperature)
-    learned = getattr(encoder, "logit_scale", None)
+    learned = None if encoder is None else encoder.logit_scale
     return -math.log(otherwise) if learned is None else learned

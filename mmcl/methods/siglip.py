@@ -39,7 +39,7 @@ class Siglip(ImageText):
         teacher: Encoder | None = None,
     ) -> None:
         super().__init__(config, encoder, augmentation, batch_size=batch_size, teacher=teacher)
-        bias = config.bias if config.bias is not None else getattr(encoder, "logit_bias", None)
+        bias = config.bias if config.bias is not None else encoder.logit_bias
         start = -math.log(batch_size - 1) if bias is None else bias
         self.logit_bias = nn.Parameter(torch.tensor(start), requires_grad=config.learn_bias)
 

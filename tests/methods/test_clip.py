@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -137,3 +138,19 @@ def test_a_teacher_and_its_settings_go_together(make_clip, make_encoder):
         make_clip(teacher=make_encoder())
     with pytest.raises(ValueError, match="go together"):
         taught(make_encoder, None)
+
+
+def test_learns_from_a_teacher_from_end_to_end(tmp_path, shapes_config):
+    from mmcl import load, train
+
+    few = ["training.epochs=0.05", "training.log_every=1"]  # three steps
+    teacher = train(shapes_config, out=tmp_path / "teacher", overrides=few)
+    shapes_config["method"] = {"teacher": {"name": str(teacher.folder), "weight": 2.0}}
+    student = train(shapes_config, out=tmp_path / "student", overrides=[*few, "seed=1"])
+    lines = [json.loads(line) for line in (student.folder / "metrics.jsonl").open()]
+    logged = [line for line in lines if "loss" in line]
+    assert len(logged) == 3
+    for line in logged:
+        assert line["loss"] == pytest.approx(line["contrastive"] + 2 * line["distillation"], rel=1e-5)
+    weights = [load(run).state_dict() for run in (teacher.folder, student.folder)]
+    assert weights[0].keys() == weights[1].keys()  # and none of the teacher's
