@@ -238,7 +238,7 @@ class Trainer:
         with self._judged_weights(), self._ensemble(step):
             sharding.unshard(self.method)
             if self.main:
-                self.skipped.merge()
+                self._tell_of_skipped()
                 encoder = finish_encoder(self.method)
                 encoder.card = self._card(step)
                 encoder.save(self.folder / "model")
@@ -246,6 +246,13 @@ class Trainer:
                     file.unlink()
                 log.info("model written to %s", self.folder / "model")
             distributed.barrier()
+
+    def _tell_of_skipped(self) -> None:
+        """Of a stream nobody knows beforehand what cannot be read."""
+        self.skipped.merge()
+        known = len(self.feed.problems())
+        if len(self.skipped) > known:
+            log.warning("%s: %d samples skipped, listed in %s", self.feed.name, len(self.skipped), self.skipped.path)
 
     @contextmanager
     def _ensemble(self, step: int) -> Iterator[None]:

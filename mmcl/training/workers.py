@@ -36,7 +36,8 @@ def by_workers(
     """``make`` of each argument, in their order, by processes that start at once and end with the generator.
 
     Args:
-        make: a pure function: which process calls it makes no difference.
+        make: of tables a pure function. A stream keeps its place in each process, and relies on arguments being dealt
+            to the processes in turn.
         arguments: one a call.
         workers: number of processes.
         ahead: results that each process prepares ahead.
@@ -68,7 +69,18 @@ def _loader(make: Any, arguments: Any, workers: int, ahead: int, in_worker: Call
 
 def _results(made: Any) -> Generator[Any, None, None]:
     """The workers end when the last reference to the loader's iterator goes, which is here."""
-    for result in made:
+    while True:
+        try:
+            result = next(made)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # torch's word for a process that the system killed
+            if "DataLoader worker" not in str(error):
+                raise
+            raise MmclError(
+                "a process that prepares batches died, perhaps for lack of memory; lower data.workers, data.prefetch "
+                "or data.shuffle"
+            ) from error
         if isinstance(result, MmclError):
             raise result
         yield result
