@@ -70,7 +70,7 @@ class DataConfig(Section):
     prefetch: int = Field(default=2, ge=1)
     """Batches that each worker prepares ahead."""
     shuffle: int = Field(default=5000, ge=1)
-    """Tar shards: samples that a worker shuffles among each other, block by block; whole shards are shuffled besides."""
+    """Tar shards: samples that a worker shuffles at a time, block by block; whole shards are shuffled besides."""
 
 
 class AugmentationConfig(Section):
