@@ -278,6 +278,8 @@ class SiglipConfig(Section):
     """Learn the temperature."""
     learn_bias: bool = True
     """Learn the bias."""
+    teacher: TeacherConfig | None = None
+    """Learn the similarities of another model besides."""
 
 
 def _method_name(value: Any) -> str:

@@ -53,7 +53,7 @@ class ImageText(Method):
         self.config = config
         self.encoder = encoder
         self.augmentation = augmentation
-        self.distilled: TeacherConfig | None = getattr(config, "teacher", None)
+        self.distilled: TeacherConfig | None = config.teacher
         if (teacher is None) != (self.distilled is None):
             raise ValueError("a teacher and its settings go together: give both config.teacher and teacher, or neither")
         object.__setattr__(self, "teacher", teacher)  # past nn.Module, which would make it a part

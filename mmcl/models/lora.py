@@ -41,7 +41,7 @@ def add_lora(net: nn.Module, config: LoraConfig) -> list[nn.Module]:
         )
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # a whole number by annotation, but only divided by the rank
+        lora_alpha=config.alpha,  # a whole number by annotation, but only divided by the rank
         lora_dropout=config.dropout,
         target_modules="|".join(map(re.escape, layers)) if layers else [],
         target_parameters=[f"{name}.in_proj_weight" for name in attentions] or None,

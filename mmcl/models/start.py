@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from mmcl.config.schema import ImageConfig, ModelConfig, TowerConfig
+from mmcl.config.schema import ImageConfig, ModelConfig, Section, TowerConfig
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
@@ -37,7 +37,7 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
     for modality in sorted(modalities):
         _refuse_settings_of_new_towers(config.name, modality, getattr(config, modality))
     encoder = load(config.name)
-    if "dim" in config.model_fields_set and config.dim != encoder.dim:
+    if "dim" in _changed(config) and config.dim != encoder.dim:
         raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {encoder.dim}; leave it out")
     embedders: dict[str, Embedder] = {}
     for modality in sorted(modalities):
@@ -49,10 +49,10 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
             _adapt_text(cast(TextTower, embedder.tower), section, config.name)
         if section.checkpointing:
             checkpoint_activations(embedder.tower.net, f"model.{modality}.checkpointing: '{config.name}'")
-        if "dropout" in section.head.model_fields_set:
+        if "dropout" in _changed(section.head):
             embedder.head.set_dropout(section.head.dropout)
         embedders[modality] = Embedder(embedder.tower, embedder.head, frozen=section.frozen)
-    start = Encoder(embedders, encoder.dim, encoder.name)
+    start = Encoder(embedders, encoder.dim, config.name)
     start.logit_scale, start.logit_bias = encoder.logit_scale, encoder.logit_bias
     return start
 
@@ -60,15 +60,25 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
 def _refuse_settings_of_new_towers(name: str, modality: str, section: TowerConfig | None) -> None:
     if section is None:
         return
-    wrong = sorted(section.model_fields_set - set(_MAY_CHANGE[modality]))
-    wrong += sorted(f"head.{key}" for key in section.head.model_fields_set - {"dropout"})
+    wrong = sorted(_changed(section) - set(_MAY_CHANGE[modality]))
+    wrong += sorted(f"head.{key}" for key in _changed(section.head) - {"dropout"})
     if wrong:
         settings = ", ".join(f"model.{modality}.{key}" for key in wrong)
         raise MmclError(f"{settings}: '{name}' is a whole model and has its own; leave it out, or leave out model.name")
 
 
+def _changed(section: Section) -> set[str]:
+    """The settings that differ from their defaults: a run's own config.yaml names the others as well."""
+    fields = type(section).model_fields
+    return {
+        key
+        for key in section.model_fields_set
+        if getattr(section, key) != fields[key].get_default(call_default_factory=True)
+    }
+
+
 def _adapt_image(tower: ImageTower, section: Any, image: ImageConfig, name: str) -> None:
-    for key in sorted(image.model_fields_set):
+    for key in sorted(_changed(image)):
         wanted, own = getattr(image, key), tower.spec[key]
         if wanted != own and not (key == "resize" and str(own).startswith(wanted)):
             raise MmclError(f"data.image.{key} is {wanted}, but '{name}' takes {own}; leave it out")

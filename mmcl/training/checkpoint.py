@@ -37,7 +37,7 @@ class Progress:
         best: the best value of the named metric, or None before the first.
         best_step: the step that had it.
         data: identifies the training rows: a run cannot go on with others.
-        window: the losses since the last line of metrics.
+        window: the losses, and their parts, of the steps since the last line of metrics.
         scaler: state of float16's gradient scaler.
         position: where this process's stream of samples stands, for a source that is a stream.
     """
@@ -47,7 +47,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     data: str = ""
-    window: list[float] = field(default_factory=list)
+    window: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     position: Any = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -131,7 +132,7 @@ class Trainer:
                     taken = list(itertools.islice(batches, accumulate))
                 with clock.step():
                     result = self._step(taken, step, rate)
-                progress.window.append(result.loss)
+                progress.window.append({"loss": result.loss, **result.parts})
                 progress.position = taken[-1].position
                 timed += 1
                 progress.step, progress.seconds = step + 1, time.monotonic() - started
@@ -168,8 +169,8 @@ class Trainer:
 
     def _log(self, ticker: Ticker, result: StepResult, rate: float, pairs_per_second: float) -> None:
         progress = self.progress
-        loss = sum(progress.window) / len(progress.window)
-        values = {"loss": loss, **result.parts, **self.method.metrics(result.views)}
+        means = {name: statistics.fmean(step[name] for step in progress.window) for name in progress.window[0]}
+        values = {**means, **self.method.metrics(result.views)}
         ticker.show(progress.step, {**values, "pairs/s": pairs_per_second})
         epoch = progress.step * self.config.training.accumulate / len(self.feed)
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}
