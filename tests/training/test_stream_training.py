@@ -1,0 +1,63 @@
+"""Training on tar shards: bad samples are counted and named, and a run that was cut off ends as one left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmcl.data.shards import write_shards
+from mmcl.data.sources import open_source
+from mmcl.training import train
+from mmcl.training.checkpoint import list_checkpoints
+
+BAD = 0.6
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Four shards of 40 drawn shapes; 60% of the pictures of the second one are cut short."""
+    rows = open_source("sample:shapes", split="train").select(range(160))
+    pictures, captions = rows.images("image", range(160)), rows.texts("text")
+    samples = []
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        broken = 40 <= number < 40 + BAD * 40
+        samples.append({"__key__": f"{number:05d}", "png": content[:60] if broken else content, "txt": caption})
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(samples, folder, per_shard=40)
+    return folder
+
+
+@pytest.fixture
+def config(shapes_config, shards):
+    data = {"train": {"source": str(shards / "{00000..00003}.tar")}, "image": {"size": 32}, "shuffle": 30, "workers": 2}
+    training = shapes_config["training"] | {"batch_size": 16, "epochs": 2, "save_every": 4}
+    return shapes_config | {"data": data, "training": training, "evaluation": {}}
+
+
+def test_a_shard_of_mostly_corrupt_pictures_is_counted_named_and_survived(tmp_path, config, caplog):
+    with caplog.at_level("WARNING", logger="mmcl"):
+        run = train(config, out=tmp_path / "run", show_progress=False)
+    skipped = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in skipped} == {f"00001.tar:{number:05d}" for number in range(40, 64)}
+    assert len(skipped) == 24
+    assert all(line["role"] == "image" and line["reason"] for line in skipped)
+    assert run.card["data"]["skipped"] == 24
+    assert "24 samples skipped" in caplog.text
+
+
+def test_a_run_cut_off_within_an_epoch_ends_with_the_same_weights(tmp_path, config):
+    whole = train(config, out=tmp_path / "whole", show_progress=False).folder
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    (cut / "skipped.jsonl").unlink()
+    shutil.rmtree(list_checkpoints(cut)[-1])
+    resumed = train(config, out=cut, resume=True, show_progress=False).folder
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (resumed, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
