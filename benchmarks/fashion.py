@@ -161,7 +161,7 @@ def train_mmcl(args: argparse.Namespace) -> tuple[Encodes, dict[str, Any]]:
         os.environ["MMCL_CACHE"] = f"{scratch}/cache"
         try:
             start = time.perf_counter()
-            run = mmcl.train(config, out=Path(scratch) / "run", show_progress=False)
+            run = mmcl.train(config, out=args.run or Path(scratch) / "run", show_progress=False)
             seconds = time.perf_counter() - start
         finally:
             os.environ.pop("MMCL_CACHE") if cache is None else os.environ.update(MMCL_CACHE=cache)
@@ -225,6 +225,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3, help="of open_clip's loop")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of that loop")
     parser.add_argument("--seed", type=int, default=0, help="of that loop")
+    parser.add_argument("--run", type=Path, help="folder to keep mmcl's run in")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     return parser.parse_args()
 
