@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
-from mmcl.models.folder import DESCRIPTION, preprocessor, save_sentence_transformers
+from mmcl.models.folder import preprocessor, save_sentence_transformers
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.open_clip_models import CONFIG
 from mmcl.models.open_clip_text import OpenClipTextTower
@@ -33,10 +33,11 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
         encoder: to be exported.
         to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
             (``AutoModel.from_pretrained``) or ``sentence-transformers`` (``SentenceTransformer``).
-        folder: to be written; it has to be new, empty or an earlier export.
+        folder: to be written; it has to be new or empty. An earlier export is not told from another model's folder,
+            which may be the only copy there is.
 
     Raises:
-        MmclError: that library has no such model: the message says why.
+        MmclError: that library has no such model, and the message says why; or ``folder`` holds something.
     """
     ways = {
         "open-clip": _to_open_clip,
@@ -46,11 +47,8 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     if to not in ways:
         raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
     folder = folder.expanduser()
-    earlier = any((folder / name).is_file() for name in (CONFIG, "config.json"))
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not earlier):
-        raise MmclError(f"{folder}: exists and is no export, so it is not replaced; choose another")
-    if (folder / DESCRIPTION).is_file():
-        raise MmclError(f"{folder}: is a model folder, which is not replaced by an export; choose another")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise MmclError(f"{folder}: holds something already, which is not replaced; choose another folder, or empty it")
     with torch.no_grad(), atomic_folder(folder) as beside:
         ways[to](encoder, beside)
     return folder

@@ -128,6 +128,14 @@ def test_what_has_no_place_in_a_library_is_refused_with_the_reason(tmp_path):
         with pytest.raises(MmclError, match=message):
             export(encoder, to, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    towers.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("file", ["mmcl.json", "config.json", "open_clip_config.json"])
+@pytest.mark.usefixtures("tiny")
+def test_a_folder_that_holds_anything_is_never_replaced(tmp_path, file):
+    """Every transformers model has a config.json, and so have many folders besides."""
+    (tmp_path / file).write_text("{}")
+    (tmp_path / "only_copy.safetensors").write_text("weights")
     with pytest.raises(MmclError, match="not replaced"):
-        export(towers, "open-clip", tmp_path / "model")
+        export(trained_here(), "open-clip", tmp_path)
+    assert (tmp_path / "only_copy.safetensors").read_text() == "weights"
