@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         dim: dimension D of the embeddings.
         modalities: ``image``, ``text`` or both.
         name: what the model is called in tables and manifests.
-        path: the folder it was loaded from or last saved to, if any.
+        path: the folder or file it was loaded from, or the folder it was last saved to, if any.
         card: what the model card says beside the architecture: data, settings, scores.
         logit_scale: ln(1/τ) of the temperature τ it was trained with; None if unknown.
         logit_bias: the bias of its sigmoid loss; None without one.

@@ -53,6 +53,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
         encoder = open_clip_models.open_hub(text.removeprefix("hf-hub:"))
     elif path.is_file():
         encoder = open_clip_models.open_file(path)
+        encoder.path = path
     elif _may_be_a_name(text) and open_clip_models.is_model_name(text):
         encoder = open_clip_models.open_named(text)
     else:

@@ -43,7 +43,7 @@ def is_model_name(text: str) -> bool:
 
 
 def open_named(text: str) -> Encoder:
-    """The model ``NAME/TAG`` or ``NAME/FILE``.
+    """The model ``NAME/TAG`` or ``NAME/FILE``, which is also what it is called: an index made with it opens it again.
 
     Raises:
         MmclError: no such tag or file, weights for the other activation, or weights that cannot be fetched.
@@ -57,9 +57,12 @@ def open_named(text: str) -> Encoder:
         state, layout = read_state(path)
         _require_layout(name, config, path, layout)
         _take_sizes(config, state)
-        return assemble(name, config, _with_weights(config, state, str(path)), {})
-    whole, tag = pretrained_model(name, source, config, text)
-    return assemble(name, config, whole, tag)
+        encoder = assemble(name, config, _with_weights(config, state, str(path)), {})
+        source = str(path.resolve())
+    else:
+        encoder = assemble(name, config, *pretrained_model(name, source, config, text))
+    encoder.name = f"{name}/{source}"
+    return encoder
 
 
 def open_file(path: Path) -> Encoder:
@@ -123,7 +126,7 @@ def open_hub(name: str) -> Encoder:
     if not (folder / CONFIG).is_file():
         raise MmclError(f"hf-hub:{name}: holds no {CONFIG}; without 'hf-hub:' it may open as a transformers model")
     encoder = open_folder(folder)
-    encoder.name = name
+    encoder.name = f"hf-hub:{name}"
     return encoder
 
 
@@ -236,6 +239,9 @@ def _take_sizes(config: dict[str, Any], state: Mapping[str, Tensor]) -> None:
     patches, side = state.get("visual.positional_embedding"), vision.get("patch_size", 16)
     if patches is not None and side and isqrt(len(patches) - 1) ** 2 == len(patches) - 1:
         vision["image_size"] = isqrt(len(patches) - 1) * side
+    pooled = state.get("visual.attnpool.positional_embedding")  # of a ResNet, which halves the picture five times
+    if pooled is not None:
+        vision["image_size"] = isqrt(len(pooled) - 1) * 32
     words = state.get("positional_embedding", state.get("text.positional_embedding"))
     if words is not None and not text.get("embed_cls"):
         text["context_length"] = len(words)

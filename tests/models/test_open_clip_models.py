@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import mmcl
 from mmcl.config.schema import ImageConfig, ImageTowerConfig, TextTowerConfig
+from mmcl.encoding.encode import _model_name
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.errors import MmclError
@@ -132,12 +133,35 @@ def refusal(name):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_checkpoint_keeps_the_picture_size_it_was_trained_with(tmp_path):
-    config = {**TINY, "vision_cfg": {**VISION, "image_size": 48}}
+@pytest.mark.parametrize(
+    ("name", "dim", "vision"),
+    [
+        ("tiny-ViT", 24, {**VISION, "image_size": 96}),
+        ("tiny-RN", 20, {"layers": [1] * 4, "width": 16, "image_size": 96}),
+    ],
+)
+def test_a_checkpoint_keeps_the_picture_size_it_was_trained_with(tmp_path, name, dim, vision):
+    config = {**TINY, "embed_dim": dim, "vision_cfg": vision}
     expected = library_features(*open_clip_folder(tmp_path / "theirs", config))
-    encoder = mmcl.load(f"tiny-ViT/{tmp_path / 'theirs' / 'open_clip_model.safetensors'}")
-    assert encoder.image_size == 48
+    encoder = mmcl.load(f"{name}/{tmp_path / 'theirs' / 'open_clip_model.safetensors'}")
+    assert encoder.image_size == 96
     check_equal(encoder, *expected)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_noted_of_an_encoder_beside_its_vectors_opens_it_again(tmp_path, monkeypatch):
+    expected = library_features(*open_clip_folder(tmp_path / "theirs", TINY))
+    shutil.copy(tmp_path / "theirs" / "open_clip_model.safetensors", tmp_path / "epoch_3.safetensors")
+    monkeypatch.chdir(tmp_path)
+    names = ("tiny-ViT/epoch_3.safetensors", "theirs/open_clip_model.safetensors")
+    noted = [_model_name(mmcl.load(name)) for name in names]
+    monkeypatch.chdir("/")
+    for name in noted:
+        check_equal(mmcl.load(name), *expected)
+    monkeypatch.setattr(open_clip, "is_pretrained_cfg", lambda name, tag: tag == "ours")
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: tmp_path / "epoch_3.safetensors")
+    check_equal(mmcl.load(_model_name(mmcl.load("tiny-ViT/ours"))), *expected)
 
 
 def test_the_wrong_activation_is_refused_before_anything_is_fetched(monkeypatch):
