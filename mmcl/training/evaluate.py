@@ -47,13 +47,13 @@ def evaluate(encoder: Encoder, feed: TableFeed, ks: Sequence[int], *, bootstrap:
         ks=ks,
         bootstrap=bootstrap,
     )
+    metrics = {f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()}
+    if min(len(image_vectors), len(text_vectors)) < 2:  # a single vector has no geometry
+        return metrics
     space = diagnose(image_vectors, text_vectors, owner)
     for reason in space.collapsed:
         log.warning("%s: %s", feed.name, reason)
-    metrics = {f"space/{name}": value for name, value in space.metrics().items()}
-    return metrics | {
-        f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()
-    }
+    return {f"space/{name}": value for name, value in space.metrics().items()} | metrics
 
 
 @torch.no_grad()

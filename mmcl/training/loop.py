@@ -251,9 +251,9 @@ class Trainer:
     def _tell_of_skipped(self) -> None:
         """Of a stream nobody knows beforehand what cannot be read."""
         self.skipped.merge()
-        known = len(self.feed.problems())
-        if len(self.skipped) > known:
-            log.warning("%s: %d samples skipped, listed in %s", self.feed.name, len(self.skipped), self.skipped.path)
+        skipped = self.skipped.count(self.feed.name)
+        if skipped > len(self.feed.problems()):
+            log.warning("%s: %d samples skipped, listed in %s", self.feed.name, skipped, self.skipped.path)
 
     @contextmanager
     def _ensemble(self, step: int) -> Iterator[None]:
@@ -274,7 +274,7 @@ class Trainer:
     def _card(self, step: int) -> dict[str, Any]:
         """What the model card tells beside the architecture."""
         config = self.config
-        data = {"rows": self.feed.samples, "source": self.feed.name, "skipped": len(self.skipped)}
+        data = {"rows": self.feed.samples, "source": self.feed.name, "skipped": self.skipped.count(self.feed.name)}
         keys = ("batch_size", "epochs", "lr", "weight_decay", "schedule")
         training = {"method": config.method.name, "step": step, "steps": self.steps, "precision": self.precision}
         training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(self.progress.seconds, 1)}
@@ -314,7 +314,8 @@ class Trainer:
 
         feed = make() if self.main else None
         distributed.barrier()
-        feed = feed or make()
+        if feed is None:
+            feed = make()
         if self.main and self.skipped.add(feed.name, problems := feed.problems()):
             log.warning("%s: %d rows skipped, listed in %s", feed.name, len(problems), self.skipped.path)
         return feed

@@ -29,7 +29,7 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
         raise MmclError(f"{folder}: exists and is no run folder; choose another --out")
     checkpoints = list_checkpoints(folder)
-    begun = bool(checkpoints or read_lines(folder / "metrics.jsonl"))
+    begun = has_begun(folder)
     distributed.barrier()  # nobody writes before everybody has looked
     if begun and not resume:
         raise MmclError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
@@ -50,6 +50,11 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
         (folder / "features").mkdir(exist_ok=True)
     distributed.barrier()
     return checkpoints
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has learned in ``folder``, rather than just having been set up there."""
+    return bool(list_checkpoints(folder) or read_lines(folder / "metrics.jsonl"))
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> str | None:
@@ -75,9 +80,9 @@ class SkippedList:
         self._mine = self.path if rank == 0 else self.path.with_name(f"skipped-{rank}.jsonl")
         self._known = {_key(line) for line in read_lines(self._mine)}
 
-    def __len__(self) -> int:
-        """Samples in this process's list."""
-        return len(self._known)
+    def count(self, source: str) -> int:
+        """Samples of ``source`` in this process's list."""
+        return sum(of == source for of, *_ in self._known)
 
     def add(self, source: str, problems: list[dict[str, str]]) -> int:
         """Note what is not yet in the list; returns how many that were."""

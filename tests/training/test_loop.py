@@ -128,23 +128,54 @@ def test_divergence_stops_with_step_rows_and_last_good_checkpoint(tmp_path, tiny
 
 
 def test_accumulation_averages_gradients(tmp_path, tiny):
-    """Two batches accumulated are one step: half the steps for the same rows."""
+    """A batch accumulated with itself is the batch alone."""
+    from mmcl.training.loop import Trainer
+
+    changes = ["model.text.dropout=0", "model.image.args.drop_path_rate=0", "augmentation={}"]
+    results = []
+    for copies in (1, 2):
+        trainer = Trainer(load_config(tiny, changes), tmp_path / str(copies), resume=False, show_progress=False)
+        trainer.method.train()
+        (batch,) = trainer.feed.batches(0, 1)
+        results.append(trainer.step([batch] * copies, 0, 1e-3))
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-5)
+    assert results[1].norm == pytest.approx(results[0].norm, rel=1e-4)
+
+
+def test_accumulated_batches_are_one_step(tmp_path, tiny):
     run = train(tiny, out=tmp_path / "run", overrides=["training.accumulate=2", "training.log_every=1"])
     assert [line["step"] for line in run.lines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_unreadable_pictures_are_skipped_counted_and_listed(tmp_path, tiny):
+def test_unreadable_pictures_are_skipped_counted_and_listed(tmp_path, tiny, caplog):
     folder = _folder_of_pictures(tmp_path)
     (folder / "3.png").write_bytes(b"not a picture")
+    dev = folder / "dev.csv"  # what judging skips is listed, but is no row of the training data
+    dev.write_text("path,caption\n1.png,one\n2.png,two\nnowhere.png,three\n")
     config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
     config["data"]["columns"] = {"image": "path", "text": "caption"}
+    config["evaluation"] = {"sources": {"dev": {"source": str(dev)}}}
     run = train(config, out=tmp_path / "run", overrides=["training.batch_size=8"])
-    (skipped,) = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
+    skipped, judged = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
     assert skipped["id"] == "3"
     assert skipped["role"] == "image"
+    assert judged["source"] == str(dev)
     assert run.model.card["data"] == {"rows": 19, "source": str(folder / "pairs.csv"), "skipped": 1}
+    assert "samples skipped" not in caplog.text, "that is said of streams"
     with pytest.raises(MmclError, match=r"3\.png"):
         train(config, out=tmp_path / "strict", overrides=["training.batch_size=8", "data.on_error=fail"])
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_judging_takes_fewer_rows_than_a_batch(tmp_path, tiny, rows):
+    folder = _folder_of_pictures(tmp_path)
+    few = folder / "few.csv"
+    few.write_text("".join((folder / "pairs.csv").read_text().splitlines(keepends=True)[: rows + 1]))
+    config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
+    config["data"]["columns"] = {"image": "path", "text": "caption"}
+    config["evaluation"] = {"sources": {"dev": {"source": str(few)}}}
+    run = train(config, out=tmp_path / "run", overrides=["training.batch_size=8", "training.epochs=0.5"])
+    assert run.metrics["dev/image_to_text/hit@5"] == 1
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path, tiny):
