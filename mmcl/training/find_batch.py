@@ -15,6 +15,7 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.loop import Trainer
 from mmcl.training.run import Run
+from mmcl.training.run_folder import has_begun
 
 SMALLEST = 16  # rows a process, of the first trial
 MULTIPLE = 8  # of rows a process, which tensor cores like
@@ -24,8 +25,8 @@ log = logging.getLogger("mmcl")
 
 def fitting(config: Config, folder: Path, resume: bool) -> Config:
     """``config`` with the largest batch that fits; with the one that the run found, if it is resumed."""
-    begun = resume and (folder / "config.yaml").is_file()
-    batch = Run(folder).config.training.batch_size if begun else find_batch(config, folder)
+    # A search that was cut off leaves a config.yaml, too, with the batch of its trials.
+    batch = Run(folder).config.training.batch_size if resume and has_begun(folder) else find_batch(config, folder)
     return config.model_copy(update={"training": config.training.model_copy(update={"batch_size": batch})})
 
 

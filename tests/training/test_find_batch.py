@@ -64,3 +64,15 @@ def test_a_run_takes_the_batch_that_was_found_and_keeps_it(tmp_path, shapes_conf
     assert found == max(rows)
     again = train(shapes_config, out=tmp_path / "run", find_batch=True, resume=True, show_progress=False)
     assert again.config.training.batch_size == found
+
+
+def test_a_search_that_was_cut_off_is_not_taken_for_a_run(tmp_path, shapes_config, monkeypatch):
+    """Its folder has a config.yaml with the batch of the first trial, which a resumed run would learn with."""
+    from mmcl.config.load import load_config
+    from mmcl.training import find_batch
+    from mmcl.training.loop import Trainer
+
+    config = load_config(shapes_config, [f"training.batch_size={find_batch.SMALLEST}"])
+    Trainer(config, tmp_path / "run", resume=False, show_progress=False)
+    monkeypatch.setattr(find_batch, "find_batch", lambda config, folder: 128)
+    assert find_batch.fitting(config, tmp_path / "run", resume=True).training.batch_size == 128
