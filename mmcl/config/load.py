@@ -115,7 +115,7 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
     key = ".".join(str(part) for part in path)
     tail = f" (and {more} more)" if more else ""
     if error["type"] == "extra_forbidden":
-        section = _section_at(path[:-1])
+        section = _section_at(error["loc"][:-1])
         known = section.model_fields if section else {}
         return f"{where}: unknown key '{key}'; {nearest(str(path[-1]), known)}{tail}"
     if error["type"] == "missing":
@@ -132,7 +132,13 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str | int]:
-    """The keys in the YAML file on the way to an error: pydantic names the member of a union besides."""
+    """The keys in the YAML file on the way to an error."""
+    return _along(location)[0]
+
+
+def _along(location: tuple[str | int, ...]) -> tuple[list[str | int], list[Any]]:
+    """The keys on the way to the place of an error, where pydantic names the member of a union besides, and the types
+    that may stand there."""
     path: list[str | int] = []
     here: list[Any] = [Config]
     for part in location:
@@ -142,15 +148,12 @@ def _keys(location: tuple[str | int, ...]) -> list[str | int]:
             continue
         path.append(part)
         here = below
-    return path
+    return path, here
 
 
-def _section_at(path: list[str | int]) -> type[BaseModel] | None:
-    """The section class that a path of keys leads to."""
-    here: list[Any] = [Config]
-    for part in path:
-        here = [choice for option in here for choice in _below(option, part)]
-    return next((option for option in here if _is_section(option)), None)
+def _section_at(location: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """The section class that the place of an error lies in."""
+    return next((option for option in _along(location)[1] if _is_section(option)), None)
 
 
 def _below(annotation: Any, key: str | int) -> list[Any]:

@@ -22,6 +22,8 @@ def changed(**sections):
     ("values", "parts"),
     [
         (changed(model={"dmi": 3}), ["unknown key 'model.dmi'", "'dim'"]),
+        (changed(method={"name": "siglip", "extra_texts": 3}), ["unknown key 'method.extra_texts'; known: bias, "]),
+        (changed(method={"name": "siglip", "learn_bia": True}), ["'learn_bias'"]),
         (changed(trainning={}), ["unknown key 'trainning'", "'training'"]),
         (changed(model={"image": {"head": {"knd": "mlp"}}}), ["'model.image.head.knd'", "'kind'"]),
         (changed(evaluation={"sources": {"dev": {"source": "x", "splt": "a"}}}), ["sources.dev.splt", "'split'"]),
