@@ -20,8 +20,9 @@ class Siglip(ImageText):
     """Each picture and each text are judged for themselves: do they belong together?
 
     The bias starts at the log-odds of a positive, -ln(N - 1) in a global batch of N, so that the many negatives need
-    not push it there first. Unlike CLIP's, the temperature is not kept from falling below 0.01: that of the published
-    models is less.
+    not push it there first. With that bias the temperature of a model to start from is not taken: at CLIP's 0.01 even a
+    negative's similarity of 0.2 would outweigh the bias of any batch. Unlike CLIP's, the temperature is not kept from
+    falling below 0.01: that of the published models is less.
 
     Attributes:
         logit_bias: the bias b, added to the scaled similarity.
@@ -40,6 +41,8 @@ class Siglip(ImageText):
     ) -> None:
         super().__init__(config, encoder, augmentation, batch_size=batch_size, teacher=teacher)
         bias = config.bias if config.bias is not None else encoder.logit_bias
+        if bias is None and config.temperature is None:
+            self.logit_scale.data.fill_(-math.log(self.start_temperature))
         start = -math.log(batch_size - 1) if bias is None else bias
         self.logit_bias = nn.Parameter(torch.tensor(start), requires_grad=config.learn_bias)
 

@@ -25,11 +25,19 @@ def test_starts_as_the_config_says_else_as_the_model_was_trained_else_at_the_log
     for scale, bias, settings, expected in [
         (4.76, -12.9, {"temperature": 0.5, "bias": 0.0}, (math.log(2), 0.0)),
         (4.76, -12.9, {}, (4.76, -12.9)),
-        (4.6, None, {}, (4.6, -math.log(31))),  # a CLIP model: it has no bias
+        (4.6, None, {}, (math.log(10), -math.log(31))),  # a CLIP model: it has no bias
+        (4.6, None, {"bias": -20.0}, (4.6, -20.0)),
         (None, None, {}, (math.log(10), -math.log(31))),
     ]:
         siglip = make_siglip(make_encoder(logit_scale=scale, logit_bias=bias), batch_size=32, **settings)
         assert siglip.learned_scale() == pytest.approx(expected)
+
+
+def test_a_start_from_a_clip_model_takes_no_negative_for_a_positive(make_siglip, make_encoder):
+    siglip = make_siglip(make_encoder(logit_scale=math.log(100)), batch_size=256)
+    # CLIP's cosines: about 0.3 of what belongs together, and 0.2 of what does not.
+    negative = 0.2 * siglip.logit_scale.exp() + siglip.logit_bias
+    assert negative.item() < -3
 
 
 def test_at_the_start_positives_and_negatives_pull_the_bias_equally(make_siglip, batch):
