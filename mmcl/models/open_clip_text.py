@@ -48,7 +48,8 @@ class OpenClipTextTower(TextTower):
         limit = max_tokens or context
         if hasattr(net, "attn_mask"):
             net.transformer.register_forward_pre_hook(_shorten_mask, with_kwargs=True)
-        super().__init__(net, inner, pooling="pooled", max_tokens=limit, prompts=prompts, padded=not _ends_early(net))
+        padded = 0 if _ends_early(net) else context
+        super().__init__(net, inner, pooling="pooled", max_tokens=limit, prompts=prompts, padded=padded)
 
     @classmethod
     def create(

@@ -35,7 +35,8 @@ class TextTower(nn.Module):
         max_tokens: longer texts are cut here, special tokens included.
         pooling: how token states become one vector; ``pooled`` is the vector that the model itself gives.
         prompts: name to the words put before a text.
-        padded: whether the model reads padding, as SigLIP does: then ``forward`` pads every text to ``max_tokens``.
+        padded: the length to which ``forward`` pads every text for a model that reads padding, as SigLIP does, whatever
+            ``max_tokens``: such a model reads the last of all its positions; 0 for others.
     """
 
     modality: ClassVar[str] = "text"
@@ -49,7 +50,7 @@ class TextTower(nn.Module):
         pooling: str,
         max_tokens: int,
         prompts: dict[str, str] | None = None,
-        padded: bool = False,
+        padded: int = 0,
         masked: bool = True,
     ) -> None:
         super().__init__()
@@ -149,7 +150,7 @@ class TextTower(nn.Module):
             "max_tokens": self.max_tokens,
             "prompts": self.prompts,
             **({"architecture": type(self.net).__name__} if self.pooling == "pooled" else {}),
-            **({"padded": True, "masked": self.masked} if self.padded else {}),
+            **({"padded": self.padded, "masked": self.masked} if self.padded else {}),
         }
 
     @classmethod
@@ -239,8 +240,8 @@ class TextTower(nn.Module):
         return pool(output.last_hidden_state, attention_mask, self.pooling)
 
     def _fill_up(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """With padding up to ``max_tokens``, for a model that reads it."""
-        missing = self.max_tokens - input_ids.shape[1] if self.padded else 0
+        """With padding, for a model that reads it."""
+        missing = self.padded - input_ids.shape[1]
         if missing <= 0:
             return input_ids, attention_mask
         return F.pad(input_ids, (0, missing), value=self._padding_id()), F.pad(attention_mask, (0, missing))

@@ -89,7 +89,8 @@ def assemble(name: str, model: Any, tokenizer: Any, processor: Mapping[str, Any]
     # SigLIP reads the last of 64 positions, padding or not; a mask only where its tokenizer gives one.
     masked = not siglip or "attention_mask" in tokenizer.model_input_names
     limit = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
-    text = TextTower(reading, tokenizer, pooling="pooled", max_tokens=limit, padded=siglip, masked=masked)
+    padded = limit if siglip else 0
+    text = TextTower(reading, tokenizer, pooling="pooled", max_tokens=limit, padded=padded, masked=masked)
     towers: tuple[ImageTower, TextTower] = (image, text)
     head = HeadConfig(kind="none")
     embedders = {tower.modality: Embedder(tower, Head(head, tower.width, image.width)) for tower in towers}

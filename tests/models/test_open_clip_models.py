@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mmcl
-from mmcl.config.schema import ImageConfig, ImageTowerConfig, TextTowerConfig
+from mmcl.config.schema import ImageConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from mmcl.encoding.encode import _model_name
 from mmcl.models.image_tower import ImageTower
+from mmcl.models.start import start_from
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.errors import MmclError
 
@@ -69,6 +70,17 @@ def test_captions_are_padded_only_as_far_as_the_longest_where_that_is_exact(tmp_
         tower.net.register_forward_pre_hook(lambda net, inputs, seen=seen: seen.append(inputs[0].shape))
         tower(**tower.collate(tokens[:1]))
         assert seen == [(1, length)]
+
+
+@pytest.mark.parametrize("kind", ["gelu", "siglip"])
+def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path, kind):
+    """A text half that reads the last position has to get the whole context, or it reads another one."""
+    open_clip_folder(tmp_path / "theirs", CONFIGS[kind][0])
+    expected = mmcl.load(tmp_path / "theirs").encode(CAPTIONS[:3])
+    shorter = start_from(ModelConfig(name=str(tmp_path / "theirs"), text={"max_tokens": 12}), ImageConfig(), {"text"})
+    np.testing.assert_allclose(shorter.encode(CAPTIONS[:3]), expected, atol=1e-5)
+    shorter.save(tmp_path / "ours")
+    np.testing.assert_allclose(mmcl.load(tmp_path / "ours").encode(CAPTIONS[:3]), expected, atol=1e-5)
 
 
 def test_a_text_that_just_fits_is_not_counted_as_cut(tmp_path):

@@ -99,6 +99,20 @@ def test_a_folder_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_
     assert (again.logit_scale, again.logit_bias) == (encoder.logit_scale, encoder.logit_bias)
 
 
+def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path):
+    """SigLIP reads the last position: it has to get the whole context, or it reads another one."""
+    expected = library_features(*siglip_folder(tmp_path / "theirs"))[1]
+    short = [0, 2, 4]
+    captions = [CAPTIONS[i] for i in short]
+    encoder = mmcl.load(tmp_path / "theirs")
+    tower = encoder.embedder("text").tower
+    tower.max_tokens = 19
+    assert tower.tokenize(captions)[1] == 0
+    np.testing.assert_allclose(encoder.encode(captions), expected[short], atol=1e-5)
+    encoder.save(tmp_path / "ours")
+    np.testing.assert_allclose(mmcl.load(tmp_path / "ours").encode(captions), expected[short], atol=1e-5)
+
+
 def test_a_checkpoint_file_opens_by_the_configs_beside_it(tmp_path):
     expected = library_features(*clip_folder(tmp_path / "theirs"))
     file = tmp_path / "theirs" / "epoch_3.pt"
