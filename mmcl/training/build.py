@@ -102,8 +102,11 @@ def _section(config: Config, modality: str) -> TowerConfig:
 
 def _adapt(embedder: Embedder, section: TowerConfig) -> None:
     """Freeze the first blocks, and put low-rank adapters into the others, as the config says."""
-    if section.frozen and (section.freeze_blocks or section.lora):
-        raise MmclError("a tower that is frozen has neither freeze_blocks nor lora; leave out one or the other")
+    if section.frozen:
+        for key in ("freeze_blocks", "lora", "patch_dropout"):
+            if getattr(section, key, None):
+                where = f"model.{embedder.tower.modality}"
+                raise MmclError(f"{where}.{key} does nothing in a tower that is frozen; leave it or {where}.frozen out")
     net = embedder.tower.net
     embedder.keep_still(freeze(net, section.freeze_blocks))
     if section.lora is not None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import mmcl
+from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.checkpoint import list_checkpoints
 
@@ -48,3 +49,13 @@ def test_a_resumed_run_equals_one_left_alone_and_the_model_is_an_ordinary_one(tm
     assert text
     assert all("layer.1." in name and ".lora_" in name for name in text)
     assert "logit_scale" not in first
+
+
+@pytest.mark.parametrize("setting", ["image.freeze_blocks=1", "image.patch_dropout=0.5", "text.lora={}"])
+def test_what_would_do_nothing_in_a_frozen_tower_is_refused(tmp_path, setting, shapes_config):
+    modality = setting.split(".")[0]
+    vit = {"name": "timm:vit_tiny_patch16_224", "args": {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}}
+    shapes_config["model"]["image"] = vit
+    changes = [f"model.{modality}.frozen=true", f"model.{setting}"]
+    with pytest.raises(MmclError, match=f"model.{setting.split('=')[0]} does nothing"):
+        train(shapes_config, out=tmp_path / "run", overrides=changes)
