@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from mmcl.models.weights import save_tensors
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder
 
+log = logging.getLogger("mmcl")
 _UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
 
 
@@ -69,6 +71,8 @@ def _to_open_clip(encoder: Encoder, folder: Path) -> None:
     if encoder.logit_bias is not None:
         config["init_logit_bias"] = encoder.logit_bias
         state["logit_bias"] = torch.tensor(encoder.logit_bias)
+    if reading.max_tokens < (context := config["text_cfg"].get("context_length", 77)):
+        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, encoder.name, reading.max_tokens)
     description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(seeing.spec)}
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     save_tensors(folder / "open_clip_model.safetensors", state)
@@ -83,6 +87,8 @@ def _model_config(encoder: Encoder, image: dict[str, Any], text: dict[str, Any])
     if image.get("resized"):
         raise MmclError(f"open-clip builds '{image['name']}' for another picture size than {image['size']} only")
     vision_cfg, text_cfg = dict(seen["vision_cfg"]), dict(read["text_cfg"])
+    for half in (vision_cfg, text_cfg):  # the tokens are for the captions of a CoCa, of which this is the other part
+        half.pop("output_tokens", None)
     if text_cfg.pop("hf_config", None):
         text_cfg["hf_model_pretrained"] = False
     # A ResNet and timm's networks have activations of their own, and so have transformers' text models.
@@ -151,6 +157,8 @@ def _to_transformers(encoder: Encoder, folder: Path) -> None:
         cast(TextTower, encoder.embedder("text").tower).save_tokenizer(folder)
     if "image" in encoder.modalities:
         spec = cast(ImageTower, encoder.embedder("image").tower).spec
+        if spec["resize"] == "pad":
+            log.warning("transformers has no white borders: its image processor squashes, '%s' pads", encoder.name)
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n")
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 import mmcl
@@ -17,11 +20,12 @@ from mmcl.models.text_tower import TextTower
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 
-from .conftest import CAPTIONS, TEXT, TINY, library_features, open_clip_folder, open_library, pictures
+from .conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, open_library, pictures
 from .test_transformers_clip import clip_folder, siglip_folder
 from .test_transformers_clip import library_features as transformers_features
 
 SHORT = CAPTIONS[:3]
+WEIGHTS = "open_clip_model.safetensors"
 
 
 def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="linear", size=32, dim=12):
@@ -65,6 +69,41 @@ def test_what_came_from_open_clip_goes_back_unchanged(tmp_path):
     export(mmcl.load(tmp_path / "ours"), "open-clip", tmp_path / "back")
     for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_contrastive_part_of_a_coca_opens_in_open_clip(tmp_path):
+    """Its halves give tokens besides, which open_clip's ``CustomTextCLIP`` cannot take."""
+    tokens = {"output_tokens": True}
+    vision = {**VISION, **tokens, "attentional_pool": True, "attn_pooler_heads": 2}
+    text = {**TEXT, **tokens, "embed_cls": True}
+    (tmp_path / "theirs").mkdir()
+    captions = {**TEXT, "attn_pooler_heads": 2}
+    library = open_clip.CoCa(24, multimodal_cfg=captions, text_cfg=text, vision_cfg=vision).eval()
+    save_file({key: value.clone() for key, value in library.state_dict().items()}, tmp_path / "theirs" / WEIGHTS)
+    config = {"embed_dim": 24, "multimodal_cfg": captions, "text_cfg": text, "vision_cfg": vision}
+    (tmp_path / "theirs" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    expected = library_features(
+        library, open_clip.image_transform(32, False), open_clip.SimpleTokenizer(context_length=20)
+    )
+    encoder = mmcl.load(tmp_path / "theirs")
+    np.testing.assert_allclose(encoder.encode(pictures()), expected[0], atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(CAPTIONS), expected[1], atol=1e-5)
+    export(encoder, "open-clip", tmp_path / "back")
+    for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_a_library_does_otherwise_is_said(tmp_path, caplog):
+    encoder = trained_here()
+    encoder.embedder("text").tower.max_tokens = 12
+    export(encoder, "open-clip", tmp_path / "shorter")
+    assert "open-clip cuts texts at 20 tokens, 'ours' at 12" in caplog.text
+    clip_folder(tmp_path / "clip")
+    encoder = mmcl.load(tmp_path / "clip")
+    encoder.embedder("image").tower.spec["resize"] = "pad"
+    export(encoder, "transformers", tmp_path / "padded")
+    assert "squashes" in caplog.text
 
 
 @pytest.mark.slow
