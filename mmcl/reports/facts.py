@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import mmcl
-from mmcl.config.schema import Config, ImageTowerConfig, SourceConfig, TextTowerConfig
+from mmcl.config.schema import Config, ImageTowerConfig, SourceConfig, TextTowerConfig, TowerConfig
 from mmcl.data.images import usable_cpus
 from mmcl.models.folder import DESCRIPTION, read_json
 from mmcl.training.run import Run
@@ -27,6 +27,7 @@ class History:
         lines: of ``metrics.jsonl``, oldest first.
         card: what the training loop noted in the model folder; empty while there is none.
         version: of mmcl that wrote the model; "" while there is none.
+        dim: of the model's embeddings; None while there is none.
     """
 
     config: Config
@@ -34,6 +35,7 @@ class History:
     card: dict[str, Any]
     version: str
     changed: datetime
+    dim: int | None = None
 
     @classmethod
     def of(cls, run: Run) -> History:
@@ -42,7 +44,8 @@ class History:
         description = read_json(model) if model.is_file() else {}
         newest = next(path for name in ("metrics.jsonl", "config.yaml") if (path := run.folder / name).is_file())
         changed = datetime.fromtimestamp(newest.stat().st_mtime, tz=UTC)
-        return cls(run.config, run.lines(), description.get("card", {}), description.get("mmcl_version", ""), changed)
+        card, version = description.get("card", {}), description.get("mmcl_version", "")
+        return cls(run.config, run.lines(), card, version, changed, description.get("dim"))
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -80,13 +83,17 @@ def facts(history: History) -> list[tuple[str, str]]:
     """Names and values, in reading order."""
     config, training, data = history.config, history.training, history.card.get("data", {})
     rows = f", {data['rows']:,} rows" if "rows" in data else ""
-    found = [("Data", _source(config.data.train) + rows)]
+    found = [("Data", " and ".join(map(_source, (config.data.train, *config.data.mix))) + rows)]
     found += [(f"Judged on: {name}", _source(source)) for name, source in config.evaluation.sources.items()]
     found.append(("Method", _settings(config.method.model_dump())))
+    whole = config.model.name  # which knows its own towers and dimension: those in the config are defaults
+    if whole is not None:
+        found.append(("Model", f"started from {whole}"))
     for modality, tower in (("Image tower", config.model.image), ("Text tower", config.model.text)):
-        if tower is not None:
-            found.append((modality, _tower(tower, config)))
-    found.append(("Embedding", f"{config.model.dim} dimensions"))
+        if tower is not None and (told := _adapted(tower) if whole else _tower(tower, config)):
+            found.append((modality, told))
+    if dim := history.dim or (None if whole else config.model.dim):
+        found.append(("Embedding", f"{dim} dimensions"))
     settings = config.training
     batch = f"{settings.batch_size:,}" + (f" × {settings.accumulate} accumulated" if settings.accumulate > 1 else "")
     found.append(("Batch", f"{batch} pairs"))
@@ -141,21 +148,32 @@ def _source(source: SourceConfig) -> str:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    words = {True: "yes", False: "no", None: "none"}
-    rest = ", ".join(
-        f"{key.replace('_', ' ')}: {words[value] if value is None or isinstance(value, bool) else value}"
-        for key, value in values.items()
-        if key != "name"
-    )
+    rest = ", ".join(f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in values.items() if key != "name")
     return str(values["name"]) + (f" ({rest})" if rest else "")
 
 
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):  # a teacher
+        return _settings(value)
+    return {True: "yes", False: "no", None: "none"}[value] if value is None or isinstance(value, bool) else value
+
+
 def _tower(tower: ImageTowerConfig | TextTowerConfig, config: Config) -> str:
-    weights = "pretrained" if tower.pretrained and tower.name != "scratch" else "from scratch"
+    # Of open_clip, true names no weights: only a tag or a file does.
+    loaded = isinstance(tower.pretrained, str) if tower.name.startswith("open_clip:") else tower.pretrained
+    weights = "pretrained" if loaded and tower.name != "scratch" else "from scratch"
     words = [tower.name] if tower.name == "scratch" else [tower.name, weights]
-    words += ["frozen"] if tower.frozen else []
+    words += [adapted] if (adapted := _adapted(tower)) else []
     words += [f"{config.data.image.size} px"] if isinstance(tower, ImageTowerConfig) else []
     words += [f"{tower.head.kind} head"] if tower.head.kind != "none" else []
+    return ", ".join(words)
+
+
+def _adapted(tower: TowerConfig) -> str:
+    """What of a tower learns, where not all of it does; "" where it does."""
+    words = ["frozen"] if tower.frozen else []
+    words += [f"first {tower.freeze_blocks} blocks frozen"] if tower.freeze_blocks else []
+    words += [f"LoRA of rank {tower.lora.rank}"] if tower.lora else []
     return ", ".join(words)
 
 

@@ -52,3 +52,30 @@ def test_a_run_with_one_tower(tmp_path: Path, steps: Steps, fake_run: FakeRun, c
     told = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))
     assert told["Text tower"] == "sample:minilm, pretrained, frozen, linear head"
     assert "Image tower" not in told
+
+
+def test_a_run_from_a_whole_model_tells_it_and_no_tower_of_the_defaults(
+    tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict
+) -> None:
+    model = {"name": "ViT-B-32/laion2b_s34b_b79k", "image": {"lora": {"rank": 4}}, "text": {"frozen": True}}
+    told = dict(facts(History.of(fake_run(tmp_path, steps(), config={**config, "model": model}))))
+    assert told["Model"] == "started from ViT-B-32/laion2b_s34b_b79k"
+    assert (told["Image tower"], told["Text tower"]) == ("LoRA of rank 4", "frozen")
+    assert "Embedding" not in told  # the config's 256 is a default; the model has its own
+
+
+def test_weights_are_called_pretrained_only_where_some_are_named(
+    tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict
+) -> None:
+    model = {
+        "image": {"name": "open_clip:ViT-B-32", "pretrained": "laion2b_s34b_b79k", "freeze_blocks": 3},
+        "text": {"name": "open_clip:ViT-B-32"},
+    }
+    data = {**config["data"], "mix": [{"source": "more.csv"}]}
+    method = {"name": "clip", "teacher": {"name": "runs/large"}}
+    config = {**config, "model": model, "data": data, "method": method}
+    told = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))
+    assert told["Image tower"].startswith("open_clip:ViT-B-32, pretrained, first 3 blocks frozen")
+    assert told["Text tower"].startswith("open_clip:ViT-B-32, from scratch")
+    assert " and more.csv" in told["Data"]
+    assert "teacher: runs/large (weight: 1.0, temperature: none)" in told["Method"]
