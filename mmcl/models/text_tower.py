@@ -127,6 +127,8 @@ class TextTower(nn.Module):
         try:
             with quiet_transformers():
                 config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
+                    raise ValueError(f"a '{config.model_type}' model is no encoder of texts")
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
                 if weights:
                     net = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
@@ -135,7 +137,7 @@ class TextTower(nn.Module):
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
-        positions = min(getattr(config, "max_position_embeddings", math.inf), tokenizer.model_max_length)
+        positions = min(_positions(net), tokenizer.model_max_length)
         if max_tokens is not None and max_tokens > positions:
             raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}")
         limit = max_tokens or min(settings["max_tokens"] or positions, positions)
@@ -265,6 +267,14 @@ class TextTower(nn.Module):
         width = self(ids, torch.ones_like(ids)).shape[1]
         self.net.train(training)
         return int(width)
+
+
+def _positions(net: Any) -> float:
+    """How many tokens a text may have."""
+    count = getattr(net.config, "max_position_embeddings", math.inf)
+    # RoBERTa and its kin count positions from behind the padding's number, so that they have fewer than they hold.
+    skipped = getattr(getattr(getattr(net, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+    return count if skipped is None else count - skipped - 1
 
 
 def local_folder(name: str) -> Path:

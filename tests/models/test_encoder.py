@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import mmcl
-from mmcl.config.schema import HeadConfig, ImageConfig, ImageTowerConfig, TextTowerConfig
+from mmcl.config.schema import HeadConfig, ImageConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
@@ -240,3 +240,24 @@ def test_the_tokenizer_gives_sentencepieces_own_ids():
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for text in texts:
         assert tokenizer(text)["input_ids"] == [2, *theirs.encode(text), 3], text
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_roberta_has_fewer_positions_than_it_holds(tmp_path, padding):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 10**6)  # which sets no limit of its own
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 22, "pad_token_id": padding}
+    transformers.RobertaModel(transformers.RobertaConfig(**config)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = mmcl.load(tmp_path)
+    assert encoder.embedder("text").tower.max_tokens == 21 - padding
+    assert encoder.encode("dog " * 50).shape == (16,)
+
+
+@pytest.mark.parametrize("kind", ["T5", "Siglip2"])
+def test_a_transformers_model_that_is_no_text_encoder_is_refused_in_one_line(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    getattr(transformers, f"{kind}Config")().save_pretrained(tmp_path)
+    with pytest.raises(MmclError, match=f"a '{kind.lower()}' model is no encoder of texts"):
+        mmcl.load(tmp_path)
