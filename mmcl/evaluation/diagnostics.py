@@ -188,16 +188,18 @@ def _space(name: str, vectors: Vectors, max_rows: int, seed: int, device: torch.
 
 def _effective_rank(gram: Tensor) -> float:
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    return float(torch.exp(torch.special.entr(singular / singular.sum()).sum()))
+    shares = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)  # of nothing but zeros: none
+    return float(torch.exp(torch.special.entr(shares).sum()))
 
 
 def _uniformity(vectors: Vectors, device: torch.device, t: float = 2.0) -> float:
     """‖x − y‖² = 2 − 2 x·y of unit vectors, so the mean is over exp(2t(x·y − 1)); no distance is ever stored."""
     rows, total = len(vectors), 0.0
     for first in _parts(vectors, device, 1024):
+        total -= float(first.square().sum(1).sub_(1).mul_(2 * t).exp_().sum())  # less the pairs of a row with itself
         for second in _parts(vectors, device):
             total += float((first @ second.T).sub_(1).mul_(2 * t).exp_().sum())
-    return float(np.log((total - rows) / (rows * (rows - 1))))  # less the N pairs of a row with itself, each exp(0)
+    return float(np.log(total / (rows * (rows - 1))))
 
 
 def _between(

@@ -76,6 +76,12 @@ def test_collapse_is_told_with_its_reason() -> None:
     assert (same.top_component, same.dead_dimensions, same.uniformity) == (1.0, 4, pytest.approx(0, abs=1e-12))
 
 
+def test_a_model_that_gives_nothing_but_zeros_has_collapsed() -> None:
+    found = diagnose(np.zeros((20, 8)))
+    assert "the effective rank is 1.0" in found.collapsed[0]
+    assert all(np.isfinite(value) for value in found.metrics().values())
+
+
 def test_uniformity_of_many_rows_is_of_a_stated_sample() -> None:
     vectors = sphere(2000, 8)
     exact, sampled = (diagnose(vectors, max_rows=cap).spaces["image"] for cap in (2000, 500))
