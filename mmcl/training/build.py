@@ -108,6 +108,11 @@ def _adapt(embedder: Embedder, section: TowerConfig) -> None:
                 where = f"model.{embedder.tower.modality}"
                 raise MmclError(f"{where}.{key} does nothing in a tower that is frozen; leave it or {where}.frozen out")
     net = embedder.tower.net
+    for name, parameter in net.named_parameters():
+        if name.endswith(
+            "mask_token"
+        ):  # of DINOv2's own training: no gradient reaches it here, which DDP would wait for
+            parameter.requires_grad_(False)
     embedder.keep_still(freeze(net, section.freeze_blocks))
     if section.lora is not None:
         embedder.keep_still(add_lora(net, section.lora))

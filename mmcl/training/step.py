@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from mmcl.models.blocks import blocks
 from mmcl.models.embedder import Embedder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
+from mmcl.runtime.errors import MmclError
 from mmcl.training.average import WeightAverage
 from mmcl.training.optim import without_gradient
 
@@ -102,12 +104,19 @@ class Stepper:
                 for name, part in loss.parts.items():
                     parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
         if step == 0 and (idle := without_gradient(self.method)):
-            log.warning("%d parameters are to learn, but got no gradient, such as %s", len(idle), idle[0])
+            self._tell_of_idle(idle)
         norm = self._update(batches[-1])
         self.method.after_step()
         if self.average is not None:
             self.average.update(step + 1)
         return StepResult(total, norm, {name: view.detach() for name, view in views.items()}, parts)
+
+    def _tell_of_idle(self, idle: list[str]) -> None:
+        told = f"{len(idle)} parameters are to learn, but got no gradient, such as {idle[0]}"
+        if isinstance(self.wrapped, DistributedDataParallel):  # it would wait for their gradients
+            cure = f"keep them as they are: training.groups: [{{match: '{re.escape(idle[0])}', lr: 0}}]"
+            raise MmclError(f"{told}, which several processes cannot have; {cure}")
+        log.warning(told)
 
     def _update(self, batch: Batch) -> float:
         """Clip, step and clear the gradient; returns its norm before."""
