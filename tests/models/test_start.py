@@ -48,7 +48,7 @@ def test_sections_freeze_and_change_what_they_may(folder):
 @pytest.mark.parametrize(
     ("sections", "image", "message"),
     [
-        ({"image": {"name": "timm:resnet18"}}, {}, r"model\.image\.name: .* leave it out"),
+        ({"image": {"name": "timm:resnet50"}}, {}, r"model\.image\.name: .* leave it out"),
         ({"text": {"width": 64, "layers": 2}}, {}, r"model\.text\.layers, model\.text\.width"),
         ({"text": {"head": {"kind": "mlp"}}}, {}, r"model\.text\.head\.kind"),
         ({"text": {"pooling": "mean"}}, {}, "a pooling of its own"),
