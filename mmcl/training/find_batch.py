@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +60,12 @@ def find_batch(config: Config, folder: Path) -> int:
     def peak(rows: int) -> float:
         """Bytes at the fullest moment of a step with so many rows in each process; the most of any process."""
         memory.reset()
-        trainer.step([grown(batch, rows)], 0, 0.0)
+        try:
+            trainer.step([grown(batch, rows)], 0, 0.0)
+        except torch.OutOfMemoryError:
+            if world > 1:  # the others wait for this process in a collective call
+                raise
+            return math.inf
         return distributed.largest(memory.peak(), trainer.device)
 
     peak(SMALLEST)  # the optimizer's state is made in the first step

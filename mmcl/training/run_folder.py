@@ -34,7 +34,7 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
     if begun and not resume:
         raise MmclError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     if begun:
-        different = first_difference(Run(folder).config.model_dump(mode="json"), config.model_dump(mode="json"))
+        different = first_difference(_what_is_learned(Run(folder).config), _what_is_learned(config))
         if different:
             raise MmclError(f"{folder}: '{different}' is not as in its config.yaml; a resumed run keeps its config")
     elif resume and not ours:
@@ -55,6 +55,14 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
 def has_begun(folder: Path) -> bool:
     """Whether a run has learned in ``folder``, rather than just having been set up there."""
     return bool(list_checkpoints(folder) or read_lines(folder / "metrics.jsonl"))
+
+
+def _what_is_learned(config: Config) -> dict[str, Any]:
+    """The config without what decides only how fast or how safely the same thing is learned."""
+    return config.model_dump(
+        mode="json",
+        exclude={"data": {"workers", "prefetch", "cache_gb"}, "training": {"save_every", "keep", "tensorboard"}},
+    )
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> str | None:

@@ -97,6 +97,14 @@ def test_a_run_folder_is_never_overwritten(tmp_path, tiny):
         train(tiny, out=tmp_path / "elsewhere", resume=True)
 
 
+def test_a_resumed_run_may_be_fed_and_saved_otherwise_but_not_learn_otherwise(tmp_path, tiny):
+    train(tiny, out=tmp_path / "run", show_progress=False)
+    for change in ("data.workers=1", "data.prefetch=1", "training.save_every=7", "training.keep=3"):
+        train(tiny, out=tmp_path / "run", overrides=[change], resume=True, show_progress=False)
+    with pytest.raises(MmclError, match="'training.lr' is not as in its config"):
+        train(tiny, out=tmp_path / "run", overrides=["training.lr=0.5"], resume=True, show_progress=False)
+
+
 def test_a_damaged_checkpoint_is_named_with_its_cure(tmp_path, tiny):
     overrides = ["training.epochs=0.1"]
     train(tiny, out=tmp_path / "run", overrides=overrides)
