@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 
 from mmcl.cli.output import JsonPath, print_table, write_json
 from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
 
 if TYPE_CHECKING:
     from mmcl.models import Encoder
@@ -77,7 +80,7 @@ def search(
 def _search(index: Index, encoder: Encoder, queries: list[str], k: int) -> dict[str, list[dict[str, Any]]]:
     if encoder.dim != index.dim:
         raise MmclError(f"model '{encoder.name}' gives {encoder.dim} dimensions, the index has {index.dim}")
-    inputs = [Path(query) if Path(query).is_file() else query for query in queries]
+    inputs = [_query(query) for query in queries]
     ids, scores = index.search(encoder.encode(inputs, show_progress=False), k)
     answers = {}
     for query, found, how_near in zip(queries, ids.tolist(), scores.tolist(), strict=True):
@@ -87,6 +90,18 @@ def _search(index: Index, encoder: Encoder, queries: list[str], k: int) -> dict[
             for rank, (name, score, label) in enumerate(hits, start=1)
         ]
     return answers
+
+
+def _query(query: str) -> str | Path:
+    """The path of a file that exists, or text; a picture that is missing is searched as text, but not in silence."""
+    from mmcl.data.images import PICTURE_SUFFIXES
+
+    path = Path(query)
+    if path.is_file():
+        return path
+    if path.suffix.lower() in PICTURE_SUFFIXES and " " not in query:
+        log.warning("%s: there is no such file, so it is searched as text", query)
+    return query
 
 
 def _print_info(about: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.config.load import load_config
 
 
 def train(
@@ -27,7 +28,9 @@ def train(
     from mmcl.reports import write_run_report
     from mmcl.runtime import distributed
 
-    run = mmcl.train(config, out=out, overrides=overrides or [], resume=resume, find_batch=find_batch)
+    # Before anything heavy is imported: a typo is told at once.
+    experiment = load_config(config, overrides or [])
+    run = mmcl.train(experiment, out=out, resume=resume, find_batch=find_batch)
     if distributed.rank() != 0:
         return
     report = write_run_report(run)

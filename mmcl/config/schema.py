@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from mmcl.runtime.errors import nearest
 
@@ -27,6 +27,13 @@ class SourceConfig(Section):
     """A CSV, TSV, JSON-lines or Parquet file, a folder, `sample:NAME`, or the name of a data set on the hub."""
     split: str | None = None
     """The part of the source to read, where it has parts."""
+
+
+class JudgedSourceConfig(SourceConfig):
+    """Where rows to judge by come from."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role to column name in this source, where it differs from `data.columns`."""
 
 
 class TrainSourceConfig(SourceConfig):
@@ -270,7 +277,7 @@ class SiglipConfig(Section):
 
     name: Literal["siglip"] = "siglip"
     temperature: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Temperature at the start; that of the model to start from if absent, and 0.1 if there is none."""
+    """Temperature at the start; if absent that of the model to start from, if it comes with a bias, and else 0.1."""
     bias: float | None = None
     """Bias at the start; that of the model to start from if absent, and else the log-odds of a positive, -ln(N - 1)
     for a global batch of N."""
@@ -286,8 +293,14 @@ def _method_name(value: Any) -> str:
     return str(value.get("name", "clip") if isinstance(value, dict) else getattr(value, "name", "clip"))
 
 
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 MethodConfig = Annotated[
-    Annotated[ClipConfig, Tag("clip")] | Annotated[SiglipConfig, Tag("siglip")], Discriminator(_method_name)
+    Annotated[ClipConfig, Tag("clip")] | Annotated[SiglipConfig, Tag("siglip")],
+    Discriminator(_method_name),
+    BeforeValidator(_named),
 ]
 
 
@@ -366,7 +379,7 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """How the model is judged during training."""
 
-    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    sources: dict[str, JudgedSourceConfig] = Field(default_factory=dict)
     """Name to rows, judged by retrieval in both directions."""
     every: Positive | None = None
     """Epochs between two evaluations; at the end only if absent."""

@@ -17,6 +17,7 @@ ResizeMode: TypeAlias = Literal[
     "crop", "squash", "pad", "crop-bilinear", "squash-bilinear", "crop-floor", "crop-floor-bilinear"
 ]
 
+PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _DRAFT = 2  # a JPEG is decoded at no less than this times the target, so that the resampling filter still sets quality
 _LONGEST = 4  # before a centre crop, the sides of a strip longer than this times its width are cut off
 

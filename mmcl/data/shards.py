@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mmcl.data.identity import stable_hash
+from mmcl.data.images import PICTURE_SUFFIXES
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, cache_dir
 from mmcl.runtime.progress import progress
@@ -313,8 +314,8 @@ def _count(shard: str) -> int:
 def write_shards(rows: Iterable[Mapping[str, Any]], folder: str | Path, per_shard: int = 1000) -> list[Path]:
     """Write ``rows`` into ``folder`` as shards ``00000.tar``, ``00001.tar``, … of ``per_shard`` samples each.
 
-    A row maps extensions to content: bytes as they are, the path of a file, text as UTF-8, anything else as JSON. Its
-    key is ``__key__``, or its number. Two writings of the same rows give the same bytes.
+    A row maps extensions to content: bytes as they are, a ``Path``'s file, text as UTF-8, anything else as JSON; under
+    an extension of pictures (``jpg``, ``png``, ...) text is the path of a file, as in tables. Its key is ``__key__``, or its number. Two writings of the same rows give the same bytes.
     """
     folder = Path(folder)
     shards: list[Path] = []
@@ -326,7 +327,7 @@ def write_shards(rows: Iterable[Mapping[str, Any]], folder: str | Path, per_shar
             for key, row in pending:
                 for extension, content in row.items():
                     if extension != "__key__":
-                        data = _encoded(content)
+                        data = _encoded(extension, content)
                         member = tarfile.TarInfo(f"{key}.{extension}")
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
@@ -342,9 +343,9 @@ def write_shards(rows: Iterable[Mapping[str, Any]], folder: str | Path, per_shar
     return shards
 
 
-def _encoded(content: Any) -> bytes:
+def _encoded(extension: str, content: Any) -> bytes:
     if isinstance(content, bytes):
         return content
-    if isinstance(content, Path):
-        return content.read_bytes()
+    if isinstance(content, Path) or (isinstance(content, str) and f".{extension.lower()}" in PICTURE_SUFFIXES):
+        return Path(content).read_bytes()
     return (content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)).encode("utf-8")

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import datasets
 
+from mmcl.data.images import PICTURE_SUFFIXES
 from mmcl.data.karpathy import is_karpathy, read_karpathy
 from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError, nearest
@@ -26,7 +27,6 @@ log = logging.getLogger("mmcl")
 __all__ = ["Rows", "open_source"]
 
 _READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-_PICTURES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 _SHARD_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 
@@ -221,7 +221,7 @@ def _open_captioned(metadata: Path, *, name: str) -> Rows:
 
 def _open_pictures(folder: Path, *, name: str) -> Rows:
     """A folder of pictures, with a ``.txt`` beside each that has a caption."""
-    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES and file.is_file())
+    pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
     if not pictures:
         raise MmclError(f"{name}: the folder holds neither tables ({', '.join(_READERS)}) nor pictures")
     paths = [picture.relative_to(folder).as_posix() for picture in pictures]

@@ -64,7 +64,9 @@ def _to_open_clip(encoder: Encoder, folder: Path) -> None:
     seeing, reading = cast(ImageTower, image.tower), cast(TextTower, text.tower)
     if seeing.spec.get("library") != "open_clip" or not isinstance(reading, OpenClipTextTower):
         other = seeing.spec["name"] if seeing.spec.get("library") != "open_clip" else type(reading.net).__name__
-        raise MmclError(f"{why}; '{encoder.name}' has {other}")
+        raise MmclError(
+            f"{why}; '{encoder.name}' has {other}. Train with open_clip:NAME for both towers to export there"
+        )
     state = _folded(image, "visual") | _folded(text, "text")
     state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
     config = _model_config(encoder, seeing.spec, reading.spec())
@@ -144,7 +146,9 @@ def _to_transformers(encoder: Encoder, folder: Path) -> None:
     for modality in sorted(encoder.modalities):
         embedder = encoder.embedder(modality)
         if not _is_transformers(embedder):
-            raise MmclError(f"transformers needs towers of its own; the {modality} tower of '{encoder.name}' is not")
+            raise MmclError(
+                f"transformers opens only what came from there; the {modality} tower of '{encoder.name}' did not"
+            )
         if embedder.head.config.kind != "none":
             raise MmclError(f"transformers has no place for the {modality} head of '{encoder.name}'; it would be lost")
     if len(encoder.modalities) == 1:

@@ -11,7 +11,7 @@ import torch
 from mmcl.config.schema import Config, TowerConfig
 from mmcl.data.augment import Augmentation
 from mmcl.data.rows import Rows
-from mmcl.data.shard_columns import ShardColumn, shard_captions
+from mmcl.data.shard_columns import ShardColumn, require_columns, shard_captions
 from mmcl.data.shards import is_shards, list_shards
 from mmcl.data.sources import open_source
 from mmcl.data.tokens import texts_of
@@ -142,7 +142,9 @@ def _captions(config: Config, role: str) -> Iterator[str]:
     column = config.data.columns.get(role)
     for source in (config.data.train, *config.data.mix):
         if is_shards(source.source):
-            yield from shard_captions(list_shards(source.source), ShardColumn(role, "text", column))
+            shards, read = list_shards(source.source), ShardColumn(role, "text", column)
+            require_columns(shards, [read])
+            yield from shard_captions(shards, read)
         else:
             rows = open_source(source.source, split=source.split)
             rows.require([column or role])

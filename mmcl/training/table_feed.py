@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmcl.config.schema import Config, SourceConfig, TextAugmentationConfig
+from mmcl.config.schema import Config, JudgedSourceConfig, SourceConfig, TextAugmentationConfig
 from mmcl.data.identity import mix
 from mmcl.data.pixels import open_pixels
 from mmcl.data.sampler import Draw, Sampler, epoch_counts
@@ -55,8 +55,11 @@ class TableFeed:
         self.config = config
         self.sources = [open_source(source.source, split=source.split) for source in sources]
         self._starts = np.cumsum([0, *map(len, self.sources)])
+        # A source to judge by may call its columns otherwise.
+        self._names = {role: config.data.columns.get(role, role) for role in roles}
+        self._names |= next((dict(s.columns) for s in sources if isinstance(s, JudgedSourceConfig)), {})
         for rows in self.sources:
-            rows.require(config.data.columns.get(role, role) for role in roles)
+            rows.require(self._names[role] for role in roles)
         self._settings = sources
         self._pin = pin
         self.columns: dict[str, Column] = {}
@@ -206,8 +209,7 @@ class TableFeed:
 
     def _open(self, role: str, tower: ImageTower | TextTower, changed: bool, show_progress: bool | None) -> Column:
         """The column of a role in every source, as ``tower`` wants it."""
-        data = self.config.data
-        name = data.columns.get(role, role)
+        data, name = self.config.data, self._names[role]
         common: dict[str, Any] = {"on_error": data.on_error, "show_progress": show_progress}
         if isinstance(tower, ImageTower):
             common |= {"size": tower.size, "resize": tower.resize, "cache_gb": data.cache_gb}
