@@ -314,8 +314,9 @@ def _count(shard: str) -> int:
 def write_shards(rows: Iterable[Mapping[str, Any]], folder: str | Path, per_shard: int = 1000) -> list[Path]:
     """Write ``rows`` into ``folder`` as shards ``00000.tar``, ``00001.tar``, … of ``per_shard`` samples each.
 
-    A row maps extensions to content: bytes as they are, a ``Path``'s file, text as UTF-8, anything else as JSON; under
-    an extension of pictures (``jpg``, ``png``, ...) text is the path of a file, as in tables. Its key is ``__key__``, or its number. Two writings of the same rows give the same bytes.
+    A row maps extensions to content: bytes as they are, the file of a ``Path``, text as UTF-8, anything else as JSON;
+    under an extension of pictures (``jpg``, ``png``, …) text is the path of a file, as in tables. Its key is
+    ``__key__``, or its number. Two writings of the same rows give the same bytes.
     """
     folder = Path(folder)
     shards: list[Path] = []

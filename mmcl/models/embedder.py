@@ -11,7 +11,7 @@ from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 
-TEXTS_A_GROUP = 64
+TEXTS_A_GROUP = 128  # fewer would save more padding, but each group has a gradient of the whole embedding table
 
 
 class Embedder(nn.Module):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from mmcl.evaluation.retrieval import Scores
 
+_FRACTIONS = {"hit", "recall", "precision", "ndcg", "map", "mrr", "top", "mean_per_class"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -21,7 +23,7 @@ class Row:
     @property
     def is_fraction(self) -> bool:
         """Whether it lies on the scale from 0 to 1 by its meaning, not by accident."""
-        return self.name != "median_rank" and 0.0 <= self.value <= 1.0
+        return self.name.split("@")[0] in _FRACTIONS
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def split_key(key: str) -> tuple[str, str, str]:
 
 
 def arrow(way: str) -> str:
-    """``image_to_text`` as people write it: image → text."""
-    return way.replace("_to_", " → ").replace("_", " ")
+    """``image_to_text`` as people write it: image → text; and ``space/image``: space: image."""
+    return way.replace("_to_", " → ").replace("_", " ").replace("/", ": ")
 
 
 def _direction(name: str, scores: Scores) -> Direction:

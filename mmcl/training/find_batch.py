@@ -77,13 +77,15 @@ def find_batch(config: Config, folder: Path) -> int:
             "set checkpointing on the towers, or training.parallel: fsdp"
         )
     if distributed.rank() == 0:
+        shared = f" ({rows} in each of {world} processes)" if world > 1 else ""
         log.info(
-            "a batch of %d (%d in each of %d processes) fits into %.1f of %.1f GiB",
+            "a batch of %d%s fits into %.1f of %.1f GiB; an epoch is %.4g steps of it, and training.lr stays %g",
             rows * world,
-            rows,
-            world,
+            shared,
             budget / 2**30,
             memory.total() / 2**30,
+            trainer.feed.samples / (rows * world),
+            config.training.lr,
         )
     return rows * world
 

@@ -339,6 +339,12 @@ class Trainer:
             self.progress.step,
         )
         log.info("learned parameters: %s", describe_learning(self.method))
+        if settings.warmup >= self.steps:
+            log.warning(
+                "training.warmup is %d of %d steps: the learning rate never reaches training.lr",
+                settings.warmup,
+                self.steps,
+            )
         norms = [layer for layer in self.method.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         if world > 1 and any(layer.training for layer in norms):
             log.warning(

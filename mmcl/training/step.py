@@ -153,7 +153,8 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
     """
     for embedder in _embedders(method):
         if settings.compile:
-            embedder.tower.compile()
+            # Texts of every length through one graph; pictures have one size.
+            embedder.tower.compile(dynamic=embedder.tower.modality == "text" or None)
     if distributed.world_size() == 1:
         return method
     if settings.parallel == "fsdp":

@@ -97,6 +97,9 @@ def test_from_a_csv_to_search_results(mmcl_, pairs, run, tmp_path):
     assert [hit["label"] for hit in found[queries[1]]] == ["a green picture"] * 3
     assert found[queries[1]][0]["id"] == "1"
     assert "a blue picture" in out
+    code, out, err = mmcl_("search", tmp_path / "index", "no/where.png")
+    assert code == 0
+    assert "no/where.png: there is no such file, so it is searched as text" in err
 
 
 def test_judging_a_run(mmcl_, pairs, run, tmp_path):

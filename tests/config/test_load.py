@@ -108,3 +108,10 @@ def test_the_ready_configs_are_valid():
     assert ready
     for path in ready:
         load_config(path)
+
+
+def test_a_method_can_be_named_alone():
+    rest = {"data": {"train": {"source": "rows.csv"}}, "model": {}}
+    assert load_config({**rest, "method": "siglip"}).method.name == "siglip"
+    with pytest.raises(MmclError, match="did you mean 'siglip'"):
+        load_config({**rest, "method": "sigclip"})

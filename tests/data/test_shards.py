@@ -170,3 +170,12 @@ def test_written_shards_are_the_same_bytes_every_time(tmp_path):
     assert [path.name for path in a] == ["00000.tar", "00001.tar"]
     assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
     assert by_tarfile(a[1]) == {"000000002": {"jpg": b"picture", "json": '{"caption": "größer"}'.encode(), "cls": b"3"}}
+
+
+def test_a_path_under_an_extension_of_pictures_is_read_and_a_text_is_not(tmp_path):
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(b"pixels")
+    (shard,) = write_shards([{"jpg": str(picture), "txt": str(picture)}], tmp_path / "shards")
+    (sample,) = read_shard(str(shard))
+    assert sample.read("jpg") == b"pixels"
+    assert sample.read("txt") == str(picture).encode()

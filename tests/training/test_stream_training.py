@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mmcl.data.shards import write_shards
 from mmcl.data.sources import open_source
+from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.checkpoint import list_checkpoints
 
@@ -61,3 +62,23 @@ def test_a_run_cut_off_within_an_epoch_ends_with_the_same_weights(tmp_path, conf
     resumed = train(config, out=cut, resume=True, show_progress=False).folder
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (resumed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_shards_to_learn_from_and_a_table_to_judge_by_name_their_own_columns(tmp_path, config):
+    rows = open_source("sample:shapes", split="dev").select(range(20))
+    lines = ["path,caption"]
+    for number, (picture, text) in enumerate(zip(rows.images("image", range(20)), rows.texts("text"), strict=True)):
+        (tmp_path / f"{number}.png").write_bytes(picture if isinstance(picture, bytes) else Path(picture).read_bytes())
+        lines.append(f"{number}.png,{text}")
+    (tmp_path / "dev.csv").write_text("\n".join(lines) + "\n")
+    config["data"]["columns"] = {"image": "png;jpg", "text": "txt"}
+    source = {"source": str(tmp_path / "dev.csv"), "columns": {"image": "path", "text": "caption"}}
+    config |= {"evaluation": {"sources": {"dev": source}}, "training": config["training"] | {"epochs": 0.3}}
+    run = train(config, out=tmp_path / "run", show_progress=False)
+    assert 0 <= run.metrics["dev/image_to_text/hit@1"] <= 1
+
+
+def test_shards_without_the_named_column_are_refused_before_a_tokenizer_is_trained(tmp_path, config):
+    config["data"]["columns"] = {"text": "caption"}
+    with pytest.raises(MmclError, match="no sample has caption for 'text'; they have png, txt"):
+        train(config, out=tmp_path / "run", show_progress=False)
