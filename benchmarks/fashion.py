@@ -151,10 +151,12 @@ def _schedule(progress: float) -> float:
 def train_mmcl(args: argparse.Namespace) -> tuple[Encodes, dict[str, Any]]:
     """The config's run, from nothing: cache and run folder are new and thrown away."""
     train, dev = (str(args.data / f"{part}.parquet") for part in ("train", "dev"))
-    overrides = [f"data.train.source={train}", *args.set]
+    told = load_config(args.config, args.set).model_dump(mode="json")  # without the folders of this machine
+    overrides = [f"data.train.source={train}", "data.train.split=null", *args.set]
     config = load_config(args.config, overrides)
     config.evaluation.sources = {
-        name: source.model_copy(update={"source": dev}) for name, source in config.evaluation.sources.items()
+        name: source.model_copy(update={"source": dev, "split": None})
+        for name, source in config.evaluation.sources.items()
     }
     cache = os.environ.get("MMCL_CACHE")
     with tempfile.TemporaryDirectory() as scratch:
@@ -168,7 +170,7 @@ def train_mmcl(args: argparse.Namespace) -> tuple[Encodes, dict[str, Any]]:
         training = run.card["training"]
         pairs = training["steps"] * config.training.batch_size * config.training.accumulate
         facts = {"seconds": seconds, "precision": training["precision"], "epochs": config.training.epochs}
-        return run.model, facts | {"pairs_per_second": pairs / seconds, "config": config.model_dump(mode="json")}
+        return run.model, facts | {"pairs_per_second": pairs / seconds, "config": told}
 
 
 def judge(encoder: Encodes, rows: Rows) -> dict[str, dict[str, Any]]:

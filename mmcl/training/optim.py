@@ -110,7 +110,7 @@ def describe_learning(module: nn.Module) -> str:
     for part, total in there.items():
         if learned[part] == 0:
             told.append(f"{part} frozen ({_millions(total)})")
-        elif learned[part] < total:
+        elif _millions(learned[part]) != _millions(total):  # some towers have a pooler that is never used
             told.append(f"{part} {_millions(learned[part])} of {_millions(total)}")
         else:
             told.append(f"{part} {_millions(total)}" if total > 1 else part)
