@@ -160,7 +160,7 @@ def test_what_has_no_place_in_a_library_is_refused_with_the_reason(tmp_path):
         (trained_here(head="mlp"), "open-clip", "no mlp heads"),
         (trained_here(text="open_clip:tiny-ViT-quickgelu"), "open-clip", "one activation"),
         (trained_here(text="scratch"), "open-clip", "has BertModel"),
-        (towers, "transformers", "image tower of 'ours' is not"),
+        (towers, "transformers", "image tower of 'ours' did not"),
         (towers, "sentence-transformers", "cannot pool"),
         (towers, "open-flip", "did you mean 'open-clip'"),
     ):

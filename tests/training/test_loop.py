@@ -101,7 +101,7 @@ def test_a_resumed_run_may_be_fed_and_saved_otherwise_but_not_learn_otherwise(tm
     train(tiny, out=tmp_path / "run", show_progress=False)
     for change in ("data.workers=1", "data.prefetch=1", "training.save_every=7", "training.keep=3"):
         train(tiny, out=tmp_path / "run", overrides=[change], resume=True, show_progress=False)
-    with pytest.raises(MmclError, match="'training.lr' is not as in its config"):
+    with pytest.raises(MmclError, match=r"'training\.lr' is not as in its config"):
         train(tiny, out=tmp_path / "run", overrides=["training.lr=0.5"], resume=True, show_progress=False)
 
 
