@@ -53,7 +53,7 @@ def evaluate(encoder: Encoder, feed: TableFeed, ks: Sequence[int], *, bootstrap:
     space = diagnose(image_vectors, text_vectors, owner)
     for reason in space.collapsed:
         log.warning("%s: %s", feed.name, reason)
-    return {f"space/{name}": value for name, value in space.metrics().items()} | metrics
+    return metrics | {f"space/{name}": value for name, value in space.metrics().items()}
 
 
 @torch.no_grad()

@@ -27,6 +27,12 @@ def test_hit_rates_get_the_bars_and_a_rank_of_one_is_not_a_fraction() -> None:
     assert [row.name for row in other.directions[0].headline] == ["mrr"]
 
 
+def test_what_tells_of_the_space_is_no_fraction_and_gets_no_bar() -> None:
+    (setting,) = from_evaluation({"dev/space/positive_cosine": 0.05, "dev/space/image/uniformity": -3.0})
+    assert [direction.title for direction in setting.directions] == ["space", "space: image"]
+    assert not any(direction.headline for direction in setting.directions)
+
+
 def test_what_was_left_out_of_the_scores_is_told() -> None:
     vectors = np.eye(4, dtype=np.float32)
     qrels = {"a": {"x": 1, "lost": 1}, "b": {"y": 1}, "unknown": {"x": 1}}
