@@ -9,7 +9,7 @@ import torch
 from measure import alternate, report
 from torchvision.transforms import v2
 
-from mmcl.config.schema import AugmentationConfig
+from mmcl.config.data import AugmentationConfig
 from mmcl.data.augment import Augmentation
 
 BATCHES = [(512, 64), (64, 224)]

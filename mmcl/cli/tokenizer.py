@@ -29,7 +29,7 @@ def train(
     ] = 0.9995,
 ) -> None:
     """Train a SentencePiece tokenizer for any language; `model.text.tokenizer.name` of a config takes its folder."""
-    from mmcl.config.schema import TokenizerConfig
+    from mmcl.config.model import TokenizerConfig
     from mmcl.data.sources import open_source
     from mmcl.models.tokenizer import save_trained, segmentation
 

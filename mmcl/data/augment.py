@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.config.schema import AugmentationConfig
+from mmcl.config.data import AugmentationConfig
 from mmcl.data.identity import uniforms
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601; the sum is 1, so that greys stay as they are

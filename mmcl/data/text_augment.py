@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from mmcl.config.schema import TextAugmentationConfig
+from mmcl.config.data import TextAugmentationConfig
 from mmcl.data.identity import uniforms
 from mmcl.data.tokens import Tokenize
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmcl.config.schema import ClipConfig
+from mmcl.config.methods import ClipConfig
 from mmcl.losses import info_nce
 from mmcl.methods.base import Batch, Views
 from mmcl.methods.image_text import ImageText

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmcl.config.schema import ClipConfig, SiglipConfig, TeacherConfig
+from mmcl.config.methods import ClipConfig, SiglipConfig, TeacherConfig
 from mmcl.data.augment import Augmentation
 from mmcl.losses import batch_accuracy, distillation
 from mmcl.methods.base import Batch, Loss, Method, Views

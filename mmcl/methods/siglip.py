@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmcl.config.schema import SiglipConfig
+from mmcl.config.methods import SiglipConfig
 from mmcl.data.augment import Augmentation
 from mmcl.losses import sigmoid
 from mmcl.methods.base import Views

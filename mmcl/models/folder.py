@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mmcl
-from mmcl.config.schema import HeadConfig
+from mmcl.config.model import HeadConfig
 from mmcl.models import open_clip_models, transformers_clip
 from mmcl.models.card import model_card
 from mmcl.models.embedder import Embedder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mmcl.config.schema import HeadConfig
+from mmcl.config.model import HeadConfig
 from mmcl.runtime.errors import MmclError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmcl.config.schema import ImageTowerConfig
+from mmcl.config.model import ImageTowerConfig
 from mmcl.models.open_clip_nets import first_line, model_config, tower_config, visual_net, with_vision_settings
 from mmcl.models.transformers_nets import own_vector, quiet_transformers, rebuild
 from mmcl.runtime.errors import MmclError, nearest

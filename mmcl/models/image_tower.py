@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmcl.config.schema import ImageConfig, ImageTowerConfig
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import ImageTowerConfig
 from mmcl.data.images import ResizeMode
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.image_nets import create_net, rebuild_net, vector_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mmcl.config.schema import LoraConfig
+from mmcl.config.model import LoraConfig
 from mmcl.models.blocks import blocks
 from mmcl.runtime.errors import MmclError, nearest
 

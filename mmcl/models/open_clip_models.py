@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmcl.config.schema import HeadConfig, TextTowerConfig
+from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.models.checkpoint_files import Layout, ambiguous, candidates, read_state
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder

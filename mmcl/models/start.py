@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from mmcl.config.schema import ImageConfig, ModelConfig, Section, TowerConfig
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import ModelConfig, TowerConfig
+from mmcl.config.section import Section
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl.config.schema import TextTowerConfig
+from mmcl.config.model import TextTowerConfig
 from mmcl.data import samples
 from mmcl.data.identity import stable_hash
 from mmcl.models.activations import checkpoint_activations

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcl.config.schema import TokenizerConfig
+from mmcl.config.model import TokenizerConfig
 from mmcl.data.rows import Rows
 from mmcl.data.tokens import texts_of
 from mmcl.models.weights import full_disk_is_oserror

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 import mmcl
-from mmcl.config.schema import Config, ImageTowerConfig, SourceConfig, TextTowerConfig, TowerConfig
+from mmcl.config.data import SourceConfig
+from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
+from mmcl.config.schema import Config
 from mmcl.data.images import usable_cpus
 from mmcl.models.folder import DESCRIPTION, read_json
 from mmcl.training.run import Run

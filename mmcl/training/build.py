@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from mmcl.config.schema import Config, TowerConfig
+from mmcl.config.model import TowerConfig
+from mmcl.config.schema import Config
 from mmcl.data.augment import Augmentation
 from mmcl.data.rows import Rows
 from mmcl.data.shard_columns import ShardColumn, require_columns, shard_captions

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.config.schema import TextAugmentationConfig
+from mmcl.config.data import TextAugmentationConfig
 from mmcl.data.identity import uniforms
 from mmcl.data.pixels import Pixels
 from mmcl.data.text_augment import augment_tokens, framing_of

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from mmcl.config.schema import Config, SourceConfig
+from mmcl.config.data import SourceConfig
+from mmcl.config.schema import Config
 from mmcl.data.shards import is_shards
 from mmcl.methods import Batch
 from mmcl.models.encoder import Encoder

@@ -18,8 +18,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from mmcl.config.data import SourceConfig
 from mmcl.config.load import load_config
-from mmcl.config.schema import Config, SourceConfig
+from mmcl.config.schema import Config
 from mmcl.methods import Batch, Method
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import pick_device, resolve_precision

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mmcl.config.schema import TrainingConfig
+from mmcl.config.training import TrainingConfig
 from mmcl.models.blocks import blocks, depths
 from mmcl.models.embedder import Embedder
 from mmcl.runtime.errors import MmclError

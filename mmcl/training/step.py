@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmcl.config.schema import TrainingConfig
+from mmcl.config.training import TrainingConfig
 from mmcl.methods import Batch, Method
 from mmcl.models.blocks import blocks
 from mmcl.models.embedder import Embedder

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmcl.config.schema import Config, SourceConfig, TextAugmentationConfig
+from mmcl.config.data import SourceConfig, TextAugmentationConfig
+from mmcl.config.schema import Config
 from mmcl.data.identity import mix, stable_hash
 from mmcl.data.shard_columns import ShardColumn, require_columns
 from mmcl.data.shard_stream import Mixture, Order, Walk

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmcl.config.schema import Config, JudgedSourceConfig, SourceConfig, TextAugmentationConfig
+from mmcl.config.data import JudgedSourceConfig, SourceConfig, TextAugmentationConfig
+from mmcl.config.schema import Config
 from mmcl.data.identity import mix
 from mmcl.data.pixels import open_pixels
 from mmcl.data.sampler import Draw, Sampler, epoch_counts

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmcl.cli.app import app
-from mmcl.config.schema import TextTowerConfig
+from mmcl.config.model import TextTowerConfig
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.errors import MmclError
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from mmcl.config.schema import AugmentationConfig
+from mmcl.config.data import AugmentationConfig
 from mmcl.data.augment import Augmentation, gaussian_blur, hue_rotation
 from mmcl.data.identity import uniforms
 

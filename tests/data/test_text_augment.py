@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl.config.schema import TextAugmentationConfig
+from mmcl.config.data import TextAugmentationConfig
 from mmcl.data.identity import mix
 from mmcl.data.text_augment import augment_tokens, framing_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmcl.config.schema import HeadConfig
+from mmcl.config.model import HeadConfig
 from mmcl.methods import Batch
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mmcl.config.schema import ClipConfig, TeacherConfig
+from mmcl.config.methods import ClipConfig, TeacherConfig
 from mmcl.losses import distillation, info_nce
 from mmcl.methods import Clip
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from mmcl.config.schema import SiglipConfig
+from mmcl.config.methods import SiglipConfig
 from mmcl.losses import sigmoid
 from mmcl.methods import Siglip
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmcl.config.schema import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
 from mmcl.models.embedder import TEXTS_A_GROUP, Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text_tower import TextTower

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import mmcl
-from mmcl.config.schema import HeadConfig, ImageConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
@@ -223,7 +224,7 @@ def test_the_tokenizer_gives_sentencepieces_own_ids():
 
     import sentencepiece
 
-    from mmcl.config.schema import TokenizerConfig
+    from mmcl.config.model import TokenizerConfig
 
     texts = [*CAPTIONS, "Ein GROSSER  Hund", "voilà", "ﬁne", "unseen ☃ sign", " padded "]
     model = io.BytesIO()

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 import mmcl
-from mmcl.config.schema import HeadConfig, ImageConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.export import export

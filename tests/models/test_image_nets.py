@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import mmcl
-from mmcl.config.schema import HeadConfig, ImageConfig, ImageTowerConfig, TextTowerConfig
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head

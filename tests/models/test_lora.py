@@ -11,7 +11,7 @@ import timm
 import torch
 import transformers
 
-from mmcl.config.schema import LoraConfig
+from mmcl.config.model import LoraConfig
 from mmcl.models.blocks import freeze
 from mmcl.models.lora import add_lora, has_lora, merge_lora
 from mmcl.runtime.errors import MmclError

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mmcl
-from mmcl.config.schema import ImageConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig
 from mmcl.encoding.encode import _model_name
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.start import start_from

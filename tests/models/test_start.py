@@ -5,7 +5,8 @@ import pytest
 from torch import nn
 
 import mmcl
-from mmcl.config.schema import ImageConfig, ModelConfig
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import ModelConfig
 from mmcl.models.start import start_from
 from mmcl.runtime.errors import MmclError
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import mmcl
-from mmcl.config.schema import TokenizerConfig
+from mmcl.config.model import TokenizerConfig
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 

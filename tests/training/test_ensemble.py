@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcl.config.schema import LoraConfig
+from mmcl.config.model import LoraConfig
 from mmcl.models.lora import add_lora
 from mmcl.runtime.errors import MmclError
 from mmcl.training.average import WeightAverage

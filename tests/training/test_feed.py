@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mmcl.config import load_config
-from mmcl.config.schema import SourceConfig
+from mmcl.config.data import SourceConfig
 from mmcl.data.identity import stable_hash
 from mmcl.data.sampler import Draw
 from mmcl.models.encoder import Encoder

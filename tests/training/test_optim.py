@@ -12,7 +12,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from mmcl.config.schema import GroupConfig, HeadConfig, TrainingConfig
+from mmcl.config.model import HeadConfig
+from mmcl.config.training import GroupConfig, TrainingConfig
 from mmcl.models.blocks import depths
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head

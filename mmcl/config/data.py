@@ -1,0 +1,119 @@
+"""Where the rows come from, what to do with them, and how training changes them at random."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mmcl.config.section import Fraction, Positive, Range, Section
+
+
+class SourceConfig(Section):
+    """Where rows come from."""
+
+    source: str
+    """A CSV, TSV, JSON-lines or Parquet file, a folder, `sample:NAME`, or the name of a data set on the hub."""
+    split: str | None = None
+    """The part of the source to read, where it has parts."""
+
+
+class JudgedSourceConfig(SourceConfig):
+    """Where rows to judge by come from."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role to column name in this source, where it differs from `data.columns`."""
+
+
+class TrainSourceConfig(SourceConfig):
+    """Where training rows come from. Beside tables and folders: WebDataset tar shards, read as a stream, named by a
+    path, a URL or `pipe:COMMAND` with braces for numbers, such as `shards/train-{0000..0019}.tar`."""
+
+    weight: Positive | None = None
+    """Share of the samples drawn from this source, relative to the others'. Without weights every row of every source
+    comes once an epoch."""
+    samples: int | None = Field(default=None, ge=1)
+    """Samples that count as one epoch of this source; all its rows if absent. Tar shards that cannot be counted (a URL,
+    a pipe) need it."""
+
+
+class ImageConfig(Section):
+    """How a picture becomes pixels."""
+
+    size: int = Field(default=224, ge=8)
+    """Side of the square that the image tower sees, in pixels."""
+    resize: Literal["crop", "squash", "pad"] = "crop"
+    """`crop`: shorter side to `size`, centre crop. `squash`: ignore the aspect ratio. `pad`: white borders."""
+
+
+class DataConfig(Section):
+    """The rows, their columns and what to do with bad ones."""
+
+    train: TrainSourceConfig
+    """Rows to learn from."""
+    mix: list[TrainSourceConfig] = Field(default_factory=list)
+    """Further sources, mixed with `train`; with weights on all of them, or on none."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role to column name, for example `{image: path, text: caption}`. A role not named is its own column name."""
+    image: ImageConfig = Field(default_factory=ImageConfig)
+    """How a picture becomes pixels, in training and in use."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """An unreadable picture or a missing text: skip the row, count and list it, or stop the run."""
+    cache_gb: float = Field(default=20.0, ge=0.0)
+    """Largest cache of decoded pixels on disk, in GB; beyond it pictures are decoded again in every epoch."""
+    workers: int = Field(default=0, ge=0)
+    """Processes, for every device, that prepare batches; 0 is a thread beside the training loop."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches that each worker prepares ahead."""
+    shuffle: int = Field(default=5000, ge=1)
+    """Tar shards: samples that a worker shuffles at a time, block by block; whole shards are shuffled besides."""
+
+
+class AugmentationConfig(Section):
+    """Random changes of a training picture, drawn anew for every sample. The defaults change nothing."""
+
+    crop_scale: Range = (1.0, 1.0)
+    """Area of the random crop as a share of the picture (Inception-style crop); (1, 1) is off."""
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    """Aspect ratio of the random crop."""
+    flip: Fraction = 0.0
+    """Probability of a horizontal flip."""
+    rotate: float = Field(default=0.0, ge=0.0, le=180.0)
+    """Largest rotation either way, in degrees."""
+    brightness: float = Field(default=0.0, ge=0.0)
+    """Brightness factor is drawn from [1 - b, 1 + b]."""
+    contrast: float = Field(default=0.0, ge=0.0)
+    """Contrast factor is drawn from [1 - c, 1 + c]."""
+    saturation: float = Field(default=0.0, ge=0.0)
+    """Saturation factor is drawn from [1 - s, 1 + s]."""
+    hue: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Largest hue shift either way, as a share of the colour circle."""
+    jitter_prob: Fraction = 1.0
+    """Probability that brightness, contrast, saturation and hue change at all."""
+    greyscale: Fraction = 0.0
+    """Probability that colour is dropped."""
+    blur: Fraction = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: Range = (0.1, 2.0)
+    """Standard deviation of the blur, in pixels."""
+    fill: Fraction = 1.0
+    """Grey level of what lies outside the picture; 1 is white."""
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> AugmentationConfig:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0.0 < low <= high:
+                raise ValueError(f"{name}: two positive ends in ascending order, not ({low}, {high})")
+        if self.crop_scale[1] > 1.0:
+            raise ValueError("crop_scale: a crop cannot exceed the picture, so its upper end is at most 1")
+        return self
+
+
+class TextAugmentationConfig(Section):
+    """Random changes of a training caption, drawn anew for every sample. The defaults change nothing."""
+
+    drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability that a token is left out; the special ones and at least one other stay."""
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Smallest share of the tokens that stays when a caption is cut to a random run of its tokens; 1 is off."""

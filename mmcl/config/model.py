@@ -1,0 +1,123 @@
+"""The towers and the space they share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mmcl.config.section import Fraction, Positive, Section
+
+
+class HeadConfig(Section):
+    """What maps a tower's features to the shared space."""
+
+    kind: Literal["linear", "mlp", "none"] = "linear"
+    """`linear`, `mlp` (one hidden layer with GELU), or `none` where the tower's width already is `model.dim`."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Width of the hidden layer of `mlp`; the tower's own width if absent."""
+    dropout: Fraction = 0.0
+    """Dropout on the features before the head, in training."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), merged when the model is written.
+    Needs the extra `mmcl[lora]`."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of the update of each matrix."""
+    alpha: Positive = 16.0
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapters' input."""
+    targets: list[str] | None = None
+    """Last parts of the names of the layers of the blocks to adapt, such as `[q_proj, v_proj]` or, for open_clip's
+    attention as a whole, `[attn]`; all linear ones if absent."""
+
+
+class TowerConfig(Section):
+    """What every tower has."""
+
+    frozen: bool = False
+    """Keep the weights as they are. Without augmentation a frozen tower runs once and its features are cached."""
+    freeze_blocks: int = Field(default=0, ge=0)
+    """Keep the layers before the first block, and the first so many blocks, as they are."""
+    lora: LoraConfig | None = None
+    """Learn low-rank adapters instead of the weights."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    """What maps the features to the shared space."""
+
+
+class ImageTowerConfig(TowerConfig):
+    """The tower that embeds pictures."""
+
+    name: str = "timm:resnet18"
+    """`timm:NAME` for any timm model, `open_clip:NAME` for the visual tower of any open_clip model,
+    `transformers:NAME` (a hub name or folder) for any vision model of transformers: ViT, DINOv2, SigLIP, ..."""
+    pretrained: str | bool = False
+    """timm and transformers: whether to load the pretrained weights. open_clip: their tag, such as
+    `laion2b_s34b_b79k`, or a checkpoint file."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of timm's `create_model`; of open_clip, settings of its `vision_cfg`."""
+    patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the patches that a vision transformer does not see in training (FLIP, arXiv:2212.00794)."""
+
+
+class TokenizerConfig(Section):
+    """A SentencePiece unigram tokenizer trained on the run's own captions."""
+
+    vocab_size: int = Field(default=8000, ge=16)
+    """Largest number of pieces; small corpora give fewer."""
+    lowercase: bool = True
+    """Fold case before splitting."""
+    character_coverage: float = Field(default=0.9995, gt=0.0, le=1.0)
+    """Share of characters the pieces must cover; 0.9995 suits languages with many characters, 1.0 small alphabets."""
+    name: str | None = None
+    """Take this tokenizer instead of training one: a folder of `mmcl tokenizer train`, or any of transformers'."""
+
+
+class TextTowerConfig(TowerConfig):
+    """The tower that embeds texts."""
+
+    name: str = "scratch"
+    """A transformers or sentence-transformers name or folder, `sample:minilm`, `open_clip:NAME` for the text tower of
+    any open_clip model, or `scratch`: a small new one."""
+    pretrained: str | bool = True
+    """transformers: whether to load the weights. open_clip: their tag or a checkpoint file; `true` starts anew, since
+    no tag is named. Ignored for `scratch`."""
+    pooling: Literal["mean", "cls", "max", "last"] | None = None
+    """How token states become one vector; as the model's own folder says, else `mean`."""
+    max_tokens: int | None = Field(default=None, ge=2)
+    """Longer texts are cut here; the model's own limit if absent (64 for `scratch`)."""
+    layers: int = Field(default=4, ge=1)
+    """`scratch`: number of transformer layers."""
+    width: int = Field(default=256, ge=8)
+    """`scratch`: width of the transformer."""
+    heads: int = Field(default=4, ge=1)
+    """`scratch`: number of attention heads; divides `width`."""
+    dropout: Fraction = 0.1
+    """`scratch`: dropout within the transformer."""
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    """`scratch`: how its tokenizer is trained."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TextTowerConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} attention heads do not divide the width {self.width}")
+        return self
+
+
+class ModelConfig(Section):
+    """The towers and the space they share."""
+
+    name: str | None = None
+    """A whole model to start from, as `mmcl.load` takes it: `ViT-B-32/laion2b_s34b_b79k`, `hf-hub:...`, a folder or a
+    run. The sections below then say what to freeze, adapt or change, and name no towers."""
+    dim: int = Field(default=256, ge=2)
+    """Dimension of the embeddings; that of the model where `name` names one."""
+    image: ImageTowerConfig | None = None
+    """The image tower, where the method has one."""
+    text: TextTowerConfig | None = None
+    """The text tower, where the method has one."""

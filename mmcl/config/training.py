@@ -1,0 +1,108 @@
+"""How the weights are learned, and how the model is judged meanwhile."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mmcl.config.data import JudgedSourceConfig
+from mmcl.config.section import Fraction, Positive, Section
+from mmcl.runtime.errors import nearest
+
+
+class GroupConfig(Section):
+    """Parameters that learn in their own way."""
+
+    match: str
+    """A regular expression, searched for in names such as `image.tower.net.blocks.0.attn.qkv.weight`,
+    `text.head.0.weight` or `logit_scale`; the first group that matches a parameter has it."""
+    lr: float = Field(default=1.0, ge=0.0)
+    """Factor on the learning rate; 0 keeps the parameters as they are."""
+    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """Decay of all of them, gains and biases included; as elsewhere if absent."""
+
+    @field_validator("match")
+    @classmethod
+    def _is_an_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"'{value}' is not a regular expression ({error})") from None
+        return value
+
+
+class TrainingConfig(Section):
+    """How the weights are learned."""
+
+    epochs: Positive = 10.0
+    """Passes over the rows; a fraction is allowed."""
+    batch_size: int = Field(default=256, ge=2)
+    """Global batch: rows compared with each other in one loss, over all devices."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are averaged before an optimizer step."""
+    lr: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    """Decay of matrices; gains, biases and the temperature have none."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.98)
+    """AdamW's decay rates of the two moments."""
+    eps: Positive = 1e-6
+    """AdamW's epsilon."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    warmup: float = Field(default=0.1, ge=0.0)
+    """Warm-up: a share of all steps if below 1, else a number of steps."""
+    clip_grad: float | None = Field(default=1.0, gt=0.0)
+    """Largest norm of the gradient; none if null."""
+    layer_decay: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Factor on the learning rate from each block of a tower to the one before it, such as 0.75 in fine-tuning: the
+    first layers, which are the most general, change least."""
+    groups: list[GroupConfig] = Field(default_factory=list)
+    """Parameters, by their names, that learn in their own way."""
+    wise_ft: tuple[Fraction, ...] = ()
+    """Shares of the learned weights in a weight-space ensemble with the starting ones (WiSE-FT, arXiv:2109.01903).
+    The one that judges best by `evaluation.best` is saved; the first if that names nothing."""
+    average: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Decay of a running average of the weights, such as 0.995; the average is what is judged and saved."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the hardware multiplies it natively, else float32. float16 is never chosen silently."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: every one holds the whole model (`ddp`), or a shard of it (`fsdp`)."""
+    compile: bool = False
+    """Compile the towers with `torch.compile`: slower to start, faster afterwards."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    log_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two lines of metrics."""
+    save_every: int = Field(default=200, ge=1)
+    """Optimizer steps between two checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; the best is kept besides."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+
+class EvaluationConfig(Section):
+    """How the model is judged during training."""
+
+    sources: dict[str, JudgedSourceConfig] = Field(default_factory=dict)
+    """Name to rows, judged by retrieval in both directions."""
+    every: Positive | None = None
+    """Epochs between two evaluations; at the end only if absent."""
+    best: str | None = None
+    """Metric whose best checkpoint becomes the model, such as `dev/image_to_text/hit@1`; the last one if absent."""
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 5, 10), min_length=1)
+    """Cut-offs of the retrieval metrics."""
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> EvaluationConfig:
+        if self.best is not None:
+            at_k = [f"{name}@{k}" for name in ("hit", "recall", "precision", "ndcg", "map") for k in self.ks]
+            ways = [f"{source}/{way}" for source in self.sources for way in ("image_to_text", "text_to_image")]
+            known = [f"{way}/{name}" for way in ways for name in (*at_k, "mrr", "median_rank")]
+            if self.best not in known:
+                hint = nearest(self.best, known) if known else "there are no evaluation.sources"
+                raise ValueError(f"best: no metric '{self.best}' will be measured; {hint}")
+        return self
