@@ -16,13 +16,16 @@ class SourceConfig(Section):
     """A CSV, TSV, JSON-lines or Parquet file, a folder, `sample:NAME`, or the name of a data set on the hub."""
     split: str | None = None
     """The part of the source to read, where it has parts."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role to column name in this source, where it differs from `data.columns`."""
 
 
 class JudgedSourceConfig(SourceConfig):
     """Where rows to judge by come from."""
 
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Role to column name in this source, where it differs from `data.columns`."""
+    task: Literal["retrieval", "sts"] = "retrieval"
+    """`retrieval`: find each row's partner, both ways; or a folder in BEIR's layout, by its judgements. `sts`:
+    Spearman's correlation of the similarities of `sentence1` and `sentence2` with `score`."""
 
 
 class TrainSourceConfig(SourceConfig):
@@ -35,6 +38,8 @@ class TrainSourceConfig(SourceConfig):
     samples: int | None = Field(default=None, ge=1)
     """Samples that count as one epoch of this source; all its rows if absent. Tar shards that cannot be counted (a URL,
     a pipe) need it."""
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """Role to the name of a prompt, in this source, where it differs from `data.prompts`."""
 
 
 class ImageConfig(Section):
@@ -54,7 +59,16 @@ class DataConfig(Section):
     mix: list[TrainSourceConfig] = Field(default_factory=list)
     """Further sources, mixed with `train`; with weights on all of them, or on none."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Role to column name, for example `{image: path, text: caption}`. A role not named is its own column name."""
+    """Role to column name, for example `{image: path, text: caption}`. A role not named is its own column name.
+    simcse: `text` alone, of which dropout makes the pairs; or `anchor`, `positive` and any number of hard negatives
+    (`negative`, `negative_2`, ...); or, for its losses of labelled pairs, `anchor`, `positive` and `score`."""
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """Role to the name of a prompt in `model.text.prompts` that is put before its texts, for example
+    `{anchor: query, positive: passage}`."""
+    batches: Literal["mixed", "one_source"] = "mixed"
+    """Several sources: a batch has rows of all of them, or of one, whose negatives are then of its own kind."""
+    distinct: bool = False
+    """Keep rows that share a text or picture out of the same batch, rather than masking them as negatives only."""
     image: ImageConfig = Field(default_factory=ImageConfig)
     """How a picture becomes pixels, in training and in use."""
     on_error: Literal["skip", "fail"] = "skip"
@@ -111,9 +125,22 @@ class AugmentationConfig(Section):
 
 
 class TextAugmentationConfig(Section):
-    """Random changes of a training caption, drawn anew for every sample. The defaults change nothing."""
+    """Random changes of a training text, drawn anew for every sample. The defaults change nothing.
+
+    simcse on `text` alone changes both views of a sentence, each in its own way."""
 
     drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Probability that a token is left out; the special ones and at least one other stay."""
     crop: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Smallest share of the tokens that stays when a caption is cut to a random run of its tokens; 1 is off."""
+    swap: Fraction = 0.0
+    """Probability that a word is replaced by one of its synonyms."""
+    synonyms: str | None = None
+    """A text file of synonyms, which `swap` needs: on each line words that may stand for each other, separated by
+    tabs."""
+
+    @model_validator(mode="after")
+    def _swap_has_synonyms(self) -> TextAugmentationConfig:
+        if (self.swap > 0.0) != (self.synonyms is not None):
+            raise ValueError("swap and synonyms go together: a probability, and the file to take the words from")
+        return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from mmcl.config.section import Positive, Section
 
@@ -18,6 +18,21 @@ class TeacherConfig(Section):
     """Weight of the distillation term; the contrastive one has weight 1."""
     temperature: Annotated[float, Field(gt=0.0)] | None = None
     """Temperature of the teacher's similarities; its own if absent, and 0.01 if it has none."""
+
+
+class MatryoshkaConfig(Section):
+    """The loss at several dimensions at once, so that vectors may be cut (Kusupati et al. 2022, arXiv:2205.13147)."""
+
+    dims: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    """The first so many dimensions, beside all of them."""
+    weights: list[Positive] | None = None
+    """Of each of `dims`, where the whole has weight 1; all 1 if absent."""
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> MatryoshkaConfig:
+        if self.weights is not None and len(self.weights) != len(self.dims):
+            raise ValueError(f"weights: {len(self.weights)} of them for {len(self.dims)} dims; give one for each")
+        return self
 
 
 class ClipConfig(Section):
@@ -35,6 +50,8 @@ class ClipConfig(Section):
     where the text tower is frozen; more than there are takes them all."""
     teacher: TeacherConfig | None = None
     """Learn the similarities of another model besides."""
+    matryoshka: MatryoshkaConfig | None = None
+    """Compute the loss of the first dimensions as well."""
 
 
 class SiglipConfig(Section):
@@ -52,6 +69,82 @@ class SiglipConfig(Section):
     """Learn the bias."""
     teacher: TeacherConfig | None = None
     """Learn the similarities of another model besides."""
+    matryoshka: MatryoshkaConfig | None = None
+    """Compute the loss of the first dimensions as well."""
+
+
+class GuideConfig(Section):
+    """A model that finds false negatives: candidates that it holds closer than the positive are none (GISTEmbed,
+    Solatorio 2024, arXiv:2402.16829)."""
+
+    name: str
+    """As `mmcl.load` takes it. It embeds every text once."""
+    margin: float = 0.0
+    """A candidate is no negative if the guide's cosine to it exceeds that to the positive less this margin."""
+
+
+class MlmConfig(Section):
+    """Masked language modelling beside the contrast, as in the SimCSE paper (section 3.2)."""
+
+    weight: Positive = 0.1
+    """Of its loss; the contrastive one has weight 1."""
+    probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of the tokens to predict."""
+
+
+class SimcseConfig(Section):
+    """One text tower, learned from pairs of texts (Gao et al. 2021, arXiv:2104.08821).
+
+    Unsupervised, with the role `text`: a sentence goes through the tower twice, and dropout makes the pair. Supervised,
+    with the roles `anchor` and `positive`, and hard negatives. With the role `score`: labelled pairs.
+    """
+
+    name: Literal["simcse"] = "simcse"
+    loss: Literal["info_nce", "cosent", "cosine_mse"] = "info_nce"
+    """`info_nce`, or for pairs with a score `cosent` (the order of the scores is learned) or `cosine_mse` (the scores
+    themselves)."""
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Temperature at the start; that of the model to start from if absent, and 0.05 if there is none."""
+    learn_temperature: bool = False
+    """Learn the temperature; it stays at least 0.01."""
+    symmetric: bool = False
+    """Tell each positive's anchor from the other anchors as well."""
+    hard_negative_weight: Positive = 1.0
+    """The paper's α: how much a row's own hard negatives count in its denominator, beside those of other rows."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target spread evenly over all candidates."""
+    training_head: bool = False
+    """A dense layer and tanh between the embeddings and the loss, in training only: the paper's MLP. The model folder
+    keeps it, apart from what embeds."""
+    mlm: MlmConfig | None = None
+    """Predict masked tokens besides."""
+    debias: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability τ⁺ that a negative is a positive in truth, which the denominator is corrected for (Chuang et al.
+    2020, arXiv:2007.00224)."""
+    hardness: float = Field(default=0.0, ge=0.0)
+    """Concentration β on hard negatives (Robinson et al. 2021, arXiv:2010.04592)."""
+    score_range: tuple[float, float] = (0.0, 5.0)
+    """Scores that mean nothing alike and all the same, for `cosine_mse`, which learns cosines from 0 to 1."""
+    guide: GuideConfig | None = None
+    """Leave out negatives that another model finds too close."""
+    teacher: TeacherConfig | None = None
+    """Learn the similarities of another model besides."""
+    matryoshka: MatryoshkaConfig | None = None
+    """Compute the loss of the first dimensions as well."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> SimcseConfig:
+        if self.debias or self.hardness:
+            for name in ("label_smoothing", "guide"):
+                if getattr(self, name):
+                    raise ValueError(f"debias and hardness reweigh all negatives and do not go with {name}")
+        if self.loss != "info_nce":
+            for name in ("symmetric", "label_smoothing", "debias", "hardness", "guide", "teacher"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is of info_nce; loss '{self.loss}' has none of it")
+        if self.score_range[0] >= self.score_range[1]:
+            raise ValueError(f"score_range: two ends in ascending order, not {self.score_range}")
+        return self
 
 
 def _method_name(value: Any) -> str:
@@ -63,7 +156,9 @@ def _named(value: Any) -> Any:
 
 
 MethodConfig = Annotated[
-    Annotated[ClipConfig, Tag("clip")] | Annotated[SiglipConfig, Tag("siglip")],
+    Annotated[ClipConfig, Tag("clip")]
+    | Annotated[SiglipConfig, Tag("siglip")]
+    | Annotated[SimcseConfig, Tag("simcse")],
     Discriminator(_method_name),
     BeforeValidator(_named),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mmcl.config.section import Fraction, Positive, Section
 
@@ -12,8 +12,9 @@ from mmcl.config.section import Fraction, Positive, Section
 class HeadConfig(Section):
     """What maps a tower's features to the shared space."""
 
-    kind: Literal["linear", "mlp", "none"] = "linear"
-    """`linear`, `mlp` (one hidden layer with GELU), or `none` where the tower's width already is `model.dim`."""
+    kind: Literal["linear", "mlp", "tanh", "none"] = "linear"
+    """`linear`, `mlp` (one hidden layer with GELU), `tanh` (a dense layer with bias and tanh, as BERT's pooler and
+    SimCSE's MLP), or `none` where the tower's width already is `model.dim`."""
     hidden: int | None = Field(default=None, ge=1)
     """Width of the hidden layer of `mlp`; the tower's own width if absent."""
     dropout: Fraction = 0.0
@@ -78,6 +79,12 @@ class TokenizerConfig(Section):
     """Take this tokenizer instead of training one: a folder of `mmcl tokenizer train`, or any of transformers'."""
 
 
+Pooling = Annotated[
+    Literal["mean", "weighted_mean", "max", "cls", "pooler", "last", "first_last", "last_two"],
+    BeforeValidator(lambda name: "cls" if name == "cls_before_pooler" else name),
+]
+
+
 class TextTowerConfig(TowerConfig):
     """The tower that embeds texts."""
 
@@ -87,8 +94,14 @@ class TextTowerConfig(TowerConfig):
     pretrained: str | bool = True
     """transformers: whether to load the weights. open_clip: their tag or a checkpoint file; `true` starts anew, since
     no tag is named. Ignored for `scratch`."""
-    pooling: Literal["mean", "cls", "max", "last"] | None = None
-    """How token states become one vector; as the model's own folder says, else `mean`."""
+    pooling: Pooling | None = None
+    """How token states become one vector; as the model's own folder says, else `mean`. `mean`, `weighted_mean` (later
+    tokens count more) and `max` over the tokens; `cls` (the first token's state; SimCSE's `cls_before_pooler` is the
+    same); `pooler` (the first token's state through the model's own dense layer and tanh, which SimCSE calls `cls`);
+    `last` (the last token's); `first_last` and `last_two`: mean over the tokens of two layers' states."""
+    prompts: dict[str, str] | None = None
+    """Name to the words put before a text, such as `{query: "query: "}`; kept in the model folder, for
+    `encode(prompt="query")`. The model's own if absent."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longer texts are cut here; the model's own limit if absent (64 for `scratch`)."""
     layers: int = Field(default=4, ge=1)

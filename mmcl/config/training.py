@@ -88,7 +88,7 @@ class EvaluationConfig(Section):
     """How the model is judged during training."""
 
     sources: dict[str, JudgedSourceConfig] = Field(default_factory=dict)
-    """Name to rows, judged by retrieval in both directions."""
+    """Name to rows to judge by."""
     every: Positive | None = None
     """Epochs between two evaluations; at the end only if absent."""
     best: str | None = None
@@ -100,8 +100,10 @@ class EvaluationConfig(Section):
     def _best_is_measured(self) -> EvaluationConfig:
         if self.best is not None:
             at_k = [f"{name}@{k}" for name in ("hit", "recall", "precision", "ndcg", "map") for k in self.ks]
-            ways = [f"{source}/{way}" for source in self.sources for way in ("image_to_text", "text_to_image")]
-            known = [f"{way}/{name}" for way in ways for name in (*at_k, "mrr", "median_rank")]
+            ways = ("image_to_text", "text_to_image", "anchor_to_positive", "positive_to_anchor", "query_to_document")
+            known = [f"{name}/spearman" for name, source in self.sources.items() if source.task == "sts"]
+            searched = [name for name, source in self.sources.items() if source.task == "retrieval"]
+            known += [f"{name}/{w}/{m}" for name in searched for w in ways for m in (*at_k, "mrr", "median_rank")]
             if self.best not in known:
                 hint = nearest(self.best, known) if known else "there are no evaluation.sources"
                 raise ValueError(f"best: no metric '{self.best}' will be measured; {hint}")

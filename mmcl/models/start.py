@@ -18,7 +18,7 @@ from mmcl.runtime.errors import MmclError
 
 _MAY_CHANGE = {
     "image": ("frozen", "freeze_blocks", "lora", "checkpointing", "patch_dropout", "head"),
-    "text": ("frozen", "freeze_blocks", "lora", "checkpointing", "max_tokens", "pooling", "head"),
+    "text": ("frozen", "freeze_blocks", "lora", "checkpointing", "max_tokens", "pooling", "prompts", "head"),
 }
 
 
