@@ -9,10 +9,10 @@ from mmcl.losses.pairs import check_number, check_pairs, prepare, similarities
 
 
 def distillation(
-    image: Tensor,
-    text: Tensor,
-    teacher_image: Tensor,
-    teacher_text: Tensor,
+    query: Tensor,
+    key: Tensor,
+    teacher_query: Tensor,
+    teacher_key: Tensor,
     temperature: float | Tensor,
     teacher_temperature: float | Tensor,
 ) -> Tensor:
@@ -20,8 +20,8 @@ def distillation(
     et al. 2023, arXiv:2309.12314; its gradient is that of the divergence in CLIP-KD's relational term, Yang et al.
     2023, arXiv:2307.12732).
 
-    With P the softmax of an image's cosine similarities, divided by the temperature, to all texts of the batch, and Q
-    that of a text's to all images,
+    With P the softmax of a query's cosine similarities, divided by the temperature, to all keys of the batch, and Q
+    that of a key's to all queries,
 
     .. math:: -\frac{1}{2N} \sum_{i,j} (P^{teacher}_{ij} \log P_{ij} + Q^{teacher}_{ij} \log Q_{ij})
 
@@ -29,11 +29,11 @@ def distillation(
     gives them the same probability.
 
     Args:
-        image: (N, D) embeddings of the student.
-        text: (N, D) embeddings of the student; row i belongs to row i of ``image``.
-        teacher_image: (N, E) embeddings of the same images by the teacher, whose dimension is its own. No gradient
+        query: (N, D) embeddings of the student.
+        key: (N, D) embeddings of the student; row i belongs to row i of ``query``.
+        teacher_query: (N, E) embeddings of the same queries by the teacher, whose dimension is its own. No gradient
             flows to the teacher.
-        teacher_text: (N, E) embeddings of the same texts by the teacher.
+        teacher_key: (N, E) embeddings of the same keys by the teacher.
         temperature: τ > 0 of the student, a number or a tensor of one element, through which gradient flows.
         teacher_temperature: τ > 0 of the teacher.
 
@@ -47,22 +47,22 @@ def distillation(
     >>> distillation(student, student, teacher, teacher, 0.07, 0.07).item() < 1e-3
     True
     """
-    check_pairs(image, text, names=("image", "text"))
-    check_pairs(teacher_image, teacher_text, names=("teacher_image", "teacher_text"))
-    if len(teacher_image) != len(image):
-        raise ValueError(f"the teacher embeds {len(teacher_image)} rows, the student {len(image)}")
+    check_pairs(query, key, names=("query", "key"))
+    check_pairs(teacher_query, teacher_key, names=("teacher_query", "teacher_key"))
+    if len(teacher_query) != len(query):
+        raise ValueError(f"the teacher embeds {len(teacher_query)} rows, the student {len(query)}")
     check_number(temperature, "temperature")
     check_number(teacher_temperature, "teacher_temperature")
-    with torch.autocast(image.device.type, enabled=False):
-        logits = _logits(image, text, temperature)  # (N, N)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = _logits(query, key, temperature)  # (N, N)
         with torch.no_grad():
-            targets = _logits(teacher_image, teacher_text, teacher_temperature).to(logits.dtype)
+            targets = _logits(teacher_query, teacher_key, teacher_temperature).to(logits.dtype)
         return (_cross_entropy(logits, targets) + _cross_entropy(logits.T, targets.T)) / 2
 
 
-def _logits(image: Tensor, text: Tensor, temperature: float | Tensor) -> Tensor:
-    image, text = prepare(image, text, similarity="cosine")
-    return similarities(image, text, "cosine") / temperature
+def _logits(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
+    query, key = prepare(query, key, similarity="cosine")
+    return similarities(query, key, "cosine") / temperature
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

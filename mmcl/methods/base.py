@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from mmcl.config.schema import Config
+from mmcl.config.section import Section
+from mmcl.data.augment import Augmentation
 from mmcl.models.encoder import Encoder
+from mmcl.models.heads import Head
+from mmcl.runtime.errors import MmclError, nearest
+
+REFERENCES = ("teacher", "guide")
 
 Views: TypeAlias = dict[str, Tensor]
 """View name to (N, D) embeddings; beside them whatever the loss needs of the rows, such as ``ids`` or a label.
@@ -24,8 +32,11 @@ class Batch:
 
     Attributes:
         inputs: role (``image``, ``text``, …) to the named inputs of an embedder: ``pixels`` uint8 (N, S, S, 3);
-            ``input_ids`` and ``attention_mask`` (N, L); or ``features`` (N, F) of a frozen tower.
-        ids: (N, K) int64: two rows that agree in any column are the same thing, and not each other's negatives.
+            ``input_ids`` and ``attention_mask`` (N, L); or ``features`` (N, F) of a frozen tower. Numbers, which no
+            embedder takes, are ``values`` (N,) float32. Under ``teacher_ROLE`` and ``guide_ROLE`` the features that
+            these have of the same items, unaugmented.
+        ids: (N, K) int64, the identities of the items, a column for each role that is no number. What counts as the
+            same thing is up to the method: for pairs, rows that agree in any column.
         seeds: (N,) int64, one a row and epoch: from them alone a method draws its random numbers for augmentation.
         rows: (N,) int64 positions in the source; numbers in the order of reading, for a stream.
         extra: role to the named inputs of further items, no partners of any row, where a method asks for them.
@@ -77,23 +88,77 @@ class Method(nn.Module, ABC):
 
     ``loss`` sees embeddings only, never a model input, and it sees the *global* batch; so gradient caching and
     negatives from other devices are written once, outside, for every method.
+
+    Args:
+        config: of the method.
+        encoder: the towers to train.
+        inputs: role to modality (``image``, ``text``, ``number``) of the columns to read, as :meth:`inputs_of` says.
+        augmentation: random changes of the training pictures.
+        batch_size: rows of the global batch, on which it can depend where a loss starts.
+        references: the models of ``config.teacher`` and ``config.guide``, by those names. They are no parts of this
+            module: not among its parameters, not in its state, and so never trained nor saved.
     """
 
-    inputs: ClassVar[dict[str, str]]
-    """Role to modality (``image``, ``text``) of the columns that the method reads."""
+    training_head: Head | None = None
+    """What stands between the embeddings and the loss, and is kept apart from the encoder in the model folder."""
 
-    encoder: Encoder
-    teacher: Encoder | None = None
-    """A model whose features of the same rows stand in ``Batch.inputs`` as ``teacher_image`` and so on."""
+    def __init__(
+        self,
+        config: Section,
+        encoder: Encoder,
+        *,
+        inputs: dict[str, str],
+        augmentation: Augmentation | None = None,
+        batch_size: int,
+        references: Mapping[str, Encoder] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.inputs = dict(inputs)
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.references = dict(references or {})  # a plain dict: nn.Module does not look into it
+        for reference in self.references.values():
+            reference.eval().requires_grad_(False)
+        configured = {name for name in REFERENCES if getattr(config, name, None) is not None}
+        if configured != set(self.references):
+            raise ValueError(f"the config names {sorted(configured)}, but the models given are {list(self.references)}")
+
+    @classmethod
+    @abstractmethod
+    def inputs_of(cls, config: Config) -> dict[str, str]:
+        """Role to modality of the columns that ``config`` makes the method read.
+
+        Raises:
+            MmclError: the config names columns of a role that the method has not.
+        """
 
     @property
     def extra(self) -> dict[str, int]:
         """Role to the number of further items wanted beside every global batch; none by default."""
         return {}
 
+    @property
+    def redrawn(self) -> dict[str, str]:
+        """New role to the role that it is another random draw of, where the data are changed at random."""
+        return {}
+
     @abstractmethod
     def embed(self, batch: Batch) -> Views:
         """The views of a batch; this is where gradient flows."""
+
+    def embed_references(self, batch: Batch) -> Views:
+        """``teacher_ROLE`` and ``guide_ROLE``: what the references make of the items, without gradient."""
+        views: Views = {}
+        # In full precision: a teacher's temperature magnifies what its features were rounded to.
+        with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
+            for name, reference in self.references.items():
+                for role, modality in self.inputs.items():
+                    if modality != "number":
+                        features = batch.inputs[f"{name}_{role}"]
+                        views[f"{name}_{role}"] = reference.embedder(modality)(**features)
+        return views
 
     @abstractmethod
     def loss(self, views: Views) -> Loss:
@@ -113,3 +178,28 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch) -> Views:
         """``embed`` under the name by which data parallelism wraps a module."""
         return self.embed(batch)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        # Underlies `.to(device)`: the references are no parts of this module, but go where it goes.
+        for reference in self.references.values():
+            reference._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
+
+
+def roles_named(config: Config) -> dict[str, str]:
+    """Every role that the config names a column of, in its order, and the setting that does so."""
+    sources = [config.data.train, *config.data.mix]
+    where = ["data.train.columns", *(f"data.mix.{number}.columns" for number in range(len(config.data.mix)))]
+    named = dict.fromkeys(config.data.columns, "data.columns")
+    for source, setting in zip(sources, where, strict=True):
+        for role in source.columns:
+            named.setdefault(role, setting)
+    return named
+
+
+def refuse_unknown_roles(config: Config, known: Mapping[str, str]) -> None:
+    """Raise ``MmclError`` if the config names columns of other roles than the ``known``."""
+    for role, setting in roles_named(config).items():
+        if role not in known:
+            hint = nearest(role, known)
+            raise MmclError(f"{setting}.{role}: method '{config.method.name}' has no such role; {hint}")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mmcl.config.methods import ClipConfig
 from mmcl.losses import info_nce
 from mmcl.methods.base import Batch, Views
 from mmcl.methods.image_text import ImageText
-
-LARGEST_SCALE = math.log(100.0)
 
 
 class Clip(ImageText):
@@ -26,6 +22,10 @@ class Clip(ImageText):
     def extra(self) -> dict[str, int]:
         """Further captions, as negatives of every picture."""
         return {"text": self.config.extra_texts} if self.config.extra_texts else {}
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        return (*self.sides, "negatives")
 
     def embed(self, batch: Batch) -> Views:
         views = super().embed(batch)
@@ -44,8 +44,3 @@ class Clip(ImageText):
             negative_ids=views.get("negative_ids"),
             label_smoothing=self.config.label_smoothing,
         )
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        # Clamped here rather than in the loss, where a scale beyond the clamp would get no gradient to come back with.
-        self.logit_scale.clamp_(0.0, LARGEST_SCALE)

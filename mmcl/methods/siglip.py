@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -34,19 +35,22 @@ class Siglip(ImageText):
         self,
         config: SiglipConfig,
         encoder: Encoder,
-        augmentation: Augmentation | None,
         *,
+        inputs: dict[str, str],
+        augmentation: Augmentation | None = None,
         batch_size: int,
-        teacher: Encoder | None = None,
+        references: Mapping[str, Encoder] | None = None,
     ) -> None:
-        super().__init__(config, encoder, augmentation, batch_size=batch_size, teacher=teacher)
+        super().__init__(
+            config, encoder, inputs=inputs, augmentation=augmentation, batch_size=batch_size, references=references
+        )
         bias = config.bias if config.bias is not None else encoder.logit_bias
         if bias is None and config.temperature is None:
             self.logit_scale.data.fill_(-math.log(self.start_temperature))
         start = -math.log(batch_size - 1) if bias is None else bias
         self.logit_bias = nn.Parameter(torch.tensor(start), requires_grad=config.learn_bias)
 
-    def learned_scale(self) -> tuple[float, float | None]:
+    def learned_scale(self) -> tuple[float | None, float | None]:
         return self.logit_scale.item(), self.logit_bias.item()
 
     def contrast(self, views: Views) -> Tensor:
@@ -54,3 +58,6 @@ class Siglip(ImageText):
 
     def metrics(self, views: Views) -> dict[str, float]:
         return super().metrics(views) | {"bias": self.logit_bias.item()}
+
+    def after_step(self) -> None:
+        """Nothing: the temperature is free."""

@@ -82,9 +82,9 @@ def test_finite_at_the_smallest_temperature_and_accumulated_in_float32(dtype):
 
 def test_arguments_that_do_not_fit_are_named():
     three, four = torch.randn(3, 4), torch.randn(4, 4)
-    with pytest.raises(ValueError, match="image and text"):
+    with pytest.raises(ValueError, match="query and key"):
         distillation(three, four, three, three, 0.1, 0.1)
-    with pytest.raises(ValueError, match="teacher_image and teacher_text"):
+    with pytest.raises(ValueError, match="teacher_query and teacher_key"):
         distillation(three, three, three, four, 0.1, 0.1)
     with pytest.raises(ValueError, match="the teacher embeds 4 rows, the student 3"):
         distillation(three, three, four, four, 0.1, 0.1)

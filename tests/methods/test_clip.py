@@ -13,12 +13,14 @@ from mmcl.config.methods import ClipConfig, TeacherConfig
 from mmcl.losses import distillation, info_nce
 from mmcl.methods import Clip
 
+INPUTS = {"image": "image", "text": "text"}
+
 
 @pytest.fixture
 def make_clip(make_encoder):
-    def make(encoder=None, augmentation=None, teacher=None, **settings):
-        encoder = encoder or make_encoder()
-        return Clip(ClipConfig(**settings), encoder, augmentation, batch_size=8, teacher=teacher)
+    def make(encoder=None, **settings):
+        given = {name: settings.pop(name) for name in ("augmentation", "references") if name in settings}
+        return Clip(ClipConfig(**settings), encoder or make_encoder(), inputs=INPUTS, batch_size=8, **given)
 
     return make
 
@@ -83,18 +85,17 @@ def test_pictures_are_augmented_in_training_only(make_clip, batch):
     assert len(seen) == 1
 
 
-def taught(make_encoder, teacher, **settings):
-    config = ClipConfig(temperature=0.1, teacher=TeacherConfig(name="somewhere", **settings))
-    return Clip(config, make_encoder(), None, batch_size=8, teacher=teacher)
+def taught(make_clip, teacher, **settings):
+    return make_clip(temperature=0.1, teacher=TeacherConfig(name="x", **settings), references={"teacher": teacher})
 
 
 @pytest.mark.parametrize(
     ("settings", "learned", "temperature"),
     [({"temperature": 0.3}, math.log(50), 0.3), ({}, math.log(50), 0.02), ({}, None, 0.01)],
 )
-def test_a_teacher_adds_a_term_at_its_own_temperature(make_encoder, batch, settings, learned, temperature):
+def test_a_teacher_adds_a_term_at_its_own_temperature(make_clip, make_encoder, batch, settings, learned, temperature):
     teacher = make_encoder(dim=3, logit_scale=learned)
-    clip = taught(make_encoder, teacher, weight=2.5, **settings)
+    clip = taught(make_clip, teacher, weight=2.5, **settings)
     views = clip(batch)
     loss = clip.loss(views)
     features = [teacher.embedder(role).head(batch.inputs[f"teacher_{role}"]["features"]) for role in ("image", "text")]
@@ -104,12 +105,12 @@ def test_a_teacher_adds_a_term_at_its_own_temperature(make_encoder, batch, setti
     torch.testing.assert_close(loss.value, pairs + 2.5 * term)
 
 
-def test_a_teacher_is_no_part_of_the_module_yet_goes_where_it_goes(make_encoder, batch):
+def test_a_teacher_is_no_part_of_the_module_yet_goes_where_it_goes(make_clip, make_encoder, batch):
     teacher = make_encoder(dim=3)
     before = save(teacher.state_dict())
-    clip = taught(make_encoder, teacher).train()
-    alone = Clip(ClipConfig(), make_encoder(), None, batch_size=8)
-    assert clip.teacher is teacher
+    clip = taught(make_clip, teacher).train()
+    alone = make_clip()
+    assert clip.references == {"teacher": teacher}
     assert clip.state_dict().keys() == alone.state_dict().keys()
     assert len(list(clip.parameters())) == len(list(alone.parameters()))
     assert teacher not in clip.modules()
@@ -124,8 +125,8 @@ def test_a_teacher_is_no_part_of_the_module_yet_goes_where_it_goes(make_encoder,
     assert next(teacher.parameters()).dtype == torch.float64
 
 
-def test_autocast_does_not_round_the_teacher(make_encoder, batch):
-    clip = taught(make_encoder, make_encoder(dim=3))
+def test_autocast_does_not_round_the_teacher(make_clip, make_encoder, batch):
+    clip = taught(make_clip, make_encoder(dim=3))
     with torch.autocast("cpu", torch.bfloat16):
         inside = clip(batch)
     assert inside["image"].dtype == torch.bfloat16
@@ -134,10 +135,10 @@ def test_autocast_does_not_round_the_teacher(make_encoder, batch):
 
 
 def test_a_teacher_and_its_settings_go_together(make_clip, make_encoder):
-    with pytest.raises(ValueError, match="go together"):
-        make_clip(teacher=make_encoder())
-    with pytest.raises(ValueError, match="go together"):
-        taught(make_encoder, None)
+    with pytest.raises(ValueError, match="names"):
+        make_clip(references={"teacher": make_encoder()})
+    with pytest.raises(ValueError, match="names"):
+        make_clip(teacher=TeacherConfig(name="x"))
 
 
 def test_learns_from_a_teacher_from_end_to_end(tmp_path, shapes_config):

@@ -16,7 +16,8 @@ from mmcl.methods import Siglip
 @pytest.fixture
 def make_siglip(make_encoder):
     def make(encoder=None, batch_size=8, **settings):
-        return Siglip(SiglipConfig(**settings), encoder or make_encoder(), None, batch_size=batch_size)
+        inputs = {"image": "image", "text": "text"}
+        return Siglip(SiglipConfig(**settings), encoder or make_encoder(), inputs=inputs, batch_size=batch_size)
 
     return make
 
