@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from mmcl.config.model import LoraConfig
 from mmcl.models.blocks import blocks
+from mmcl.models.transformers_nets import quiet_transformers
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_lora(net: nn.Module, config: LoraConfig) -> list[nn.Module]:
@@ -29,10 +34,7 @@ def add_lora(net: nn.Module, config: LoraConfig) -> list[nn.Module]:
     Raises:
         MmclError: peft is not installed, there is nothing to adapt, or the settings do not suit the layers.
     """
-    try:
-        import peft
-    except ImportError:
-        raise MmclError("lora needs the package peft: pip install 'mmcl[lora]'") from None
+    peft = _peft("lora")
     layers, attentions = _targets(net, config.targets)
     if attentions and config.dropout:
         raise MmclError(
@@ -66,7 +68,71 @@ def merge_lora(net: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
         setattr(net.get_submodule(parent), name, adapter.get_base_layer())
     if adapters:
-        del net.peft_config  # by which peft and transformers would take it for one with adapters
+        # By these peft and transformers would take it for one with adapters.
+        del net.peft_config
+        if hasattr(net, "_hf_peft_config_loaded"):
+            net._hf_peft_config_loaded = False  # type: ignore[assignment]
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The folder or hub name of the model that the adapters in ``folder``, as peft saves them, are for; None where
+    there are no adapters.
+
+    Raises:
+        MmclError: it is not said, the adapters are of another kind than LoRA, or learned more than adapters.
+    """
+    path = folder / _ADAPTER
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, base, whole = config["peft_type"], config.get("base_model_name_or_path"), config.get("modules_to_save")
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise MmclError(f"{path}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
+    if kind != "LORA":
+        raise MmclError(
+            f"{folder}: adapters of the kind {kind} are not supported, only LORA; merge them with peft first"
+        )
+    if whole:
+        raise MmclError(
+            f"{folder}: holds whole layers ({', '.join(whole)}) beside adapters; merge them with peft first"
+        )
+    if not base:
+        raise MmclError(f"{path}: does not say what model it adapts; set base_model_name_or_path to its folder or name")
+    return str(base)
+
+
+def merge_adapter(net: Any, folder: Path) -> None:
+    """Add the low-rank adapters that peft saved in ``folder`` to the weights of the transformers model ``net``.
+
+    Adapters of a model with a head, such as a causal language model, suit its base model as well.
+
+    Raises:
+        MmclError: peft is not installed, or the adapters are missing, damaged or of another model.
+    """
+    _peft(f"{folder}: a LoRA adapter")
+    if not (folder / _ADAPTER_WEIGHTS).is_file():  # older ones, adapter_model.bin, would be unpickled
+        raise MmclError(f"{folder}: the adapters' weights ({_ADAPTER_WEIGHTS}) are missing; take a fresh copy")
+    learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+    try:
+        with quiet_transformers():
+            loaded = net.load_adapter(str(folder), local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, NotImplementedError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise MmclError(f"{folder}: the adapters do not suit {type(net).__name__}: {reason}") from None
+    if wrong := sorted({*loaded.missing_keys, *loaded.unexpected_keys, *map(str, loaded.mismatched_keys)}):
+        raise MmclError(f"{folder}: the adapters are of another model than {type(net).__name__}, as '{wrong[0]}' shows")
+    merge_lora(net)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(learning[name])
+
+
+def _peft(what: str) -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise MmclError(f"{what} needs the package peft: pip install 'mmcl[lora]'") from None
+    return peft
 
 
 def has_lora(net: nn.Module) -> bool:

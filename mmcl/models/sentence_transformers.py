@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers of every generation, read without that library.
+"""What folders of sentence-transformers, of every generation, say of a model; read without that library.
 
 Such a folder lists its modules in ``modules.json``: a transformer, a pooling, any number of dense layers, a
 normalisation. Where the transformer lies, how a pooling is spelled and what the modules are called has changed over
@@ -8,7 +8,6 @@ the years; what they compute has not.
 from __future__ import annotations
 
 import itertools
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import read_any_json, read_json
 
+WEIGHTS = "model.safetensors"
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 
 POOLING_NAMES = {
@@ -45,7 +46,7 @@ POOLING_FLAGS = {
 
 # A module for each architecture was the first generation; they all hold a transformer as transformers saves it.
 _TRANSFORMERS = ("Transformer", "BERT", "RoBERTa", "DistilBERT", "ALBERT", "CamemBERT", "XLMRoBERTa", "XLNet")
-_TRANSFORMER_CONFIGS = tuple(
+TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
@@ -177,7 +178,7 @@ def _default_pooling(folder: Path) -> str:
 
 
 def _modules(folder: Path) -> list[dict[str, str]]:
-    modules = _read(folder / MODULES)
+    modules = read_any_json(folder / MODULES)
     if not isinstance(modules, list) or not modules:
         raise MmclError(f"{folder / MODULES}: damaged (not a list of modules); take a fresh copy")
     return modules
@@ -214,7 +215,7 @@ def _check_order(kinds: list[str], folder: Path) -> None:
 
 def _read_transformer(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = next(
-        (read for name in _TRANSFORMER_CONFIGS if (read := _read_json(folder / name))),
+        (read for name in TRANSFORMER_CONFIGS if (read := _read_json(folder / name))),
         {},
     )
     if (task := config.get("transformer_task", "feature-extraction")) != "feature-extraction":
@@ -273,9 +274,7 @@ def _check_place(config: Mapping[str, Any], folder: Path) -> None:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a module's folder: safetensors, or in old folders a pickle that may hold tensors alone."""
-    path = next(
-        (folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()), None
-    )
+    path = next((folder / name for name in (WEIGHTS, "pytorch_model.bin") if (folder / name).is_file()), None)
     if path is None:
         raise MmclError(f"{folder}: the weights are missing; take a fresh copy of the model")
     try:
@@ -294,16 +293,4 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty without it, for nearly all of these files are optional."""
-    if not path.is_file():
-        return {}
-    values = _read(path)
-    if not isinstance(values, dict):
-        raise MmclError(f"{path}: damaged (not a JSON object); take a fresh copy")
-    return values
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MmclError(f"{path}: damaged ({error}); take a fresh copy") from None
+    return read_json(path) if path.is_file() else {}

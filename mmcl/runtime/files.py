@@ -1,14 +1,18 @@
-"""Files that appear whole or not at all, their checksums, and the cache folder."""
+"""Files that appear whole or not at all, their checksums, JSON, and the cache folder."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from mmcl.runtime.errors import MmclError
 
 
 def cache_dir(*parts: str) -> Path:
@@ -61,3 +65,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        MmclError: it is damaged.
+    """
+    values = read_any_json(path)
+    if not isinstance(values, dict):
+        raise MmclError(f"{path}: damaged (not a JSON object); take a fresh copy")
+    return values
+
+
+def read_any_json(path: Path) -> Any:
+    """What a JSON file holds, be it an object, a list or a single value.
+
+    Raises:
+        MmclError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MmclError(f"{path}: damaged ({error}); take a fresh copy") from None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write ``values`` for people to read as well."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
