@@ -17,8 +17,9 @@ TEXTS_A_GROUP = 128  # fewer would save more padding, but each group has a gradi
 class Embedder(nn.Module):
     """One tower, and the head that maps its features to the shared space.
 
-    Its inputs are named: ``pixels`` for a picture; ``input_ids`` and ``attention_mask`` for a text; or ``features``,
-    the tower's own output computed earlier, for a frozen tower.
+    Its inputs are named: ``pixels`` for a picture; ``input_ids``, ``attention_mask`` (None or absent without padding)
+    and where a prompt is left out of the pooling ``skipped`` for a text; or ``features``, the tower's own output
+    computed earlier, for a frozen tower.
 
     Attributes:
         frozen: the whole tower keeps its weights.
@@ -53,11 +54,12 @@ class Embedder(nn.Module):
         """(N, D) embeddings, not normalised."""
         if "features" in inputs:
             return self.head(inputs["features"])
-        if "attention_mask" in inputs and inputs["attention_mask"].device.type == "cpu":
+        mask = inputs.get("attention_mask")
+        if mask is not None and mask.device.type == "cpu":
             return self.head(self._by_length(**inputs))
         return self.head(self.tower(**inputs))
 
-    def _by_length(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _by_length(self, input_ids: Tensor, attention_mask: Tensor, skipped: Tensor | None = None) -> Tensor:
         """The tower's features of texts taken in groups of similar length: most of a mixed batch would be padding.
 
         A GPU is better off with the whole batch at once.
@@ -66,5 +68,7 @@ class Embedder(nn.Module):
         features = []
         for group, length in zip(order.split(TEXTS_A_GROUP), lengths.split(TEXTS_A_GROUP), strict=True):
             longest = max(1, int(length[-1]))
-            features.append(self.tower(input_ids[group, :longest], attention_mask[group, :longest]))
+            mask = None if int(length[0]) == longest else attention_mask[group, :longest]
+            options = {} if skipped is None else {"skipped": skipped[group]}
+            features.append(self.tower(input_ids[group, :longest], mask, **options))
         return torch.cat(features)[order.argsort()]

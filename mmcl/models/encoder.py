@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmcl.data.images import decode_many
 from mmcl.models.embedder import Embedder
+from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.errors import MmclError
@@ -38,6 +39,8 @@ class Encoder(nn.Module):
         card: what the model card says beside the architecture: data, settings, scores.
         logit_scale: ln(1/τ) of the temperature τ it was trained with; None if unknown.
         logit_bias: the bias of its sigmoid loss; None without one.
+        training_head: what stood between the embeddings and the loss in training only, as SimCSE's MLP; None without.
+            It is no module of the encoder: it neither runs in ``encode`` nor is among the parameters or in the state.
     """
 
     def __init__(self, embedders: dict[str, Embedder], dim: int, name: str = "encoder") -> None:
@@ -49,6 +52,13 @@ class Encoder(nn.Module):
         self.card: dict[str, Any] = {}
         self.logit_scale: float | None = None
         self.logit_bias: float | None = None
+        self.training_head: Head | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training_head":  # a module's attribute that is a module would become a part of it
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def modalities(self) -> set[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmcl.data.identity import stable_hash
 from mmcl.models.open_clip_nets import first_line, quiet, text_net
 from mmcl.models.text_tower import TextTower
+from mmcl.models.tokenize import forget_limits
 from mmcl.runtime.errors import MmclError
 
 
@@ -37,6 +38,7 @@ class OpenClipTextTower(TextTower):
         *,
         max_tokens: int | None = None,
         prompts: dict[str, str] | None = None,
+        default_prompt: str | None = None,
     ) -> None:
         context = int(net.context_length if spec["config"]["text_cfg"].get("hf_model_name") is None else 0)
         context = context or int(spec["config"]["text_cfg"].get("context_length", 77))
@@ -49,7 +51,15 @@ class OpenClipTextTower(TextTower):
         if hasattr(net, "attn_mask"):
             net.transformer.register_forward_pre_hook(_shorten_mask, with_kwargs=True)
         padded = 0 if _ends_early(net) else context
-        super().__init__(net, inner, pooling="pooled", max_tokens=limit, prompts=prompts, padded=padded)
+        super().__init__(
+            net,
+            inner,
+            pooling="pooled",
+            max_tokens=limit,
+            prompts=prompts,
+            default_prompt=default_prompt,
+            padded=padded,
+        )
 
     @classmethod
     def create(
@@ -85,13 +95,13 @@ class OpenClipTextTower(TextTower):
         """Rebuild what ``spec`` describes, with fresh weights; a transformers tokenizer is read from ``folder``."""
         tokenizer = _tokenizer(spec["name"], spec["config"]["text_cfg"], folder)
         kept = {key: spec[key] for key in ("library", "name", "config")}
-        return cls(
-            text_net(spec["config"]), tokenizer, kept, max_tokens=spec["max_tokens"], prompts=spec.get("prompts")
-        )
+        prompts = {key: spec.get(key) for key in ("prompts", "default_prompt")}
+        return cls(text_net(spec["config"]), tokenizer, kept, max_tokens=spec["max_tokens"], **prompts)
 
     def spec(self) -> dict[str, Any]:
         """What rebuilds this tower, weights and tokenizer files apart."""
-        return {**self._spec, "max_tokens": self.max_tokens, "prompts": self.prompts}
+        prompts = {"prompts": self.prompts, "default_prompt": self.default_prompt}
+        return {**self._spec, "max_tokens": self.max_tokens, **prompts}
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files; open_clip's ``SimpleTokenizer`` comes with open_clip and has none."""
@@ -100,13 +110,13 @@ class OpenClipTextTower(TextTower):
 
     def key(self) -> str:
         """Changes whenever :meth:`tokenize` would give something else."""
-        self._forget_limits()
+        forget_limits(self.tokenizer)
         settings = self._spec["config"]["text_cfg"]
         wanted = [settings.get(name) for name in ("tokenizer_kwargs", "tokenizer_mode", "context_length")]
         inner = super().key() if self.tokenizer is not self._tokenize else f"open_clip-{self.max_tokens}"
         return f"{stable_hash(json.dumps(wanted, sort_keys=True)):x}-{inner}"
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, skipped: Tensor | None = None) -> Tensor:
         """(N, width) features of (N, L) token ids; the net knows padding by its id, so the mask is not read."""
         features = self.net(self._fill_up(input_ids, attention_mask)[0])
         return features[0] if isinstance(features, tuple) else features
@@ -117,12 +127,14 @@ class OpenClipTextTower(TextTower):
     def _padding_id(self) -> int:
         return 0 if self.tokenizer is self._tokenize else int(self.tokenizer.pad_token_id or 0)
 
-    def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
+    def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
         """open_clip's tokenizers pad to a length: the padding is taken off again, and put back by ``collate``."""
-        rows = self._unpadded(texts, self.max_tokens)
-        full = [position for position, row in enumerate(rows) if len(row) == self.max_tokens]
-        longer = self._unpadded([texts[position] for position in full], self.max_tokens + 1) if full else []
-        return rows, sum(len(row) > self.max_tokens for row in longer)
+        rows = self._unpadded(texts, self.max_tokens) if texts else []
+        cut = np.array([len(row) == self.max_tokens for row in rows], dtype=bool)
+        if cut.any():
+            longer = self._unpadded([texts[position] for position in np.flatnonzero(cut).tolist()], self.max_tokens + 1)
+            cut[cut] = [len(row) > self.max_tokens for row in longer]
+        return rows, cut
 
     def _unpadded(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
         with quiet():

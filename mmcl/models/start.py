@@ -12,7 +12,6 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.folder import load
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.pooling import POOLINGS
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.errors import MmclError
 
@@ -56,6 +55,7 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
         embedders[modality] = Embedder(embedder.tower, embedder.head, frozen=section.frozen)
     start = Encoder(embedders, encoder.dim, config.name)
     start.logit_scale, start.logit_bias = encoder.logit_scale, encoder.logit_bias
+    start.training_head = encoder.training_head
     return start
 
 
@@ -93,7 +93,12 @@ def _adapt_text(tower: TextTower, section: Any, name: str) -> None:
     if limit is not None and limit > tower.max_tokens:
         raise MmclError(f"model.text.max_tokens is {limit}, but '{name}' reads at most {tower.max_tokens}")
     tower.max_tokens = limit or tower.max_tokens
-    pooling = getattr(section, "pooling", None)
-    if pooling is not None and tower.pooling not in POOLINGS:
-        raise MmclError(f"model.text.pooling: '{name}' has a pooling of its own; leave it out")
-    tower.pooling = pooling or tower.pooling
+    pooling, width = getattr(section, "pooling", None), tower.width
+    if pooling not in (None, tower.pooling):
+        if tower.pooling == "pooled":
+            raise MmclError(f"model.text.pooling: '{name}' has a pooling of its own; leave it out")
+        tower.set_pooling(pooling)
+        if tower.width != width:
+            raise MmclError(f"model.text.pooling: '{name}' reads {width} features, but {pooling} gives {tower.width}")
+    if (prompts := getattr(section, "prompts", None)) is not None:
+        tower.set_prompts(prompts)

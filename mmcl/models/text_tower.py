@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import json
+import inspect
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,20 @@ from torch import Tensor, nn
 from mmcl.config.model import TextTowerConfig
 from mmcl.data import samples
 from mmcl.data.identity import stable_hash
+from mmcl.models import tokenize
 from mmcl.models.activations import checkpoint_activations
-from mmcl.models.pooling import POOLINGS, pool
+from mmcl.models.pooling import pool, reads_layers, split_pooling
+from mmcl.models.sentence_transformers import read_settings
 from mmcl.models.tokenizer import open_tokenizer
-from mmcl.models.transformers_nets import own_vector, quiet_transformers, rebuild
-from mmcl.models.weights import full_disk_is_oserror
-from mmcl.runtime.errors import MmclError
+from mmcl.models.transformers_nets import open_net, own_vector, rebuild
+from mmcl.runtime.errors import MmclError, nearest
+
+log = logging.getLogger("mmcl")
 
 SCRATCH_MAX_TOKENS = 64
+OWN_VECTOR = ("pooled", "pooler")
+"""Poolings of the model itself: ``pooler``, a text encoder's dense layer and tanh on its first token; ``pooled``,
+whatever one vector a text the model gives, such as CLIP's projection."""
 
 
 class TextTower(nn.Module):
@@ -33,8 +40,11 @@ class TextTower(nn.Module):
     Attributes:
         width: number of features.
         max_tokens: longer texts are cut here, special tokens included.
-        pooling: how token states become one vector; ``pooled`` is the vector that the model itself gives.
+        pooling: how token states become one vector, see :func:`mmcl.models.pooling.pool` and :data:`OWN_VECTOR`.
         prompts: name to the words put before a text.
+        default_prompt: name of the prompt of texts for which none is named.
+        include_prompt: whether the prompt's tokens enter the pooling.
+        lowercase: whether texts are lower-cased before they are tokenized.
         padded: the length to which ``forward`` pads every text for a model that reads padding, as SigLIP does, whatever
             ``max_tokens``: such a model reads the last of all its positions; 0 for others.
     """
@@ -50,6 +60,9 @@ class TextTower(nn.Module):
         pooling: str,
         max_tokens: int,
         prompts: dict[str, str] | None = None,
+        default_prompt: str | None = None,
+        include_prompt: bool = True,
+        lowercase: bool = False,
         padded: int = 0,
         masked: bool = True,
     ) -> None:
@@ -57,16 +70,50 @@ class TextTower(nn.Module):
         self.net = net
         self.tokenizer = tokenizer
         self._check_vocabulary()
-        pooler = getattr(net, "pooler", None)
-        if isinstance(pooler, nn.Module) and pooling != "pooled":
-            pooler.requires_grad_(False)  # unused: no gradient reaches it, which data parallelism would wait for
-        self._forget_limits()
-        self.pooling = pooling
+        tokenize.forget_limits(tokenizer)
+        self.lowercase = lowercase
+        self._lowers_first = lowercase and not tokenize.fold_case(tokenizer)
         self.max_tokens = max_tokens
-        self.prompts = prompts or {}
+        self.prompts: dict[str, str] = {}
+        self.set_prompts(prompts or {}, default_prompt)
+        self.include_prompt = include_prompt
         self.padded = padded
         self.masked = masked
-        self.width = self._measure_width() if pooling == "pooled" else int(net.config.hidden_size)
+        # A decoder would keep every layer's keys and values, for a next token that nobody asks for.
+        caches = "use_cache" in inspect.signature(net.forward).parameters
+        self._options = {"use_cache": False} if caches else {}
+        self.set_pooling(pooling)
+
+    def set_pooling(self, pooling: str) -> None:
+        """Pool in another way from now on.
+
+        Raises:
+            MmclError: there is no such pooling, or the model has no pooler.
+        """
+        pooler = getattr(self.net, "pooler", None)
+        if pooling == "pooler" and not isinstance(pooler, nn.Module):
+            raise MmclError(f"model.text.pooling: a {type(self.net).__name__} has no pooler; use cls or mean")
+        if isinstance(pooler, nn.Module):  # unused, no gradient reaches it, which data parallelism would wait for
+            pooler.requires_grad_(pooling in OWN_VECTOR)
+        self.pooling = pooling
+        if pooling in OWN_VECTOR:
+            self.width = self._measure_width()
+        else:
+            self.width = len(split_pooling(pooling)) * int(self.net.config.hidden_size)
+
+    def set_prompts(self, prompts: dict[str, str], default: str | None = None) -> None:
+        """Have other prompts from now on.
+
+        Args:
+            prompts: name to the words put before a text.
+            default: name of the prompt of texts for which none is named.
+
+        Raises:
+            MmclError: the default is none of them.
+        """
+        if default is not None and default not in prompts:
+            raise MmclError(f"the default prompt '{default}' is none of the prompts; {nearest(default, prompts)}")
+        self.prompts, self.default_prompt = dict(prompts), default
 
     @classmethod
     def build(cls, config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
@@ -82,10 +129,11 @@ class TextTower(nn.Module):
         elif config.name != "scratch":
             if isinstance(config.pretrained, str):
                 raise MmclError(f"text model '{config.name}': 'pretrained' is true or false for a transformers model")
-            tower = cls.open(config.name, weights=config.pretrained, max_tokens=config.max_tokens)
-            tower.pooling = config.pooling or tower.pooling
+            tower = cls.open(config.name, config.pretrained, config.max_tokens, config.pooling)
         else:
             tower = cls._scratch(config, tokenizer)
+        if config.prompts is not None:
+            tower.set_prompts(config.prompts)
         if config.checkpointing:
             checkpoint_activations(tower.net, f"model.text.checkpointing: '{config.name}'")
         return tower
@@ -113,36 +161,40 @@ class TextTower(nn.Module):
         return cls(BertModel(architecture), tokenizer, pooling=config.pooling or "mean", max_tokens=max_tokens)
 
     @classmethod
-    def open(cls, name: str, weights: bool = True, max_tokens: int | None = None) -> TextTower:
+    def open(
+        cls, name: str, weights: bool = True, max_tokens: int | None = None, pooling: str | None = None
+    ) -> TextTower:
         """A transformers or sentence-transformers model by folder, hub name or ``sample:NAME``.
+
+        Args:
+            name: of the model.
+            weights: load them, rather than draw new ones.
+            max_tokens: longer texts are cut here; by default where the model's own settings say.
+            pooling: by default as the model's own settings say.
 
         Raises:
             MmclError: there is no such model, it cannot be read, or it has fewer positions than ``max_tokens``.
         """
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-
         folder = local_folder(name)
-        settings = _sentence_transformers_settings(folder)
-        source = folder / settings["transformer"]
-        try:
-            with quiet_transformers():
-                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-                if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
-                    raise ValueError(f"a '{config.model_type}' model is no encoder of texts")
-                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-                if weights:
-                    net = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-                else:
-                    net = AutoModel.from_config(config)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
+        settings = read_settings(folder)
+        source = folder / settings.transformer
+        net, fresh = open_net(name, source, weights)
+        tokenizer = tokenize.read_tokenizer(source)
         positions = min(_positions(net), tokenizer.model_max_length)
         if max_tokens is not None and max_tokens > positions:
             raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}")
-        limit = max_tokens or min(settings["max_tokens"] or positions, positions)
-        pooling, prompts = settings["pooling"], settings["prompts"]
-        return cls(net, tokenizer, pooling=pooling, max_tokens=int(limit), prompts=prompts)
+        if pooling == "pooler" and fresh:
+            log.warning("text model '%s': its weights have no pooler; it starts anew, and is to be trained", name)
+        return cls(
+            net,
+            tokenizer,
+            pooling=pooling or settings.pooling,
+            max_tokens=int(max_tokens or min(settings.max_tokens or positions, positions)),
+            prompts=settings.prompts,
+            default_prompt=settings.default_prompt,
+            include_prompt=settings.include_prompt,
+            lowercase=settings.lowercase,
+        )
 
     def spec(self) -> dict[str, Any]:
         """What rebuilds this tower, weights and tokenizer files apart."""
@@ -151,7 +203,10 @@ class TextTower(nn.Module):
             "pooling": self.pooling,
             "max_tokens": self.max_tokens,
             "prompts": self.prompts,
-            **({"architecture": type(self.net).__name__} if self.pooling == "pooled" else {}),
+            "default_prompt": self.default_prompt,
+            "include_prompt": self.include_prompt,
+            "lowercase": self.lowercase,
+            **({"architecture": type(self.net).__name__} if self.pooling in OWN_VECTOR else {}),
             **({"padded": self.padded, "masked": self.masked} if self.padded else {}),
         }
 
@@ -162,66 +217,71 @@ class TextTower(nn.Module):
             from mmcl.models.open_clip_text import OpenClipTextTower
 
             return OpenClipTextTower.from_spec(spec, folder)
-        from transformers import AutoTokenizer
-
         net = rebuild(spec["config"], spec.get("architecture"))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise MmclError(f"{folder}: the tokenizer's files are missing or damaged ({error})") from None
-        optional = {name: spec[name] for name in ("prompts", "padded", "masked") if name in spec}
+        names = ("prompts", "default_prompt", "include_prompt", "lowercase", "padded", "masked")
+        optional = {name: spec[name] for name in names if name in spec}
+        tokenizer = tokenize.read_tokenizer(folder)
         return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], **optional)
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's own files."""
-        for name in ("is_local", "local_files_only"):  # how it was loaded, noted as if it were a setting
-            self.tokenizer.init_kwargs.pop(name, None)
-        self._forget_limits()
-        with full_disk_is_oserror(folder):
-            self.tokenizer.save_pretrained(folder)
+        tokenize.save_tokenizer(self.tokenizer, folder)
 
     def key(self) -> str:
-        """Changes whenever :meth:`tokenize` would give something else."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        content = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return f"{stable_hash(content):x}-{self.max_tokens}"
+        """Changes whenever :meth:`tokenize` would give something else for a text without a prompt."""
+        parts = [tokenize.content_key(self.tokenizer), str(self.max_tokens)]
+        parts += ["lower"] if self._lowers_first else []
+        parts += [f"{stable_hash(words):x}"] if (words := self.words()) else []
+        return "-".join(parts)
 
-    def _forget_limits(self) -> None:
-        """Fast tokenizers keep the last call's truncation and padding, and would save them as if they were settings."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            backend.no_truncation()
-            backend.no_padding()
+    def words(self, prompt: str | None = None) -> str:
+        """What is put before a text.
+
+        Args:
+            prompt: name of one of the model's prompts; the default one, if there is one, if absent; "" for none.
+
+        Raises:
+            MmclError: the model has no prompt of that name.
+        """
+        name = self.default_prompt if prompt is None else prompt
+        if not name:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(sorted(self.prompts)) or "none"
+            raise MmclError(f"prompt '{name}': the model has no prompt of that name; it has: {known}")
+        return self.prompts[name]
 
     def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> tuple[list[np.ndarray], int]:
         """Token ids of each text, int32, cut at ``max_tokens``; and how many texts were cut.
 
-        Raises:
-            MmclError: ``prompt`` is not the name of one of the model's prompts.
-        """
-        if prompt is not None:
-            if prompt not in self.prompts:
-                known = ", ".join(sorted(self.prompts)) or "none"
-                raise MmclError(f"prompt '{prompt}': the model has no prompt of that name; it has: {known}")
-            texts = [self.prompts[prompt] + text for text in texts]
-        # A lone surrogate is no Unicode text, and the tokenizers refuse it: it reads as '?'.
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        return self._encode(texts) if texts else ([], 0)
+        Args:
+            texts: of any content; one without any token reads as padding.
+            prompt: as for :meth:`words`.
 
-    def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
-        encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
-        long = [position for position, ids in enumerate(encoded) if len(ids) > self.max_tokens]
-        if long:
-            cut = self.tokenizer(
-                [texts[position] for position in long],
-                truncation=True,
-                max_length=self.max_tokens,
-                return_attention_mask=False,
-            )["input_ids"]
-            for position, ids in zip(long, cut, strict=True):
-                encoded[position] = ids
-            self._forget_limits()
-        return [np.asarray(ids, dtype=np.int32) for ids in encoded], len(long)
+        Raises:
+            MmclError: ``prompt`` is not the name of one of the model's prompts, or something is no text.
+        """
+        ids, cut = self.tokenize_marked(texts, prompt)
+        return ids, int(cut.sum())
+
+    def tokenize_marked(self, texts: Sequence[str], prompt: str | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+        """As :meth:`tokenize`, but with (N,) bool: which of the texts were cut."""
+        valid = tokenize.valid_texts(texts, self.words(prompt))
+        ids, cut = self._encode([text.lower() for text in valid] if self._lowers_first else valid)
+        return [row if len(row) else np.array([self._padding_id()], dtype=np.int32) for row in ids], cut
+
+    def skipped(self, prompt: str | None = None) -> int:
+        """How many leading tokens :meth:`forward` is to leave out of the pooling of texts behind ``prompt``.
+
+        They are the prompt's and the special ones before it; 0 for a model that pools these as well.
+        """
+        if self.include_prompt or not (words := self.words(prompt)):
+            return 0
+        (ids,), _ = self.tokenize([words], prompt="")
+        return len(ids) - int(ids[-1] in self.tokenizer.all_special_ids)
+
+    def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        return tokenize.token_ids(self.tokenizer, texts, self.max_tokens)
 
     def collate(self, tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Pad to the longest: ``input_ids`` and ``attention_mask``, both int64 (N, L)."""
@@ -233,29 +293,53 @@ class TextTower(nn.Module):
             mask[row, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": mask}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, width) features of (N, L) token ids and their mask."""
-        input_ids, attention_mask = self._fill_up(input_ids, attention_mask)
-        output = self.net(input_ids=input_ids, attention_mask=attention_mask if self.masked else None)
-        if self.pooling == "pooled":
-            return own_vector(output)
-        return pool(output.last_hidden_state, attention_mask, self.pooling)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, skipped: Tensor | None = None) -> Tensor:
+        """(N, width) features.
 
-    def _fill_up(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        Args:
+            input_ids: (N, L) token ids.
+            attention_mask: (N, L), 1 for tokens and 0 for padding; None where there is no padding, which is faster.
+            skipped: (N,) number of leading tokens that the pooling leaves out, see :meth:`skipped`.
+        """
+        input_ids, attention_mask = self._fill_up(input_ids, attention_mask)
+        output = self._run(input_ids, attention_mask, output_hidden_states=reads_layers(self.pooling))
+        if self.pooling in OWN_VECTOR:
+            return own_vector(output)
+        layers = output.hidden_states or ()
+        return pool(output.last_hidden_state, attention_mask, self.pooling, skipped=skipped, layers=layers)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(N, L, hidden size) states of the last layer, for losses over tokens."""
+        states: Tensor = self._run(input_ids, attention_mask).last_hidden_state
+        return states
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The table of token embeddings, (vocabulary, hidden size), to which token logits may be tied."""
+        table: nn.Embedding = self.net.get_input_embeddings()
+        return table
+
+    def _run(self, input_ids: Tensor, attention_mask: Tensor | None, output_hidden_states: bool = False) -> Any:
+        options = self._options | ({"output_hidden_states": True} if output_hidden_states else {})
+        return self.net(input_ids=input_ids, attention_mask=attention_mask if self.masked else None, **options)
+
+    def _fill_up(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """With padding, for a model that reads it."""
         missing = self.padded - input_ids.shape[1]
         if missing <= 0:
             return input_ids, attention_mask
-        return F.pad(input_ids, (0, missing), value=self._padding_id()), F.pad(attention_mask, (0, missing))
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return F.pad(input_ids, (0, missing), value=self._padding_id()), F.pad(mask, (0, missing))
 
     def _padding_id(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)
 
     def _check_vocabulary(self) -> None:
         if len(self.tokenizer) > self.net.config.vocab_size:
+            where = f"{self.tokenizer.name_or_path}: " if self.tokenizer.name_or_path else ""
             raise MmclError(
-                f"the tokenizer has {len(self.tokenizer)} entries but the model only {self.net.config.vocab_size}; "
-                "they do not belong together"
+                f"{where}the tokenizer has {len(self.tokenizer)} entries but the model only "
+                f"{self.net.config.vocab_size}; they do not belong together"
             )
 
     @torch.no_grad()
@@ -297,41 +381,3 @@ def local_folder(name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({reason})") from None
-
-
-def _sentence_transformers_settings(folder: Path) -> dict[str, Any]:
-    """Pooling, length limit, prompts and place of the transformer; defaults for a plain transformers folder."""
-    settings: dict[str, Any] = {"pooling": "mean", "max_tokens": None, "prompts": {}, "transformer": ""}
-    modules: Any = _read_json(folder / "modules.json") or []
-    for module in modules:
-        kind = module["type"].rsplit(".", 1)[-1]
-        if kind == "Transformer":
-            settings["transformer"] = module["path"]
-            limits = _read_json(folder / module["path"] / "sentence_bert_config.json")
-            settings["max_tokens"] = limits.get("max_seq_length")
-        elif kind == "Pooling":
-            settings["pooling"] = _pooling(folder / module["path"])
-        elif kind != "Normalize":
-            raise MmclError(f"{folder}: its layer '{kind}' is not supported; use a model without it")
-    settings["prompts"] = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    return settings
-
-
-def _pooling(folder: Path) -> str:
-    """sentence-transformers has spelled it as one flag each, and as one name."""
-    config = _read_json(folder / "config.json")
-    flags = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_max_tokens": "max",
-        "pooling_mode_lasttoken": "last",
-        "pooling_mode_mean_tokens": "mean",
-    }
-    chosen = [name for flag, name in flags.items() if config.get(flag)] or [config.get("pooling_mode", "mean")]
-    if len(chosen) > 1 or chosen[0] not in POOLINGS:
-        how = "+".join(map(str, chosen))
-        raise MmclError(f"{folder}: pooling {how} is not supported; use one of {', '.join(POOLINGS)}")
-    return str(chosen[0])
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

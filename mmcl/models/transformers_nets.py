@@ -1,14 +1,50 @@
-"""What the towers that come from transformers share: opening quietly, rebuilding, a model's own vector."""
+"""What the towers that come from transformers share: opening, rebuilding, a model's own vector."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mmcl.runtime.errors import MmclError
+
+
+def open_net(name: str, folder: Path, weights: bool) -> tuple[Any, bool]:
+    """The text encoder in a folder of transformers, and whether its pooler was not among the weights.
+
+    Args:
+        name: for messages.
+        folder: with its ``config.json``.
+        weights: load them, rather than draw new ones.
+
+    Raises:
+        MmclError: it is no text encoder, or a file is missing, damaged, or of another model.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
+                raise ValueError(f"a '{config.model_type}' model is no encoder of texts")
+            if not weights:
+                return AutoModel.from_config(config), True
+            net, report = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
+    # What is missing transformers draws anew, and says so in a report that is easily missed.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise MmclError(f"text model '{name}': its weights lack {len(missing)} tensors, such as '{missing[0]}'")
+    return net, bool(report["missing_keys"])
 
 
 def rebuild(config: Mapping[str, Any], architecture: str | None = None) -> Any:

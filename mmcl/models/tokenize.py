@@ -1,0 +1,120 @@
+"""From texts to token ids by a transformers tokenizer: whatever the texts hold, whatever its last call left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcl.data.identity import stable_hash
+from mmcl.models.weights import full_disk_is_oserror
+from mmcl.runtime.errors import MmclError
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The transformers tokenizer in ``folder``.
+
+    Raises:
+        MmclError: its files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # for a damaged file the tokenizers library raises nothing narrower
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MmclError(f"{folder}: the tokenizer's files are missing or damaged ({reason})") from None
+    # Without them transformers makes a tokenizer that knows its special tokens alone, and says nothing.
+    names = {name for key, name in type(tokenizer).vocab_files_names.items() if not key.startswith("tokenizer_")}
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing and not (folder / "tokenizer.json").is_file():
+        files = " and ".join(missing)
+        raise MmclError(f"{folder}: the tokenizer's files are missing: neither tokenizer.json nor {files} is there")
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer's own files."""
+    for name in ("is_local", "local_files_only"):  # how it was loaded, noted as if it were a setting
+        tokenizer.init_kwargs.pop(name, None)
+    forget_limits(tokenizer)
+    with full_disk_is_oserror(folder):
+        tokenizer.save_pretrained(folder)
+
+
+def forget_limits(tokenizer: Any) -> None:
+    """Fast tokenizers keep the last call's truncation and padding, and would save them as if they were settings."""
+    backend = _backend(tokenizer)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
+def fold_case(tokenizer: Any) -> bool:
+    """Let the tokenizer lower-case its texts first, as sentence-transformers does for ``do_lower_case``.
+
+    Returns:
+        Whether it does now; False for one without a Rust backend, whose texts are to be lower-cased beforehand.
+    """
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = _backend(tokenizer)
+    if backend is None:
+        return False
+    own = backend.normalizer
+    if own is None or b'"Lowercase"' not in own.__getstate__():
+        backend.normalizer = Sequence([Lowercase(), *([] if own is None else [own])])
+    return True
+
+
+def content_key(tokenizer: Any) -> str:
+    """Changes whenever the tokenizer would give something else."""
+    backend = _backend(tokenizer)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return f"{stable_hash(content):x}"
+
+
+def valid_texts(texts: Sequence[str], prompt: str = "") -> list[str]:
+    """Each text behind ``prompt``. A lone surrogate is no Unicode text, and the tokenizers refuse it: it reads as '?'.
+
+    Raises:
+        MmclError: one of them is no text.
+    """
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise MmclError(f"text {position} is a {type(text).__name__}, not a str; leave it out or give its text")
+    return [(prompt + text).encode("utf-8", "replace").decode("utf-8") for text in texts]
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Token ids of each text, int32, special tokens included, cut at ``limit``; and (N,) bool, which were cut."""
+    if not texts:
+        return [], np.zeros(0, dtype=bool)
+    backend = _backend(tokenizer)
+    if backend is None:
+        encoded = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+    else:
+        forget_limits(tokenizer)
+        encoded = [each.ids for each in backend.encode_batch_fast(list(texts))]
+    cut = np.array([len(ids) > limit for ids in encoded])
+    for place in np.flatnonzero(cut).tolist():
+        encoded[place] = _cut(tokenizer, backend, texts[place], limit)
+    return [np.array(ids, dtype=np.int32) for ids in encoded], cut
+
+
+def _cut(tokenizer: Any, backend: Any, text: str, limit: int) -> list[int]:
+    """Cut between the special tokens, without a setting of the tokenizer that another thread would meet."""
+    if backend is None:
+        cut: list[int] = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        return cut
+    encoding = backend.encode(text, add_special_tokens=False)
+    encoding.truncate(max(0, limit - backend.num_special_tokens_to_add(False)), direction=tokenizer.truncation_side)
+    whole: list[int] = backend.post_process(encoding).ids
+    return whole
+
+
+def _backend(tokenizer: Any) -> Any:
+    return getattr(tokenizer, "backend_tokenizer", None)
