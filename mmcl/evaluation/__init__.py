@@ -1,7 +1,11 @@
-"""How good are the embeddings: retrieval, zero-shot classification and geometry, and whether one model is better."""
+"""How good are the embeddings: retrieval, zero-shot classification, textual similarity and geometry, and whether one
+model is better."""
+
+from typing import Any
 
 from mmcl.evaluation.compare import Comparison as Comparison
 from mmcl.evaluation.compare import compare as compare
+from mmcl.evaluation.compare_sts import compare_sts as compare_sts
 from mmcl.evaluation.diagnostics import Diagnostics as Diagnostics
 from mmcl.evaluation.diagnostics import diagnose as diagnose
 from mmcl.evaluation.ranking import Judgements as Judgements
@@ -9,7 +13,18 @@ from mmcl.evaluation.ranking import relevant_ranks as relevant_ranks
 from mmcl.evaluation.retrieval import Scores as Scores
 from mmcl.evaluation.retrieval import retrieval as retrieval
 from mmcl.evaluation.retrieval import retrieval_pairs as retrieval_pairs
+from mmcl.evaluation.sentence_pairs import open_sts as open_sts
+from mmcl.evaluation.sts import StsScores as StsScores
+from mmcl.evaluation.sts import sts as sts
 from mmcl.evaluation.templates import TEMPLATES as TEMPLATES
 from mmcl.evaluation.zero_shot import ZeroShotScores as ZeroShotScores
 from mmcl.evaluation.zero_shot import classifier as classifier
 from mmcl.evaluation.zero_shot import zero_shot as zero_shot
+
+
+def __getattr__(name: str) -> Any:
+    if name == "mteb_model":  # on first use: mteb comes with an extra
+        from mmcl.evaluation.mteb_adapter import mteb_model
+
+        return mteb_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

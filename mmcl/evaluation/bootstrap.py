@@ -2,11 +2,15 @@
 
 A resample is how often each item is in it: a row of counts. A statistic maps rows of counts to values, so a mean is a
 matrix product, and the estimate itself is the statistic of the row in which every item stands once.
+
+A statistic may be undefined (NaN) on some resamples, as a correlation is where all values drawn are equal: an interval
+is over the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -42,6 +46,14 @@ def estimate(
     values = {name: float(value[0]) for name, value in statistic(np.ones((1, items))).items()}
     if resamples < 1:
         return values, {}
+    drawn = distribution(statistic, items, resamples=resamples, seed=seed, groups=groups)
+    return values, {name: interval(drawn[name], level) for name in values}
+
+
+def distribution(
+    statistic: Statistic, items: int, *, resamples: int, seed: int | Sequence[int] = 0, groups: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The statistic of each resample: {name: (resamples,)}; the arguments are those of ``estimate``."""
     rng = np.random.default_rng(seed)
     units = items if groups is None else int(groups.max()) + 1
     step = max(1, _CHUNK_ELEMENTS // max(items, units))
@@ -49,12 +61,16 @@ def estimate(
     for start in range(0, resamples, step):
         counts = _resample(rng, min(step, resamples - start), units)
         chunks.append(statistic(counts if groups is None else counts[:, groups]))
-    tail = (1 - level) / 2
-    intervals = {}
-    for name in values:
-        low, high = np.quantile(np.concatenate([chunk[name] for chunk in chunks]), (tail, 1 - tail))
-        intervals[name] = (float(low), float(high))
-    return values, intervals
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def interval(drawn: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The bounds between which the middle ``level`` of the (B,) values lies that are not NaN; NaN if all are."""
+    defined = drawn[~np.isnan(drawn)]
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
 
 
 def means(values: Mapping[str, np.ndarray]) -> Statistic:

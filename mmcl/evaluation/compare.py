@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -157,12 +157,15 @@ def compare(
             drafts[f"{part}/{metric}"] = row
     if not drafts:
         raise MmclError("compare: A and B have no metric in common: judge both with the same cut-offs")
-    adjusted = holm([row.p for row in drafts.values()])
-    rows = {
-        name: Difference(**{**asdict(row), "p_holm": p})
-        for (name, row), p in zip(drafts.items(), adjusted, strict=True)
-    }
-    return Comparison(rows, resamples)
+    return adjusted(drafts, resamples)
+
+
+def adjusted(drafts: Mapping[str, Difference], resamples: int) -> Comparison:
+    """The comparison on all the metrics, with p-values that are adjusted for their number."""
+    adjusted_p = holm([row.p for row in drafts.values()])
+    return Comparison(
+        {name: replace(row, p_holm=p) for (name, row), p in zip(drafts.items(), adjusted_p, strict=True)}, resamples
+    )
 
 
 def sign_flip_test(

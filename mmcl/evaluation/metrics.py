@@ -10,6 +10,7 @@ precision@k    how many r ≤ k, over k
 ndcg@k         Σ g / log2(r + 1) over r ≤ k, over the same sum for the best order (Järvelin and Kekäläinen 2002,
                linear gain)
 map@k          Σ (relevant up to r) / r over r ≤ k, over R
+map            the same over all r
 mrr            1 / smallest r, at whatever depth
 median_rank    median over the queries of the smallest r
 =============  =====================================================================================================
@@ -58,7 +59,7 @@ def per_query(ranks: np.ndarray, judgements: Judgements, ks: Sequence[int]) -> d
         )
         table["map"][k] = total(within * position / ranks) / size
     values = {f"{name}@{k}": value for name, row in table.items() for k, value in row.items()}
-    return {**values, "mrr": 1 / first, "median_rank": first}
+    return {**values, "map": total(position / ranks) / size, "mrr": 1 / first, "median_rank": first}
 
 
 def statistic(values: dict[str, np.ndarray]) -> Statistic:

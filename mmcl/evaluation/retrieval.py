@@ -19,8 +19,8 @@ from mmcl.runtime.errors import MmclError
 
 @dataclass(frozen=True)
 class Scores:
-    """What ``retrieval`` measured. Keys are hit@k, recall@k, precision@k, ndcg@k, map@k, mrr and median_rank;
-    all are fractions in [0, 1] but the last, which is a rank from 1 up."""
+    """What ``retrieval`` measured. Keys are hit@k, recall@k, precision@k, ndcg@k, map@k, map, mrr and
+    median_rank; all are fractions in [0, 1] but the last, which is a rank from 1 up."""
 
     metrics: dict[str, float]
     """The mean over the queries; for median_rank the median."""

@@ -23,7 +23,8 @@ from mmcl.evaluation.diagnostics import Diagnostics, diagnose
 from mmcl.evaluation.inputs import cutoffs
 from mmcl.evaluation.retrieval import Scores, retrieval_pairs
 from mmcl.evaluation.templates import resolve
-from mmcl.evaluation.zero_shot import Encodes, ZeroShotScores, classifier, zero_shot
+from mmcl.evaluation.texts import Encodes
+from mmcl.evaluation.zero_shot import ZeroShotScores, classifier, zero_shot
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,10 @@ from mmcl.evaluation import bootstrap as bootstrapping
 from mmcl.evaluation.inputs import cutoffs, matrix, same_width
 from mmcl.evaluation.ranking import Judgements, Vectors, relevant_ranks
 from mmcl.evaluation.templates import fill, resolve
+from mmcl.evaluation.texts import Encodes
 from mmcl.runtime.errors import MmclError
 
 _SENTENCES = 8192  # embedded at once
-
-
-class Encodes(Protocol):
-    """Anything that turns N inputs into (N, D) vectors."""
-
-    def encode(self, inputs: list[Any], /) -> Any: ...
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,13 @@ def test_every_query_equals_trec_eval() -> None:
     judgements = Judgements(np.array(offsets), np.array(documents), np.array(grades, dtype=float))
     ours = metrics.per_query(np.array(ranks), judgements, KS)
 
-    measures = {f"{name}.{','.join(map(str, KS))}" for name in TREC.values()} | {"recip_rank"}
+    measures = {f"{name}.{','.join(map(str, KS))}" for name in TREC.values()} | {"recip_rank", "map"}
     theirs = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
     for (name, trec), k in itertools.product(TREC.items(), KS):
         expected = [theirs[str(query)][f"{trec}_{k}"] for query in range(200)]
         np.testing.assert_allclose(ours[f"{name}@{k}"], expected, atol=1e-12, err_msg=f"{name}@{k}")
-    np.testing.assert_allclose(ours["mrr"], [theirs[str(query)]["recip_rank"] for query in range(200)], atol=1e-12)
+    for name, trec in (("mrr", "recip_rank"), ("map", "map")):
+        np.testing.assert_allclose(ours[name], [theirs[str(query)][trec] for query in range(200)], atol=1e-12)
 
 
 @pytest.mark.parametrize("found", [0, 1, 3, 6])

@@ -39,7 +39,7 @@ def test_graded_judgements_by_hand() -> None:
             "precision@2": 1 / 2, "precision@4": 1 / 2,
             "ndcg@2": (1 / log(3)) / ideal, "ndcg@4": (1 / log(3) + 3 / log(5)) / (ideal + 1 / log(4)),
             "map@2": (1 / 2) / 3, "map@4": (1 / 2 + 2 / 4) / 3,
-            "mrr": 1 / 2, "median_rank": 2,
+            "map": (1 / 2 + 2 / 4) / 3, "mrr": 1 / 2, "median_rank": 2,
         }
     )  # fmt: skip
     assert (scores.queries, scores.corpus, scores.query_ids) == (1, 4, ["q"])
