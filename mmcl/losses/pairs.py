@@ -53,4 +53,7 @@ def repeats(ids: Tensor) -> Tensor:
 def same(a: Tensor, b: Tensor) -> Tensor:
     """(N, M) true where row i of ``a`` and row j of ``b`` agree in any column."""
     a, b = (ids[:, None] if ids.ndim == 1 else ids for ids in (a, b))
-    return (a[:, None, :] == b[None, :, :]).any(dim=2)
+    found = torch.zeros(len(a), len(b), dtype=torch.bool, device=a.device)
+    for ours, theirs in zip(a.unbind(dim=1), b.unbind(dim=1), strict=True):  # (N, M, K) at once would be the largest
+        found |= ours[:, None] == theirs[None, :]
+    return found

@@ -99,7 +99,7 @@ class Method(nn.Module, ABC):
             module: not among its parameters, not in its state, and so never trained nor saved.
     """
 
-    training_head: Head | None = None
+    training_head: Head | None
     """What stands between the embeddings and the loss, and is kept apart from the encoder in the model folder."""
 
     def __init__(
@@ -118,6 +118,7 @@ class Method(nn.Module, ABC):
         self.inputs = dict(inputs)
         self.augmentation = augmentation
         self.batch_size = batch_size
+        self.training_head = None
         self.references = dict(references or {})  # a plain dict: nn.Module does not look into it
         for reference in self.references.values():
             reference.eval().requires_grad_(False)

@@ -1,0 +1,111 @@
+"""InfoNCE corrected for negatives that are positives in truth, and with more weight on the hard ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcl.losses.candidates import candidate_logits
+
+
+def debiased_info_nce(
+    query: Tensor,
+    key: Tensor,
+    temperature: float | Tensor = 0.07,
+    *,
+    debias: float = 0.0,
+    hardness: float = 0.0,
+    ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    negatives: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    negative_owner: Tensor | None = None,
+    own_weight: float = 1.0,
+    symmetric: bool = True,
+) -> Tensor:
+    r"""InfoNCE whose denominator estimates what true negatives would give (Chuang et al. 2020, arXiv:2007.00224,
+    eq. 8), from candidates of which the hard ones count more (Robinson et al. 2021, arXiv:2010.04592, section 3).
+
+    With p the term exp(s(q_i, k_i) / τ) of a row's partner, s the cosine, and t_1, …, t_N the terms that the other
+    candidates have in the denominator of :func:`~mmcl.losses.info_nce`, row i contributes
+
+    .. math:: -\log \frac{p}{p + G}, \quad
+              G = \max\Big(\frac{R - τ^+ N p}{1 - τ^+},\; N e^{-1/τ}\Big), \quad
+              R = N \frac{\sum_j t_j^β t_j}{\sum_j t_j^β}
+
+    R is what the negatives sum to, each weighed by its own t_j to the power of β; less the positives that must be among
+    them; and never less than what cosines of -1 would give. With τ⁺ = 0 and β = 0 it is the sum of the t_j, and all of
+    this InfoNCE. Gradient flows through the weights too, as in the authors' code.
+
+    Args:
+        query: (N, D) embeddings.
+        key: (N, D) embeddings; row i belongs to row i of ``query``.
+        temperature: τ > 0, a number or a tensor of one element, through which gradient flows.
+        debias: τ⁺ in [0, 1), the probability that a candidate is a positive in truth.
+        hardness: β ≥ 0.
+        ids: this argument and those below as in :func:`~mmcl.losses.info_nce`: what is the same thing as a row, or its
+            positive, is no candidate and does not count in N.
+        key_ids: of the keys.
+        negatives: (M, D) further keys, wrong for every query.
+        negative_ids: of the negatives.
+        negative_owner: the row whose hard negative it is.
+        own_weight: α of a row's own hard negatives.
+        symmetric: average with the direction from key to query.
+
+    Returns:
+        A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
+
+    Raises:
+        ValueError: shapes do not fit, arguments that belong together are not, ``debias`` is not in [0, 1), or
+            ``hardness`` is negative.
+
+    >>> x = torch.eye(8)
+    >>> debiased_info_nce(x, x, 0.5, debias=0.1) < debiased_info_nce(x, x, 0.5)
+    tensor(True)
+    """
+    if not 0.0 <= debias < 1.0:
+        raise ValueError(f"debias must be in [0, 1), not {debias}")
+    if not hardness >= 0.0:
+        raise ValueError(f"hardness must be 0 or more, not {hardness}")
+    with torch.autocast(query.device.type, enabled=False):
+        directions = candidate_logits(
+            query,
+            key,
+            temperature,
+            ids=ids,
+            key_ids=key_ids,
+            negatives=negatives,
+            negative_ids=negative_ids,
+            negative_owner=negative_owner,
+            own_weight=own_weight,
+            symmetric=symmetric,
+        )
+        losses = [_direction(logits, temperature, debias, hardness) for logits in directions]
+        return torch.stack(losses).mean()
+
+
+def _direction(logits: Tensor, temperature: float | Tensor, debias: float, hardness: float) -> Tensor:
+    """The mean over the rows of (N, M) logits, of which row i has its partner in column i; -∞ is no candidate."""
+    partner = logits.diagonal()  # ln p
+    own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    others = logits.masked_fill(own, -torch.inf)  # ln t
+    count = (~others.isneginf()).sum(dim=1)
+    alone = count == 0
+    # A row without any negative has nothing to lose; zeros in its place keep infinities out of its gradient.
+    others = others.masked_fill(alone[:, None], 0.0)
+    log_count = count.clamp(min=1).to(logits.dtype).log()
+
+    total = ((1 + hardness) * others).logsumexp(dim=1)  # ln R
+    if hardness > 0.0:
+        total = total - (hardness * others).logsumexp(dim=1) + log_count
+    if debias > 0.0:
+        # ln(R - τ⁺ N p) = ln R + ln(1 - e^gap); where it comes near 0 or below, the lower bound takes over.
+        gap = math.log(debias) + log_count + partner - total
+        below = gap.clamp(max=-torch.finfo(gap.dtype).eps)
+        corrected = total + torch.log(-torch.expm1(below)) - math.log1p(-debias)
+        least = log_count - 1 / temperature
+        total = torch.where(gap < 0, torch.maximum(corrected, least), least)
+    return F.softplus(total - partner).masked_fill(alone, 0.0).mean()
