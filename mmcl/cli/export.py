@@ -11,7 +11,7 @@ import typer
 def export(
     model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
     to: Annotated[
-        Literal["open-clip", "transformers", "sentence-transformers"],
+        Literal["open-clip", "transformers", "sentence-transformers", "onnx"],
         typer.Option(help="The library to write for.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
@@ -25,5 +25,6 @@ def export(
         "open-clip": f'open_clip.create_model_and_transforms("local-dir:{folder}")',
         "transformers": f'AutoModel.from_pretrained("{folder}")',
         "sentence-transformers": f'SentenceTransformer("{folder}")',
+        "onnx": f'onnxruntime.InferenceSession("{folder}/model.onnx")',
     }
     print(f"{folder}: opens by {opened[to]}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from mmcl.models.text_tower import TextTower
 
 if TYPE_CHECKING:
     from mmcl.models.encoder import Encoder
@@ -31,6 +34,13 @@ def model_card(encoder: Encoder) -> str:
         f"vectors = encoder.encode({_example(encoder)})",
         "```",
     ]
+    if "text" in encoder.modalities:
+        lines += ["", "## Texts", "", *_table(_texts(encoder))]
+        if encoder.training_head is not None:
+            lines += [
+                "",
+                "`training_head.safetensors` stood before the loss in training; it takes no part in encoding.",
+            ]
     for title, values in encoder.card.items():
         lines += ["", f"## {title.capitalize()}", "", *_table(values)]
     return "\n".join(lines) + "\n"
@@ -42,6 +52,23 @@ def _example(encoder: Encoder) -> str:
     return '[pathlib.Path("dog.jpg")]'
 
 
+def _texts(encoder: Encoder) -> dict[str, Any]:
+    """How texts become vectors, as far as who uses them has to know."""
+    tower = cast(TextTower, encoder.embedder("text").tower)
+    facts = {"tokens": f"longer texts are cut after {tower.max_tokens}", "pooling": tower.pooling}
+    if tower.lowercase:
+        facts["case"] = "folded"
+    for name, words in sorted(tower.prompts.items()):
+        default = ", the default" if name == tower.default_prompt else ""
+        facts[f"prompt `{name}`{default}"] = f"`{json.dumps(words, ensure_ascii=False)}`" if words else "none"
+    if tower.prompts and not tower.include_prompt:
+        facts["prompts"] = "read, but left out of the pooling"
+    sizes = encoder.card.get("training", {}).get("matryoshka")
+    trained = f", as it was trained to: {', '.join(map(str, sizes))}" if sizes else ""
+    facts["fewer dimensions"] = f"`encode(truncate_dim=…)` keeps the first{trained}"
+    return facts
+
+
 def _table(values: Any) -> list[str]:
     if not isinstance(values, Mapping):
         return [str(values)]
@@ -49,4 +76,6 @@ def _table(values: Any) -> list[str]:
 
 
 def _show(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""A model in the format of another library: open_clip, transformers or sentence-transformers."""
+"""A model in the format of another library: open_clip, transformers, sentence-transformers or ONNX."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
-from mmcl.models.folder import preprocessor, save_sentence_transformers
+from mmcl.models.folder import preprocessor
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.open_clip_models import CONFIG
 from mmcl.models.open_clip_text import OpenClipTextTower
-from mmcl.models.pooling import POOLINGS
+from mmcl.models.sentence_transformers_writer import cannot_express, write
 from mmcl.models.text_tower import TextTower
 from mmcl.models.transformers_nets import quiet_transformers, rebuild
 from mmcl.models.weights import save_tensors
@@ -34,7 +34,8 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     Args:
         encoder: to be exported.
         to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
-            (``AutoModel.from_pretrained``) or ``sentence-transformers`` (``SentenceTransformer``).
+            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``) or ``onnx`` (any ONNX
+            runtime; needs the extra ``mmcl[onnx]``).
         folder: to be written; it has to be new or empty. An earlier export is not told from another model's folder,
             which may be the only copy there is.
 
@@ -45,6 +46,7 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
         "open-clip": _to_open_clip,
         "transformers": _to_transformers,
         "sentence-transformers": _to_sentence_transformers,
+        "onnx": _to_onnx,
     }
     if to not in ways:
         raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
@@ -106,10 +108,11 @@ def _model_config(encoder: Encoder, image: dict[str, Any], text: dict[str, Any])
 def _folded(embedder: Embedder, half: str) -> dict[str, Tensor]:
     """A tower's weights under open_clip's names, with a linear head multiplied into its projection."""
     state = {f"{half}.{name}": tensor.clone() for name, tensor in embedder.tower.net.state_dict().items()}
-    kind = embedder.head.config.kind
-    if kind == "none":
+    layers = embedder.head.layers
+    if not layers:
         return state
-    if kind != "linear":
+    if len(layers) > 1 or layers[0].bias or layers[0].activation != "identity":
+        kind = embedder.head.config.kind if embedder.head.config else "such"
         raise MmclError(f"open-clip has no {kind} heads; '{half}' can be exported with a head of kind none or linear")
     weight = embedder.head.linear_layers()[0].weight.to("cpu", torch.float64)  # (D, width)
     projection = next(
@@ -149,7 +152,7 @@ def _to_transformers(encoder: Encoder, folder: Path) -> None:
             raise MmclError(
                 f"transformers opens only what came from there; the {modality} tower of '{encoder.name}' did not"
             )
-        if embedder.head.config.kind != "none":
+        if embedder.head.layers:
             raise MmclError(f"transformers has no place for the {modality} head of '{encoder.name}'; it would be lost")
     if len(encoder.modalities) == 1:
         model: Any = encoder.embedder(next(iter(encoder.modalities))).tower.net
@@ -158,7 +161,10 @@ def _to_transformers(encoder: Encoder, folder: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(folder)
     if "text" in encoder.modalities:
-        cast(TextTower, encoder.embedder("text").tower).save_tokenizer(folder)
+        tower = cast(TextTower, encoder.embedder("text").tower)
+        tower.save_tokenizer(folder)
+        if tower.prompts:
+            log.warning("transformers keeps no prompts; '%s' has %s", encoder.name, ", ".join(sorted(tower.prompts)))
     if "image" in encoder.modalities:
         spec = cast(ImageTower, encoder.embedder("image").tower).spec
         if spec["resize"] == "pad":
@@ -206,6 +212,12 @@ def _to_sentence_transformers(encoder: Encoder, folder: Path) -> None:
     if "text" not in encoder.modalities:
         raise MmclError(f"sentence-transformers needs a text tower; '{encoder.name}' embeds images only")
     embedder = encoder.embedder("text")
-    if cast(TextTower, embedder.tower).pooling not in POOLINGS:
-        raise MmclError(f"sentence-transformers cannot pool as the text tower of '{encoder.name}' does")
-    save_sentence_transformers(embedder, folder)
+    if why := cannot_express(embedder):
+        raise MmclError(f"sentence-transformers cannot embed as '{encoder.name}' does: {why}; mmcl's own folders can")
+    write(embedder, folder)
+
+
+def _to_onnx(encoder: Encoder, folder: Path) -> None:
+    from mmcl.models.backends import export_onnx
+
+    export_onnx(encoder, folder)

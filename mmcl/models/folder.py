@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 import mmcl
-from mmcl.config.model import HeadConfig
 from mmcl.models import open_clip_models, transformers_clip
+from mmcl.models import sentence_transformers_writer as writer
 from mmcl.models.card import model_card
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.pooling import POOLINGS
-from mmcl.models.text_tower import TextTower, local_folder
-from mmcl.models.transformers_nets import quiet_transformers
+from mmcl.models.lora import ADAPTER, adapter_base, merge_adapter
+from mmcl.models.sentence_transformers import MODULES, SentenceTransformersSettings, read_settings
+from mmcl.models.text_tower import TextTower, _positions, local_folder
+from mmcl.models.tokenize import read_tokenizer
 from mmcl.models.weights import load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import atomic_folder
+from mmcl.runtime.files import atomic_folder, read_json, write_json
 
-FORMAT_VERSION = 2  # 2: towers of whole CLIP models, described by their configs; all earlier ones are read
-DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
+log = logging.getLogger("mmcl")
+
+# 2: towers of whole CLIP models, described by their configs. 3: heads of any dense layers, training heads, prompts
+# left out of the pooling. All earlier ones are read.
+FORMAT_VERSION = 3
+DESCRIPTION, WEIGHTS, TRAINING_HEAD = "mmcl.json", "model.safetensors", "training_head.safetensors"
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
+def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "auto", backend: str = "torch") -> Encoder:
     """Open an encoder.
 
     Args:
@@ -40,12 +44,16 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
             a checkpoint file alone, where its tensors tell the architecture;
             ``hf-hub:org/name``, or a folder with an ``open_clip_config.json``;
             a folder or hub name of a transformers ``CLIPModel`` or ``SiglipModel``, of a sentence-transformers or
-            transformers text encoder, or ``sample:minilm``.
+            transformers text encoder, of LoRA adapters for one as peft saves them, or ``sample:minilm``.
         device: where its weights go.
+        dtype: what ``encode`` computes in: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 where the hardware
+            multiplies it natively.
+        backend: what ``encode`` runs texts with: ``torch``; ``onnx`` or ``openvino``, or their quantised forms
+            ``onnx-int8`` and ``openvino-int8``, from the extras of these names.
 
     Raises:
-        MmclError: there is no such model, it is damaged, a newer mmcl wrote it, or the name computes another
-            activation than its weights were trained with.
+        MmclError: there is no such model, it is damaged, a newer mmcl wrote it, the name computes another activation
+            than its weights were trained with, or ``dtype`` or ``backend`` cannot be had.
     """
     text = str(name)
     path = Path(text).expanduser()
@@ -58,7 +66,14 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> Encoder:
         encoder = open_clip_models.open_named(text)
     else:
         encoder = _load_folder(text)
-    return encoder.to(pick_device(str(device))).eval()
+    encoder = encoder.to(pick_device(str(device))).eval()
+    if hasattr(encoder, "set_compute"):
+        encoder.set_compute(dtype)
+    if backend == "torch":
+        return encoder
+    from mmcl.models.backends import open_backend
+
+    return open_backend(encoder, backend)
 
 
 def _may_be_a_name(text: str) -> bool:
@@ -79,10 +94,8 @@ def _load_folder(text: str) -> Encoder:
         encoder = open_clip_models.open_folder(folder)
     elif _model_type(folder) in transformers_clip.MODEL_TYPES:
         encoder = transformers_clip.open_folder(folder, text)
-    elif (folder / "config.json").is_file() or (folder / "modules.json").is_file():
-        tower = TextTower.open(str(folder))
-        head = Head(HeadConfig(kind="none"), tower.width, tower.width)
-        encoder = Encoder({"text": Embedder(tower, head)}, tower.width, text)
+    elif any((folder / name).is_file() for name in ("config.json", MODULES, ADAPTER)):
+        encoder = _open_text(folder, text)
     else:
         known = f"neither {DESCRIPTION} nor {open_clip_models.CONFIG} nor config.json"
         raise MmclError(f"{text}: the folder holds no model ({known})")
@@ -92,9 +105,62 @@ def _load_folder(text: str) -> Encoder:
 
 def _model_type(folder: Path) -> str | None:
     """What kind of model transformers' config says it is; a whole sentence-transformers folder is of no kind."""
-    if not (folder / "config.json").is_file() or (folder / "modules.json").is_file():
+    if not (folder / "config.json").is_file() or (folder / MODULES).is_file():
         return None
     return read_json(folder / "config.json").get("model_type")
+
+
+def _open_text(folder: Path, name: str) -> Encoder:
+    """A text encoder of sentence-transformers or transformers, or adapters for one."""
+    settings = read_settings(folder)
+    if (base := adapter_base(folder / settings.transformer)) is not None:
+        if not (folder / MODULES).is_file():
+            return _open_adapters(folder, base, name)
+        tower = _adapted_tower(folder / settings.transformer, base, settings)
+    else:
+        tower = TextTower.open(str(folder))
+    for dense in settings.dense[:1]:
+        if dense.inputs != tower.width:
+            raise MmclError(f"{dense.folder}: reads {dense.inputs} features, but the pooling gives {tower.width}")
+    head = Head.from_layers(tower.width, [dense.layer for dense in settings.dense])
+    for dense, linear in zip(settings.dense, head.linear_layers(), strict=True):
+        dense.load_into(linear)
+    if settings.truncate_dim:
+        log.warning("%s: is meant to be cut to %d dimensions: encode(truncate_dim=...)", name, settings.truncate_dim)
+    if settings.similarity not in (None, "cosine") and not settings.normalize:
+        log.warning("%s: its vectors are compared by %s: encode(normalize=False)", name, settings.similarity)
+    return Encoder({"text": Embedder(tower, head)}, _dim(head, tower.width), name)
+
+
+def _open_adapters(folder: Path, base: str, name: str) -> Encoder:
+    """What peft alone saved: the base says how to pool, and adapters change nothing but its weights."""
+    encoder = _load_folder(base)
+    merge_adapter(encoder.embedder("text").tower.net, folder)
+    encoder.name = name
+    return encoder
+
+
+def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettings) -> TextTower:
+    """The tower of a sentence-transformers folder that holds adapters instead of a transformer."""
+    tower = cast(TextTower, _load_folder(base).embedder("text").tower)
+    merge_adapter(tower.net, source)
+    tokenizer = read_tokenizer(source) if (source / "tokenizer_config.json").is_file() else tower.tokenizer
+    limit = min(settings.max_tokens or tokenizer.model_max_length, _positions(tower.net))
+    return TextTower(
+        tower.net,
+        tokenizer,
+        pooling=settings.pooling,
+        max_tokens=int(limit),
+        prompts=settings.prompts,
+        default_prompt=settings.default_prompt,
+        include_prompt=settings.include_prompt,
+        lowercase=settings.lowercase,
+    )
+
+
+def _dim(head: Head, width: int) -> int:
+    """How many dimensions ``head`` gives for ``width`` features."""
+    return head.layers[-1].width if head.layers else width
 
 
 def save(encoder: Encoder, folder: Path) -> Path:
@@ -113,16 +179,23 @@ def save(encoder: Encoder, folder: Path) -> Path:
         "card": encoder.card,
     }
     with atomic_folder(folder) as beside:
-        if _suits_sentence_transformers(encoder):
-            save_sentence_transformers(encoder.embedder("text"), beside)
+        if (training := encoder.training_head) is not None:
+            linear = training.linear_layers()
+            description["training_head"] = {
+                "dim": linear[-1].out_features if linear else encoder.dim,
+                **training.spec(),
+            }
+            save_tensors(beside / TRAINING_HEAD, training.state_dict())
+        if encoder.modalities == {"text"} and not writer.cannot_express(encoder.embedder("text")):
+            writer.write(encoder.embedder("text"), beside)
         else:
             save_tensors(beside / WEIGHTS, encoder.embedders.state_dict())
             if "text" in encoder.modalities:
                 cast(TextTower, encoder.embedder("text").tower).save_tokenizer(beside)
         if "image" in encoder.modalities:
             spec = cast(ImageTower, encoder.embedder("image").tower).spec
-            _write_json(beside / "preprocessor_config.json", preprocessor(spec))
-        _write_json(beside / DESCRIPTION, description)
+            write_json(beside / "preprocessor_config.json", preprocessor(spec))
+        write_json(beside / DESCRIPTION, description)
         (beside / "README.md").write_text(model_card(encoder), encoding="utf-8")
     encoder.path = folder
     return folder
@@ -131,7 +204,7 @@ def save(encoder: Encoder, folder: Path) -> Path:
 def _describe(embedder: Embedder) -> dict[str, Any]:
     tower = embedder.tower
     spec = tower.spec() if isinstance(tower, TextTower) else tower.spec
-    return {"tower": spec, "head": embedder.head.config.model_dump()}
+    return {"tower": spec, "head": embedder.head.spec()}
 
 
 def _load_ours(folder: Path) -> Encoder:
@@ -149,74 +222,24 @@ def _load_ours(folder: Path) -> Encoder:
                 tower: ImageTower | TextTower = ImageTower.from_spec(spec["tower"])
             else:
                 tower = TextTower.from_spec(spec["tower"], folder)
-            embedders[modality] = Embedder(tower, Head(HeadConfig(**spec["head"]), tower.width, description["dim"]))
+            embedders[modality] = Embedder(tower, Head.from_spec(spec["head"], tower.width, description["dim"]))
         encoder = Encoder(embedders, description["dim"], description["name"])
         encoder.card = description.get("card", {})
         encoder.logit_scale, encoder.logit_bias = (description.get(key) for key in ("logit_scale", "logit_bias"))
+        if training := description.get("training_head"):
+            dim = training.pop("dim")
+            encoder.training_head = Head.from_spec(training, encoder.dim, dim)
     except (KeyError, TypeError, ValueError) as error:
         raise MmclError(
             f"{folder / DESCRIPTION}: damaged ({type(error).__name__}: {error}); take a fresh copy"
         ) from None
-    if _suits_sentence_transformers(encoder):
-        _load_sentence_transformers_weights(encoder, folder)
+    if (folder / MODULES).is_file():
+        writer.read_weights(encoder.embedder("text"), folder)
     else:
         load_weights(encoder.embedders, folder / WEIGHTS)
+    if encoder.training_head is not None:
+        load_weights(encoder.training_head, folder / TRAINING_HEAD)
     return encoder
-
-
-def _suits_sentence_transformers(encoder: Encoder) -> bool:
-    """Text alone, pooled in a way that library knows."""
-    if encoder.modalities != {"text"}:
-        return False
-    return cast(TextTower, encoder.embedder("text").tower).pooling in POOLINGS
-
-
-def save_sentence_transformers(embedder: Embedder, folder: Path) -> None:
-    """transformers' own files, and the small files by which sentence-transformers finds pooling and head."""
-    tower = cast(TextTower, embedder.tower)
-    with quiet_transformers():
-        tower.net.save_pretrained(folder)
-    tower.save_tokenizer(folder)
-    modules = ["Transformer:", "Pooling:1_Pooling", "Normalize:2_Normalize"]
-    names = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "last": "lasttoken"}
-    pooling: dict[str, Any] = {"word_embedding_dimension": tower.width}
-    pooling |= {f"pooling_mode_{key}": key == names[tower.pooling] for key in names.values()}
-    (folder / "1_Pooling").mkdir()
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
-    linear = embedder.head.linear_layers()
-    for number, layer in enumerate(linear, start=2):
-        name = f"{number}_Dense"
-        (folder / name).mkdir()
-        activation = "torch.nn.modules.linear.Identity" if layer is linear[-1] else "torch.nn.modules.activation.GELU"
-        settings = {
-            "in_features": layer.in_features,
-            "out_features": layer.out_features,
-            "bias": layer.bias is not None,
-            "activation_function": activation,
-        }
-        _write_json(folder / name / "config.json", settings)
-        save_tensors(folder / name / WEIGHTS, {f"linear.{key}": value for key, value in layer.state_dict().items()})
-        modules.insert(-1, f"Dense:{name}")
-    modules[-1] = f"Normalize:{len(modules) - 1}_Normalize"
-    (folder / f"{len(modules) - 1}_Normalize").mkdir()
-    listing = []
-    for index, module in enumerate(modules):
-        kind, path = module.split(":")
-        kind = f"sentence_transformers.models.{kind}"
-        listing.append({"idx": index, "name": str(index), "path": path, "type": kind})
-    _write_json(folder / "modules.json", listing)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": tower.max_tokens, "do_lower_case": False})
-    _write_json(
-        folder / "config_sentence_transformers.json", {"prompts": tower.prompts, "similarity_fn_name": "cosine"}
-    )
-
-
-def _load_sentence_transformers_weights(encoder: Encoder, folder: Path) -> None:
-    embedder = encoder.embedder("text")
-    load_weights(embedder.tower.net, folder / WEIGHTS)
-    linear = embedder.head.linear_layers()
-    for number, layer in enumerate(linear, start=2):
-        load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)
 
 
 def preprocessor(spec: dict[str, Any]) -> dict[str, Any]:
@@ -237,22 +260,3 @@ def preprocessor(spec: dict[str, Any]) -> dict[str, Any]:
         "image_mean": spec["mean"],
         "image_std": spec["std"],
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        MmclError: it is damaged.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MmclError(f"{path}: damaged ({error}); take a fresh copy") from None
-    if not isinstance(values, dict):
-        raise MmclError(f"{path}: damaged (not a JSON object); take a fresh copy")
-    return values
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

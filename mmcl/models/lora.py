@@ -17,7 +17,7 @@ from mmcl.models.transformers_nets import quiet_transformers
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def add_lora(net: nn.Module, config: LoraConfig) -> list[nn.Module]:
@@ -81,7 +81,7 @@ def adapter_base(folder: Path) -> str | None:
     Raises:
         MmclError: it is not said, the adapters are of another kind than LoRA, or learned more than adapters.
     """
-    path = folder / _ADAPTER
+    path = folder / ADAPTER
     if not path.is_file():
         return None
     try:

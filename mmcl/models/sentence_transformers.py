@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmcl.models.heads import ACTIVATIONS, Dense
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import read_any_json, read_json
 
@@ -29,6 +30,7 @@ POOLING_NAMES = {
     "cls": "cls",
     "max": "max",
     "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
@@ -60,16 +62,12 @@ class DenseSettings:
     Attributes:
         folder: where its weights are.
         inputs: width that it reads.
-        outputs: width that it gives.
-        bias: whether it has one.
-        activation: the name of a class of ``torch.nn`` without parameters: ``Identity``, ``Tanh``, ``GELU``, …
+        layer: the width that it gives, its bias and its activation.
     """
 
     folder: Path
     inputs: int
-    outputs: int
-    bias: bool
-    activation: str
+    layer: Dense
 
     def load_into(self, layer: nn.Linear) -> None:
         """Fill ``layer`` with its weights.
@@ -151,11 +149,10 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
             _check_place(_read_json(folder / path / "config.json"), folder / path)
             settings["normalize"] = True
     for before, after in itertools.pairwise(dense):
-        if before.outputs != after.inputs:
+        if before.layer.width != after.inputs:
             raise MmclError(
-                f"{after.folder}: reads {after.inputs} features, but {before.folder.name} gives {before.outputs}"
+                f"{after.folder}: reads {after.inputs} features, but {before.folder.name} gives {before.layer.width}"
             )
-    settings["pooling"] = _ours(settings["pooling"], folder, free_length=settings.get("normalize", False) and not dense)
     prompts = {name: text or "" for name, text in (whole.get("prompts") or {}).items()}
     default = whole.get("default_prompt_name")
     if default is not None and default not in prompts:
@@ -233,23 +230,17 @@ def _read_transformer(folder: Path) -> dict[str, Any]:
 
 
 def _read_pooling(folder: Path) -> dict[str, Any]:
-    """Its pooling in that library's names, of which the older spelling has a flag each."""
+    """The older spelling has a flag for each pooling."""
     config = _read_json(folder / "config.json")
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
-    names = [modes] if isinstance(modes, str) else list(modes)
-    return {"pooling": names, "include_prompt": bool(config.get("include_prompt", True))}
-
-
-def _ours(modes: list[str], folder: Path, *, free_length: bool) -> str:
-    """Our name of that library's poolings; ``free_length`` if only the direction of the pooled vector counts."""
-    if modes == ["mean_sqrt_len_tokens"] and free_length:
-        return "mean"  # the sum over the tokens by the root of their number: the same direction
+    modes = [modes] if isinstance(modes, str) else list(modes)
     if unknown := [mode for mode in modes if mode not in POOLING_NAMES]:
         known = ", ".join(POOLING_NAMES)
         raise MmclError(f"{folder}: pooling '{unknown[0]}' is not supported; use a model of {known}")
-    return "+".join(POOLING_NAMES[mode] for mode in modes)
+    pooling = "+".join(POOLING_NAMES[mode] for mode in modes)
+    return {"pooling": pooling, "include_prompt": bool(config.get("include_prompt", True))}
 
 
 def _read_dense(folder: Path) -> DenseSettings:
@@ -258,11 +249,11 @@ def _read_dense(folder: Path) -> DenseSettings:
     if config.get("use_residual"):
         raise MmclError(f"{folder}: a dense layer with a residual connection is not supported; use a model without it")
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    kind = getattr(nn, activation.rsplit(".", 1)[-1], None) if activation.startswith("torch.nn.") else None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise MmclError(f"{folder}: its activation '{activation}' is none of torch's; use a model without it")
-    widths = int(config["in_features"]), int(config["out_features"])
-    return DenseSettings(folder, *widths, bias=bool(config.get("bias", True)), activation=kind.__name__)
+    name = activation.rsplit(".", 1)[-1].lower()
+    if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
+        raise MmclError(f"{folder}: its activation '{activation}' is not supported; use a model without it")
+    layer = Dense(int(config["out_features"]), bool(config.get("bias", True)), name)
+    return DenseSettings(folder, int(config["in_features"]), layer)
 
 
 def _check_place(config: Mapping[str, Any], folder: Path) -> None:

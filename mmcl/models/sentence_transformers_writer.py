@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from mmcl.models.heads import ACTIVATIONS
 from mmcl.models.sentence_transformers import (
     MODULES,
     POOLING_FLAGS,
@@ -32,15 +33,13 @@ def cannot_express(embedder: Embedder) -> str | None:
     unknown = [name for name in tower.pooling.split("+") if name not in POOLING_NAMES.values()]
     if unknown and not (tower.pooling == "pooler" and _pooler(tower.net) is not None):
         return f"it has no pooling '{unknown[0]}'"
-    if wrong := next((layer for layer in embedder.head if not _has_place(layer)), None):
-        return f"its dense layers cannot hold {wrong}"
     return None
 
 
 def write(embedder: Embedder, folder: Path) -> None:
-    """A folder that every release of that library since the second opens, with equal vectors.
+    """Write a folder that sentence-transformers opens, with equal vectors.
 
-    It has the older spellings, which new releases read and old ones do not have to learn.
+    It has the older spellings, which new releases read too. A BERT's own pooler goes into a dense layer.
     """
     tower = cast(TextTower, embedder.tower)
     if tower.tokenizer.pad_token is None:  # by which that library pads
@@ -61,7 +60,7 @@ def write(embedder: Embedder, folder: Path) -> None:
             "in_features": layer.in_features,
             "out_features": layer.out_features,
             "bias": layer.bias is not None,
-            "activation_function": f"{type(activation).__module__}.{type(activation).__name__}",
+            "activation_function": f"{activation.__module__}.{activation.__name__}",
         }
         write_json(folder / name / "config.json", settings)
         save_tensors(folder / name / WEIGHTS, {f"linear.{key}": value for key, value in layer.state_dict().items()})
@@ -96,30 +95,18 @@ def _pooling_config(tower: TextTower) -> dict[str, Any]:
     return config if tower.include_prompt else config | {"include_prompt": False}
 
 
-def _dense_layers(embedder: Embedder) -> list[tuple[nn.Linear, nn.Module]]:
-    """Each linear layer behind the pooled token states, with its activation."""
-    tower = cast(TextTower, embedder.tower)
+def _dense_layers(embedder: Embedder) -> list[tuple[nn.Linear, type[nn.Module]]]:
+    """Each dense layer behind the pooled token states, with its activation."""
+    tower, head = cast(TextTower, embedder.tower), embedder.head
     pooler = _pooler(tower.net) if tower.pooling == "pooler" else None
-    layers: list[tuple[nn.Linear, nn.Module]] = [] if pooler is None else [pooler]
-    for module in embedder.head:
-        if isinstance(module, nn.Linear):
-            layers.append((module, nn.Identity()))
-        elif not isinstance(module, (nn.Dropout, nn.Identity)):
-            layers[-1] = (layers[-1][0], module)
-    return layers
+    activations = [ACTIVATIONS[layer.activation] for layer in head.layers]
+    behind = list(zip(head.linear_layers(), activations, strict=True))
+    return behind if pooler is None else [(pooler, nn.Tanh), *behind]
 
 
-def _pooler(net: Any) -> tuple[nn.Linear, nn.Module] | None:
-    """The dense layer and activation that BERT and its kin put on the first token's state; None for other models."""
+def _pooler(net: Any) -> nn.Linear | None:
+    """The dense layer before a tanh that BERT and its kin put on the first token's state; None for other models."""
     pooler = getattr(net, "pooler", None)
     if not isinstance(pooler, nn.Module) or {name for name, _ in pooler.named_children()} != {"dense", "activation"}:
         return None
-    return (cast(nn.Linear, pooler.dense), nn.Tanh()) if isinstance(pooler.activation, nn.Tanh) else None
-
-
-def _has_place(layer: nn.Module) -> bool:
-    """Whether a dense layer there can hold it: an activation is known by its class alone."""
-    if isinstance(layer, (nn.Linear, nn.Dropout)):
-        return True
-    kind = type(layer)
-    return kind.__module__.startswith("torch.nn.") and not any(layer.parameters()) and repr(layer) == repr(kind())
+    return cast(nn.Linear, pooler.dense) if isinstance(pooler.activation, nn.Tanh) else None
