@@ -203,11 +203,9 @@ class Mmcl:
             start = time.perf_counter()
             open_feed(
                 [self.config.data.train],
-                trainer.method.inputs,
+                trainer.method,
                 self.config,
-                trainer.method.encoder,
                 self.scratch,
-                extra={},
                 augmented=True,
                 device=trainer.device,
                 show_progress=False,

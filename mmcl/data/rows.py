@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +113,10 @@ class Rows:
             return [None if value is None or value < 0 else feature.int2str(value) for value in values]
         return [self._text(value, column) for value in values]
 
+    def numbers(self, column: str) -> np.ndarray:
+        """A column of numbers, float64; NaN where a cell is empty or no number."""
+        return np.array([_number(value) for value in self.column(column)], dtype=np.float64)
+
     def images(self, column: str, indices: Sequence[int] | np.ndarray) -> list[bytes | Path | None]:
         """The undecoded pictures of the rows at ``indices``: encoded bytes, or the path of a file; None where empty.
 
@@ -161,3 +166,10 @@ class Rows:
             f"{self.name}: column '{column}' holds {type(value).__name__}, not pictures; "
             "a picture is encoded bytes or the path of a file"
         )
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

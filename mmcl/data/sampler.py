@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmcl.data.distinct import Identities, distinct_batches
+
 
 class Draw(NamedTuple):
     """One process's share of a global batch.
@@ -33,6 +35,11 @@ class Sampler:
     Every process computes the same order and takes its own slice of each global batch, so the rows that meet in a batch
     do not depend on the number of processes. An incomplete last batch is dropped: its loss would have fewer negatives.
 
+    With ``one_source`` every batch has rows of one source, and the batches of the sources come in a random order. A
+    source gives an epoch as many whole batches as its share holds; what is left over comes first in the next epoch.
+
+    With ``identities`` no two rows of a batch share a thing, see :func:`~mmcl.data.distinct.distinct_batches`.
+
     Args:
         positions: for each source (N,) rows to draw from, no row in two of them.
         batch_size: rows of a global batch; a multiple of ``world``.
@@ -40,9 +47,14 @@ class Sampler:
         rank: number of this process.
         world: number of processes.
         counts: rows of each source in an epoch; all of them if absent.
+        one_source: whether a batch has rows of one source only.
+        identities: what the rows have, no two of a batch the same.
+
+    Attributes:
+        counts: rows of each source in an epoch.
 
     Raises:
-        ValueError: no whole batch fits, or ``world`` does not divide it.
+        ValueError: no whole batch fits, or not one of each source though it has to; or ``world`` does not divide it.
     """
 
     def __init__(
@@ -54,6 +66,8 @@ class Sampler:
         world: int = 1,
         *,
         counts: Sequence[int] | None = None,
+        one_source: bool = False,
+        identities: Identities | None = None,
     ) -> None:
         self.positions = list(positions)
         self.counts = [len(rows) for rows in positions] if counts is None else list(counts)
@@ -61,7 +75,17 @@ class Sampler:
             raise ValueError(f"a batch of {batch_size} rows cannot be divided evenly over {world} processes")
         if sum(self.counts) < batch_size:
             raise ValueError(f"{sum(self.counts)} rows do not fill a batch of {batch_size}")
+        if one_source:
+            short = [number for number, count in enumerate(self.counts) if count < batch_size]
+            if short:
+                raise ValueError(
+                    f"source {short[0] + 1} gives an epoch {self.counts[short[0]]} rows, which do not fill a batch of "
+                    f"{batch_size} of its own"
+                )
+            self.counts = [count // batch_size * batch_size for count in self.counts]
         self.batch_size = batch_size
+        self.one_source = one_source
+        self.identities = identities
         self.seed = seed
         self.rank = rank
         self.world = world
@@ -71,11 +95,42 @@ class Sampler:
         return sum(self.counts) // self.batch_size
 
     def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """All rows of ``epoch`` in their order, and the pass of its source that each belongs to."""
+        """All rows of ``epoch`` in their order, and the pass of its source that each belongs to.
+
+        Raises:
+            ValueError: batches cannot be filled with rows of which no two share a thing.
+        """
+        rows, passes, _ = self._order(epoch)
+        return rows, passes
+
+    def repeated(self, epoch: int) -> int:
+        """How many rows come a second time in ``epoch``, since others fit into no batch."""
+        return self._order(epoch)[2]
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """What :meth:`order` and :meth:`repeated` give."""
         parts = [self._part(source, epoch) for source in range(len(self.positions))]
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(sum(self.counts))
-        rows, passes = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return rows[shuffled], passes[shuffled]
+        if not self.one_source:
+            shuffled = np.random.default_rng([self.seed, epoch]).permutation(sum(self.counts))
+            rows, passes = (np.concatenate(columns)[shuffled] for columns in zip(*parts, strict=True))
+            if self.identities is None:
+                return rows, passes, 0
+            places, repeated = distinct_batches(rows, self.batch_size, self.identities)
+            return rows[places.reshape(-1)], passes[places.reshape(-1)], repeated
+        batches, total = [], 0
+        for source, (rows, passes) in enumerate(parts):
+            # Four numbers keep this generator apart from those of epochs and passes.
+            order = np.random.default_rng([self.seed, epoch, 0, 1 + source]).permutation(len(rows))
+            rows, passes = rows[order], passes[order]
+            places, repeated = np.arange(len(rows)).reshape(-1, self.batch_size), 0
+            if self.identities is not None:
+                places, repeated = distinct_batches(rows, self.batch_size, self.identities)
+            batches.append(np.stack([rows[places], passes[places]]))
+            total += repeated
+        drawn = np.concatenate(batches, axis=1)
+        drawn = drawn[:, np.random.default_rng([self.seed, epoch]).permutation(drawn.shape[1])]
+        rows, passes = drawn.reshape(2, -1)
+        return rows, passes, total
 
     def batches(self, start: int, stop: int) -> Iterator[Draw]:
         """This process's share of the batches from ``start`` up to ``stop``, numbered through the epochs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -24,8 +25,10 @@ class ShardColumn:
 
     Args:
         role: what it is read for.
-        modality: ``image`` or ``text``; it decides what is read if ``extensions`` is absent.
-        extensions: such as ``jpg;png``. ``json.caption`` is the field ``caption`` of the file ``json``.
+        modality: ``image``, ``text`` or ``number``; it decides what is read if ``extensions`` is absent.
+        extensions: such as ``jpg;png``. ``json.caption`` is the field ``caption`` of the file ``json``. If absent,
+            those of pictures and captions for the roles ``image`` and ``text``, and the role's own for another: such as
+            ``anchor.txt`` or the field ``anchor`` of ``json``.
 
     Attributes:
         files: the extensions of the files to read.
@@ -33,7 +36,8 @@ class ShardColumn:
 
     def __init__(self, role: str, modality: str, extensions: str | None = None) -> None:
         self.role = role
-        self.choices = [part.strip().lstrip(".") for part in (extensions or _DEFAULTS[modality]).split(";")]
+        default = _DEFAULTS[modality] if role == modality else f"{role}.txt;json.{role}"
+        self.choices = [part.strip().lstrip(".") for part in (extensions or default).split(";")]
         self.files = {choice.lower() for choice in self.choices}
         self.files |= {"json" for choice in self.choices if choice.startswith("json.")}
 
@@ -63,6 +67,19 @@ class ShardColumn:
             if texts := texts_of(self._texts(value)):
                 return texts
             raise SampleError(self.role, "no text")
+        raise self._missing(sample)
+
+    def number(self, sample: Sample) -> float:
+        """The number. Raises ``SampleError`` if there is none."""
+        for choice in self.choices:
+            if (value := self._value(sample, choice)) is not None:
+                try:
+                    number = float(value)
+                except (TypeError, ValueError):
+                    number = math.nan
+                if math.isfinite(number):
+                    return number
+                raise SampleError(self.role, "no number")
         raise self._missing(sample)
 
     def _value(self, sample: Sample, choice: str) -> Any:

@@ -40,8 +40,9 @@ class Tokens:
         self.hashes = np.load(folder / "hashes.npy", mmap_mode="r")
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         size = (folder / "tokens.bin").stat().st_size
-        # A file of no bytes cannot be mapped.
-        self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r") if size else np.zeros(0, np.int32)
+        # A file of no bytes cannot be mapped. A plain view, since slices of the subclass that a memmap is cost more.
+        mapped = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r") if size else np.zeros(0, np.int32)
+        self._tokens = mapped.view(np.ndarray)
         self.empty: list[int] = np.flatnonzero(np.diff(self.first) == 0).tolist()
 
     def __len__(self) -> int:
@@ -49,7 +50,13 @@ class Tokens:
 
     def take(self, captions: np.ndarray) -> list[np.ndarray]:
         """The token ids, int32, of the captions with these numbers."""
-        return [self._tokens[self._offsets[i] : self._offsets[i + 1]] for i in captions]
+        starts, ends = self._offsets[captions].tolist(), self._offsets[captions + 1].tolist()
+        return [self._tokens[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def row_of(self, captions: np.ndarray) -> np.ndarray:
+        """The rows that the captions with these numbers stand in, and which of a row's captions each is: (2, N)."""
+        rows = np.searchsorted(self.first, captions, side="right") - 1
+        return np.stack([rows, captions - self.first[rows]])
 
 
 def open_tokens(

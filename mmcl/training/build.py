@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +10,8 @@ import torch
 from mmcl.config.model import TowerConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment import Augmentation
-from mmcl.data.rows import Rows
-from mmcl.data.shard_columns import ShardColumn, require_columns, shard_captions
-from mmcl.data.shards import is_shards, list_shards
-from mmcl.data.sources import open_source
-from mmcl.data.tokens import texts_of
 from mmcl.methods import METHODS, Method
+from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
@@ -29,11 +24,9 @@ from mmcl.models.text_tower import SCRATCH_MAX_TOKENS, TextTower
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime import distributed
-from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
-
-CAPTIONS_FOR_TOKENIZER = 1_000_000
-_BLOCK = 10_000
+from mmcl.training.tokenizer_texts import training_texts
 
 
 def build_method(config: Config, folder: Path) -> Method:
@@ -48,29 +41,35 @@ def build_method(config: Config, folder: Path) -> Method:
     """
     torch.manual_seed(config.seed)
     kind = METHODS[config.method.name]
-    for role in config.data.columns:
-        if role not in kind.inputs:
-            hint = nearest(role, kind.inputs)
-            raise MmclError(f"data.columns.{role}: method '{config.method.name}' has no such role; {hint}")
+    inputs = kind.inputs_of(config)
+    modalities = set(inputs.values()) & {"image", "text"}
+    _refuse_what_is_not_read(config, modalities)
     if config.model.name:
-        encoder = start_from(config.model, config.data.image, set(kind.inputs.values()))
+        encoder = start_from(config.model, config.data.image, modalities)
     else:
-        encoder = _encoder(config, kind, folder)
+        encoder = _encoder(config, inputs, folder)
     for modality in sorted(encoder.modalities):
         _adapt(encoder.embedder(modality), _section(config, modality))
     size = encoder.image_size
     augmentation = Augmentation(config.augmentation, size) if size and augments(config) else None
-    teaching = getattr(config.method, "teacher", None)
-    teacher = load(teaching.name) if teaching else None
-    return kind(config.method, encoder, augmentation, batch_size=config.training.batch_size, teacher=teacher)
+    named = {name: getattr(config.method, name, None) for name in REFERENCES}
+    return kind(
+        config.method,
+        encoder,
+        inputs=inputs,
+        augmentation=augmentation,
+        batch_size=config.training.batch_size,
+        references={name: load(section.name) for name, section in named.items() if section is not None},
+    )
 
 
 def finish_encoder(method: Method) -> Encoder:
-    """The encoder of a trained method, ready to be saved: adapters are merged, and the learned scale is noted."""
+    """The encoder of a trained method, ready to be saved: adapters are merged, and what else was learned is noted."""
     encoder = method.encoder
     for modality in sorted(encoder.modalities):
         merge_lora(encoder.embedder(modality).tower.net)
     encoder.logit_scale, encoder.logit_bias = method.learned_scale()
+    encoder.training_head = method.training_head
     return encoder
 
 
@@ -79,18 +78,32 @@ def augments(config: Config) -> bool:
     return config.augmentation != type(config.augmentation)()
 
 
-def _encoder(config: Config, kind: type[Method], folder: Path) -> Encoder:
+def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:
+    """Raise ``MmclError`` for settings of a tower that the method has not: they would do nothing."""
+    settings = {"image": ("model.image", "augmentation"), "text": ("model.text", "text_augmentation")}
+    for modality in sorted(settings.keys() - modalities):
+        tower, changes = settings[modality]
+        given = getattr(config, changes)
+        wrong = [tower] * (getattr(config.model, modality) is not None) + [changes] * (given != type(given)())
+        if wrong:
+            raise MmclError(f"{wrong[0]}: method '{config.method.name}' reads no {modality}s; leave it out")
+
+
+def _encoder(config: Config, inputs: Mapping[str, str], folder: Path) -> Encoder:
     embedders: dict[str, Embedder] = {}
-    for role, modality in kind.inputs.items():
-        if modality in embedders:
+    for modality in dict.fromkeys(inputs.values()):
+        if modality == "number":
             continue
         section = config.model.image if modality == "image" else config.model.text
+        roles = [role for role, of in inputs.items() if of == modality]
         if section is None:
-            raise MmclError(f"model.{modality} is missing: method '{config.method.name}' needs it for its {role} input")
+            raise MmclError(
+                f"model.{modality} is missing: method '{config.method.name}' needs it for its {roles[0]} input"
+            )
         if modality == "image":
             tower: ImageTower | TextTower = ImageTower.build(config.model.image, config.data.image)  # type: ignore[arg-type]
         else:
-            tower = _text_tower(config, role, folder)
+            tower = _text_tower(config, roles, folder)
         head = Head(section.head, tower.width, config.model.dim)
         embedders[modality] = Embedder(tower, head, frozen=section.frozen)
     return Encoder(embedders, config.model.dim, config.name)
@@ -119,7 +132,7 @@ def _adapt(embedder: Embedder, section: TowerConfig) -> None:
         embedder.keep_still(add_lora(net, section.lora))
 
 
-def _text_tower(config: Config, role: str, folder: Path) -> TextTower:
+def _text_tower(config: Config, roles: Sequence[str], folder: Path) -> TextTower:
     section = config.model.text
     assert section is not None  # narrowed by the caller
     if section.name != "scratch" or section.tokenizer.name:
@@ -130,30 +143,8 @@ def _text_tower(config: Config, role: str, folder: Path) -> TextTower:
     if not kept.is_dir() and distributed.rank() == 0:
         with atomic_folder(kept) as beside:
             limit = section.max_tokens or SCRATCH_MAX_TOKENS
-            captions = itertools.islice(_captions(config, role), CAPTIONS_FOR_TOKENIZER)
-            tokenizer = train_tokenizer(captions, section.tokenizer, limit)
+            tokenizer = train_tokenizer(training_texts(config, roles), section.tokenizer, limit)
             with full_disk_is_oserror(beside):
                 tokenizer.save_pretrained(beside)
     distributed.barrier()
     return TextTower.build(section, tokenizer=AutoTokenizer.from_pretrained(kept))
-
-
-def _captions(config: Config, role: str) -> Iterator[str]:
-    """The captions of all training sources, one after the other."""
-    column = config.data.columns.get(role)
-    for source in (config.data.train, *config.data.mix):
-        if is_shards(source.source):
-            shards, read = list_shards(source.source), ShardColumn(role, "text", column)
-            require_columns(shards, [read])
-            yield from shard_captions(shards, read)
-        else:
-            rows = open_source(source.source, split=source.split)
-            rows.require([column or role])
-            yield from captions_of(rows, column or role)
-
-
-def captions_of(rows: Rows, column: str) -> Iterator[str]:
-    """The captions in a column, read block by block."""
-    for start in range(0, len(rows), _BLOCK):
-        for value in rows.select(range(start, min(start + _BLOCK, len(rows)))).texts(column):
-            yield from texts_of(value)

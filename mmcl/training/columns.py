@@ -1,25 +1,28 @@
-"""The roles of the rows, as inputs of their embedders: pixels, tokens, or cached features, with their identities."""
+"""The roles of the rows, as inputs of a method: pixels, tokens, cached features or numbers, with their identities."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.config.data import TextAugmentationConfig
 from mmcl.data.identity import uniforms
 from mmcl.data.pixels import Pixels
-from mmcl.data.text_augment import augment_tokens, framing_of
-from mmcl.data.tokens import Tokens
+from mmcl.data.rows import Rows
+from mmcl.data.text_augment import TextAugmentation
+from mmcl.data.tokens import Tokens, texts_of
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
+from mmcl.training.text_reader import TextReader, text_inputs
 
 FEATURES_A_BATCH = 256
 CAPTION_STREAM = 0xCA9  # of a row's random numbers, the one that chooses among its captions
@@ -32,11 +35,15 @@ class Column(ABC):
     through the column.
 
     Attributes:
+        identified: whether its items are things, of which two can be the same.
         hashes: (items,) int64 identities.
+        contents: (items,) int64, equal where the inputs are: of texts, the identity and the prompt before it.
         problems: row to the reason why it cannot be used.
     """
 
+    identified: ClassVar[bool] = True
     hashes: np.ndarray
+    contents: np.ndarray
     problems: dict[int, str]
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
@@ -62,7 +69,7 @@ class PixelColumn(Column):
     def __init__(self, parts: Sequence[Pixels]) -> None:
         self._parts = parts
         self._starts = np.cumsum([0, *map(len, parts)])
-        self.hashes = _joined([part.hashes for part in parts])
+        self.hashes = self.contents = _joined([part.hashes for part in parts])
         self.problems = {
             int(start) + row: why
             for start, part in zip(self._starts, parts, strict=False)
@@ -83,21 +90,41 @@ class PixelColumn(Column):
             part.threads = count
 
 
-class TokenColumn(Column):
-    """Captions: any number a row, of which a row's seed chooses one, and changes it where an augmentation is given."""
+class TextPart(NamedTuple):
+    """The texts of a role in one source.
 
-    def __init__(
-        self, parts: Sequence[Tokens], tower: TextTower, augmentation: TextAugmentationConfig | None = None
-    ) -> None:
+    Attributes:
+        tokens: of every text.
+        reader: what made them.
+        rows: where the texts stand.
+        column: the name of their column there.
+    """
+
+    tokens: Tokens
+    reader: TextReader
+    rows: Rows
+    column: str
+
+    def texts(self, items: np.ndarray) -> list[str]:
+        """The texts themselves, read again."""
+        rows, numbers = self.tokens.row_of(items)
+        cells = self.rows.select(rows).texts(self.column)
+        return [texts_of(cell)[number] for cell, number in zip(cells, numbers, strict=True)]
+
+
+class TokenColumn(Column):
+    """Texts: any number a row, of which a row's seed chooses one, and changes it where an augmentation is given."""
+
+    def __init__(self, parts: Sequence[TextPart], augmentation: TextAugmentation | None = None) -> None:
         self._parts = parts
-        self._tower = tower
         self._augmentation = augmentation
-        self._framing = framing_of(tower.tokenize) if augmentation else (0, 0)
-        self._starts = np.cumsum([0, *(len(part.hashes) for part in parts)])
+        tokens = [part.tokens for part in parts]
+        self._starts = np.cumsum([0, *(len(part.hashes) for part in tokens)])
         # The item that each row begins with; a source's last entry is the next one's first.
-        firsts = [start + part.first[: len(part)] for start, part in zip(self._starts, parts, strict=False)]
+        firsts = [start + part.first[: len(part)] for start, part in zip(self._starts, tokens, strict=False)]
         self._first = np.concatenate([*firsts, self._starts[-1:]])
-        self.hashes = _joined([part.hashes for part in parts])
+        self.hashes = _joined([part.hashes for part in tokens])
+        self.contents = _joined([part.reader.contents(part.tokens.hashes) for part in parts])
         self.problems = dict.fromkeys(np.flatnonzero(np.diff(self._first) == 0).tolist(), "no text")
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
@@ -111,12 +138,31 @@ class TokenColumn(Column):
 
     def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
         tokens: list[np.ndarray] = [np.empty(0, np.int32)] * len(items)
+        skipped = np.zeros(len(items), dtype=np.int64)
         for source, where, local in split(items, self._starts):
-            for place, ids in zip(where, self._parts[source].take(local), strict=True):
-                tokens[place] = ids
-        if self._augmentation is not None and seeds is not None:
-            tokens = augment_tokens(tokens, seeds, self._augmentation, self._framing)
-        return self._tower.collate(tokens)
+            part = self._parts[source]
+            ids = part.tokens.take(local)
+            if self._augmentation is not None and seeds is not None:
+                reader, texts = part.reader, functools.partial(part.texts, local)
+                ids = self._augmentation(ids, seeds[where], reader.framing, texts, reader.tokenize)
+            for place, text in zip(where, ids, strict=True):
+                tokens[place] = text
+            skipped[where] = part.reader.skipped
+        return text_inputs(self._parts[0].reader.tower, tokens, skipped)
+
+
+class NumberColumn(Column):
+    """Numbers: one a row. They are no things that could be equal, and have no identity."""
+
+    identified = False
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values.astype(np.float32)
+        self.hashes = self.contents = np.zeros(0, dtype=np.int64)
+        self.problems = dict.fromkeys(np.flatnonzero(~np.isfinite(self.values)).tolist(), "no number")
+
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        return {"values": torch.from_numpy(self.values[items])}
 
 
 class FeatureColumn(Column):
@@ -131,11 +177,11 @@ class FeatureColumn(Column):
 
     def __init__(self, column: Column, tower: ImageTower | TextTower, path: Path, device: torch.device) -> None:
         self.column = column
-        # The rows of the file are in the order of the hashes: other content, other file.
-        content = hashlib.blake2b(np.ascontiguousarray(column.hashes).tobytes(), digest_size=16).hexdigest()
+        # The rows of the file are in the order of the contents: other contents, other file.
+        content = hashlib.blake2b(np.ascontiguousarray(column.contents).tobytes(), digest_size=16).hexdigest()
         path = path.with_name(f"{path.name}-{content}.npy")
-        self.hashes, self.problems = column.hashes, column.problems
-        _, example, self._feature_of = np.unique(column.hashes, return_index=True, return_inverse=True)
+        self.hashes, self.contents, self.problems = column.hashes, column.contents, column.problems
+        _, example, self._feature_of = np.unique(column.contents, return_index=True, return_inverse=True)
         if not path.is_file():
             self._compute(example, tower, path, device)
         self.features = np.load(path, mmap_mode="r")

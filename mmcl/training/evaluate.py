@@ -1,74 +1,217 @@
-"""Judging the model during training, on the same cached pixels and features that training uses."""
+"""Judging the model during training: by pairs that find each other, by labelled pairs, by graded search."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from mmcl.evaluation import diagnose, retrieval_pairs
+from mmcl.config.data import JudgedSourceConfig
+from mmcl.config.schema import Config
+from mmcl.data.shards import is_shards
+from mmcl.evaluation import diagnose, open_sts, retrieval_pairs, sts
+from mmcl.evaluation.sentence_pairs import SentencePairs
 from mmcl.models.encoder import Encoder
+from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
 from mmcl.training.columns import FEATURES_A_BATCH, Column
-from mmcl.training.table_feed import TableFeed
+from mmcl.training.table import Table
+from mmcl.training.text_reader import TextReader, text_inputs
 
 log = logging.getLogger("mmcl")
+TEXTS_AT_ONCE = 16_384  # tokenized, of a search's documents
 
 
-def evaluate(encoder: Encoder, feed: TableFeed, ks: Sequence[int], *, bootstrap: int = 0) -> dict[str, float]:
-    """Retrieval between the rows' pictures and all their captions, both ways.
+class Judge(Protocol):
+    """Something to judge a model by, again and again."""
 
-    Equal captions are right answers for each other's pictures, and equal pictures for each other's captions. Every
-    process embeds its share, and the vectors are gathered once; so all processes call this together.
+    @property
+    def source(self) -> str:
+        """What messages call its rows."""
 
-    A space that has collapsed is warned of.
+    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+        """The metrics of a model as it is; empty in all processes but the first. All processes call this together."""
 
-    Returns:
-        ``image_to_text/hit@1`` and so on, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` tells of the
-        space, as ``space/alignment`` and so on. Empty in all processes but the first.
+    def problems(self) -> list[dict[str, str]]:
+        """The rows that cannot be used: id, role and reason of each."""
+
+
+def open_judge(
+    name: str,
+    settings: JudgedSourceConfig,
+    encoder: Encoder,
+    config: Config,
+    scratch: Path,
+    *,
+    device: torch.device,
+    show_progress: bool | None = None,
+) -> Judge:
+    """What ``evaluation.sources.NAME`` describes.
+
+    Args:
+        name: the NAME.
+        settings: of the source.
+        encoder: to judge; its towers say what their inputs are.
+        config: of the run.
+        scratch: folder for the features of frozen towers.
+        device: where frozen towers run.
+        show_progress: a bar on stderr; for a terminal if absent.
+
+    Raises:
+        MmclError: the source cannot be read, has no usable row, or does not fit the task or the model.
     """
-    rows = feed.positions
-    images, _ = feed.columns["image"].items(rows)
-    texts, owner = feed.columns["text"].items(rows)
-    image_vectors = _embed(encoder, "image", feed.columns["image"], images)
-    text_vectors = _embed(encoder, "text", feed.columns["text"], texts)
-    if distributed.rank() != 0:
-        return {}
-    scores = retrieval_pairs(
-        image_vectors,
-        text_vectors,
-        image_of_text=owner,
-        image_ids=feed.columns["image"].hashes[images],
-        text_ids=feed.columns["text"].hashes[texts],
-        ks=ks,
-        bootstrap=bootstrap,
-    )
-    metrics = {f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()}
-    if min(len(image_vectors), len(text_vectors)) < 2:  # a single vector has no geometry
-        return metrics
-    space = diagnose(image_vectors, text_vectors, owner)
-    for reason in space.collapsed:
-        log.warning("%s: %s", feed.name, reason)
-    return metrics | {f"space/{name}": value for name, value in space.metrics().items()}
+    if is_shards(settings.source):
+        raise MmclError(f"evaluation.sources.{name}: {settings.source}: judging needs a table or folder, not a stream")
+    if settings.task == "sts":
+        if "text" not in encoder.modalities:
+            raise MmclError(f"evaluation.sources.{name}: sts compares texts, which the model does not embed")
+        pairs = open_sts(settings.source, split=settings.split, columns=settings.columns)
+        return StsJudge(pairs, config.data.prompts.get("text"))
+    sides = ("image", "text") if "image" in encoder.modalities else ("anchor", "positive")
+    roles = {side: "image" if side == "image" else "text" for side in sides}
+    table = Table([settings], roles, config, encoder, scratch, device=device, show_progress=show_progress)
+    table.require_rows()
+    return PairsJudge(table, sides, config.evaluation.ks)
+
+
+class PairsJudge:
+    """Retrieval between the two sides of rows, both ways, on the pixels, tokens and features that training caches.
+
+    A row may have several items of the second side (captions), and of the first has one. Equal items are right answers
+    for each other's partners.
+    """
+
+    def __init__(self, table: Table, sides: tuple[str, str], ks: Sequence[int], bootstrap: int = 0) -> None:
+        self.table, self.sides, self.ks, self.bootstrap = table, sides, ks, bootstrap
+        self.source = table.name
+
+    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+        """``image_to_text/hit@1`` and so on, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` tells of
+        the space, as ``space/alignment`` and so on. A space that has collapsed is warned of."""
+        one, other = (self.table.columns[side] for side in self.sides)
+        items, owner = one.items(self.table.positions)
+        items = items[np.unique(owner, return_index=True)[1]]
+        others, owner = other.items(self.table.positions)
+        first = _embed(encoder, self.sides[0], one, items)
+        second = _embed(encoder, self.sides[1], other, others)
+        if distributed.rank() != 0:
+            return {}
+        scores = retrieval_pairs(
+            first,
+            second,
+            image_of_text=owner,
+            names=self.sides,
+            image_ids=one.hashes[items],
+            text_ids=other.hashes[others],
+            ks=self.ks,
+            bootstrap=self.bootstrap,
+        )
+        metrics = {f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()}
+        if min(len(first), len(second)) < 2:  # a single vector has no geometry
+            return metrics
+        space = diagnose(first, second, owner, names=self.sides)
+        for reason in space.collapsed:
+            log.warning("%s: %s", self.source, reason)
+        return metrics | {f"space/{name}": value for name, value in space.metrics().items()}
+
+    def problems(self) -> list[dict[str, str]]:
+        """The rows without one of the sides."""
+        return self.table.problems()
+
+
+class StsJudge:
+    """Correlation with people's scores; see :func:`mmcl.evaluation.sts`."""
+
+    def __init__(self, pairs: SentencePairs, prompt: str | None = None) -> None:
+        self.pairs, self.prompt = pairs, prompt
+        self.source = pairs.name
+
+    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+        """``spearman`` and ``pearson``, and those of each task as ``STS12/spearman`` and so on where there are more."""
+        scores = sts(LiveTexts(encoder), self.pairs, prompt=self.prompt, bootstrap=0)
+        if distributed.rank() != 0:
+            return {}
+        several = len(self.pairs.tasks) > 1
+        return {name: float(value) for name, value in scores.metrics.items() if several or "/" not in name}
+
+    def problems(self) -> list[dict[str, str]]:
+        """None: what is left out has been counted and said on reading."""
+        return []
+
+
+class LiveTexts:
+    """``encode`` of the texts of a model in training, by its weights as they are, each process its share.
+
+    All processes call it together, with the same texts, and all get all vectors.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        tower = encoder.embedder("text").tower
+        assert isinstance(tower, TextTower)
+        self._tower = tower
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """The model's."""
+        return self._tower.prompts
+
+    def encode(self, inputs: Sequence[str], *, prompt: str | None = None, normalize: bool = True) -> np.ndarray:
+        """(N, D) float32, in the order of the texts."""
+        reader = TextReader(self._tower, prompt)
+        chunks = [inputs[start : start + TEXTS_AT_ONCE] for start in range(0, len(inputs), TEXTS_AT_ONCE)]
+        vectors = [self._chunk(texts, reader, normalize) for texts in chunks]
+        return np.concatenate([np.empty((0, self._encoder.dim), np.float32), *vectors])
+
+    def _chunk(self, texts: Sequence[str], reader: TextReader, normalize: bool) -> np.ndarray:
+        tokens, _ = reader.tokenize(texts)
+        order = np.argsort([-len(ids) for ids in tokens], kind="stable")  # texts of a length together: little padding
+
+        def inputs(places: np.ndarray) -> dict[str, Tensor]:
+            return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
+
+        vectors = np.empty((len(texts), self._encoder.dim), dtype=np.float32)
+        vectors[order] = _shared(self._encoder, "text", inputs, len(texts), normalize)
+        return vectors
+
+
+def _embed(encoder: Encoder, side: str, column: Column, items: np.ndarray) -> np.ndarray:
+    """(len(items), D) unit vectors."""
+    modality = "image" if side == "image" else "text"
+    return _shared(encoder, modality, lambda places: column.inputs(items[places]), len(items))
 
 
 @torch.no_grad()
-def _embed(encoder: Encoder, modality: str, column: Column, items: np.ndarray) -> np.ndarray:
-    """(len(items), D) unit vectors, of which this process computes its share."""
+def _shared(
+    encoder: Encoder,
+    modality: str,
+    inputs: Callable[[np.ndarray], dict[str, Tensor]],
+    count: int,
+    normalize: bool = True,
+) -> np.ndarray:
+    """(count, D) vectors, of which this process computes one in each W of W processes."""
     world, rank = distributed.world_size(), distributed.rank()
-    share = math.ceil(len(items) / world)
+    share = math.ceil(count / world)
     # Equal shares, the last one filled up with repetitions: a sharded tower runs in all processes or in none.
-    mine = items[np.minimum(np.arange(rank * share, (rank + 1) * share), len(items) - 1)]
+    mine = np.minimum(np.arange(share) * world + rank, count - 1)
     out = torch.empty(share, encoder.dim, device=encoder.device)
     training = encoder.training
     encoder.eval()
     for start in range(0, share, FEATURES_A_BATCH):
         chunk = mine[start : start + FEATURES_A_BATCH]
-        inputs = {name: tensor.to(encoder.device) for name, tensor in column.inputs(chunk).items()}
-        out[start : start + len(chunk)] = F.normalize(encoder.embedder(modality)(**inputs).float(), dim=1)
+        moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
+        vectors = encoder.embedder(modality)(**moved).float()
+        out[start : start + len(chunk)] = F.normalize(vectors, dim=1) if normalize else vectors
     encoder.train(training)
-    return distributed.gather_rows(out)[: len(items)].cpu().numpy()
+    gathered = (
+        distributed.gather_rows(out).view(world, share, -1).transpose(0, 1)
+    )  # row i was made by process i % world
+    return gathered.reshape(world * share, -1)[:count].cpu().numpy()

@@ -15,11 +15,11 @@ from torch import Tensor
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.shards import is_shards
-from mmcl.methods import Batch
-from mmcl.models.encoder import Encoder
+from mmcl.methods import Batch, Method
 from mmcl.runtime.errors import MmclError
 
 T = TypeVar("T")
+REDRAWN = 1  # mixed into the seeds of a role's second random draw
 
 
 class Feed(Protocol):
@@ -64,32 +64,25 @@ class Feed(Protocol):
 
 def open_feed(
     sources: Sequence[SourceConfig],
-    roles: dict[str, str],
+    method: Method,
     config: Config,
-    encoder: Encoder,
     scratch: Path,
     *,
-    extra: dict[str, int],
-    teacher: Encoder | None = None,
     augmented: bool,
     device: torch.device,
     show_progress: bool | None = None,
-    pin: bool = False,
 ) -> Feed:
     """The feed of ``sources``: all of them tables or folders, or all of them tar shards.
 
     Args:
         sources: where the samples come from; several are mixed by their weights.
-        roles: role to modality, as a method declares them.
+        method: what they are for: its roles, and the towers that say what their inputs are.
         config: of the run.
-        encoder: its towers say what their inputs are.
-        scratch: folder for the features of frozen towers.
-        extra: role to the number of further items beside every global batch.
-        teacher: an encoder whose features of the same items stand in ``inputs`` as ``teacher_ROLE``.
-        augmented: whether the samples are changed at random, as the config says: to learn from, not to judge by.
-        device: where frozen towers run.
+        scratch: folder for the features of frozen towers and of references.
+        augmented: to learn from: samples are changed at random, as the config says, and stand beside what else the
+            method asks for, as second draws, features of its references and further items.
+        device: where frozen towers run, and batches go to.
         show_progress: a bar on stderr; for a terminal if absent.
-        pin: put batches into pinned memory, from which a GPU copies while it computes.
 
     Raises:
         MmclError: a source cannot be used, or not with the others.
@@ -103,19 +96,7 @@ def open_feed(
         table = sources[streamed.index(False)].source
         raise MmclError(f"{table}: tables and tar shards cannot be mixed; write all sources as one or as the other")
     kind: Any = StreamFeed if any(streamed) else TableFeed
-    return kind(
-        sources,
-        roles,
-        config,
-        encoder,
-        scratch,
-        extra=extra,
-        teacher=teacher,
-        augmented=augmented,
-        device=device,
-        show_progress=show_progress,
-        pin=pin,
-    )
+    return kind(sources, method, config, scratch, augmented=augmented, device=device, show_progress=show_progress)
 
 
 def pinned(batch: Batch) -> Batch:

@@ -7,18 +7,18 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from mmcl.config.data import SourceConfig
+from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
 from mmcl.methods import Batch, Method
@@ -31,16 +31,17 @@ from mmcl.training.build import build_method, finish_encoder
 from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
 from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
-from mmcl.training.evaluate import evaluate
+from mmcl.training.evaluate import Judge, open_judge
 from mmcl.training.feed import Feed, open_feed
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optim import build_optimizer, describe_learning, freeze_groups, learning_rate
 from mmcl.training.run import Run
 from mmcl.training.run_folder import SkippedList, prepare_folder
 from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
-from mmcl.training.table_feed import TableFeed
 
 log = logging.getLogger("mmcl")
+T = TypeVar("T")
+SHOWN = ("hit@1", "ndcg@10", "spearman")  # of the metrics of an evaluation
 START = "start.safetensors"  # the weights before training, in the run folder
 
 
@@ -94,8 +95,8 @@ class Trainer:
         self.skipped = SkippedList(folder)
 
         self.method: Method = build_method(config, folder).to(self.device)
-        self.feed = self._open_feed([config.data.train, *config.data.mix], augmented=True)
-        self.judged = {name: self._open_judged(name, source) for name, source in config.evaluation.sources.items()}
+        self.feed = self._open_feed([config.data.train, *config.data.mix])
+        self.judges = {name: self._open_judge(name, source) for name, source in config.evaluation.sources.items()}
         self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))
         every = config.evaluation.every
         self.evaluate_every = max(1, round(every * len(self.feed) / settings.accumulate)) if every else self.steps
@@ -172,7 +173,7 @@ class Trainer:
         progress = self.progress
         means = {name: statistics.fmean(step[name] for step in progress.window) for name in progress.window[0]}
         values = {**means, **self.method.metrics(result.views)}
-        ticker.show(progress.step, {**values, "pairs/s": pairs_per_second})
+        ticker.show(progress.step, {**values, "samples/s": pairs_per_second})
         epoch = progress.step * self.config.training.accumulate / len(self.feed)
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}
         self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})
@@ -202,14 +203,13 @@ class Trainer:
         """Every source's metrics of the weights as they are; empty in all processes but the first."""
         distributed.same_buffers(self.method)
         values: dict[str, float] = {}
-        for name, feed in self.judged.items():
-            scores = evaluate(self.method.encoder, feed, self.config.evaluation.ks)
-            values |= {f"{name}/{key}": value for key, value in scores.items()}
+        for name, judge in self.judges.items():
+            values |= {f"{name}/{key}": value for key, value in judge.evaluate(self.method.encoder).items()}
         return values
 
     def _evaluate(self) -> bool:
         """Judge the model on every source; whether the named metric is the best so far."""
-        if not self.judged:
+        if not self.judges:
             return False
         with self._judged_weights():
             values = self._judge()
@@ -217,7 +217,7 @@ class Trainer:
         if self.main:
             self.metrics.write(self.progress.step, {"evaluation": values})
             best = self.config.evaluation.best
-            shown = {key: value for key, value in values.items() if key == best or (not best and key.endswith("hit@1"))}
+            shown = {key: value for key, value in values.items() if key == best or (not best and key.endswith(SHOWN))}
             log.info("step %d  %s", self.progress.step, "  ".join(f"{key} {value:.4f}" for key, value in shown.items()))
             improved = self._is_best(values)
         return distributed.same_everywhere(improved, self.device)
@@ -282,44 +282,54 @@ class Trainer:
         card: dict[str, Any] = {"data": data, "training": training}
         for line in Run(self.folder).lines():
             if line["step"] == step and "evaluation" in line:
-                kinds = ("hit@", "mrr", "median_rank")
+                kinds = ("hit@", "ndcg@", "mrr", "median_rank", "spearman")
                 if "wise_ft" in line:
                     card["training"]["wise_ft"] = line["wise_ft"]
                 card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
         return card
 
-    def _open_judged(self, name: str, source: SourceConfig) -> TableFeed:
-        feed = self._open_feed([source], augmented=False)
-        if not isinstance(feed, TableFeed):
-            raise MmclError(f"evaluation.sources.{name}: {feed.name}: judging needs a table or folder, not a stream")
-        feed.require_rows()
-        return feed
-
-    def _open_feed(self, sources: Sequence[SourceConfig], *, augmented: bool) -> Feed:
-        """Process 0 fills the caches, then the others find them full."""
-
+    def _open_feed(self, sources: Sequence[TrainSourceConfig]) -> Feed:
         def make() -> Feed:
             return open_feed(
                 sources,
-                self.method.inputs,
+                self.method,
                 self.config,
-                self.method.encoder.eval(),
                 self.folder / "features",
-                extra=self.method.extra if augmented else {},
-                teacher=self.method.teacher if augmented else None,
-                augmented=augmented,
+                augmented=True,
                 device=self.device,
                 show_progress=self.show_progress,
-                pin=self.device.type == "cuda",
             )
 
-        feed = make() if self.main else None
-        distributed.barrier()
-        if feed is None:
-            feed = make()
-        if self.main and self.skipped.add(feed.name, problems := feed.problems()):
-            log.warning("%s: %d rows skipped, listed in %s", feed.name, len(problems), self.skipped.path)
+        feed = self._opened(make)
+        self._note_skipped(feed.name, feed.problems())
         return feed
+
+    def _open_judge(self, name: str, source: JudgedSourceConfig) -> Judge:
+        def make() -> Judge:
+            return open_judge(
+                name,
+                source,
+                self.method.encoder,
+                self.config,
+                self.folder / "features",
+                device=self.device,
+                show_progress=self.show_progress,
+            )
+
+        judge = self._opened(make)
+        self._note_skipped(judge.source, judge.problems())
+        return judge
+
+    def _opened(self, make: Callable[[], T]) -> T:
+        """Process 0 fills the caches, then the others find them full."""
+        self.method.eval()  # frozen towers run
+        made = make() if self.main else None
+        distributed.barrier()
+        return make() if made is None else made
+
+    def _note_skipped(self, source: str, problems: list[dict[str, str]]) -> None:
+        if self.main and self.skipped.add(source, problems):
+            log.warning("%s: %d rows skipped, listed in %s", source, len(problems), self.skipped.path)
 
     def _announce(self) -> None:
         settings, world = self.config.training, distributed.world_size()

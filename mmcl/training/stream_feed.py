@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmcl.config.data import SourceConfig, TextAugmentationConfig
+from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.identity import mix, stable_hash
 from mmcl.data.shard_columns import ShardColumn, require_columns
 from mmcl.data.shard_stream import Mixture, Order, Walk
 from mmcl.data.shards import Sample, count_samples, is_local, list_shards, shard_name
-from mmcl.data.text_augment import augment_tokens, framing_of
-from mmcl.methods import Batch
-from mmcl.models.encoder import Encoder
+from mmcl.data.text_augment import TextAugmentation
+from mmcl.methods import Batch, Method
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.columns import choose_caption
-from mmcl.training.feed import pinned, prefetch
+from mmcl.training.feed import REDRAWN, pinned, prefetch
+from mmcl.training.table import changes
+from mmcl.training.text_reader import TextReader, text_inputs
 from mmcl.training.workers import by_workers
 
 
@@ -51,36 +51,28 @@ class StreamFeed:
     def __init__(
         self,
         sources: Sequence[SourceConfig],
-        roles: dict[str, str],
+        method: Method,
         config: Config,
-        encoder: Encoder,
         scratch: Path,
         *,
-        extra: dict[str, int],
-        teacher: Encoder | None = None,
         augmented: bool,
         device: torch.device,
         show_progress: bool | None = None,
-        pin: bool = False,
     ) -> None:
         self.name = "::".join(source.source for source in sources)
-        _refuse(sources, extra, teacher)
+        _refuse(sources, method, config)
         self.config = config
-        self._pin = pin
+        self._pin = device.type == "cuda"
         self._stand = {"rank": distributed.rank(), "world": distributed.world_size()}
         self.workers = max(1, config.data.workers)
         listed = [list_shards(source.source) for source in sources]
         self.pools, self.weights = _pools(sources, listed)
-        self._columns: list[_Column] = []
-        changes = augmented and config.text_augmentation != TextAugmentationConfig()
-        changed = config.text_augmentation if changes else None
-        for role, modality in roles.items():
-            column = ShardColumn(role, modality, config.data.columns.get(role))
-            tower = encoder.embedder(modality).tower
-            if isinstance(tower, ImageTower):
-                self._columns.append(_Pictures(column, tower))
-            else:
-                self._columns.append(_Captions(column, tower, changed))
+        changed = augmented and changes("text", config)
+        augmentation = TextAugmentation(config.text_augmentation) if changed else None
+        self._columns = [
+            _column(role, of, sources[0], method, config, augmentation) for role, of in method.inputs.items()
+        ]
+        self._again = {new: role for new, role in method.redrawn.items() if augmented and changes("text", config)}
         for shards in listed:
             require_columns(shards, [column.source for column in self._columns])
         self._share = self._check_slots()
@@ -197,8 +189,12 @@ class StreamFeed:
         inputs: dict[str, dict[str, Tensor]] = {}
         ids: list[Tensor] = []
         for column, items in zip(self._columns, zip(*loaded, strict=True), strict=True):
-            inputs[column.source.role], hashes = column.collate(items, seeds)
-            ids.append(torch.tensor(hashes))
+            role = column.source.role
+            chosen = column.choose(items, seeds)
+            inputs[role] = column.inputs(chosen, seeds)
+            inputs |= {new: column.inputs(chosen, mix(seeds, REDRAWN)) for new, of in self._again.items() if of == role}
+            if (hashes := column.hashes(chosen)) is not None:
+                ids.append(torch.tensor(hashes))
         return Batch(
             inputs,
             torch.stack(ids, dim=1),
@@ -220,9 +216,17 @@ class _Column(ABC):
     def load(self, sample: Sample) -> Any:
         """What the role is in a sample. Raises ``SampleError`` if it cannot be used."""
 
+    def choose(self, items: Sequence[Any], seeds: Tensor) -> Sequence[Any]:
+        """One thing of each item."""
+        return items
+
     @abstractmethod
-    def collate(self, items: Sequence[Any], seeds: Tensor) -> tuple[dict[str, Tensor], list[int]]:
-        """The inputs of a batch, and the identity of each item as a table's would be."""
+    def inputs(self, chosen: Sequence[Any], seeds: Tensor) -> dict[str, Tensor]:
+        """The inputs of a batch."""
+
+    @abstractmethod
+    def hashes(self, chosen: Sequence[Any]) -> list[int] | None:
+        """The identities, as a table's would be; None of what has none."""
 
 
 class _Pictures(_Column):
@@ -233,29 +237,66 @@ class _Pictures(_Column):
     def load(self, sample: Sample) -> np.ndarray:
         return self.source.picture(sample, self.size, self.resize)
 
-    def collate(self, items: Sequence[np.ndarray], seeds: Tensor) -> tuple[dict[str, Tensor], list[int]]:
-        return {"pixels": torch.from_numpy(np.stack(items))}, [stable_hash(item.tobytes()) for item in items]
+    def inputs(self, chosen: Sequence[np.ndarray], seeds: Tensor) -> dict[str, Tensor]:
+        return {"pixels": torch.from_numpy(np.stack(chosen))}
+
+    def hashes(self, chosen: Sequence[np.ndarray]) -> list[int]:
+        return [stable_hash(item.tobytes()) for item in chosen]
 
 
-class _Captions(_Column):
-    """Any number of captions a sample, of which its seed chooses one, and changes it where an augmentation is given."""
+class _Texts(_Column):
+    """Any number of texts a sample, of which its seed chooses one, and changes it where an augmentation is given."""
 
-    def __init__(self, source: ShardColumn, tower: TextTower, augmentation: TextAugmentationConfig | None) -> None:
+    def __init__(self, source: ShardColumn, reader: TextReader, augmentation: TextAugmentation | None) -> None:
         super().__init__(source)
-        self.tower = tower
+        self.reader = reader
         self.augmentation = augmentation
-        self.framing = framing_of(tower.tokenize) if augmentation else (0, 0)
 
     def load(self, sample: Sample) -> list[str]:
         return self.source.captions(sample)
 
-    def collate(self, items: Sequence[list[str]], seeds: Tensor) -> tuple[dict[str, Tensor], list[int]]:
+    def choose(self, items: Sequence[list[str]], seeds: Tensor) -> list[str]:
         chosen = choose_caption(np.array([len(texts) for texts in items]), seeds)
-        texts = [captions[number] for captions, number in zip(items, chosen, strict=True)]
-        tokens, _ = self.tower.tokenize(texts)
+        return [texts[number] for texts, number in zip(items, chosen, strict=True)]
+
+    def inputs(self, chosen: Sequence[str], seeds: Tensor) -> dict[str, Tensor]:
+        reader = self.reader
+        tokens, _ = reader.tokenize(chosen)
         if self.augmentation is not None:
-            tokens = augment_tokens(tokens, seeds, self.augmentation, self.framing)
-        return self.tower.collate(tokens), [stable_hash(text) for text in texts]
+            tokens = self.augmentation(tokens, seeds, reader.framing, lambda: chosen, reader.tokenize)
+        return text_inputs(reader.tower, tokens, reader.skipped)
+
+    def hashes(self, chosen: Sequence[str]) -> list[int]:
+        return [stable_hash(text) for text in chosen]
+
+
+class _Numbers(_Column):
+    def load(self, sample: Sample) -> float:
+        return self.source.number(sample)
+
+    def inputs(self, chosen: Sequence[float], seeds: Tensor) -> dict[str, Tensor]:
+        return {"values": torch.tensor(chosen, dtype=torch.float32)}
+
+    def hashes(self, chosen: Sequence[float]) -> None:
+        return None
+
+
+def _column(
+    role: str,
+    modality: str,
+    settings: SourceConfig,
+    method: Method,
+    config: Config,
+    augmentation: TextAugmentation | None,
+) -> _Column:
+    source = ShardColumn(role, modality, settings.columns.get(role, config.data.columns.get(role)))
+    if modality == "number":
+        return _Numbers(source)
+    tower = method.encoder.embedder(modality).tower
+    if isinstance(tower, ImageTower):
+        return _Pictures(source, tower)
+    prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
+    return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation)
 
 
 @dataclass
@@ -279,16 +320,30 @@ class _Maker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # which does not survive a fork, and says so
 
 
-def _refuse(sources: Sequence[SourceConfig], extra: dict[str, int], teacher: Encoder | None) -> None:
+def _refuse(sources: Sequence[SourceConfig], method: Method, config: Config) -> None:
     """Raise ``MmclError`` for what needs all rows at hand."""
-    first = sources[0].source
-    if extra:
-        raise MmclError(f"{first}: further texts beside a batch need a table; set method.extra_texts to 0")
-    if teacher is not None:
-        raise MmclError(f"{first}: a teacher needs a table, whose items it embeds once; leave out method.teacher")
+    first = sources[0]
+    if method.extra:
+        raise MmclError(f"{first.source}: further texts beside a batch need a table; set method.extra_texts to 0")
+    for name in method.references:
+        raise MmclError(f"{first.source}: a {name} needs a table, whose items it embeds once; leave out method.{name}")
+    if config.data.batches != "mixed":
+        raise MmclError(
+            f"{first.source}: batches of one source need tables; set data.batches to mixed, or train on one source"
+        )
+    if config.data.distinct:
+        raise MmclError(
+            f"{first.source}: distinct batches need a table, of which all rows are known; set data.distinct to false "
+            "(rows that share an item are no negatives of each other in any case)"
+        )
     for source in sources:
         if source.split is not None:
             raise MmclError(f"{source.source}: tar shards have no splits; leave out split '{source.split}'")
+        for key in ("columns", "prompts"):
+            if getattr(source, key, {}) != getattr(first, key, {}):
+                raise MmclError(
+                    f"{source.source}: {key} of its own, which tar shards that are mixed cannot have; set data.{key}"
+                )
 
 
 def _pools(sources: Sequence[SourceConfig], listed: list[list[str]]) -> tuple[list[list[str]], list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,96 +10,65 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mmcl.config.data import JudgedSourceConfig, SourceConfig, TextAugmentationConfig
+from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
+from mmcl.data.distinct import Identities
 from mmcl.data.identity import mix
-from mmcl.data.pixels import open_pixels
 from mmcl.data.sampler import Draw, Sampler, epoch_counts
-from mmcl.data.sources import open_source
-from mmcl.data.tokens import open_tokens
-from mmcl.methods import Batch
-from mmcl.models.encoder import Encoder
-from mmcl.models.image_tower import ImageTower
-from mmcl.models.text_tower import TextTower
+from mmcl.methods import Batch, Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
-from mmcl.training.build import augments
-from mmcl.training.columns import Column, FeatureColumn, PixelColumn, TokenColumn, split
-from mmcl.training.feed import pinned, prefetch
+from mmcl.training.columns import Column
+from mmcl.training.feed import REDRAWN, pinned, prefetch
+from mmcl.training.table import Table, changes
 from mmcl.training.workers import by_workers
 
+log = logging.getLogger("mmcl")
 
-class TableFeed:
+
+class TableFeed(Table):
     """The rows of tables, ready to be batched: a :class:`~mmcl.training.feed.Feed`, whose arguments are explained at
-    :func:`~mmcl.training.feed.open_feed`.
-
-    Attributes:
-        columns: role to what its embedder gets.
-        positions: (N,) the usable rows.
-    """
+    :func:`~mmcl.training.feed.open_feed`."""
 
     def __init__(
         self,
         sources: Sequence[SourceConfig],
-        roles: dict[str, str],
+        method: Method,
         config: Config,
-        encoder: Encoder,
         scratch: Path,
         *,
-        extra: dict[str, int],
-        teacher: Encoder | None = None,
         augmented: bool,
         device: torch.device,
         show_progress: bool | None = None,
-        pin: bool = False,
     ) -> None:
-        self.config = config
-        self.sources = [open_source(source.source, split=source.split) for source in sources]
-        self._starts = np.cumsum([0, *map(len, self.sources)])
-        # A source to judge by may call its columns otherwise.
-        self._names = {role: config.data.columns.get(role, role) for role in roles}
-        self._names |= next((dict(s.columns) for s in sources if isinstance(s, JudgedSourceConfig)), {})
-        for rows in self.sources:
-            rows.require(self._names[role] for role in roles)
-        self._settings = sources
-        self._pin = pin
-        self.columns: dict[str, Column] = {}
-        self._teacher: dict[str, Column] = {}
-        for role, modality in roles.items():
-            embedder, changed = encoder.embedder(modality), augmented and _changes(modality, config)
-            column = self._open(role, embedder.tower, changed, show_progress)
-            if embedder.frozen and not changed:
-                column = FeatureColumn(column, embedder.tower, scratch / modality, device)
-            self.columns[role] = column
-            if teacher is not None:
-                tower = teacher.embedder(modality).tower
-                plain = self._open(role, tower, False, show_progress)
-                self._teacher[role] = FeatureColumn(plain, tower, scratch / f"teacher_{modality}", device)
-        problems = {row for column in self.columns.values() for row in column.problems}
-        self.positions = np.setdiff1d(np.arange(self.total), np.fromiter(problems, dtype=np.int64, count=len(problems)))
+        super().__init__(
+            sources,
+            method.inputs,
+            config,
+            method.encoder,
+            scratch,
+            augmented=augmented,
+            device=device,
+            show_progress=show_progress,
+        )
+        self._pin = device.type == "cuda"
+        self._again = {new: role for new, role in method.redrawn.items() if changes(method.inputs[role], config)}
+        self._again = self._again if augmented else {}
+        self._references: dict[str, dict[str, Column]] = {role: {} for role in method.inputs}
+        for name, encoder in (method.references if augmented else {}).items():
+            for role, modality in method.inputs.items():
+                if modality != "number":
+                    self._references[role][f"{name}_{role}"] = self.features(role, modality, name, encoder)
+        extra = method.extra if augmented else {}
         self._pools = {role: self._distinct(role) for role in extra}
         self._extra = {role: min(count, len(self._pools[role][0])) for role, count in extra.items()}
-
-    @property
-    def name(self) -> str:
-        """What messages call the rows."""
-        return " + ".join(rows.name for rows in self.sources)
-
-    @property
-    def total(self) -> int:
-        """Rows, usable or not."""
-        return int(self._starts[-1])
 
     @property
     def samples(self) -> int:
         """Rows of an epoch."""
         return sum(self._sampler.counts)
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the rows do."""
-        return "-".join([*(rows.fingerprint for rows in self.sources), str(len(self.positions))])
 
     @property
     def extra_count(self) -> int:
@@ -109,24 +79,9 @@ class TableFeed:
         """Batches of an epoch. Raises ``MmclError`` if the rows do not fill one."""
         return len(self._sampler)
 
-    def require_rows(self) -> None:
-        """Raise ``MmclError`` unless some row can be used."""
-        if not len(self.positions):
-            problem = self.problems()[0]
-            raise MmclError(
-                f"{self.name}: none of the {self.total} rows can be used; row {problem['id']}, {problem['role']}: "
-                f"{problem['reason']}"
-            )
-
-    def problems(self) -> list[dict[str, str]]:
-        """The rows left out: id, role and reason, in order."""
-        found = sorted((row, role, why) for role, c in self.columns.items() for row, why in c.problems.items())
-        ids = self._ids(np.asarray([row for row, _, _ in found], dtype=np.int64))
-        return [{"id": name, "role": role, "reason": why} for name, (_, role, why) in zip(ids, found, strict=True)]
-
     def names(self, batch: Batch) -> list[str]:
         """The ids of a batch's rows; of several sources, with the name of theirs before it."""
-        return self._ids(batch.rows.numpy())
+        return self.ids(batch.rows.numpy())
 
     def batches(self, start: int, stop: int, position: Any = None) -> Generator[Batch, None, None]:
         """This process's share of the global batches from ``start`` up to ``stop``, numbered through the epochs."""
@@ -142,13 +97,16 @@ class TableFeed:
         """The batch of the rows drawn, as the current pass of their source sees them."""
         rows = torch.from_numpy(np.ascontiguousarray(draw.rows))
         seeds = mix(rows, self.config.seed, torch.from_numpy(np.ascontiguousarray(draw.passes)))
-        inputs, ids = {}, []
+        inputs: dict[str, dict[str, Tensor]] = {}
+        ids = []
         for role, column in self.columns.items():
             items = column.choose(draw.rows, seeds)
             inputs[role] = column.inputs(items, seeds)
-            ids.append(torch.from_numpy(np.asarray(column.hashes[items])))
-            if role in self._teacher:  # its captions are numbered as ours are
-                inputs[f"teacher_{role}"] = self._teacher[role].inputs(items)
+            inputs |= {new: column.inputs(items, mix(seeds, REDRAWN)) for new, of in self._again.items() if of == role}
+            # A reference's items are numbered as ours are.
+            inputs |= {name: features.inputs(items) for name, features in self._references[role].items()}
+            if column.identified:
+                ids.append(torch.from_numpy(np.asarray(column.hashes[items])))
         batch = Batch(inputs, torch.stack(ids, dim=1), seeds, rows)
         for role, count in self._extra.items():
             pool, pool_ids = self._pools[role]
@@ -164,12 +122,12 @@ class TableFeed:
         """Made when first asked for: a feed that is only judged may have less than a batch."""
         self.require_rows()
         batch, world = self.config.training.batch_size, distributed.world_size()
-        positions = np.split(self.positions, np.searchsorted(self.positions, self._starts[1:-1]))
+        positions = np.split(self.positions, np.searchsorted(self.positions, self.starts[1:-1]))
         for rows, usable in zip(self.sources, positions, strict=True):
             if not len(usable):
                 raise MmclError(f"{rows.name}: none of its {len(rows)} rows can be used; leave it out of data.mix")
-        samples = [getattr(source, "samples", None) for source in self._settings]
-        weights = [getattr(source, "weight", None) for source in self._settings]
+        samples = [getattr(source, "samples", None) for source in self.settings]
+        weights = [getattr(source, "weight", None) for source in self.settings]
         try:
             counts = epoch_counts([len(usable) for usable in positions], samples, weights)
         except ValueError as error:
@@ -180,20 +138,45 @@ class TableFeed:
             )
         if batch % world:
             raise MmclError(f"training.batch_size {batch} cannot be divided evenly over {world} processes")
-        return Sampler(positions, batch, self.config.seed, distributed.rank(), world, counts=counts)
+        data = self.config.data
+        try:
+            sampler = Sampler(
+                positions,
+                batch,
+                self.config.seed,
+                distributed.rank(),
+                world,
+                counts=counts,
+                one_source=data.batches == "one_source",
+                identities=self._identities() if data.distinct else None,
+            )
+            if data.distinct and (repeated := sampler.repeated(0)):
+                log.warning(
+                    "%s: %d of %d rows of the first epoch share a text or picture with so many others that no batch is "
+                    "left for them; other rows come twice instead",
+                    self.name,
+                    repeated,
+                    sum(sampler.counts),
+                )
+        except ValueError as error:
+            setting = "data.distinct" if data.distinct else "data.batches"
+            raise MmclError(f"{setting}: {error}; lower training.batch_size") from None
+        return sampler
 
-    def _ids(self, rows: np.ndarray) -> list[str]:
-        names = [""] * len(rows)
-        for source, where, local in split(rows, self._starts):
-            chosen = self.sources[source].select(local)
-            prefix = f"{chosen.name}: " if len(self.sources) > 1 else ""
-            for place, name in zip(where, chosen.ids(), strict=True):
-                names[place] = prefix + name
-        return names
+    def _identities(self) -> Identities:
+        """What every usable row has: all its texts and pictures, whatever column they stand in."""
+        found = [
+            (self.positions[owner], column.hashes[items])
+            for column in self.columns.values()
+            if column.identified
+            for items, owner in [column.items(self.positions)]
+        ]
+        rows, hashes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return Identities(rows, hashes, self.total)
 
     def _in_worker(self) -> None:
         """In a process that prepares batches beside others: one thread is its share of the machine."""
-        for column in [*self.columns.values(), *self._teacher.values()]:
+        for column in [*self.columns.values(), *(c for named in self._references.values() for c in named.values())]:
             column.use_threads(1)
 
     def _distinct(self, role: str) -> tuple[np.ndarray, np.ndarray]:
@@ -205,21 +188,6 @@ class TableFeed:
         ids = [
             column.hashes[items if name == role else column.choose(rows, seeds)]
             for name, column in self.columns.items()
+            if column.identified
         ]
         return items, np.stack(ids, axis=1)
-
-    def _open(self, role: str, tower: ImageTower | TextTower, changed: bool, show_progress: bool | None) -> Column:
-        """The column of a role in every source, as ``tower`` wants it."""
-        data, name = self.config.data, self._names[role]
-        common: dict[str, Any] = {"on_error": data.on_error, "show_progress": show_progress}
-        if isinstance(tower, ImageTower):
-            common |= {"size": tower.size, "resize": tower.resize, "cache_gb": data.cache_gb}
-            return PixelColumn([open_pixels(rows, name, **common) for rows in self.sources])
-        common |= {"tokenizer_key": tower.key()}
-        tokens = [open_tokens(rows, name, tower.tokenize, **common) for rows in self.sources]
-        return TokenColumn(tokens, tower, self.config.text_augmentation if changed else None)
-
-
-def _changes(modality: str, config: Config) -> bool:
-    """Whether training changes the items of a modality at random, so that their features cannot be kept."""
-    return augments(config) if modality == "image" else config.text_augmentation != TextAugmentationConfig()

@@ -14,11 +14,11 @@ from mmcl.config import load_config
 from mmcl.config.data import SourceConfig
 from mmcl.data.identity import stable_hash
 from mmcl.data.sampler import Draw
-from mmcl.models.encoder import Encoder
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
-from mmcl.training.evaluate import evaluate
+from mmcl.training.evaluate import PairsJudge
 from mmcl.training.feed import open_feed, prefetch
+from mmcl.training.table import Table
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def pictures(tmp_path):
 
 
 def make_feed(
-    folder, rows, shapes_config, extra=None, frozen=False, method=None, overrides=(), weights=(), **arguments
+    folder, rows, shapes_config, frozen=False, method=None, overrides=(), weights=(), references=None, augmented=False
 ):
     """``rows`` of one source, or a list of such lists, which may have ``weights``."""
     sources = []
@@ -44,18 +44,17 @@ def make_feed(
     config = load_config(shapes_config | {"data": data}, overrides)
     method = method or build_method(config, path.with_suffix(""))
     method.encoder.embedder("text").frozen = frozen
-    arguments = {"augmented": False} | arguments
-    feed = open_feed(
-        [config.data.train, *config.data.mix],
-        method.inputs,
-        config,
-        method.encoder.eval(),
-        folder,
-        extra=extra or {},
-        device=torch.device("cpu"),
-        **arguments,
-    )
+    method.references = references or {}
+    sources = [config.data.train, *config.data.mix]
+    feed = open_feed(sources, method.eval(), config, folder, augmented=augmented, device=torch.device("cpu"))
     return feed, method
+
+
+def judge(feed, method, ks):
+    """The pictures and captions of a feed's rows, by each other."""
+    sources, device = [feed.settings[0]], torch.device("cpu")
+    table = Table(sources, method.inputs, feed.config, method.encoder, feed._scratch, device=device)
+    return PairsJudge(table, ("image", "text"), ks).evaluate(method.encoder)
 
 
 def drawn(*rows, number=0, turn=0):
@@ -90,7 +89,7 @@ def test_every_caption_of_a_row_is_chosen_in_some_epoch_and_the_choice_belongs_t
 def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(pictures, shapes_config):
     texts = ["a dog", "a cat", "a dog", "a cow", ["a hen", "a pig"], "a fox"]
     rows = [{"image": f"{n}.png", "text": text} for n, text in enumerate(texts)]
-    feed, _ = make_feed(pictures, rows, shapes_config, extra={"text": 4})
+    feed, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=4"], augmented=True)
     batch = feed.batch(drawn(0, 1, number=3))
     ids = batch.extra_ids["text"]
     assert ids.shape == (4, 2)
@@ -105,7 +104,7 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
     assert feed.extra_count == 4
     again = feed.batch(drawn(0, 1, number=3)).extra_ids["text"]
     assert torch.equal(ids, again)
-    everything, _ = make_feed(pictures, rows, shapes_config, extra={"text": 99})
+    everything, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=99"], augmented=True)
     assert everything.extra_count == 6  # all distinct captions
 
 
@@ -116,8 +115,7 @@ def test_a_picture_in_several_rows_scores_like_one_with_several_captions(picture
     flat = [{"image": f"{n}.png", "text": text} for n, texts in enumerate(captions) for text in texts]
     feed, method = make_feed(pictures, lists, shapes_config, frozen=frozen)
     other, _ = make_feed(pictures, flat, shapes_config, frozen=frozen, method=method)
-    by_list = evaluate(method.encoder, feed, (1, 12))
-    by_row = evaluate(method.encoder, other, (1, 12))
+    by_list, by_row = judge(feed, method, (1, 12)), judge(other, method, (1, 12))
     assert by_row["image_to_text/hit@1"] == by_list["image_to_text/hit@1"]
     assert by_row["text_to_image/hit@12"] == 1.0
     # each picture stands twice, so a right one is never beaten by its own copy
@@ -146,14 +144,12 @@ TWO = [PAIRS[:2], [{"id": f"b{n}", "image": f"{n}.png", "text": f"thing {n}"} fo
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_from_any_start_and_by_any_number_of_workers(pictures, shapes_config, workers):
-    overrides = ["training.batch_size=4", "text_augmentation.drop=0.5", "data.cache_gb=0"]
-    feed, method = make_feed(pictures, PAIRS, shapes_config, extra={"text": 3}, overrides=overrides, augmented=True)
+    overrides = ["training.batch_size=4", "text_augmentation.drop=0.5", "data.cache_gb=0", "method.extra_texts=3"]
+    feed, method = make_feed(pictures, PAIRS, shapes_config, overrides=overrides, augmented=True)
     whole = list(feed.batches(0, 7))
     state = torch.get_rng_state()
     overrides += [f"data.workers={workers}"]
-    other, _ = make_feed(
-        pictures, PAIRS, shapes_config, {"text": 3}, method=method, overrides=overrides, augmented=True
-    )
+    other, _ = make_feed(pictures, PAIRS, shapes_config, method=method, overrides=overrides, augmented=True)
     rest = list(other.batches(3, 7))
     assert len(whole) == 7
     assert len(feed) == 1
@@ -212,17 +208,11 @@ def test_weights_and_samples_set_the_share_of_each_source(pictures, shapes_confi
 
 
 def test_tables_and_shards_are_not_mixed(pictures, shapes_config):
+    config = load_config(shapes_config)
+    method = build_method(config, pictures / "run")
+    sources = [SourceConfig(source="a.tar"), SourceConfig(source="table.csv")]
     with pytest.raises(MmclError, match=r"^table\.csv: tables and tar shards cannot be mixed"):
-        open_feed(
-            [SourceConfig(source="a.tar"), SourceConfig(source="table.csv")],
-            {},
-            load_config(shapes_config),
-            Encoder({}, 8, "none"),
-            pictures,
-            extra={},
-            augmented=True,
-            device=torch.device("cpu"),
-        )
+        open_feed(sources, method, config, pictures, augmented=True, device=torch.device("cpu"))
 
 
 def test_what_cannot_be_used_is_told_with_its_source(pictures, shapes_config):
@@ -243,8 +233,9 @@ def test_a_teacher_has_features_of_the_same_pictures_and_captions(pictures, shap
     larger = shapes_config | {"data": {"train": {"source": "sample:shapes", "split": "dev"}, "image": {"size": 48}}}
     teacher = build_method(load_config(larger), pictures / "t").encoder.eval()
     overrides = ["text_augmentation.drop=0.3"]
+    references = {"teacher": teacher}
     feed, _ = make_feed(
-        pictures, PAIRS, shapes_config, overrides=overrides, augmented=True, teacher=teacher, frozen=True
+        pictures, PAIRS, shapes_config, overrides=overrides, augmented=True, references=references, frozen=True
     )
     assert "input_ids" in feed.batch(drawn(0)).inputs["text"], "what is changed at random cannot be kept"
     images = [Image.open(pictures / f"{n}.png") for n in range(6)]

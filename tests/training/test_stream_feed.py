@@ -74,19 +74,10 @@ def method(tmp_path_factory, shards):
     return build_method(config, tmp_path_factory.mktemp("method"))
 
 
-def make_feed(config, method, *overrides, extra=None, teacher=None, augmented=True):
+def make_feed(config, method, *overrides, augmented=True):
     config = load_config(config, overrides)
-    return open_feed(
-        [config.data.train, *config.data.mix],
-        method.inputs,
-        config,
-        method.encoder,
-        Path("unused"),
-        extra=extra or {},
-        teacher=teacher,
-        augmented=augmented,
-        device=torch.device("cpu"),
-    )
+    sources = [config.data.train, *config.data.mix]
+    return open_feed(sources, method, config, Path("unused"), augmented=augmented, device=torch.device("cpu"))
 
 
 def take(feed, start, stop, position=None):
@@ -345,10 +336,16 @@ def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(
 
 
 def test_what_a_stream_cannot_do_is_refused(config, method, shards, monkeypatch):
-    with pytest.raises(MmclError, match="extra_texts"):
-        make_feed(config, method, extra={"text": 9})
-    with pytest.raises(MmclError, match="teacher"):
-        make_feed(config, method, teacher=method.encoder)
+    for name, value, told in (("extra", {"text": 9}, "extra_texts"), ("references", {"teacher": 0}, "a teacher needs")):
+        with monkeypatch.context() as changed:
+            changed.setattr(type(method), name, value, raising=False)
+            changed.delitem(vars(method), name, raising=False)  # which would come before the class's
+            with pytest.raises(MmclError, match=told):
+                make_feed(config, method)
+    with pytest.raises(MmclError, match=r"batches of one source need tables; set data\.batches to mixed"):
+        make_feed(config, method, "data.batches=one_source")
+    with pytest.raises(MmclError, match=r"distinct batches need a table, .*; set data\.distinct to false"):
+        make_feed(config, method, "data.distinct=true")
     with pytest.raises(MmclError, match="no splits"):
         make_feed(config, method, "data.train.split=train")
     with pytest.raises(MmclError, match="20 shards cannot be dealt over 1 processes × 21 workers"):

@@ -1,0 +1,73 @@
+"""How a text tower reads a role: which prompt stands before its texts, and what becomes of them on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.data.identity import stable_hash
+from mmcl.data.text_augment import framing_of
+from mmcl.models.text_tower import TextTower
+from mmcl.runtime.errors import MmclError, nearest
+
+
+class TextReader:
+    """Texts as inputs of ``tower``, behind one of its prompts.
+
+    Args:
+        tower: what the texts go through.
+        prompt: name of the prompt; the tower's default one, if it has any, where None; no prompt where empty.
+        setting: what named it, for messages.
+
+    Attributes:
+        words: the prompt itself.
+
+    Raises:
+        MmclError: the tower has no such prompt.
+    """
+
+    def __init__(self, tower: TextTower, prompt: str | None = None, setting: str = "data.prompts") -> None:
+        if prompt and prompt not in tower.prompts:
+            hint = nearest(prompt, tower.prompts) if tower.prompts else "it has none; see model.text.prompts"
+            raise MmclError(f"{setting}: the model has no prompt '{prompt}'; {hint}")
+        self.tower = tower
+        self.prompt = prompt
+        self.words = tower.words(prompt)
+
+    @property
+    def key(self) -> str:
+        """Changes whenever :meth:`tokenize` would give something else."""
+        return repr((self.tower.key(), self.words)) if self.words else self.tower.key()
+
+    def contents(self, hashes: np.ndarray) -> np.ndarray:
+        """(N,) int64, equal where the tower gets the same: the identities of the texts, and the prompt."""
+        return hashes ^ np.int64(stable_hash(self.words)) if self.words else hashes
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
+        """The token ids of each text behind the prompt, and how many texts were cut."""
+        return self.tower.tokenize(texts, self.prompt)
+
+    @cached_property
+    def framing(self) -> tuple[int, int]:
+        """How many tokens stand before and after the text's own: special ones, and the prompt's."""
+        start, end = framing_of(lambda texts: self.tower.tokenize(texts, ""))
+        (bare,), _ = self.tower.tokenize(["a"], "")
+        (prompted,), _ = self.tokenize(["a"])
+        return start + len(prompted) - len(bare), end
+
+    @cached_property
+    def skipped(self) -> int:
+        """How many of a text's first tokens do not enter the pooling."""
+        return self.tower.skipped(self.prompt)
+
+
+def text_inputs(tower: TextTower, tokens: Sequence[np.ndarray], skipped: np.ndarray | int) -> dict[str, Tensor]:
+    """The inputs of ``tower`` for token ids that readers of it gave; ``skipped`` is theirs, of each text or of all."""
+    inputs = tower.collate(tokens)
+    if np.any(skipped):
+        inputs["skipped"] = torch.from_numpy(np.broadcast_to(skipped, len(tokens)).astype(np.int64))
+    return inputs
