@@ -8,6 +8,7 @@ from mmcl.evaluation.compare import compare as compare
 from mmcl.evaluation.compare_sts import compare_sts as compare_sts
 from mmcl.evaluation.diagnostics import Diagnostics as Diagnostics
 from mmcl.evaluation.diagnostics import diagnose as diagnose
+from mmcl.evaluation.diagnostics import diagnose_pairs as diagnose_pairs
 from mmcl.evaluation.ranking import Judgements as Judgements
 from mmcl.evaluation.ranking import relevant_ranks as relevant_ranks
 from mmcl.evaluation.retrieval import Scores as Scores
@@ -17,6 +18,8 @@ from mmcl.evaluation.sentence_pairs import open_sts as open_sts
 from mmcl.evaluation.sts import StsScores as StsScores
 from mmcl.evaluation.sts import sts as sts
 from mmcl.evaluation.templates import TEMPLATES as TEMPLATES
+from mmcl.evaluation.text_retrieval import beir_retrieval as beir_retrieval
+from mmcl.evaluation.text_retrieval import retrieval_of_texts as retrieval_of_texts
 from mmcl.evaluation.zero_shot import ZeroShotScores as ZeroShotScores
 from mmcl.evaluation.zero_shot import classifier as classifier
 from mmcl.evaluation.zero_shot import zero_shot as zero_shot

@@ -156,6 +156,44 @@ def diagnose(
     return Diagnostics(spaces, _between(image, text, owner, sums[0], sums[1], where))
 
 
+def diagnose_pairs(
+    first: Vectors,
+    second: Vectors,
+    positive: np.ndarray | None = None,
+    *,
+    name: str = "text",
+    max_rows: int = 4096,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Diagnostics:
+    """Measure pairs of one modality: the space of all their vectors, and how the pairs that belong together lie in it.
+
+    Args:
+        first, second: (N, D) vectors; row i of one makes a pair with row i of the other.
+        positive: (N,) bool, the pairs that belong together; all if absent. The others count in the space alone.
+        name: what the modality is called in the result.
+        max_rows, seed, device: as in ``diagnose``.
+
+    Raises:
+        MmclError: as ``diagnose``; numbers of rows that differ; fewer than two pairs that belong together.
+    """
+    if len(first) != len(second):
+        raise MmclError(f"{name}: {len(first)} and {len(second)} vectors make no pairs; give as many of both")
+    together = np.ones(len(first), dtype=bool) if positive is None else np.asarray(positive, dtype=bool)
+    chosen = np.flatnonzero(together)
+    if len(chosen) < 2:
+        raise MmclError(f"{name}: {len(chosen)} of {len(first):,} pairs belong together; alignment needs at least two")
+    both = diagnose(_take(first, chosen), _take(second, chosen), names=("first", "second"), seed=seed, device=device)
+    alone = diagnose(
+        torch.cat([torch.as_tensor(first), torch.as_tensor(second)]),
+        names=(name, name),
+        max_rows=max_rows,
+        seed=seed,
+        device=device,
+    )
+    return Diagnostics(alone.spaces, both.between)
+
+
 def _space(name: str, vectors: Vectors, max_rows: int, seed: int, device: torch.device) -> tuple[Space, Tensor]:
     """The space of (N, D) vectors, and the (D,) sum of their directions."""
     rows, dim = vectors.shape

@@ -17,11 +17,15 @@ import numpy as np
 
 from mmcl.evaluation import bootstrap as bootstrapping
 from mmcl.evaluation.correlation import pearson, spearman
+from mmcl.evaluation.diagnostics import Diagnostics, diagnose_pairs
 from mmcl.evaluation.sentence_pairs import SentencePairs, Table, open_sts
 from mmcl.evaluation.texts import Encodes, embed_texts
 from mmcl.runtime.errors import MmclError, nearest
 
 PairSimilarity: TypeAlias = Literal["cosine", "dot", "euclidean", "manhattan"]
+
+SAME = 4.0
+"""Pairs whose score, from 0 to 5, is above this mean the same."""
 
 _UNIT = 1e-9
 _ROWS = 4096  # pairs compared at once
@@ -124,6 +128,27 @@ def sts(
         left_out=pairs.left_out,
         data=pairs.fingerprint,
     )
+
+
+def sts_diagnostics(
+    encoder: Encodes, table: Table | SentencePairs, *, split: str | None = "test", prompt: str | None = None
+) -> Diagnostics:
+    """Alignment of the pairs that mean the same and uniformity of all sentences, as the SimCSE paper has them (§3, §7).
+
+    Pairs with a score above 4 (of 5) belong together; of a table without scores, all do. Uniformity is over the
+    sentences of both columns; as the paper's, it includes those that stand in several pairs.
+
+    Raises:
+        MmclError: as ``sts``; fewer than two pairs that belong together.
+    """
+    pairs = table if isinstance(table, SentencePairs) else open_sts(table, split=split)
+    vectors = embed_texts(encoder, pairs.first + pairs.second, prompt=prompt)
+    positive = np.isnan(pairs.score) | (pairs.score > SAME)
+    if positive.sum() < 2:
+        raise MmclError(
+            f"{pairs.name}: {positive.sum()} pairs have a score above {SAME:g}; alignment is of two or more"
+        )
+    return diagnose_pairs(vectors[: len(pairs)], vectors[len(pairs) :], positive)
 
 
 def correlations(task: str, similarities: np.ndarray, scores: np.ndarray) -> bootstrapping.Statistic:

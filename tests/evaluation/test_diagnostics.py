@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from mmcl.evaluation import diagnose, diagnostics
+from mmcl.evaluation import diagnose, diagnose_pairs, diagnostics
 from mmcl.runtime.errors import MmclError
 
 
@@ -111,3 +111,22 @@ def test_numbers_for_a_log_and_for_json() -> None:
 def test_bad_input_is_answered_in_one_line(arguments: tuple, message: str) -> None:
     with pytest.raises(MmclError, match=message):
         diagnose(*arguments)
+
+
+def test_pairs_of_one_modality_by_the_dense_definition() -> None:
+    """All vectors make the space; alignment is over the pairs that belong together."""
+    rng = np.random.default_rng(3)
+    first, second, positive = rng.standard_normal((40, 6)), rng.standard_normal((40, 6)), rng.random(40) < 0.5
+    second[positive] += 3 * first[positive]
+    found = diagnose_pairs(first, second, positive)
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
+    assert found.between is not None
+    assert found.between.pairs == positive.sum()
+    assert found.between.alignment == pytest.approx((((a - b) ** 2).sum(1)[positive]).mean())
+    both = np.concatenate([a, b])
+    distance = ((both[:, None] - both[None]) ** 2).sum(2)[~np.eye(80, dtype=bool)]
+    assert found.spaces["text"].uniformity == pytest.approx(np.log(np.exp(-2 * distance).mean()))
+    with pytest.raises(MmclError, match="1 of 40 pairs belong together; alignment needs at least two"):
+        diagnose_pairs(first, second, np.arange(40) == 0)
+    with pytest.raises(MmclError, match="40 and 39 vectors make no pairs"):
+        diagnose_pairs(first, second[1:])

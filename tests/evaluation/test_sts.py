@@ -10,7 +10,8 @@ import scipy.stats
 from scipy.spatial import distance
 
 import mmcl
-from mmcl.evaluation import sts
+from mmcl.evaluation import open_sts, sts
+from mmcl.evaluation.sts import sts_diagnostics
 from mmcl.runtime.errors import MmclError
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "sts.parquet"
@@ -131,3 +132,19 @@ def test_minilm_meets_the_published_numbers() -> None:
     scores = sts(mmcl.load("sample:minilm", dtype="float32"), DATA)
     found = {task: 100 * scores.metrics[f"{task}/spearman"] for task in scores.tasks}
     assert found == pytest.approx(published, abs=0.02)
+
+
+def test_alignment_is_over_pairs_scored_above_four_and_uniformity_over_all(sts_table, hashed) -> None:
+    found = sts_diagnostics(hashed(), pa.table(sts_table))
+    a, b = (hashed().encode(sts_table[name]).astype(float) for name in ("sentence1", "sentence2"))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    same = np.array(sts_table["score"]) > 4
+    assert found.between.alignment == pytest.approx(((a - b) ** 2).sum(1)[same].mean(), abs=1e-6)
+    assert found.spaces["text"].uniformity == pytest.approx(
+        np.log(np.exp(-2 * distance.pdist(np.concatenate([a, b])) ** 2).mean()), abs=1e-6
+    )
+    table = {"sentence1": ["a b", "c"], "sentence2": ["a", "c d"]}
+    unscored = open_sts(pa.table(table), scored=False)
+    assert sts_diagnostics(hashed(), unscored).between.pairs == 2
+    with pytest.raises(MmclError, match="1 pairs have a score above 4; alignment is of two or more"):
+        sts_diagnostics(hashed(), pa.table({**table, "score": [4.0, 4.5]}))

@@ -1,0 +1,187 @@
+"""Retrieval tasks in BEIR's layout (Thakur et al. 2021, arXiv:2104.08663): ``corpus.jsonl``, ``queries.jsonl`` and
+``qrels/SPLIT.tsv`` in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+
+
+@dataclass(frozen=True)
+class Beir:
+    """The documents, the queries of one split, and which documents are right for which query."""
+
+    name: str
+    corpus: dict[str, str]
+    """Id to title and text, joined by a space."""
+    queries: dict[str, str]
+    """Id to text, of the queries that the split judges."""
+    qrels: dict[str, dict[str, float]]
+    """{query id: {document id: grade}}; above 0 is relevant, the higher the better."""
+    empty_documents: int = 0
+    """Documents with neither title nor text: left out."""
+    empty_queries: int = 0
+    """Judged queries without text: left out."""
+    unknown_documents: int = 0
+    """Judgements of documents that the corpus lacks: never found."""
+    unknown_queries: int = 0
+    """Judged queries that ``queries.jsonl`` lacks: left out."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal tasks."""
+        content = json.dumps([self.corpus, self.queries, self.qrels]).encode()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def is_beir(source: str | Path) -> bool:
+    """Whether ``source`` is a folder of that layout, or of most of it."""
+    folder = Path(source).expanduser()
+    parts = (folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels")
+    return folder.is_dir() and sum(part.exists() for part in parts) > 1
+
+
+def open_beir(folder: str | Path, split: str | None = None) -> Beir:
+    """Read a folder; ``split`` names the file in ``qrels/`` and may be left out where there is only one.
+
+    What is left out, and what the judgements name but the folder lacks, is counted and logged.
+
+    Raises:
+        MmclError: there is no such folder, file or split; a line cannot be read; an id stands twice; or the judgements
+            fit none of the queries or of the documents.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise MmclError(
+            f"{folder}: no such folder; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
+        )
+    judged = _split_file(path, split)
+    documents, all_queries = _texts(path / "corpus.jsonl"), _texts(path / "queries.jsonl")
+    qrels = _judgements(judged)
+    corpus = {key: text for key, text in documents.items() if text}
+    queries = {key: all_queries[key] for key in qrels if all_queries.get(key)}
+    unknown = [document for grades in qrels.values() for document in grades if document not in documents]
+    strangers = [query for query in qrels if query not in all_queries]
+    beir = Beir(
+        name=f"{folder} ({judged.stem})",
+        corpus=corpus,
+        queries=queries,
+        qrels=qrels,
+        empty_documents=len(documents) - len(corpus),
+        empty_queries=len(qrels) - len(queries) - len(strangers),
+        unknown_documents=len(unknown),
+        unknown_queries=len(strangers),
+    )
+    total = sum(map(len, qrels.values()))
+    if not corpus or len(unknown) == total:
+        have = f"corpus.jsonl has ids such as '{next(iter(documents))}'"
+        raise MmclError(f"{judged}: none of its {total:,} judgements names a document with text; {have}")
+    if not queries:
+        have = f"queries.jsonl has ids such as '{next(iter(all_queries))}'"
+        raise MmclError(f"{judged}: none of its {len(qrels):,} queries has a text; {have}")
+    _say(beir, total, unknown, strangers)
+    return beir
+
+
+def _say(beir: Beir, judgements: int, unknown: list[str], strangers: list[str]) -> None:
+    if beir.empty_documents:
+        log.warning("%s: %d documents without text left out", beir.name, beir.empty_documents)
+    if beir.empty_queries:
+        log.warning("%s: %d judged queries without text left out", beir.name, beir.empty_queries)
+    if unknown:
+        log.warning(
+            "%s: %d of %d judgements name documents that corpus.jsonl lacks, such as '%s': counted as never found",
+            *(beir.name, len(unknown), judgements, unknown[0]),
+        )
+    if strangers:
+        log.warning(
+            "%s: %d of %d judged queries are not in queries.jsonl, such as '%s': left out",
+            *(beir.name, len(strangers), len(beir.qrels), strangers[0]),
+        )
+
+
+def _split_file(folder: Path, split: str | None) -> Path:
+    files = {file.stem: file for file in sorted((folder / "qrels").glob("*.tsv"))}
+    if not files:
+        raise MmclError(f"{folder / 'qrels'}: no judgements there; a BEIR folder has qrels/SPLIT.tsv, such as test.tsv")
+    if split is None and len(files) == 1:
+        return next(iter(files.values()))
+    if split is None:
+        raise MmclError(f"{folder}: it has the splits {', '.join(files)}; name one as split")
+    if split not in files:
+        raise MmclError(f"{folder}: no split '{split}'; it has {', '.join(files)}")
+    return files[split]
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, numbered from 1. Only line feeds end a line: text may hold the others."""
+    if not file.is_file():
+        raise MmclError(f"{file}: no such file; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv")
+    try:
+        with file.open(encoding="utf-8-sig", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise MmclError(f"{file}: not a UTF-8 file ({error}); save it as UTF-8") from error
+
+
+def _texts(file: Path) -> dict[str, str]:
+    """Id to title and text, as BEIR joins them."""
+    texts: dict[str, str] = {}
+    for number, line in _lines(file):
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise MmclError(f"{file}: line {number} is not JSON ({error})") from error
+        key = item.get("_id") if isinstance(item, dict) else None
+        if not isinstance(key, str | int):
+            raise MmclError(f"{file}: line {number} has no '_id'; it should be an object with _id and text")
+        if str(key) in texts:
+            raise MmclError(f"{file}: line {number}: the id '{key}' stands twice; ids must be unique")
+        texts[str(key)] = " ".join(filter(None, (_text(item, name, file, number) for name in ("title", "text"))))
+    if not texts:
+        raise MmclError(f"{file}: there are no rows")
+    return texts
+
+
+def _text(item: dict[str, Any], name: str, file: Path, number: int) -> str:
+    value = item.get(name)
+    if not isinstance(value, str | None):
+        raise MmclError(f"{file}: line {number}: '{name}' is a {type(value).__name__}, not text")
+    return (value or "").strip()
+
+
+def _judgements(file: Path) -> dict[str, dict[str, float]]:
+    qrels: dict[str, dict[str, float]] = {}
+    for number, line in _lines(file):
+        fields = line.split("\t")
+        grade = _grade(fields[2]) if len(fields) == 3 else None
+        if grade is None:
+            if number == 1:  # the header
+                continue
+            raise MmclError(f"{file}: line {number} is not query id, document id and grade, separated by tabs")
+        query, document = fields[0].strip(), fields[1].strip()
+        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise MmclError(f"{file}: line {number} judges document '{document}' for query '{query}' a second time")
+    if not qrels:
+        raise MmclError(f"{file}: there are no judgements")
+    return qrels
+
+
+def _grade(field: str) -> float | None:
+    try:
+        grade = float(field)
+    except ValueError:
+        return None
+    return grade if math.isfinite(grade) else None
