@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from mmcl.data.images import decode_many
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
+from mmcl.models.inputs import Options, first_of_equals, listed, modality_of, read_pictures
+from mmcl.models.quantize import RANGED, check_precision, quantize
+from mmcl.models.text_compute import TextCompute
+from mmcl.models.text_pipeline import CHUNK, Embedded, chunked, embed_chunks
 from mmcl.models.text_tower import TextTower
-from mmcl.runtime.errors import MmclError
+from mmcl.models.workers import embed_in_workers
+from mmcl.runtime.device import DTYPES, Devices, pick_devices, resolve_precision
+from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
 
 IMAGES_A_BATCH = 64
-TOKENS_A_BATCH = 8192
-TEXTS_TOKENIZED_AT_ONCE = 16_384
 
 
 class Encoder(nn.Module):
@@ -42,6 +46,9 @@ class Encoder(nn.Module):
         training_head: what stood between the embeddings and the loss in training only, as SimCSE's MLP; None without.
             It is no module of the encoder: it neither runs in ``encode`` nor is among the parameters or in the state.
     """
+
+    _compute = "float32"  # what encode computes in, see set_compute
+    _text: TextCompute | None = None  # what encode prepared of the text tower's weights
 
     def __init__(self, embedders: dict[str, Embedder], dim: int, name: str = "encoder") -> None:
         super().__init__()
@@ -86,6 +93,29 @@ class Encoder(nn.Module):
             raise MmclError(f"model '{self.name}' embeds {has} only, and cannot take {modality} input")
         return cast(Embedder, self.embedders[modality])
 
+    def set_compute(self, dtype: str = "auto") -> None:
+        """Have :meth:`encode` compute in another precision from now on; the weights themselves stay as they are.
+
+        Text towers get a copy of their weights, cast once and cast anew after these have changed; image towers run
+        under autocast. Softmax, normalisation and pooling are computed in float32.
+
+        Args:
+            dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device multiplies it natively.
+
+        Raises:
+            MmclError: it is none of these.
+        """
+        known = ("auto", "bfloat16", "float32")
+        if dtype not in known:
+            raise MmclError(f"encode cannot compute in '{dtype}'; {nearest(dtype, known)}")
+        self._compute = dtype
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As of every module; what :meth:`encode` had prepared of the weights is dropped, since they will change."""
+        if mode:
+            self._text = None
+        return super().train(mode)
+
     def encode(
         self,
         inputs: Any,
@@ -96,108 +126,220 @@ class Encoder(nn.Module):
         truncate_dim: int | None = None,
         prompt: str | None = None,
         show_progress: bool | None = None,
-    ) -> np.ndarray:
+        *,
+        return_truncated: bool = False,
+        devices: Devices | None = None,
+        calibration: Any = None,
+    ) -> Any:
         """Embed one input or a list of them.
+
+        Texts that are equal are computed once. A text's vector does not depend on the others: within 1e-5 in float32.
 
         Args:
             inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array or encoded bytes is an image;
-                or a list of these, mixed if both modalities are there.
+                or a list of these, mixed if both modalities are there. A text without words is one like any other.
             modality: ``text`` or ``image`` for all inputs, so that a str can name a picture's file; by type if absent.
             batch_size: inputs a forward pass; ``auto`` fills text batches up to a number of tokens.
             normalize: give every vector unit length.
-            precision: ``float32`` or ``float16``, of the result.
+            precision: ``float32``, ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary``, of the result; see
+                :func:`mmcl.models.quantize.quantize`.
             truncate_dim: keep the first so many dimensions (before normalising).
-            prompt: name of one of the model's prompts, put before every text.
+            prompt: name of one of the model's prompts, put before every text; the default one if absent; "" for none.
             show_progress: a bar on stderr; shown for a terminal if absent.
+            return_truncated: give as well which inputs were texts longer than the model reads.
+            devices: compute in other processes, each with a copy of the model: a device (``cuda:0``), a list of them
+                (``["cpu", "cpu"]``), or a number of processes on the CPU, which share its threads.
+            calibration: for ``int8`` and ``uint8``: (M, D) vectors, or inputs to encode, that give each dimension's
+                range; the encoded vectors themselves if absent.
 
         Returns:
-            (N, D) in the order of the inputs; (D,) for a single input; (0, D) for an empty list.
+            (N, D) in the order of the inputs; (D,) for a single input; (0, D) for an empty list. With
+            ``return_truncated`` a pair of this and (N,) bool, or one bool.
 
         Raises:
-            MmclError: an input is of no known kind, a picture cannot be read, or the model lacks the modality.
+            MmclError: an input is of no known kind, a picture cannot be read, the model lacks the modality, or a
+                worker process ended.
         """
-        if precision not in ("float32", "float16"):
-            raise MmclError(f"encode: precision '{precision}' is not known; use float32 or float16")
+        options = self._options(batch_size, normalize, truncate_dim, prompt, precision)
+        if calibration is not None and precision in RANGED:
+            calibration = self._calibration(calibration, options, modality)
+        items, single = listed(inputs)
+        kinds = [modality_of(item, place, modality) for place, item in enumerate(items)]
+        for kind in dict.fromkeys(kinds):
+            self.embedder(kind)
+        out = np.zeros((len(items), options.dim), "float16" if precision == "float16" else "float32")
+        cut = np.zeros(len(items), dtype=bool)
+        first, repeated, originals = first_of_equals(items)
+        with progress("encode", len(items), "inputs", show_progress if len(items) > 256 else False) as advance:
+            for places, embedded in self._embedded(items, kinds, first, options, self._elsewhere(devices), advance):
+                out[places], cut[places] = embedded
+        out[repeated], cut[repeated] = out[originals], cut[originals]
+        self._report_cut(int(cut.sum()), kinds.count("text"))
+        vectors = quantize(out, precision, calibration)
+        if return_truncated:
+            return (vectors[0], bool(cut[0])) if single else (vectors, cut)
+        return vectors[0] if single else vectors
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int | str = "auto",
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        devices: Devices | None = None,
+        calibration: Any = None,
+        chunk: int = CHUNK,
+    ) -> Iterator[np.ndarray]:
+        """Embed any number of texts in the memory of a few thousand.
+
+        Args:
+            texts: read one chunk ahead of the one computed. What its iterator raises comes after the vectors of the
+                whole chunks before.
+            batch_size: as for :meth:`encode`, as are the following.
+            normalize: see there.
+            precision: see there; ``int8`` and ``uint8`` need ``calibration``, since ranges have to hold for all chunks.
+            truncate_dim: see there.
+            prompt: see there.
+            devices: see there.
+            calibration: see there.
+            chunk: texts that are tokenized, sorted by length and given out together.
+
+        Yields:
+            (n, D) in the order of the texts, n = ``chunk`` but for the last.
+
+        Raises:
+            MmclError: as :meth:`encode`; or an item is no text.
+        """
+        options = self._options(batch_size, normalize, truncate_dim, prompt, precision)
+        self.embedder("text")
+        if isinstance(texts, str):
+            raise MmclError("encode_stream: got one text; give an iterable of them, or use encode")
+        if chunk < 1:
+            raise MmclError(f"encode_stream: chunk is {chunk}; it must be 1 or more")
+        if precision in RANGED:
+            if calibration is None:
+                raise MmclError(f"encode_stream: precision '{precision}' needs calibration= vectors or texts")
+            calibration = self._calibration(calibration, options, "text")
+        return self._stream(chunked(texts, chunk), options, self._elsewhere(devices), precision, calibration)
+
+    def _stream(
+        self,
+        chunks: Iterator[list[str]],
+        options: Options,
+        devices: list[torch.device],
+        precision: str,
+        calibration: np.ndarray | None,
+    ) -> Iterator[np.ndarray]:
+        count = cut = 0
+        try:
+            with self._evaluating():
+                parts = embed_in_workers(self, chunks, devices, options) if devices else self._texts(chunks, options)
+                for part in parts:
+                    count, cut = count + len(part.cut), cut + int(part.cut.sum())
+                    yield quantize(part.vectors, precision, calibration)
+        finally:
+            self._report_cut(cut, count)
+
+    def _options(
+        self, batch_size: int | str, normalize: bool, truncate_dim: int | None, prompt: str | None, precision: str
+    ) -> Options:
+        check_precision(precision)
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
             raise MmclError(f"encode: truncate_dim {truncate_dim} must be between 1 and the model's {self.dim}")
         if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
             raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
-        single = isinstance(inputs, (str, bytes, Path, Image.Image)) or (
-            isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim in (2, 3)
-        )
-        if not single and not isinstance(inputs, Iterable):
-            raise MmclError(f"encode: got a {type(inputs).__name__}; give a text, an image or a list of them")
-        items = [inputs] if single else list(inputs)
-        kinds = [_modality_of(item, position, modality) for position, item in enumerate(items)]
-        out = np.zeros((len(items), truncate_dim or self.dim), dtype=precision)
-        training = self.training
-        self.eval()
-        try:
-            with progress("encode", len(items), "inputs", show_progress if len(items) > 256 else False) as advance:
-                for kind in dict.fromkeys(kinds):
-                    places = np.array([place for place, other in enumerate(kinds) if other == kind])
-                    for where, batch in self._batches([items[place] for place in places], kind, batch_size, prompt):
-                        vectors = self._forward(self.embedder(kind), batch, normalize, truncate_dim)
-                        copies = [len(equal) for equal in where]
-                        out[places[np.concatenate(where)]] = np.repeat(vectors, copies, axis=0)
-                        advance(sum(copies))
-        finally:
-            self.train(training)
-        return out[0] if single else out
+        size = None if isinstance(batch_size, str) else batch_size
+        return Options(size, normalize, truncate_dim or self.dim, prompt, resolve_precision(self._compute, self.device))
 
-    def _batches(
-        self, items: Sequence[Any], kind: str, batch_size: int | str, prompt: str | None
-    ) -> Iterator[tuple[list[list[int]], dict[str, Tensor]]]:
-        """Inputs of one forward pass after the other, and the positions in ``items`` that each of their rows is for."""
-        if kind == "image":
-            return self._image_batches(items, batch_size)
-        return self._text_batches(items, batch_size, prompt)
+    def _calibration(self, calibration: Any, options: Options, modality: str | None) -> np.ndarray:
+        if isinstance(calibration, np.ndarray) and calibration.dtype.kind == "f":
+            return calibration
+        vectors: np.ndarray = self.encode(
+            calibration,
+            modality=modality,
+            normalize=options.normalize,
+            truncate_dim=options.dim,
+            prompt=options.prompt,
+            show_progress=False,
+        )
+        return vectors
+
+    def _elsewhere(self, devices: Devices | None) -> list[torch.device]:
+        """The devices of worker processes; none where this process will do."""
+        chosen = [] if devices is None else pick_devices(devices)
+        return [] if chosen == [self.device] else chosen
+
+    def _embedded(
+        self,
+        items: Sequence[Any],
+        kinds: Sequence[str],
+        wanted: Sequence[int],
+        options: Options,
+        devices: list[torch.device],
+        advance: Callable[[int], object],
+    ) -> Iterator[tuple[np.ndarray, Embedded]]:
+        """Some of the ``wanted`` places in ``items`` after the other, with what is embedded of them."""
+        with self._evaluating():
+            for kind in dict.fromkeys(kinds):
+                places = np.array([place for place in wanted if kinds[place] == kind])
+                mine = [items[place] for place in places]
+                parts: Iterable[Embedded]
+                if devices:
+                    size = max(1, min(CHUNK, -(-len(mine) // (4 * len(devices)))))
+                    parts = embed_in_workers(self, chunked(mine, size), devices, options, kind)
+                elif kind == "text":
+                    parts = self._texts(chunked(mine, CHUNK), options, advance)
+                else:
+                    parts = self._images(mine, options)
+                start = 0
+                for part in parts:
+                    end = start + len(part.cut)
+                    yield places[start:end], part
+                    if devices or kind == "image":
+                        advance(end - start)
+                    start = end
+
+    def _texts(
+        self, chunks: Iterable[Sequence[str]], options: Options, advance: Callable[[int], object] = lambda count: None
+    ) -> Iterator[Embedded]:
+        embedder, dtype = self.embedder("text"), DTYPES[options.compute]
+        if self._text is None or not self._text.suits(embedder, dtype):
+            self._text = TextCompute(embedder, dtype)
+        finish = partial(_finish, options=options)
+        return embed_chunks(
+            self._text, chunks, options.prompt, texts_a_batch=options.batch_size, finish=finish, advance=advance
+        )
 
     @torch.inference_mode()
-    def _forward(
-        self, embedder: Embedder, batch: dict[str, Tensor], normalize: bool, truncate_dim: int | None
-    ) -> np.ndarray:
-        vectors = embedder(**{key: value.to(self.device) for key, value in batch.items()}).float()[:, :truncate_dim]
-        return (F.normalize(vectors, dim=1) if normalize else vectors).cpu().numpy()
+    def _images(self, images: Sequence[Any], options: Options) -> Iterator[Embedded]:
+        embedder = self.embedder("image")
+        tower = cast(ImageTower, embedder.tower)
+        dtype = DTYPES[options.compute]
+        size = options.batch_size or IMAGES_A_BATCH
+        for number, chunk in enumerate(chunked(images, size)):
+            pixels = torch.from_numpy(read_pictures(chunk, tower, number * size))
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                vectors = embedder(pixels=pixels.to(self.device))
+            yield Embedded(_finish(vectors, options), np.zeros(len(chunk), dtype=bool))
 
-    def _image_batches(
-        self, images: Sequence[Any], batch_size: int | str
-    ) -> Iterator[tuple[list[list[int]], dict[str, Tensor]]]:
-        tower = cast(ImageTower, self.embedder("image").tower)
-        step = IMAGES_A_BATCH if batch_size == "auto" else int(batch_size)
-        for start in range(0, len(images), step):
-            chunk = [_as_picture(image) for image in images[start : start + step]]
-            pixels, errors = decode_many(chunk, tower.size, tower.resize)
-            if errors:
-                position, reason = next(iter(errors.items()))
-                what = images[start + position]
-                shown = what if isinstance(what, (str, Path)) else f"input {start + position}"
-                raise MmclError(f"{shown}: not a readable image ({reason})")
-            yield [[start + offset] for offset in range(len(chunk))], {"pixels": torch.from_numpy(pixels)}
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            yield
+        finally:
+            if training:
+                self.train()
 
-    def _text_batches(
-        self, texts: Sequence[str], batch_size: int | str, prompt: str | None
-    ) -> Iterator[tuple[list[list[int]], dict[str, Tensor]]]:
-        """Each distinct text once, in batches of similar length, so that little is spent on padding."""
-        tower = cast(TextTower, self.embedder("text").tower)
-        places: dict[str, list[int]] = {}
-        for position, text in enumerate(texts):
-            places.setdefault(text, []).append(position)
-        distinct, cut = list(places), 0
-        for begin in range(0, len(distinct), TEXTS_TOKENIZED_AT_ONCE):
-            chunk = distinct[begin : begin + TEXTS_TOKENIZED_AT_ONCE]
-            tokens, longer = tower.tokenize(chunk, prompt)
-            cut += longer
-            order = sorted(range(len(chunk)), key=lambda i: len(tokens[i]), reverse=True)
-            start = 0
-            while start < len(order):
-                longest = max(1, len(tokens[order[start]]))
-                step = max(1, TOKENS_A_BATCH // longest) if batch_size == "auto" else int(batch_size)
-                taken = order[start : start + step]
-                yield [places[chunk[i]] for i in taken], tower.collate([tokens[i] for i in taken])
-                start += step
+    def _report_cut(self, cut: int, count: int) -> None:
         if cut:
-            log.warning("%d of %d texts were cut at %d tokens", cut, len(distinct), tower.max_tokens)
+            limit = cast(TextTower, self.embedder("text").tower).max_tokens
+            log.warning("%d of %d texts were cut at %d tokens", cut, count, limit)
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced whole.
@@ -213,16 +355,6 @@ class Encoder(nn.Module):
         return save(self, Path(folder))
 
 
-def _modality_of(item: Any, position: int, wanted: str | None) -> str:
-    if wanted not in (None, "image", "text"):
-        raise MmclError(f"encode: modality '{wanted}' is not known; use image or text")
-    if isinstance(item, str):
-        return wanted or "text"
-    if isinstance(item, (bytes, Path, Image.Image, np.ndarray)) and wanted != "text":
-        return "image"
-    kind = type(item).__name__
-    raise MmclError(f"encode: input {position} is a {kind}; text is a str, an image a Path, PIL image, array or bytes")
-
-
-def _as_picture(item: Any) -> Any:
-    return Path(item) if isinstance(item, str) else item
+def _finish(embeddings: Tensor, options: Options) -> np.ndarray:
+    vectors = embeddings.float()[:, : options.dim]
+    return (F.normalize(vectors, dim=1) if options.normalize else vectors).cpu().numpy()

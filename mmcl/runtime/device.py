@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mmcl.runtime.errors import MmclError
+
+Devices = str | int | Sequence[str]
+"""A device, several of them (one may be there more than once), or a number of processes on the CPU."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,6 +36,20 @@ def pick_device(name: str = "auto") -> torch.device:
     if not available.get(device.type, False):
         raise MmclError(f"device '{name}' is not on this machine; use 'auto' to take what there is")
     return device
+
+
+def pick_devices(devices: Devices) -> list[torch.device]:
+    """A device for each of several processes.
+
+    Raises:
+        MmclError: one of them is not here, or there are none.
+    """
+    if isinstance(devices, int):
+        devices = ["cpu"] * devices
+    names = [devices] if isinstance(devices, str) else list(devices)
+    if not names:
+        raise MmclError("devices: name a device, several, or give a number of processes from 1 up")
+    return [pick_device(str(name)) for name in names]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
