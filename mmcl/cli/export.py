@@ -25,6 +25,6 @@ def export(
         "open-clip": f'open_clip.create_model_and_transforms("local-dir:{folder}")',
         "transformers": f'AutoModel.from_pretrained("{folder}")',
         "sentence-transformers": f'SentenceTransformer("{folder}")',
-        "onnx": f'onnxruntime.InferenceSession("{folder}/model.onnx")',
+        "onnx": f'mmcl.load("{folder}", backend="onnx")',
     }
     print(f"{folder}: opens by {opened[to]}")

@@ -11,6 +11,8 @@ from mmcl.models.text_tower import TextTower
 if TYPE_CHECKING:
     from mmcl.models.encoder import Encoder
 
+TRAINING_HEAD = "training_head.safetensors"
+
 
 def model_card(encoder: Encoder) -> str:
     """Markdown with the metadata block that model hubs read."""
@@ -39,7 +41,7 @@ def model_card(encoder: Encoder) -> str:
         if encoder.training_head is not None:
             lines += [
                 "",
-                "`training_head.safetensors` stood before the loss in training; it takes no part in encoding.",
+                f"`{TRAINING_HEAD}` stood before the loss in training; encoding does without it.",
             ]
     for title, values in encoder.card.items():
         lines += ["", f"## {title.capitalize()}", "", *_table(values)]

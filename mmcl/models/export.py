@@ -34,8 +34,8 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     Args:
         encoder: to be exported.
         to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
-            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``) or ``onnx`` (any ONNX
-            runtime; needs the extra ``mmcl[onnx]``).
+            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``) or ``onnx`` (a model
+            folder with the text tower's graph, for ``mmcl.load(folder, backend="onnx")``; needs ``mmcl[onnx]``).
         folder: to be written; it has to be new or empty. An earlier export is not told from another model's folder,
             which may be the only copy there is.
 
@@ -218,6 +218,6 @@ def _to_sentence_transformers(encoder: Encoder, folder: Path) -> None:
 
 
 def _to_onnx(encoder: Encoder, folder: Path) -> None:
-    from mmcl.models.backends import export_onnx
+    from mmcl.models.onnx_graph import export_onnx
 
     export_onnx(encoder, folder)

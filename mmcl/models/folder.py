@@ -11,7 +11,7 @@ import torch
 import mmcl
 from mmcl.models import open_clip_models, transformers_clip
 from mmcl.models import sentence_transformers_writer as writer
-from mmcl.models.card import model_card
+from mmcl.models.card import TRAINING_HEAD, model_card
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
@@ -30,7 +30,7 @@ log = logging.getLogger("mmcl")
 # 2: towers of whole CLIP models, described by their configs. 3: heads of any dense layers, training heads, prompts
 # left out of the pooling. All earlier ones are read.
 FORMAT_VERSION = 3
-DESCRIPTION, WEIGHTS, TRAINING_HEAD = "mmcl.json", "model.safetensors", "training_head.safetensors"
+DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 
 def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "auto", backend: str = "torch") -> Encoder:
@@ -67,8 +67,7 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "aut
     else:
         encoder = _load_folder(text)
     encoder = encoder.to(pick_device(str(device))).eval()
-    if hasattr(encoder, "set_compute"):
-        encoder.set_compute(dtype)
+    encoder.set_compute(dtype)
     if backend == "torch":
         return encoder
     from mmcl.models.backends import open_backend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ import torch
 import transformers
 
 import mmcl
-from mmcl.config.model import HeadConfig, TokenizerConfig
+from mmcl.config.model import TokenizerConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Dense, Head
-from mmcl.models.sentence_transformers import read_settings
 from mmcl.models.text_tower import TextTower
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
@@ -49,23 +49,36 @@ def library():
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Folders of transformers with tiny models of several kinds, and one whose tokenizer pads on the left."""
+    """Folders of transformers with tiny models of several kinds; the decoder's tokenizer pads on the left."""
     folders = {}
-    tokenizer = train_tokenizer(CORPUS, TokenizerConfig(vocab_size=40, lowercase=False), 10**6)
+    pieces = train_tokenizer(CORPUS, TokenizerConfig(vocab_size=40, lowercase=False), 10**6)
     for kind, (name, settings) in KINDS.items():
         torch.manual_seed(0)
+        tokenizer = byte_pairs() if kind == "qwen2" else pieces
         config = getattr(transformers, f"{name}Config")(
-            **SMALL, **settings, vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=3
+            **SMALL, **settings, vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=0, eos_token_id=0
         )
         net = getattr(transformers, f"{name}Model")(config)
         with torch.no_grad():
             for parameter in net.parameters():  # biases and gains start at 0 and 1, which would hide their loss
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        tokenizer.padding_side = "left" if kind == "qwen2" else "right"
         folders[kind] = tmp_path_factory.mktemp(kind)
         net.save_pretrained(folders[kind])
         tokenizer.save_pretrained(folders[kind])
     return folders
+
+
+def byte_pairs():
+    """A tokenizer as embedding models made of decoders have it: no token before the text, one behind it."""
+    from tokenizers import ByteLevelBPETokenizer, processors
+
+    end = "<|endoftext|>"
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(CORPUS, vocab_size=280, special_tokens=[end])
+    trained.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 0)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, pad_token=end, eos_token=end, padding_side="left"
+    )
 
 
 def theirs(library, folder, **options):
@@ -118,6 +131,7 @@ def test_what_they_save_opens_here_and_goes_back(library, plain, tmp_path, kind,
     model.save(str(tmp_path / "theirs"))
     encoder = mmcl.load(tmp_path / "theirs")
     assert encoder.embedder("text").tower.pooling == pooling
+    assert model.tokenizer.padding_side == ("left" if kind == "qwen2" else "right")
     same(encoder.encode(TEXTS), expected)
     encoder.save(tmp_path / "ours")
     same(theirs(library, tmp_path / "ours").encode(TEXTS), expected)
@@ -139,6 +153,7 @@ def test_every_setting_survives_both_ways(library, plain, tmp_path, kind, includ
         default_prompt_name="query",
     )
     model.save(str(tmp_path / "theirs"))
+    model = theirs(library, tmp_path / "theirs")  # which forgets to fold case for some tokenizers
     encoder = mmcl.load(tmp_path / "theirs")
     encoder.save(tmp_path / "ours")
     for opened in (encoder, mmcl.load(tmp_path / "ours")):
@@ -188,3 +203,185 @@ def test_real_weights_both_ways(library, tmp_path):
     same(encoder.encode(texts), expected)
     encoder.save(tmp_path / "ours")
     same(theirs(library, tmp_path / "ours").encode(texts), expected)
+
+
+def write(path: Path, values):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(json.dumps(values))
+
+
+def module(kind, path, package="sentence_transformers.models"):
+    return {"idx": 0, "name": kind, "path": path, "type": f"{package}.{kind}"}
+
+
+def first_generation(source, folder):
+    """A module for the architecture in a folder of its own, flags, and a version alone for the whole."""
+    write(folder / "modules.json", [module("RoBERTa", "0_RoBERTa"), module("Pooling", "1_Pooling")])
+    write(folder / "config.json", {"__version__": "0.2.5"})
+    shutil.copytree(source, folder / "0_RoBERTa")
+    write(folder / "0_RoBERTa" / "sentence_roberta_config.json", {"max_seq_length": 9, "do_lower_case": True})
+    write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, "pooling_mode_max_tokens": True})
+
+
+def second_generation(source, folder):
+    """A transformer in ``0_Transformer/``, several flags, dense weights in a pickle of tensors, a dropout."""
+    parts = [("Transformer", "0_Transformer"), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Dropout", "3_Dropout")]
+    write(folder / "modules.json", [module(*part) for part in parts])
+    write(folder / "config_sentence_transformers.json", {"__version__": {"sentence_transformers": "2.0.0"}})
+    shutil.copytree(source, folder / "0_Transformer")
+    write(folder / "0_Transformer" / "sentence_bert_config.json", {"max_seq_length": 9, "do_lower_case": True})
+    flags = {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}
+    write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 16, **flags})
+    tanh = "torch.nn.modules.activation.Tanh"
+    dense = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": tanh}
+    write(folder / "2_Dense" / "config.json", dense)
+    torch.manual_seed(2)
+    state = {"linear.weight": torch.randn(8, 32), "linear.bias": torch.randn(8)}
+    torch.save(state, folder / "2_Dense" / "pytorch_model.bin")
+    write(folder / "3_Dropout" / "config.json", {"dropout": 0.5})
+
+
+def newest_generation(source, folder):
+    """Packages with other names, one name of the pooling, the limit where the tokenizer is."""
+    shutil.copytree(source, folder)
+    base, own = "sentence_transformers.base.modules", "sentence_transformers.sentence_transformer.modules"
+    kinds = [
+        module("Transformer", "", f"{base}.transformer"),
+        module("Pooling", "1_Pooling", f"{own}.pooling"),
+        module("Normalize", "2_Normalize", f"{base}.normalize"),
+    ]
+    write(folder / "modules.json", kinds)
+    write(
+        folder / "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction",
+            "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            "module_output_name": "token_embeddings",
+        },
+    )
+    write(folder / "1_Pooling" / "config.json", {"embedding_dimension": 16, "pooling_mode": "lasttoken"})
+    write(folder / "2_Normalize" / "config.json", {"module_input_name": "sentence_embedding"})
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    write(folder / "tokenizer_config.json", tokenizer | {"model_max_length": 9})
+
+
+@pytest.mark.parametrize("generation", [first_generation, second_generation, newest_generation])
+def test_every_generation_opens(library, plain, tmp_path, generation):
+    generation(plain["roberta"], tmp_path / "old")
+    if generation is first_generation:  # whose names the library itself has forgotten
+        shutil.copytree(tmp_path / "old", tmp_path / "today")
+        modules = [module("Transformer", "0_RoBERTa"), module("Pooling", "1_Pooling")]
+        write(tmp_path / "today" / "modules.json", modules)
+    model = theirs(library, tmp_path / ("today" if generation is first_generation else "old"))
+    encoder = mmcl.load(tmp_path / "old")
+    assert encoder.embedder("text").tower.max_tokens == model.max_seq_length == 9
+    same(encoder.encode(TEXTS), unit(model.encode(TEXTS)))
+
+
+def test_a_plain_language_model_tells_of_a_text_in_its_last_state(library, plain, tmp_path):
+    net = transformers.Qwen2ForCausalLM(transformers.AutoConfig.from_pretrained(plain["qwen2"]))
+    shutil.copytree(plain["qwen2"], tmp_path / "plain")
+    net.save_pretrained(tmp_path / "plain")
+    encoder = mmcl.load(tmp_path / "plain")
+    assert encoder.embedder("text").tower.pooling == "last"
+    texts = TEXTS[:3]
+    same(encoder.encode(texts), unit(theirs(library, tmp_path / "plain").encode(texts)))
+
+
+@pytest.fixture
+def folder(plain, tmp_path):
+    """A good folder, with a dense layer, for the tests to break."""
+    made_here(plain["bert"], "mean", [Dense(8)]).save(tmp_path / "model")
+    (tmp_path / "model" / "mmcl.json").unlink()
+    return tmp_path / "model"
+
+
+def refusal(folder):
+    with pytest.raises(MmclError) as caught:
+        mmcl.load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("sentence_transformers.models.LayerNorm", "its module 'LayerNorm' is not supported"),
+        ("sentence_transformers.models.WordEmbeddings", "its module 'WordEmbeddings' is not supported"),
+        ("sentence_transformers.models.StaticEmbedding", "its module 'StaticEmbedding' is not supported"),
+        ("sentence_transformers.models.CLIPModel", "its module 'CLIPModel' is not supported"),
+        ("custom_code.Dense", "'custom_code.Dense' is code of its own"),
+        ("sentence_transformers.models.Pooling", "its modules are Transformer, Pooling, Pooling"),
+    ],
+)
+def test_modules_that_cannot_be_read_are_named(folder, kind, message):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2]["type"] = kind
+    write(folder / "modules.json", modules)
+    assert message in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("modules.json", None, "not a list of modules"),
+        ("2_Dense/config.json", {"in_features": 12}, "reads 12 features, but the pooling gives 16"),
+        ("2_Dense/config.json", {"out_features": 9}, "bias 8, weight 8×16, but its config.json describes bias 9"),
+        ("2_Dense/config.json", {"activation_function": "os.system"}, "activation 'os.system' is not supported"),
+        ("2_Dense/config.json", {"use_residual": True}, "residual"),
+        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "works on 'token_embeddings'"),
+        ("2_Dense/config.json", {"in_features": "many"}, "damaged"),
+        ("1_Pooling/config.json", {"pooling_mode": "attention"}, "pooling 'attention' is not supported"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "SparseEncoder"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "nobody"}, "default prompt 'nobody'"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "does fill-mask"),
+        ("config.json", {"vocab_size": 7}, ""),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_the_reason(folder, file, change, message):
+    values = json.loads((folder / file).read_text())
+    write(folder / file, {} if change is None else values | change)
+    assert message in refusal(folder)
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    def without(*names):
+        copy = tmp_path / f"without_{names[0].replace('/', '_')}"
+        shutil.copytree(folder, copy)
+        for name in names:
+            (copy / name).unlink()
+        return refusal(copy)
+
+    assert "tokenizer" in without("tokenizer.json")
+    assert "tokenizer" in without("tokenizer_config.json", "tokenizer.json")
+    assert "model.safetensors" in without("model.safetensors")
+    assert "weights are missing" in without("2_Dense/model.safetensors")
+    assert "config.json" in without("config.json")
+
+
+def test_paths_stay_within_the_folder_and_pickles_hold_tensors_alone(folder):
+    modules = json.loads((folder / "modules.json").read_text())
+    write(folder / "modules.json", [modules[0] | {"path": "../elsewhere"}, *modules[1:]])
+    assert "leads out of the folder" in refusal(folder)
+    write(folder / "modules.json", modules)
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    torch.save({"linear.weight": Path("anything but a tensor")}, folder / "2_Dense" / "pytorch_model.bin")
+    assert "damaged" in refusal(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    train_tokenizer([*CORPUS, "zebras vex quick jumping foxes"], TokenizerConfig(vocab_size=90), 20).save_pretrained(
+        folder
+    )
+    assert "do not belong together" in refusal(folder)
+
+
+def test_what_a_folder_asks_for_that_encode_has_to_be_told_is_said(folder, caplog):
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    write(folder / "config_sentence_transformers.json", settings | {"truncate_dim": 4, "similarity_fn_name": "dot"})
+    modules = json.loads((folder / "modules.json").read_text())
+    write(folder / "modules.json", modules[:-1])
+    mmcl.load(folder)
+    assert "encode(truncate_dim=...)" in caplog.text
+    assert "compared by dot: encode(normalize=False)" in caplog.text
