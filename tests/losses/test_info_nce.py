@@ -1,4 +1,4 @@
-"""InfoNCE against open_clip's loss, and against the equation written out in float64."""
+"""InfoNCE against the losses of open_clip and sentence-transformers, and the equation written out in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.losses import batch_accuracy, info_nce
+from mmcl.losses import Guide, batch_accuracy, info_nce
 
 
 def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=True, similarity="cosine", smooth=0.0):
@@ -99,6 +99,138 @@ def test_equals_the_equation_in_float64(n, m, d, columns, masked, symmetric, sim
     assert got.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
+def everything(q, k, tau, ids, key_ids, negatives, negative_ids, owner, weight, guide, symmetric):
+    """As `reference`, with all rules about who is a candidate, and how much it counts."""
+
+    def cosine(a, b):
+        return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+
+    seen_q, seen_k, seen_n, margin = guide
+    total = 0.0
+    for i in range(len(q)):
+        positive = math.exp(cosine(q[i], k[i]) / tau)
+        limit = cosine(seen_q[i], seen_k[i]) - margin
+        there = back = positive
+        for j in set(range(len(q))) - {i}:
+            if not np.any(ids[i] == key_ids[j]) and not cosine(seen_q[i], seen_k[j]) > limit:
+                there += math.exp(cosine(q[i], k[j]) / tau)
+            if not np.any(key_ids[i] == ids[j]) and not cosine(seen_k[i], seen_q[j]) > limit:
+                back += math.exp(cosine(k[i], q[j]) / tau)
+        for m in range(len(negatives)):
+            if not np.any(ids[i] == negative_ids[m]) and not cosine(seen_q[i], seen_n[m]) > limit:
+                there += (weight if owner[m] == i else 1.0) * math.exp(cosine(q[i], negatives[m]) / tau)
+        loss = -math.log(positive / there)
+        total += (loss - math.log(positive / back)) / 2 if symmetric else loss
+    return total / len(q)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 8),
+    repeats=st.integers(1, 3),
+    weight=st.sampled_from([0.25, 1.0, 3.0]),
+    margin=st.sampled_from([-0.2, 0.0, 0.3]),
+    symmetric=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_hard_negatives_identities_of_keys_and_guide_as_the_equation_says(n, repeats, weight, margin, symmetric, seed):
+    rng = np.random.default_rng(seed)
+    q, k, extra = rng.normal(size=(n, 5)), rng.normal(size=(n, 5)), rng.normal(size=(repeats * n, 5))
+    ids, key_ids, negative_ids = (rng.integers(0, 30, size=(len(x), 3)) for x in (q, k, extra))
+    owner = rng.permutation(np.tile(np.arange(n), repeats))
+    seen = rng.normal(size=(n, 4)), rng.normal(size=(n, 4)), rng.normal(size=(repeats * n, 4))
+    expected = everything(q, k, 0.5, ids, key_ids, extra, negative_ids, owner, weight, (*seen, margin), symmetric)
+    got = info_nce(
+        torch.tensor(q),
+        torch.tensor(k),
+        0.5,
+        ids=torch.tensor(ids),
+        key_ids=torch.tensor(key_ids),
+        negatives=torch.tensor(extra),
+        negative_ids=torch.tensor(negative_ids),
+        negative_owner=torch.tensor(owner),
+        own_weight=weight,
+        guide=Guide(*map(torch.tensor, seen), margin),
+        symmetric=symmetric,
+    )
+    assert got.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_one_direction_equals_sentence_transformers_ranking_loss(columns):
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+    torch.manual_seed(6)
+    columns = torch.randn(columns, 16, 8).unbind()
+    theirs = MultipleNegativesRankingLoss(None, scale=20.0).compute_loss_from_embeddings(list(columns), None)
+    negatives = torch.cat(columns[2:]) if columns[2:] else None
+    torch.testing.assert_close(info_nce(*columns[:2], 0.05, negatives=negatives, symmetric=False), theirs)
+
+
+def test_hard_negatives_count_as_in_simcse_s_code():
+    """There a weight, the logarithm of the paper's α, is added to the logit of each row's own hard negative."""
+    torch.manual_seed(7)
+    n, weight, tau = 9, 0.7, 0.05
+    anchor, positive, hard = torch.randn(3, n, 6, dtype=torch.float64).unbind()
+    cosines = [F.cosine_similarity(anchor[:, None], keys[None], dim=-1) / tau for keys in (positive, hard)]
+    logits = torch.cat([cosines[0], cosines[1] + weight * torch.eye(n)], dim=1)
+    expected = F.cross_entropy(logits, torch.arange(n))
+    options = {"negatives": hard, "negative_owner": torch.arange(n), "own_weight": math.exp(weight)}
+    torch.testing.assert_close(info_nce(anchor, positive, tau, symmetric=False, **options), expected)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+@pytest.mark.parametrize("hard", [False, True])
+def test_guide_masks_what_sentence_transformers_gist_masks(hard, margin):
+    """Theirs also compares anchors with anchors and positives with positives, which can be turned off."""
+    from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
+
+    theirs = GISTEmbedLoss.__new__(GISTEmbedLoss)  # past the check that the models have tokenizers
+    torch.nn.Module.__init__(theirs)
+    theirs.model = lambda features: {"sentence_embedding": features["model"]}
+    theirs.guide = lambda features: {"sentence_embedding": features["guide"]}
+    settings = {"temperature": 0.1, "margin": margin, "margin_strategy": "absolute", "must_retokenize": False}
+    settings |= {"contrast_anchors": False, "contrast_positives": False, "gather_across_devices": False}
+    settings |= {"similarity_fct": torch.nn.CosineSimilarity(-1), "cross_entropy_loss": torch.nn.CrossEntropyLoss()}
+    vars(theirs).update(settings)
+    torch.manual_seed(8)
+    seen = torch.randn(3, 12, 3).unbind()[: 3 if hard else 2]  # in few dimensions many are close
+    vectors = torch.randn(3, 12, 6).unbind()[: 3 if hard else 2]
+    expected = theirs([{"model": x, "guide": y} for x, y in zip(vectors, seen, strict=True)], None)
+    guide = Guide(seen[0], seen[1], seen[2] if hard else None, margin)
+    options = {"negatives": vectors[2]} if hard else {}
+    got = info_nce(vectors[0], vectors[1], 0.1, guide=guide, symmetric=False, **options)
+    torch.testing.assert_close(got, expected)
+    assert abs(got - info_nce(vectors[0], vectors[1], 0.1, symmetric=False, **options)) > 0.05
+
+
+def test_crossed_identities_keep_apart_all_that_shares_a_text():
+    torch.manual_seed(9)
+    a, p, n = torch.tensor([0, 1, 2, 0]), torch.tensor([5, 0, 6, 7]), torch.tensor([5, 8, 9, 1])
+    anchor, positive, hard = torch.randn(3, 4, 6, dtype=torch.float64).unbind()
+    s, t = (F.cosine_similarity(anchor[:, None], keys[None], dim=-1).div(0.1).exp() for keys in (positive, hard))
+    # Row 0 shares its anchor with row 3, and it is the positive of row 1; its positive is its own hard negative.
+    # Row 1 has as its positive the anchors of rows 0 and 3; and its anchor is the hard negative of row 3.
+    sums = [
+        s[0, 0] + s[0, 2] + t[0, 1] + t[0, 2] + t[0, 3],
+        s[1, 1] + s[1, 2] + t[1, 0] + t[1, 1] + t[1, 2],
+        s[2].sum() + t[2].sum(),
+        s[3, 2] + s[3, 3] + t[3].sum(),
+    ]
+    expected = -(s.diagonal() / torch.stack(sums)).log().mean()
+    got = info_nce(
+        anchor,
+        positive,
+        0.1,
+        ids=torch.stack([a, a, p, p], 1),
+        key_ids=torch.stack([a, p, a, p], 1),
+        negatives=hard,
+        negative_ids=n[:, None].expand(-1, 4),
+        symmetric=False,
+    )
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("smooth", [0.0, 0.2])
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 def test_gradients_of_every_argument_in_float64(similarity, smooth):
@@ -166,6 +298,16 @@ def test_shapes_that_do_not_fit_are_named():
         info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 5))
     with pytest.raises(ValueError, match="go with ids"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 4), negative_ids=torch.zeros(2))
+    three = torch.randn(3, 4)
+    for wrong, told in [
+        ({"key_ids": torch.zeros(3)}, "key_ids go with ids"),
+        ({"negatives": three, "negative_owner": torch.zeros(2)}, "one row number for each"),
+        ({"own_weight": 0.0}, "own_weight must be"),
+        ({"guide": Guide(three[:2], three[:2])}, "the guide embeds 2 rows of 3"),
+        ({"guide": Guide(three, three, three)}, "guide.negatives go with negatives"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            info_nce(three, three, **wrong)
     with pytest.raises(ValueError, match="label_smoothing must be"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), label_smoothing=1.0)
     with pytest.raises(ValueError, match="similarity must be"):

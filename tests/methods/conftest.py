@@ -1,4 +1,4 @@
-"""An encoder small enough to be looked through, and batches for it."""
+"""Encoders small enough to be looked through, and batches for them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmcl.config.model import HeadConfig
+from mmcl.config.model import HeadConfig, TextTowerConfig
+from mmcl.data.identity import stable_hash
 from mmcl.methods import Batch
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
+from mmcl.models.text_tower import TextTower
 
 
 class Tower(nn.Linear):
@@ -44,3 +46,57 @@ def batch():
     inputs |= {f"teacher_{role}": {"features": torch.randn(8, 6)} for role in ("image", "text")}
     text_ids = torch.where(ids == 5, 2, ids)
     return Batch(inputs, torch.stack([ids, text_ids], dim=1), seeds=ids, rows=ids)
+
+
+WORDS = ["a", "the", "two", "dogs", "cat", "bird", "runs", "sleeps", "sings", "on", "in", "beach", "house", "tree"]
+WORDS += ["red", "old"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A word a token, with a token to mask by."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+
+
+@pytest.fixture
+def make_text_encoder(tokenizer):
+    """A transformer on its own tokens; every call gives the same weights."""
+
+    def make(dropout=0.0, dim=6, width=8, frozen=False):
+        torch.manual_seed(2)
+        config = TextTowerConfig(layers=2, width=width, heads=2, dropout=dropout, max_tokens=16)
+        tower = TextTower.build(config, tokenizer=tokenizer)
+        for name, parameter in tower.named_parameters():  # else it is so near to linear that all texts are alike
+            parameter.data.mul_(10 if "weight" in name and parameter.ndim == 2 else 1)
+        return Encoder({"text": Embedder(tower, Head(HeadConfig(), width, dim), frozen=frozen)}, dim)
+
+    return make
+
+
+@pytest.fixture
+def make_batch():
+    """Role to texts, or to numbers, as a batch for an encoder."""
+
+    def make(encoder, **roles):
+        tower = encoder.embedder("text").tower
+        inputs, ids = {}, []
+        for role, values in roles.items():
+            if isinstance(values[0], str):
+                inputs[role] = tower.collate(tower.tokenize(values)[0])
+                ids.append(torch.tensor([stable_hash(text) for text in values]))
+            else:
+                inputs[role] = {"values": torch.tensor(values)}
+        rows = torch.arange(len(ids[0]))
+        return Batch(inputs, torch.stack(ids, dim=1), seeds=rows + 100, rows=rows)
+
+    return make

@@ -1,0 +1,310 @@
+"""SimCSE as a method, against the paper's equations in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmcl.config.methods import GuideConfig, MatryoshkaConfig, SimcseConfig, TeacherConfig
+from mmcl.config.model import HeadConfig
+from mmcl.config.schema import Config
+from mmcl.losses import Guide, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
+from mmcl.methods import Simcse
+from mmcl.models.embedder import Embedder
+from mmcl.models.heads import Head
+from mmcl.runtime.errors import MmclError
+
+ANCHORS = ["two dogs", "the cat runs", "a bird sings", "two dogs", "a red house"]
+POSITIVES = ["dogs on the beach", "the old cat", "two dogs", "a dogs", "the house in a tree"]
+HARD = ["the beach", "two dogs", "the old cat", "a bird", "the red tree"]
+HARDER = ["a beach", "the cat", "a red bird", "dogs", "the house"]
+SENTENCES = ["two dogs", "the old cat sleeps in a house", "a bird sings", "a red bird sings on a tree", "the cat runs"]
+
+
+@pytest.fixture
+def make_simcse(make_text_encoder):
+    def make(*roles, encoder=None, references=None, **settings):
+        inputs = {role: "number" if role == "score" else "text" for role in roles or ("text",)}
+        encoder = encoder or make_text_encoder()
+        config = SimcseConfig(**settings)
+        return Simcse(config, encoder, inputs=inputs, batch_size=8, references=references)
+
+    return make
+
+
+class DropoutMasks:
+    """Stands in for torch's dropout: draws masks and keeps them, or plays some again."""
+
+    def __init__(self, masks=None):
+        self.masks, self.play = [] if masks is None else masks, masks is not None
+        self.calls = 0
+
+    def __call__(self, x, p=0.5, training=True, inplace=False):
+        if not training or p == 0.0:
+            return x
+        if not self.play:
+            self.masks.append((torch.rand_like(x) >= p).double() / (1 - p))
+        self.calls += 1
+        return x * self.masks[self.calls - 1].to(x.dtype)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_unsupervised_equals_a_float64_reference_with_the_same_dropout_masks(
+    make_simcse, make_text_encoder, make_batch, monkeypatch
+):
+    encoder = make_text_encoder(dropout=0.3)
+    net, head = encoder.embedder("text").tower.net, encoder.embedder("text").head
+    net.set_attn_implementation("eager")  # the others drop attention inside a kernel, where no mask can be seen
+    simcse, batch = make_simcse(encoder=encoder).train(), make_batch(encoder, text=SENTENCES)
+    recorder = DropoutMasks()
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "dropout", recorder)
+        patch.setattr(Embedder, "_by_length", lambda self, **inputs: self.tower(**inputs))  # in the order given
+        views = simcse(batch)
+    loss = simcse.loss(views).value
+    assert len(recorder.masks) == 1 + 2 * 3  # the embeddings; in each layer attention, its output, the output: ONE pass
+
+    tokens, n = batch.inputs["text"], len(SENTENCES)
+    double = copy.deepcopy(net).double()
+    vectors = []
+    for places in (slice(0, n), slice(n, 2 * n)):
+        player = DropoutMasks([mask[places] for mask in recorder.masks])
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(F, "dropout", player)
+            states = double(**tokens).last_hidden_state.numpy()
+        kept = tokens["attention_mask"].numpy()[:, :, None]
+        pooled = (states * kept).sum(1) / kept.sum(1)
+        vectors.append(unit(pooled @ head[1].weight.detach().double().numpy().T))
+    terms = np.exp(vectors[0] @ vectors[1].T / 0.05)
+    expected = -np.log(np.diag(terms) / terms.sum(1)).mean()
+    assert np.abs(vectors[0] - vectors[1]).max() > 0.05  # the two masks differ
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_duplicated_sentences_leave_each_other_s_denominators_and_nothing_else_changes(make_simcse, make_batch):
+    simcse = make_simcse(temperature=0.2).eval()
+    texts = [*SENTENCES, SENTENCES[1], SENTENCES[1], SENTENCES[4]]
+    views = simcse(make_batch(simcse.encoder, text=texts))
+    masked = simcse.loss(views).value.item()
+    unmasked = simcse.loss(views | {"ids": torch.arange(len(texts))[:, None]}).value.item()
+
+    vectors = unit(views["anchor"].detach().double().numpy())
+    terms = np.exp(vectors @ vectors.T / 0.2)
+    rows = range(len(texts))
+    everyone = [terms[i].sum() for i in rows]
+    others = [terms[i, i] + sum(terms[i, j] for j in rows if texts[j] != texts[i]) for i in rows]
+    positives = np.diag(terms)
+    assert unmasked == pytest.approx(-np.log(positives / everyone).mean(), rel=1e-5)
+    assert masked == pytest.approx(-np.log(positives / others).mean(), rel=1e-5)
+    assert unmasked - masked == pytest.approx(np.log(np.divide(everyone, others)).mean(), rel=1e-3)
+    assert unmasked - masked > 0.05
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_supervised_with_hard_negatives_equals_the_paper_s_equation(make_simcse, make_batch, weight):
+    roles = {"anchor": ANCHORS, "positive": POSITIVES, "negative": HARD, "negative_2": HARDER}
+    simcse = make_simcse(*roles, hard_negative_weight=weight).eval()
+    batch = make_batch(simcse.encoder, **roles)
+    a, p, n, m = (
+        unit(simcse.encoder.embedder("text")(**batch.inputs[role]).detach().double().numpy()) for role in roles
+    )
+    total = 0.0
+    for i in range(5):
+        own = {ANCHORS[i], POSITIVES[i]}  # what is no negative of this row
+        below = 0.0
+        for j in range(5):
+            if j == i or not {ANCHORS[j], POSITIVES[j]} & own:
+                below += math.exp(a[i] @ p[j] / 0.05)
+            alpha = weight if j == i else 1.0
+            below += sum(
+                alpha * math.exp(a[i] @ hard[j] / 0.05)
+                for hard, texts in ((n, HARD), (m, HARDER))
+                if texts[j] not in own
+            )
+        total -= math.log(math.exp(a[i] @ p[i] / 0.05) / below)
+    assert simcse.loss(simcse(batch)).value.item() == pytest.approx(total / 5, rel=1e-4)
+
+
+def test_pairs_alone_may_be_symmetric_and_debiased(make_simcse, make_batch):
+    roles = {"anchor": ANCHORS, "positive": POSITIVES}
+    settings = {"symmetric": True, "debias": 0.1, "hardness": 0.5, "temperature": 0.3}
+    simcse = make_simcse(*roles, **settings)
+    batch = make_batch(simcse.encoder, **roles)
+    views = simcse.eval()(batch)
+    a, p = batch.ids.unbind(1)
+    ids = {"ids": torch.stack([a, a, p, p], 1), "key_ids": torch.stack([a, p, a, p], 1)}
+    expected = debiased_info_nce(views["anchor"], views["positive"], 0.3, debias=0.1, hardness=0.5, **ids)
+    torch.testing.assert_close(simcse.loss(views).value, expected)
+    assert simcse.metrics(views).keys() == {"accuracy", "temperature"}
+    assert simcse.redrawn == {}
+
+
+def test_another_draw_of_the_texts_takes_the_place_of_the_second_view(make_simcse, make_batch):
+    simcse = make_simcse().eval()
+    assert simcse.redrawn == {"positive": "text"}
+    batch = make_batch(simcse.encoder, text=SENTENCES)
+    changed = ["dogs", "the old cat in a house on the beach", "a bird", "bird sings on the tree", "cat runs"]
+    batch.inputs["positive"] = make_batch(simcse.encoder, text=changed).inputs["text"]  # longer than the first
+    views = simcse(batch)
+    embedder = simcse.encoder.embedder("text")
+    for view, role in (("anchor", "text"), ("positive", "positive")):
+        torch.testing.assert_close(views[view], embedder(**batch.inputs[role]), rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_a_frozen_tower_are_embedded_like_tokens(make_simcse, make_text_encoder):
+    from mmcl.methods import Batch
+
+    simcse = make_simcse("anchor", "positive", "negative", encoder=make_text_encoder(frozen=True))
+    features = {role: {"features": torch.randn(4, 8)} for role in simcse.inputs}
+    views = simcse(Batch(features, torch.arange(12).reshape(4, 3), torch.arange(4), torch.arange(4)))
+    for role, given in features.items():
+        assert torch.allclose(views[role], simcse.encoder.embedder("text")(**given))
+
+
+def test_labelled_pairs_learn_the_order_of_scores_or_the_scores(make_simcse, make_batch):
+    roles = {"anchor": ANCHORS, "positive": POSITIVES, "score": [5.0, 3.0, 0.0, 2.5, 1.0]}
+    for settings in ({"loss": "cosent", "temperature": 0.1}, {"loss": "cosine_mse"}):
+        simcse = make_simcse(*roles, **settings).eval()
+        views = simcse(make_batch(simcse.encoder, **roles))
+        pair, scores = (views["anchor"], views["positive"]), torch.tensor(roles["score"])
+        expected = cosent(*pair, scores, 0.1) if "temperature" in settings else cosine_mse(*pair, scores / 5)
+        torch.testing.assert_close(simcse.loss(views).value, expected)
+        correlation = np.corrcoef(F.cosine_similarity(*pair).detach().numpy(), roles["score"])[0, 1]
+        assert simcse.metrics(views)["correlation"] == pytest.approx(correlation, abs=1e-5)
+    assert simcse.learned_scale() == (None, None)
+    with pytest.raises(MmclError, match=r"score_range is 0 to 5, but there are scores from 0 to 9"):
+        simcse.loss(views | {"score": torch.tensor([0.0, 9.0, 1.0, 2.0, 3.0])})
+
+
+def test_a_teacher_and_a_guide_see_all_roles_and_are_no_parts(make_simcse, make_text_encoder, make_batch):
+    roles = {"anchor": ANCHORS, "positive": POSITIVES, "negative": HARD}
+    references = {name: make_text_encoder(dim=3, width=16) for name in ("teacher", "guide")}
+    settings = {"teacher": TeacherConfig(name="x", weight=2.0), "guide": GuideConfig(name="y", margin=0.05)}
+    simcse = make_simcse(*roles, references=references, temperature=0.1, **settings)
+    assert not any("teacher" in name or "guide" in name for name in simcse.state_dict())
+    batch = make_batch(simcse.encoder, **roles)
+    seen = {}
+    for name, reference in references.items():
+        for role in roles:
+            features = torch.randn(5, 16)
+            batch.inputs[f"{name}_{role}"] = {"features": features}
+            seen[f"{name}_{role}"] = reference.embedder("text").head(features)
+    views = simcse(batch)
+    loss = simcse.loss(views)
+    guide = Guide(*(seen[f"guide_{role}"] for role in roles), 0.05)
+    ids = simcse._identities(batch.ids)
+    vectors = views["anchor"], views["positive"]
+    contrast = info_nce(*vectors, 0.1, negatives=views["negative"], guide=guide, symmetric=False, **ids)
+    term = distillation(*vectors, seen["teacher_anchor"], seen["teacher_positive"], 0.1, 0.01)
+    torch.testing.assert_close(loss.parts, {"contrastive": contrast, "distillation": term})
+    torch.testing.assert_close(loss.value, contrast + 2 * term)
+
+
+def test_the_references_of_a_sentence_are_those_of_both_its_views(make_simcse, make_text_encoder, make_batch):
+    settings = {"teacher": TeacherConfig(name="x"), "guide": GuideConfig(name="y")}
+    simcse = make_simcse(references={name: make_text_encoder() for name in settings}, **settings)
+    batch = make_batch(simcse.encoder, text=SENTENCES)
+    batch.inputs |= {f"{name}_text": {"features": torch.randn(5, 8)} for name in settings}
+    views = simcse(batch)
+    assert torch.equal(views["guide_anchor"], views["guide_positive"])
+    assert torch.isfinite(simcse.loss(views).value)
+
+
+def test_matryoshka_adds_the_loss_of_the_first_dimensions(make_simcse, make_batch):
+    roles = {"anchor": ANCHORS, "positive": POSITIVES, "negative": HARD}
+    plain = make_simcse(*roles).eval()
+    nested = make_simcse(*roles, matryoshka=MatryoshkaConfig(dims=[3, 2], weights=[0.5, 2.0])).eval()
+    views = plain(make_batch(plain.encoder, **roles))
+    cuts = [plain.loss(views | {role: views[role][:, :dim] for role in roles}).value for dim in (6, 3, 2)]
+    torch.testing.assert_close(nested.loss(views).value, cuts[0] + 0.5 * cuts[1] + 2.0 * cuts[2])
+    with pytest.raises(MmclError, match="6 is no part of the model's 6 dimensions"):
+        make_simcse(matryoshka=MatryoshkaConfig(dims=[6]))
+
+
+def test_the_training_head_stands_before_the_loss_in_training_only(make_simcse, make_batch):
+    simcse = make_simcse(training_head=True)
+    plain = make_simcse(encoder=simcse.encoder)
+    before = plain.encoder.encode(SENTENCES)
+    views = simcse(make_batch(simcse.encoder, text=SENTENCES))
+    through = {side: simcse.training_head(views[side]) for side in ("anchor", "positive")}
+    weight, bias = simcse.training_head[1].weight, simcse.training_head[1].bias
+    torch.testing.assert_close(through["anchor"], torch.tanh(F.linear(views["anchor"], weight, bias)))
+    torch.testing.assert_close(simcse.loss(views).value, plain.loss(views | through).value)
+    torch.testing.assert_close(simcse.eval().loss(views).value, plain.eval().loss(views).value)
+    assert any(name.startswith("training_head") for name in simcse.state_dict())
+    assert not any("training_head" in name for name in simcse.encoder.state_dict())
+    simcse.training_head[1].weight.data.add_(1.0)
+    assert np.array_equal(simcse.encoder.encode(SENTENCES), before)
+
+
+def test_training_goes_on_with_the_head_that_a_model_was_trained_with(make_simcse, make_text_encoder):
+    encoder = make_text_encoder()
+    encoder.training_head = Head(HeadConfig(kind="tanh"), 6, 6)
+    assert make_simcse(encoder=encoder, training_head=True).training_head is encoder.training_head
+    assert make_simcse(encoder=encoder).training_head is None
+
+
+def config_of(columns, loss="info_nce", of_source=None):
+    data = {"train": {"source": "x.csv", "columns": of_source or {}}, "columns": columns}
+    return Config(method={"name": "simcse", "loss": loss}, data=data, model={})
+
+
+def test_columns_say_which_roles_there_are():
+    for columns, loss, expected in [
+        ({}, "info_nce", ["text"]),
+        ({"text": "sentence"}, "info_nce", ["text"]),
+        ({"anchor": "a"}, "info_nce", ["anchor", "positive"]),
+        ({"positive": "p"}, "info_nce", ["anchor", "positive"]),
+        (
+            {"negative_10": "x", "negative_2": "y", "negative": "z"},
+            "info_nce",
+            ["anchor", "positive", "negative", "negative_2", "negative_10"],
+        ),
+        ({}, "cosent", ["anchor", "positive", "score"]),
+        ({"score": "label"}, "cosine_mse", ["anchor", "positive", "score"]),
+    ]:
+        assert list(Simcse.inputs_of(config_of(columns, loss))) == expected
+    named_by_source = config_of({}, of_source={"anchor": "q", "negative": "n"})
+    assert list(Simcse.inputs_of(named_by_source)) == ["anchor", "positive", "negative"]
+    assert Simcse.inputs_of(config_of({}, "cosent"))["score"] == "number"
+
+
+@pytest.mark.parametrize(
+    ("columns", "loss", "told"),
+    [
+        ({"ancor": "a"}, "info_nce", r"data\.columns\.ancor: .* did you mean 'anchor'"),
+        ({"anchor": "a", "negative_x": "n"}, "info_nce", "negative_x: .* did you mean 'negative'"),
+        ({"text": "t", "anchor": "a"}, "info_nce", "text: .* reads anchor, positive; leave text out"),
+        ({"anchor": "a", "score": "s"}, "info_nce", "score: .* or change method.loss"),
+        ({"negative": "n"}, "cosent", "negative: .* reads anchor, positive, score"),
+    ],
+)
+def test_columns_that_do_not_fit_are_named(columns, loss, told):
+    with pytest.raises(MmclError, match=told):
+        Simcse.inputs_of(config_of(columns, loss))
+
+
+def test_settings_that_would_do_nothing_are_refused(make_simcse):
+    with pytest.raises(MmclError, match="no hard negatives"):
+        make_simcse("anchor", "positive", hard_negative_weight=2.0)
+    with pytest.raises(MmclError, match="has no temperature"):
+        make_simcse("anchor", "positive", "score", loss="cosine_mse", learn_temperature=True)
+    with pytest.raises(MmclError, match="training_head"):
+        make_simcse(training_head=True, matryoshka=MatryoshkaConfig(dims=[2]))
+
+
+def test_the_temperature_is_kept_still_unless_it_is_to_learn(make_simcse):
+    assert math.exp(-make_simcse().logit_scale.item()) == pytest.approx(0.05)
+    assert not make_simcse().logit_scale.requires_grad
+    learning = make_simcse(learn_temperature=True)
+    learning.logit_scale.data.fill_(9.0)
+    learning.after_step()
+    assert learning.temperature.item() == pytest.approx(0.01)
