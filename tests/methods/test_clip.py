@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mmcl.config.methods import ClipConfig, TeacherConfig
+from mmcl.config.methods import ClipConfig, MatryoshkaConfig, TeacherConfig
+from mmcl.config.schema import Config
 from mmcl.losses import distillation, info_nce
 from mmcl.methods import Clip
+from mmcl.runtime.errors import MmclError
 
 INPUTS = {"image": "image", "text": "text"}
 
@@ -83,6 +85,39 @@ def test_pictures_are_augmented_in_training_only(make_clip, batch):
     batch.inputs["image"] = {"features": torch.randn(8, 6)}  # of a frozen tower
     clip.train()(batch)
     assert len(seen) == 1
+
+
+def test_matryoshka_cuts_the_extra_texts_as_well(make_clip, batch):
+    clip = make_clip(extra_texts=3, temperature=0.3, matryoshka=MatryoshkaConfig(dims=[2], weights=[0.5]))
+    batch.extra["text"] = {"input_ids": torch.randn(3, 4)}
+    batch.extra_ids["text"] = torch.tensor([[100, 0], [101, 2], [102, 50]])
+    views = clip(batch)
+    terms = [
+        info_nce(
+            views["image"][:, :dim],
+            views["text"][:, :dim],
+            0.3,
+            ids=batch.ids,
+            negatives=views["negatives"][:, :dim],
+            negative_ids=batch.extra_ids["text"],
+        )
+        for dim in (5, 2)
+    ]
+    torch.testing.assert_close(clip.loss(views).value, terms[0] + 0.5 * terms[1])
+    with pytest.raises(MmclError, match="9 is no part of the model's 5 dimensions"):
+        make_clip(matryoshka=MatryoshkaConfig(dims=[9]))
+
+
+def test_columns_of_roles_that_it_has_not_are_named_with_where_they_stand():
+    def config(columns, source):
+        return Config(data={"train": {"source": "x.csv"}, "mix": [source], "columns": columns}, model={})
+
+    plain = {"source": "y.csv"}
+    assert Clip.inputs_of(config({"text": "caption"}, plain)) == INPUTS
+    with pytest.raises(MmclError, match=r"data\.columns\.txt: method 'clip' has no such role; did you mean 'text'"):
+        Clip.inputs_of(config({"txt": "caption"}, plain))
+    with pytest.raises(MmclError, match=r"data\.mix\.0\.columns\.anchor"):
+        Clip.inputs_of(config({}, plain | {"columns": {"anchor": "a"}}))
 
 
 def taught(make_clip, teacher, **settings):

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from mmcl.config.methods import SiglipConfig
+from mmcl.config.methods import MatryoshkaConfig, SiglipConfig
 from mmcl.losses import sigmoid
 from mmcl.methods import Siglip
 
@@ -71,6 +71,13 @@ def test_the_temperature_may_fall_below_that_of_clip(make_siglip):
     siglip = make_siglip(temperature=1 / 117)
     siglip.after_step()
     assert siglip.learned_scale()[0] == pytest.approx(math.log(117))
+
+
+def test_matryoshka_adds_the_loss_of_the_first_dimensions(make_siglip, batch):
+    siglip = make_siglip(temperature=0.2, bias=-1.0, matryoshka=MatryoshkaConfig(dims=[3]))
+    views = siglip(batch)
+    cuts = [sigmoid(views["image"][:, :dim], views["text"][:, :dim], 0.2, -1.0, ids=batch.ids) for dim in (5, 3)]
+    torch.testing.assert_close(siglip.loss(views).value, sum(cuts))
 
 
 def test_trains_from_end_to_end(tmp_path, shapes_config):
