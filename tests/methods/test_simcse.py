@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -308,3 +309,32 @@ def test_the_temperature_is_kept_still_unless_it_is_to_learn(make_simcse):
     learning.logit_scale.data.fill_(9.0)
     learning.after_step()
     assert learning.temperature.item() == pytest.approx(0.01)
+
+
+def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path):
+    from mmcl import load, train
+
+    words = ["dogs", "cats", "birds", "sing", "run", "sleep", "red", "old", "house", "tree"]
+    rows = [f"{a} {b} {c}" for a in words for b in words for c in words[:4]]
+    (tmp_path / "rows.csv").write_text("\n".join(["text", *rows]))
+    config = {
+        "method": {"name": "simcse", "training_head": True, "mlm": {"weight": 0.5}},
+        "data": {"train": {"source": str(tmp_path / "rows.csv")}},
+        "model": {
+            "dim": 16,
+            "text": {"layers": 1, "width": 16, "heads": 2, "head": {"kind": "none"}, "tokenizer": {"vocab_size": 60}},
+        },
+        "text_augmentation": {"drop": 0.2},
+        "training": {"epochs": 4, "batch_size": 40, "lr": 5e-3, "log_every": 1, "tensorboard": False},
+    }
+    run = train(config, out=tmp_path / "run")
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+    logged = [line for line in lines if "loss" in line]
+    for line in logged:
+        assert line["loss"] == pytest.approx(line["contrastive"] + 0.5 * line["mlm"], rel=1e-5)
+        assert line["temperature"] == pytest.approx(0.05)
+    assert logged[-1]["contrastive"] < 0.8 * logged[0]["contrastive"]
+    assert logged[-1]["mlm"] < logged[0]["mlm"]
+    encoder = load(run.folder)
+    assert encoder.training_head is not None
+    assert encoder.encode(rows[:3]).shape == (3, 16)
