@@ -297,13 +297,16 @@ def _reading(name: str, files: Sequence[Path]) -> Iterator[None]:
 
 
 def _bad_json_line(files: Sequence[Path]) -> str | None:
-    """The first line of JSON-lines files that is not JSON: the reader names a position within a block at best."""
+    """What is wrong with the first line of JSON-lines files that is not JSON, or no Unicode text: the reader names a
+    position within a block at best."""
     for file in files:
         if file.suffix.lower() == ".jsonl":
             with file.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     try:
-                        json.loads(line.strip() or b"null")
+                        json.dumps(json.loads(line.strip() or b"null"), ensure_ascii=False).encode()
+                    except UnicodeEncodeError:  # an escape such as \ud83d without its other half
+                        return f"line {number} of {file.name} has half of a surrogate pair; write the character whole"
                     except ValueError as error:
                         return f"line {number} of {file.name} is not JSON ({error})"
     return None

@@ -124,3 +124,17 @@ def texts_of(value: str | list[str] | None) -> list[str]:
     """The captions of a cell: a text, a list of them, or nothing. Blank ones are none."""
     texts = [value] if isinstance(value, str) else value or []
     return [text for text in texts if text.strip()]
+
+
+def pad(tokens: Sequence[np.ndarray], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of N texts as one array, padded to the longest of L tokens, at least 1.
+
+    Returns:
+        The ids, and 1 where they are tokens and 0 where they are padding; both int64 (N, L).
+    """
+    lengths = np.fromiter(map(len, tokens), dtype=np.int64, count=len(tokens))
+    ids = np.full((len(tokens), max(1, lengths.max(initial=0))), padding, dtype=np.int64)
+    real = np.arange(ids.shape[1]) < lengths[:, None]
+    if lengths.any():
+        ids[real] = np.concatenate(tokens)  # row by row, as the texts stand
+    return ids, real.astype(np.int64)

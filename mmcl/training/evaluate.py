@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mmcl.config.data import JudgedSourceConfig
 from mmcl.config.schema import Config
+from mmcl.data.beir import Beir, is_beir, open_beir
 from mmcl.data.shards import is_shards
-from mmcl.evaluation import diagnose, open_sts, retrieval_pairs, sts
+from mmcl.evaluation import beir_retrieval, diagnose, open_sts, retrieval_pairs, sts
 from mmcl.evaluation.sentence_pairs import SentencePairs
 from mmcl.models.encoder import Encoder
 from mmcl.models.text_tower import TextTower
@@ -75,6 +76,11 @@ def open_judge(
             raise MmclError(f"evaluation.sources.{name}: sts compares texts, which the model does not embed")
         pairs = open_sts(settings.source, split=settings.split, columns=settings.columns)
         return StsJudge(pairs, config.data.prompts.get("text"))
+    if is_beir(settings.source):
+        if "text" not in encoder.modalities:
+            raise MmclError(f"evaluation.sources.{name}: BEIR's tasks are of texts, which the model does not embed")
+        prompts = (config.data.prompts.get("anchor"), config.data.prompts.get("positive"))
+        return BeirJudge(open_beir(settings.source, settings.split), config.evaluation.ks, prompts)
     sides = ("image", "text") if "image" in encoder.modalities else ("anchor", "positive")
     roles = {side: "image" if side == "image" else "text" for side in sides}
     table = Table([settings], roles, config, encoder, scratch, device=device, show_progress=show_progress)
@@ -141,6 +147,33 @@ class StsJudge:
             return {}
         several = len(self.pairs.tasks) > 1
         return {name: float(value) for name, value in scores.metrics.items() if several or "/" not in name}
+
+    def problems(self) -> list[dict[str, str]]:
+        """None: what is left out has been counted and said on reading."""
+        return []
+
+
+class BeirJudge:
+    """Search by graded judgements; see :func:`mmcl.evaluation.beir_retrieval`.
+
+    Args:
+        beir: documents, queries and judgements.
+        ks: cut-offs.
+        prompts: names of those of queries and of documents; the model's own where None.
+    """
+
+    def __init__(self, beir: Beir, ks: Sequence[int], prompts: tuple[str | None, str | None] = (None, None)) -> None:
+        self.beir, self.ks, self.prompts = beir, ks, prompts
+        self.source = beir.name
+
+    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+        """``query_to_document/ndcg@10`` and so on, fractions in [0, 1]."""
+        query, document = self.prompts
+        live = LiveTexts(encoder)
+        scores = beir_retrieval(live, self.beir, self.ks, query_prompt=query, document_prompt=document, bootstrap=0)
+        if distributed.rank() != 0:
+            return {}
+        return {f"query_to_document/{name}": value for name, value in scores.metrics.items()}
 
     def problems(self) -> list[dict[str, str]]:
         """None: what is left out has been counted and said on reading."""

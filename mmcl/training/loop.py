@@ -336,7 +336,7 @@ class Trainer:
         if not self.main:
             return
         log.info(
-            "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %d negatives per query, %d steps, %d of them done",
+            "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %s, %d steps, %d of them done",
             self.config.method.name,
             self.feed.samples,
             self.feed.name,
@@ -345,7 +345,7 @@ class Trainer:
             f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "",
             self.precision,
             settings.batch_size * settings.accumulate,
-            settings.batch_size - 1 + self.feed.extra_count,
+            self._negatives(),
             self.steps,
             self.progress.step,
         )
@@ -364,6 +364,14 @@ class Trainer:
                 len(norms),
                 settings.batch_size // world,
             )
+
+    def _negatives(self) -> str:
+        """What each query is told from."""
+        modalities = list(self.method.inputs.values())
+        if "number" in modalities:
+            return "labelled pairs"
+        batch, hard = self.config.training.batch_size, max(0, len(modalities) - 2)
+        return f"{batch - 1 + hard * batch + self.feed.extra_count} negatives per query"
 
     def _diverged(self, error: NotFiniteError, step: int) -> DivergedError:
         ids = distributed.gather_lists(self.feed.names(error.batch))

@@ -8,7 +8,8 @@ import torch
 
 from mmcl.config.data import TextAugmentationConfig
 from mmcl.data.identity import mix
-from mmcl.data.text_augment import augment_tokens, framing_of
+from mmcl.data.text_augment import Synonyms, augment_tokens, framing_of
+from mmcl.runtime.errors import MmclError
 
 FIRST, LAST = 101, 102
 SEEDS = mix(torch.arange(2000), 5)
@@ -80,3 +81,39 @@ def test_the_framing_of_open_clips_tokenizer_is_one_at_each_end():
         return [np.array([tokenizer.sot_token_id, *tokenizer.encode(t), tokenizer.eot_token_id]) for t in texts], 0
 
     assert framing_of(tokenize) == (1, 1)
+
+
+@pytest.fixture
+def synonyms(tmp_path):
+    path = tmp_path / "synonyms.tsv"
+    path.write_text("dog\thound\tfour-legged friend\nquick\tfast\n\nalone\nfast\trapid\n")
+    return Synonyms(path)
+
+
+def test_words_become_their_synonyms_with_the_probability_asked_for(synonyms):
+    texts = ["A Quick dog, undogged; dog's DOG!"] * len(SEEDS)
+    changed = synonyms.swap(texts, SEEDS, 1.0)
+    assert set(changed) == {
+        f"A Fast {one}, undogged; dog's {other}!"
+        for one in ("hound", "four-legged friend")
+        for other in ("Hound", "Four-legged friend")
+    }
+    some = synonyms.swap(texts, SEEDS, 0.3)
+    assert np.mean(["Fast" in text for text in some]) == pytest.approx(0.3, abs=0.04)
+    assert {text.split()[1] for text in synonyms.swap(["a fast one"] * 50, SEEDS[:50], 1.0)} == {"quick", "rapid"}
+
+
+def test_a_text_without_a_swap_is_the_same_object_and_seeds_decide_alone(synonyms):
+    texts = ["nothing here", "", "the dog is alone"]
+    changed = synonyms.swap(texts, SEEDS[:3], 1.0)
+    assert [one is other for one, other in zip(texts, changed, strict=True)] == [True, True, False]
+    assert synonyms.swap(texts[2:], SEEDS[2:3], 1.0) == changed[2:]
+    assert synonyms.swap([], SEEDS[:0], 1.0) == []
+
+
+def test_a_file_without_synonyms_is_refused(tmp_path):
+    with pytest.raises(MmclError, match=r"nowhere\.tsv: cannot be read"):
+        Synonyms(tmp_path / "nowhere.tsv")
+    (tmp_path / "one.tsv").write_text("dog hound\ncat\n")
+    with pytest.raises(MmclError, match=r"no line has two words; .*separated by tabs"):
+        Synonyms(tmp_path / "one.tsv")

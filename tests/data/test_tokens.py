@@ -9,7 +9,7 @@ import pytest
 
 from mmcl.data.identity import stable_hash
 from mmcl.data.sources import open_source
-from mmcl.data.tokens import open_tokens
+from mmcl.data.tokens import open_tokens, pad
 from mmcl.runtime.errors import MmclError
 
 CAPTIONS = [["a dog", "two dogs"], ["a cat"], [], None, ["a dog", " "], ["the end"]]
@@ -50,3 +50,17 @@ def test_a_second_opening_reads_the_cache_until_the_tokenizer_changes(rows):
 def test_a_row_without_text_can_stop_the_run_and_is_named(rows):
     with pytest.raises(MmclError, match=r"row r2 has no text in column 'text' \(2 rows in all\)"):
         open_tokens(rows, "text", letters, tokenizer_key="letters", on_error="fail")
+
+
+def test_padding_gives_every_text_its_tokens_and_marks_them():
+    texts = [np.array(ids, dtype=np.int32) for ids in ([5, 6, 7], [], [8])]
+    ids, mask = pad(texts, 9)
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0]]
+    assert (ids.dtype, mask.dtype) == (np.int64, np.int64)
+    assert [each.shape for each in pad(texts[1:2], 0)] == [(1, 1), (1, 1)]
+
+
+def test_the_row_of_a_caption_is_known(rows):
+    tokens = open_tokens(rows, "text", letters, tokenizer_key="letters")
+    assert tokens.row_of(np.arange(5)).tolist() == [[0, 0, 1, 4, 5], [0, 1, 0, 0, 0]]

@@ -119,15 +119,49 @@ def config_file(tmp_path, shapes_config):
 def test_training_on_two_processes_equals_training_on_one(tmp_path, config_file):
     launch(TRAIN, config_file, tmp_path / "one", processes=1)
     launch(TRAIN, config_file, tmp_path / "two", processes=2)
-    logs = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").open()] for n in ("one", "two")]
-    assert len(logs[0]) == len(logs[1]) == 9  # eight steps and the evaluation
+    assert len(same_run(tmp_path / "one", tmp_path / "two")) == 9  # eight steps and the evaluation
+
+
+def same_run(one, two):
+    """Assert that two runs have learned the same; returns the lines of their metrics."""
+    logs = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (one, two)]
+    assert len(logs[0]) == len(logs[1])
     for alone, shared in zip(*logs, strict=True):
         if "loss" in alone:
             assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
             assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
-    weights = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("one", "two")]
+        assert shared.get("evaluation") == pytest.approx(alone.get("evaluation"), rel=1e-3, abs=1e-3)
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
     for name, alone in weights[0].items():
         torch.testing.assert_close(weights[1][name], alone, rtol=1e-3, atol=1e-4)
+    return logs[0]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, parallel):
+    """Pairs with hard negatives, a head for training, batches without duplicates, and labelled pairs to judge by."""
+    animals, verbs = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
+    rows = [{"anchor": f"a {a} {v}", "positive": f"the {a} {v}", "negative": f"no {a}"} for a in animals for v in verbs]
+    scored = [{"sentence1": r["anchor"], "sentence2": r["positive"], "score": n} for n, r in enumerate(rows)]
+    for name, table in (("rows", rows), ("sts", scored)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    tower = {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "dropout": 0, "tokenizer": {"vocab_size": 60}}
+    config = {
+        "method": {"name": "simcse", "training_head": True},
+        "data": {
+            "train": {"source": str(tmp_path / "rows.jsonl")},
+            "columns": {role: role for role in rows[0]},
+            "distinct": True,
+        },
+        "model": {"dim": 16, "text": {**tower, "head": {"kind": "none"}}},
+        "training": {"epochs": 2, "batch_size": 6, "log_every": 1, "tensorboard": False, "parallel": parallel},
+        "evaluation": {"sources": {"dev": {"task": "sts", "source": str(tmp_path / "sts.jsonl")}}},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load_config(config)))
+    launch(TRAIN, path, tmp_path / "one", processes=1)
+    launch(TRAIN, path, tmp_path / "two", processes=2)
+    assert "dev/spearman" in same_run(tmp_path / "one", tmp_path / "two")[-1]["evaluation"]
 
 
 def test_shards_of_the_model_learn_what_whole_copies_learn(tmp_path, config_file):
@@ -173,7 +207,9 @@ def test_a_network_with_a_parameter_for_another_training_learns_on_two_processes
     tower = {"name": f"transformers:{tmp_path / 'dino'}", "pretrained": True}
     path = tmp_path / "dino.yaml"
     path.write_text(to_yaml(load_config(config_file, [f"model.image={json.dumps(tower)}", "training.epochs=0.05"])))
-    launch(TRAIN, path, tmp_path / "run")
+    launch(TRAIN, path, tmp_path / "one", processes=1)
+    launch(TRAIN, path, tmp_path / "two", processes=2)
+    same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_parameters_that_get_no_gradient_are_named_where_several_processes_would_wait_for_them(tmp_path, config_file):

@@ -1,0 +1,278 @@
+"""Sentences end to end: from rows to a model folder, alone, in pairs, with hard negatives, with scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmcl
+from mmcl.config.load import load_config
+from mmcl.data.identity import mix, stable_hash
+from mmcl.data.sampler import Draw
+from mmcl.runtime.errors import MmclError
+from mmcl.training import train
+from mmcl.training.build import build_method
+from mmcl.training.feed import open_feed
+from mmcl.training.loop import Trainer
+
+ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
+PLACES = ("here", "at home", "in the wood", "by the sea", "in a field", "on a hill")
+SENTENCES = [f"a {animal} {verb} {place}" for animal in ANIMALS for verb in VERBS for place in PLACES]
+PROMPTS = {"query": "what is it ", "passage": "so it is "}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    """216 of them, as a table for each way of learning, and a labelled one to judge by."""
+    pairs = [(f"a {a} {v} here", f"the {a} {v}", f"a {a} never {v}") for a in ANIMALS for v in VERBS]
+    score = [{"sentence1": one, "sentence2": other, "score": 5.0} for one, other, _ in pairs]
+    score += [{"sentence1": one, "sentence2": other, "score": 1.0} for one, _, other in pairs[::-1]]
+    labelled = [{"anchor": r["sentence1"], "positive": r["sentence2"], "score": r["score"]} for r in score]
+    return {
+        "alone": write(tmp_path / "alone.jsonl", [{"text": text} for text in SENTENCES]),
+        "triplets": write(
+            tmp_path / "triplets.jsonl",
+            [dict(zip(("anchor", "positive", "negative"), row, strict=True)) for row in pairs],
+        ),
+        "labelled": write(tmp_path / "labelled.jsonl", labelled),
+        "sts": write(tmp_path / "sts.jsonl", score),
+    }
+
+
+def config_of(source, method=None, columns=None, **more):
+    return {
+        "name": "tiny",
+        "method": {"name": "simcse"} | (method or {}),
+        "data": {"train": {"source": source}, "columns": columns or {}} | more.pop("data", {}),
+        "model": {
+            "dim": 32,
+            "text": {
+                "name": "scratch",
+                "layers": 1,
+                "width": 32,
+                "heads": 2,
+                "head": {"kind": "none"},
+                "tokenizer": {"vocab_size": 80},
+            },
+        },
+        "training": {"epochs": 3, "batch_size": 24, "lr": 3e-3, "log_every": 1, "tensorboard": False, "save_every": 5},
+    } | more
+
+
+TRIPLETS = {"anchor": "anchor", "positive": "positive", "negative": "negative"}
+
+
+def losses(run):
+    return [line["loss"] for line in run.lines() if "loss" in line]
+
+
+def feed_of(config, folder, *overrides, augmented=True):
+    config = load_config(config, overrides)
+    method = build_method(config, folder).eval()
+    sources = [config.data.train, *config.data.mix]
+    return open_feed(sources, method, config, folder, augmented=augmented, device=torch.device("cpu")), method
+
+
+def draw(*rows, turn=0):
+    return Draw(0, np.array(rows), np.full(len(rows), turn))
+
+
+def test_dropout_pairs_are_learned_from_sentences_alone_and_judged_by_labelled_ones(tmp_path, sentences, caplog):
+    caplog.set_level("INFO", "mmcl")
+    judged = {"sources": {"dev": {"task": "sts", "source": sentences["sts"]}}, "every": 1, "best": "dev/spearman"}
+    run = train(config_of(sentences["alone"], evaluation=judged), out=tmp_path / "run", show_progress=False)
+    assert np.mean(losses(run)[-3:]) < 0.7 * losses(run)[0]
+    assert "global batch 24, 23 negatives per query" in caplog.text
+    assert run.metrics["dev/spearman"] == max(
+        line["evaluation"]["dev/spearman"] for line in run.lines() if "evaluation" in line
+    )
+    assert "dev/spearman" in run.card["scores"]
+    vectors = run.model.encode(SENTENCES[:5])
+    assert vectors.shape == (5, 32)
+    library = pytest.importorskip("sentence_transformers")
+    theirs = library.SentenceTransformer(str(run.folder / "model"), device="cpu").encode(SENTENCES[:5])
+    assert np.allclose(theirs / np.linalg.norm(theirs, axis=1, keepdims=True), vectors, atol=1e-5)
+
+
+def test_triplets_are_learned_and_found_again(tmp_path, sentences, caplog):
+    caplog.set_level("INFO", "mmcl")
+    judged = {"sources": {"dev": {"source": sentences["triplets"]}}, "best": "dev/anchor_to_positive/hit@1"}
+    config = config_of(sentences["triplets"], {"training_head": True}, TRIPLETS, evaluation=judged)
+    config["training"] |= {"epochs": 20, "batch_size": 12}
+    run = train(config, out=tmp_path / "run", show_progress=False)
+    assert np.mean(losses(run)[-3:]) < 0.7 * losses(run)[0]
+    assert "23 negatives per query" in caplog.text  # 11 other positives, 12 hard ones
+    assert run.metrics["dev/anchor_to_positive/hit@1"] > 0.2
+    assert 0 < run.metrics["dev/positive_to_anchor/mrr"] <= 1
+    assert mmcl.load(run.folder).training_head is not None
+
+
+def test_labelled_pairs_are_learned(tmp_path, sentences, caplog):
+    caplog.set_level("INFO", "mmcl")
+    config = config_of(sentences["labelled"], {"loss": "cosent"})
+    judged = {"sources": {"dev": {"task": "sts", "source": sentences["sts"]}}}
+    run = train(
+        config | {"evaluation": judged}, out=tmp_path / "run", overrides=["training.epochs=8"], show_progress=False
+    )
+    assert np.mean(losses(run)[-3:]) < losses(run)[0]
+    assert "labelled pairs" in caplog.text
+    assert run.metrics["dev/spearman"] > 0.5
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, sentences):
+    config = load_config(config_of(sentences["alone"], {"training_head": True}), ["training.epochs=1.2"])
+    whole = train(config, out=tmp_path / "whole", show_progress=False)
+    trainer = Trainer(config, tmp_path / "cut", resume=False, show_progress=False)
+    step = trainer._step
+
+    def killed(batches, number, rate):
+        if number == 7:
+            raise KeyboardInterrupt
+        return step(batches, number, rate)
+
+    trainer._step = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    resumed = train(config, out=tmp_path / "cut", resume=True, show_progress=False)
+    assert losses(resumed) == losses(whole)
+    for file in ("model", "training_head"):
+        one, other = (load_file(run.folder / "model" / f"{file}.safetensors") for run in (whole, resumed))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_columns_that_cannot_be_used_are_counted_and_nothing_else_is_lost(tmp_path, caplog):
+    odd = [None, "", "  \t\n", "word " * 20_000, "a \ufffd\x00 and \ue000", "👍🏽" * 40, "plain"]
+    rows = [{"text": text} for text in odd] + [{"text": text} for text in SENTENCES[:10]]
+    config = config_of(write(tmp_path / "odd.jsonl", rows))
+    feed, method = feed_of(config, tmp_path / "run")
+    assert [problem["reason"] for problem in feed.problems()] == ["no text"] * 3
+    assert feed.positions.tolist() == list(range(3, 17))
+    assert "1 of 14 texts in column 'text' are too long and were cut" in caplog.text
+    batch = feed.batch(draw(*range(3, 17)))
+    assert torch.isfinite(method.embed(batch)["anchor"]).all()
+    with pytest.raises(MmclError, match=r"row 0 has no text in column 'text' \(3 rows in all\)"):
+        feed_of(config, tmp_path / "strict", "data.on_error=fail")
+
+
+def test_half_a_surrogate_pair_in_a_file_is_named_by_its_line(tmp_path):
+    path = write(tmp_path / "half.jsonl", [{"text": "whole 👍"}, {"text": "half \ud83d"}])
+    with pytest.raises(MmclError, match=r"line 2 of half\.jsonl has half of a surrogate pair"):
+        feed_of(config_of(path), tmp_path / "run")
+
+
+def test_a_row_lacks_any_of_its_roles_and_numbers_are_checked(tmp_path):
+    rows = [{"anchor": f"one {n}", "positive": f"two {n}", "score": n} for n in range(8)]
+    rows[1]["score"], rows[2]["anchor"], rows[3]["positive"] = None, None, " "
+    path = write(tmp_path / "rows.jsonl", rows)
+    feed, _ = feed_of(config_of(path, {"loss": "cosent"}), tmp_path / "run")
+    assert [(p["id"], p["role"], p["reason"]) for p in feed.problems()] == [
+        ("1", "score", "no number"),
+        ("2", "anchor", "no text"),
+        ("3", "positive", "no text"),
+    ]
+    batch = feed.batch(draw(0, 5, 7))
+    assert batch.inputs["score"]["values"].tolist() == [0.0, 5.0, 7.0]
+    assert batch.inputs["score"]["values"].dtype == torch.float32
+    assert batch.ids.tolist() == [[stable_hash(f"one {n}"), stable_hash(f"two {n}")] for n in (0, 5, 7)]
+
+
+def test_the_second_draw_of_a_sentence_is_there_only_where_texts_change(tmp_path, sentences):
+    config = config_of(sentences["alone"])
+    feed, _ = feed_of(config, tmp_path / "run")
+    assert list(feed.batch(draw(0, 1)).inputs) == ["text"]
+    feed, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.4")
+    batch = feed.batch(draw(*range(40)))
+    assert list(batch.inputs) == ["text", "positive"]
+    assert not torch.equal(batch.inputs["text"]["input_ids"], batch.inputs["positive"]["input_ids"])
+    again = feed.batch(draw(7)).inputs["positive"]["input_ids"][0]
+    row = batch.inputs["positive"]
+    assert torch.equal(row["input_ids"][7][row["attention_mask"][7] == 1], again)
+    still, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.4", augmented=False)
+    assert list(still.batch(draw(0)).inputs) == ["text"]
+
+
+def prompted(config, **prompts):
+    config["model"]["text"]["prompts"] = PROMPTS
+    config["data"]["prompts"] = prompts
+    return config
+
+
+def test_each_side_is_read_behind_its_prompt_in_learning_and_judging(tmp_path, sentences):
+    config = prompted(config_of(sentences["triplets"], columns=TRIPLETS), anchor="query", positive="passage")
+    feed, method = feed_of(config, tmp_path / "run")
+    tower = method.encoder.embedder("text").tower
+    inputs = feed.batch(draw(3)).inputs
+    rows = {role: feed.sources[0].column(role)[3] for role in TRIPLETS}
+    for role, prompt in (("anchor", "query"), ("positive", "passage"), ("negative", None)):
+        (expected,), _ = tower.tokenize([rows[role]], prompt)
+        assert inputs[role]["input_ids"][0].tolist() == expected.tolist()
+    assert feed.batch(draw(3)).ids[0].tolist() == [stable_hash(text) for text in rows.values()], "not of the prompts"
+    changed, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.7")
+    (bare,), _ = tower.tokenize([""], "query")
+    for turn in range(5):
+        kept = changed.batch(draw(3, turn=turn)).inputs["anchor"]["input_ids"][0].tolist()
+        assert kept[: len(bare) - 1] == bare[:-1].tolist(), "a prompt stays whole"
+    with pytest.raises(MmclError, match=r"data\.prompts\.anchor: the model has no prompt 'qery'; did you mean 'query'"):
+        feed_of(prompted(config, anchor="qery"), tmp_path / "run")
+
+
+def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
+    other = write(tmp_path / "other.jsonl", [{"q": f"question {n}", "a": f"answer {n}"} for n in range(30)])
+    mix_ = [{"source": other, "columns": {"anchor": "q", "positive": "a"}, "prompts": {"positive": "query"}}]
+    columns = {"anchor": "anchor", "positive": "positive"}
+    config = prompted(config_of(sentences["triplets"], columns=columns), positive="passage")
+    config["data"] |= {"mix": mix_, "batches": "one_source", "distinct": True}
+    feed, method = feed_of(config, tmp_path / "run", "training.batch_size=6")
+    tower = method.encoder.embedder("text").tower
+    both = feed.batch(draw(0, 40)).inputs["positive"]
+    for place, (text, prompt) in enumerate(((feed.sources[0].column("positive")[0], "passage"), ("answer 4", "query"))):
+        (expected,), _ = tower.tokenize([text], prompt)
+        assert both["input_ids"][place, : len(expected)].tolist() == expected.tolist()
+    for batch in feed.batches(0, len(feed)):
+        assert len({row >= 36 for row in batch.rows.tolist()}) == 1
+        assert len(batch.ids.unique()) == batch.ids.numel()
+
+
+def test_a_guide_has_features_of_every_text_role(tmp_path, sentences):
+    folder = tmp_path / "model"
+    build_method(load_config(config_of(sentences["alone"])), tmp_path / "g").encoder.save(folder)
+    config = config_of(sentences["triplets"], {"guide": {"name": str(folder)}}, TRIPLETS)
+    feed, method = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.5")
+    batch = feed.batch(draw(5, 2))
+    encoder = mmcl.load(folder)
+    for role in TRIPLETS:
+        texts = [feed.sources[0].column(role)[row] for row in (5, 2)]
+        vectors = encoder.embedder("text").head(batch.inputs[f"guide_{role}"]["features"])
+        expected = encoder.encode(texts, normalize=False)
+        assert np.allclose(vectors.detach().numpy(), expected, atol=1e-5)
+    assert method.references.keys() == {"guide"}
+
+
+def test_synonyms_change_words_and_only_changed_texts_are_read_again(tmp_path, sentences):
+    words = tmp_path / "synonyms.tsv"
+    words.write_text("dog\thound\nhome\thouse\n")
+    config = config_of(sentences["alone"], text_augmentation={"swap": 1.0, "synonyms": str(words)})
+    feed, method = feed_of(config, tmp_path / "run")
+    tower = method.encoder.embedder("text").tower
+    batch = feed.batch(draw(*range(8)))
+    for place, text in enumerate(SENTENCES[:8]):
+        (expected,), _ = tower.tokenize([text.replace("dog", "hound").replace("home", "house")])
+        kept = batch.inputs["text"]["attention_mask"][place] == 1
+        assert batch.inputs["text"]["input_ids"][place][kept].tolist() == expected.tolist()
+    assert torch.equal(batch.seeds, mix(batch.rows, 0, torch.zeros(8, dtype=torch.int64)))
+
+
+def test_settings_of_what_the_method_does_not_read_are_refused(tmp_path, sentences):
+    config = config_of(sentences["alone"], augmentation={"flip": 0.5})
+    with pytest.raises(MmclError, match="augmentation: method 'simcse' reads no images; leave it out"):
+        build_method(load_config(config), tmp_path)
