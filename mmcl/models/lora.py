@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from mmcl.config.model import LoraConfig
 from mmcl.models.blocks import blocks
-from mmcl.models.transformers_nets import quiet_transformers
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
@@ -110,17 +110,24 @@ def merge_adapter(net: Any, folder: Path) -> None:
     Raises:
         MmclError: peft is not installed, or the adapters are missing, damaged or of another model.
     """
-    _peft(f"{folder}: a LoRA adapter")
-    if not (folder / _ADAPTER_WEIGHTS).is_file():  # older ones, adapter_model.bin, would be unpickled
+    peft = _peft(f"{folder}: a LoRA adapter")
+    weights = folder / _ADAPTER_WEIGHTS
+    if not weights.is_file():  # older ones, adapter_model.bin, would be unpickled
         raise MmclError(f"{folder}: the adapters' weights ({_ADAPTER_WEIGHTS}) are missing; take a fresh copy")
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     try:
-        with quiet_transformers():
-            loaded = net.load_adapter(str(folder), local_files_only=True)
+        peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(folder), net)
+        whole = f"{net.base_model_prefix}."  # what the base is called within a model with a head
+        state = {
+            name.removeprefix("base_model.model.").removeprefix(whole): tensor
+            for name, tensor in load_file(weights).items()
+        }
+        loaded = peft.set_peft_model_state_dict(net, state)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, NotImplementedError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise MmclError(f"{folder}: the adapters do not suit {type(net).__name__}: {reason}") from None
-    if wrong := sorted({*loaded.missing_keys, *loaded.unexpected_keys, *map(str, loaded.mismatched_keys)}):
+    missing = [name for name in loaded.missing_keys if "lora_" in name]
+    if wrong := sorted([*missing, *loaded.unexpected_keys]):
         raise MmclError(f"{folder}: the adapters are of another model than {type(net).__name__}, as '{wrong[0]}' shows")
     merge_lora(net)
     for name, parameter in net.named_parameters():

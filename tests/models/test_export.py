@@ -42,6 +42,13 @@ def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="li
     return Encoder(embedders, dim, "ours")
 
 
+def sentences(pooling="mean", **prompts):
+    """An encoder of texts alone."""
+    settings = TextTowerConfig(width=32, layers=1, heads=2, dropout=0.0, pooling=pooling, prompts=prompts)
+    tower = TextTower.build(settings, train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20))
+    return Encoder({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words").eval()
+
+
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("image", ["open_clip:tiny-ViT", "open_clip:tiny-RN"])
 def test_a_model_trained_here_opens_in_open_clip_with_its_head_folded_in(tmp_path, image):
@@ -105,6 +112,8 @@ def test_what_a_library_does_otherwise_is_said(tmp_path, caplog):
     encoder.embedder("image").tower.spec["resize"] = "pad"
     export(encoder, "transformers", tmp_path / "padded")
     assert "squashes" in caplog.text
+    export(sentences(query="find: "), "transformers", tmp_path / "prompts")
+    assert "transformers keeps no prompts; 'words' has query" in caplog.text
 
 
 @pytest.mark.slow
@@ -138,10 +147,8 @@ def test_single_towers_go_to_transformers_and_sentence_transformers(tmp_path):
     from transformers import AutoModel
 
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20)
-    settings = TextTowerConfig(width=32, layers=1, heads=2, dropout=0.0)
-    tower = TextTower.build(settings, tokenizer)
-    text = Encoder({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words").eval()
+    text = sentences()
+    tower = text.embedder("text").tower
     export(text, "transformers", tmp_path / "plain")
     net = AutoModel.from_pretrained(tmp_path / "plain").eval()
     inputs = tower.collate(tower.tokenize(SHORT)[0])
@@ -154,6 +161,16 @@ def test_single_towers_go_to_transformers_and_sentence_transformers(tmp_path):
     np.testing.assert_allclose(theirs.encode(SHORT), text.encode(SHORT), atol=1e-5)
 
 
+def test_onnx_goes_to_its_own_writer(tmp_path, monkeypatch):
+    def write(encoder, folder):
+        encoder.save(folder)
+
+    monkeypatch.setattr("mmcl.models.onnx_graph.export_onnx", write)
+    text = sentences()
+    again = mmcl.load(export(text, "onnx", tmp_path / "graph"))
+    np.testing.assert_allclose(again.encode(SHORT), text.encode(SHORT), atol=1e-5)
+
+
 @pytest.mark.usefixtures("tiny")
 def test_what_has_no_place_in_a_library_is_refused_with_the_reason(tmp_path):
     towers = trained_here()
@@ -162,7 +179,8 @@ def test_what_has_no_place_in_a_library_is_refused_with_the_reason(tmp_path):
         (trained_here(text="open_clip:tiny-ViT-quickgelu"), "open-clip", "one activation"),
         (trained_here(text="scratch"), "open-clip", "has BertModel"),
         (towers, "transformers", "image tower of 'ours' did not"),
-        (towers, "sentence-transformers", "cannot pool"),
+        (towers, "sentence-transformers", "text encoders of transformers only"),
+        (sentences("first_last"), "sentence-transformers", "no pooling 'first_last'; mmcl's own folders can"),
         (towers, "open-flip", "did you mean 'open-clip'"),
     ):
         with pytest.raises(MmclError, match=message):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import sys
 
+import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 import transformers
 
-from mmcl.config.model import LoraConfig
+import mmcl
+from mmcl.config.model import LoraConfig, TokenizerConfig
 from mmcl.models.blocks import freeze
 from mmcl.models.lora import add_lora, has_lora, merge_lora
+from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 
 TEXT = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 2}
@@ -151,3 +156,106 @@ def test_mistakes_are_told_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MmclError, match=r"pip install 'mmcl\[lora\]'"):
         add_lora(timm_vit(), LoraConfig())
+
+
+TEXTS = ["two dogs", "a red bicycle on a beach", "dogs on a red bicycle"]
+QWEN = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A base model, adapters for it as peft saves them, and peft's own model of the two."""
+    import peft
+
+    def make(kind="BertModel", **options):
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20)
+        settings = {"vocab_size": len(tokenizer), "max_position_embeddings": 24, "intermediate_size": 24}
+        architecture = BERT if kind == "BertModel" else QWEN
+        config = getattr(transformers, f"{kind.removesuffix('Model').removesuffix('ForCausalLM')}Config")
+        base = getattr(transformers, kind)(config(**{**architecture, **settings}))
+        base.save_pretrained(tmp_path / "base")
+        tokenizer.save_pretrained(tmp_path / "base")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")  # of a class by the model's kind
+        base = type(base).from_pretrained(tmp_path / "base")  # which knows its folder, as peft notes it
+        targets = ["query", "value", "dense"] if kind == "BertModel" else ["q_proj", "down_proj"]
+        theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=targets, **options))
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:  # as after training: fresh adapters change nothing
+                torch.nn.init.normal_(parameter, std=0.3)
+        theirs.save_pretrained(tmp_path / "adapters")
+        return theirs.eval(), tokenizer
+
+    return make
+
+
+def pooled(model, tokenizer, how):
+    """Unit vectors from the token states of a model of peft's."""
+    vectors = []
+    for text in TEXTS:
+        with torch.no_grad():
+            output = model(**tokenizer(text, truncation=True, return_tensors="pt"), output_hidden_states=True)
+        states = output.hidden_states[-1][0]
+        vectors.append(states.mean(dim=0) if how == "mean" else states[-1])
+    return torch.nn.functional.normalize(torch.stack(vectors), dim=1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "options"),
+    [
+        ("BertModel", "mean", {}),
+        ("BertModel", "mean", {"use_dora": True, "use_rslora": True}),
+        ("Qwen2ForCausalLM", "last", {"task_type": "CAUSAL_LM"}),
+    ],
+)
+def test_a_folder_of_adapters_opens_as_peft_opens_it(adapted, tmp_path, kind, how, options):
+    expected = pooled(*adapted(kind, **options), how)
+    encoder = mmcl.load(tmp_path / "adapters")
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
+    net = encoder.embedder("text").tower.net
+    assert not has_lora(net)
+    assert all(parameter.requires_grad for name, parameter in net.named_parameters() if "pooler" not in name)
+    saved = mmcl.load(encoder.save(tmp_path / "merged"))
+    np.testing.assert_allclose(saved.encode(TEXTS), expected, atol=1e-5)
+
+
+def test_adapters_within_a_sentence_transformers_folder(adapted, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    adapted()
+    modules = [Transformer(str(tmp_path / "adapters"), max_seq_length=9, tokenizer_name_or_path=str(tmp_path / "base"))]
+    modules.append(Pooling(16, "max"))
+    model = library.SentenceTransformer(modules=modules, device="cpu", prompts={"query": "red "})
+    model.save(str(tmp_path / "theirs"))
+    assert (tmp_path / "theirs" / "adapter_model.safetensors").is_file()
+    encoder = mmcl.load(tmp_path / "theirs")
+    expected = model.encode(TEXTS, prompt_name="query", normalize_embeddings=True)
+    np.testing.assert_allclose(encoder.encode(TEXTS, prompt="query"), expected, atol=1e-5)
+    assert encoder.embedder("text").tower.max_tokens == 9
+
+
+def test_adapters_that_cannot_be_merged_are_refused_in_one_line(adapted, tmp_path, monkeypatch):
+    adapted()
+
+    def refused(name, message, **settings):
+        copy = tmp_path / name
+        shutil.copytree(tmp_path / "adapters", copy)
+        path = copy / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        if name == "weights":
+            (copy / "adapter_model.safetensors").unlink()
+        with pytest.raises(MmclError, match=message):
+            mmcl.load(copy)
+
+    refused("kind", "adapters of the kind IA3 are not supported", peft_type="IA3")
+    refused("nameless", "does not say what model it adapts", base_model_name_or_path=None)
+    refused("whole", r"holds whole layers \(pooler\)", modules_to_save=["pooler"])
+    refused("weights", r"adapter_model\.safetensors\) are missing")
+    refused("other", "of another model than BertModel", target_modules=["key"])
+    refused("rank", "do not suit BertModel|of another model than BertModel", r=2)
+    refused("gone", "no such folder", base_model_name_or_path=str(tmp_path / "nowhere"))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MmclError, match=r"a LoRA adapter needs the package peft: pip install 'mmcl\[lora\]'"):
+        mmcl.load(tmp_path / "adapters")
