@@ -17,6 +17,10 @@ def encode(
     label: Annotated[str | None, typer.Option(help="A column to show in search results.")] = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the vectors on disk.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    prompt: Annotated[
+        str | None, typer.Option(help="The model's prompt to put before texts.", show_default="the model's own")
+    ] = None,
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many dimensions.")] = None,
 ) -> None:
     """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
     import mmcl
@@ -27,5 +31,7 @@ def encode(
     encoder = mmcl.load(model).to(pick_device(device))
     rows = open_source(source, split=split)
     column = column or next((name for name in ("image", "text") if name in rows.column_names), "image")
-    vectors = encode_source(encoder, rows, column, out, dtype=dtype, label_column=label)
+    vectors = encode_source(
+        encoder, rows, column, out, dtype=dtype, label_column=label, prompt=prompt, truncate_dim=truncate_dim
+    )
     print(f"{len(vectors):,} vectors of {vectors.dim} dimensions in {out}")

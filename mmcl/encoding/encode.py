@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL.Image import Image, registered_extensions
@@ -44,6 +44,17 @@ class Encodes(Protocol):
     ) -> np.ndarray: ...
 
 
+class Wanted(NamedTuple):
+    """What else is asked of the encoder's ``encode``: only what is not as usual is passed on and recorded."""
+
+    prompt: str | None = None
+    truncate_dim: int | None = None
+
+    def named(self) -> dict[str, Any]:
+        """The settings that are given."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
 @dataclass
 class _Block:
     """Consecutive rows, decoded: what there is to encode, and what was skipped."""
@@ -77,6 +88,8 @@ def encode_source(
     label_column: str | None = None,
     on_error: Literal["skip", "fail"] = "skip",
     show_progress: bool | None = None,
+    prompt: str | None = None,
+    truncate_dim: int | None = None,
 ) -> Vectors:
     """Encode a column of ``rows`` into the folder ``out``.
 
@@ -88,7 +101,8 @@ def encode_source(
             side in pixels it resizes to, much larger JPEG files are decoded at a fraction of their size.
         rows: the corpus.
         column: texts, lists of texts (each text gets a vector, under its row's id), or pictures.
-        out: a new folder, or one of an earlier run with the same encoder, rows, column, modality and dtype.
+        out: a new folder, or one of an earlier run with the same encoder, rows, column, modality, dtype, prompt and
+            dimension.
         modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are pictures.
         dtype: ``float32`` or ``float16`` on disk.
         shard_rows: a shard is written once it has this many vectors; what an interruption can cost.
@@ -96,6 +110,8 @@ def encode_source(
         label_column: what tables of results show; by default the text, cut at 200 characters, or the picture's path.
         on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
         show_progress: a bar on stderr; None shows it on a terminal.
+        prompt: name of the model's prompt to put before every text; its default one if None.
+        truncate_dim: keep the first so many dimensions (before normalising).
 
     Returns:
         The vectors, of unit length, memory-mapped.
@@ -109,7 +125,9 @@ def encode_source(
     modality = modality or _modality_of(rows, column)
     size = _block_rows(batch_rows, modality, shard_rows)
     reader = _Reader(rows, column, modality, label_column, getattr(encoder, "image_size", None))
-    writer = _open_writer(encoder, reader, out, dtype, shard_rows)
+    wanted = Wanted(prompt, truncate_dim)
+    _check_wanted(encoder, wanted, modality)
+    writer = _open_writer(encoder, reader, out, dtype, shard_rows, wanted)
     if not writer.complete:
         with progress("encode", len(rows), "rows", show_progress) as advance, writer:
             advance(writer.rows_done)
@@ -119,11 +137,12 @@ def encode_source(
                     raise MmclError(f"{rows.name}: row {row} (id {id_!r}), column '{column}': {reason}")
                 for row, id_, reason in block.skipped:
                     writer.skip(row, id_, reason)
-                writer.append(block.ids, _encode(encoder, block.inputs, modality), block.labels, rows_done=block.stop)
+                vectors = _encode(encoder, block.inputs, modality, wanted)
+                writer.append(block.ids, vectors, block.labels, rows_done=block.stop)
                 advance(block.stop - block.start)
-    vectors = open_vectors(out)
-    _report_skipped(vectors, reader)
-    return vectors
+    stored = open_vectors(out)
+    _report_skipped(stored, reader)
+    return stored
 
 
 def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:
@@ -216,8 +235,20 @@ class _Reader:
             return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
 
 
+def _check_wanted(encoder: Encodes, wanted: Wanted, modality: Modality) -> None:
+    if wanted.truncate_dim is not None and not 1 <= wanted.truncate_dim <= encoder.dim:
+        raise MmclError(f"truncate_dim is {wanted.truncate_dim}; it must be between 1 and the model's {encoder.dim}")
+    if wanted.prompt and modality == "image":
+        raise MmclError(f"prompt '{wanted.prompt}': the column holds images; prompts go before texts")
+
+
 def _open_writer(
-    encoder: Encodes, reader: _Reader, out: str | Path, dtype: Literal["float32", "float16"], shard_rows: int
+    encoder: Encodes,
+    reader: _Reader,
+    out: str | Path,
+    dtype: Literal["float32", "float16"],
+    shard_rows: int,
+    wanted: Wanted,
 ) -> VectorWriter:
     """A new or an interrupted folder, which then holds vectors of this very encoder; a line says what will be done."""
     rows, column, modality = reader.rows, reader.column, reader.modality
@@ -227,7 +258,7 @@ def _open_writer(
             f"{rows.name}: column '{column}' holds {modality}s, model '{encoder.name}' embeds {known} only; "
             "name another column or model"
         )
-    source = {
+    source: dict[str, Any] = {
         "name": rows.name,
         "fingerprint": rows.fingerprint,
         "column": column,
@@ -235,10 +266,17 @@ def _open_writer(
         "label_column": reader.label_column,
         "normalized": True,
     }
+    if words := _prompt_words(encoder, wanted, modality):
+        source["prompt"] = words
     writer = VectorWriter(
-        out, dim=encoder.dim, model=_model_name(encoder), dtype=dtype, source=source, shard_rows=shard_rows
+        out,
+        dim=wanted.truncate_dim or encoder.dim,
+        model=_model_name(encoder),
+        dtype=dtype,
+        source=source,
+        shard_rows=shard_rows,
     )
-    _check_same_weights(encoder, reader, writer)
+    _check_same_weights(encoder, reader, writer, wanted)
     if writer.complete:
         log.info(f"{writer.folder}: complete already, {writer.count:,} vectors")
     else:
@@ -250,12 +288,18 @@ def _open_writer(
     return writer
 
 
-def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter) -> None:
+def _prompt_words(encoder: Encodes, wanted: Wanted, modality: Modality) -> str:
+    """What is put before every text: a model's prompt may change under its name, or become the default one."""
+    words = getattr(getattr(getattr(encoder, "embedder", lambda kind: None)(modality), "tower", None), "words", None)
+    return str(words(wanted.prompt)) if words else wanted.prompt or ""
+
+
+def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter, wanted: Wanted) -> None:
     """Encode the first rows again: a model trained further under its old name must not complete another's vectors."""
     if not writer.count:
         return
     block = next(reader.blocks(0, _PROBE_ROWS))
-    again = _encode(encoder, block.inputs, reader.modality)
+    again = _encode(encoder, block.inputs, reader.modality, wanted)
     stored = open_vectors(writer.folder, partial=True).take(range(min(len(again), writer.count)))
     if not np.allclose(again[: len(stored)], stored, atol=_PROBE_TOLERANCE):
         raise MmclError(
@@ -264,10 +308,10 @@ def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter)
         )
 
 
-def _encode(encoder: Encodes, inputs: list[Any], modality: Modality) -> np.ndarray:
+def _encode(encoder: Encodes, inputs: list[Any], modality: Modality, wanted: Wanted) -> np.ndarray:
     if not inputs:
-        return np.empty((0, encoder.dim), np.float32)
-    return encoder.encode(inputs, modality=modality, normalize=True, show_progress=False)
+        return np.empty((0, wanted.truncate_dim or encoder.dim), np.float32)
+    return encoder.encode(inputs, modality=modality, normalize=True, show_progress=False, **wanted.named())
 
 
 def _report_skipped(vectors: Vectors, reader: _Reader) -> None:

@@ -59,7 +59,7 @@ def _in_order(workers: list[_Worker], chunks: Iterable[Sequence[Any]]) -> Iterat
     turn = given = 0
     idle, busy = list(workers), dict[Any, tuple[_Worker, int]]()
     more = True
-    while more or busy:
+    while True:
         while more and idle and given < turn + _AHEAD * len(workers):
             try:
                 number, chunk = next(waiting)
@@ -70,6 +70,8 @@ def _in_order(workers: list[_Worker], chunks: Iterable[Sequence[Any]]) -> Iterat
             worker.give(chunk)
             busy[worker.connection] = (worker, number)
             given += 1
+        if not busy:
+            return
         for connection in wait(list(busy)):
             worker, number = busy.pop(connection)
             done[number] = worker.take()

@@ -184,12 +184,36 @@ def test_vectors_of_another_source_column_or_weights_are_not_continued(tmp_path)
             encode_source(**call | changed)
 
 
+class PromptEncoder(HashEncoder):
+    """Takes a prompt and a number of dimensions."""
+
+    def encode(self, inputs, modality=None, *, prompt=None, truncate_dim=None, **options):
+        vectors = super().encode([f"{prompt or ''}{text}" for text in inputs], modality, **options)[:, :truncate_dim]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_vectors_behind_another_prompt_or_of_fewer_dimensions_are_not_continued(tmp_path):
+    source = rows(tmp_path / "s", text=TEXTS)
+    call = {"encoder": PromptEncoder(), "rows": source, "column": "text", "out": tmp_path / "out"}
+    stored = encode_source(**call, prompt="query", truncate_dim=8)
+    assert stored.dim == 8
+    assert stored.source["prompt"] == "query"
+    again = PromptEncoder().encode(TEXTS, prompt="query", truncate_dim=8)
+    np.testing.assert_allclose(stored.take(range(33)), again, atol=1e-6)
+    assert len(encode_source(**call, prompt="query", truncate_dim=8)) == 33
+    with pytest.raises(MmclError, match="another source: prompt"):
+        encode_source(**call, truncate_dim=8)
+    with pytest.raises(MmclError, match="another dim"):
+        encode_source(**call, prompt="query")
+
+
 @pytest.mark.parametrize(
     ("cells", "options", "message"),
     [
         (["a"], {"column": "txt"}, "no column 'txt'.*did you mean 'text'"),
         (["a"], {"label_column": "nam"}, "no column 'nam'"),
         (["a"], {"batch_rows": -1}, "batch_rows is -1"),
+        (["a"], {"truncate_dim": 17}, "truncate_dim is 17; it must be between 1 and the model's 16"),
         (["", None], {}, r"nothing in column 'text' can be encoded \(row 0"),
     ],
 )
