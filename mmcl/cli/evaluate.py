@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.cli.output import JsonPath, write_json
+from mmcl.cli.scores import (
+    print_comparison,
+    print_diagnostics,
+    print_metrics,
+    print_scores,
+    print_sts,
+    print_sts_comparison,
+)
 from mmcl.runtime.errors import MmclError
 
 if TYPE_CHECKING:
-    from mmcl.evaluation import Comparison, Diagnostics, Scores, ZeroShotScores
+    from mmcl.evaluation import Scores, ZeroShotScores
     from mmcl.models.encoder import Encoder
 
 app = typer.Typer(help="Judge a model, or compare two.", no_args_is_help=True)
@@ -21,6 +29,24 @@ Model = Annotated[str, typer.Argument(help="A model or run folder, or a name.", 
 Source = Annotated[str, typer.Argument(help="Rows: a file, folder or name.", show_default=False)]
 Split = Annotated[str | None, typer.Option(help="The part of the source to read.")]
 ImageColumn = Annotated[str, typer.Option(help="The column of pictures.")]
+Query = Annotated[
+    str | None, typer.Option(help="The column of texts to search with, for --document.", show_default=False)
+]
+Document = Annotated[
+    str | None, typer.Option(help="The column of texts to find, one or a list a row.", show_default=False)
+]
+QueryPrompt = Annotated[
+    str | None, typer.Option(help="The model's prompt for queries.", show_default="query, if it has one")
+]
+DocumentPrompt = Annotated[
+    str | None, typer.Option(help="The model's prompt for documents.", show_default="document or passage, if any")
+]
+Against = Annotated[str | None, typer.Option(help="Another model: is it better, by a paired test?", show_default=False)]
+Pairs = Annotated[
+    str | None, typer.Option(help="The two columns of sentences, as A,B.", show_default="sentence1,sentence2")
+]
+ScoreColumn = Annotated[str | None, typer.Option("--score", help="The column of scores.", show_default="score")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="A task of the table; repeat it.", show_default="all")]
 Templates = Annotated[
     list[str] | None,
     typer.Option(
@@ -38,6 +64,8 @@ Classes = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, auto.")]
+Backend = Annotated[str, typer.Option(help="What runs texts: torch, onnx, openvino, onnx-int8, openvino-int8.")]
 CutOffs = Annotated[str, typer.Option("-k", help="Cut-offs.")]
 PerQuery = Annotated[
     bool, typer.Option("--per-query", help="Keep every query's values in the --json file, for mmcl eval compare.")
@@ -47,31 +75,91 @@ PerQuery = Annotated[
 @app.command()
 def retrieval(
     model: Model,
-    source: Source,
+    source: Annotated[
+        str, typer.Argument(help="Rows: a file, folder or name; or a folder in BEIR's layout.", show_default=False)
+    ],
     split: Split = None,
     image: ImageColumn = "image",
     text: Annotated[str, typer.Option(help="The column of captions, one or a list a row.")] = "text",
-    k: CutOffs = "1,5,10",
+    query: Query = None,
+    document: Document = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
+    against: Against = None,
+    k: Annotated[str | None, typer.Option("-k", help="Cut-offs.", show_default="1,5,10; BEIR: 1,10,100")] = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "torch",
     json: JsonPath = None,
     per_query: PerQuery = False,
 ) -> None:
-    """Find texts by picture and pictures by text, exactly, with 95% intervals. A tie never helps.
+    """Find texts by picture and pictures by text, or texts by text, exactly, with 95% intervals. A tie never helps.
 
     A row may have several captions: each is a query, and any of them is a right answer for the picture. Equal captions
     are right for each other's pictures (but not in clip_benchmark's numbers). A data set with captions in Karpathy's
     JSON layout, or a CSV with a caption a row, is judged as it is: mmcl eval retrieval MODEL dataset_coco.json --split
     test.
-    """
-    from mmcl.data.sources import open_source
-    from mmcl.evaluation.rows import retrieval_of_rows
 
-    ks = _cutoffs(k)
+    Texts by text: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv) by its graded judgements,
+    or two columns of a table: --query question --document answer.
+    """
     _check_per_query(per_query, json)
-    scores = retrieval_of_rows(_load(model, device), open_source(source, split=split), image=image, text=text, ks=ks)
+    prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+    search = _search(source, split, (image, text), (query, document), prompts, _cutoffs(k) if k else None)
+    scores = search(_load(model, device, dtype, backend), 1000)
     theirs = {name: value for judged in scores.values() for name, value in judged.clip_benchmark.items()}
-    write_json(json, {**_for_json(scores, per_query), "clip_benchmark": theirs})
+    found = None
+    if against is not None:
+        from mmcl.evaluation import compare as compare_scores
+
+        found = compare_scores(scores, search(_load(against, device, dtype, backend), 0), _headlines(scores))
+    tested = {} if found is None else {"against": {"a": model, "b": against, **found.to_dict()}}
+    write_json(json, {**_for_json(scores, per_query), "clip_benchmark": theirs, **tested})
     print_scores(scores)
+    if found is not None:
+        print_comparison(found, model, str(against), of="rows" if query else "pictures")
+
+
+@app.command()
+def sts(
+    model: Model,
+    table: Annotated[
+        str | None,
+        typer.Argument(help="Pairs with scores: a file, folder or name.", show_default="the seven tasks from the hub"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The part of the table to read.")] = "test",
+    task: Tasks = None,
+    pairs: Pairs = None,
+    score: ScoreColumn = None,
+    against: Against = None,
+    prompt: Annotated[str | None, typer.Option(help="The model's prompt for sentences.", show_default="none")] = None,
+    similarity: Annotated[str, typer.Option(help="cosine, dot, euclidean, manhattan.")] = "cosine",
+    resamples: Annotated[int, typer.Option(help="Of the intervals and of the test.", min=1)] = 2000,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "torch",
+    json: JsonPath = None,
+) -> None:
+    """Semantic textual similarity: the seven-task table of the SimCSE paper, with 95% intervals.
+
+    Spearman's correlation over all subsets of a task together, and the average over the tasks; printed × 100, fractions
+    in --json. A table has the columns sentence1, sentence2 and score, and task and split where it holds several.
+    """
+    from mmcl.evaluation import compare_sts, open_sts
+    from mmcl.evaluation import sts as judge
+
+    rows = open_sts(table, split=split, tasks=task or (), columns=_pair_columns(pairs, score))
+    options: dict[str, Any] = {"similarity": similarity, "prompt": prompt}
+    scores = judge(_load(model, device, dtype, backend), rows, bootstrap=resamples, **options)
+    found = None
+    if against is not None:
+        other = judge(_load(against, device, dtype, backend), rows, bootstrap=0, **options)
+        found = compare_sts(scores, other, resamples=resamples)
+    tested = {} if found is None else {"against": {"a": model, "b": against, **found.to_dict()}}
+    write_json(json, {**scores.to_dict(), **tested})
+    print_sts(scores)
+    if found is not None:
+        print_sts_comparison(found, model, str(against))
 
 
 @app.command("zero-shot")
@@ -84,6 +172,7 @@ def zero_shot(
     template: Templates = None,
     classes: Classes = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     json: JsonPath = None,
     per_query: PerQuery = False,
 ) -> None:
@@ -96,7 +185,7 @@ def zero_shot(
 
     _check_per_query(per_query, json)
     scores = zero_shot_of_rows(
-        _load(model, device),
+        _load(model, device, dtype),
         open_source(source, split=split),
         image=image,
         label=label,
@@ -108,7 +197,7 @@ def zero_shot(
     title = f"{scores.images:,} pictures, {scores.classes:,} classes"
     if scores.empty_classes:
         title += f", {scores.empty_classes:,} of them without a picture"
-    _print_metrics(scores, theirs, title)
+    print_metrics(scores, theirs, title)
 
 
 @app.command()
@@ -122,16 +211,35 @@ def diagnostics(
     text: Annotated[
         str | None, typer.Option(help="The column of captions.", show_default="text, unless --image is alone")
     ] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Two columns of text, as sentence1,sentence2.", show_default=False)
+    ] = None,
+    score: ScoreColumn = None,
+    task: Tasks = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "torch",
     json: JsonPath = None,
 ) -> None:
-    """Is the space used, do the modalities meet, has it collapsed. Name one column to look at one modality alone."""
-    from mmcl.data.sources import open_source
-    from mmcl.evaluation.rows import diagnostics_of_rows
+    """Is the space used, do the modalities meet, has it collapsed. Name one column to look at one modality alone.
 
-    if image is None and text is None:
-        image, text = "image", "text"
-    found = diagnostics_of_rows(_load(model, device), open_source(source, split=split), image=image, text=text)
+    --pairs sentence1,sentence2: alignment of the pairs scored above 4 of 5 (of all, in a table without scores) and
+    uniformity of all their sentences, as in the SimCSE paper.
+    """
+    from mmcl.data.sources import open_source
+    from mmcl.evaluation import open_sts
+    from mmcl.evaluation.rows import diagnostics_of_rows
+    from mmcl.evaluation.sts import sts_diagnostics
+
+    if pairs is not None:
+        columns = _pair_columns(pairs, score)
+        table = open_sts(source, split=split, tasks=task or (), columns=columns, scored=score is not None)
+        found = sts_diagnostics(_load(model, device, dtype, backend), table)
+    else:
+        if image is None and text is None:
+            image, text = "image", "text"
+        rows = open_source(source, split=split)
+        found = diagnostics_of_rows(_load(model, device, dtype, backend), rows, image=image, text=text)
     write_json(json, found.to_dict())
     print_diagnostics(found)
 
@@ -153,21 +261,26 @@ def compare(
         str | None,
         typer.Option(help="The column of classes: compare zero-shot classification.", show_default=False),
     ] = None,
+    query: Query = None,
+    document: Document = None,
     template: Templates = None,
     classes: Classes = None,
-    k: CutOffs = "1,5,10",
+    k: Annotated[str | None, typer.Option("-k", help="Cut-offs.", show_default="1,5,10; BEIR: 1,10,100")] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="A metric to compare, such as ndcg@10; repeat it.", show_default="hit@k, mrr, top@k, ..."),
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap and of the test.", min=1)] = 10_000,
     device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "torch",
     json: JsonPath = None,
 ) -> None:
     """Is B better than A, or luckier: differences with 95% intervals and a paired test, over the same queries.
 
     An interval is a paired bootstrap; p is a paired randomisation test, Holm's adjustment of it is for the number of
-    metrics. The captions of one picture are resampled together.
+    metrics. The captions of one picture are resampled together. Of two models of text: a folder in BEIR's layout, or
+    --query and --document; on pairs of sentences with scores: mmcl eval sts A TABLE --against B.
     """
     from mmcl.evaluation import compare as compare_scores
     from mmcl.evaluation.compare import read_per_query
@@ -176,97 +289,83 @@ def compare(
         if not (a.endswith(".json") and b.endswith(".json")):
             raise MmclError(f"compare {a} {b}: name a source to judge both models on, or give two .json files")
         sides: list[Mapping[str, Any]] = [read_per_query(a), read_per_query(b)]
+    elif label is None:
+        search = _search(source, split, (image, text or "text"), (query, document), {}, _cutoffs(k) if k else None)
+        sides = [search(_load(model, device, dtype, backend), 0) for model in (a, b)]
     else:
         from mmcl.data.sources import open_source
         from mmcl.evaluation.rows import scores_of_rows
 
-        rows, ks = open_source(source, split=split), _cutoffs(k)
-        text = "text" if text is None and label is None else text
+        rows, ks = open_source(source, split=split), _cutoffs(k or "1,5,10")
         prompts: dict[str, Any] = {"templates": template or ("{}",), "classes": classes}
         sides = [
-            scores_of_rows(_load(model, device), rows, image=image, text=text, label=label, ks=ks, **prompts)
+            scores_of_rows(
+                _load(model, device, dtype, backend), rows, image=image, text=text, label=label, ks=ks, **prompts
+            )
             for model in (a, b)
         ]
-    found = compare_scores(sides[0], sides[1], metric or None, resamples=resamples)
+    found = compare_scores(sides[0], sides[1], metric or _headlines(sides[0]), resamples=resamples)
     write_json(json, {"a": a, "b": b, **found.to_dict()})
-    print_comparison(found, a, b)
+    print_comparison(found, a, b, of="rows" if query else "pictures")
 
 
-def print_scores(scores: Mapping[str, Scores]) -> None:
-    """One table a direction: the metrics, their intervals, what chance would give, and clip_benchmark's names."""
-    for way, judged in scores.items():
-        theirs = {f"hit@{name.partition('@')[2]}": name for name in judged.clip_benchmark}
-        _print_metrics(judged, theirs, f"{way}: {judged.queries:,} queries, corpus of {judged.corpus:,}")
+def _search(
+    source: str,
+    split: str | None,
+    pictures: tuple[str, str],
+    texts: tuple[str | None, str | None],
+    prompts: dict[str, Any],
+    ks: Sequence[int] | None,
+) -> Callable[[Encoder, int], dict[str, Scores]]:
+    """From a model and a number of resamples to scores: of a BEIR folder, of two columns of text, or of pictures."""
+    from mmcl.data.beir import is_beir, open_beir
+    from mmcl.data.sources import open_source
+    from mmcl.evaluation import beir_retrieval, retrieval_of_texts
+    from mmcl.evaluation.rows import retrieval_of_rows
+
+    query, document = texts
+    if (query is None) != (document is None):
+        raise MmclError("--query and --document go together: the column to search with, and the one to search in")
+    if query is None and is_beir(source):
+        beir = open_beir(source, split)
+        return lambda encoder, resamples: {
+            "query_to_document": beir_retrieval(encoder, beir, ks or (1, 10, 100), bootstrap=resamples, **prompts)
+        }
+    rows = open_source(source, split=split)
+    if query is not None and document is not None:
+        return lambda encoder, resamples: retrieval_of_texts(
+            encoder, rows, query=query, document=document, ks=ks or (1, 5, 10), bootstrap=resamples, **prompts
+        )
+    image, text = pictures
+    return lambda encoder, resamples: retrieval_of_rows(
+        encoder, rows, image=image, text=text, ks=ks or (1, 5, 10), bootstrap=resamples
+    )
 
 
-def print_diagnostics(found: Diagnostics) -> None:
-    """The modalities side by side, what the best numbers would be, and the warnings."""
-    spaces, between = found.spaces, found.between
-    dim = next(iter(spaces.values())).dim
-    measures = {
-        "uniformity": f"lower; a uniform sphere has {-4 + 8 / dim:.2f}",
-        "effective_rank": f"higher; at most {dim}",
-        "random_cosine": "near 0",
-        "top_component": f"lower; at least {1 / dim:.4f}",
-        "dead_dimensions": "0",
-        "alignment": "lower",
-        "positive_cosine": "higher, far above random_cosine",
-        "modality_gap": "lower",
-    }
-    columns = [*spaces.values(), *([between] if between else [])]
-    names = [*spaces, *(["between"] if between else [])]
-    rows = [
-        [measure, *(getattr(column, measure, "") for column in columns), good] for measure, good in measures.items()
-    ]
-    rows = [row for row in rows if any(cell != "" for cell in row[1:-1])]
-    size = ", ".join(f"{space.rows:,} {name}" for name, space in spaces.items())
-    print_table(["measure", *names, "good is"], rows, title=f"{size} vectors of {dim} dimensions")
-    for name, space in spaces.items():
-        if space.uniformity_rows < space.rows:
-            print(f"uniformity of {name}: all pairs of {space.uniformity_rows:,} rows drawn at random")
-    for reason in found.collapsed or ["no sign of collapse"]:
-        print(f"warning: {reason}" if found.collapsed else reason)
+def _headlines(sides: Mapping[str, Any]) -> list[str] | None:
+    """What to compare of graded judgements; None for the comparison's own choice."""
+    from mmcl.evaluation.text_retrieval import HEADLINES
+
+    judged = sides.get("query_to_document")
+    if judged is None or "document_to_query" in sides:
+        return None
+    values = getattr(judged, "metrics", None) or judged.values
+    return [name for name in HEADLINES if name in values] or None
 
 
-def print_comparison(found: Comparison, a: str, b: str) -> None:
-    """A row a metric, and the verdict."""
-    rows = [
-        [
-            name,
-            row.a,
-            row.b,
-            f"{row.difference:+.4f}",
-            f"{row.low:+.4f} – {row.high:+.4f}",
-            row.p,
-            row.p_holm,
-            {"a": "A", "b": "B", None: ""}[row.ahead],
-        ]
-        for name, row in found.differences.items()
-    ]
-    columns = ["metric", "A", "B", "B − A", "95% interval", "p", "p (Holm)", "ahead"]
-    print_table(columns, rows, title=f"A: {a}\nB: {b}")
-    print(found.verdict())
-    sizes = sorted({(row.queries, row.groups) for row in found.differences.values()})
-    told = ", ".join(f"{q:,} queries" if q == g else f"{q:,} queries of {g:,} pictures" for q, g in sizes)
-    print(f"paired over {told}; {found.resamples:,} resamples; ahead: interval without 0 and p (Holm) < 0.05")
+def _pair_columns(pairs: str | None, score: str | None) -> dict[str, str]:
+    """Role to column, of those that are named."""
+    names = pairs.split(",") if pairs else []
+    if pairs and (len(names) != 2 or not all(name.strip() for name in names)):
+        raise MmclError(f"--pairs {pairs}: expected two columns, like sentence1,sentence2")
+    columns = dict(zip(("sentence1", "sentence2"), (name.strip() for name in names), strict=False))
+    return columns | ({"score": score} if score else {})
 
 
-def _print_metrics(judged: Scores | ZeroShotScores, theirs: Mapping[str, str], title: str) -> None:
-    """``theirs`` is what clip_benchmark calls a metric of ours; its number is shown where it differs."""
-    chance, rows = judged.chance(), []
-    for name, value in judged.metrics.items():
-        low, high = judged.intervals[name]
-        same, other = theirs.get(name, ""), judged.clip_benchmark.get(theirs.get(name, ""), value)
-        named = same if f"{other:.4f}" == f"{value:.4f}" else f"{same} {other:.4f}"
-        rows.append([name, value, f"{low:.4f} – {high:.4f}", chance.get(name, "–"), named])
-    print_table(["metric", "value", "95% interval", "chance", "clip_benchmark"], rows, title=title)
-
-
-def _load(model: str, device: str) -> Encoder:
+def _load(model: str, device: str, dtype: str = "auto", backend: str = "torch") -> Encoder:
     import mmcl
-    from mmcl.runtime.device import pick_device
 
-    return mmcl.load(model).to(pick_device(device))
+    return mmcl.load(model, device=device, dtype=dtype, backend=backend)
 
 
 def _cutoffs(k: str) -> list[int]:

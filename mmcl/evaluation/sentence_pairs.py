@@ -79,7 +79,7 @@ def open_sts(
             the STS tasks), a folder, the name of a data set on the hub, ``Rows``, or a ``pyarrow.Table``; without one,
             the seven tasks of ``HUB``. Columns are ``sentence1``, ``sentence2`` and ``score`` (or what SICK and GLUE
             call them), and where there are several tasks or splits in one table, ``task`` and ``split``.
-        split: the part to read; of a table without splits, all rows are. None: all rows.
+        split: the part to read; a table without splits counts as a test split. None: all rows.
         tasks: the tasks to keep; all if empty.
         columns: what ``sentence1``, ``sentence2`` and ``score`` are called, where it is something else.
         scored: whether a pair needs a score; if not, a table without that column will do.
@@ -95,7 +95,7 @@ def open_sts(
     names = {role: columns.get(role) or _column(rows, role, options) for role, options in _ALIASES.items()}
     has_scores = scored or names["score"] in rows.column_names
     rows.require(names.values() if has_scores else (names["sentence1"], names["sentence2"]))
-    if split is not None and not chosen and "split" in rows.column_names:
+    if split is not None and not chosen:
         rows = _of_split(rows, split)
     labels = _labels(rows, table)
     for task in tasks:
@@ -164,6 +164,10 @@ def _column(rows: Rows, role: str, options: Sequence[str]) -> str:
 
 
 def _of_split(rows: Rows, split: str) -> Rows:
+    if "split" not in rows.column_names:
+        if split != "test":
+            raise MmclError(f"{rows.name}: no split '{split}': the table has no column 'split'; leave the split out")
+        return rows
     values = rows.column("split")
     chosen = [row for row, value in enumerate(values) if value == split]
     if not chosen:

@@ -19,6 +19,9 @@ from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 
+HEADLINES = ("ndcg@10", "recall@100", "map", "mrr")
+"""What two models are compared by on graded judgements."""
+
 _QUERY, _DOCUMENT = ("query",), ("document", "passage", "corpus")  # what models call their prompts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import zlib
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from PIL import Image
 
 import mmcl
-from mmcl.cli.app import main
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
@@ -21,9 +19,6 @@ class Untrained:
 
     def __init__(self, blind: bool) -> None:
         self._blind = blind
-
-    def to(self, device):
-        return self
 
     def encode(self, inputs):
         return np.stack([self._text(item) if isinstance(item, str) else self._image(item) for item in inputs])
@@ -40,18 +35,10 @@ class Untrained:
 
 
 @pytest.fixture
-def mmcl_(monkeypatch, capsys):
-    """Run ``mmcl eval`` in this process; gives (exit code, stdout, stderr). The models are called good and blind."""
-    monkeypatch.setattr(mmcl, "load", lambda name: Untrained(blind=name == "blind"), raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mmcl", "eval", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
+def evaluate(monkeypatch, mmcl_):
+    """Run ``mmcl eval``; gives (exit code, stdout, stderr). The models are called good and blind."""
+    monkeypatch.setattr(mmcl, "load", lambda name, **options: Untrained(blind=name == "blind"), raising=False)
+    return lambda *arguments: mmcl_("eval", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +57,8 @@ def table(tmp_path_factory):
     return folder
 
 
-def test_retrieval_shows_clip_benchmarks_names_and_numbers(mmcl_, table, tmp_path):
-    code, out, _ = mmcl_("retrieval", "good", table / "rows.jsonl", "-k", "1,10", "--json", tmp_path / "r.json")
+def test_retrieval_shows_clip_benchmarks_names_and_numbers(evaluate, table, tmp_path):
+    code, out, _ = evaluate("retrieval", "good", table / "rows.jsonl", "-k", "1,10", "--json", tmp_path / "r.json")
     assert code == 0
     saved = json.loads((tmp_path / "r.json").read_text())
     assert saved["image_to_text"]["metrics"]["hit@1"] == 1.0
@@ -82,9 +69,9 @@ def test_retrieval_shows_clip_benchmarks_names_and_numbers(mmcl_, table, tmp_pat
     assert f"text_retrieval_recall@1 {saved['clip_benchmark']['text_retrieval_recall@1']:.4f}" in out
 
 
-def test_zero_shot_by_numbers_and_templates_from_a_file(mmcl_, table, tmp_path):
+def test_zero_shot_by_numbers_and_templates_from_a_file(evaluate, table, tmp_path):
     options = ["--label", "number", "--classes", table / "classes.txt", "--template", table / "prompts.txt"]
-    code, out, _ = mmcl_(
+    code, out, _ = evaluate(
         "zero-shot", "good", table / "rows.jsonl", *options, "--template", "{}", "--json", tmp_path / "z"
     )
     assert code == 0
@@ -95,32 +82,34 @@ def test_zero_shot_by_numbers_and_templates_from_a_file(mmcl_, table, tmp_path):
     assert "40 pictures, 4 classes" in out
 
 
-def test_diagnostics_of_one_column_or_two(mmcl_, table, tmp_path):
-    code, out, _ = mmcl_("diagnostics", "good", table / "rows.jsonl", "--json", tmp_path / "d.json")
+def test_diagnostics_of_one_column_or_two(evaluate, table, tmp_path):
+    code, out, _ = evaluate("diagnostics", "good", table / "rows.jsonl", "--json", tmp_path / "d.json")
     assert code == 0
     saved = json.loads((tmp_path / "d.json").read_text())
     assert (saved["image"]["rows"], saved["text"]["rows"], saved["collapsed"]) == (40, 80, [])
     assert "modality_gap" in out
     assert "no sign of collapse" in out
-    code, out, _ = mmcl_("diagnostics", "good", table / "rows.jsonl", "--image", "image")
+    code, out, _ = evaluate("diagnostics", "good", table / "rows.jsonl", "--image", "image")
     assert code == 0
     assert "modality_gap" not in out
 
 
-def test_two_models_are_compared_directly_or_from_files(mmcl_, table, tmp_path):
+def test_two_models_are_compared_directly_or_from_files(evaluate, table, tmp_path):
     rows = table / "rows.jsonl"
-    code, out, _ = mmcl_("compare", "blind", "good", rows, "-k", 1, "--json", tmp_path / "c.json", "--resamples", 2000)
+    code, out, _ = evaluate(
+        "compare", "blind", "good", rows, "-k", 1, "--json", tmp_path / "c.json", "--resamples", 2000
+    )
     assert code == 0
     assert "B is ahead beyond the interval on " in out
     assert "text_to_image/mrr" in out
     assert "80 queries of 40 pictures" in out
     direct = json.loads((tmp_path / "c.json").read_text())
     for model in ("blind", "good"):
-        assert mmcl_("retrieval", model, rows, "-k", 1, "--json", tmp_path / f"{model}.json", "--per-query")[0] == 0
+        assert evaluate("retrieval", model, rows, "-k", 1, "--json", tmp_path / f"{model}.json", "--per-query")[0] == 0
     files = [tmp_path / "blind.json", tmp_path / "good.json"]
-    assert mmcl_("compare", *files, "--json", tmp_path / "f.json", "--resamples", 2000)[0] == 0
+    assert evaluate("compare", *files, "--json", tmp_path / "f.json", "--resamples", 2000)[0] == 0
     assert json.loads((tmp_path / "f.json").read_text())["metrics"] == direct["metrics"]
-    code, out, _ = mmcl_("compare", "blind", "good", rows, "--label", "colour")
+    code, out, _ = evaluate("compare", "blind", "good", rows, "--label", "colour")
     assert code == 0
     assert "B is ahead beyond the interval on zero_shot/top@1, zero_shot/mean_per_class" in out
     assert "hit@1" not in out
@@ -142,14 +131,14 @@ def test_two_models_are_compared_directly_or_from_files(mmcl_, table, tmp_path):
         (["diagnostics", "good", "{rows}", "--text", "colours"], "did you mean 'colour'?"),
     ],
 )
-def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, table):
-    code, out, err = mmcl_(*(argument.format(rows=table / "rows.jsonl") for argument in arguments))
+def test_mistakes_get_one_line_and_exit_code_2(evaluate, arguments, said, table):
+    code, out, err = evaluate(*(argument.format(rows=table / "rows.jsonl") for argument in arguments))
     assert code == 2
     assert said in err.strip().splitlines()[-1]
     assert out == ""
 
 
-def test_karpathys_json_is_judged_as_it_is(mmcl_, table, tmp_path):
+def test_karpathys_json_is_judged_as_it_is(evaluate, table, tmp_path):
     """Five captions a picture, of which any is a right answer; only the pictures of the split are searched."""
     images = [
         {
@@ -162,7 +151,7 @@ def test_karpathys_json_is_judged_as_it_is(mmcl_, table, tmp_path):
     ]
     dataset = table / "dataset_colours.json"
     dataset.write_text(json.dumps({"dataset": "colours", "images": images}))
-    code, _, _ = mmcl_("retrieval", "good", dataset, "--split", "test", "--json", tmp_path / "k.json", "-k", "1,5")
+    code, _, _ = evaluate("retrieval", "good", dataset, "--split", "test", "--json", tmp_path / "k.json", "-k", "1,5")
     assert code == 0
     saved = json.loads((tmp_path / "k.json").read_text())
     assert (saved["image_to_text"]["queries"], saved["image_to_text"]["corpus"]) == (12, 60)
@@ -171,3 +160,141 @@ def test_karpathys_json_is_judged_as_it_is(mmcl_, table, tmp_path):
     for way, what in (("image_to_text", "text"), ("text_to_image", "image")):  # no caption stands twice
         for k in (1, 5):
             assert saved["clip_benchmark"][f"{what}_retrieval_recall@{k}"] == saved[way]["metrics"][f"hit@{k}"]
+
+
+class Words:
+    """Counts words into a few places (coarse) or many; texts that share words are alike."""
+
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+
+    def encode(self, texts, **options):
+        vectors = np.full((len(texts), self._dim), 1e-3, dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in text.split():
+                vectors[row, zlib.crc32(word.encode()) % self._dim] += 1
+        return vectors
+
+
+@pytest.fixture
+def of_texts(monkeypatch, mmcl_):
+    """Run ``mmcl eval`` with models of text, called fine and coarse."""
+    asked = []
+
+    def load(name, **options):
+        asked.append(options)
+        return Words(4 if name == "coarse" else 1000)
+
+    monkeypatch.setattr(mmcl, "load", load, raising=False)
+    run = lambda *arguments: mmcl_("eval", *arguments)  # noqa: E731
+    run.asked = asked
+    return run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The seven STS tasks as a TSV file, questions with answers as a CSV, and a folder in BEIR's layout."""
+    folder, rng = tmp_path_factory.mktemp("texts"), np.random.default_rng(0)
+    words = [f"w{number}" for number in range(60)]
+    lines, faq, corpus, queries = ["task\tsplit\tscore\tsentence1\tsentence2"], ["question,answer"], [], []
+    for number, task in enumerate(["STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICKR"] * 40):
+        first, common = rng.choice(words, 6, replace=False), int(rng.integers(0, 7))
+        second = [*first[:common], *rng.choice(words, 6 - common)]
+        lines.append("\t".join([task, "test", f"{common * 5 / 6:.1f}", " ".join(first), " ".join(second)]))
+        if number < 50:
+            faq.append(f"{' '.join(first[:4])},{' '.join(first[1:])}")
+            corpus.append(json.dumps({"_id": f"d{number}", "title": first[0], "text": " ".join(first[1:])}))
+            queries.append(json.dumps({"_id": f"q{number}", "text": " ".join(first[2:4])}))
+    judgements = [f"q{n}\td{n}\t3\nq{n}\td{(n + 1) % 50}\t1" for n in range(50)]
+    (folder / "sts.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "faq.csv").write_text("\n".join(faq) + "\n")
+    (folder / "beir" / "qrels").mkdir(parents=True)
+    (folder / "beir" / "corpus.jsonl").write_text("\n".join(corpus))
+    (folder / "beir" / "queries.jsonl").write_text("\n".join(queries))
+    (folder / "beir" / "qrels" / "test.tsv").write_text("\n".join(["q\td\ts", *judgements]))
+    return folder
+
+
+def test_the_sts_table_fits_80_columns_and_tests_two_models(of_texts, texts, tmp_path):
+    options = ["--against", "coarse", "--resamples", 300, "--dtype", "float32", "--json", tmp_path / "s.json"]
+    code, out, _ = of_texts("sts", "fine", texts / "sts.tsv", *options)
+    assert code == 0
+    assert max(len(line) for line in out.splitlines() if line.startswith(" ")) <= 80  # the tables; prose may wrap
+    assert [options["dtype"] for options in of_texts.asked] == ["float32", "float32"]
+    saved = json.loads((tmp_path / "s.json").read_text())
+    shown = next(line for line in out.splitlines() if line.lstrip().startswith("Spearman")).split()[1:]
+    tasks = ["STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICKR"]
+    keys = [f"{task}/spearman" for task in tasks] + ["spearman"]
+    assert shown == [f"{100 * saved['metrics'][key]:.2f}" for key in keys]
+    assert saved["intervals"]["spearman"][0] < saved["metrics"]["spearman"] < saved["intervals"]["spearman"][1]
+    assert list(saved["against"]["metrics"]) == [*tasks, "average"]
+    assert saved["against"]["metrics"]["average"]["ahead"] == "a"
+    assert "paired over 280 pairs; 300 resamples" in out
+
+
+def test_one_task_of_a_table_has_no_average(of_texts, texts):
+    code, out, _ = of_texts("sts", "fine", texts / "sts.tsv", "--task", "STSB", "--resamples", 10)
+    assert code == 0
+    assert "STSB" in out
+    assert "average" not in out
+
+
+def test_a_beir_folder_is_judged_and_compared_by_its_grades(of_texts, texts, tmp_path):
+    options = ["--against", "coarse", "--json", tmp_path / "b.json", "--per-query"]
+    code, out, _ = of_texts("retrieval", "fine", texts / "beir", *options)
+    assert code == 0
+    assert "query_to_document: 50 queries, corpus of 50" in out
+    assert "clip_benchmark" not in out
+    saved = json.loads((tmp_path / "b.json").read_text())
+    assert {"ndcg@10", "recall@100", "map", "mrr"} <= set(saved["query_to_document"]["metrics"])
+    headlines = [f"query_to_document/{name}" for name in ("ndcg@10", "recall@100", "map", "mrr")]
+    assert set(saved["against"]["metrics"]) == set(headlines)
+    assert saved["against"]["metrics"]["query_to_document/ndcg@10"]["ahead"] == "a"
+    assert of_texts("compare", "fine", "coarse", texts / "beir", "--json", tmp_path / "c.json")[0] == 0
+    assert json.loads((tmp_path / "c.json").read_text())["metrics"] == saved["against"]["metrics"]
+    assert of_texts("retrieval", "coarse", texts / "beir", "--json", tmp_path / "d.json", "--per-query")[0] == 0
+    assert of_texts("compare", tmp_path / "b.json", tmp_path / "d.json", "--json", tmp_path / "e.json")[0] == 0
+    assert json.loads((tmp_path / "e.json").read_text())["metrics"] == saved["against"]["metrics"]
+
+
+def test_two_columns_of_text_are_searched_both_ways(of_texts, texts, tmp_path):
+    columns = ["--query", "question", "--document", "answer"]
+    code, _, _ = of_texts("retrieval", "fine", texts / "faq.csv", *columns, "-k", 1, "--json", tmp_path / "t.json")
+    assert code == 0
+    saved = json.loads((tmp_path / "t.json").read_text())
+    assert saved["query_to_document"]["metrics"]["hit@1"] >= 0.9
+    assert saved["document_to_query"]["queries"] == 50
+    code, out, _ = of_texts("compare", "coarse", "fine", texts / "faq.csv", *columns, "-k", 1, "--resamples", 500)
+    assert code == 0
+    assert "B is ahead beyond the interval on query_to_document/hit@1" in out
+
+
+def test_diagnostics_of_pairs_of_sentences(of_texts, texts, tmp_path):
+    pairs = ["--pairs", "sentence1,sentence2"]
+    code, out, _ = of_texts("diagnostics", "fine", texts / "sts.tsv", *pairs, "--json", tmp_path / "d.json")
+    assert code == 0
+    assert "alignment" in out
+    saved = json.loads((tmp_path / "d.json").read_text())
+    assert saved["text"]["rows"] == 560
+    assert 0 < saved["between"]["pairs"] < 280
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sts", "fine", "{}/sts.tsv", "--split", "dev"], "no split 'dev'; it has test"),
+        (["sts", "fine", "{}/sts.tsv", "--task", "STSb"], "no task 'STSb'; did you mean 'STSB'?"),
+        (["sts", "fine", "{}/sts.tsv", "--pairs", "sentence1"], "--pairs sentence1: expected two columns"),
+        (["sts", "fine", "{}/sts.tsv", "--similarity", "cos"], "similarity 'cos' is not known"),
+        (["sts", "fine", "{}/no.tsv"], "no such file or folder"),
+        (["sts", "fine"], "mteb/sts12-sts: no such file or folder here, and the hub cannot be reached"),
+        (["retrieval", "fine", "{}/faq.csv", "--query", "question"], "--query and --document go together"),
+        (["retrieval", "fine", "{}/beir", "--split", "dev"], "no split 'dev'; it has test"),
+        (["diagnostics", "fine", "{}/sts.tsv", "--pairs", "sentence1,sentence3"], "did you mean 'sentence"),
+    ],
+)
+def test_mistakes_with_texts_get_one_line(of_texts, texts, arguments, said):
+    code, out, err = of_texts(*(argument.format(texts) for argument in arguments))
+    assert code == 2
+    assert said in err.strip().splitlines()[-1]
+    assert out == ""

@@ -1,0 +1,121 @@
+"""Scores, comparisons and diagnostics as tables on stdout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from mmcl.cli.output import print_table
+
+if TYPE_CHECKING:
+    from mmcl.evaluation import Comparison, Diagnostics, Scores, StsScores, ZeroShotScores
+
+
+def print_scores(scores: Mapping[str, Scores]) -> None:
+    """One table a direction: the metrics, their intervals, what chance would give, and clip_benchmark's names."""
+    for way, judged in scores.items():
+        theirs = {f"hit@{name.partition('@')[2]}": name for name in judged.clip_benchmark}
+        print_metrics(judged, theirs, f"{way}: {judged.queries:,} queries, corpus of {judged.corpus:,}")
+
+
+def print_diagnostics(found: Diagnostics) -> None:
+    """The modalities side by side, what the best numbers would be, and the warnings."""
+    spaces, between = found.spaces, found.between
+    dim = next(iter(spaces.values())).dim
+    measures = {
+        "uniformity": f"lower; a uniform sphere has {-4 + 8 / dim:.2f}",
+        "effective_rank": f"higher; at most {dim}",
+        "random_cosine": "near 0",
+        "top_component": f"lower; at least {1 / dim:.4f}",
+        "dead_dimensions": "0",
+        "alignment": "lower",
+        "positive_cosine": "higher, far above random_cosine",
+        "modality_gap": "lower",
+    }
+    columns = [*spaces.values(), *([between] if between else [])]
+    names = [*spaces, *(["between"] if between else [])]
+    rows = [
+        [measure, *(getattr(column, measure, "") for column in columns), good] for measure, good in measures.items()
+    ]
+    rows = [row for row in rows if any(cell != "" for cell in row[1:-1])]
+    size = ", ".join(f"{space.rows:,} {name}" for name, space in spaces.items())
+    print_table(["measure", *names, "good is"], rows, title=f"{size} vectors of {dim} dimensions")
+    for name, space in spaces.items():
+        if space.uniformity_rows < space.rows:
+            print(f"uniformity of {name}: all pairs of {space.uniformity_rows:,} rows drawn at random")
+    for reason in found.collapsed or ["no sign of collapse"]:
+        print(f"warning: {reason}" if found.collapsed else reason)
+
+
+def print_sts(scores: StsScores) -> None:
+    """The table of the SimCSE paper: a column a task and the average, correlations × 100."""
+    tasks = scores.tasks
+    columns = {task: f"{task}/" for task in tasks} | ({"average": ""} if len(tasks) > 1 else {})
+
+    def line(name: str, values: list[float]) -> list[str]:
+        return [name, *("–" if math.isnan(value) else f"{100 * value:.2f}" for value in values)]
+
+    rows = [line("Spearman", [scores.metrics[f"{key}spearman"] for key in columns.values()])]
+    for place, side in enumerate(("95% from", "95% to") if scores.intervals else ()):
+        rows.append(line(side, [scores.intervals[f"{key}spearman"][place] for key in columns.values()]))
+    rows.append(line("Pearson", [scores.metrics[f"{key}pearson"] for key in columns.values()]))
+    pairs = [len(scores.scores[task]) for task in tasks]
+    rows.append(["pairs", *(f"{count:,}" for count in [*pairs, sum(pairs)][: len(columns)])])
+    print_table(["× 100", *columns], rows, title=f"correlation of {scores.similarity} similarity with people's scores")
+    if scores.left_out:
+        print(f"{scores.left_out:,} rows left out: they lack two sentences and a score")
+    if undefined := [task for task in tasks if math.isnan(scores.metrics[f"{task}/spearman"])]:
+        print(
+            f"undefined (–), and so is the average: all similarities or all scores are equal in {', '.join(undefined)}"
+        )
+
+
+def print_comparison(found: Comparison, a: str, b: str, *, of: str = "pictures") -> None:
+    """A row a metric, and the verdict; ``of`` is what queries belong to that are not independent."""
+    _print_differences(found, a, b, "metric", lambda value, sign: format(value, f"{sign}.4f"))
+    sizes = sorted({(row.queries, row.groups) for row in found.differences.values()})
+    told = ", ".join(f"{q:,} queries" if q == g else f"{q:,} queries of {g:,} {of}" for q, g in sizes)
+    _print_footing(told, found)
+
+
+def print_sts_comparison(found: Comparison, a: str, b: str) -> None:
+    """A row a task, Spearman × 100, and the verdict."""
+    _print_differences(found, a, b, "× 100", lambda value, sign: format(100 * value, f"{sign}.2f"))
+    _print_footing(f"{max(row.queries for row in found.differences.values()):,} pairs", found)
+
+
+def _print_differences(found: Comparison, a: str, b: str, what: str, show: Callable[[float, str], str]) -> None:
+    rows = [
+        [
+            name,
+            show(row.a, ""),
+            show(row.b, ""),
+            show(row.difference, "+"),
+            f"{show(row.low, '+')} – {show(row.high, '+')}",
+            row.p,
+            row.p_holm,
+            {"a": "A", "b": "B", None: ""}[row.ahead],
+        ]
+        for name, row in found.differences.items()
+    ]
+    columns = [what, "A", "B", "B − A", "95% interval", "p", "p (Holm)", "ahead"]
+    print_table(columns, rows, title=f"A: {a}\nB: {b}")
+    print(found.verdict())
+
+
+def _print_footing(told: str, found: Comparison) -> None:
+    print(f"paired over {told}; {found.resamples:,} resamples; ahead: interval without 0 and p (Holm) < 0.05")
+
+
+def print_metrics(judged: Scores | ZeroShotScores, theirs: Mapping[str, str], title: str) -> None:
+    """``theirs`` is what clip_benchmark calls a metric of ours; its number is shown where it differs."""
+    chance, rows = judged.chance(), []
+    for name, value in judged.metrics.items():
+        low, high = judged.intervals[name]
+        same, other = theirs.get(name, ""), judged.clip_benchmark.get(theirs.get(name, ""), value)
+        named = same if f"{other:.4f}" == f"{value:.4f}" else f"{same} {other:.4f}"
+        rows.append([name, value, f"{low:.4f} – {high:.4f}", chance.get(name, "–"), named])
+    columns = ["metric", "value", "95% interval", "chance", "clip_benchmark"]
+    shown = len(columns) if judged.clip_benchmark else len(columns) - 1
+    print_table(columns[:shown], [row[:shown] for row in rows], title=title)
