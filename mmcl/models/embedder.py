@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 
-TEXTS_A_GROUP = 128  # fewer would save more padding, but each group has a gradient of the whole embedding table
+TOKENS_A_GROUP = 1024  # fewer would save more padding, but each group has a gradient of all weights
+TOKENS_A_GROUP_WITH_TABLE = 4096  # where each group has one of the whole embedding table as well
 
 
 class Embedder(nn.Module):
@@ -64,11 +67,25 @@ class Embedder(nn.Module):
 
         A GPU is better off with the whole batch at once.
         """
-        lengths, order = attention_mask.sum(dim=1).sort(stable=True)
+        lengths, order = attention_mask.sum(dim=1).sort(descending=True, stable=True)
+        tower = cast(TextTower, self.tower)
+        size = TOKENS_A_GROUP_WITH_TABLE if tower.table_gradients else TOKENS_A_GROUP
+        groups = [order[start:stop] for start, stop in _cuts(lengths.tolist(), size)]
+        tokens = [input_ids[group, : max(1, int(attention_mask[group[0]].sum()))] for group in groups]
+        embeddings = tower.look_up(tokens) if len(groups) > 1 else None
         features = []
-        for group, length in zip(order.split(TEXTS_A_GROUP), lengths.split(TEXTS_A_GROUP), strict=True):
-            longest = max(1, int(length[-1]))
-            mask = None if int(length[0]) == longest else attention_mask[group, :longest]
+        for group, ids, embedded in zip(groups, tokens, embeddings or repeat(None), strict=False):
+            mask = attention_mask[group, : ids.shape[1]]
             options = {} if skipped is None else {"skipped": skipped[group]}
-            features.append(self.tower(input_ids[group, :longest], mask, **options))
+            options |= {} if embedded is None else {"embeddings": embedded}
+            features.append(tower(ids, None if bool(mask.all()) else mask, **options))
         return torch.cat(features)[order.argsort()]
+
+
+def _cuts(lengths: list[int], size: int) -> Iterator[tuple[int, int]]:
+    """Where to cut descending ``lengths`` into groups of at most ``size`` tokens, padding included."""
+    start = 0
+    while start < len(lengths):
+        stop = min(len(lengths), start + max(1, size // max(1, lengths[start])))
+        yield start, stop
+        start = stop

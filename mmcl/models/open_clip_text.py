@@ -116,7 +116,13 @@ class OpenClipTextTower(TextTower):
         inner = super().key() if self.tokenizer is not self._tokenize else f"open_clip-{self.max_tokens}"
         return f"{stable_hash(json.dumps(wanted, sort_keys=True)):x}-{inner}"
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, skipped: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        skipped: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> Tensor:
         """(N, width) features of (N, L) token ids; the net knows padding by its id, so the mask is not read."""
         features = self.net(self._fill_up(input_ids, attention_mask)[0])
         return features[0] if isinstance(features, tuple) else features

@@ -20,6 +20,7 @@ from mmcl.data import samples
 from mmcl.data.identity import stable_hash
 from mmcl.models import tokenize
 from mmcl.models.activations import checkpoint_activations
+from mmcl.models.dropout import speed_up_dropout
 from mmcl.models.pooling import pool, reads_layers, split_pooling
 from mmcl.models.sentence_transformers import read_settings
 from mmcl.models.tokenizer import open_tokenizer
@@ -80,8 +81,10 @@ class TextTower(nn.Module):
         self.padded = padded
         self.masked = masked
         # A decoder would keep every layer's keys and values, for a next token that nobody asks for.
-        caches = "use_cache" in inspect.signature(net.forward).parameters
-        self._options = {"use_cache": False} if caches else {}
+        takes = inspect.signature(net.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in takes else {}
+        self._takes_embeddings = "inputs_embeds" in takes and not padded
+        speed_up_dropout(net)
         self.set_pooling(pooling)
 
     def set_pooling(self, pooling: str) -> None:
@@ -293,16 +296,28 @@ class TextTower(nn.Module):
             mask[row, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": mask}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, skipped: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        skipped: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> Tensor:
         """(N, width) features.
 
         Args:
             input_ids: (N, L) token ids.
             attention_mask: (N, L), 1 for tokens and 0 for padding; None where there is no padding, which is faster.
             skipped: (N,) number of leading tokens that the pooling leaves out, see :meth:`skipped`.
+            embeddings: (N, L, hidden size) of the tokens, where :meth:`look_up` gave them.
         """
         input_ids, attention_mask = self._fill_up(input_ids, attention_mask)
-        output = self._run(input_ids, attention_mask, output_hidden_states=reads_layers(self.pooling))
+        options = {"output_hidden_states": True} if reads_layers(self.pooling) else {}
+        tokens = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
+        if embeddings is not None and (padding := _position_padding(self.net)) is not None:
+            read = input_ids != padding  # as these models count where they are given the ids
+            tokens["position_ids"] = read.cumsum(dim=1) * read + padding
+        output = self._run(attention_mask, **tokens, **options)
         if self.pooling in OWN_VECTOR:
             return own_vector(output)
         layers = output.hidden_states or ()
@@ -310,7 +325,7 @@ class TextTower(nn.Module):
 
     def states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(N, L, hidden size) states of the last layer, for losses over tokens."""
-        states: Tensor = self._run(input_ids, attention_mask).last_hidden_state
+        states: Tensor = self._run(attention_mask, input_ids=input_ids).last_hidden_state
         return states
 
     @property
@@ -319,9 +334,24 @@ class TextTower(nn.Module):
         table: nn.Embedding = self.net.get_input_embeddings()
         return table
 
-    def _run(self, input_ids: Tensor, attention_mask: Tensor | None, output_hidden_states: bool = False) -> Any:
-        options = self._options | ({"output_hidden_states": True} if output_hidden_states else {})
-        return self.net(input_ids=input_ids, attention_mask=attention_mask if self.masked else None, **options)
+    @property
+    def table_gradients(self) -> bool:
+        """Whether every forward pass has a gradient of the whole table of embeddings, which :meth:`look_up` spares."""
+        return torch.is_grad_enabled() and not self._takes_embeddings
+
+    def look_up(self, tokens: Sequence[Tensor]) -> list[Tensor] | None:
+        """(N, L, hidden size) embeddings of each of several batches of (N, L) token ids, looked up at once.
+
+        So the table has one gradient rather than one a batch; None where there is no gradient to spare.
+        """
+        if not (self._takes_embeddings and torch.is_grad_enabled() and self.word_embeddings.weight.requires_grad):
+            return None
+        flat = self.word_embeddings(torch.cat([ids.flatten() for ids in tokens]))
+        parts = flat.split([ids.numel() for ids in tokens])
+        return [part.view(*ids.shape, -1) for part, ids in zip(parts, tokens, strict=True)]
+
+    def _run(self, attention_mask: Tensor | None, **inputs: Any) -> Any:
+        return self.net(**inputs, attention_mask=attention_mask if self.masked else None, **self._options)
 
     def _fill_up(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """With padding, for a model that reads it."""
@@ -356,9 +386,13 @@ class TextTower(nn.Module):
 def _positions(net: Any) -> float:
     """How many tokens a text may have."""
     count = getattr(net.config, "max_position_embeddings", math.inf)
-    # RoBERTa and its kin count positions from behind the padding's number, so that they have fewer than they hold.
-    skipped = getattr(getattr(getattr(net, "embeddings", None), "position_embeddings", None), "padding_idx", None)
-    return count if skipped is None else count - skipped - 1
+    padding = _position_padding(net)
+    return count if padding is None else count - padding - 1
+
+
+def _position_padding(net: Any) -> int | None:
+    """RoBERTa and its kin count positions from behind the padding's number, and skip tokens of that number."""
+    return getattr(getattr(getattr(net, "embeddings", None), "position_embeddings", None), "padding_idx", None)
 
 
 def local_folder(name: str) -> Path:

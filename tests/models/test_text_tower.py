@@ -337,3 +337,25 @@ def test_configs_set_pooling_and_prompts(folder, tokenizer):
     scratch = TextTowerConfig(layers=1, width=32, heads=2, max_tokens=16, pooling="pooler", prompts={"query": QUERY})
     tower = TextTower.build(scratch, tokenizer)
     assert (tower.pooling, tower.prompts, len(tower.net.encoder.layer)) == ("pooler", {"query": QUERY}, 1)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_embeddings_looked_up_at_once_change_no_vector_and_no_gradient(name, tokenizer):
+    tower = make(name, tokenizer)
+    inputs = tower.collate(tower.tokenize(TEXTS)[0])
+    weights = torch.randn(len(TEXTS), tower.width)
+    plain = tower(**inputs)
+    (plain * weights).sum().backward()
+    wanted = tower.word_embeddings.weight.grad.clone()
+    tower.zero_grad()
+    embeddings = tower.look_up([inputs["input_ids"][:2], inputs["input_ids"][2:]])
+    parts = [
+        tower(inputs["input_ids"][rows], inputs["attention_mask"][rows], embeddings=embedded)
+        for rows, embedded in zip((slice(0, 2), slice(2, None)), embeddings, strict=True)
+    ]
+    together = torch.cat(parts)
+    torch.testing.assert_close(together, plain, rtol=1e-5, atol=2e-6)
+    (together * weights).sum().backward()
+    torch.testing.assert_close(tower.word_embeddings.weight.grad, wanted, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert tower.look_up([inputs["input_ids"]]) is None
