@@ -103,7 +103,8 @@ class EvaluationConfig(Section):
             ways = ("image_to_text", "text_to_image", "anchor_to_positive", "positive_to_anchor", "query_to_document")
             known = [f"{name}/spearman" for name, source in self.sources.items() if source.task == "sts"]
             searched = [name for name, source in self.sources.items() if source.task == "retrieval"]
-            known += [f"{name}/{w}/{m}" for name in searched for w in ways for m in (*at_k, "mrr", "median_rank")]
+            measured = (*at_k, "map", "mrr", "median_rank")
+            known += [f"{name}/{way}/{metric}" for name in searched for way in ways for metric in measured]
             if self.best not in known:
                 hint = nearest(self.best, known) if known else "there are no evaluation.sources"
                 raise ValueError(f"best: no metric '{self.best}' will be measured; {hint}")
