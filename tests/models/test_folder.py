@@ -34,17 +34,17 @@ def test_the_training_head_is_kept_beside_what_embeds(encoder, tmp_path, pooling
     encoder.embedder("text").tower.set_pooling(pooling)
     expected = encoder.encode(TEXTS)
     encoder.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
-    loaded = mmcl.load(encoder.save(tmp_path / "model"))
+    loaded = mmcl.load(encoder.save(tmp_path / "model"), dtype="float32")
     features = torch.randn(3, 8)
     torch.testing.assert_close(loaded.training_head(features), encoder.training_head(features))
     np.testing.assert_array_equal(loaded.encode(TEXTS), expected)
     assert not any("training_head" in name for name in loaded.state_dict())
     (tmp_path / "model" / "training_head.safetensors").unlink()
     with pytest.raises(MmclError, match=r"training_head\.safetensors: the weights are missing"):
-        mmcl.load(tmp_path / "model")
+        mmcl.load(tmp_path / "model", dtype="float32")
     encoder.training_head = None
     encoder.save(tmp_path / "model")
-    assert mmcl.load(tmp_path / "model").training_head is None
+    assert mmcl.load(tmp_path / "model", dtype="float32").training_head is None
 
 
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last_two"])
@@ -53,7 +53,7 @@ def test_heads_of_any_dense_layers_come_back(encoder, tmp_path, pooling):
     tower.set_pooling(pooling)
     head = Head.from_layers(16, [Dense(12, activation="relu"), Dense(6, bias=False)], dropout=0.25)
     ours = Encoder({"text": Embedder(tower, head)}, 6, "tiny").eval()
-    loaded = mmcl.load(ours.save(tmp_path / "model"))
+    loaded = mmcl.load(ours.save(tmp_path / "model"), dtype="float32")
     np.testing.assert_array_equal(loaded.encode(TEXTS), ours.encode(TEXTS))
     assert loaded.embedder("text").head.spec() == head.spec()
 
@@ -67,7 +67,7 @@ def test_folders_of_format_2_still_open(encoder, tmp_path):
     for key in ("default_prompt", "include_prompt", "lowercase"):
         del description["towers"]["text"]["tower"][key]
     path.write_text(json.dumps(description | {"format_version": 2}))
-    np.testing.assert_array_equal(mmcl.load(tmp_path / "model").encode(TEXTS), encoder.encode(TEXTS))
+    np.testing.assert_array_equal(mmcl.load(tmp_path / "model", dtype="float32").encode(TEXTS), encoder.encode(TEXTS))
 
 
 def test_the_card_tells_how_to_use_the_model(encoder, tmp_path):

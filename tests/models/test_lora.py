@@ -210,12 +210,12 @@ def pooled(model, tokenizer, how):
 )
 def test_a_folder_of_adapters_opens_as_peft_opens_it(adapted, tmp_path, kind, how, options):
     expected = pooled(*adapted(kind, **options), how)
-    encoder = mmcl.load(tmp_path / "adapters")
+    encoder = mmcl.load(tmp_path / "adapters", dtype="float32")
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
     net = encoder.embedder("text").tower.net
     assert not has_lora(net)
     assert all(parameter.requires_grad for name, parameter in net.named_parameters() if "pooler" not in name)
-    saved = mmcl.load(encoder.save(tmp_path / "merged"))
+    saved = mmcl.load(encoder.save(tmp_path / "merged"), dtype="float32")
     np.testing.assert_allclose(saved.encode(TEXTS), expected, atol=1e-5)
 
 
@@ -230,7 +230,7 @@ def test_adapters_within_a_sentence_transformers_folder(adapted, tmp_path):
     model = library.SentenceTransformer(modules=modules, device="cpu", prompts={"query": "red "})
     model.save(str(tmp_path / "theirs"))
     assert (tmp_path / "theirs" / "adapter_model.safetensors").is_file()
-    encoder = mmcl.load(tmp_path / "theirs")
+    encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     expected = model.encode(TEXTS, prompt_name="query", normalize_embeddings=True)
     np.testing.assert_allclose(encoder.encode(TEXTS, prompt="query"), expected, atol=1e-5)
     assert encoder.embedder("text").tower.max_tokens == 9
@@ -258,4 +258,4 @@ def test_adapters_that_cannot_be_merged_are_refused_in_one_line(adapted, tmp_pat
     refused("gone", "no such folder", base_model_name_or_path=str(tmp_path / "nowhere"))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MmclError, match=r"a LoRA adapter needs the package peft: pip install 'mmcl\[lora\]'"):
-        mmcl.load(tmp_path / "adapters")
+        mmcl.load(tmp_path / "adapters", dtype="float32")

@@ -129,13 +129,13 @@ def test_what_they_save_opens_here_and_goes_back(library, plain, tmp_path, kind,
     model = made_by_them(library, plain[kind], POOLINGS[pooling], normalize=kind != "mpnet")
     expected = unit(model.encode(TEXTS))
     model.save(str(tmp_path / "theirs"))
-    encoder = mmcl.load(tmp_path / "theirs")
+    encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     assert encoder.embedder("text").tower.pooling == pooling
     assert model.tokenizer.padding_side == ("left" if kind == "qwen2" else "right")
     same(encoder.encode(TEXTS), expected)
     encoder.save(tmp_path / "ours")
     same(theirs(library, tmp_path / "ours").encode(TEXTS), expected)
-    same(mmcl.load(tmp_path / "ours").encode(TEXTS), expected)
+    same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), expected)
 
 
 @pytest.mark.parametrize(("kind", "include"), [("bert", False), ("mpnet", True), ("qwen2", False), ("roberta", True)])
@@ -154,9 +154,9 @@ def test_every_setting_survives_both_ways(library, plain, tmp_path, kind, includ
     )
     model.save(str(tmp_path / "theirs"))
     model = theirs(library, tmp_path / "theirs")  # which forgets to fold case for some tokenizers
-    encoder = mmcl.load(tmp_path / "theirs")
+    encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     encoder.save(tmp_path / "ours")
-    for opened in (encoder, mmcl.load(tmp_path / "ours")):
+    for opened in (encoder, mmcl.load(tmp_path / "ours", dtype="float32")):
         same(opened.encode(TEXTS), model.encode(TEXTS))
         same(opened.encode(TEXTS, prompt="document"), model.encode(TEXTS, prompt_name="document"))
     again = theirs(library, tmp_path / "ours")
@@ -176,7 +176,10 @@ def test_what_is_made_here_opens_there(library, plain, tmp_path, pooling):
     same(encoder.encode(TEXTS), model.encode(TEXTS))
     same(encoder.encode(TEXTS, prompt="query"), model.encode(TEXTS, prompt_name="query"))
     (tmp_path / "ours" / "mmcl.json").unlink()  # now it is theirs alone
-    same(mmcl.load(tmp_path / "ours").encode(TEXTS, prompt="query"), model.encode(TEXTS, prompt_name="query"))
+    same(
+        mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS, prompt="query"),
+        model.encode(TEXTS, prompt_name="query"),
+    )
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "mpnet"])
@@ -184,14 +187,14 @@ def test_a_models_own_pooler_becomes_a_dense_layer_there(library, plain, tmp_pat
     encoder = made_here(plain[kind], "pooler", [Dense(6)])
     encoder.save(tmp_path / "ours")
     same(theirs(library, tmp_path / "ours").encode(TEXTS), encoder.encode(TEXTS))
-    same(mmcl.load(tmp_path / "ours").encode(TEXTS), encoder.encode(TEXTS))
+    same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), encoder.encode(TEXTS))
 
 
 def test_what_they_cannot_pool_is_a_folder_of_ours_alone(plain, tmp_path):
     encoder = made_here(plain["bert"], "first_last")
     encoder.save(tmp_path / "ours")
     assert not (tmp_path / "ours" / "modules.json").exists()
-    same(mmcl.load(tmp_path / "ours").encode(TEXTS), encoder.encode(TEXTS))
+    same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), encoder.encode(TEXTS))
 
 
 def test_real_weights_both_ways(library, tmp_path):
@@ -274,7 +277,7 @@ def test_every_generation_opens(library, plain, tmp_path, generation):
         modules = [module("Transformer", "0_RoBERTa"), module("Pooling", "1_Pooling")]
         write(tmp_path / "today" / "modules.json", modules)
     model = theirs(library, tmp_path / ("today" if generation is first_generation else "old"))
-    encoder = mmcl.load(tmp_path / "old")
+    encoder = mmcl.load(tmp_path / "old", dtype="float32")
     assert encoder.embedder("text").tower.max_tokens == model.max_seq_length == 9
     same(encoder.encode(TEXTS), unit(model.encode(TEXTS)))
 
@@ -283,7 +286,7 @@ def test_a_plain_language_model_tells_of_a_text_in_its_last_state(library, plain
     net = transformers.Qwen2ForCausalLM(transformers.AutoConfig.from_pretrained(plain["qwen2"]))
     shutil.copytree(plain["qwen2"], tmp_path / "plain")
     net.save_pretrained(tmp_path / "plain")
-    encoder = mmcl.load(tmp_path / "plain")
+    encoder = mmcl.load(tmp_path / "plain", dtype="float32")
     assert encoder.embedder("text").tower.pooling == "last"
     texts = TEXTS[:3]
     same(encoder.encode(texts), unit(theirs(library, tmp_path / "plain").encode(texts)))
