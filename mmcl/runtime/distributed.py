@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -78,6 +80,15 @@ def same_buffers(module: nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor | None]) -> None:
+    """Put the mean over all processes in the place of each tensor; all have the same ones."""
+    for tensor in tensors:
+        if tensor is not None and world_size() > 1:
+            dist.all_reduce(tensor)
+            tensor /= world_size()
 
 
 def largest(value: float, device: torch.device) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.config.training import TrainingConfig
@@ -121,8 +122,7 @@ class Stepper:
     def _update(self, batch: Batch) -> float:
         """Clip, step and clear the gradient; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
-        limit = self.settings.clip_grad or math.inf
-        norm = sharding.whole(nn.utils.clip_grad_norm_(self.method.parameters(), limit)).item()
+        norm = clip_gradients(self.method, self.settings.clip_grad or math.inf)
         if not math.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips such a step by itself
             raise NotFiniteError("gradient", norm, batch)
         self.scaler.step(self.optimizer)
@@ -144,12 +144,32 @@ class Stepper:
             sharding.delay_gradients(self.method, False)
 
 
+@torch.no_grad()
+def clip_gradients(module: nn.Module, limit: float) -> float:
+    """Scale all gradients so that their norm together is at most ``limit``; returns it as it was before.
+
+    Beside the shards of a tower there are parameters that every process holds whole, such as a head for training. Their
+    gradients are averaged here, since nobody else does it, and their norm is taken apart: no call takes both kinds.
+    """
+    learned = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    shards = [parameter for parameter in learned if isinstance(parameter, DTensor)]
+    plain = [parameter for parameter in learned if not isinstance(parameter, DTensor)]
+    if shards:
+        distributed.average([parameter.grad for parameter in plain])
+    kinds = [kind for kind in (plain, shards) if kind]
+    norms = [sharding.whole(nn.utils.get_total_norm([parameter.grad for parameter in kind])) for kind in kinds]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm.item()
+
+
 def parallel_method(method: Method, settings: TrainingConfig, device: torch.device) -> nn.Module:
     """``method`` as ``training.parallel`` says, if there are several processes; called before the optimizer is made.
 
     ``ddp``: every process holds all parameters and gradients are averaged (Li et al. 2020, arXiv:2006.15704).
-    ``fsdp``: towers are sharded block by block. What is outside the towers (a temperature) is whole everywhere, and
-    so is its gradient, because every process computes the loss of the whole batch.
+    ``fsdp``: towers are sharded block by block. What is outside the towers (a temperature, a head for training) is
+    whole everywhere; see :func:`clip_gradients`.
     """
     for embedder in _embedders(method):
         if settings.compile:

@@ -150,7 +150,7 @@ class TableFeed(Table):
                 one_source=data.batches == "one_source",
                 identities=self._identities() if data.distinct else None,
             )
-            if data.distinct and (repeated := sampler.repeated(0)):
+            if data.distinct and (repeated := sampler.repeated(0)) and distributed.rank() == 0:
                 log.warning(
                     "%s: %d of %d rows of the first epoch share a text or picture with so many others that no batch is "
                     "left for them; other rows come twice instead",

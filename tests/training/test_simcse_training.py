@@ -107,7 +107,7 @@ def test_triplets_are_learned_and_found_again(tmp_path, sentences, caplog):
     caplog.set_level("INFO", "mmcl")
     judged = {"sources": {"dev": {"source": sentences["triplets"]}}, "best": "dev/anchor_to_positive/hit@1"}
     config = config_of(sentences["triplets"], {"training_head": True}, TRIPLETS, evaluation=judged)
-    config["training"] |= {"epochs": 20, "batch_size": 12}
+    config["training"] |= {"epochs": 12, "batch_size": 12}
     run = train(config, out=tmp_path / "run", show_progress=False)
     assert np.mean(losses(run)[-3:]) < 0.7 * losses(run)[0]
     assert "23 negatives per query" in caplog.text  # 11 other positives, 12 hard ones
