@@ -104,6 +104,10 @@ class TextTowerConfig(TowerConfig):
     `encode(prompt="query")`. The model's own if absent."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longer texts are cut here; the model's own limit if absent (64 for `scratch`)."""
+    token_weights: Positive | None = None
+    """`scratch` with pooling `mean`: every token has a weight of its own in the mean, which is learned from
+    a / (a + p) on, p being the token's frequency in the tokenizer's training and a this number, such as 0.002 (SIF,
+    Arora et al. 2017). All count alike if absent."""
     layers: int = Field(default=4, ge=1)
     """`scratch`: number of transformer layers."""
     width: int = Field(default=256, ge=8)

@@ -115,7 +115,7 @@ class Simcse(Paired):
 
     def _embed_texts(self, inputs: dict[str, dict[str, Tensor]]) -> Views:
         embedder = self.encoder.embedder("text")
-        padding = cast(TextTower, embedder.tower)._padding_id()
+        padding = cast(TextTower, embedder.tower).padding_id
         if self.unsupervised:
             together = [inputs["text"], inputs.get("positive", inputs["text"])]
             anchor, positive = embedder(**joined(together, padding)).chunk(2)

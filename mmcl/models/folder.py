@@ -18,8 +18,9 @@ from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.lora import ADAPTER, adapter_base, merge_adapter
 from mmcl.models.sentence_transformers import MODULES, SentenceTransformersSettings, read_settings
-from mmcl.models.text_tower import TextTower, _positions, local_folder
+from mmcl.models.text_tower import TextTower
 from mmcl.models.tokenize import read_tokenizer
+from mmcl.models.transformers_nets import count_positions, local_folder
 from mmcl.models.weights import load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError
@@ -144,7 +145,7 @@ def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettin
     tower = cast(TextTower, _load_folder(base).embedder("text").tower)
     merge_adapter(tower.net, source)
     tokenizer = read_tokenizer(source) if (source / "tokenizer_config.json").is_file() else tower.tokenizer
-    limit = min(settings.max_tokens or tokenizer.model_max_length, _positions(tower.net))
+    limit = min(settings.max_tokens or tokenizer.model_max_length, count_positions(tower.net))
     return TextTower(
         tower.net,
         tokenizer,

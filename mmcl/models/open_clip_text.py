@@ -146,8 +146,8 @@ class OpenClipTextTower(TextTower):
         with quiet():
             ids = self._tokenize(list(texts), context_length=length).numpy().astype(np.int32)
         # Some tokenizers pad with the end token: the first of these is the text's own.
-        own = int(self._padding_id() == getattr(self.tokenizer, "eos_token_id", None))
-        ends = length - (ids[:, ::-1] != self._padding_id()).argmax(axis=1)
+        own = int(self.padding_id == getattr(self.tokenizer, "eos_token_id", None))
+        ends = length - (ids[:, ::-1] != self.padding_id).argmax(axis=1)
         return [row[: max(1, end + own)] for row, end in zip(ids, ends, strict=True)]
 
 

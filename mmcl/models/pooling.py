@@ -42,6 +42,7 @@ def pool(
     *,
     skipped: Tensor | None = None,
     layers: Sequence[Tensor] = (),
+    weights: Tensor | None = None,
 ) -> Tensor:
     """One vector a text, in float32 at least: a sum of many bfloat16 states would lose what tells texts apart.
 
@@ -54,6 +55,7 @@ def pool(
             the average of two :data:`LAYERS`; or several of them joined by ``+``.
         skipped: (N,) number of leading tokens, a prompt's, that count for nothing; at least one token is kept.
         layers: every layer's (N, L, D) states, for those that read them.
+        weights: (N, L) of the tokens in the plain ``mean``, where they do not count alike.
 
     Returns:
         (N, D), or (N, k·D) of k poolings in their order.
@@ -72,7 +74,9 @@ def pool(
             average = (_wide(layers[first]) + _wide(layers[second])) / 2
             vectors.append(_pool(average, kept, "mean"))
         elif name == "weighted_mean":
-            vectors.append(_weighted_mean(_wide(states), mask, kept))
+            vectors.append(_position_weighted_mean(_wide(states), mask, kept))
+        elif name == "mean" and weights is not None:
+            vectors.append(_mean(_wide(states), weights if kept is None else weights * kept))
         else:
             vectors.append(_pool(states, kept, name))
     return torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]
@@ -102,13 +106,18 @@ def _one_token(states: Tensor, kept: Tensor | None, how: str) -> Tensor:
     return states[rows, kept.shape[1] - 1 - kept.flip(1).argmax(dim=1)]
 
 
-def _weighted_mean(states: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:
+def _position_weighted_mean(states: Tensor, mask: Tensor | None, kept: Tensor | None) -> Tensor:
     """Positions count from the first token, a skipped one too."""
     if mask is None or kept is None:
         weights = torch.arange(1, states.shape[1] + 1, device=states.device).expand(states.shape[:2])
     else:
         weights = mask.cumsum(dim=1) * kept
-    return (states * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    return _mean(states, weights)
+
+
+def _mean(states: Tensor, weights: Tensor) -> Tensor:
+    total = weights.sum(dim=1, keepdim=True)
+    return (states * weights.unsqueeze(-1)).sum(dim=1) / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _wide(states: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-_ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
+_ORDER = ("Transformer", "WordWeights", "Pooling", "Dense", "Normalize")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class SentenceTransformersSettings:
         default_prompt: name of the prompt of texts for which none is named.
         include_prompt: whether the prompt's tokens enter the pooling.
         lowercase: whether texts are lower-cased before they are tokenized.
+        token_weights: folder of the weights of the tokens in the mean; None where all count alike.
         dense: layers behind the pooling, in order.
         normalize: whether the vectors are of unit length.
         similarity: what the vectors are compared by, where the folder says it: ``cosine``, ``dot``, …
@@ -108,6 +109,7 @@ class SentenceTransformersSettings:
     default_prompt: str | None = None
     include_prompt: bool = True
     lowercase: bool = False
+    token_weights: Path | None = None
     dense: list[DenseSettings] = field(default_factory=list)
     normalize: bool = False
     similarity: str | None = None
@@ -141,6 +143,8 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
     for kind, path in listed:
         if kind == "Transformer":
             settings |= {"transformer": path, **_read_transformer(folder / path)}
+        elif kind == "WordWeights":
+            settings["token_weights"] = folder / path
         elif kind == "Pooling":
             settings |= _read_pooling(folder / path)
         elif kind == "Dense":
@@ -148,6 +152,8 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
         elif kind == "Normalize":
             _check_place(_read_json(folder / path / "config.json"), folder / path)
             settings["normalize"] = True
+    if "token_weights" in settings and settings["pooling"] != "mean":
+        raise MmclError(f"{folder}: its word weights count in pooling '{settings['pooling']}', which is not supported")
     for before, after in itertools.pairwise(dense):
         if before.layer.width != after.inputs:
             raise MmclError(
@@ -204,10 +210,10 @@ def _within(folder: Path, path: str) -> str:
 
 def _check_order(kinds: list[str], folder: Path) -> None:
     """A transformer, a pooling, dense layers, a normalisation: what another order computes is another function."""
-    once = kinds.count("Transformer") == 1 and kinds.count("Pooling") == 1
+    once = kinds.count("Transformer") == 1 and kinds.count("Pooling") == 1 and kinds.count("WordWeights") <= 1
     if not once or kinds != sorted(kinds, key=_ORDER.index):
         found = ", ".join(kinds)
-        raise MmclError(f"{folder}: its modules are {found}; only Transformer, Pooling, Dense …, Normalize can be read")
+        raise MmclError(f"{folder}: its modules are {found}; only {', '.join(_ORDER)} can be read")
 
 
 def _read_transformer(folder: Path) -> dict[str, Any]:
@@ -261,6 +267,18 @@ def _check_place(config: Mapping[str, Any], folder: Path) -> None:
     for key in ("module_input_name", "module_output_name"):
         if (name := config.get(key) or "sentence_embedding") != "sentence_embedding":
             raise MmclError(f"{folder}: works on '{name}' rather than on the pooled vector, which is not supported")
+
+
+def read_token_weights(folder: Path) -> Tensor:
+    """(V,) weights of the tokens.
+
+    Raises:
+        MmclError: they are missing or damaged, or one of them is not positive.
+    """
+    table = _read_weights(folder).get("emb_layer.weight")
+    if table is None or not bool((table > 0).all()):
+        raise MmclError(f"{folder}: its word weights are missing or not positive, which is not supported")
+    return table.float().squeeze(1)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

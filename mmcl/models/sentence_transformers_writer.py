@@ -15,10 +15,13 @@ from mmcl.models.sentence_transformers import (
     SETTINGS,
     TRANSFORMER_CONFIGS,
     WEIGHTS,
+    read_token_weights,
 )
 from mmcl.models.text_tower import TextTower
+from mmcl.models.token_weights import TokenWeights
 from mmcl.models.transformers_nets import quiet_transformers
 from mmcl.models.weights import load_weights, save_tensors
+from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import write_json
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ def cannot_express(embedder: Embedder) -> str | None:
     tower = embedder.tower
     if not isinstance(tower, TextTower) or not hasattr(tower.net, "save_pretrained") or tower.padded:
         return "it opens text encoders of transformers only"
+    if tower.token_weights is not None and tower.pooling != "mean":
+        return f"it has no token weights in pooling '{tower.pooling}'"
     unknown = [name for name in tower.pooling.split("+") if name not in POOLING_NAMES.values()]
     if unknown and not (tower.pooling == "pooler" and _pooler(tower.net) is not None):
         return f"it has no pooling '{unknown[0]}'"
@@ -49,13 +54,15 @@ def write(embedder: Embedder, folder: Path) -> None:
     tower.save_tokenizer(folder)
     limits = {"max_seq_length": tower.max_tokens, "do_lower_case": tower.lowercase}
     write_json(folder / TRANSFORMER_CONFIGS[0], limits)
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    modules += [("Dense", f"{number}_Dense") for number, _ in enumerate(_dense_layers(embedder), start=2)]
-    modules.append(("Normalize", f"{len(modules)}_Normalize"))
+    kinds = ["Transformer", *_weighted(tower), "Pooling", *("Dense" for _ in _dense_layers(embedder)), "Normalize"]
+    modules = [(kind, f"{number}_{kind}" if number else "") for number, kind in enumerate(kinds)]
     for _, name in modules[1:]:
         (folder / name).mkdir()
-    write_json(folder / "1_Pooling" / "config.json", _pooling_config(tower))
-    for (layer, activation), (_, name) in zip(_dense_layers(embedder), modules[2:], strict=False):
+    if tower.token_weights is not None:
+        _write_token_weights(tower, folder / "1_WordWeights")
+    write_json(folder / f"{kinds.index('Pooling')}_Pooling" / "config.json", _pooling_config(tower))
+    dense = [name for kind, name in modules if kind == "Dense"]
+    for (layer, activation), name in zip(_dense_layers(embedder), dense, strict=True):
         settings = {
             "in_features": layer.in_features,
             "out_features": layer.out_features,
@@ -80,8 +87,27 @@ def read_weights(embedder: Embedder, folder: Path) -> None:
         MmclError: a file is missing, damaged, or of another architecture.
     """
     load_weights(embedder.tower.net, folder / WEIGHTS)
-    for number, (layer, _) in enumerate(_dense_layers(embedder), start=2):
+    tower = cast(TextTower, embedder.tower)
+    if tower.token_weights is not None:
+        values = read_token_weights(folder / "1_WordWeights")
+        if len(values) != len(tower.token_weights.log_weight):
+            raise MmclError(f"{folder / '1_WordWeights'}: not as many weights as the tokenizer has tokens")
+        tower.token_weights.load_state_dict(TokenWeights.of(values).state_dict())
+    for number, (layer, _) in enumerate(_dense_layers(embedder), start=2 + len(_weighted(tower))):
         load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)
+
+
+def _weighted(tower: TextTower) -> list[str]:
+    return [] if tower.token_weights is None else ["WordWeights"]
+
+
+def _write_token_weights(tower: TextTower, folder: Path) -> None:
+    assert tower.token_weights is not None, "the caller looks"
+    values = tower.token_weights.values().cpu()
+    vocabulary = tower.tokenizer.convert_ids_to_tokens(range(len(values)))
+    by_token = dict(zip(vocabulary, values.tolist(), strict=True))
+    write_json(folder / "config.json", {"vocab": vocabulary, "word_weights": by_token, "unknown_word_weight": 1.0})
+    save_tensors(folder / WEIGHTS, {"emb_layer.weight": values[:, None].contiguous()})
 
 
 def _pooling_config(tower: TextTower) -> dict[str, Any]:

@@ -95,15 +95,19 @@ class TextCompute:
     def _packed_features(self, tokens: Sequence[np.ndarray], skipped: int) -> Tensor:
         assert self._packed is not None
         layers, runs = self._packed(tokens, all_layers=reads_layers(self.tower.pooling))
-        features, start = [], 0
+        features, start, row = [], 0, 0
         for texts, length in runs:
             part = [states[start : start + texts * length].view(texts, length, -1) for states in layers]
-            start += texts * length
+            run = tokens[row : row + texts]
+            start, row = start + texts * length, row + texts
             if self.tower.pooling in OWN_VECTOR:
                 features.append(self.tower.net.pooler(part[-1].float()))
                 continue
             left_out = torch.full((texts,), skipped, device=part[-1].device) if skipped else None
-            features.append(pool(part[-1], None, self.tower.pooling, skipped=left_out, layers=part))
+            weights = None
+            if self.tower.token_weights is not None:
+                weights = self.tower.token_weights(torch.from_numpy(np.stack(run)).to(part[-1].device))
+            features.append(pool(part[-1], None, self.tower.pooling, skipped=left_out, layers=part, weights=weights))
         return torch.cat(features)
 
     def _padded_features(self, tokens: Sequence[np.ndarray], skipped: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.config.model import TextTowerConfig
-from mmcl.data import samples
 from mmcl.data.identity import stable_hash
 from mmcl.models import tokenize
 from mmcl.models.activations import checkpoint_activations
 from mmcl.models.dropout import speed_up_dropout
 from mmcl.models.pooling import pool, reads_layers, split_pooling
-from mmcl.models.sentence_transformers import read_settings
+from mmcl.models.sentence_transformers import read_settings, read_token_weights
+from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenizer import open_tokenizer
-from mmcl.models.transformers_nets import open_net, own_vector, rebuild
+from mmcl.models.transformers_nets import count_positions, local_folder, open_net, own_vector, position_padding, rebuild
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
@@ -66,9 +65,11 @@ class TextTower(nn.Module):
         lowercase: bool = False,
         padded: int = 0,
         masked: bool = True,
+        token_weights: TokenWeights | None = None,
     ) -> None:
         super().__init__()
         self.net = net
+        self.token_weights = token_weights
         self.tokenizer = tokenizer
         self._check_vocabulary()
         tokenize.forget_limits(tokenizer)
@@ -161,7 +162,16 @@ class TextTower(nn.Module):
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return cls(BertModel(architecture), tokenizer, pooling=config.pooling or "mean", max_tokens=max_tokens)
+        token_weights = None
+        if config.token_weights is not None:
+            token_weights = TokenWeights.smooth_inverse_frequency(tokenizer, config.token_weights)
+        return cls(
+            BertModel(architecture),
+            tokenizer,
+            pooling=config.pooling or "mean",
+            max_tokens=max_tokens,
+            token_weights=token_weights,
+        )
 
     @classmethod
     def open(
@@ -183,14 +193,16 @@ class TextTower(nn.Module):
         source = folder / settings.transformer
         net, fresh = open_net(name, source, weights)
         tokenizer = tokenize.read_tokenizer(source)
-        positions = min(_positions(net), tokenizer.model_max_length)
+        positions = min(count_positions(net), tokenizer.model_max_length)
         if max_tokens is not None and max_tokens > positions:
             raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}")
         if pooling == "pooler" and fresh:
             log.warning("text model '%s': its weights have no pooler; it starts anew, and is to be trained", name)
+        weighted = settings.token_weights
         return cls(
             net,
             tokenizer,
+            token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
             pooling=pooling or settings.pooling,
             max_tokens=int(max_tokens or min(settings.max_tokens or positions, positions)),
             prompts=settings.prompts,
@@ -211,6 +223,7 @@ class TextTower(nn.Module):
             "lowercase": self.lowercase,
             **({"architecture": type(self.net).__name__} if self.pooling in OWN_VECTOR else {}),
             **({"padded": self.padded, "masked": self.masked} if self.padded else {}),
+            **({"token_weights": True} if self.token_weights is not None else {}),
         }
 
     @classmethod
@@ -222,8 +235,9 @@ class TextTower(nn.Module):
             return OpenClipTextTower.from_spec(spec, folder)
         net = rebuild(spec["config"], spec.get("architecture"))
         names = ("prompts", "default_prompt", "include_prompt", "lowercase", "padded", "masked")
-        optional = {name: spec[name] for name in names if name in spec}
+        optional: dict[str, Any] = {name: spec[name] for name in names if name in spec}
         tokenizer = tokenize.read_tokenizer(folder)
+        optional["token_weights"] = TokenWeights(len(tokenizer)) if spec.get("token_weights") else None
         return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], **optional)
 
     def save_tokenizer(self, folder: Path) -> None:
@@ -271,7 +285,7 @@ class TextTower(nn.Module):
         """As :meth:`tokenize`, but with (N,) bool: which of the texts were cut."""
         valid = tokenize.valid_texts(texts, self.words(prompt))
         ids, cut = self._encode([text.lower() for text in valid] if self._lowers_first else valid)
-        return [row if len(row) else np.array([self._padding_id()], dtype=np.int32) for row in ids], cut
+        return [row if len(row) else np.array([self.padding_id], dtype=np.int32) for row in ids], cut
 
     def skipped(self, prompt: str | None = None) -> int:
         """How many leading tokens :meth:`forward` is to leave out of the pooling of texts behind ``prompt``.
@@ -289,7 +303,7 @@ class TextTower(nn.Module):
     def collate(self, tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Pad to the longest: ``input_ids`` and ``attention_mask``, both int64 (N, L)."""
         longest = max(1, max(len(ids) for ids in tokens))
-        input_ids = torch.full((len(tokens), longest), self._padding_id(), dtype=torch.int64)
+        input_ids = torch.full((len(tokens), longest), self.padding_id, dtype=torch.int64)
         mask = torch.zeros((len(tokens), longest), dtype=torch.int64)
         for row, ids in enumerate(tokens):
             input_ids[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
@@ -314,14 +328,16 @@ class TextTower(nn.Module):
         input_ids, attention_mask = self._fill_up(input_ids, attention_mask)
         options = {"output_hidden_states": True} if reads_layers(self.pooling) else {}
         tokens = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
-        if embeddings is not None and (padding := _position_padding(self.net)) is not None:
+        if embeddings is not None and (padding := position_padding(self.net)) is not None:
             read = input_ids != padding  # as these models count where they are given the ids
             tokens["position_ids"] = read.cumsum(dim=1) * read + padding
         output = self._run(attention_mask, **tokens, **options)
         if self.pooling in OWN_VECTOR:
             return own_vector(output)
         layers = output.hidden_states or ()
-        return pool(output.last_hidden_state, attention_mask, self.pooling, skipped=skipped, layers=layers)
+        weights = None if self.token_weights is None else self.token_weights(input_ids)
+        states = output.last_hidden_state
+        return pool(states, attention_mask, self.pooling, skipped=skipped, layers=layers, weights=weights)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(N, L, hidden size) states of the last layer, for losses over tokens."""
@@ -359,9 +375,11 @@ class TextTower(nn.Module):
         if missing <= 0:
             return input_ids, attention_mask
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.pad(input_ids, (0, missing), value=self._padding_id()), F.pad(mask, (0, missing))
+        return F.pad(input_ids, (0, missing), value=self.padding_id), F.pad(mask, (0, missing))
 
-    def _padding_id(self) -> int:
+    @property
+    def padding_id(self) -> int:
+        """The token that texts are filled up with."""
         return int(self.tokenizer.pad_token_id or 0)
 
     def _check_vocabulary(self) -> None:
@@ -381,37 +399,3 @@ class TextTower(nn.Module):
         width = self(ids, torch.ones_like(ids)).shape[1]
         self.net.train(training)
         return int(width)
-
-
-def _positions(net: Any) -> float:
-    """How many tokens a text may have."""
-    count = getattr(net.config, "max_position_embeddings", math.inf)
-    padding = _position_padding(net)
-    return count if padding is None else count - padding - 1
-
-
-def _position_padding(net: Any) -> int | None:
-    """RoBERTa and its kin count positions from behind the padding's number, and skip tokens of that number."""
-    return getattr(getattr(getattr(net, "embeddings", None), "position_embeddings", None), "padding_idx", None)
-
-
-def local_folder(name: str) -> Path:
-    """The folder of a model: itself, a sample's, or a snapshot of a hub name.
-
-    Raises:
-        MmclError: there is no such folder, and the hub has no such model or cannot be reached.
-    """
-    if name.startswith("sample:"):
-        return samples.get(name.removeprefix("sample:"))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    files = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({reason})") from None

@@ -1,7 +1,8 @@
-"""What the towers that come from transformers share: opening, rebuilding, a model's own vector."""
+"""What the towers that come from transformers share: finding, opening, rebuilding, a model's own vector."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mmcl.data import samples
 from mmcl.runtime.errors import MmclError
 
 
@@ -35,7 +37,7 @@ def open_net(name: str, folder: Path, weights: bool) -> tuple[Any, bool]:
             if not weights:
                 return AutoModel.from_config(config), True
             net, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                folder, dtype=torch.float32, use_safetensors=None, weights_only=True, output_loading_info=True
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -91,3 +93,37 @@ def quiet_transformers() -> Iterator[None]:
         settings.set_verbosity(verbosity)
         if bars:
             settings.enable_progress_bar()
+
+
+def count_positions(net: Any) -> float:
+    """How many tokens a text may have: what ``net`` has positions for, infinity without a limit."""
+    count = getattr(net.config, "max_position_embeddings", math.inf)
+    padding = position_padding(net)
+    return count if padding is None else count - padding - 1
+
+
+def position_padding(net: Any) -> int | None:
+    """RoBERTa and its kin count positions from behind the padding's number, and skip tokens of that number."""
+    return getattr(getattr(getattr(net, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+
+
+def local_folder(name: str) -> Path:
+    """The folder of a model: itself, a sample's, or a snapshot of a hub name.
+
+    Raises:
+        MmclError: there is no such folder, and the hub has no such model or cannot be reached.
+    """
+    if name.startswith("sample:"):
+        return samples.get(name.removeprefix("sample:"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({reason})") from None
