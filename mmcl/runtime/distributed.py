@@ -83,10 +83,10 @@ def same_buffers(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def average(tensors: Sequence[Tensor | None]) -> None:
+def average(tensors: Sequence[Tensor]) -> None:
     """Put the mean over all processes in the place of each tensor; all have the same ones."""
-    for tensor in tensors:
-        if tensor is not None and world_size() > 1:
+    if world_size() > 1:
+        for tensor in tensors:
             dist.all_reduce(tensor)
             tensor /= world_size()
 

@@ -155,13 +155,17 @@ def clip_gradients(module: nn.Module, limit: float) -> float:
     shards = [parameter for parameter in learned if isinstance(parameter, DTensor)]
     plain = [parameter for parameter in learned if not isinstance(parameter, DTensor)]
     if shards:
-        distributed.average([parameter.grad for parameter in plain])
+        distributed.average(_gradients(plain))
     kinds = [kind for kind in (plain, shards) if kind]
-    norms = [sharding.whole(nn.utils.get_total_norm([parameter.grad for parameter in kind])) for kind in kinds]
+    norms = [sharding.whole(nn.utils.get_total_norm(_gradients(kind))) for kind in kinds]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
     return norm.item()
+
+
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def parallel_method(method: Method, settings: TrainingConfig, device: torch.device) -> nn.Module:

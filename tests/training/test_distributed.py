@@ -130,7 +130,7 @@ def same_run(one, two):
         if "loss" in alone:
             assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
             assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
-        assert shared.get("evaluation") == pytest.approx(alone.get("evaluation"), rel=1e-3, abs=1e-3)
+        assert shared.get("evaluation", {}) == pytest.approx(alone.get("evaluation", {}), rel=1e-3, abs=1e-3)
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
     for name, alone in weights[0].items():
         torch.testing.assert_close(weights[1][name], alone, rtol=1e-3, atol=1e-4)
