@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmcl.config.model import TextTowerConfig
 from mmcl.data.identity import stable_hash
+from mmcl.data.tokens import pad
 from mmcl.models import tokenize
 from mmcl.models.activations import checkpoint_activations
 from mmcl.models.dropout import speed_up_dropout
@@ -162,11 +163,16 @@ class TextTower(nn.Module):
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=tokenizer.pad_token_id,
         )
+        net = BertModel(architecture)
+        # Drawn at random as tokens are, these would be two thirds of what a new tower gives: where a token stands, and
+        # that all are of the first kind. From zero on they tell what they are learned to tell.
+        nn.init.zeros_(net.embeddings.position_embeddings.weight)
+        nn.init.zeros_(net.embeddings.token_type_embeddings.weight)
         token_weights = None
         if config.token_weights is not None:
             token_weights = TokenWeights.smooth_inverse_frequency(tokenizer, config.token_weights)
         return cls(
-            BertModel(architecture),
+            net,
             tokenizer,
             pooling=config.pooling or "mean",
             max_tokens=max_tokens,
@@ -302,13 +308,8 @@ class TextTower(nn.Module):
 
     def collate(self, tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Pad to the longest: ``input_ids`` and ``attention_mask``, both int64 (N, L)."""
-        longest = max(1, max(len(ids) for ids in tokens))
-        input_ids = torch.full((len(tokens), longest), self.padding_id, dtype=torch.int64)
-        mask = torch.zeros((len(tokens), longest), dtype=torch.int64)
-        for row, ids in enumerate(tokens):
-            input_ids[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-            mask[row, : len(ids)] = 1
-        return {"input_ids": input_ids, "attention_mask": mask}
+        ids, mask = pad(tokens, self.padding_id)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def forward(
         self,
