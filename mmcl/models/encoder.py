@@ -20,7 +20,7 @@ from mmcl.models.image_tower import ImageTower
 from mmcl.models.inputs import Options, first_of_equals, listed, modality_of, read_pictures
 from mmcl.models.quantize import RANGED, check_precision, quantize
 from mmcl.models.text_compute import TextCompute
-from mmcl.models.text_pipeline import CHUNK, Embedded, chunked, embed_chunks
+from mmcl.models.text_pipeline import CHUNK, Embedded, chunked, embed_chunks, only_texts
 from mmcl.models.text_tower import TextTower
 from mmcl.models.workers import embed_in_workers
 from mmcl.runtime.device import DTYPES, Devices, pick_devices, resolve_precision
@@ -30,6 +30,8 @@ from mmcl.runtime.progress import progress
 log = logging.getLogger("mmcl")
 
 IMAGES_A_BATCH = 64
+FEW_INPUTS = 256
+"""No bar is shown for so few, unless it is asked for."""
 
 
 class Encoder(nn.Module):
@@ -145,7 +147,7 @@ class Encoder(nn.Module):
                 :func:`mmcl.models.quantize.quantize`.
             truncate_dim: keep the first so many dimensions (before normalising).
             prompt: name of one of the model's prompts, put before every text; the default one if absent; "" for none.
-            show_progress: a bar on stderr; shown for a terminal if absent.
+            show_progress: a bar on stderr; if absent, shown for more than a few inputs on a terminal.
             return_truncated: give as well which inputs were texts longer than the model reads.
             devices: compute in other processes, each with a copy of the model: a device (``cuda:0``), a list of them
                 (``["cpu", "cpu"]``), or a number of processes on the CPU, which share its threads.
@@ -164,13 +166,12 @@ class Encoder(nn.Module):
         if calibration is not None and precision in RANGED:
             calibration = self._calibration(calibration, options, modality)
         items, single = listed(inputs)
-        kinds = [modality_of(item, place, modality) for place, item in enumerate(items)]
-        for kind in dict.fromkeys(kinds):
-            self.embedder(kind)
+        kinds = self._kinds(items, modality, prompt)
         out = np.zeros((len(items), options.dim), "float16" if precision == "float16" else "float32")
         cut = np.zeros(len(items), dtype=bool)
         first, repeated, originals = first_of_equals(items)
-        with progress("encode", len(items), "inputs", show_progress if len(items) > 256 else False) as advance:
+        shown = False if show_progress is None and len(items) <= FEW_INPUTS else show_progress
+        with progress("encode", len(first), "inputs", shown) as advance:
             for places, embedded in self._embedded(items, kinds, first, options, self._elsewhere(devices), advance):
                 out[places], cut[places] = embedded
         out[repeated], cut[repeated] = out[originals], cut[originals]
@@ -217,13 +218,16 @@ class Encoder(nn.Module):
         self.embedder("text")
         if isinstance(texts, str):
             raise MmclError("encode_stream: got one text; give an iterable of them, or use encode")
+        if not isinstance(texts, Iterable):
+            raise MmclError(f"encode_stream: got a {type(texts).__name__}; give an iterable of texts")
         if chunk < 1:
             raise MmclError(f"encode_stream: chunk is {chunk}; it must be 1 or more")
         if precision in RANGED:
             if calibration is None:
                 raise MmclError(f"encode_stream: precision '{precision}' needs calibration= vectors or texts")
             calibration = self._calibration(calibration, options, "text")
-        return self._stream(chunked(texts, chunk), options, self._elsewhere(devices), precision, calibration)
+        chunks = chunked(only_texts(texts), chunk)
+        return self._stream(chunks, options, self._elsewhere(devices), precision, calibration)
 
     def _stream(
         self,
@@ -247,12 +251,22 @@ class Encoder(nn.Module):
         self, batch_size: int | str, normalize: bool, truncate_dim: int | None, prompt: str | None, precision: str
     ) -> Options:
         check_precision(precision)
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.dim:
-            raise MmclError(f"encode: truncate_dim {truncate_dim} must be between 1 and the model's {self.dim}")
-        if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+        whole = int | np.integer
+        if truncate_dim is not None and not (isinstance(truncate_dim, whole) and 1 <= truncate_dim <= self.dim):
+            raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {self.dim}")
+        if batch_size != "auto" and not (isinstance(batch_size, whole) and batch_size >= 1):
             raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
         size = None if isinstance(batch_size, str) else batch_size
         return Options(size, normalize, truncate_dim or self.dim, prompt, resolve_precision(self._compute, self.device))
+
+    def _kinds(self, items: Sequence[Any], modality: str | None, prompt: str | None) -> list[str]:
+        """The modality of each input, all of which this encoder has."""
+        kinds = [modality_of(item, place, modality) for place, item in enumerate(items)]
+        for kind in dict.fromkeys(kinds):
+            self.embedder(kind)
+        if prompt and set(kinds) == {"image"}:
+            raise MmclError(f"encode: prompt '{prompt}' goes before texts, and all inputs are images; leave it out")
+        return kinds
 
     def _calibration(self, calibration: Any, options: Options, modality: str | None) -> np.ndarray:
         if isinstance(calibration, np.ndarray) and calibration.dtype.kind == "f":

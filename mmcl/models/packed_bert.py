@@ -133,7 +133,9 @@ def packs(net: Any) -> bool:
     parts = [module for name, module in net.named_modules() if not name.startswith("pooler")]
     linear = sum(type(part) is nn.Linear for part in parts)
     norms = sum(type(part) is nn.LayerNorm for part in parts)
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+    hooks = [hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())]
+    # Those by which transformers gives the states of all layers change nothing, and stay once these were asked for.
+    hooked = any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks)
     layers = int(config.num_hidden_layers)
     return usual and not hooked and linear == 6 * layers and norms == 2 * layers + 1
 

@@ -52,7 +52,7 @@ def quantize(vectors: np.ndarray, precision: str, calibration: np.ndarray | None
 def check_precision(precision: str) -> None:
     """Raise an :class:`MmclError` that names the nearest, unless the precision is known."""
     if precision not in PRECISIONS:
-        raise MmclError(f"encode: precision '{precision}' is not known; {nearest(precision, PRECISIONS)}")
+        raise MmclError(f"encode: precision '{precision}' is not known; {nearest(str(precision), PRECISIONS)}")
 
 
 def _ranges(vectors: np.ndarray, calibration: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +67,8 @@ def _ranges(vectors: np.ndarray, calibration: np.ndarray | None) -> tuple[np.nda
         raise MmclError(f"encode: calibration of shape {calibration.shape}, expected (M, {vectors.shape[1]})")
     if not len(vectors):
         return np.zeros(vectors.shape[1], np.float32), np.zeros(vectors.shape[1], np.float32)
+    if not np.isfinite(calibration).all():
+        raise MmclError("encode: the calibration holds NaN or infinity; leave such vectors out")
     if len(calibration) < 2:
         raise MmclError("encode: int8 and uint8 need the ranges of two vectors at least; give calibration= texts")
     return calibration.min(axis=0), calibration.max(axis=0)

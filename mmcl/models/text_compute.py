@@ -33,6 +33,9 @@ class TextCompute:
     Args:
         embedder: of texts, in evaluation mode.
         dtype: of the tower's products. Pooling and head are computed in float32.
+
+    Attributes:
+        tower: the embedder's own, which tokenizes; its prompts may change at any time.
     """
 
     def __init__(self, embedder: Embedder, dtype: torch.dtype) -> None:
@@ -41,6 +44,7 @@ class TextCompute:
         self._state = _state(embedder, dtype)
         self._packed: PackedBert | None = None
         self.tower = tower
+        self._net = tower
         device = next(tower.parameters()).device.type
         plain = type(tower) is TextTower and tower.masked and not tower.padded and tower.pooling != "pooled"
         if device == "cpu" and plain and packs(tower.net):
@@ -48,8 +52,7 @@ class TextCompute:
         elif not hasattr(tower.net, "backend") and any(  # what runs outside torch has a precision of its own
             weight.dtype != dtype for weight in tower.parameters() if weight.is_floating_point()
         ):
-            kept = {id(shared): shared for shared in (tower.tokenizer, getattr(tower, "_tokenize", None))}
-            self.tower = copy.deepcopy(tower, kept).to(dtype).eval()
+            self._net = _cast(tower, dtype)
         self._budget = PACKED_TOKENS if self._packed else PADDED_TOKENS.get(device, PADDED_TOKENS["cuda"])
         self._splits = device == "cpu" and self._packed is None
 
@@ -111,11 +114,25 @@ class TextCompute:
         return torch.cat(features)
 
     def _padded_features(self, tokens: Sequence[np.ndarray], skipped: int) -> Tensor:
-        device = next(self.tower.parameters()).device
+        device = next(self._net.parameters()).device
         batch = {name: values.to(device) for name, values in self.tower.collate(tokens).items()}
         mask = None if len(tokens[0]) == len(tokens[-1]) else batch["attention_mask"]
         left_out = {"skipped": torch.full((len(tokens),), skipped, device=device)} if skipped else {}
-        return cast(Tensor, self.tower(batch["input_ids"], mask, **left_out))
+        return cast(Tensor, self._net(batch["input_ids"], mask, **left_out))
+
+
+def _cast(tower: TextTower, dtype: torch.dtype) -> TextTower:
+    """A copy with the network's weights in ``dtype``.
+
+    The buffers stay as they are: in bfloat16, the frequencies of rotary positions would turn late tokens by a wrong
+    angle. So do the tokens' weights, which are the pooling's.
+    """
+    kept = {id(shared): shared for shared in (tower.tokenizer, getattr(tower, "_tokenize", None))}
+    copied = copy.deepcopy(tower, kept).eval()
+    for weight in copied.net.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
+    return copied
 
 
 def _state(embedder: Embedder, dtype: torch.dtype) -> Hashable:

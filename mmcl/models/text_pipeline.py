@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl.models.inputs import modality_of
 from mmcl.models.text_compute import TextCompute
 
 CHUNK = 4096
@@ -103,6 +104,17 @@ def made_ahead(source: Iterable[Source], make: Callable[[Source], Made]) -> Iter
                 if coming is None:
                     return
                 made = coming.result()
+
+
+def only_texts(items: Iterable[Any]) -> Iterator[str]:
+    """The items, up to the first that is no text.
+
+    Raises:
+        MmclError: one is none; it is named by its place among all.
+    """
+    for place, item in enumerate(items):
+        modality_of(item, place, "text")
+        yield item
 
 
 def chunked(items: Iterable[Source], size: int) -> Iterator[list[Source]]:

@@ -39,6 +39,7 @@ def embed_in_workers(
 
     Raises:
         MmclError: a worker ended (was killed, say, for want of memory), or an input cannot be encoded.
+        Exception: what ``chunks`` raises, after everything before it.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmcl-workers-"))) / "model"
@@ -58,20 +59,23 @@ def _in_order(workers: list[_Worker], chunks: Iterable[Sequence[Any]]) -> Iterat
     waiting, done = enumerate(chunks), dict[int, Embedded]()
     turn = given = 0
     idle, busy = list(workers), dict[Any, tuple[_Worker, int]]()
-    more = True
+    ended: Exception | None = None
     while True:
-        while more and idle and given < turn + _AHEAD * len(workers):
+        while ended is None and idle and given < turn + _AHEAD * len(workers):
             try:
                 number, chunk = next(waiting)
-            except StopIteration:
-                more = False
+            except Exception as error:  # StopIteration, or what the chunks' own source raised
+                ended = error
                 break
             worker = idle.pop()
             worker.give(chunk)
             busy[worker.connection] = (worker, number)
             given += 1
         if not busy:
-            return
+            if isinstance(ended, StopIteration):
+                return
+            assert ended is not None, "with nothing under way, it is at its end"
+            raise ended
         for connection in wait(list(busy)):
             worker, number = busy.pop(connection)
             done[number] = worker.take()

@@ -8,7 +8,7 @@ import torch
 
 from mmcl.runtime.errors import MmclError
 
-Devices = str | int | Sequence[str]
+Devices = str | int | torch.device | Sequence[str | torch.device]
 """A device, several of them (one may be there more than once), or a number of processes on the CPU."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,7 +46,7 @@ def pick_devices(devices: Devices) -> list[torch.device]:
     """
     if isinstance(devices, int):
         devices = ["cpu"] * devices
-    names = [devices] if isinstance(devices, str) else list(devices)
+    names = [devices] if isinstance(devices, str | torch.device) else list(devices)
     if not names:
         raise MmclError("devices: name a device, several, or give a number of processes from 1 up")
     return [pick_device(str(name)) for name in names]

@@ -97,6 +97,7 @@ def test_options_of_the_result(encoder):
         (["a"], {"prompt": "query"}, "no prompt of that name"),
         ([Path("nowhere.png")], {}, r"nowhere\.png"),
         ([b"not a picture"], {}, "input 0: not a readable image"),
+        ([b"a picture"], {"prompt": "query"}, "prompt 'query' goes before texts, and all inputs are images"),
     ],
 )
 def test_bad_input_is_one_clear_line(encoder, inputs, options, message):

@@ -54,6 +54,13 @@ def test_every_layer_equals_transformers_own(kind):
 
 
 @torch.no_grad()
+def test_a_net_that_was_asked_for_all_its_states_once_still_packs():
+    model = net("Bert")
+    model(torch.tensor([[2, 3]]), output_hidden_states=True)  # transformers leaves hooks behind
+    assert packs(model)
+
+
+@torch.no_grad()
 def test_bfloat16_is_close_and_leaves_the_weights_alone():
     model = net("Bert")
     (exact,), _ = PackedBert(model, torch.float32)(texts(12, 12, 5))

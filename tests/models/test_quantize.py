@@ -52,5 +52,7 @@ def test_mistakes_are_answered_in_one_line(caplog):
         quantize(VECTORS, "int8", CALIBRATION[:, :3])
     with pytest.raises(MmclError, match="need the ranges of two vectors"):
         quantize(VECTORS[:1], "int8")
+    with pytest.raises(MmclError, match="calibration holds NaN"):
+        quantize(VECTORS, "int8", np.where(CALIBRATION > 1, np.nan, CALIBRATION))
     quantize(VECTORS[:9], "int8")
     assert "come from these 9 vectors alone" in caplog.text

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from multiprocessing import Pipe
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mmcl.models.heads import Head
 from mmcl.models.text_compute import TextCompute
 from mmcl.models.text_pipeline import made_ahead
 from mmcl.models.text_tower import TextTower
+from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 
@@ -106,6 +108,45 @@ def test_prompts_named_default_and_left_out_of_the_pooling():
     assert not np.allclose(encoder.encode(TEXTS[:9]), prompted, atol=1e-3)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "first_last"])
+def test_settings_changed_since_the_last_encode_are_used_by_a_copy_in_bfloat16(pooling):
+    encoder = make_encoder(pooling)
+    tower = encoder.embedder("text").tower
+    tower.net.encoder.layer[0].register_forward_hook(lambda *_: None)  # so that it runs padded, from a copy
+    encoder.set_compute("bfloat16")
+    encoder.encode(TEXTS[:5])
+    assert encoder._text._packed is None
+    tower.set_prompts({"query": "now then "}, "query")
+    tower.include_prompt, tower.max_tokens = False, 9
+    changed, cut = encoder.encode(TEXTS[:5], return_truncated=True)
+    encoder._text = None
+    np.testing.assert_array_equal(changed, encoder.encode(TEXTS[:5]))
+    assert cut.any()
+
+
+def test_bfloat16_leaves_rotary_positions_and_token_weights_exact():
+    from transformers import LlamaConfig, LlamaModel
+
+    tower = make_encoder().embedder("text").tower
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    net = LlamaModel(LlamaConfig(vocab_size=len(tower.tokenizer), **sizes))
+    weights = TokenWeights.of(torch.rand(len(tower.tokenizer)) + 1e-3)
+    rotary = TextTower(net, tower.tokenizer, pooling="mean", max_tokens=64, token_weights=weights)
+    compute = TextCompute(Embedder(rotary, Head.from_layers(32, [])).eval(), torch.bfloat16)
+    assert {weight.dtype for weight in compute._net.net.parameters()} == {torch.bfloat16}
+    assert torch.equal(compute._net.net.rotary_emb.inv_freq, net.rotary_emb.inv_freq)
+    assert torch.equal(compute._net.token_weights.log_weight, weights.log_weight)
+    assert torch.isfinite(compute([np.arange(20, dtype=np.int32)])).all()
+
+
+def test_the_bar_counts_the_texts_that_are_computed_and_is_shown_when_asked_for(encoder, capfd):
+    encoder.encode([*TEXTS[:20], *TEXTS[:20]], show_progress=True)
+    distinct = len(set(TEXTS[:20]))
+    assert f"{distinct}/{distinct}" in capfd.readouterr().err
+    encoder.encode(TEXTS[:20])
+    assert capfd.readouterr().err == ""
+
+
 def test_truncated_texts_are_marked_counted_and_reported_once(encoder, caplog):
     texts = ["dog", "dog " * 500, "car", "dog " * 500]
     with caplog.at_level(logging.WARNING, "mmcl"):
@@ -175,8 +216,8 @@ def test_a_stream_gives_the_same_vectors_and_reads_one_chunk_ahead(encoder):
 
 def test_what_came_before_a_bad_text_is_given_out(encoder):
     parts = []
-    with pytest.raises(MmclError, match="is a NoneType"):
-        parts.extend(encoder.encode_stream([*TEXTS[:14], None], chunk=7))
+    with pytest.raises(MmclError, match="input 15 is None"):
+        parts.extend(encoder.encode_stream([*TEXTS[:15], None], chunk=7))
     assert [len(part) for part in parts] == [7, 7]
 
     def fails():
@@ -222,7 +263,10 @@ def test_odd_texts_have_vectors_like_any_other(encoder, text):
         (lambda encoder: encoder.set_compute("bf16"), "did you mean 'bfloat16'"),
         (lambda encoder: encoder.encode("a", devices=0), "a number of processes from 1 up"),
         (lambda encoder: encoder.encode("a", devices="cpux"), "device 'cpux' is not known"),
+        (lambda encoder: encoder.encode("a", devices=torch.device("meta")), "device 'meta' is not on this machine"),
+        (lambda encoder: encoder.encode("a", truncate_dim="8"), "truncate_dim '8' must be between 1 and"),
         (lambda encoder: encoder.encode_stream("a"), "got one text"),
+        (lambda encoder: encoder.encode_stream(None), "got a NoneType; give an iterable of texts"),
         (lambda encoder: encoder.encode_stream(["a"], chunk=0), "chunk is 0"),
     ],
 )
@@ -237,6 +281,28 @@ def test_worker_processes_give_the_same_vectors_in_order(encoder):
     np.testing.assert_allclose(vectors, encoder.encode(texts, prompt="query"), atol=1e-5)
     assert np.flatnonzero(cut).tolist() == [30]
     assert encoder.path is None
+
+
+def test_what_came_before_a_bad_chunk_is_given_out_by_workers_too():
+    class Echo:
+        def __init__(self):
+            self.connection, self.other = Pipe()
+
+        def give(self, chunk):
+            self.other.send(chunk)
+
+        def take(self):
+            return self.connection.recv()
+
+    def fails():
+        yield from range(5)
+        raise OSError("gone")
+
+    chunks = []
+    with pytest.raises(OSError, match="gone"):
+        chunks.extend(workers._in_order([Echo(), Echo()], fails()))
+    assert chunks == [0, 1, 2, 3, 4]
+    assert list(workers._in_order([Echo(), Echo()], range(30))) == list(range(30))
 
 
 def test_a_killed_worker_ends_the_encode_with_one_line(encoder, monkeypatch):
