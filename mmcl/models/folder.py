@@ -17,8 +17,9 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.lora import ADAPTER, adapter_base, merge_adapter
-from mmcl.models.sentence_transformers import MODULES, SentenceTransformersSettings, read_settings
+from mmcl.models.sentence_transformers import MODULES, SentenceTransformersSettings, read_settings, read_token_weights
 from mmcl.models.text_tower import TextTower
+from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenize import read_tokenizer
 from mmcl.models.transformers_nets import count_positions, local_folder
 from mmcl.models.weights import load_weights, save_tensors
@@ -146,9 +147,11 @@ def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettin
     merge_adapter(tower.net, source)
     tokenizer = read_tokenizer(source) if (source / "tokenizer_config.json").is_file() else tower.tokenizer
     limit = min(settings.max_tokens or tokenizer.model_max_length, count_positions(tower.net))
+    weighted = settings.token_weights
     return TextTower(
         tower.net,
         tokenizer,
+        token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
         pooling=settings.pooling,
         max_tokens=int(limit),
         prompts=settings.prompts,

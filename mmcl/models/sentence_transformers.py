@@ -154,6 +154,8 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
             settings["normalize"] = True
     if "token_weights" in settings and settings["pooling"] != "mean":
         raise MmclError(f"{folder}: its word weights count in pooling '{settings['pooling']}', which is not supported")
+    if "token_weights" in settings and not settings["include_prompt"]:
+        raise MmclError(f"{folder}: its word weights count prompts that it leaves out, which is not supported")
     for before, after in itertools.pairwise(dense):
         if before.layer.width != after.inputs:
             raise MmclError(

@@ -35,6 +35,10 @@ def cannot_express(embedder: Embedder) -> str | None:
         return "it opens text encoders of transformers only"
     if tower.token_weights is not None and tower.pooling != "mean":
         return f"it has no token weights in pooling '{tower.pooling}'"
+    if tower.token_weights is not None and not tower.include_prompt:
+        return "its token weights count a prompt that is left out of the pooling"
+    if tower.pooling == "pooler" and not tower.include_prompt:
+        return "its first token is the one behind a prompt that is left out of the pooling"
     unknown = [name for name in tower.pooling.split("+") if name not in POOLING_NAMES.values()]
     if unknown and not (tower.pooling == "pooler" and _pooler(tower.net) is not None):
         return f"it has no pooling '{unknown[0]}'"

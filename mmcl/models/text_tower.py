@@ -384,6 +384,9 @@ class TextTower(nn.Module):
         return int(self.tokenizer.pad_token_id or 0)
 
     def _check_vocabulary(self) -> None:
+        weighted = len(self.tokenizer) if self.token_weights is None else len(self.token_weights.log_weight)
+        if weighted != len(self.tokenizer):
+            raise MmclError(f"the tokenizer has {len(self.tokenizer)} entries but {weighted} have weights")
         if len(self.tokenizer) > self.net.config.vocab_size:
             where = f"{self.tokenizer.name_or_path}: " if self.tokenizer.name_or_path else ""
             raise MmclError(

@@ -236,6 +236,21 @@ def test_adapters_within_a_sentence_transformers_folder(adapted, tmp_path):
     assert encoder.embedder("text").tower.max_tokens == 9
 
 
+def test_word_weights_beside_adapters_are_read(adapted, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, WordWeights
+
+    adapted()
+    transformer = Transformer(str(tmp_path / "adapters"), tokenizer_name_or_path=str(tmp_path / "base"))
+    vocabulary = list(transformer.tokenizer.get_vocab())
+    weights = WordWeights(vocabulary, {token: 0.1 + place for place, token in enumerate(vocabulary)})
+    model = library.SentenceTransformer(modules=[transformer, weights, Pooling(16, "mean")], device="cpu")
+    model.save(str(tmp_path / "theirs"))
+    expected = model.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(mmcl.load(tmp_path / "theirs", dtype="float32").encode(TEXTS), expected, atol=1e-5)
+
+
 def test_adapters_that_cannot_be_merged_are_refused_in_one_line(adapted, tmp_path, monkeypatch):
     adapted()
 

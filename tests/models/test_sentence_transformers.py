@@ -190,11 +190,14 @@ def test_a_models_own_pooler_becomes_a_dense_layer_there(library, plain, tmp_pat
     same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), encoder.encode(TEXTS))
 
 
-def test_what_they_cannot_pool_is_a_folder_of_ours_alone(plain, tmp_path):
-    encoder = made_here(plain["bert"], "first_last")
+@pytest.mark.parametrize(("pooling", "include"), [("first_last", True), ("pooler", False)])
+def test_what_they_cannot_pool_is_a_folder_of_ours_alone(plain, tmp_path, pooling, include):
+    """The pooler reads the first token of all, and there it would read the first one behind a prompt left out."""
+    encoder = made_here(plain["bert"], pooling, prompts={"query": "dog "}, include_prompt=include)
     encoder.save(tmp_path / "ours")
     assert not (tmp_path / "ours" / "modules.json").exists()
-    same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), encoder.encode(TEXTS))
+    opened = mmcl.load(tmp_path / "ours", dtype="float32")
+    same(opened.encode(TEXTS, prompt="query"), encoder.encode(TEXTS, prompt="query"))
 
 
 def test_real_weights_both_ways(library, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,28 @@ def test_a_folder_with_token_weights_opens_here_and_in_sentence_transformers(enc
     np.testing.assert_allclose(theirs.encode(TEXTS[:5]), expected, atol=1e-5)
     theirs.save(str(tmp_path / "theirs"))
     np.testing.assert_allclose(mmcl.load(tmp_path / "theirs", dtype="float32").encode(TEXTS[:5]), expected, atol=1e-5)
+
+
+def test_where_a_prompt_is_left_out_the_folder_is_ours_alone(encoder, tmp_path: Path):
+    tower = encoder.embedder("text").tower
+    encoder.save(tmp_path / "theirs")
+    tower.set_prompts({"query": "the hill "}, "query")
+    tower.include_prompt = False
+    encoder.save(tmp_path / "ours")
+    assert not (tmp_path / "ours" / "modules.json").exists()
+    expected = encoder.encode(TEXTS[:5])
+    np.testing.assert_allclose(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS[:5]), expected, atol=1e-5)
+    (tmp_path / "theirs" / "mmcl.json").unlink()
+    pooling = tmp_path / "theirs" / "2_Pooling" / "config.json"
+    pooling.write_text(json.dumps({**json.loads(pooling.read_text()), "include_prompt": False}))
+    with pytest.raises(mmcl.MmclError, match="word weights count prompts that it leaves out"):
+        mmcl.load(tmp_path / "theirs")
+
+
+def test_weights_of_another_vocabulary_are_refused(encoder, tokenizer):
+    net = encoder.embedder("text").tower.net
+    with pytest.raises(mmcl.MmclError, match=r"the tokenizer has \d+ entries but 7 have weights"):
+        TextTower(net, tokenizer, pooling="mean", max_tokens=9, token_weights=TokenWeights(7))
 
 
 def test_a_tokenizer_without_frequencies_is_refused():
