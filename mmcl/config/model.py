@@ -125,6 +125,12 @@ class TextTowerConfig(TowerConfig):
             raise ValueError(f"heads: {self.heads} attention heads do not divide the width {self.width}")
         return self
 
+    @model_validator(mode="after")
+    def _weighted_tokens_are_averaged(self) -> TextTowerConfig:
+        if self.token_weights is not None and (self.name != "scratch" or self.pooling not in (None, "mean")):
+            raise ValueError("token_weights: only a tower from scratch with pooling mean has them; leave it out")
+        return self
+
 
 class ModelConfig(Section):
     """The towers and the space they share."""

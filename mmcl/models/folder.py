@@ -49,7 +49,7 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "aut
             transformers text encoder, of LoRA adapters for one as peft saves them, or ``sample:minilm``.
         device: where its weights go.
         dtype: what ``encode`` computes in: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 where the hardware
-            multiplies it natively.
+            multiplies it natively. A ``backend`` other than torch computes texts in a precision of its own.
         backend: what ``encode`` runs texts with: ``torch``; ``onnx`` or ``openvino``, or their quantised forms
             ``onnx-int8`` and ``openvino-int8``, from the extras of these names.
 
@@ -72,6 +72,8 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "aut
     encoder.set_compute(dtype)
     if backend == "torch":
         return encoder
+    if dtype == "bfloat16" and encoder.modalities == {"text"}:
+        raise MmclError(f"dtype bfloat16: the backend '{backend}' computes in a precision of its own; leave dtype out")
     from mmcl.models.backends import open_backend
 
     return open_backend(encoder, backend)

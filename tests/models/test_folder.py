@@ -95,3 +95,5 @@ def test_precision_and_backend_are_passed_on(encoder, tmp_path):
         mmcl.load(tmp_path / "model", dtype="float8")
     with pytest.raises(MmclError, match="did you mean 'openvino'"):
         mmcl.load(tmp_path / "model", backend="openvimo")
+    with pytest.raises(MmclError, match="'onnx' computes in a precision of its own"):
+        mmcl.load(tmp_path / "model", dtype="bfloat16", backend="onnx")

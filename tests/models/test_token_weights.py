@@ -100,6 +100,12 @@ def test_where_a_prompt_is_left_out_the_folder_is_ours_alone(encoder, tmp_path: 
         mmcl.load(tmp_path / "theirs")
 
 
+@pytest.mark.parametrize("settings", [{"pooling": "cls"}, {"name": "sample:minilm"}])
+def test_a_setting_that_would_do_nothing_is_refused(settings):
+    with pytest.raises(ValueError, match="only a tower from scratch with pooling mean has them"):
+        TextTowerConfig(token_weights=0.01, **settings)
+
+
 def test_weights_of_another_vocabulary_are_refused(encoder, tokenizer):
     net = encoder.embedder("text").tower.net
     with pytest.raises(mmcl.MmclError, match=r"the tokenizer has \d+ entries but 7 have weights"):
