@@ -73,6 +73,7 @@ def dense(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
     gain = 1 / np.log2(np.arange(hits.shape[1]) + 2)
     precision = upto / (np.arange(hits.shape[1]) + 1)
     found = {"mrr": (1 / first).mean(), "median_rank": np.median(first)}
+    found["map"] = ((hits * precision).sum(1) / total).mean()
     for k in KS:
         found[f"hit@{k}"] = (first <= k).mean()
         found[f"recall@{k}"] = (upto[:, k - 1] / total).mean()
