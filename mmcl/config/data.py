@@ -29,6 +29,12 @@ class JudgedSourceConfig(SourceConfig):
     tasks: list[str] = Field(default_factory=list)
     """`sts`: the tasks to judge by, of a table that has several in its column `task`; all if none is named."""
 
+    @model_validator(mode="after")
+    def _tasks_are_of_sts(self) -> JudgedSourceConfig:
+        if self.tasks and self.task != "sts":
+            raise ValueError(f"tasks are of sts; task '{self.task}' has none: leave them out, or set task: sts")
+        return self
+
 
 class TrainSourceConfig(SourceConfig):
     """Where training rows come from. Beside tables and folders: WebDataset tar shards, read as a stream, named by a

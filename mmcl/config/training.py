@@ -101,7 +101,9 @@ class EvaluationConfig(Section):
         if self.best is not None:
             at_k = [f"{name}@{k}" for name in ("hit", "recall", "precision", "ndcg", "map") for k in self.ks]
             ways = ("image_to_text", "text_to_image", "anchor_to_positive", "positive_to_anchor", "query_to_document")
-            known = [f"{name}/spearman" for name, source in self.sources.items() if source.task == "sts"]
+            judged = {name: source.tasks for name, source in self.sources.items() if source.task == "sts"}
+            of_tasks = {name: ["", *(f"{task}/" for task in tasks if len(tasks) > 1)] for name, tasks in judged.items()}
+            known = [f"{name}/{of}{by}" for name in judged for of in of_tasks[name] for by in ("spearman", "pearson")]
             searched = [name for name, source in self.sources.items() if source.task == "retrieval"]
             measured = (*at_k, "map", "mrr", "median_rank")
             known += [f"{name}/{way}/{metric}" for name in searched for way in ways for metric in measured]

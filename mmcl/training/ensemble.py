@@ -93,14 +93,19 @@ def choose_share(
     for alpha in shares:
         with interpolated(module, start, alpha):
             table[alpha] = dict(judge())
-        better = metric is not None and metric in table[alpha] and is_better(metric, table[alpha], table[chosen])
+        better = metric is not None and is_better(metric, table[alpha], table[chosen])
         if distributed.same_everywhere(better, device):
             chosen = alpha
     return chosen, table
 
 
 def is_better(metric: str, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-    """Whether ``new`` has the better value of ``metric``; of ranks the lower one is, of all else the higher."""
+    """Whether ``new`` has the better value of ``metric``; of ranks the lower one is, of all else the higher.
+
+    Where the metric is undefined it is missing, and worse than any value.
+    """
+    if metric not in new or metric not in old:
+        return metric in new
     return new[metric] < old[metric] if metric.endswith("median_rank") else new[metric] > old[metric]
 
 

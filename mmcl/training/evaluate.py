@@ -28,6 +28,7 @@ from mmcl.training.table import Table
 from mmcl.training.text_reader import TextReader, text_inputs
 
 log = logging.getLogger("mmcl")
+SEARCH = "query_to_document"
 TEXTS_AT_ONCE = 16_384  # tokenized, of a search's documents
 
 
@@ -74,18 +75,29 @@ def open_judge(
     if settings.task == "sts":
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: sts compares texts, which the model does not embed")
-        pairs = open_sts(settings.source, split=settings.split, columns=settings.columns)
+        pairs = open_sts(settings.source, split=settings.split, tasks=settings.tasks, columns=settings.columns)
         return StsJudge(pairs, config.data.prompts.get("text"))
     if is_beir(settings.source):
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: BEIR's tasks are of texts, which the model does not embed")
         prompts = (config.data.prompts.get("anchor"), config.data.prompts.get("positive"))
+        _require_best(name, [SEARCH], config)
         return BeirJudge(open_beir(settings.source, settings.split), config.evaluation.ks, prompts)
     sides = ("image", "text") if "image" in encoder.modalities else ("anchor", "positive")
+    _require_best(name, [f"{sides[0]}_to_{sides[1]}", f"{sides[1]}_to_{sides[0]}"], config)
     roles = {side: "image" if side == "image" else "text" for side in sides}
     table = Table([settings], roles, config, encoder, scratch, device=device, show_progress=show_progress)
     table.require_rows()
     return PairsJudge(table, sides, config.evaluation.ks)
+
+
+def _require_best(name: str, ways: Sequence[str], config: Config) -> None:
+    """Raise ``MmclError`` if the metric to choose by is of the source ``name``, but of a way that is not searched."""
+    source, *measured = (config.evaluation.best or "").rsplit("/", 2)
+    if source == name and measured[0] not in ways:
+        raise MmclError(
+            f"evaluation.best: '{config.evaluation.best}' will not be measured: {name} is searched {' and '.join(ways)}"
+        )
 
 
 class PairsJudge:
@@ -141,12 +153,17 @@ class StsJudge:
         self.source = pairs.name
 
     def evaluate(self, encoder: Encoder) -> dict[str, float]:
-        """``spearman`` and ``pearson``, and those of each task as ``STS12/spearman`` and so on where there are more."""
+        """``spearman`` and ``pearson``, and those of each task as ``STS12/spearman`` and so on where there are more.
+
+        What is undefined, since all similarities or all scores of a task are equal, is left out and warned of."""
         scores = sts(LiveTexts(encoder), self.pairs, prompt=self.prompt, bootstrap=0)
         if distributed.rank() != 0:
             return {}
         several = len(self.pairs.tasks) > 1
-        return {name: float(value) for name, value in scores.metrics.items() if several or "/" not in name}
+        metrics = {name: float(value) for name, value in scores.metrics.items() if several or "/" not in name}
+        if undefined := [name for name, value in metrics.items() if math.isnan(value)]:
+            log.warning("%s: all similarities or all scores are equal: no %s", self.source, ", ".join(undefined))
+        return {name: value for name, value in metrics.items() if name not in undefined}
 
     def problems(self) -> list[dict[str, str]]:
         """None: what is left out has been counted and said on reading."""
@@ -173,7 +190,7 @@ class BeirJudge:
         scores = beir_retrieval(live, self.beir, self.ks, query_prompt=query, document_prompt=document, bootstrap=0)
         if distributed.rank() != 0:
             return {}
-        return {f"query_to_document/{name}": value for name, value in scores.metrics.items()}
+        return {f"{SEARCH}/{name}": value for name, value in scores.metrics.items()}
 
     def problems(self) -> list[dict[str, str]]:
         """None: what is left out has been counted and said on reading."""

@@ -224,9 +224,7 @@ class Trainer:
 
     def _is_best(self, values: dict[str, float]) -> bool:
         name = self.config.evaluation.best
-        if name is None:
-            return False
-        if self.progress.best is not None and not is_better(name, values, {name: self.progress.best}):
+        if name is None or not is_better(name, values, {} if (best := self.progress.best) is None else {name: best}):
             return False
         self.progress.best, self.progress.best_step = values[name], self.progress.step
         return True

@@ -110,5 +110,7 @@ def test_the_best_judged_share_is_chosen_the_first_of_equals_and_lower_ranks_are
         assert list(table) == [0.2, 0.5, 0.8]
         assert table[0.2][metric] == pytest.approx(table[0.8][metric], rel=1e-4)
     assert choose_share(net, start, (0.8, 0.5), judge, None)[0] == 0.8
+    undefined = iter([{}, {"dev/spearman": 0.1}, {}])
+    assert choose_share(net, start, (0.2, 0.5, 0.8), lambda: next(undefined), "dev/spearman")[0] == 0.5
     assert choose_share(net, start, (0.8,), dict, None) == (0.8, {0.8: {}})
     assert all(torch.equal(tensor, learned[name]) for name, tensor in net.state_dict().items())

@@ -276,3 +276,35 @@ def test_settings_of_what_the_method_does_not_read_are_refused(tmp_path, sentenc
     config = config_of(sentences["alone"], augmentation={"flip": 0.5})
     with pytest.raises(MmclError, match="augmentation: method 'simcse' reads no images; leave it out"):
         build_method(load_config(config), tmp_path)
+
+
+def test_the_tasks_named_judge_and_no_others(tmp_path, sentences):
+    rows = [json.loads(line) for line in open(sentences["sts"], encoding="utf-8")]
+    tasks = ("one", "other", "third")
+    table = write(tmp_path / "tasks.jsonl", [row | {"task": tasks[n % 3]} for n, row in enumerate(rows)])
+    source = {"task": "sts", "source": table, "tasks": ["one", "third"]}
+    config = config_of(sentences["alone"], evaluation={"sources": {"dev": source}, "best": "dev/third/spearman"})
+    run = train(load_config(config, ["training.epochs=0.2"]), out=tmp_path / "run")
+    by = ("spearman", "pearson")
+    assert set(run.metrics) == {*(f"dev/{of}{name}" for of in ("", "one/", "third/") for name in by)}
+    with pytest.raises(MmclError, match="tasks are of sts"):
+        load_config(config, ["evaluation.sources.dev.task=retrieval"])
+
+
+def test_a_way_that_is_not_searched_is_no_metric_to_choose_by(tmp_path, sentences):
+    config = config_of(sentences["triplets"], columns=TRIPLETS) | {
+        "evaluation": {"sources": {"dev": {"source": sentences["triplets"]}}, "best": "dev/image_to_text/hit@1"}
+    }
+    with pytest.raises(MmclError, match="evaluation.best: 'dev/image_to_text/hit@1' will not be measured: dev is"):
+        train(load_config(config), out=tmp_path / "run")
+
+
+def test_an_undefined_correlation_is_warned_of_and_never_the_best(tmp_path, sentences, caplog):
+    rows = [json.loads(line) | {"score": 3.0} for line in open(sentences["sts"], encoding="utf-8")]
+    source = {"task": "sts", "source": write(tmp_path / "constant.jsonl", rows)}
+    evaluation = {"sources": {"dev": source}, "best": "dev/spearman", "every": 0.2}
+    config = load_config(config_of(sentences["alone"], evaluation=evaluation), ["training.epochs=1"])
+    run = train(config, out=tmp_path / "run")
+    assert "no spearman, pearson" in caplog.text
+    assert run.card["training"]["step"] == run.card["training"]["steps"]  # the last one, as without a metric
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
