@@ -150,13 +150,16 @@ def _source(source: SourceConfig) -> str:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
+    """The name, where there is one, and the rest in brackets."""
     rest = ", ".join(f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in values.items() if key != "name")
-    return str(values["name"]) + (f" ({rest})" if rest else "")
+    return " ".join(filter(None, (values.get("name"), f"({rest})" if rest else "")))
 
 
 def _shown(value: Any) -> Any:
-    if isinstance(value, Mapping):  # a teacher
+    if isinstance(value, Mapping):  # a teacher, or one without a name, such as mlm
         return _settings(value)
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
     return {True: "yes", False: "no", None: "none"}[value] if value is None or isinstance(value, bool) else value
 
 

@@ -79,3 +79,16 @@ def test_weights_are_called_pretrained_only_where_some_are_named(
     assert told["Text tower"].startswith("open_clip:ViT-B-32, from scratch")
     assert " and more.csv" in told["Data"]
     assert "teacher: runs/large (weight: 1.0, temperature: none)" in told["Method"]
+
+
+def test_settings_of_a_method_may_have_parts_without_a_name(
+    tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict
+) -> None:
+    method = {"name": "simcse", "mlm": {"weight": 0.2}, "matryoshka": {"dims": [64, 32]}}
+    values = {**config, "method": method, "model": {"text": {"name": "scratch"}}}
+    values["data"] = {"train": config["data"]["train"], "columns": {"text": "text"}}
+    values.pop("evaluation", None)
+    told = dict(facts(History.of(fake_run(tmp_path, steps(), config=values))))["Method"]
+    assert told.startswith("simcse (")
+    assert "mlm: (weight: 0.2, probability: 0.15)" in told
+    assert "matryoshka: (dims: 64 32, weights: none)" in told

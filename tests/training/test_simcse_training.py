@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_settings_of_what_the_method_does_not_read_are_refused(tmp_path, sentenc
 
 
 def test_the_tasks_named_judge_and_no_others(tmp_path, sentences):
-    rows = [json.loads(line) for line in open(sentences["sts"], encoding="utf-8")]
+    rows = [json.loads(line) for line in Path(sentences["sts"]).read_text().splitlines()]
     tasks = ("one", "other", "third")
     table = write(tmp_path / "tasks.jsonl", [row | {"task": tasks[n % 3]} for n, row in enumerate(rows)])
     source = {"task": "sts", "source": table, "tasks": ["one", "third"]}
@@ -295,12 +296,12 @@ def test_a_way_that_is_not_searched_is_no_metric_to_choose_by(tmp_path, sentence
     config = config_of(sentences["triplets"], columns=TRIPLETS) | {
         "evaluation": {"sources": {"dev": {"source": sentences["triplets"]}}, "best": "dev/image_to_text/hit@1"}
     }
-    with pytest.raises(MmclError, match="evaluation.best: 'dev/image_to_text/hit@1' will not be measured: dev is"):
+    with pytest.raises(MmclError, match=r"evaluation.best: 'dev/image_to_text/hit@1' will not be measured: dev is"):
         train(load_config(config), out=tmp_path / "run")
 
 
 def test_an_undefined_correlation_is_warned_of_and_never_the_best(tmp_path, sentences, caplog):
-    rows = [json.loads(line) | {"score": 3.0} for line in open(sentences["sts"], encoding="utf-8")]
+    rows = [json.loads(line) | {"score": 3.0} for line in Path(sentences["sts"]).read_text().splitlines()]
     source = {"task": "sts", "source": write(tmp_path / "constant.jsonl", rows)}
     evaluation = {"sources": {"dev": source}, "best": "dev/spearman", "every": 0.2}
     config = load_config(config_of(sentences["alone"], evaluation=evaluation), ["training.epochs=1"])
