@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from mmcl.config.data import TextAugmentationConfig
 from mmcl.config.model import TowerConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment import Augmentation
@@ -53,7 +55,7 @@ def build_method(config: Config, folder: Path) -> Method:
     size = encoder.image_size
     augmentation = Augmentation(config.augmentation, size) if size and augments(config) else None
     named = {name: getattr(config.method, name, None) for name in REFERENCES}
-    return kind(
+    method = kind(
         config.method,
         encoder,
         inputs=inputs,
@@ -61,6 +63,8 @@ def build_method(config: Config, folder: Path) -> Method:
         batch_size=config.training.batch_size,
         references={name: load(section.name) for name, section in named.items() if section is not None},
     )
+    _refuse_equal_views(method, config)
+    return method
 
 
 def finish_encoder(method: Method) -> Encoder:
@@ -87,6 +91,19 @@ def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:
         wrong = [tower] * (getattr(config.model, modality) is not None) + [changes] * (given != type(given)())
         if wrong:
             raise MmclError(f"{wrong[0]}: method '{config.method.name}' reads no {modality}s; leave it out")
+
+
+def _refuse_equal_views(method: Method, config: Config) -> None:
+    """Raise ``MmclError`` where two draws of a text would be the same: there would be nothing to learn."""
+    if not method.redrawn or config.text_augmentation != TextAugmentationConfig():
+        return
+    embedder = method.encoder.embedder("text")
+    drawn = embedder.head if embedder.frozen else embedder
+    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in drawn.modules()):
+        raise MmclError(
+            f"method '{config.method.name}': without dropout both views of a text are the same, and there is nothing to "
+            "learn; set model.text.head.dropout (model.text.dropout, from scratch) or text_augmentation"
+        )
 
 
 def _encoder(config: Config, inputs: Mapping[str, str], folder: Path) -> Encoder:

@@ -309,3 +309,12 @@ def test_an_undefined_correlation_is_warned_of_and_never_the_best(tmp_path, sent
     assert "no spearman, pearson" in caplog.text
     assert run.card["training"]["step"] == run.card["training"]["steps"]  # the last one, as without a metric
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_two_views_that_would_be_the_same_are_refused(tmp_path, sentences):
+    config = config_of(sentences["alone"])
+    config["model"]["text"]["dropout"] = 0.0
+    with pytest.raises(MmclError, match="both views of a text are the same"):
+        build_method(load_config(config), tmp_path)
+    build_method(load_config(config, ["text_augmentation.drop=0.1"]), tmp_path)
+    build_method(load_config(config, ["model.text.head.dropout=0.1"]), tmp_path)
