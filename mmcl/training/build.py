@@ -101,7 +101,7 @@ def _refuse_equal_views(method: Method, config: Config) -> None:
     drawn = embedder.head if embedder.frozen else embedder
     if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in drawn.modules()):
         raise MmclError(
-            f"method '{config.method.name}': without dropout both views of a text are the same, and there is nothing to "
+            f"method '{config.method.name}': without dropout both views of a text are the same, with nothing to "
             "learn; set model.text.head.dropout (model.text.dropout, from scratch) or text_augmentation"
         )
 
