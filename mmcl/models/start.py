@@ -101,4 +101,4 @@ def _adapt_text(tower: TextTower, section: Any, name: str) -> None:
         if tower.width != width:
             raise MmclError(f"model.text.pooling: '{name}' reads {width} features, but {pooling} gives {tower.width}")
     if (prompts := getattr(section, "prompts", None)) is not None:
-        tower.set_prompts(prompts)
+        tower.replace_prompts(prompts)

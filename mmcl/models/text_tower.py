@@ -120,6 +120,10 @@ class TextTower(nn.Module):
             raise MmclError(f"the default prompt '{default}' is none of the prompts; {nearest(default, prompts)}")
         self.prompts, self.default_prompt = dict(prompts), default
 
+    def replace_prompts(self, prompts: dict[str, str]) -> None:
+        """Have other prompts; the default one stays the default if they have its name."""
+        self.set_prompts(prompts, self.default_prompt if self.default_prompt in prompts else None)
+
     @classmethod
     def build(cls, config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
         """The tower that the config names; one from scratch needs a ``tokenizer``, unless the config names that too.
@@ -138,7 +142,7 @@ class TextTower(nn.Module):
         else:
             tower = cls._scratch(config, tokenizer)
         if config.prompts is not None:
-            tower.set_prompts(config.prompts)
+            tower.replace_prompts(config.prompts)
         if config.checkpointing:
             checkpoint_activations(tower.net, f"model.text.checkpointing: '{config.name}'")
         return tower

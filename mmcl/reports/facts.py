@@ -17,7 +17,8 @@ from mmcl.config.data import SourceConfig
 from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
 from mmcl.config.schema import Config
 from mmcl.data.images import usable_cpus
-from mmcl.models.folder import DESCRIPTION, read_json
+from mmcl.models.folder import DESCRIPTION
+from mmcl.runtime.files import read_json
 from mmcl.training.run import Run
 
 

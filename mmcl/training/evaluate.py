@@ -76,7 +76,8 @@ def open_judge(
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: sts compares texts, which the model does not embed")
         pairs = open_sts(settings.source, split=settings.split, tasks=settings.tasks, columns=settings.columns)
-        return StsJudge(pairs, config.data.prompts.get("text"))
+        named = config.data.prompts
+        return StsJudge(pairs, named.get("text", named.get("anchor")))  # both sides read what an anchor reads
     if is_beir(settings.source):
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: BEIR's tasks are of texts, which the model does not embed")

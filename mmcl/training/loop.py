@@ -275,7 +275,14 @@ class Trainer:
         config = self.config
         data = {"rows": self.feed.samples, "source": self.feed.name, "skipped": self.skipped.count(self.feed.name)}
         keys = ("batch_size", "epochs", "lr", "weight_decay", "schedule")
-        training = {"method": config.method.name, "step": step, "steps": self.steps, "precision": self.precision}
+        training: dict[str, Any] = {
+            "method": config.method.name,
+            "step": step,
+            "steps": self.steps,
+            "precision": self.precision,
+        }
+        if cut := config.method.matryoshka:
+            training["matryoshka"] = cut.dims
         training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(self.progress.seconds, 1)}
         card: dict[str, Any] = {"data": data, "training": training}
         for line in Run(self.folder).lines():

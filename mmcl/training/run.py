@@ -11,8 +11,9 @@ from typing import Any
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
 from mmcl.models import Encoder, load
-from mmcl.models.folder import DESCRIPTION, read_json
+from mmcl.models.folder import DESCRIPTION
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import read_json
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,10 @@ def test_prompts_stand_before_the_texts(tokenizer):
         tower.tokenize(TEXTS, "document")
     with pytest.raises(MmclError, match="none of the prompts"):
         tower.set_prompts({"query": QUERY}, "passage")
+    tower.replace_prompts({"passage": QUERY})
+    assert tower.default_prompt == "passage"
+    tower.replace_prompts({"query": QUERY})
+    assert tower.default_prompt is None
 
 
 @torch.no_grad()
