@@ -130,7 +130,8 @@ class OpenClipTextTower(TextTower):
     def _check_vocabulary(self) -> None:
         """open_clip's configs pair the two, and some tokenizers have entries that no text gives."""
 
-    def _padding_id(self) -> int:
+    @property
+    def padding_id(self) -> int:
         return 0 if self.tokenizer is self._tokenize else int(self.tokenizer.pad_token_id or 0)
 
     def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
