@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from mmcl.runtime.errors import MmclError
+
 
 def encode(
     model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
@@ -30,7 +32,11 @@ def encode(
 
     encoder = mmcl.load(model).to(pick_device(device))
     rows = open_source(source, split=split)
-    column = column or next((name for name in ("image", "text") if name in rows.column_names), "image")
+    usual = [name for name in ("image", "text") if name in encoder.modalities]
+    column = column or next((name for name in usual if name in rows.column_names), None)
+    if column is None:
+        known = ", ".join(rows.column_names)
+        raise MmclError(f"{source}: no column '{usual[-1]}'; name what to encode with --column; it has {known}")
     vectors = encode_source(
         encoder, rows, column, out, dtype=dtype, label_column=label, prompt=prompt, truncate_dim=truncate_dim
     )

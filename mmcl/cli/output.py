@@ -32,14 +32,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     from rich.table import Table
 
     cells = [[_show(value) for value in row] for row in rows]
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    # Printed apart, since rich would break it at the width of the table.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         numeric = all(row[number].strip("%–-+.,0123456789 ×") == "" for row in cells)
         table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
     for row in cells:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH_OF_FILES
-    Console(highlight=False, markup=False, width=width).print(table)
+    console = Console(highlight=False, markup=False, width=width)
+    if title:
+        console.print(title)
+    console.print(table)
 
 
 def _show(value: object) -> str:

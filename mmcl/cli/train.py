@@ -35,7 +35,8 @@ def train(
         return
     report = write_run_report(run)
     write_json(json, run.metrics)
-    shown = [[key, value] for key, value in run.metrics.items() if key.split("/")[-1].startswith(("hit@", "median"))]
+    told = ("hit@", "ndcg@", "median", "spearman")
+    shown = [[key, value] for key, value in run.metrics.items() if key.split("/")[-1].startswith(told)]
     if shown:
         print_table(["metric", "value"], shown)
     print(f"model  {run.folder / 'model'}\nreport {report}")

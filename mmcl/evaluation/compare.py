@@ -115,7 +115,8 @@ class Comparison:
                 said.append(f"{name} is ahead beyond the interval on {', '.join(metrics)}")
         open_ = sum(difference.ahead is None for difference in self.differences.values())
         if not said:
-            return f"no difference between {a} and {b} is beyond chance on any of the {open_} metrics"
+            of = f"any of the {open_} metrics" if open_ > 1 else next(iter(self.differences))
+            return f"no difference between {a} and {b} is beyond chance on {of}"
         return "; ".join(said) + (f"; {open_} of {len(self.differences)} metrics are undecided" if open_ else "")
 
     def to_dict(self) -> dict[str, Any]:

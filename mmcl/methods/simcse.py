@@ -85,6 +85,8 @@ class Simcse(Paired):
             if role not in everything:
                 raise MmclError(f"{setting}.{role}: method 'simcse' has no such role; {nearest(role, everything)}")
             if role not in inputs:
+                if role == "score":
+                    raise MmclError(f"{setting}.score: scores are learned by method.loss cosent or cosine_mse; set one")
                 raise MmclError(
                     f"{setting}.{role}: method 'simcse' with loss '{method.loss}' and these columns reads "
                     f"{', '.join(inputs)}; leave {role} out, or change method.loss or the columns"

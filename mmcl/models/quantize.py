@@ -64,7 +64,10 @@ def _ranges(vectors: np.ndarray, calibration: np.ndarray | None) -> tuple[np.nda
         calibration = vectors
     calibration = np.asarray(calibration, dtype=np.float32)
     if calibration.ndim != 2 or calibration.shape[1] != vectors.shape[1]:
-        raise MmclError(f"encode: calibration of shape {calibration.shape}, expected (M, {vectors.shape[1]})")
+        raise MmclError(
+            f"encode: calibration of shape {calibration.shape}, expected (M, {vectors.shape[1]}): encode it alike, "
+            "with the same truncate_dim, or give texts"
+        )
     if not len(vectors):
         return np.zeros(vectors.shape[1], np.float32), np.zeros(vectors.shape[1], np.float32)
     if not np.isfinite(calibration).all():

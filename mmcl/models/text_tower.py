@@ -274,7 +274,7 @@ class TextTower(nn.Module):
         if not name:
             return ""
         if name not in self.prompts:
-            known = ", ".join(sorted(self.prompts)) or "none"
+            known = ", ".join(sorted(self.prompts)) or "no prompts at all"
             raise MmclError(f"prompt '{name}': the model has no prompt of that name; it has: {known}")
         return self.prompts[name]
 

@@ -85,7 +85,10 @@ def learning_curves(
     rest = [name for name in logged if name not in (*first, *last, *_NOT_CURVES)]
     plots: list[tuple[str, list[Curve], bool, int | None]]
     plots = [(_title(name), [logged[name]], name in _FRACTIONS, None) for name in first]
-    plots += [(title, curves, True, step) for title, curves in _evaluations(judged, best)]
+    correlations = ("spearman", "pearson")
+    plots += [
+        (title, curves, not title.lower().endswith(correlations), step) for title, curves in _evaluations(judged, best)
+    ]
     plots += [(_title(name), [logged[name]], False, None) for name in (*last, *rest)]
     return [
         Plot(title, draw(curves, prefix=f"plot{number}", fractions=fractions, mark=mark), _in_words(title, curves))

@@ -10,6 +10,8 @@ from mmcl.evaluation.retrieval import Scores
 
 _FRACTIONS = {"hit", "recall", "precision", "ndcg", "map", "mrr", "top", "mean_per_class"}
 
+_CORRELATIONS = {"spearman", "pearson"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -39,9 +41,10 @@ class Direction:
 
     @property
     def headline(self) -> list[Row]:
-        """The rows that get a bar: the hit rates, or every fraction where there are none."""
+        """The rows that get a bar: the hit rates, or every fraction where there are none; or correlations."""
         fractions = [row for row in self.rows if row.is_fraction]
-        return [row for row in fractions if row.name.startswith("hit@")] or fractions
+        correlations = [row for row in self.rows if row.name in _CORRELATIONS]
+        return [row for row in fractions if row.name.startswith("hit@")] or fractions or correlations
 
     def row(self, name: str) -> Row | None:
         """The row of a metric, if it was measured."""
