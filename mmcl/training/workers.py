@@ -69,21 +69,24 @@ def _loader(make: Any, arguments: Any, workers: int, ahead: int, in_worker: Call
 
 def _results(made: Any) -> Generator[Any, None, None]:
     """The workers end when the last reference to the loader's iterator goes, which is here."""
-    while True:
-        try:
-            result = next(made)
-        except StopIteration:
-            return
-        except RuntimeError as error:  # torch's word for a process that the system killed
-            if "DataLoader worker" not in str(error):
-                raise
-            raise MmclError(
-                "a process that prepares batches died, perhaps for lack of memory; lower data.workers, data.prefetch "
-                "or data.shuffle"
-            ) from error
-        if isinstance(result, MmclError):
-            raise result
-        yield result
+    try:
+        while True:
+            try:
+                result = next(made)
+            except StopIteration:
+                return
+            except RuntimeError as error:  # torch's word for a process that the system killed
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise MmclError(
+                    "a process that prepares batches died, perhaps for lack of memory; lower data.workers, "
+                    "data.prefetch or data.shuffle"
+                ) from error
+            if isinstance(result, MmclError):
+                raise result
+            yield result
+    finally:
+        del made  # the traceback of an error keeps this frame, and would keep the workers
 
 
 def _as_it_is(value: Any) -> Any:

@@ -288,7 +288,7 @@ def test_columns_say_which_roles_there_are():
         ({"ancor": "a"}, "info_nce", r"data\.columns\.ancor: .* did you mean 'anchor'"),
         ({"anchor": "a", "negative_x": "n"}, "info_nce", "negative_x: .* did you mean 'negative'"),
         ({"text": "t", "anchor": "a"}, "info_nce", "text: .* reads anchor, positive; leave text out"),
-        ({"anchor": "a", "score": "s"}, "info_nce", "score: .* or change method.loss"),
+        ({"anchor": "a", "score": "s"}, "info_nce", "score: .* by method.loss cosent or cosine_mse"),
         ({"negative": "n"}, "cosent", "negative: .* reads anchor, positive, score"),
     ],
 )
