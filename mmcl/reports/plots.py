@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmcl.reports.results import arrow, split_key
+from mmcl.reports.results import split_key, title_of
 
 POINTS = 400  # a longer curve is shown as the means of so many stretches
 MARKED = 25  # up to so many points, each gets a dot
@@ -171,12 +171,15 @@ def _collect(lines: Any) -> dict[str, Curve]:
 
 def _evaluations(judged: Mapping[str, Curve], best: str | None) -> list[tuple[str, list[Curve]]]:
     """For each source the hit rates at the first and the last cut-off, and the metric that chose the model."""
-    groups: dict[tuple[str, str], list[Curve]] = {}
+    ways: dict[tuple[str, str], dict[str, Curve]] = {}
     for key, curve in judged.items():
         source, way, metric = split_key(key)
         if source:
-            labelled = Curve(curve.steps, curve.values, arrow(way))
-            groups.setdefault((source, metric), []).append(labelled)
+            ways.setdefault((source, metric), {})[way] = curve
+    groups = {
+        group: [Curve(curve.steps, curve.values, title_of(way, len(curves))) for way, curve in curves.items()]
+        for group, curves in ways.items()
+    }
     chosen = split_key(best or "")
     shown = []
     for source in dict.fromkeys(source for source, _ in groups):

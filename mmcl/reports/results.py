@@ -75,9 +75,14 @@ def from_evaluation(values: Mapping[str, float]) -> list[Setting]:
             source, way, metric = split_key(key)
             table.setdefault(source, {}).setdefault(way, []).append(Row(metric, value))
     return [
-        Setting(source, [Direction(arrow(way), "", rows, []) for way, rows in ways.items()])
+        Setting(source, [Direction(title_of(way, len(ways)), "", rows, []) for way, rows in ways.items()])
         for source, ways in table.items()
     ]
+
+
+def title_of(way: str, ways: int) -> str:
+    """What people read of a direction, of which there are ``ways``; a metric without one is the average over them."""
+    return arrow(way) or ("average" if ways > 1 else "")
 
 
 def split_key(key: str) -> tuple[str, str, str]:

@@ -42,3 +42,10 @@ def test_what_was_left_out_of_the_scores_is_told() -> None:
     assert direction.size == "n = 2 queries, 4 candidates"
     assert [remark.split()[0] for remark in direction.remarks] == ["2", "1", "1"]
     assert all(row.interval is None for row in direction.rows)
+
+
+def test_correlations_get_bars_and_the_one_over_all_tasks_is_their_average() -> None:
+    (setting,) = from_evaluation({"dev/STSB/spearman": 0.8, "dev/SICKR/spearman": 0.6, "dev/spearman": 0.7})
+    assert [direction.title for direction in setting.directions] == ["STSB", "SICKR", "average"]
+    assert [[row.value for row in direction.headline] for direction in setting.directions] == [[0.8], [0.6], [0.7]]
+    assert not setting.directions[0].headline[0].is_fraction
