@@ -38,7 +38,7 @@ TRIPLETS = [
     "training.lr=1e-3",
     "training.warmup=0.1",
     "training.log_every=20",
-    f"evaluation.sources={{dev: {{task: sts, source: {DATA / 'sts.parquet'}, split: dev, tasks: [STSB]}}}}",
+    f"evaluation.sources={{dev: {{task: sts, source: {DATA / 'sts.parquet'}, split: dev}}}}",
     "evaluation.every=1",
 ]
 

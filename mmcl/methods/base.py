@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias
+from typing import Any, NotRequired, Self, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,23 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Setting(TypedDict):
+    """What a method is made with beside its config and the encoder.
+
+    Attributes:
+        inputs: role to modality (``image``, ``text``, ``number``) of the columns to read, as ``inputs_of`` says.
+        batch_size: rows of the global batch, on which it can depend where a loss starts.
+        augmentation: random changes of the training pictures.
+        references: the models of ``config.teacher`` and ``config.guide``, by those names. They are no parts of the
+            method: not among its parameters, not in its state, and so never trained nor saved.
+    """
+
+    inputs: dict[str, str]
+    batch_size: int
+    augmentation: NotRequired[Augmentation | None]
+    references: NotRequired[Mapping[str, Encoder] | None]
+
+
 class Method(nn.Module, ABC):
     """How rows become views, views become embeddings, and embeddings become a loss.
 
@@ -92,34 +109,23 @@ class Method(nn.Module, ABC):
     Args:
         config: of the method.
         encoder: the towers to train.
-        inputs: role to modality (``image``, ``text``, ``number``) of the columns to read, as :meth:`inputs_of` says.
-        augmentation: random changes of the training pictures.
-        batch_size: rows of the global batch, on which it can depend where a loss starts.
-        references: the models of ``config.teacher`` and ``config.guide``, by those names. They are no parts of this
-            module: not among its parameters, not in its state, and so never trained nor saved.
+        setting: see :class:`Setting`.
     """
 
     training_head: Head | None
     """What stands between the embeddings and the loss, and is kept apart from the encoder in the model folder."""
 
-    def __init__(
-        self,
-        config: Section,
-        encoder: Encoder,
-        *,
-        inputs: dict[str, str],
-        augmentation: Augmentation | None = None,
-        batch_size: int,
-        references: Mapping[str, Encoder] | None = None,
-    ) -> None:
+    def __init__(self, config: Section, encoder: Encoder, **setting: Unpack[Setting]) -> None:
         super().__init__()
+        if unknown := setting.keys() - Setting.__annotations__.keys():
+            raise TypeError(f"a method takes no {', '.join(sorted(unknown))}")
         self.config = config
         self.encoder = encoder
-        self.inputs = dict(inputs)
-        self.augmentation = augmentation
-        self.batch_size = batch_size
+        self.inputs = dict(setting["inputs"])
+        self.augmentation = setting.get("augmentation")
+        self.batch_size = setting["batch_size"]
         self.training_head = None
-        self.references = dict(references or {})  # a plain dict: nn.Module does not look into it
+        self.references = dict(setting.get("references") or {})  # a plain dict: nn.Module does not look into it
         for reference in self.references.values():
             reference.eval().requires_grad_(False)
         configured = {name for name in REFERENCES if getattr(config, name, None) is not None}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mmcl.config.methods import ClipConfig, SiglipConfig, SimcseConfig
-from mmcl.data.augment import Augmentation
 from mmcl.losses import batch_accuracy, distillation, matryoshka
-from mmcl.methods.base import Loss, Method, Views
+from mmcl.methods.base import Loss, Method, Setting, Views
 from mmcl.models.encoder import Encoder
 from mmcl.runtime.errors import MmclError
 
@@ -39,18 +37,9 @@ class Paired(Method):
     config: ClipConfig | SiglipConfig | SimcseConfig
 
     def __init__(
-        self,
-        config: ClipConfig | SiglipConfig | SimcseConfig,
-        encoder: Encoder,
-        *,
-        inputs: dict[str, str],
-        augmentation: Augmentation | None = None,
-        batch_size: int,
-        references: Mapping[str, Encoder] | None = None,
+        self, config: ClipConfig | SiglipConfig | SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]
     ) -> None:
-        super().__init__(
-            config, encoder, inputs=inputs, augmentation=augmentation, batch_size=batch_size, references=references
-        )
+        super().__init__(config, encoder, **setting)
         start = _start(config.temperature, encoder, self.start_temperature)
         self.logit_scale = nn.Parameter(torch.tensor(start), requires_grad=config.learn_temperature)
         for dim in config.matryoshka.dims if config.matryoshka else ():

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mmcl.config.methods import SiglipConfig
-from mmcl.data.augment import Augmentation
 from mmcl.losses import sigmoid
-from mmcl.methods.base import Views
+from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
 from mmcl.models.encoder import Encoder
 
@@ -31,23 +29,12 @@ class Siglip(ImageText):
 
     start_temperature: ClassVar[float] = 0.1
 
-    def __init__(
-        self,
-        config: SiglipConfig,
-        encoder: Encoder,
-        *,
-        inputs: dict[str, str],
-        augmentation: Augmentation | None = None,
-        batch_size: int,
-        references: Mapping[str, Encoder] | None = None,
-    ) -> None:
-        super().__init__(
-            config, encoder, inputs=inputs, augmentation=augmentation, batch_size=batch_size, references=references
-        )
+    def __init__(self, config: SiglipConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+        super().__init__(config, encoder, **setting)
         bias = config.bias if config.bias is not None else encoder.logit_bias
         if bias is None and config.temperature is None:
             self.logit_scale.data.fill_(-math.log(self.start_temperature))
-        start = -math.log(batch_size - 1) if bias is None else bias
+        start = -math.log(self.batch_size - 1) if bias is None else bias
         self.logit_bias = nn.Parameter(torch.tensor(start), requires_grad=config.learn_bias)
 
     def learned_scale(self) -> tuple[float | None, float | None]:

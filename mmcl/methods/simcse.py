@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,9 @@ from torch import Tensor
 from mmcl.config.methods import SimcseConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
-from mmcl.data.augment import Augmentation
 from mmcl.data.identity import mix
 from mmcl.losses import Guide, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
-from mmcl.methods.base import Batch, Loss, Views, roles_named
+from mmcl.methods.base import Batch, Loss, Setting, Views, roles_named
 from mmcl.methods.masked_language import MaskedLanguage
 from mmcl.methods.paired import Paired
 from mmcl.models.encoder import Encoder
@@ -48,21 +47,10 @@ class Simcse(Paired):
 
     config: SimcseConfig
 
-    def __init__(
-        self,
-        config: SimcseConfig,
-        encoder: Encoder,
-        *,
-        inputs: dict[str, str],
-        augmentation: Augmentation | None = None,
-        batch_size: int,
-        references: Mapping[str, Encoder] | None = None,
-    ) -> None:
-        super().__init__(
-            config, encoder, inputs=inputs, augmentation=augmentation, batch_size=batch_size, references=references
-        )
-        self.unsupervised = "text" in inputs
-        self.negatives = [role for role in inputs if NEGATIVE.fullmatch(role)]
+    def __init__(self, config: SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+        super().__init__(config, encoder, **setting)
+        self.unsupervised = "text" in self.inputs
+        self.negatives = [role for role in self.inputs if NEGATIVE.fullmatch(role)]
         _refuse_what_does_nothing(config, self.negatives)
         if config.training_head:
             kept = encoder.training_head  # of the model to start from
