@@ -15,6 +15,7 @@ from mmcl.config.section import Section
 from mmcl.data.augment import Augmentation
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
+from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError, nearest
 
 REFERENCES = ("teacher", "guide")
@@ -167,9 +168,13 @@ class Method(nn.Module, ABC):
                         views[f"{name}_{role}"] = reference.embedder(modality)(**features)
         return views
 
+    def global_views(self, views: Views) -> Views:
+        """What ``loss`` sees of this process's views: by default those of all processes."""
+        return {name: distributed.gather_rows(view) for name, view in views.items()}
+
     @abstractmethod
     def loss(self, views: Views) -> Loss:
-        """The loss of the global batch."""
+        """The loss of the global batch, from ``global_views``."""
 
     def metrics(self, views: Views) -> dict[str, float]:
         """Numbers worth a line in the log, computed without gradient at logged steps only; none by default."""

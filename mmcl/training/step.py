@@ -96,7 +96,7 @@ class Stepper:
                 dtype = DTYPES[self.precision]
                 with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
                     views = self.wrapped(batch.to(self.device))
-                views = {name: distributed.gather_rows(view) for name, view in views.items()}
+                views = self.method.global_views(views)
                 loss = self.method.loss(views)
                 if not torch.isfinite(loss.value):
                     raise NotFiniteError("loss", loss.value.item(), batch)
