@@ -6,7 +6,7 @@ import copy
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iter
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise MmclError(_explain(error.errors()[0], where, more=error.error_count() - 1)) from None
+        raise MmclError(_explain(_foremost(error.errors()), where, more=error.error_count() - 1)) from None
 
 
 def to_yaml(config: Config) -> str:
@@ -108,6 +108,15 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise MmclError(f"--set {override}: '{parent}' is a value, not a section")
         node = below
     node[last] = value
+
+
+def _foremost(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The first; but where that is a missing key, an unknown one beside it if there is one: it may be misspelt."""
+    first, *others = errors
+    if first["type"] == "missing":
+        beside = (e for e in others if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1])
+        return next(beside, first)
+    return first
 
 
 def _explain(error: ErrorDetails, where: str, more: int) -> str:

@@ -34,6 +34,8 @@ def changed(**sections):
         (changed(model={"text": {"width": 100, "heads": 3}}), ["model.text", "3 attention heads", "100"]),
         (changed(evaluation={"sources": {"dev": {"source": "x"}}, "best": "dev/hit@1"}), ["best", "dev/"]),
         ({"model": {}}, ["'data' is missing"]),
+        ({"dta": MINIMAL["data"], "model": {}}, ["unknown key 'dta'", "did you mean 'data'?"]),
+        (changed(data={"trian": {"source": "x"}}), ["unknown key 'data.trian'", "did you mean 'train'?"]),
     ],
 )
 def test_mistakes_are_named_with_file_key_and_cure(tmp_path, values, parts):
