@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def open_beir(folder: str | Path, split: str | None = None) -> Beir:
         )
     judged = _split_file(path, split)
     documents, all_queries = _texts(path / "corpus.jsonl"), _texts(path / "queries.jsonl")
-    qrels = _judgements(judged)
+    qrels = _judgements(judged, documents.keys() | all_queries.keys())
     corpus = {key: text for key, text in documents.items() if text}
     queries = {key: all_queries[key] for key in qrels if all_queries.get(key)}
     unknown = [document for grades in qrels.values() for document in grades if document not in documents]
@@ -162,16 +162,16 @@ def _text(item: dict[str, Any], name: str, file: Path, number: int) -> str:
     return (value or "").strip()
 
 
-def _judgements(file: Path) -> dict[str, dict[str, float]]:
+def _judgements(file: Path, ids: Set[str]) -> dict[str, dict[str, float]]:
     qrels: dict[str, dict[str, float]] = {}
     for number, line in _lines(file):
-        fields = line.split("\t")
-        grade = _grade(fields[2]) if len(fields) == 3 else None
-        if grade is None:
-            if number == 1:  # the header
-                continue
+        fields = [field.strip() for field in line.split("\t")]
+        if number == 1 and _is_header(fields, ids):
+            continue
+        grade = _number(fields[2]) if len(fields) == 3 else None
+        if grade is None or not math.isfinite(grade):
             raise MmclError(f"{file}: line {number} is not query id, document id and grade, separated by tabs")
-        query, document = fields[0].strip(), fields[1].strip()
+        query, document, _ = fields
         if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
             raise MmclError(f"{file}: line {number} judges document '{document}' for query '{query}' a second time")
     if not qrels:
@@ -179,9 +179,13 @@ def _judgements(file: Path) -> dict[str, dict[str, float]]:
     return qrels
 
 
-def _grade(field: str) -> float | None:
+def _is_header(fields: Sequence[str], ids: Set[str]) -> bool:
+    """Whether these name three columns, such as query-id, corpus-id and score, and are no broken judgement."""
+    return len(fields) == 3 and all(fields) and _number(fields[2]) is None and ids.isdisjoint(fields)
+
+
+def _number(field: str) -> float | None:
     try:
-        grade = float(field)
+        return float(field)
     except ValueError:
         return None
-    return grade if math.isfinite(grade) else None
