@@ -69,6 +69,15 @@ class Encoder(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def __repr__(self) -> str:
+        """One line; ``print(encoder.embedders)`` tells every layer."""
+        towers = ", ".join(
+            f"{modality} by {type(cast(Embedder, embedder).tower.net).__name__}"
+            for modality, embedder in sorted(self.embedders.items())
+        )
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return f"Encoder({self.name!r}: {towers}; {self.dim} dimensions, {parameters:,} parameters)"
+
     @property
     def modalities(self) -> set[str]:
         """What it embeds: image, text or both."""
@@ -190,10 +199,11 @@ class Encoder(nn.Module):
         precision: str = "float32",
         truncate_dim: int | None = None,
         prompt: str | None = None,
+        return_truncated: bool = False,
         devices: Devices | None = None,
         calibration: Any = None,
         chunk: int = CHUNK,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Any]:
         """Embed any number of texts in the memory of a few thousand.
 
         Args:
@@ -204,12 +214,14 @@ class Encoder(nn.Module):
             precision: see there; ``int8`` and ``uint8`` need ``calibration``, since ranges have to hold for all chunks.
             truncate_dim: see there.
             prompt: see there.
+            return_truncated: see there.
             devices: see there.
             calibration: see there.
             chunk: texts that are tokenized, sorted by length and given out together.
 
         Yields:
-            (n, D) in the order of the texts, n = ``chunk`` but for the last.
+            (n, D) in the order of the texts, n = ``chunk`` but for the last; with ``return_truncated`` pairs of this
+            and (n,) bool.
 
         Raises:
             MmclError: as :meth:`encode`; or an item is no text.
@@ -227,23 +239,27 @@ class Encoder(nn.Module):
                 raise MmclError(f"encode_stream: precision '{precision}' needs calibration= vectors or texts")
             calibration = self._calibration(calibration, options, "text")
         chunks = chunked(only_texts(texts), chunk)
-        return self._stream(chunks, options, self._elsewhere(devices), precision, calibration)
+
+        def given(part: Embedded) -> Any:
+            vectors = quantize(part.vectors, precision, calibration)
+            return (vectors, part.cut) if return_truncated else vectors
+
+        return self._stream(chunks, options, self._elsewhere(devices), given)
 
     def _stream(
         self,
         chunks: Iterator[list[str]],
         options: Options,
         devices: list[torch.device],
-        precision: str,
-        calibration: np.ndarray | None,
-    ) -> Iterator[np.ndarray]:
+        given: Callable[[Embedded], Any],
+    ) -> Iterator[Any]:
         count = cut = 0
         try:
             with self._evaluating():
                 parts = embed_in_workers(self, chunks, devices, options) if devices else self._texts(chunks, options)
                 for part in parts:
                     count, cut = count + len(part.cut), cut + int(part.cut.sum())
-                    yield quantize(part.vectors, precision, calibration)
+                    yield given(part)
         finally:
             self._report_cut(cut, count)
 

@@ -105,6 +105,12 @@ def test_bad_input_is_one_clear_line(encoder, inputs, options, message):
         encoder.encode(inputs, **options)
 
 
+def test_its_repr_is_one_line(encoder):
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    expected = f"Encoder('tiny': image by ResNet, text by BertModel; 16 dimensions, {parameters:,} parameters)"
+    assert repr(encoder) == expected
+
+
 def test_a_modality_that_the_model_lacks_is_named(picture):
     with pytest.raises(MmclError, match="embeds text only"):
         make_encoder(image=False).encode(picture)

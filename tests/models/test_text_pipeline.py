@@ -214,6 +214,17 @@ def test_a_stream_gives_the_same_vectors_and_reads_one_chunk_ahead(encoder):
     assert next(encoder.encode_stream(TEXTS[:3], precision="ubinary")).shape == (3, 2)
 
 
+def test_a_stream_tells_which_texts_were_cut_as_encode_does(encoder, caplog):
+    texts = [*TEXTS[:8], "dog " * 500, *TEXTS[8:12]]
+    vectors, cut = encoder.encode(texts, return_truncated=True)
+    parts = list(encoder.encode_stream(texts, chunk=5, return_truncated=True))
+    assert [len(part) for _, part in parts] == [5, 5, 3]
+    np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), cut)
+    np.testing.assert_allclose(np.concatenate([part for part, _ in parts]), vectors, atol=1e-5)
+    assert cut[8]
+    assert caplog.text.count(f"{cut.sum()} of 13 texts were cut") == 2
+
+
 def test_what_came_before_a_bad_text_is_given_out(encoder):
     parts = []
     with pytest.raises(MmclError, match="input 15 is None"):
