@@ -7,30 +7,33 @@ from typing import Annotated, Literal
 
 import typer
 
+from mmcl.cli.models import Backend, Device, Dtype, Model, load
 from mmcl.runtime.errors import MmclError
 
 
 def encode(
-    model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
+    model: Model,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Rows: a file, folder or name.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder for the vectors.", show_default=False)],
     column: Annotated[str | None, typer.Option(help="What to encode.", show_default="image, else text")] = None,
     split: Annotated[str | None, typer.Option(help="The part of the source to encode.")] = None,
     label: Annotated[str | None, typer.Option(help="A column to show in search results.")] = None,
-    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the vectors on disk.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    precision: Annotated[
+        Literal["float32", "float16"], typer.Option(help="Of the vectors on disk; an index may have fewer bits.")
+    ] = "float32",
     prompt: Annotated[
         str | None, typer.Option(help="The model's prompt to put before texts.", show_default="the model's own")
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many dimensions.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "torch",
 ) -> None:
     """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
-    import mmcl
     from mmcl.data.sources import open_source
     from mmcl.encoding import encode_source
-    from mmcl.runtime.device import pick_device
 
-    encoder = mmcl.load(model).to(pick_device(device))
+    encoder = load(model, device, dtype, backend)
     rows = open_source(source, split=split)
     usual = [name for name in ("image", "text") if name in encoder.modalities]
     column = column or next((name for name in usual if name in rows.column_names), None)
@@ -38,6 +41,6 @@ def encode(
         known = ", ".join(rows.column_names)
         raise MmclError(f"{source}: no column '{usual[-1]}'; name what to encode with --column; it has {known}")
     vectors = encode_source(
-        encoder, rows, column, out, dtype=dtype, label_column=label, prompt=prompt, truncate_dim=truncate_dim
+        encoder, rows, column, out, dtype=precision, label_column=label, prompt=prompt, truncate_dim=truncate_dim
     )
     print(f"{len(vectors):,} vectors of {vectors.dim} dimensions in {out}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcl.cli.models import Backend, Device, Dtype, Model, load
 from mmcl.cli.output import JsonPath, write_json
 from mmcl.cli.scores import (
     print_comparison,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Judge a model, or compare two.", no_args_is_help=True)
 
-Model = Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)]
 Source = Annotated[str, typer.Argument(help="Rows: a file, folder or name.", show_default=False)]
 Split = Annotated[str | None, typer.Option(help="The part of the source to read.")]
 ImageColumn = Annotated[str, typer.Option(help="The column of pictures.")]
@@ -63,9 +63,6 @@ Classes = Annotated[
         show_default="the distinct labels",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
-Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, auto.")]
-Backend = Annotated[str, typer.Option(help="What runs texts: torch, onnx, openvino, onnx-int8, openvino-int8.")]
 CutOffs = Annotated[str, typer.Option("-k", help="Cut-offs.")]
 PerQuery = Annotated[
     bool, typer.Option("--per-query", help="Keep every query's values in the --json file, for mmcl eval compare.")
@@ -106,13 +103,13 @@ def retrieval(
     _check_per_query(per_query, json)
     prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
     search = _search(source, split, (image, text), (query, document), prompts, _cutoffs(k) if k else None)
-    scores = search(_load(model, device, dtype, backend), 1000)
+    scores = search(load(model, device, dtype, backend), 1000)
     theirs = {name: value for judged in scores.values() for name, value in judged.clip_benchmark.items()}
     found = None
     if against is not None:
         from mmcl.evaluation import compare as compare_scores
 
-        found = compare_scores(scores, search(_load(against, device, dtype, backend), 0), _headlines(scores))
+        found = compare_scores(scores, search(load(against, device, dtype, backend), 0), _headlines(scores))
     tested = {} if found is None else {"against": {"a": model, "b": against, **found.to_dict()}}
     write_json(json, {**_for_json(scores, per_query), "clip_benchmark": theirs, **tested})
     print_scores(scores)
@@ -150,10 +147,10 @@ def sts(
 
     rows = open_sts(table, split=split, tasks=task or (), columns=_pair_columns(pairs, score))
     options: dict[str, Any] = {"similarity": similarity, "prompt": prompt}
-    scores = judge(_load(model, device, dtype, backend), rows, bootstrap=resamples, **options)
+    scores = judge(load(model, device, dtype, backend), rows, bootstrap=resamples, **options)
     found = None
     if against is not None:
-        other = judge(_load(against, device, dtype, backend), rows, bootstrap=0, **options)
+        other = judge(load(against, device, dtype, backend), rows, bootstrap=0, **options)
         found = compare_sts(scores, other, resamples=resamples)
     tested = {} if found is None else {"against": {"a": model, "b": against, **found.to_dict()}}
     write_json(json, {**scores.to_dict(), **tested})
@@ -185,7 +182,7 @@ def zero_shot(
 
     _check_per_query(per_query, json)
     scores = zero_shot_of_rows(
-        _load(model, device, dtype),
+        load(model, device, dtype),
         open_source(source, split=split),
         image=image,
         label=label,
@@ -209,7 +206,7 @@ def diagnostics(
         str | None, typer.Option(help="The column of pictures.", show_default="image, unless --text is alone")
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="The column of captions.", show_default="text, unless --image is alone")
+        str | None, typer.Option(help="The column of texts.", show_default="text, unless --image is alone")
     ] = None,
     pairs: Annotated[
         str | None, typer.Option(help="Two columns of text, as sentence1,sentence2.", show_default=False)
@@ -234,12 +231,12 @@ def diagnostics(
     if pairs is not None:
         columns = _pair_columns(pairs, score)
         table = open_sts(source, split=split, tasks=task or (), columns=columns, scored=score is not None)
-        found = sts_diagnostics(_load(model, device, dtype, backend), table)
+        found = sts_diagnostics(load(model, device, dtype, backend), table)
     else:
+        rows, encoder = open_source(source, split=split), load(model, device, dtype, backend)
         if image is None and text is None:
-            image, text = "image", "text"
-        rows = open_source(source, split=split)
-        found = diagnostics_of_rows(_load(model, device, dtype, backend), rows, image=image, text=text)
+            image, text = (name if name in encoder.modalities else None for name in ("image", "text"))
+        found = diagnostics_of_rows(encoder, rows, image=image, text=text)
     write_json(json, found.to_dict())
     print_diagnostics(found)
 
@@ -291,7 +288,7 @@ def compare(
         sides: list[Mapping[str, Any]] = [read_per_query(a), read_per_query(b)]
     elif label is None:
         search = _search(source, split, (image, text or "text"), (query, document), {}, _cutoffs(k) if k else None)
-        sides = [search(_load(model, device, dtype, backend), 0) for model in (a, b)]
+        sides = [search(load(model, device, dtype, backend), 0) for model in (a, b)]
     else:
         from mmcl.data.sources import open_source
         from mmcl.evaluation.rows import scores_of_rows
@@ -300,7 +297,7 @@ def compare(
         prompts: dict[str, Any] = {"templates": template or ("{}",), "classes": classes}
         sides = [
             scores_of_rows(
-                _load(model, device, dtype, backend), rows, image=image, text=text, label=label, ks=ks, **prompts
+                load(model, device, dtype, backend), rows, image=image, text=text, label=label, ks=ks, **prompts
             )
             for model in (a, b)
         ]
@@ -336,10 +333,17 @@ def _search(
         return lambda encoder, resamples: retrieval_of_texts(
             encoder, rows, query=query, document=document, ks=ks or (1, 5, 10), bootstrap=resamples, **prompts
         )
-    image, text = pictures
-    return lambda encoder, resamples: retrieval_of_rows(
-        encoder, rows, image=image, text=text, ks=ks or (1, 5, 10), bootstrap=resamples
-    )
+
+    def with_pictures(encoder: Encoder, resamples: int) -> dict[str, Scores]:
+        if "image" not in encoder.modalities:
+            raise MmclError(
+                f"{rows.name}: the model embeds texts only; name the column to search with and the one to search in by "
+                f"--query and --document: it has {', '.join(rows.column_names)}"
+            )
+        image, text = pictures
+        return retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks or (1, 5, 10), bootstrap=resamples)
+
+    return with_pictures
 
 
 def _headlines(sides: Mapping[str, Any]) -> list[str] | None:
@@ -360,12 +364,6 @@ def _pair_columns(pairs: str | None, score: str | None) -> dict[str, str]:
         raise MmclError(f"--pairs {pairs}: expected two columns, like sentence1,sentence2")
     columns = dict(zip(("sentence1", "sentence2"), (name.strip() for name in names), strict=False))
     return columns | ({"score": score} if score else {})
-
-
-def _load(model: str, device: str, dtype: str = "auto", backend: str = "torch") -> Encoder:
-    import mmcl
-
-    return mmcl.load(model, device=device, dtype=dtype, backend=backend)
 
 
 def _cutoffs(k: str) -> list[int]:

@@ -63,8 +63,6 @@ def print_sts(scores: StsScores) -> None:
     pairs = [len(scores.scores[task]) for task in tasks]
     rows.append(["pairs", *(f"{count:,}" for count in [*pairs, sum(pairs)][: len(columns)])])
     print_table(["× 100", *columns], rows, title=f"correlation of {scores.similarity} similarity with people's scores")
-    if scores.left_out:
-        print(f"{scores.left_out:,} rows left out: they lack two sentences and a score")
     if undefined := [task for task in tasks if math.isnan(scores.metrics[f"{task}/spearman"])]:
         print(
             f"undefined (–), and so is the average: all similarities or all scores are equal in {', '.join(undefined)}"

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from mmcl.encoding import open_vectors
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
@@ -84,6 +86,22 @@ def test_from_a_csv_to_search_results(mmcl_, pairs, run, tmp_path):
     code, out, err = mmcl_("search", tmp_path / "index", "no/where.png")
     assert code == 0
     assert "no/where.png: there is no such file, so it is searched as text" in err
+
+
+def test_vectors_have_the_precision_asked_for_and_are_computed_in_the_dtype(mmcl_, pairs, run, tmp_path):
+    def encoded(*options):
+        out = tmp_path / "-".join(options)
+        code, _, err = mmcl_("encode", run, pairs / "pairs.csv", "--column", "caption", "--out", out, *options)
+        assert code == 0, err
+        return open_vectors(out)
+
+    single = encoded("--dtype", "float32")
+    half = encoded("--dtype", "float32", "--precision", "float16")
+    rough = encoded("--dtype", "bfloat16")
+    assert [str(vectors.dtype) for vectors in (single, half, rough)] == ["float32", "float16", "float32"]
+    exact = single.take(range(40))
+    np.testing.assert_allclose(half.take(range(40)), exact, atol=1e-3)
+    assert 1e-4 < np.abs(rough.take(range(40)) - exact).max() < 0.05
 
 
 def test_judging_a_run(mmcl_, pairs, run, tmp_path):

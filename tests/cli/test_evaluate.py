@@ -17,6 +17,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 class Untrained:
     """Average colour as the picture's vector; a text's is random, or near that of the colour it names."""
 
+    modalities = frozenset({"image", "text"})
+
     def __init__(self, blind: bool) -> None:
         self._blind = blind
 
@@ -165,6 +167,8 @@ def test_karpathys_json_is_judged_as_it_is(evaluate, table, tmp_path):
 class Words:
     """Counts words into a few places (coarse) or many; texts that share words are alike."""
 
+    modalities = frozenset({"text"})
+
     def __init__(self, dim: int) -> None:
         self._dim = dim
 
@@ -239,6 +243,15 @@ def test_one_task_of_a_table_has_no_average(of_texts, texts):
     assert "average" not in out
 
 
+def test_rows_left_out_are_told_once(of_texts, tmp_path, caplog):
+    rows = ["sentence1\tsentence2\tscore", "w1\tw1\t5", "w1\tw2\t2", "w1 w2\tw2 w3\t3", "w1\t\t3"]
+    (tmp_path / "sts.tsv").write_text("\n".join(rows) + "\n")
+    code, out, _ = of_texts("sts", "fine", tmp_path / "sts.tsv", "--resamples", 10)
+    assert code == 0
+    assert "left out" not in out  # it is on stderr
+    assert [record.args[1:3] for record in caplog.records if "left out" in record.message] == [(1, 4)]
+
+
 def test_a_beir_folder_is_judged_and_compared_by_its_grades(of_texts, texts, tmp_path):
     options = ["--against", "coarse", "--json", tmp_path / "b.json", "--per-query"]
     code, out, _ = of_texts("retrieval", "fine", texts / "beir", *options)
@@ -269,6 +282,15 @@ def test_two_columns_of_text_are_searched_both_ways(of_texts, texts, tmp_path):
     assert "B is ahead beyond the interval on query_to_document/hit@1" in out
 
 
+def test_diagnostics_of_a_model_of_texts_need_no_pictures(of_texts, tmp_path):
+    (tmp_path / "texts.csv").write_text("text\n" + "\n".join(f"w{number} w{number + 1}" for number in range(9)) + "\n")
+    code, _, _ = of_texts("diagnostics", "fine", tmp_path / "texts.csv", "--json", tmp_path / "d.json")
+    assert code == 0
+    saved = json.loads((tmp_path / "d.json").read_text())
+    assert saved["text"]["rows"] == 9
+    assert "image" not in saved
+
+
 def test_diagnostics_of_pairs_of_sentences(of_texts, texts, tmp_path):
     pairs = ["--pairs", "sentence1,sentence2"]
     code, out, _ = of_texts("diagnostics", "fine", texts / "sts.tsv", *pairs, "--json", tmp_path / "d.json")
@@ -289,6 +311,8 @@ def test_diagnostics_of_pairs_of_sentences(of_texts, texts, tmp_path):
         (["sts", "fine", "{}/no.tsv"], "no such file or folder"),
         (["sts", "fine"], "mteb/sts12-sts: no such file or folder here, and the hub cannot be reached"),
         (["retrieval", "fine", "{}/faq.csv", "--query", "question"], "--query and --document go together"),
+        (["retrieval", "fine", "{}/faq.csv"], "by --query and --document: it has question, answer"),
+        (["compare", "fine", "coarse", "{}/faq.csv"], "by --query and --document: it has question, answer"),
         (["retrieval", "fine", "{}/beir", "--split", "dev"], "no split 'dev'; it has test"),
         (["diagnostics", "fine", "{}/sts.tsv", "--pairs", "sentence1,sentence3"], "did you mean 'sentence"),
     ],

@@ -1,0 +1,22 @@
+"""The options of the commands that run a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mmcl.models.encoder import Encoder
+
+Model = Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, auto.")]
+Backend = Annotated[str, typer.Option(help="What runs texts: torch, onnx, openvino, onnx-int8, openvino-int8.")]
+
+
+def load(model: str, device: str, dtype: str = "auto", backend: str = "torch") -> Encoder:
+    """The model as the options ask for it."""
+    import mmcl
+
+    return mmcl.load(model, device=device, dtype=dtype, backend=backend)
