@@ -170,7 +170,7 @@ class Method(nn.Module, ABC):
 
     def global_views(self, views: Views) -> Views:
         """What ``loss`` sees of this process's views: by default those of all processes."""
-        return {name: distributed.gather_rows(view) for name, view in views.items()}
+        return distributed.gather_views(views)
 
     @abstractmethod
     def loss(self, views: Views) -> Loss:

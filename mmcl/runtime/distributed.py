@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from mmcl.runtime.errors import MmclError
+
+PATIENCE = timedelta(days=30)  # at a barrier
 
 
 def world_size() -> int:
@@ -20,40 +29,107 @@ def rank() -> int:
 
 
 def barrier() -> None:
-    """Wait for the other processes, if there are any."""
+    """Wait for the other processes, however long one of them works alone, or finds that it has been lost.
+
+    Every other exchange ends with an error after the timeout of the default group, so what only one process does (to
+    decode, to evaluate, to write) belongs before a barrier.
+    """
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(_patient_group(dist.group.WORLD))
+
+
+@cache
+def _patient_group(of: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The same processes over gloo, whose connections close with a process that ends: those who wait for it know at
+    once, while NCCL would wait for as long as it is allowed to."""
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+@contextmanager
+def lost_process_is_told(cure: Callable[[], str]) -> Iterator[None]:
+    """Within, an exchange with a process that has ended, or that does not answer in time, raises ``MmclError``.
+
+    Args:
+        cure: what to do then, for the end of the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch has no type of its own for what gloo says
+        reason = str(error)
+        silent = re.search(r"tim(ed|e) ?out", reason, re.IGNORECASE) is not None
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo/transport" in reason):
+            raise
+        what = "had no answer in time from another one" if silent else "lost the connection to another one"
+        why = "it hangs, works alone for longer than training.timeout, or was" if silent else "it failed or was"
+        raise MmclError(
+            f"process {rank()} of {world_size()} {what}: {why} killed, as for want of memory (its own last lines and "
+            f"the system's log tell); {cure()}"
+        ) from error
+
+
+def row_counts(count: int, device: torch.device) -> list[int]:
+    """Every process's number of rows, in the order of ranks."""
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    counts[rank()] = count
+    if world_size() > 1:
+        dist.all_reduce(counts)
+    return counts.tolist()
 
 
 class _GatherRows(torch.autograd.Function):
-    """Concatenate equal shards over the processes.
+    """Concatenate shards over the processes.
 
     Every process then computes the same loss of the same whole batch, so the gradient of its own shard needs no
     communication: it is its slice of the whole gradient. Data parallelism later *averages* parameter gradients over
     W processes, though the whole gradient is the *sum* of the shards' contributions; hence the factor W here.
     Parameters of the loss itself (a temperature) get the whole gradient everywhere, and averaging leaves it right.
+
+    A loss that is computed in parts, ``across`` processes, keeps to the same rule from the other side: what a process
+    adds to a gradient, to one of its embeddings or of a temperature, is W times its own part. So both may be added.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, shard: Tensor) -> Tensor:
-        shards = [torch.empty_like(shard) for _ in range(world_size())]
-        dist.all_gather(shards, shard.contiguous())
-        return torch.cat(shards)
+    def forward(ctx: Any, shard: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        longest = max(counts)
+        padded = shard.contiguous()
+        if len(shard) < longest:  # collectives take equal shapes only
+            padded = shard.new_zeros(longest, *shard.shape[1:])
+            padded[: len(shard)] = shard
+        shards = shard.new_empty(len(counts) * longest, *shard.shape[1:])
+        dist.all_gather_into_tensor(shards, padded)
+        if min(counts) == longest:
+            return shards
+        return torch.cat([rows[:count] for rows, count in zip(shards.split(longest), counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        world = world_size()
-        return grads[0].chunk(world)[rank()] * world
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].split(ctx.counts)[rank()] * world_size(), None
 
 
-def gather_rows(shard: Tensor) -> Tensor:
-    """(n, …) of each of W processes becomes (W·n, …), in the order of ranks; gradient flows to this process's rows.
+def gather_rows(shard: Tensor, counts: list[int] | None = None) -> Tensor:
+    """(n, …) of each of W processes becomes (Σn, …), in the order of ranks; gradient flows to this process's rows.
 
-    All processes must hold the same number of rows. With one process this is the identity.
+    The processes may hold different numbers of rows, or none. With one process this is the identity.
+
+    Args:
+        shard: this process's rows.
+        counts: what :func:`row_counts` tells of them, where it is known already.
     """
     if world_size() == 1:
         return shard
-    return _GatherRows.apply(shard)
+    counts = row_counts(len(shard), shard.device) if counts is None else counts
+    return _GatherRows.apply(shard, counts) if max(counts) else shard
+
+
+def gather_views(views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`gather_rows` of each, told from each other by names that are the same on all processes."""
+    if world_size() == 1 or not views:
+        return dict(views)
+    device = next(iter(views.values())).device
+    lengths = torch.tensor([[len(view) for view in views.values()]], device=device)
+    counts = _GatherRows.apply(lengths, [1] * world_size()).T.tolist()  # of all at once: each exchange is a wait
+    return {name: gather_rows(view, of) for (name, view), of in zip(views.items(), counts, strict=True)}
 
 
 def gather_lists(items: list[str]) -> list[str]:
