@@ -36,7 +36,7 @@ from mmcl.training.feed import Feed, open_feed
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optim import build_optimizer, describe_learning, freeze_groups, learning_rate
 from mmcl.training.run import Run
-from mmcl.training.run_folder import SkippedList, prepare_folder
+from mmcl.training.run_folder import SkippedList, gone_if_refused, prepare_folder
 from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
 
 log = logging.getLogger("mmcl")
@@ -71,11 +71,12 @@ def train(
     """
     config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / config.name
-    if find_batch:
-        from mmcl.training.find_batch import fitting
+    with gone_if_refused(folder):
+        if find_batch:
+            from mmcl.training.find_batch import fitting
 
-        config = fitting(config, folder, resume)
-    trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
+            config = fitting(config, folder, resume)
+        trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
     trainer.fit()
     return Run(folder)
 

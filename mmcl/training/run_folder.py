@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.training.checkpoint import list_checkpoints
 from mmcl.training.run import Run, read_lines
+
+SKIPPED = "skipped.jsonl"
 
 
 def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
@@ -52,6 +56,24 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
     return checkpoints
 
 
+@contextmanager
+def gone_if_refused(folder: Path) -> Iterator[None]:
+    """Within, a run is set up. If that fails, a folder that was not there before is none again.
+
+    It stays if it lists skipped rows, since a message has said that it does.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if missing and distributed.rank() == 0 and not (folder / SKIPPED).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another run has come to stand beside it
+                for path in missing[1:]:
+                    path.rmdir()
+        raise
+
+
 def has_begun(folder: Path) -> bool:
     """Whether a run has learned in ``folder``, rather than just having been set up there."""
     return bool(list_checkpoints(folder) or read_lines(folder / "metrics.jsonl"))
@@ -83,7 +105,7 @@ class SkippedList:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "skipped.jsonl"
+        self.path = folder / SKIPPED
         rank = distributed.rank()
         self._mine = self.path if rank == 0 else self.path.with_name(f"skipped-{rank}.jsonl")
         self._known = {_key(line) for line in read_lines(self._mine)}

@@ -153,6 +153,7 @@ def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, config, p
         filled += ["--out", str(tmp_path / "new")]
     code, out, err = mmcl_(*filled)
     assert code == 2
+    assert not (tmp_path / "new").exists()
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert said in last

@@ -191,6 +191,32 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path, tiny):
         train(tiny, out=tmp_path / "run", overrides=["training.batch_size=5000"])
 
 
+def test_a_run_that_is_refused_leaves_what_was_there(tmp_path, tiny):
+    too_large = ["training.batch_size=5000"]
+    with pytest.raises(MmclError):
+        train(tiny, out=tmp_path / "runs" / "mine" / "first", overrides=too_large)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    with pytest.raises(MmclError):
+        train(tiny, out=tmp_path / "runs" / "first", overrides=too_large)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+    with pytest.raises(MmclError):
+        train(tiny, out=tmp_path / "runs" / "other", overrides=too_large)
+    assert (tmp_path / "runs" / "other").is_dir()
+
+
+def test_a_refused_run_keeps_the_list_of_skipped_rows_that_it_told_of(tmp_path, tiny, caplog):
+    folder = _folder_of_pictures(tmp_path)
+    (folder / "3.png").write_bytes(b"not a picture")
+    config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
+    config["data"]["columns"] = {"image": "path", "text": "caption"}
+    config["evaluation"] = {"sources": {"dev": {"source": str(folder / "none.csv")}}}
+    with pytest.raises(MmclError, match=r"none\.csv: no such file"):
+        train(config, out=tmp_path / "run", overrides=["training.batch_size=8"])
+    assert f"1 rows skipped, listed in {tmp_path / 'run' / 'skipped.jsonl'}" in caplog.text
+    assert (tmp_path / "run" / "skipped.jsonl").is_file()
+
+
 def test_frozen_towers_do_not_move_and_their_features_are_computed_once(tmp_path, tiny, monkeypatch):
     from mmcl.models.text_tower import TextTower
 
