@@ -70,6 +70,13 @@ class TrainingConfig(Section):
     """`auto`: bfloat16 where the hardware multiplies it natively, else float32. float16 is never chosen silently."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Several processes: every one holds the whole model (`ddp`), or a shard of it (`fsdp`)."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """Several processes compare their rows with those of all: every one gathers all embeddings (`gather`), or they
+    travel around and none holds more than two processes' at a time (`ring`), for batches whose embeddings are large."""
+    timeout: Positive = 10.0
+    """Minutes after which a process that does not answer the others is held for lost, which ends the run; `--resume`
+    goes on with it. One that was killed is noticed at once where connections close with it (CPU). Evaluating and
+    writing are allowed any time."""
     compile: bool = False
     """Compile the towers with `torch.compile`: slower to start, faster afterwards."""
     device: str = "auto"

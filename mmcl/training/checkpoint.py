@@ -81,7 +81,7 @@ def save_checkpoint(
             gathered = {key: whole(tensor) for key, tensor in tensors.items()}
             if distributed.rank() == 0:
                 save_tensors(beside / f"{name}.safetensors", gathered)
-        distributed.barrier()
+            distributed.barrier()
         save_tensors(beside / f"random-{distributed.rank()}.safetensors", _random_state())
         position = json.dumps(progress.position) + "\n"
         (beside / f"position-{distributed.rank()}.json").write_text(position, encoding="utf-8")

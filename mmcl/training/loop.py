@@ -36,7 +36,7 @@ from mmcl.training.feed import Feed, open_feed
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optim import build_optimizer, describe_learning, freeze_groups, learning_rate
 from mmcl.training.run import Run
-from mmcl.training.run_folder import SkippedList, gone_if_refused, prepare_folder
+from mmcl.training.run_folder import SkippedList, gone_if_refused, has_begun, prepare_folder
 from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
 
 log = logging.getLogger("mmcl")
@@ -71,6 +71,11 @@ def train(
     """
     config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / config.name
+    with distributed.lost_process_is_told(lambda: _how_to_go_on(folder)):
+        return _train(config, folder, resume, find_batch, show_progress)
+
+
+def _train(config: Config, folder: Path, resume: bool, find_batch: bool, show_progress: bool | None) -> Run:
     with gone_if_refused(folder):
         if find_batch:
             from mmcl.training.find_batch import fitting
@@ -81,6 +86,12 @@ def train(
     return Run(folder)
 
 
+def _how_to_go_on(folder: Path) -> str:
+    if checkpoints := list_checkpoints(folder):
+        return f"start all of them again with --resume, which goes on from {checkpoints[-1]}"
+    return "start all of them again" + (" with --resume" if has_begun(folder) else "")
+
+
 class Trainer:
     """Everything of one run in progress."""
 
@@ -89,7 +100,7 @@ class Trainer:
         self.folder = folder
         self.show_progress = show_progress
         settings = config.training
-        self.device = _start_device(settings.device)
+        self.device = _start_device(settings.device, timedelta(minutes=settings.timeout))
         self.precision = resolve_precision(settings.precision, self.device)
         self.main = distributed.rank() == 0
         checkpoints = prepare_folder(folder, config, resume)
@@ -206,6 +217,7 @@ class Trainer:
         values: dict[str, float] = {}
         for name, judge in self.judges.items():
             values |= {f"{name}/{key}": value for key, value in judge.evaluate(self.method.encoder).items()}
+            distributed.barrier()  # process 0 judges alone what all have embedded
         return values
 
     def _evaluate(self) -> bool:
@@ -331,7 +343,9 @@ class Trainer:
         self.method.eval()  # frozen towers run
         made = make() if self.main else None
         distributed.barrier()
-        return make() if made is None else made
+        made = make() if made is None else made
+        distributed.barrier()
+        return made
 
     def _note_skipped(self, source: str, problems: list[dict[str, str]]) -> None:
         if self.main and self.skipped.add(source, problems):
@@ -394,12 +408,16 @@ class Trainer:
         )
 
 
-def _start_device(name: str) -> torch.device:
-    """The device of this process, which joins the others' group if it was launched with them."""
+def _start_device(name: str, timeout: timedelta) -> torch.device:
+    """The device of this process, which joins the others' group if it was launched with them.
+
+    Args:
+        name: as ``training.device``.
+        timeout: how long processes wait for each other's share of a computation; at a barrier they wait on.
+    """
     # Precision is this loop's own business: accelerate's is a process-wide setting that outlives a run.
     device = pick_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    # Process 0 may decode or evaluate for hours while the others wait at a barrier.
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    patience = InitProcessGroupKwargs(timeout=timeout)
     return Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[patience]).device

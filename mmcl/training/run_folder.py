@@ -83,7 +83,10 @@ def _what_is_learned(config: Config) -> dict[str, Any]:
     """The config without what decides only how fast or how safely the same thing is learned."""
     return config.model_dump(
         mode="json",
-        exclude={"data": {"workers", "prefetch", "cache_gb"}, "training": {"save_every", "keep", "tensorboard"}},
+        exclude={
+            "data": {"workers", "prefetch", "cache_gb"},
+            "training": {"timeout", "save_every", "keep", "tensorboard"},
+        },
     )
 
 
