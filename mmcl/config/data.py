@@ -50,6 +50,45 @@ class TrainSourceConfig(SourceConfig):
     """Role to the name of a prompt, in this source, where it differs from `data.prompts`."""
 
 
+class MiningConfig(Section):
+    """Hard negatives from the model's own index, mined anew as it learns (ANCE, Xiong et al. 2021, arXiv:2007.00808).
+
+    Every row gets the `count` items that its anchor (a picture, for clip) is most similar to among all positives of the
+    training rows (captions), as far as the rules below let them pass. What is the same thing as anything of the row, or
+    belongs to an equal anchor, never does. A row with too few gets random ones besides. Needs tables: a stream has no
+    row twice at hand."""
+
+    start: int = Field(default=0, ge=0)
+    """Optimizer steps before they are mined first; until then there are none. 0 suits a model that knows something
+    already, such as a pretrained one."""
+    every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two minings; mined once if absent."""
+    count: int = Field(default=1, ge=1)
+    """Hard negatives of each row."""
+    depth: int = Field(default=100, ge=1)
+    """Nearest items to choose from."""
+    choice: Literal["top", "semi_hard", "random"] = "semi_hard"
+    """`top`: the nearest. `semi_hard`: the nearest that are less similar than the positive (FaceNet, Schroff et al.
+    2015, arXiv:1503.03832). `random`: drawn from the depth. The limits below hold for all of them."""
+    margin: float | None = Field(default=None, ge=0.0)
+    """Keep what is less similar than the positive by more than this cosine (NV-Retriever, Moreira et al. 2024,
+    arXiv:2407.15831, TopK-MarginPos)."""
+    relative_margin: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """The same as a share of the positive's cosine: 0.05 keeps what is below 95% of it (there, TopK-PercPos)."""
+    max_score: float | None = Field(default=None, ge=-1.0, le=1.0)
+    """Largest cosine of a negative."""
+    guide: str | None = None
+    """A model as `mmcl.load` takes it. What it finds closer to the anchor than the positive is no negative."""
+
+    @model_validator(mode="after")
+    def _depth_holds_the_count(self) -> MiningConfig:
+        if self.depth < self.count:
+            raise ValueError(
+                f"depth: {self.depth} items do not hold {self.count} negatives; raise it to more than that"
+            )
+        return self
+
+
 class ImageConfig(Section):
     """How a picture becomes pixels."""
 
@@ -77,6 +116,8 @@ class DataConfig(Section):
     """Several sources: a batch has rows of all of them, or of one, whose negatives are then of its own kind."""
     distinct: bool = False
     """Keep rows that share a text or picture out of the same batch, rather than masking them as negatives only."""
+    mining: MiningConfig | None = None
+    """Hard negatives that the model finds for itself, for clip and for simcse on pairs; none if absent."""
     image: ImageConfig = Field(default_factory=ImageConfig)
     """How a picture becomes pixels, in training and in use."""
     on_error: Literal["skip", "fail"] = "skip"

@@ -19,6 +19,7 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError, nearest
 
 REFERENCES = ("teacher", "guide")
+MINED = "mined"  # of ``Batch.extra``, the role of mined hard negatives: as many for each row, row after row
 
 Views: TypeAlias = dict[str, Tensor]
 """View name to (N, D) embeddings; beside them whatever the loss needs of the rows, such as ``ids`` or a label.
@@ -90,6 +91,7 @@ class Setting(TypedDict):
     Attributes:
         inputs: role to modality (``image``, ``text``, ``number``) of the columns to read, as ``inputs_of`` says.
         batch_size: rows of the global batch, on which it can depend where a loss starts.
+        mined: mined hard negatives that each row has in a batch, if it has any; see ``Method.minable``.
         augmentation: random changes of the training pictures.
         references: the models of ``config.teacher`` and ``config.guide``, by those names. They are no parts of the
             method: not among its parameters, not in its state, and so never trained nor saved.
@@ -97,6 +99,7 @@ class Setting(TypedDict):
 
     inputs: dict[str, str]
     batch_size: int
+    mined: NotRequired[int]
     augmentation: NotRequired[Augmentation | None]
     references: NotRequired[Mapping[str, Encoder] | None]
 
@@ -125,6 +128,7 @@ class Method(nn.Module, ABC):
         self.inputs = dict(setting["inputs"])
         self.augmentation = setting.get("augmentation")
         self.batch_size = setting["batch_size"]
+        self.mined = setting.get("mined", 0)
         self.training_head = None
         self.references = dict(setting.get("references") or {})  # a plain dict: nn.Module does not look into it
         for reference in self.references.values():
@@ -132,6 +136,11 @@ class Method(nn.Module, ABC):
         configured = {name for name in REFERENCES if getattr(config, name, None) is not None}
         if configured != set(self.references):
             raise ValueError(f"the config names {sorted(configured)}, but the models given are {list(self.references)}")
+        if self.mined and self.minable is None:
+            raise MmclError(
+                "data.mining: hard negatives are mined for clip and for simcse on pairs (anchor and positive, loss "
+                "info_nce), and not for what this config trains; leave it out"
+            )
 
     @classmethod
     @abstractmethod
@@ -148,6 +157,12 @@ class Method(nn.Module, ABC):
         return {}
 
     @property
+    def minable(self) -> tuple[str, str] | None:
+        """Two roles: hard negatives of the first can be mined among the items of the second, and are taken from
+        ``Batch.extra`` under ``MINED``; None where the method has no use for them."""
+        return None
+
+    @property
     def redrawn(self) -> dict[str, str]:
         """New role to the role that it is another random draw of, where the data are changed at random."""
         return {}
@@ -157,7 +172,8 @@ class Method(nn.Module, ABC):
         """The views of a batch; this is where gradient flows."""
 
     def embed_references(self, batch: Batch) -> Views:
-        """``teacher_ROLE`` and ``guide_ROLE``: what the references make of the items, without gradient."""
+        """``teacher_ROLE`` and ``guide_ROLE``: what the references make of the items, without gradient; of mined ones,
+        where the batch has their features."""
         views: Views = {}
         # In full precision: a teacher's temperature magnifies what its features were rounded to.
         with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
@@ -166,6 +182,8 @@ class Method(nn.Module, ABC):
                     if modality != "number":
                         features = batch.inputs[f"{name}_{role}"]
                         views[f"{name}_{role}"] = reference.embedder(modality)(**features)
+                if self.minable and (mined := batch.extra.get(f"{name}_{MINED}")):
+                    views[f"{name}_{MINED}"] = reference.embedder(self.inputs[self.minable[1]])(**mined)
         return views
 
     def global_views(self, views: Views) -> Views:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.config.data import JudgedSourceConfig
@@ -23,7 +22,8 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
-from mmcl.training.columns import FEATURES_A_BATCH, Column
+from mmcl.training.columns import Column
+from mmcl.training.shares import embed
 from mmcl.training.table import Table
 from mmcl.training.text_reader import TextReader, text_inputs
 
@@ -230,39 +230,11 @@ class LiveTexts:
             return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
 
         vectors = np.empty((len(texts), self._encoder.dim), dtype=np.float32)
-        vectors[order] = _shared(self._encoder, "text", inputs, len(texts), normalize)
+        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize)
         return vectors
 
 
 def _embed(encoder: Encoder, side: str, column: Column, items: np.ndarray) -> np.ndarray:
     """(len(items), D) unit vectors."""
     modality = "image" if side == "image" else "text"
-    return _shared(encoder, modality, lambda places: column.inputs(items[places]), len(items))
-
-
-@torch.no_grad()
-def _shared(
-    encoder: Encoder,
-    modality: str,
-    inputs: Callable[[np.ndarray], dict[str, Tensor]],
-    count: int,
-    normalize: bool = True,
-) -> np.ndarray:
-    """(count, D) vectors, of which this process computes one in each W of W processes."""
-    world, rank = distributed.world_size(), distributed.rank()
-    share = math.ceil(count / world)
-    # Equal shares, the last one filled up with repetitions: a sharded tower runs in all processes or in none.
-    mine = np.minimum(np.arange(share) * world + rank, count - 1)
-    out = torch.empty(share, encoder.dim, device=encoder.device)
-    training = encoder.training
-    encoder.eval()
-    for start in range(0, share, FEATURES_A_BATCH):
-        chunk = mine[start : start + FEATURES_A_BATCH]
-        moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
-        vectors = encoder.embedder(modality)(**moved).float()
-        out[start : start + len(chunk)] = F.normalize(vectors, dim=1) if normalize else vectors
-    encoder.train(training)
-    gathered = (
-        distributed.gather_rows(out).view(world, share, -1).transpose(0, 1)
-    )  # row i was made by process i % world
-    return gathered.reshape(world * share, -1)[:count].cpu().numpy()
+    return embed(encoder, modality, lambda places: column.inputs(items[places]), len(items))

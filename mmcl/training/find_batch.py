@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcl.config.schema import Config
-from mmcl.methods import Batch
+from mmcl.methods import MINED, Batch
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.loop import Trainer
@@ -49,6 +49,8 @@ def find_batch(config: Config, folder: Path) -> int:
     trainer = Trainer(config.model_copy(update={"training": training}), folder, resume=False, show_progress=False)
     trainer.method.train()
     memory = _memory(trainer.device)
+    if trainer.miner is not None:
+        trainer.miner.any_negatives()
     batches = trainer.feed.batches(0, 1)
     try:
         batch = next(batches)
@@ -117,13 +119,19 @@ def largest_that_fits(peak: Callable[[int], float], budget: float, smallest: int
 def grown(batch: Batch, rows: int) -> Batch:
     """``batch`` repeated to ``rows`` rows, of which every one is another thing."""
 
-    def repeat(tensor: Tensor) -> Tensor:
-        times = -(-rows // len(tensor))
-        return tensor.repeat(times, *[1] * (tensor.ndim - 1))[:rows]
+    def repeat(tensor: Tensor, count: int = rows) -> Tensor:
+        times = -(-count // len(tensor))
+        return tensor.repeat(times, *[1] * (tensor.ndim - 1))[:count]
 
     inputs = {role: {name: repeat(tensor) for name, tensor in named.items()} for role, named in batch.inputs.items()}
     ids = torch.arange(rows)[:, None].expand(rows, batch.ids.shape[1]) + distributed.rank() * rows
-    return Batch(inputs, ids.contiguous(), repeat(batch.seeds), repeat(batch.rows), batch.extra, batch.extra_ids)
+    extra, extra_ids = dict(batch.extra), dict(batch.extra_ids)
+    for role in (MINED, f"guide_{MINED}"):  # these grow with the rows
+        if role in extra:
+            count = rows * len(extra_ids[role]) // len(batch.ids)
+            extra[role] = {name: repeat(tensor, count) for name, tensor in extra[role].items()}
+            extra_ids[role] = repeat(extra_ids[role], count)
+    return Batch(inputs, ids.contiguous(), repeat(batch.seeds), repeat(batch.rows), extra, extra_ids)
 
 
 class _Memory:

@@ -7,7 +7,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
 
 from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
 from mmcl.config.load import load_config
@@ -34,6 +33,7 @@ from mmcl.training.ensemble import choose_share, interpolated, is_better, load_s
 from mmcl.training.evaluate import Judge, open_judge
 from mmcl.training.feed import Feed, open_feed
 from mmcl.training.logs import MetricsLog, Ticker
+from mmcl.training.mining import Miner
 from mmcl.training.optim import build_optimizer, describe_learning, freeze_groups, learning_rate
 from mmcl.training.run import Run
 from mmcl.training.run_folder import SkippedList, gone_if_refused, has_begun, prepare_folder
@@ -113,6 +113,8 @@ class Trainer:
         every = config.evaluation.every
         self.evaluate_every = max(1, round(every * len(self.feed) / settings.accumulate)) if every else self.steps
 
+        self.miner = self._opened(self._open_miner) if config.data.mining else None
+
         freeze_groups(self.method, settings)
         wrapped = parallel_method(self.method, settings, self.device)
         optimizer = build_optimizer(self.method, settings)
@@ -125,6 +127,8 @@ class Trainer:
             self._resume(checkpoints[-1])
         elif settings.wise_ft:
             save_start(self.method, learned_names(self.method), folder / START)
+        if self.miner is not None:
+            self.miner.restore(self.progress.step)
         self.metrics = MetricsLog(
             folder, active=self.main, resume_step=self.progress.step, tensorboard=settings.tensorboard
         )
@@ -135,12 +139,17 @@ class Trainer:
         self._announce()
         settings, progress, accumulate = self.config.training, self.progress, self.config.training.accumulate
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
-        batches = self.feed.batches(progress.step * accumulate, self.steps * accumulate, progress.position)
+        batches, until = self._batches()
         clock = Clock(self.device)
         started = time.monotonic() - progress.seconds
         timed, since = 0, time.monotonic()
         try:
             for step in range(progress.step, self.steps):
+                if step == until:
+                    batches.close()
+                    batches, until = self._batches()
+                    timed, since = 0, time.monotonic()
+                    clock.restart()
                 rate = learning_rate(settings, step, self.steps)
                 with clock.waiting():
                     taken = list(itertools.islice(batches, accumulate))
@@ -170,6 +179,16 @@ class Trainer:
             batches.close()
             ticker.close()
             self.metrics.close()
+
+    def _batches(self) -> tuple[Generator[Batch, None, None], int]:
+        """The batches to come, and the step before which new ones are asked for: none is prepared before what it is
+        to carry has been mined."""
+        step, stop, accumulate = self.progress.step, self.steps, self.config.training.accumulate
+        if self.miner is not None:
+            stop = self.miner.next(step, stop)
+            if self.miner.due(step):
+                self.miner.refresh(step)
+        return self.feed.batches(step * accumulate, stop * accumulate, self.progress.position), stop
 
     def _step(self, taken: Sequence[Batch], step: int, rate: float) -> StepResult:
         """One optimizer step; what was skipped on the way to its batches is noted."""
@@ -322,6 +341,9 @@ class Trainer:
         self._note_skipped(feed.name, feed.problems())
         return feed
 
+    def _open_miner(self) -> Miner:
+        return Miner(self.feed, self.method, self.config, self.folder, self.precision, self.steps)
+
     def _open_judge(self, name: str, source: JudgedSourceConfig) -> Judge:
         def make() -> Judge:
             return open_judge(
@@ -390,7 +412,7 @@ class Trainer:
         modalities = list(self.method.inputs.values())
         if "number" in modalities:
             return "labelled pairs"
-        batch, hard = self.config.training.batch_size, max(0, len(modalities) - 2)
+        batch, hard = self.config.training.batch_size, max(0, len(modalities) - 2) + self.method.mined
         return f"{batch - 1 + hard * batch + self.feed.extra_count} negatives per query"
 
     def _diverged(self, error: NotFiniteError, step: int) -> DivergedError:

@@ -327,6 +327,8 @@ def _refuse(sources: Sequence[SourceConfig], method: Method, config: Config) -> 
         raise MmclError(f"{first.source}: further texts beside a batch need a table; set method.extra_texts to 0")
     for name in method.references:
         raise MmclError(f"{first.source}: a {name} needs a table, whose items it embeds once; leave out method.{name}")
+    if config.data.mining is not None:
+        raise MmclError(f"{first.source}: mining needs tables, whose rows are all at hand; leave out data.mining")
     if config.data.batches != "mixed":
         raise MmclError(
             f"{first.source}: batches of one source need tables; set data.batches to mixed, or train on one source"

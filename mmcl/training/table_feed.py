@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mmcl.config.schema import Config
 from mmcl.data.distinct import Identities
 from mmcl.data.identity import mix
 from mmcl.data.sampler import Draw, Sampler, epoch_counts
-from mmcl.methods import Batch, Method
+from mmcl.methods import MINED, Batch, Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.columns import Column
@@ -26,11 +26,33 @@ from mmcl.training.table import Table, changes
 from mmcl.training.workers import by_workers
 
 log = logging.getLogger("mmcl")
+MINED_DRAW = 0x313ED  # mixed into the seeds of the random changes of mined negatives
+
+
+class HardNegatives(NamedTuple):
+    """Items that are to be told from the partners of rows.
+
+    Attributes:
+        role: whose column they are of.
+        items: (C,) those there are to choose from.
+        ids: (C, K) their identities, as a batch has them.
+        of_rows: (rows, count) places in ``items`` of each row's; rows are numbered as in the feed.
+    """
+
+    role: str
+    items: np.ndarray
+    ids: np.ndarray
+    of_rows: np.ndarray
 
 
 class TableFeed(Table):
     """The rows of tables, ready to be batched: a :class:`~mmcl.training.feed.Feed`, whose arguments are explained at
-    :func:`~mmcl.training.feed.open_feed`."""
+    :func:`~mmcl.training.feed.open_feed`.
+
+    Attributes:
+        hard: hard negatives that every batch carries for its rows, if any. Batches asked for before it is set are
+            without, or with those that were there.
+    """
 
     def __init__(
         self,
@@ -62,7 +84,8 @@ class TableFeed(Table):
                 if modality != "number":
                     self._references[role][f"{name}_{role}"] = self.features(role, modality, name, encoder)
         extra = method.extra if augmented else {}
-        self._pools = {role: self._distinct(role) for role in extra}
+        self.hard: HardNegatives | None = None
+        self._pools = {role: self.distinct(role)[:2] for role in extra}
         self._extra = {role: min(count, len(self._pools[role][0])) for role, count in extra.items()}
 
     @property
@@ -115,7 +138,23 @@ class TableFeed(Table):
             mine = drawn[: count // world * world].reshape(world, -1)[distributed.rank()]
             batch.extra[role] = self.columns[role].inputs(pool[mine])
             batch.extra_ids[role] = torch.from_numpy(pool_ids[mine])
+        if self.hard is not None:
+            self._add_hard(batch, self.hard)
         return batch
+
+    def _add_hard(self, batch: Batch, hard: HardNegatives) -> None:
+        chosen = hard.of_rows[batch.rows.numpy()]
+        items = hard.items[chosen].reshape(-1)
+        # Changed at random as their column is: otherwise that alone would tell them from the partners.
+        numbers = torch.arange(MINED_DRAW, MINED_DRAW + chosen.shape[1])
+        seeds = mix(batch.seeds[:, None].expand(chosen.shape), numbers).reshape(-1)
+        batch.extra[MINED] = self.columns[hard.role].inputs(items, seeds)
+        batch.extra_ids[MINED] = torch.from_numpy(hard.ids[chosen.reshape(-1)])
+        if guide := self._references[hard.role].get(f"guide_{hard.role}"):
+            batch.extra[f"guide_{MINED}"], batch.extra_ids[f"guide_{MINED}"] = (
+                guide.inputs(items),
+                batch.extra_ids[MINED],
+            )
 
     @cached_property
     def _sampler(self) -> Sampler:
@@ -179,8 +218,9 @@ class TableFeed(Table):
         for column in [*self.columns.values(), *(c for named in self._references.values() for c in named.values())]:
             column.use_threads(1)
 
-    def _distinct(self, role: str) -> tuple[np.ndarray, np.ndarray]:
-        """One item of each content among the usable rows, and its identities (M, K) as a batch has them."""
+    def distinct(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One item (M,) of each content among the usable rows, its identities (M, K) as a batch has them, and the row
+        (M,) that it was taken from."""
         items, owner = self.columns[role].items(self.positions)
         _, first = np.unique(self.columns[role].hashes[items], return_index=True)
         items, rows = items[first], self.positions[owner[first]]
@@ -190,4 +230,4 @@ class TableFeed(Table):
             for name, column in self.columns.items()
             if column.identified
         ]
-        return items, np.stack(ids, axis=1)
+        return items, np.stack(ids, axis=1), rows

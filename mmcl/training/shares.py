@@ -1,0 +1,61 @@
+"""Vectors of many items by the weights as they are, each process computing its share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcl.models.encoder import Encoder
+from mmcl.runtime import distributed
+from mmcl.training.columns import FEATURES_A_BATCH
+
+
+def share_of(count: int) -> np.ndarray:
+    """The places, of ``count`` (at least 1), that are this process's: one in each W of W processes.
+
+    All shares are equally long, the last ones filled up with the last place: a sharded tower runs in all processes or
+    in none.
+    """
+    world = distributed.world_size()
+    return np.minimum(np.arange(math.ceil(count / world)) * world + distributed.rank(), count - 1)
+
+
+def from_shares(mine: Tensor, count: int) -> Tensor:
+    """(count, …) what all processes have made of their shares; all call this together, each with its own."""
+    gathered = distributed.gather_rows(mine).unflatten(0, (distributed.world_size(), -1))
+    return gathered.transpose(0, 1).flatten(0, 1)[:count]  # place i was made by process i % W
+
+
+@torch.no_grad()
+def embed(
+    encoder: Encoder,
+    modality: str,
+    inputs: Callable[[np.ndarray], dict[str, Tensor]],
+    count: int,
+    normalize: bool = True,
+) -> np.ndarray:
+    """(count, D) float32 vectors, without dropout and augmentation; all processes call this together.
+
+    Args:
+        encoder: whose mode, of training or evaluation, is as before afterwards.
+        modality: of the items.
+        inputs: the embedder's inputs for the items at these places.
+        count: of the items, at least 1.
+        normalize: to unit length.
+    """
+    mine = share_of(count)
+    out = torch.empty(len(mine), encoder.dim, device=encoder.device)
+    training = encoder.training
+    encoder.eval()
+    for start in range(0, len(mine), FEATURES_A_BATCH):
+        chunk = mine[start : start + FEATURES_A_BATCH]
+        moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
+        vectors = encoder.embedder(modality)(**moved).float()
+        out[start : start + len(chunk)] = F.normalize(vectors, dim=1) if normalize else vectors
+    encoder.train(training)
+    return from_shares(out, count).cpu().numpy()
