@@ -1,0 +1,91 @@
+"""A process that ends, or does not answer, ends the others with one line that says how to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mmcl.config.load import load_config, to_yaml
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+
+STARTED = 120  # seconds, at most, on a busy machine
+NOTICED = 60
+
+
+@pytest.fixture
+def endless_config(tmp_path):
+    """Tiny, and with far more steps than there is time for."""
+    rows = [
+        {"anchor": f"{colour} {thing}", "positive": f"a {thing}"} for colour in ("red", "old") for thing in "abcdef"
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tower = {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "dropout": 0, "tokenizer": {"vocab_size": 40}}
+    config = {
+        "method": "simcse",
+        "data": {
+            "train": {"source": str(tmp_path / "rows.jsonl")},
+            "columns": {"anchor": "anchor", "positive": "positive"},
+        },
+        "model": {"dim": 16, "text": tower},
+        "training": {"epochs": 1e6, "batch_size": 4, "log_every": 1, "save_every": 5, "tensorboard": False},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load_config(config)))
+    return path
+
+
+def test_a_killed_process_ends_the_other_with_one_line(tmp_path, endless_config):
+    run = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, "-m", "mmcl", "train", str(endless_config), "--out", str(run)]
+    workers = []
+    for rank in ("0", "1"):
+        env = os.environ | group | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    staying, killed = workers
+    try:
+        deadline = time.monotonic() + STARTED
+        while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            assert staying.poll() is None, staying.stderr.read()
+            time.sleep(0.1)
+        killed.send_signal(signal.SIGKILL)
+        _, told = staying.communicate(timeout=NOTICED)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert staying.returncode == 2
+    errors = [line for line in told.splitlines() if not line.startswith(("simcse on", "learned parameters", "step "))]
+    assert len(errors) == 1, told
+    assert errors[0].startswith("error: process 0 of 2 lost the connection to another one")
+    newest = re.search(r"--resume, which goes on from (\S+)$", errors[0])
+    assert newest is not None
+    assert newest[1] == str(max(run.glob("checkpoints/step-*")))
+
+
+def test_what_torch_says_of_a_silent_process_names_the_setting(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    silent = "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 20000ms for recv operation to complete"
+    told = r"no answer in time.*training\.timeout.*; look there$"
+    with pytest.raises(MmclError, match=told), distributed.lost_process_is_told(lambda: "look there"):
+        raise RuntimeError(silent)
+
+
+def test_other_errors_stay_what_they_are(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="shapes do not fit"), distributed.lost_process_is_told(lambda: ""):
+        raise RuntimeError("shapes do not fit")
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
+    with pytest.raises(RuntimeError, match="gloo"), distributed.lost_process_is_told(lambda: ""):
+        raise RuntimeError("[gloo/transport] of a group that is none of ours")
