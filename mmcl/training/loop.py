@@ -413,7 +413,11 @@ class Trainer:
         if "number" in modalities:
             return "labelled pairs"
         batch, hard = self.config.training.batch_size, max(0, len(modalities) - 2) + self.method.mined
-        return f"{batch - 1 + hard * batch + self.feed.extra_count} negatives per query"
+        world = distributed.world_size()
+        further = self.feed.extra_count // world * world  # as many on every process
+        exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
+        how = exchange[self.config.training.exchange] if world > 1 else ""
+        return f"{batch - 1 + hard * batch + further} negatives per query{how}"
 
     def _diverged(self, error: NotFiniteError, step: int) -> DivergedError:
         ids = distributed.gather_lists(self.feed.names(error.batch))

@@ -182,11 +182,11 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
     if distributed.world_size() == 1:
         return method
     if settings.parallel == "fsdp":
-        for embedder in _embedders(method):
-            learns = any(parameter.requires_grad for parameter in embedder.parameters())
-            if learns:
-                sharding.shard(embedder, blocks(embedder.tower.net), device)
-        return method
+        learning = [part for part in _embedders(method) if any(weight.requires_grad for weight in part.parameters())]
+        for embedder in learning:
+            sharding.shard(embedder, blocks(embedder.tower.net), device)
+        if learning:
+            return method
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=devices)
 
