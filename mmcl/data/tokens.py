@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, cache_dir
 from mmcl.runtime.progress import progress
 
-log = logging.getLogger("mmcl")
 _BLOCK = 10_000
+_VERSION = 2  # of what is kept
 
 Tokenize = Callable[[Sequence[str]], tuple[list[np.ndarray], int]]
 """From texts to the token ids of each, and how many were cut short."""
@@ -33,6 +32,7 @@ class Tokens:
         first: (rows + 1,) int64.
         hashes: (captions,) int64, equal for equal texts.
         empty: positions of rows without a text.
+        cut: how many captions were cut short.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,6 +44,7 @@ class Tokens:
         mapped = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r") if size else np.zeros(0, np.int32)
         self._tokens = mapped.view(np.ndarray)
         self.empty: list[int] = np.flatnonzero(np.diff(self.first) == 0).tolist()
+        self.cut = int(np.load(folder / "cut.npy"))
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -73,7 +74,7 @@ def open_tokens(
     Args:
         rows: where the column is.
         column: its name.
-        tokenize: from texts to the token ids of each, and how many were cut short, which is logged once.
+        tokenize: from texts to the token ids of each, and how many were cut short.
         tokenizer_key: changes whenever ``tokenize`` would give something else.
         on_error: a row whose text is missing or blank is left without captions (``skip``) or refused (``fail``).
         show_progress: a bar on stderr; shown for a terminal if absent.
@@ -82,7 +83,8 @@ def open_tokens(
         MmclError: there is no such column, or a row has no text and ``on_error`` is ``fail``.
     """
     rows.require([column])
-    key = hashlib.blake2b(repr((rows.fingerprint, column, tokenizer_key)).encode(), digest_size=16).hexdigest()
+    content = repr((_VERSION, rows.fingerprint, column, tokenizer_key))
+    key = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     folder = cache_dir("tokens") / key
     if not (folder / "first.npy").is_file():
         with atomic_folder(folder) as beside:
@@ -113,8 +115,7 @@ def _write(rows: Rows, column: str, tokenize: Tokenize, folder: Path, show_progr
             counts.extend(map(len, captions))
             hashes.extend(map(stable_hash, flat))
             advance(len(block))
-    if cut:
-        log.warning("%s: %d of %d texts in column '%s' are too long and were cut", rows.name, cut, len(hashes), column)
+    np.save(folder / "cut.npy", cut)
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
     np.save(folder / "hashes.npy", np.frombuffer(hashes, dtype=np.int64))
     np.save(folder / "first.npy", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from mmcl.data.tokens import open_tokens
 from mmcl.models.encoder import Encoder
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
+from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import augments
 from mmcl.training.columns import Column, FeatureColumn, NumberColumn, PixelColumn, TextPart, TokenColumn, split
 from mmcl.training.text_reader import TextReader
+
+log = logging.getLogger("mmcl")
 
 
 class Table:
@@ -158,6 +162,12 @@ class Table:
         for number, (rows, name) in enumerate(zip(self.sources, names, strict=True)):
             reader = self._reader(role, number, tower, foreign)
             tokens = open_tokens(rows, name, reader.tokenize, tokenizer_key=reader.key, **common)
+            if tokens.cut and distributed.rank() == 0:
+                log.warning(
+                    "%s: %d of %d texts in column '%s' are longer than %d tokens and are cut there%s",
+                    *(rows.name, tokens.cut, len(tokens.hashes), name, tower.max_tokens),
+                    "" if foreign else "; model.text.max_tokens raises the limit where the model can read more",
+                )
             parts.append(TextPart(tokens, reader, rows, name))
         return TokenColumn(parts, self._augmentation if changed else None)
 

@@ -47,6 +47,15 @@ def test_a_second_opening_reads_the_cache_until_the_tokenizer_changes(rows):
     assert calls == [5, 5]
 
 
+def test_how_many_were_cut_is_kept_with_the_tokens(rows):
+    def shortened(texts):
+        return [ids[:5] for ids in letters(texts)[0]], sum(len(text) > 5 for text in texts)
+
+    for _ in range(2):
+        tokens = open_tokens(rows, "text", shortened, tokenizer_key="five letters")
+        assert (tokens.cut, len(tokens.hashes)) == (2, 5)
+
+
 def test_a_row_without_text_can_stop_the_run_and_is_named(rows):
     with pytest.raises(MmclError, match=r"row r2 has no text in column 'text' \(2 rows in all\)"):
         open_tokens(rows, "text", letters, tokenizer_key="letters", on_error="fail")

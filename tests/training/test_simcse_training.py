@@ -158,7 +158,11 @@ def test_columns_that_cannot_be_used_are_counted_and_nothing_else_is_lost(tmp_pa
     feed, method = feed_of(config, tmp_path / "run")
     assert [problem["reason"] for problem in feed.problems()] == ["no text"] * 3
     assert feed.positions.tolist() == list(range(3, 17))
-    assert "1 of 14 texts in column 'text' are too long and were cut" in caplog.text
+    limit = method.encoder.embedder("text").tower.max_tokens
+    cut = f"1 of 14 texts in column 'text' are longer than {limit} tokens and are cut there; model.text.max_tokens"
+    assert cut in caplog.text
+    feed_of(config, tmp_path / "run")
+    assert caplog.text.count(cut) == 2, "whoever tokenized them"
     batch = feed.batch(draw(*range(3, 17)))
     assert torch.isfinite(method.embed(batch)["anchor"]).all()
     with pytest.raises(MmclError, match=r"row 0 has no text in column 'text' \(3 rows in all\)"):
