@@ -33,6 +33,13 @@ class GroupConfig(Section):
         return value
 
 
+class TokenLimit(Section):
+    """A size told by texts."""
+
+    tokens: int = Field(ge=1)
+    """Text tokens, padding included."""
+
+
 class TrainingConfig(Section):
     """How the weights are learned."""
 
@@ -42,6 +49,14 @@ class TrainingConfig(Section):
     """Global batch: rows compared with each other in one loss, over all devices."""
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients are averaged before an optimizer step."""
+    micro_batch: Annotated[int, Field(ge=1)] | TokenLimit | None = None
+    """Rows that a process takes through the towers at once, or `{tokens: 8192}` for as many rows as have so many text
+    tokens; all of its share of the batch if null. The loss still compares all rows of the batch: their embeddings are
+    computed twice and only a micro-batch's activations are kept (gradient caching, arXiv:2101.06983)."""
+    batch_norm: Literal["batch", "frozen", "sync"] = "batch"
+    """Statistics in batch normalisation: those of each micro-batch of each process (`batch`); the running ones, which
+    then stay as they are, for towers that were trained before (`frozen`); or those of a micro-batch over all processes
+    (`sync`, CUDA only; it cannot see over micro-batches)."""
     lr: Positive = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.1, ge=0.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NotRequired, Self, TypeAlias, TypedDict, Unpack
 
 import torch
@@ -75,6 +76,49 @@ class Batch:
             self.position,
             self.problems,
         )
+
+    def split(self, sizes: Sequence[int]) -> list[Batch]:
+        """Consecutive parts of so many rows each, over which further items are spread evenly.
+
+        Texts end with the longest of their part. A part to which no further item falls lacks their role, since models
+        do not embed nothing; the last part has one if any has.
+        """
+        if sum(sizes) != len(self.ids):
+            raise ValueError(f"{sizes} are not the sizes of parts of {len(self.ids)} rows")
+
+        def share(count: int, number: int) -> slice:
+            return slice(number * count // len(sizes), (number + 1) * count // len(sizes))
+
+        parts = []
+        for number, (size, stop) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+            rows = slice(stop - size, stop)
+            further = {role: _taken(named, share(_count(named), number)) for role, named in self.extra.items()}
+            ids = {role: ids[share(len(ids), number)] for role, ids in self.extra_ids.items()}
+            parts.append(
+                Batch(
+                    {role: _taken(named, rows) for role, named in self.inputs.items()},
+                    self.ids[rows],
+                    self.seeds[rows],
+                    self.rows[rows],
+                    {role: named for role, named in further.items() if _count(named)},
+                    {role: some for role, some in ids.items() if len(some)},
+                    None if self.names is None else self.names[rows],
+                )
+            )
+        return parts
+
+
+def _count(tensors: dict[str, Tensor]) -> int:
+    return len(next(iter(tensors.values())))
+
+
+def _taken(tensors: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Some rows of an embedder's inputs, without the padding that only other rows needed."""
+    part = {name: tensor[rows] for name, tensor in tensors.items()}
+    if (mask := part.get("attention_mask")) is not None and len(mask):
+        longest = max(1, int(mask.sum(dim=1).max()))
+        part |= {name: part[name][:, :longest] for name in ("input_ids", "attention_mask")}
+    return part
 
 
 @dataclass

@@ -42,8 +42,13 @@ def find_batch(config: Config, folder: Path) -> int:
         folder: of the run, which begins afterwards.
 
     Raises:
-        MmclError: not even the smallest batch fits, or the memory cannot be measured here.
+        MmclError: not even the smallest batch fits, the memory cannot be measured here, or micro-batches bound it.
     """
+    if config.training.micro_batch is not None:
+        raise MmclError(
+            "--find-batch looks for the batch whose activations fit into memory, which training.micro_batch makes fit "
+            "whatever the batch; leave one of the two out"
+        )
     world = distributed.world_size()
     training = config.training.model_copy(update={"batch_size": SMALLEST * world})
     trainer = Trainer(config.model_copy(update={"training": training}), folder, resume=False, show_progress=False)

@@ -26,6 +26,7 @@ from mmcl.runtime.device import pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.training.average import WeightAverage
+from mmcl.training.batch_norm import prepare_batch_norm, tell_of_statistics
 from mmcl.training.build import build_method, finish_encoder
 from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
 from mmcl.training.clock import Clock
@@ -107,6 +108,7 @@ class Trainer:
         self.skipped = SkippedList(folder)
 
         self.method: Method = build_method(config, folder).to(self.device)
+        prepare_batch_norm(self.method, settings, self.device)
         self.feed = self._open_feed([config.data.train, *config.data.mix])
         self.judges = {name: self._open_judge(name, source) for name, source in config.evaluation.sources.items()}
         self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))
@@ -398,14 +400,7 @@ class Trainer:
                 settings.warmup,
                 self.steps,
             )
-        norms = [layer for layer in self.method.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-        if world > 1 and any(layer.training for layer in norms):
-            log.warning(
-                "%d batch normalisation layers see each process's %d rows only, so the result depends on the number "
-                "of processes",
-                len(norms),
-                settings.batch_size // world,
-            )
+        tell_of_statistics(self.method, settings)
 
     def _negatives(self) -> str:
         """What each query is told from."""

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, global views, loss, gradient, update."""
+"""One optimizer step: embeddings, global views, loss, gradient, update."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.config.training import TrainingConfig
-from mmcl.methods import Batch, Method
+from mmcl.methods import Batch, Loss, Method, Views
 from mmcl.models.blocks import blocks
 from mmcl.models.embedder import Embedder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError
 from mmcl.training.average import WeightAverage
+from mmcl.training.gradient_cache import backward, micro_batches
 from mmcl.training.optim import without_gradient
 
 log = logging.getLogger("mmcl")
@@ -32,15 +33,15 @@ class StepResult:
     """What a step tells the log.
 
     Attributes:
-        loss: the mean over the micro-batches.
+        loss: the mean over the batches.
         parts: the same of what the loss is made of, where a method has several parts.
         norm: of the gradient, before it was clipped.
-        views: of the last global micro-batch, without gradient.
+        views: what the loss saw of the last batch, without gradient.
     """
 
     loss: float
     norm: float
-    views: dict[str, Tensor]
+    views: Views
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -83,34 +84,56 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
     def __call__(self, batches: Sequence[Batch], step: int, rate: float) -> StepResult:
-        """Optimizer step ``step`` (from 0) at learning rate ``rate``, over these micro-batches.
+        """Optimizer step ``step`` (from 0) at learning rate ``rate``, over the mean loss of these batches.
 
         Raises:
             NotFiniteError: the loss or the gradient stopped being finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        total, parts = 0.0, dict[str, float]()
+        total, parts, views = 0.0, dict[str, float](), Views()
         for number, batch in enumerate(batches, start=1):
-            with self._gradients_stay(number < len(batches)):
-                dtype = DTYPES[self.precision]
-                with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
-                    views = self.wrapped(batch.to(self.device))
-                views = self.method.global_views(views)
-                loss = self.method.loss(views)
-                if not torch.isfinite(loss.value):
-                    raise NotFiniteError("loss", loss.value.item(), batch)
-                self.scaler.scale(loss.value / len(batches)).backward()
-                total += loss.value.item() / len(batches)
-                for name, part in loss.parts.items():
-                    parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
+            loss, views = self._learn(batch, number, len(batches))
+            total += loss.value.item() / len(batches)
+            for name, part in loss.parts.items():
+                parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
         if step == 0 and (idle := without_gradient(self.method)):
             self._tell_of_idle(idle)
         norm = self._update(batches[-1])
         self.method.after_step()
         if self.average is not None:
             self.average.update(step + 1)
-        return StepResult(total, norm, {name: view.detach() for name, view in views.items()}, parts)
+        return StepResult(total, norm, views, parts)
+
+    def _learn(self, batch: Batch, number: int, count: int) -> tuple[Loss, Views]:
+        """Add the share of batch ``number`` of ``count`` in the gradient; returns its loss and what the loss saw."""
+        seen: list[tuple[Loss, Views]] = []
+
+        def embed(part: Batch) -> Views:
+            dtype = DTYPES[self.precision]
+            with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
+                views: Views = self.wrapped(part.to(self.device))
+            return views
+
+        def objective(views: Views) -> Tensor:
+            views = self.method.global_views(views)
+            loss = self.method.loss(views)
+            if not torch.isfinite(loss.value):
+                raise NotFiniteError("loss", loss.value.item(), batch)
+            parts = {name: part.detach() for name, part in loss.parts.items()}
+            seen.append((Loss(loss.value.detach(), parts), {name: view.detach() for name, view in views.items()}))
+            return self.scaler.scale(loss.value / count)
+
+        parts = micro_batches(batch, self.settings.micro_batch, self.method)
+        backward(
+            self.method,
+            parts,
+            embed,
+            objective,
+            lambda joined: self._gradients_stay(not joined or number < count),
+            self.device,
+        )
+        return seen[0]
 
     def _tell_of_idle(self, idle: list[str]) -> None:
         told = f"{len(idle)} parameters are to learn, but got no gradient, such as {idle[0]}"
@@ -132,7 +155,7 @@ class Stepper:
 
     @contextmanager
     def _gradients_stay(self, stay: bool) -> Iterator[None]:
-        """Between micro-batches gradients add up in each process, and meet the others' at the last one only."""
+        """Between the passes of a step gradients add up in each process, and meet the others' at the last one only."""
         if not stay:
             yield
         elif isinstance(self.wrapped, DistributedDataParallel):

@@ -1,0 +1,90 @@
+"""Batch normalisation where a batch does not pass through the towers as a whole, or not just once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmcl.config.training import TrainingConfig
+from mmcl.methods import Method
+from mmcl.models.embedder import Embedder
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+
+
+def learning_layers(module: nn.Module) -> list[_BatchNorm]:
+    """The batch normalisations in ``module`` that take the statistics of what they are given."""
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+
+
+def prepare_batch_norm(method: Method, settings: TrainingConfig, device: torch.device) -> None:
+    """Have the layers of the towers as ``training.batch_norm`` says; called before anything refers to them.
+
+    Raises:
+        MmclError: statistics are to be shared between processes on something else than CUDA.
+    """
+    method.train()
+    if settings.batch_norm == "frozen":
+        for embedder in method.modules():
+            if isinstance(embedder, Embedder):
+                embedder.keep_still(learning_layers(embedder))
+    elif settings.batch_norm == "sync":
+        if device.type != "cuda":
+            raise MmclError(
+                f"training.batch_norm: sync works on CUDA only, and this is {device.type}; set it to batch or frozen"
+            )
+        _synchronise(method)
+
+
+def _synchronise(module: nn.Module) -> None:
+    from timm.layers import convert_sync_batchnorm  # torch's own does not know timm's layers that activate as well
+
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            if child.training:  # what is frozen has nothing to share
+                setattr(module, name, convert_sync_batchnorm(child))
+        else:
+            _synchronise(child)
+
+
+def tell_of_statistics(method: Method, settings: TrainingConfig) -> None:
+    """Warn where batch normalisation sees fewer rows than are compared with each other."""
+    layers, world, micro = learning_layers(method), distributed.world_size(), settings.micro_batch
+    rows = settings.batch_size // world
+    divided = micro is not None and not (isinstance(micro, int) and micro >= rows)
+    shared = settings.batch_norm == "sync"
+    if not layers or not (divided or (world > 1 and not shared)):
+        return
+    seen = f"those of a micro-batch ({micro if isinstance(micro, int) else 'by tokens'})" if divided else f"{rows}"
+    where = "over all processes" if shared else "in each process"
+    log.warning(
+        "%d batch normalisation layers take the statistics of %s rows %s, not of the %d rows of the batch, so the "
+        "result depends on how it is divided; for towers that were trained before, training.batch_norm: frozen avoids "
+        "that",
+        len(layers),
+        seen,
+        where,
+        settings.batch_size,
+    )
+
+
+@contextmanager
+def statistics_stay(module: nn.Module) -> Iterator[None]:
+    """Within, batches that pass through ``module`` once more do not move its running statistics once more.
+
+    So do the second pass of gradient caching and activations that are computed again. The values are put back, rather
+    than the layers changed meanwhile: a graph that recomputes has to meet the layers as they were, and a compiled one
+    would be compiled again.
+    """
+    buffers = [buffer for layer in learning_layers(module) for buffer in layer.buffers(recurse=False)]
+    kept = [buffer.clone() for buffer in buffers]
+    yield
+    if buffers:
+        torch._foreach_copy_(buffers, kept)

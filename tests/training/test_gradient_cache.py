@@ -1,0 +1,277 @@
+"""Gradient caching against one graph over the same micro-batches, and against the plain step."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmcl.config.training import TokenLimit
+from mmcl.methods import Batch
+from mmcl.runtime.errors import MmclError
+from mmcl.training.gradient_cache import micro_batches
+
+COMMON = '''
+import copy, itertools, sys
+from pathlib import Path
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+torch.set_num_threads(1)
+from mmcl.config.load import load_config
+from mmcl.runtime import distributed, sharding
+from mmcl.training.batch_norm import prepare_batch_norm
+from mmcl.training.build import build_method
+from mmcl.training.feed import open_feed
+from mmcl.training.gradient_cache import micro_batches
+from mmcl.training.step import Stepper, parallel_method
+
+runs = itertools.count()
+CPU = torch.device("cpu")
+FOLDER = Path(sys.argv[1])
+WORLD, RANK = int(sys.argv[2]), int(sys.argv[3])
+if WORLD > 1:
+    torch.distributed.init_process_group("gloo")
+
+TEXT = {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "tokenizer": {"vocab_size": 80}, "dropout": 0.2}
+VIT = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32, "drop_path_rate": 0.3}
+CLIP = {
+    "method": {"name": "clip", "extra_texts": 6},
+    "data": {"train": {"source": "sample:shapes", "split": "train"}, "image": {"size": 32}},
+    "model": {
+        "dim": 8,
+        "image": {"name": "timm:vit_tiny_patch16_224", "args": VIT, "patch_dropout": 0.25},
+        "text": TEXT,
+    },
+    "augmentation": {"crop_scale": [0.8, 1.0], "brightness": 0.2},
+    "training": {"batch_size": 20, "clip_grad": None, "precision": "float32"},
+}
+SIMCSE = {
+    "method": {"name": "simcse", "training_head": True},
+    "data": {"train": {"source": str(FOLDER / "rows.jsonl")}, "columns": {"text": "text"}},
+    "model": {"dim": 8, "text": TEXT},
+    "training": {"batch_size": 20, "clip_grad": None, "precision": "float32"},
+}
+# Two passes of one tower a step, hidden tokens to predict, weights of rows: what a method can have besides.
+PAIRS = {
+    **SIMCSE,
+    "method": {"name": "simcse", "training_head": True, "mlm": {"weight": 0.3}},
+    "data": {
+        "train": {"source": str(FOLDER / "rows.jsonl")},
+        "columns": {"anchor": "text", "positive": "positive", "negative": "negative"},
+    },
+}
+STILL = ["model.text.dropout=0"]
+STILL_CLIP = [*STILL, "model.image.patch_dropout=0", "model.image.args.drop_path_rate=0"]
+
+
+def batches_and_method(config, overrides=(), count=2):
+    config, folder = load_config(config, overrides), FOLDER / str(next(runs))
+    folder.mkdir(exist_ok=True)
+    method = build_method(config, folder).double()
+    prepare_batch_norm(method, config.training, CPU)
+    feed = open_feed([config.data.train], method, config, folder, augmented=True, device=CPU, show_progress=False)
+    method.train()
+    batches = feed.batches(0, count)
+    taken = [next(batches) for _ in range(count)]
+    batches.close()
+    return config.training, method, taken
+
+
+def stepper(method, settings, lr=0.1):
+    wrapped = parallel_method(method, settings, CPU)
+    optimizer = torch.optim.SGD(method.parameters(), lr=lr)
+    return Stepper(method, wrapped, optimizer, settings, CPU, "float32", None)
+
+
+def one_graph(method, groups, lr=0.1):
+    """One step of gradient descent by autograd alone, over the mean loss of groups of micro-batches."""
+    for parts in groups:
+        embedded = [method(part) for part in parts]
+        names = dict.fromkeys(name for views in embedded for name in views)
+        views = {name: torch.cat([each[name] for each in embedded if name in each]) for name in names}
+        loss = method.loss(method.global_views(views))
+        (loss.value / len(groups)).backward()
+    learned = [parameter for parameter in method.parameters() if parameter.grad is not None]
+    distributed.average([parameter.grad for parameter in learned])
+    with torch.no_grad():
+        for parameter in learned:
+            parameter.add_(parameter.grad, alpha=-lr)
+            parameter.grad = None
+    method.after_step()
+    return loss.value.item()
+
+
+def same_state(method, other, close=None):
+    expected = other.state_dict()
+    for name, tensor in method.state_dict().items():
+        tensor, wanted = sharding.whole(tensor), sharding.whole(expected[name])
+        if close is None:
+            assert torch.equal(tensor, wanted), (name, (tensor - wanted).abs().max())
+        else:
+            torch.testing.assert_close(tensor, wanted, rtol=close, atol=close, msg=lambda text: f"{name}: {text}")
+'''
+
+BIT_FOR_BIT = (
+    COMMON
+    + """
+for kind, overrides in (
+    (CLIP, ["training.micro_batch=4"]),
+    (CLIP, ["training.micro_batch.tokens=40"]),
+    (SIMCSE, ["training.micro_batch=3"]),
+    (SIMCSE, ["training.micro_batch=100"]),
+):
+    settings, method, batches = batches_and_method(kind, overrides)
+    other = copy.deepcopy(method)
+    step = stepper(method, settings)
+    counts = []
+    if WORLD > 1:
+        def hook(state, bucket):
+            counts.append(bucket.is_last())
+            return allreduce_hook(None, bucket)
+        step.wrapped.register_comm_hook(None, hook)
+    for number, batch in enumerate(batches):
+        parts = micro_batches(batch, settings.micro_batch, method)
+        assert len(parts) == 1 or len(parts) > 2, len(parts)
+        torch.manual_seed(10 + 2 * number + RANK)
+        result = step([batch], number, 0.1)
+        after = torch.get_rng_state()
+        torch.manual_seed(10 + 2 * number + RANK)
+        loss = one_graph(other, [parts])
+        assert torch.equal(torch.get_rng_state(), after), "the next step draws the same numbers"
+        assert result.loss == loss, (result.loss, loss)
+        same_state(method, other)
+        assert torch.equal(result.views["ids"], distributed.gather_rows(batch.ids))
+        assert method.metrics(result.views).keys() >= {"accuracy"}
+    assert sum(counts) == (len(batches) if WORLD > 1 else 0), "one synchronisation a step"
+
+# Accumulated batches meet once as well.
+settings, method, batches = batches_and_method(CLIP, ["training.micro_batch=4", "training.accumulate=2"])
+other = copy.deepcopy(method)
+step = stepper(method, settings)
+counts = []
+if WORLD > 1:
+    step.wrapped.register_comm_hook(None, hook)
+torch.manual_seed(RANK)
+step(batches, 0, 0.1)
+torch.manual_seed(RANK)
+one_graph(other, [micro_batches(batch, settings.micro_batch, method) for batch in batches])
+same_state(method, other, close=1e-12)
+assert sum(counts) == (WORLD > 1)
+"""
+)
+
+PLAIN = (
+    COMMON
+    + """
+# Without dropout the parts do not matter, nor does who holds which: equal to the plain step.
+for kind, overrides in ((CLIP, STILL_CLIP), (PAIRS, STILL)):
+    for parallel in ("ddp", "fsdp") if WORLD > 1 else ("ddp",):
+        many = ["training.micro_batch=3", f"training.parallel={parallel}"]
+        if parallel == "fsdp":
+            many[0] = "training.micro_batch.tokens=60"
+        settings, method, batches = batches_and_method(kind, [*overrides, *many])
+        other = copy.deepcopy(method)
+        cached = stepper(method, settings)
+        plain = stepper(other, settings.model_copy(update={"micro_batch": None, "parallel": "ddp"}))
+        for number, batch in enumerate(batches):
+            got, expected = cached([batch], number, 0.1), plain([batch], number, 0.1)
+            assert abs(got.loss - expected.loss) < 1e-10 and abs(got.norm - expected.norm) < 1e-10
+            assert got.parts.keys() == expected.parts.keys()
+            for name, view in expected.views.items():
+                torch.testing.assert_close(got.views[name], view, rtol=1e-10, atol=1e-10)
+        same_state(method, other, close=1e-10)
+"""
+)
+
+
+def launch(script, folder, processes):
+    """Run ``script`` in a group of processes; what any of them says of an error fails the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    workers = []
+    for rank in range(processes):
+        where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)} if processes > 1 else {}
+        command = [sys.executable, "-c", script, str(folder), str(processes), str(rank)]
+        workers.append(subprocess.Popen(command, env=env | where, stderr=subprocess.PIPE, text=True))
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(errors)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """With texts of unequal length."""
+    nouns, verbs = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
+    pairs = [(noun, verb) for noun in nouns for verb in verbs]
+    rows = [
+        {"text": f"a {n} {v}" + " and waits" * (i % 3), "positive": f"the {n} {v}", "negative": f"no {n} {v} here"}
+        for i, (n, v) in enumerate(pairs)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_equals_one_graph_over_the_same_micro_batches_bit_for_bit(folder, processes):
+    """In float64 with dropout, stochastic depth, patch dropout and augmentation; and processes meet once a step."""
+    launch(BIT_FOR_BIT, folder, processes)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_equals_the_plain_step_where_nothing_is_drawn_at_random(folder, processes):
+    launch(PLAIN, folder, processes)
+
+
+def batch_of(lengths, extra=0):
+    """Rows with texts of these lengths."""
+    rows, longest = len(lengths), max(lengths)
+    mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    text = {"input_ids": mask * 7, "attention_mask": mask}
+    ids = torch.arange(rows)[:, None]
+    further = {"text": {"features": torch.arange(extra)[:, None]}} if extra else {}
+    return Batch(
+        {"text": text, "image": {"pixels": torch.arange(rows)[:, None]}},
+        ids,
+        seeds=ids[:, 0] + 100,
+        rows=ids[:, 0],
+        extra=further,
+        extra_ids={"text": torch.arange(extra)[:, None]} if extra else {},
+        names=[str(row) for row in range(rows)],
+    )
+
+
+def test_rows_are_divided_evenly_and_texts_lose_the_padding_of_other_parts():
+    batch = batch_of([2, 5, 3, 9, 1, 1, 1])
+    parts = micro_batches(batch, 3, torch.nn.Linear(1, 1))
+    assert [part.names for part in parts] == [["0", "1"], ["2", "3"], ["4", "5", "6"]]
+    assert [part.inputs["text"]["input_ids"].shape for part in parts] == [(2, 5), (2, 9), (3, 1)]
+    for field in ("ids", "seeds", "rows"):
+        assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(batch, field))
+    assert micro_batches(batch, 7, torch.nn.Linear(1, 1)) == [batch]
+
+
+def test_parts_are_filled_up_to_so_many_tokens_with_their_padding():
+    batch = batch_of([2, 5, 3, 9, 1, 1, 1])
+    sizes = [len(part.ids) for part in micro_batches(batch, TokenLimit(tokens=10), torch.nn.Linear(1, 1))]
+    assert sizes == [2, 1, 1, 3]  # 2 × 5; 3; 9; 3 × 1
+    assert len(micro_batches(batch, TokenLimit(tokens=1), torch.nn.Linear(1, 1))) == 7  # a row is the least
+    batch.inputs["text"] = {"features": torch.zeros(7, 2)}
+    with pytest.raises(MmclError, match="counts tokens"):
+        micro_batches(batch, TokenLimit(tokens=10), torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("extra", [1, 3, 8])
+def test_further_items_are_spread_over_the_parts_and_none_has_a_role_without_items(extra):
+    parts = micro_batches(batch_of([1] * 8, extra), 2, torch.nn.Linear(1, 1))
+    having = [part for part in parts if part.extra]
+    assert len(having) == min(extra, 4)
+    assert parts[-1].extra
+    for tensors in ([p.extra_ids["text"] for p in having], [p.extra["text"]["features"] for p in having]):
+        assert torch.cat(tensors)[:, 0].tolist() == list(range(extra))
