@@ -16,6 +16,7 @@ import mmcl
 from mmcl.config.data import SourceConfig
 from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
 from mmcl.config.schema import Config
+from mmcl.config.section import Section
 from mmcl.data.images import usable_cpus
 from mmcl.models.folder import DESCRIPTION
 from mmcl.runtime.files import read_json
@@ -88,7 +89,7 @@ def facts(history: History) -> list[tuple[str, str]]:
     rows = f", {data['rows']:,} rows" if "rows" in data else ""
     found = [("Data", " and ".join(map(_source, (config.data.train, *config.data.mix))) + rows)]
     found += [(f"Judged on: {name}", _source(source)) for name, source in config.evaluation.sources.items()]
-    found.append(("Method", _settings(config.method.model_dump())))
+    found.append(("Method", _settings(config.method)))
     whole = config.model.name  # which knows its own towers and dimension: those in the config are defaults
     if whole is not None:
         found.append(("Model", f"started from {whole}"))
@@ -150,14 +151,17 @@ def _source(source: SourceConfig) -> str:
     return source.source + (f", split {source.split}" if source.split else "")
 
 
-def _settings(values: Mapping[str, Any]) -> str:
-    """The name, where there is one, and the rest in brackets."""
-    rest = ", ".join(f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in values.items() if key != "name")
-    return " ".join(filter(None, (values.get("name"), f"({rest})" if rest else "")))
+def _settings(section: Section) -> str:
+    """The name, where there is one, and the rest in brackets, but for what is off unless it is asked for."""
+    fields, values = type(section).model_fields, dict(section)
+    name = values.pop("name", "")
+    told = {key: value for key, value in values.items() if value or value != fields[key].default}
+    rest = ", ".join(f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in told.items())
+    return " ".join(filter(None, (name, f"({rest})" if rest else "")))
 
 
 def _shown(value: Any) -> Any:
-    if isinstance(value, Mapping):  # a teacher, or one without a name, such as mlm
+    if isinstance(value, Section):  # a teacher, or one without a name, such as mlm
         return _settings(value)
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))

@@ -78,7 +78,7 @@ def test_weights_are_called_pretrained_only_where_some_are_named(
     assert told["Image tower"].startswith("open_clip:ViT-B-32, pretrained, first 3 blocks frozen")
     assert told["Text tower"].startswith("open_clip:ViT-B-32, from scratch")
     assert " and more.csv" in told["Data"]
-    assert "teacher: runs/large (weight: 1.0, temperature: none)" in told["Method"]
+    assert "teacher: runs/large (weight: 1.0)" in told["Method"]
 
 
 def test_settings_of_a_method_may_have_parts_without_a_name(
@@ -91,4 +91,14 @@ def test_settings_of_a_method_may_have_parts_without_a_name(
     told = dict(facts(History.of(fake_run(tmp_path, steps(), config=values))))["Method"]
     assert told.startswith("simcse (")
     assert "mlm: (weight: 0.2, probability: 0.15)" in told
-    assert "matryoshka: (dims: 64 32, weights: none)" in told
+    assert "matryoshka: (dims: 64 32)" in told
+
+
+def test_a_method_tells_what_is_on_and_what_was_turned_off(
+    tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict
+) -> None:
+    usual = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))["Method"]
+    assert usual == "clip (learn temperature: yes)"
+    method = {"name": "clip", "temperature": 0.05, "learn_temperature": False, "label_smoothing": 0.1}
+    told = dict(facts(History.of(fake_run(tmp_path, steps(), config={**config, "method": method}))))["Method"]
+    assert told == "clip (temperature: 0.05, learn temperature: no, label smoothing: 0.1)"
