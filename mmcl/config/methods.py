@@ -35,6 +35,19 @@ class MatryoshkaConfig(Section):
         return self
 
 
+class QueueConfig(Section):
+    """Embeddings of past batches as further negatives, next to free: a matrix product and no tower."""
+
+    size: int = Field(default=16384, ge=1)
+    """The newest rows so many are kept, over all devices."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Decay of a moving copy of the towers, such as 0.999, which then embeds all keys, those of the batch as well
+    (MoCo, He et al. 2020, arXiv:1911.05722). If null, the queue holds what the towers themselves made of past batches
+    (XBM, Wang et al. 2020, arXiv:1912.06798)."""
+    start: int = Field(default=0, ge=0)
+    """Optimizer steps before past rows count. Without momentum, embeddings of new towers age too fast at first."""
+
+
 class ClipConfig(Section):
     """Image and text towers under a symmetric InfoNCE loss (Radford et al. 2021, arXiv:2103.00020)."""
 
@@ -48,6 +61,8 @@ class ClipConfig(Section):
     extra_texts: int = Field(default=0, ge=0)
     """Further captions, drawn anew for every batch from all training rows, as negatives of every picture. Nearly free
     where the text tower is frozen; more than there are takes them all."""
+    queue: QueueConfig | None = None
+    """Pictures of past batches as negatives of every text, and texts of past batches as negatives of every picture."""
     teacher: TeacherConfig | None = None
     """Learn the similarities of another model besides."""
     matryoshka: MatryoshkaConfig | None = None
@@ -121,6 +136,8 @@ class SimcseConfig(Section):
     debias: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Probability τ⁺ that a negative is a positive in truth, which the denominator is corrected for (Chuang et al.
     2020, arXiv:2007.00224)."""
+    queue: QueueConfig | None = None
+    """Positives of past batches as negatives of every anchor; if symmetric, past anchors for every positive as well."""
     hardness: float = Field(default=0.0, ge=0.0)
     """Concentration β on hard negatives (Robinson et al. 2021, arXiv:2010.04592)."""
     score_range: tuple[float, float] = (0.0, 5.0)
@@ -139,7 +156,7 @@ class SimcseConfig(Section):
                 if getattr(self, name):
                     raise ValueError(f"debias and hardness reweigh all negatives and do not go with {name}")
         if self.loss != "info_nce":
-            for name in ("symmetric", "label_smoothing", "debias", "hardness", "guide", "teacher"):
+            for name in ("symmetric", "label_smoothing", "debias", "hardness", "queue", "guide", "teacher"):
                 if getattr(self, name):
                     raise ValueError(f"{name} is of info_nce; loss '{self.loss}' has none of it")
         if self.score_range[0] >= self.score_range[1]:

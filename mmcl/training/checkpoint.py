@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmcl.methods.state import beside_weights
 from mmcl.models.embedder import Embedder
 from mmcl.models.weights import save_tensors
 from mmcl.runtime import distributed
@@ -68,8 +69,8 @@ def save_checkpoint(
     """
     target = folder / "checkpoints" / f"step-{progress.step:08d}"
     beside = target.with_name(f".{target.name}.part")
-    learned = learned_names(method)
-    files = {"model": {name: tensor for name, tensor in method.state_dict().items() if name in learned}}
+    changed = changed_names(method)
+    files = {"model": {name: tensor for name, tensor in method.state_dict().items() if name in changed}}
     if average is not None:
         files["average"] = average.values
     files["optimizer"] = _optimizer_tensors(optimizer, method)
@@ -127,7 +128,7 @@ def load_checkpoint(
         for name, tensor in load_file(checkpoint / "model.safetensors").items()
     }
     missing, unexpected = method.load_state_dict(weights, strict=False)
-    wrong = [*unexpected, *(learned_names(method) & set(missing))]
+    wrong = [*unexpected, *(changed_names(method) & set(missing))]
     if wrong:
         raise MmclError(f"{checkpoint}: holds another model than the config describes (first difference: {wrong[0]})")
     if average is not None:
@@ -163,10 +164,18 @@ def _verified_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def changed_names(method: nn.Module) -> set[str]:
+    """Names of all state that training changes: the learned weights, and what a method keeps beside them."""
+    beside = beside_weights(method).items()
+    return learned_names(method) | {f"{prefix}{name}" for prefix, state in beside for name in state.checkpointed()}
+
+
 def learned_names(method: nn.Module) -> set[str]:
-    """Names of the state that training can change: all but the frozen parameters and towers, which the config or its
-    seed gives again."""
+    """Names of the weights that training can change, with their statistics: all but the frozen parameters and towers,
+    which the config or its seed gives again, and but what is no weight (:class:`~mmcl.methods.state.MethodState`)."""
     names = set(method.state_dict()) - {name for name, p in method.named_parameters() if not p.requires_grad}
+    beside = tuple(beside_weights(method))
+    names = {name for name in names if not name.startswith(beside)}
     for prefix, module in method.named_modules():
         if isinstance(module, Embedder):
             still = [(f"{prefix}.tower", module.tower)] if module.frozen else []

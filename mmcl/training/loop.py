@@ -412,7 +412,9 @@ class Trainer:
         further = self.feed.extra_count // world * world  # as many on every process
         exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
         how = exchange[self.config.training.exchange] if world > 1 else ""
-        return f"{batch - 1 + hard * batch + further} negatives per query{how}"
+        queue = getattr(self.config.method, "queue", None)
+        past = f" and up to {queue.size} past ones" if queue is not None else ""
+        return f"{batch - 1 + hard * batch + further} negatives per query{how}{past}"
 
     def _diverged(self, error: NotFiniteError, step: int) -> DivergedError:
         ids = distributed.gather_lists(self.feed.names(error.batch))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mmcl.config.training import TrainingConfig
+from mmcl.methods.state import beside_weights
 from mmcl.models.blocks import blocks, depths
 from mmcl.models.embedder import Embedder
 from mmcl.runtime.errors import MmclError
@@ -102,7 +103,7 @@ def describe_learning(module: nn.Module) -> str:
     """What learns, part by part: ``image.tower 1.2 M of 5.4 M, image.head 0.1 M, text.tower frozen (22.7 M)``."""
     learned: dict[str, int] = {}
     there: dict[str, int] = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in _weights(module):
         part = ".".join(public_name(name).split(".")[:2])
         there[part] = there.get(part, 0) + parameter.numel()
         learned[part] = learned.get(part, 0) + parameter.numel() * parameter.requires_grad
@@ -128,7 +129,7 @@ def without_gradient(module: nn.Module) -> list[str]:
 
 def _group_of(module: nn.Module, config: TrainingConfig) -> dict[str, int]:
     """Name of each parameter that a group matches, to the number of the first that does."""
-    names = [name for name, _ in module.named_parameters()]
+    names = [name for name, _ in _weights(module)]
     chosen: dict[str, int] = {}
     for number, group in enumerate(config.groups):
         where = f"training.groups[{number}]: '{group.match}'"
@@ -141,6 +142,12 @@ def _group_of(module: nn.Module, config: TrainingConfig) -> dict[str, int]:
             raise MmclError(f"{where} matches only parameters that a group before it has; put it before that one")
         chosen |= {name: number for name in matched if name not in chosen}
     return chosen
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters, but for those of copies that only follow what learns."""
+    beside = tuple(beside_weights(module))
+    return ((name, parameter) for name, parameter in module.named_parameters() if not name.startswith(beside))
 
 
 def _embedders(module: nn.Module) -> Iterator[tuple[str, Embedder]]:

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.config.training import TrainingConfig
 from mmcl.methods import Batch, Loss, Method, Views
+from mmcl.methods.momentum import MomentumCopy
+from mmcl.methods.queue import MemoryQueue
 from mmcl.models.blocks import blocks
 from mmcl.models.embedder import Embedder
 from mmcl.runtime import distributed, sharding
@@ -206,10 +208,15 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
         return method
     if settings.parallel == "fsdp":
         learning = [part for part in _embedders(method) if any(weight.requires_grad for weight in part.parameters())]
+        for copy in [part for part in method.modules() if isinstance(part, MomentumCopy)]:  # in the shards of the copied
+            learning += [twin for part, twin in copy.twins() if isinstance(twin, Embedder) and part in learning]
         for embedder in learning:
             sharding.shard(embedder, blocks(embedder.tower.net), device)
         if learning:
             return method
+    queues = [(path, part) for path, part in method.named_modules() if isinstance(part, MemoryQueue)]
+    same = [f"{path}.{name}" for path, queue in queues for name in queue.state_dict()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, same)  # else sent around in every step
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=devices)
 
