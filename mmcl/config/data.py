@@ -25,7 +25,8 @@ class JudgedSourceConfig(SourceConfig):
 
     task: Literal["retrieval", "sts"] = "retrieval"
     """`retrieval`: find each row's partner, both ways; or a folder in BEIR's layout, by its judgements. `sts`:
-    Spearman's correlation of the similarities of `sentence1` and `sentence2` with `score`."""
+    Spearman's correlation of the similarities of `sentence1` and `sentence2` with `score`, both behind the prompt that
+    `data.prompts` has for `text` or else for `anchor`, or the model's default one."""
     tasks: list[str] = Field(default_factory=list)
     """`sts`: the tasks to judge by, of a table that has several in its column `task`; all if none is named."""
 

@@ -14,9 +14,11 @@ import mmcl
 from mmcl.config.load import load_config
 from mmcl.data.identity import mix, stable_hash
 from mmcl.data.sampler import Draw
+from mmcl.evaluation import sts
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
+from mmcl.training.evaluate import open_judge
 from mmcl.training.feed import open_feed
 from mmcl.training.loop import Trainer
 
@@ -229,6 +231,27 @@ def test_each_side_is_read_behind_its_prompt_in_learning_and_judging(tmp_path, s
         assert kept[: len(bare) - 1] == bare[:-1].tolist(), "a prompt stays whole"
     with pytest.raises(MmclError, match=r"data\.prompts\.anchor: the model has no prompt 'qery'; did you mean 'query'"):
         feed_of(prompted(config, anchor="qery"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "prompts", "read"),
+    [
+        ("alone", None, {"text": "query"}, "query"),
+        ("triplets", TRIPLETS, {"anchor": "query", "positive": "passage"}, "query"),
+        ("triplets", TRIPLETS, {"positive": "passage"}, None),
+    ],
+)
+def test_both_sentences_are_judged_behind_the_prompt_of_text_or_anchor(
+    tmp_path, sentences, table, columns, prompts, read
+):
+    values = prompted(config_of(sentences[table], columns=columns), **prompts)
+    config = load_config(values | {"evaluation": {"sources": {"dev": {"task": "sts", "source": sentences["sts"]}}}})
+    encoder = build_method(config, tmp_path / "run").encoder.eval()
+    judge = open_judge("dev", config.evaluation.sources["dev"], encoder, config, tmp_path, device=torch.device("cpu"))
+    expected = {name: sts(encoder, sentences["sts"], prompt=name, bootstrap=0).metrics["pearson"] for name in PROMPTS}
+    expected[None] = sts(encoder, sentences["sts"], bootstrap=0).metrics["pearson"]
+    assert judge.evaluate(encoder)["pearson"] == pytest.approx(expected[read], abs=1e-6)
+    assert len({round(value, 5) for value in expected.values()}) == 3
 
 
 def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
