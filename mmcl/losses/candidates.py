@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import Similarity, check_number, check_pairs, prepare, same, similarities
+from mmcl.losses.pairs import Similarity, check_ids, check_number, check_pairs, prepare, same, similarities
 
 
 class Guide(NamedTuple):
@@ -24,7 +24,7 @@ class Guide(NamedTuple):
 
     Attributes:
         query: (N, E) embeddings of the queries by the guide; no gradient flows to it.
-        key: (N, E) embeddings of the keys.
+        key: (N, E) embeddings of the keys; as many as there are keys.
         negatives: (M, E) embeddings of the further negatives; where absent these are not looked at.
         margin: above 0 more candidates are left out, below 0 fewer.
     """
@@ -35,12 +35,81 @@ class Guide(NamedTuple):
     margin: float = 0.0
 
 
-class _Side(NamedTuple):
-    """Things of one kind: their embeddings, identities, and unit vectors of the guide."""
+class Side(NamedTuple):
+    """N things of one kind, as rows or as columns of the matrix.
+
+    Attributes:
+        vectors: (N, D) embeddings, ready to be multiplied.
+        ids: (N,) or (N, C) identities.
+        seen: (N, E) unit vectors of the guide.
+        limit: (N,) the guide's cosine above which another thing is no negative of this one.
+        row: (N,) number of the query that a column belongs to, as its partner or as its hard negative; -1 for none.
+    """
 
     vectors: Tensor
-    ids: Tensor | None
-    seen: Tensor | None
+    ids: Tensor | None = None
+    seen: Tensor | None = None
+    limit: Tensor | None = None
+    row: Tensor | None = None
+
+    def at(self, where: slice | Tensor) -> Side:
+        """Some of the things."""
+        return Side._make(None if tensor is None else tensor[where] for tensor in self)
+
+
+class Candidates(NamedTuple):
+    """A batch, checked and made ready.
+
+    Attributes:
+        queries: N of them, the rows.
+        keys: K of them.
+        negatives: M further keys.
+        partner: (N,) number of each query's key.
+    """
+
+    queries: Side
+    keys: Side
+    negatives: Side | None
+    partner: Tensor
+
+
+def candidates(
+    query: Tensor,
+    key: Tensor,
+    *,
+    ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    negatives: Tensor | None = None,
+    negative_ids: Tensor | None = None,
+    negative_owner: Tensor | None = None,
+    own_weight: float = 1.0,
+    guide: Guide | None = None,
+    similarity: Similarity = "cosine",
+    partner: Tensor | None = None,
+    empty: bool = False,
+) -> Candidates:
+    """What :func:`~mmcl.losses.info_nce` is given; ``empty`` allows that there are no rows.
+
+    Raises:
+        ValueError: shapes do not fit, or arguments that belong together are not.
+    """
+    _check_keys(query, key, ids, key_ids, partner, empty)
+    _check_rest(query, key, ids, negatives, negative_ids, negative_owner, own_weight, guide)
+    given = [query, key] if negatives is None else [query, key, negatives]
+    vectors = prepare(*given, similarity=similarity)
+    rows = torch.arange(len(query), device=query.device)
+    partner = rows if partner is None else partner
+    row = torch.full((len(key),), -1, device=query.device).index_copy(0, partner, rows)
+    queries, keys = Side(vectors[0], ids), Side(vectors[1], ids if key_ids is None else key_ids, row=row)
+    further = None if negatives is None else Side(vectors[2], negative_ids, row=negative_owner)
+    if guide is not None:
+        seen, theirs = _unit(guide.query), _unit(guide.key)
+        limit = (seen * theirs[partner]).sum(dim=1) - guide.margin
+        queries = queries._replace(seen=seen, limit=limit)
+        keys = keys._replace(seen=theirs, limit=limit.new_zeros(len(key)).index_copy(0, partner, limit))
+        if further is not None and guide.negatives is not None:
+            further = further._replace(seen=_unit(guide.negatives))
+    return Candidates(queries, keys, further, partner)
 
 
 def candidate_logits(
@@ -66,74 +135,106 @@ def candidate_logits(
     Raises:
         ValueError: shapes do not fit, arguments that belong together are not, or ``similarity`` is unknown.
     """
-    _check(query, key, ids, key_ids, negatives, negative_ids, negative_owner, own_weight, guide)
-    check_number(temperature, "temperature")
-    given = [query, key] if negatives is None else [query, key, negatives]
-    vectors = prepare(*given, similarity=similarity)
-    queries = _Side(vectors[0], ids, _unit(guide.query if guide else None))
-    keys = _Side(vectors[1], ids if key_ids is None else key_ids, _unit(guide.key if guide else None))
-    margin = guide.margin if guide else 0.0
+    batch = candidates(
+        query,
+        key,
+        ids=ids,
+        key_ids=key_ids,
+        negatives=negatives,
+        negative_ids=negative_ids,
+        negative_owner=negative_owner,
+        own_weight=own_weight,
+        guide=guide,
+        similarity=similarity,
+    )
+    return dense_logits(batch, temperature, own_weight=own_weight, symmetric=symmetric, similarity=similarity)
 
-    logits = similarities(queries.vectors, keys.vectors, similarity) / temperature  # (N, N)
-    forward = _without(logits, _no_negatives(queries, keys, keys, margin, partners=True))
+
+def dense_logits(
+    batch: Candidates,
+    temperature: float | Tensor,
+    *,
+    own_weight: float = 1.0,
+    symmetric: bool = True,
+    similarity: Similarity = "cosine",
+) -> list[Tensor]:
+    """The logits from query to key, (N, K + M), in which the partners stand at ``batch.partner``; and if ``symmetric``
+    those from each query's key to all queries, (N, N). -∞ is no candidate.
+
+    Raises:
+        ValueError: ``temperature`` is not one number, or ``similarity`` is unknown.
+    """
+    check_number(temperature, "temperature")
+    queries, keys, negatives, partner = batch
+    rows = torch.arange(len(partner), device=partner.device)
+    logits = similarities(queries.vectors, keys.vectors, similarity) / temperature  # (N, K)
+    forward = _without(logits, excluded(queries, keys), (rows, partner))
     if negatives is not None:
-        others = _Side(vectors[2], negative_ids, _unit(guide.negatives if guide else None))
-        wrong = similarities(queries.vectors, others.vectors, similarity) / temperature  # (N, M)
-        if negative_owner is not None and own_weight != 1.0:
-            rows = torch.arange(len(query), device=query.device)
-            wrong = torch.where(rows[:, None] == negative_owner[None, :], wrong + math.log(own_weight), wrong)
-        forward = torch.cat([forward, _without(wrong, _no_negatives(queries, others, keys, margin))], dim=1)
+        wrong = similarities(queries.vectors, negatives.vectors, similarity) / temperature  # (N, M)
+        if negatives.row is not None and own_weight != 1.0:
+            wrong = torch.where(rows[:, None] == negatives.row[None, :], wrong + math.log(own_weight), wrong)
+        forward = torch.cat([forward, _without(wrong, excluded(queries, negatives))], dim=1)
     if not symmetric:
         return [forward]
-    return [forward, _without(logits.T, _no_negatives(keys, queries, queries, margin, partners=True))]
+    if len(partner) == len(keys.vectors) and torch.equal(rows, partner):
+        return [forward, _without(logits.T, excluded(keys, queries), (rows, rows))]
+    return [forward, _without(logits.T[partner], excluded(keys.at(partner), queries), (rows, rows))]
 
 
-def _no_negatives(
-    rows: _Side, columns: _Side, partners_of: _Side, margin: float, partners: bool = False
-) -> Tensor | None:
-    """(N, M) true where a column is the same thing as a row, or too close to it in the guide's eyes.
-
-    Args:
-        rows: whose candidates the columns are.
-        columns: the candidates.
-        partners_of: what the rows' partners are, one for each row.
-        margin: of the guide.
-        partners: the columns are the partners, of which a row's own stays.
-    """
-    found = []
+def excluded(rows: Side, columns: Side) -> Tensor | None:
+    """(N, M) true where a column is the same thing as a row, or too close to it in the guide's eyes."""
+    found = None
     if rows.ids is not None and columns.ids is not None:
-        found.append(same(rows.ids, columns.ids))
-    if rows.seen is not None and columns.seen is not None and partners_of.seen is not None:
-        nearest = (rows.seen * partners_of.seen).sum(dim=1) - margin
-        found.append(rows.seen @ columns.seen.T > nearest[:, None])
-    if not found:
-        return None
-    excluded = found[0] if len(found) == 1 else found[0] | found[1]
-    return excluded.fill_diagonal_(False) if partners else excluded
+        found = same(rows.ids, columns.ids)
+    if rows.seen is not None and rows.limit is not None and columns.seen is not None:
+        close = rows.seen @ columns.seen.T > rows.limit[:, None]
+        found = close if found is None else found | close
+    return found
 
 
-def _unit(seen: Tensor | None) -> Tensor | None:
-    return None if seen is None else prepare(seen.detach(), similarity="cosine")[0]
+def _unit(seen: Tensor) -> Tensor:
+    return prepare(seen.detach(), similarity="cosine")[0]
 
 
-def _without(logits: Tensor, excluded: Tensor | None) -> Tensor:
-    return logits if excluded is None else logits.masked_fill(excluded, -torch.inf)
+def _without(logits: Tensor, excluded: Tensor | None, own: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """-∞ for what is excluded, unless it is a row's own partner."""
+    if excluded is None:
+        return logits
+    if own is not None:
+        excluded[own] = False
+    return logits.masked_fill(excluded, -torch.inf)
 
 
-def _check(
+def _check_keys(
+    query: Tensor, key: Tensor, ids: Tensor | None, key_ids: Tensor | None, partner: Tensor | None, empty: bool
+) -> None:
+    if partner is None:
+        check_pairs(query, key, ids, names=("query", "key"), empty=empty)
+    else:
+        count = len(query)
+        check_pairs(query, key[:count], ids, names=("query", "key"), empty=empty)
+        if partner.shape != (count,) or partner.dtype != torch.int64:
+            raise ValueError(f"partner must be ({count},) int64, not {tuple(partner.shape)} {partner.dtype}")
+        within = bool(((partner >= 0) & (partner < len(key))).all())
+        if not within or len(partner.unique()) != count:
+            raise ValueError(f"partner must hold different numbers of the {len(key)} keys")
+    if ids is not None and key_ids is None and len(key) != len(query):
+        raise ValueError("ids go with key_ids where there are more keys than queries")
+    if key_ids is not None and (ids is None or key_ids.ndim != ids.ndim or key_ids.shape[1:] != ids.shape[1:]):
+        raise ValueError("key_ids go with ids, and are of the same shape")
+    check_ids(key_ids, len(key), "key_ids")
+
+
+def _check_rest(
     query: Tensor,
     key: Tensor,
     ids: Tensor | None,
-    key_ids: Tensor | None,
     negatives: Tensor | None,
     negative_ids: Tensor | None,
     negative_owner: Tensor | None,
     own_weight: float,
     guide: Guide | None,
 ) -> None:
-    check_pairs(query, key, ids, names=("query", "key"))
-    if key_ids is not None and (ids is None or key_ids.shape != ids.shape):
-        raise ValueError("key_ids go with ids, and are of the same shape")
     if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != query.shape[1]):
         raise ValueError(f"negatives must be (M, {query.shape[1]}), not {tuple(negatives.shape)}")
     if negative_ids is not None and (ids is None or negatives is None or len(negative_ids) != len(negatives)):
@@ -143,8 +244,8 @@ def _check(
     if not own_weight > 0.0:
         raise ValueError(f"own_weight must be more than 0, not {own_weight}")
     if guide is not None:
-        check_pairs(guide.query, guide.key, names=("guide.query", "guide.key"))
-        if len(guide.query) != len(query):
+        check_pairs(guide.query, guide.key[: len(guide.query)], names=("guide.query", "guide.key"), empty=True)
+        if len(guide.query) != len(query) or len(guide.key) != len(key):
             raise ValueError(f"the guide embeds {len(guide.query)} rows of {len(query)}")
         if guide.negatives is not None and (negatives is None or len(guide.negatives) != len(negatives)):
             raise ValueError("guide.negatives go with negatives, and there is one for each of them")

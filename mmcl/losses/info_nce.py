@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.candidates import Guide, candidate_logits
-from mmcl.losses.pairs import Similarity
+from mmcl.losses.candidates import Candidates, Guide, candidates, dense_logits
+from mmcl.losses.pairs import Similarity, check_number
+from mmcl.losses.tiled import Statistics, log_sum_exp, own_logits, share_of_wins
+from mmcl.losses.tiles import Across, Plan, Tile, as_scale, in_bfloat16, make_plan
 
 
 def info_nce(
@@ -24,6 +27,9 @@ def info_nce(
     symmetric: bool = True,
     similarity: Similarity = "cosine",
     label_smoothing: float = 0.0,
+    partner: Tensor | None = None,
+    tile: Tile = "auto",
+    across: Across = None,
 ) -> Tensor:
     r"""Mean cross-entropy of telling each row's partner from all other rows (van den Oord et al. 2018,
     arXiv:1807.03748, eq. 4; symmetric as in CLIP, Radford et al. 2021, arXiv:2103.00020, fig. 3; with hard negatives
@@ -57,23 +63,39 @@ def info_nce(
         symmetric: average with the direction from key to query.
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
         label_smoothing: share of the target spread evenly over what is in the denominator (arXiv:1512.00567, sec. 7).
+        partner: (N,) int64, where there are K > N keys: row i of ``query`` belongs to row partner[i] of ``key``, each
+            to another one. ``key_ids`` then are those of the K keys. From key to query, only keys that are somebody's
+            partner are rows.
+        tile: rows and columns of the tiles in which the matrix of logits is computed, and computed again for the
+            gradient, in O((N + K)·D) memory; None holds the whole matrix, ``auto`` while it is small. The result is the
+            same but for rounding. Where all embeddings came in bfloat16 and the hardware multiplies it, so do tiles,
+            and add up in float32.
+        across: None if the arguments are the whole batch. Else each process of the default group passes its own rows,
+            of which the numbers may differ or be 0, and all get the loss of the whole batch; owners and partners are
+            numbers of the process's own rows. Each computes its queries against all keys: with ``gather`` it holds all
+            of them; with ``ring`` keys go around, a process never holds those of more than two, and the next are under
+            way while these are worked on. Backward gives each of W processes W times its own contribution to the
+            gradient, of embeddings and temperature alike: data parallelism averages over processes, and the average is
+            then the gradient of the whole batch. With one process it changes nothing.
 
     Returns:
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit, arguments that belong together are not, ``similarity`` is none of the three, or
-            ``label_smoothing`` not in [0, 1).
+        ValueError: shapes do not fit, arguments that belong together are not, ``similarity`` is none of the three,
+            ``label_smoothing`` not in [0, 1), or ``tile`` or ``across`` not what they can be.
 
     >>> image = torch.eye(8)
     >>> info_nce(image, image).item() < 1e-4  # every image is nearest to its own text
     True
     """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
+    check_number(temperature, "temperature")
     with torch.autocast(query.device.type, enabled=False):
-        directions = candidate_logits(
+        batch = candidates(
             query,
             key,
-            temperature,
             ids=ids,
             key_ids=key_ids,
             negatives=negatives,
@@ -81,10 +103,16 @@ def info_nce(
             negative_owner=negative_owner,
             own_weight=own_weight,
             guide=guide,
-            symmetric=symmetric,
             similarity=similarity,
+            partner=partner,
+            empty=across is not None,
         )
-        losses = [_cross_entropy(logits, label_smoothing) for logits in directions]
+        plan = make_plan(batch, tile, across, similarity, half=in_bfloat16(query, key, negatives))
+        if plan is not None:
+            return _tiled(batch, temperature, plan, own_weight, symmetric, label_smoothing)
+        directions = dense_logits(batch, temperature, own_weight=own_weight, symmetric=symmetric, similarity=similarity)
+        partners = (batch.partner, torch.arange(len(query), device=query.device))
+        losses = [_cross_entropy(*direction, label_smoothing) for direction in zip(directions, partners, strict=False)]
         return torch.stack(losses).mean()
 
 
@@ -96,6 +124,9 @@ def batch_accuracy(
     ids: Tensor | None = None,
     key_ids: Tensor | None = None,
     similarity: Similarity = "cosine",
+    partner: Tensor | None = None,
+    tile: Tile = "auto",
+    across: Across = None,
 ) -> Tensor:
     """Share of rows, in [0, 1], whose partner is strictly the most similar of the batch's keys.
 
@@ -104,24 +135,65 @@ def batch_accuracy(
         key: (N, D) embeddings; row i belongs to row i of ``query``.
         ids: as in :func:`info_nce`; rows that are the same thing do not compete.
         key_ids: as in :func:`info_nce`.
-        similarity: as in :func:`info_nce`.
+        similarity: this argument and those below as in :func:`info_nce`.
+        partner: of the queries.
+        tile: rows and columns of a tile.
+        across: the processes whose batch it is.
 
     Raises:
         ValueError: shapes do not fit, or ``similarity`` is unknown.
     """
     with torch.autocast(query.device.type, enabled=False):
-        (scores,) = candidate_logits(query, key, 1.0, ids=ids, key_ids=key_ids, symmetric=False, similarity=similarity)
-        partner = scores.diagonal()
-        others = scores.clone().fill_diagonal_(-torch.inf)
-        return (partner > others.amax(dim=1)).float().mean()
+        batch = candidates(
+            query, key, ids=ids, key_ids=key_ids, similarity=similarity, partner=partner, empty=across is not None
+        )
+        plan = make_plan(batch, tile, across, similarity, half=False)
+        if plan is not None:
+            return share_of_wins(batch.queries, batch.keys, plan)
+        (scores,) = dense_logits(batch, 1.0, symmetric=False, similarity=similarity)
+        own = scores.gather(1, batch.partner[:, None])
+        others = scores.scatter(1, batch.partner[:, None], -torch.inf)
+        return (own.squeeze(1) > others.amax(dim=1)).float().mean()
 
 
-def _cross_entropy(logits: Tensor, label_smoothing: float) -> Tensor:
-    """Mean over the rows of (N, M) logits, of which row i has its partner in column i; -∞ is no candidate."""
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
+def _tiled(
+    batch: Candidates,
+    temperature: float | Tensor,
+    plan: Plan,
+    own_weight: float,
+    symmetric: bool,
+    label_smoothing: float,
+) -> Tensor:
+    """The loss by statistics of each row's other candidates."""
+    queries, keys, negatives, partner = batch
+    scale = as_scale(temperature, queries.vectors)
+    own = own_logits(queries, keys, partner, scale, plan)
+    totals = label_smoothing > 0.0
+    there, back = log_sum_exp(queries, keys, scale, own, plan, both=symmetric, totals=totals)
+    if negatives is not None:
+        if own_weight == 1.0 or negatives.row is None:
+            negatives = negatives._replace(row=None)
+        further, _ = log_sum_exp(queries, negatives, scale, own, plan, totals=totals, own_weight=own_weight)
+        there = Statistics(torch.logaddexp(there.lse, further.lse), *map(torch.add, there[1:], further[1:]))
+    directions = [there, Statistics(*(x[partner] for x in back))] if symmetric else [there]
+    losses = [_cross_entropy_of(others, own.double(), label_smoothing) for others in directions]
+    return plan.exchange.total(torch.stack(losses).mean(dim=0).sum() / plan.exchange.rows).to(own.dtype)
+
+
+def _cross_entropy_of(others: Statistics, own: Tensor, label_smoothing: float) -> Tensor:
+    """(N,) cross-entropies of telling partners, whose logits are ``own``, from others."""
+    # log(1 + exp(·)); the threshold above which it returns its argument is too low for float64 by default.
+    loss = F.softplus(others.lse - own, threshold=40.0)
+    if label_smoothing > 0.0:
+        even = (others.total + own) / (others.number + 1) - (own + loss)
+        loss = (1 - label_smoothing) * loss - label_smoothing * even
+    return loss
+
+
+def _cross_entropy(logits: Tensor, partner: Tensor, label_smoothing: float) -> Tensor:
+    """Mean over the rows of (N, M) logits, of which row i has its partner in column partner[i]; -∞ is no candidate."""
     log_p = logits.log_softmax(dim=1)
-    gain = log_p.diagonal()
+    gain = log_p.gather(1, partner[:, None]).squeeze(1)
     if label_smoothing > 0.0:
         # F.cross_entropy would spread the target over what is no candidate, and give infinity.
         absent = logits.isneginf()

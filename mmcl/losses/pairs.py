@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,23 @@ from torch import Tensor
 Similarity = Literal["cosine", "dot", "euclidean"]
 
 
-def check_pairs(a: Tensor, b: Tensor, ids: Tensor | None = None, *, names: tuple[str, str]) -> None:
-    """Raise ``ValueError`` unless ``a`` and ``b`` are (N, D) alike, and ``ids`` is (N,) or (N, K)."""
-    if a.ndim != 2 or a.shape != b.shape or len(a) == 0:
+def check_pairs(
+    a: Tensor, b: Tensor, ids: Tensor | None = None, *, names: tuple[str, str], empty: bool = False
+) -> None:
+    """Raise ``ValueError`` unless ``a`` and ``b`` are (N, D) alike, and ``ids`` is (N,) or (N, K).
+
+    ``empty`` allows N = 0.
+    """
+    if a.ndim != 2 or a.shape != b.shape or (len(a) == 0 and not empty):
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"{names[0]} and {names[1]} must be (N, D) with N ≥ 1, not {shapes}")
-    if ids is not None and (ids.ndim not in (1, 2) or len(ids) != len(a)):
-        raise ValueError(f"ids must be ({len(a)},) or ({len(a)}, K), not {tuple(ids.shape)}")
+    check_ids(ids, len(a), "ids")
+
+
+def check_ids(ids: Tensor | None, count: int, name: str) -> None:
+    """Raise ``ValueError`` unless ``ids`` is (count,) or (count, K)."""
+    if ids is not None and (ids.ndim not in (1, 2) or len(ids) != count):
+        raise ValueError(f"{name} must be ({count},) or ({count}, K), not {tuple(ids.shape)}")
 
 
 def check_number(value: float | Tensor, name: str) -> None:
@@ -27,7 +37,13 @@ def check_number(value: float | Tensor, name: str) -> None:
 
 
 def prepare(*embeddings: Tensor, similarity: Similarity) -> tuple[Tensor, ...]:
-    """Raise half precision to float32, and give unit length where the similarity asks for it."""
+    """Raise half precision to float32, and give unit length where the similarity asks for it.
+
+    Raises:
+        ValueError: ``similarity`` is unknown.
+    """
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"similarity must be 'cosine', 'dot' or 'euclidean', not {similarity!r}")
     dtype = torch.float32
     for x in embeddings:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -37,12 +53,10 @@ def prepare(*embeddings: Tensor, similarity: Similarity) -> tuple[Tensor, ...]:
 
 def similarities(a: Tensor, b: Tensor, similarity: Similarity) -> Tensor:
     """(N, M) similarities of (N, D) and (M, D), which :func:`prepare` made ready; larger is closer."""
-    if similarity in ("cosine", "dot"):
-        return a @ b.T
     if similarity == "euclidean":
         # The short cut through |a|² + |b|² - 2ab cancels for the close pairs, which matter most here.
         return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-    raise ValueError(f"similarity must be 'cosine', 'dot' or 'euclidean', not {similarity!r}")
+    return a @ b.T
 
 
 def repeats(ids: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.pairs import Similarity, check_number, check_pairs, prepare, repeats, similarities
+from mmcl.losses.candidates import Candidates, candidates
+from mmcl.losses.pairs import Similarity, check_number, check_pairs, repeats, similarities
+from mmcl.losses.tiled import own_logits, softplus_sum
+from mmcl.losses.tiles import Across, Plan, Tile, as_number, as_scale, in_bfloat16, make_plan
 
 
 def sigmoid(
@@ -17,6 +20,8 @@ def sigmoid(
     *,
     ids: Tensor | None = None,
     similarity: Similarity = "cosine",
+    tile: Tile = "auto",
+    across: Across = None,
 ) -> Tensor:
     r"""Every pair of the batch judged for itself: does this text belong to this image? (Zhai et al. 2023,
     arXiv:2303.15343).
@@ -37,25 +42,41 @@ def sigmoid(
             one's image with the other's text leave the sum, for they are surely no negatives, and the data do not name
             them as positives either. The divisor stays N.
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
+        tile: this argument and the next as in :func:`~mmcl.losses.info_nce`: rows and columns of the tiles in which the
+            matrix of logits is computed, in O(N·D) memory.
+        across: the processes whose batch it is.
 
     Returns:
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit, or ``similarity`` is none of the three.
+        ValueError: shapes do not fit, or ``similarity`` is none of the three, or ``tile`` or ``across`` not what they
+            can be.
 
     >>> image = torch.eye(8)
     >>> sigmoid(image, image, 0.05, -10.0).item() < 0.01  # every pair is told for what it is
     True
     """
-    check_pairs(image, text, ids, names=("image", "text"))
+    check_pairs(image, text, ids, names=("image", "text"), empty=across is not None)
     check_number(temperature, "temperature")
     check_number(bias, "bias")
     with torch.autocast(image.device.type, enabled=False):
-        image, text = prepare(image, text, similarity=similarity)
-        logits = similarities(image, text, similarity) / temperature + bias  # (N, N)
+        batch = candidates(image, text, ids=ids, similarity=similarity, empty=across is not None)
+        plan = make_plan(batch, tile, across, similarity, half=in_bfloat16(image, text))
+        if plan is not None:
+            return _tiled(batch, temperature, bias, plan)
+        logits = similarities(batch.queries.vectors, batch.keys.vectors, similarity) / temperature + bias  # (N, N)
         labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
         terms = -F.logsigmoid(labels * logits)
         if ids is not None:
             terms = terms.masked_fill(repeats(ids), 0.0)
         return terms.sum(dim=1).mean()
+
+
+def _tiled(batch: Candidates, temperature: float | Tensor, bias: float | Tensor, plan: Plan) -> Tensor:
+    """The positives by themselves, and the sum over all others in tiles."""
+    images, texts, _, partner = batch
+    scale, bias = as_scale(temperature, images.vectors), as_number(bias, images.vectors)
+    positives = own_logits(images, texts, partner, scale, plan) + bias
+    terms = softplus_sum(images, texts, scale, bias, plan) - F.logsigmoid(positives.double())
+    return plan.exchange.total(terms.sum() / plan.exchange.rows).to(positives.dtype)

@@ -1,0 +1,228 @@
+"""A matrix of logits gone through tile by tile, forward and backward, in O(N·D) memory.
+
+The forward pass keeps a few numbers for each row and column; the backward pass computes each tile again, turns it in
+place into the gradient by its logits, and multiplies that with the tile's columns and rows. That is four matrix
+products in all, where a symmetric dense loss that computes its logits for either direction needs six (the idea is
+FlashAttention's, Dao et al. 2022, arXiv:2205.14135; for InfoNCE see Cheng et al. 2024, arXiv:2410.17243).
+
+What a row says of its own partner is no part of it, only the *other* columns are. A loss joins the two in the end,
+which keeps 1 - p exact where p is near 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmcl.losses.candidates import Candidates, Side
+from mmcl.losses.pairs import Similarity, similarities
+from mmcl.runtime.device import multiplies_bfloat16
+from mmcl.runtime.ring import Alone, Combine, exchange
+
+TILE = 1024  # rows and columns; in float32 the tile and what it is multiplied with stay in the last cache of a CPU
+
+
+DENSE = 1024  # a matrix of no more than this, squared, is held at once unless tiles are asked for
+
+Tile = int | Literal["auto"] | None
+Across = Literal["gather", "ring"] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the matrix is gone through.
+
+    Attributes:
+        similarity: what is in it.
+        tile: rows and columns of a tile.
+        exchange: where the columns are.
+        half: multiply in bfloat16, and add up in float32.
+    """
+
+    similarity: Similarity
+    tile: int
+    exchange: Alone
+    half: bool = False
+
+    def tour(
+        self,
+        columns: Side,
+        work: Callable[[Side, list[Tensor]], Tensor | None],
+        combine: Combine = torch.add,
+        besides: Sequence[Tensor] = (),
+    ) -> Tensor | None:
+        """Do ``work`` for the columns of all processes, as :meth:`~mmcl.runtime.ring.Alone.tour` has it.
+
+        Args:
+            columns: of this process.
+            work: called with columns, and with what ``besides`` holds for them.
+            combine: how two processes' findings become one.
+            besides: tensors with one entry for each column.
+        """
+        present = [field for field, tensor in zip(Side._fields, columns, strict=True) if tensor is not None]
+
+        def unpack(tensors: list[Tensor]) -> Tensor | None:
+            return work(Side(**dict(zip(present, tensors, strict=False))), tensors[len(present) :])
+
+        return self.exchange.tour([*(getattr(columns, field) for field in present), *besides], unpack, combine)
+
+
+def make_plan(batch: Candidates, tile: Tile, across: Across, similarity: Similarity, *, half: bool) -> Plan | None:
+    """How to go about a batch's matrix; None if it is to be held at once, by one process that has all of it.
+
+    Raises:
+        ValueError: ``tile`` or ``across`` is not what it can be.
+    """
+    if tile not in ("auto", None) and not (isinstance(tile, int) and tile > 0):
+        raise ValueError(f"tile must be a number from 1 up, 'auto' or None, not {tile!r}")
+    queries, keys, negatives, _ = batch
+    meeting = exchange(across, len(queries.vectors), queries.vectors.device)
+    if type(meeting) is Alone:
+        columns = len(keys.vectors) + (0 if negatives is None else len(negatives.vectors))
+        if tile is None or (tile == "auto" and len(queries.vectors) * columns <= DENSE**2):
+            return None
+    size = TILE if tile == "auto" else sys.maxsize if tile is None else tile
+    return Plan(similarity, size, meeting, half)
+
+
+def as_number(value: float | Tensor, like: Tensor) -> Tensor:
+    """A tensor without dimensions, of the type and on the device of another; gradient flows to ``value``."""
+    if torch.is_tensor(value):
+        return value.reshape(()).to(like)
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
+
+
+def as_scale(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """1 / temperature, as :func:`as_number`."""
+    return as_number(1 / temperature, like)
+
+
+class Sweep:
+    """Rows of this process against columns that come by; adds up the gradients of rows and scale.
+
+    Attributes:
+        d_scale: float64, by the scale.
+    """
+
+    def __init__(self, rows: Side, scale: Tensor, plan: Plan) -> None:
+        self.rows, self.scale, self.plan = rows, scale, plan
+        self.d_scale = torch.zeros((), dtype=torch.float64, device=scale.device)
+        self._d_rows = torch.zeros(())  # once there is a gradient, (N, D), which lacks the factor scale
+        self._rooms: dict[str, Tensor] = {}
+
+    def room(self, name: str, height: int, width: int) -> Tensor:
+        """An uninitialised matrix, in the memory that the last one of the name had."""
+        if name not in self._rooms or self._rooms[name].numel() < height * width:
+            self._rooms[name] = self.rows.vectors.new_empty(height * width)
+        return self._rooms[name][: height * width].view(height, width)
+
+    def tiles(self, columns: Side) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Places of rows and columns, and their logits, which the next tile overwrites."""
+        for r, c, _, z in self._tiles(columns):
+            yield r, c, z
+
+    def _tiles(self, columns: Side) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        for r in slices(len(self.rows.vectors), self.plan.tile):
+            scaled = self.rows.vectors[r] * self.scale
+            for c in slices(len(columns.vectors), self.plan.tile):
+                z = self.room("logits", len(scaled), c.stop - c.start)
+                if self.plan.similarity == "euclidean":
+                    torch.mul(similarities(self.rows.vectors[r], columns.vectors[c], "euclidean"), self.scale, out=z)
+                else:
+                    multiply(scaled, columns.vectors[c].T, z, half=self.plan.half)
+                yield r, c, scaled, z
+
+    def own(self, r: slice, c: slice, columns: Side) -> tuple[Tensor, Tensor, Tensor] | None:
+        """For each column of a tile: whether the row that it belongs to is there; that row, or any; and the column."""
+        if columns.row is None:
+            return None
+        place = columns.row[c] - (self.plan.exchange.first + r.start)
+        height = r.stop - r.start
+        here = (place >= 0) & (place < height)
+        return here, place.clamp(0, height - 1), torch.arange(len(place), device=place.device)
+
+    def weigh_own(self, r: slice, c: slice, columns: Side, terms: Tensor, weight: float) -> None:
+        """Multiply, in a tile, what columns say to the row that they belong to."""
+        found = self.own(r, c, columns)
+        if found is not None:
+            here, row, column = found
+            values = terms[row, column]
+            terms[row, column] = torch.where(here, values * weight, values)
+
+    def gradient(self, columns: Side, derivative: Callable[[slice, slice, Tensor], Tensor]) -> Tensor:
+        """(M, D) gradient of the columns; that of rows and scale is kept for :meth:`finish`.
+
+        Args:
+            columns: as they came by in the forward pass.
+            derivative: makes of a tile of logits the derivative by them, in their place.
+        """
+        if self._d_rows.ndim == 0:
+            self._d_rows = torch.zeros_like(self.rows.vectors)
+        d_columns = torch.zeros_like(columns.vectors)
+        for r, c, scaled, z in self._tiles(columns):
+            weights, d_ours, d_theirs = derivative(r, c, z), self._d_rows[r], d_columns[c]
+            if self.plan.similarity == "euclidean":
+                a, b = (side.vectors[at].detach().requires_grad_() for side, at in ((self.rows, r), (columns, c)))
+                with torch.enable_grad():
+                    values = similarities(a, b, "euclidean")
+                d_a, d_b = torch.autograd.grad(values, (a, b), weights)
+                d_ours += d_a
+                d_theirs += d_b * self.scale
+                self.d_scale += (weights * values.detach()).sum(dtype=torch.float64)
+            else:
+                multiply(weights, columns.vectors[c], d_ours, half=self.plan.half, add=True)
+                multiply(weights.T, scaled, d_theirs, half=self.plan.half, add=True)
+        return d_columns
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """The gradients of rows, (N, D), and of the scale."""
+        d_rows = torch.zeros_like(self.rows.vectors) if self._d_rows.ndim == 0 else self._d_rows
+        if self.plan.similarity != "euclidean":
+            # The sum over a row's columns of derivative times similarity is that of its vector times its gradient.
+            for r in slices(len(d_rows), self.plan.tile):
+                self.d_scale += (self.rows.vectors[r] * d_rows[r]).sum(dtype=torch.float64)
+        return d_rows.mul_(self.scale), self.d_scale.to(self.scale.dtype)
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """0 … count in pieces of ``size`` or less."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, *, half: bool, add: bool = False) -> None:
+    """Put a @ b into ``out``, or add it.
+
+    ``half`` rounds a and b to bfloat16, whose products are exact in float32, and adds up in that. On CPUs torch has no
+    product of bfloat16 tensors that gives float32 (and a logit of 14 rounded to 8 bits is off by up to 0.03); but
+    oneDNN can be allowed to round float32 tensors on their way into the unit that multiplies.
+    """
+    if half and a.is_cuda:
+        a, b = a.bfloat16(), b.bfloat16()
+        if add:
+            torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+        else:
+            torch.mm(a, b, out_dtype=torch.float32, out=out)
+        return
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
+    if half:
+        products.fp32_precision = "bf16"
+    try:
+        if add:
+            out.addmm_(a, b)
+        else:
+            torch.mm(a, b, out=out)
+    finally:
+        products.fp32_precision = before
+
+
+def in_bfloat16(*embeddings: Tensor | None) -> bool:
+    """Whether the products of embeddings may be bfloat16's: they came in it, and the hardware multiplies it."""
+    given = [tensor for tensor in embeddings if tensor is not None]
+    return all(tensor.dtype == torch.bfloat16 for tensor in given) and multiplies_bfloat16(given[0].device)
