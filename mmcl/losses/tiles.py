@@ -64,6 +64,9 @@ class Plan:
             combine: how two processes' findings become one.
             besides: tensors with one entry for each column.
         """
+        if columns.row is not None:  # the rows' numbers in the whole batch
+            numbers = torch.where(columns.row < 0, columns.row, columns.row + self.exchange.first)
+            columns = columns._replace(row=numbers)
         present = [field for field, tensor in zip(Side._fields, columns, strict=True) if tensor is not None]
 
         def unpack(tensors: list[Tensor]) -> Tensor | None:
@@ -161,11 +164,9 @@ class Sweep:
             columns: as they came by in the forward pass.
             derivative: makes of a tile of logits the derivative by them, in their place.
         """
-        if self._d_rows.ndim == 0:
-            self._d_rows = torch.zeros_like(self.rows.vectors)
-        d_columns = torch.zeros_like(columns.vectors)
+        d_rows, d_columns = self.d_rows(), torch.zeros_like(columns.vectors)
         for r, c, scaled, z in self._tiles(columns):
-            weights, d_ours, d_theirs = derivative(r, c, z), self._d_rows[r], d_columns[c]
+            weights, d_ours, d_theirs = derivative(r, c, z), d_rows[r], d_columns[c]
             if self.plan.similarity == "euclidean":
                 a, b = (side.vectors[at].detach().requires_grad_() for side, at in ((self.rows, r), (columns, c)))
                 with torch.enable_grad():
@@ -179,9 +180,15 @@ class Sweep:
                 multiply(weights.T, scaled, d_theirs, half=self.plan.half, add=True)
         return d_columns
 
+    def d_rows(self) -> Tensor:
+        """(N, D) to which the gradient of the rows is added, short of the factor scale."""
+        if self._d_rows.ndim == 0:
+            self._d_rows = torch.zeros_like(self.rows.vectors)
+        return self._d_rows
+
     def finish(self) -> tuple[Tensor, Tensor]:
         """The gradients of rows, (N, D), and of the scale."""
-        d_rows = torch.zeros_like(self.rows.vectors) if self._d_rows.ndim == 0 else self._d_rows
+        d_rows = self.d_rows()
         if self.plan.similarity != "euclidean":
             # The sum over a row's columns of derivative times similarity is that of its vector times its gradient.
             for r in slices(len(d_rows), self.plan.tile):

@@ -1,0 +1,85 @@
+"""Losses of a batch that lies on several processes against the same batch on one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROCESSES = """
+import sys
+import torch
+import torch.distributed as dist
+from mmcl.losses import Guide, batch_accuracy, info_nce, sigmoid
+
+world, rank, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+counts = {2: (5, 8), 4: (4, 0, 7, 3)}[world]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+torch.manual_seed(0)
+torch.set_num_threads(1)
+N, M, start = sum(counts), 2 * sum(counts), sum(counts[:rank])
+rows, wrong = slice(start, start + counts[rank]), slice(2 * start, 2 * (start + counts[rank]))
+q, k, n = (torch.randn(size, 6, dtype=torch.float64) for size in (N, N, M))
+ids, key_ids, negative_ids = (torch.randint(12, (size, 2)) for size in (N, N, M))
+owner = torch.randint(N, (M,))
+for first, count in zip([sum(counts[:r]) for r in range(world)], counts):  # owners are of the same process
+    owner[2 * first : 2 * (first + count)] = first + owner[2 * first : 2 * (first + count)] % max(count, 1)
+seen = [torch.randn(size, 3, dtype=torch.float64) for size in (N, N, M)]
+keys = torch.randn(N + world, 6, dtype=torch.float64)  # one more on each process, which belongs to no query
+partner = torch.cat([torch.randperm(count + 1)[:count] + first + r
+                     for r, (first, count) in enumerate(zip([sum(counts[:r]) for r in range(world)], counts))])
+more = slice(start + rank, start + rank + counts[rank] + 1)
+
+def contrast(q, k, n, tau, bias, own, **where):
+    part = (rows, wrong) if own else (slice(None), slice(None))
+    a, b = part
+    first = start if own else 0
+    masks = {"ids": ids[a], "key_ids": key_ids[a]}
+    hard = {"negatives": n, "negative_ids": negative_ids[b], "negative_owner": owner[b] - first, "own_weight": 2.0}
+    guide = {"guide": Guide(seen[0][a], seen[1][a], seen[2][b])}
+    yield info_nce(q, k, tau, **where)
+    yield info_nce(q, k, tau, similarity="euclidean", symmetric=False, **masks, **where)
+    yield info_nce(q, k, tau, **masks, **hard, **where)
+    yield info_nce(q, k, tau, **masks, **hard, **guide, label_smoothing=0.1, **where)
+    yield sigmoid(q, k, tau, bias, ids=ids[a], **where)
+    other = keys[more] if own else keys
+    yield info_nce(q, other, tau, partner=partner[a] - (start + rank if own else 0), **where)
+    with torch.no_grad():
+        wins = batch_accuracy(q, k, ids=ids[a], key_ids=key_ids[a], **where)
+    yield q.sum() * 0 + wins
+
+def run(own, **where):
+    parts = (rows, rows, wrong) if own else (slice(None),) * 3
+    found = []
+    leaves = [x[part].clone().requires_grad_() for x, part in zip((q, k, n), parts)]
+    leaves += [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.2, -1.0)]
+    for loss in contrast(*leaves, own, **where):
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found.append([loss.detach(), *(torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves))])
+    return found
+
+alone = run(False, tile=None)
+for where in ({"across": "gather", "tile": None}, {"across": "gather", "tile": 3}, {"across": "ring", "tile": 3},
+              {"across": "ring", "tile": None}, {"across": "ring"}):
+    for case, (expected, got) in enumerate(zip(alone, run(True, **where), strict=True)):
+        for at, part in ((1, rows), (2, rows), (3, wrong)):  # embeddings: this process's rows, W times
+            torch.testing.assert_close(got[at] / world, expected[at][part], rtol=1e-10, atol=1e-13, msg=f"{where} {case} {at}")
+        for at in (4, 5):  # temperature and bias: the average
+            dist.all_reduce(got[at])
+            torch.testing.assert_close(got[at] / world, expected[at], rtol=1e-10, atol=1e-13, msg=f"{where} {case} {at}")
+        torch.testing.assert_close(got[0], expected[0], rtol=1e-10, atol=1e-13, msg=f"{where} {case} {got[0]} {expected[0]}")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_processes_with_unequal_rows_equal_one(world: int, tmp_path: Path) -> None:
+    """For loss and gradients, of each exchange, in tiles and not, with every rule; of four one has no rows at all."""
+    commands = [[sys.executable, "-c", PROCESSES, str(world), str(rank), tmp_path / "store"] for rank in range(world)]
+    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors
