@@ -62,15 +62,14 @@ def tell_of_statistics(method: Method, settings: TrainingConfig) -> None:
     shared = settings.batch_norm == "sync"
     if not layers or not (divided or (world > 1 and not shared)):
         return
-    seen = f"those of a micro-batch ({micro if isinstance(micro, int) else 'by tokens'})" if divided else f"{rows}"
-    where = "over all processes" if shared else "in each process"
+    size = f"{micro} rows" if isinstance(micro, int) else f"{micro.tokens} tokens" if micro else ""
     log.warning(
-        "%d batch normalisation layers take the statistics of %s rows %s, not of the %d rows of the batch, so the "
-        "result depends on how it is divided; for towers that were trained before, training.batch_norm: frozen avoids "
-        "that",
+        "%d batch normalisation layers take the statistics of %s of %s process, instead of the %d rows that are "
+        "compared, so that the result depends on how these are divided; training.batch_norm: frozen takes the running "
+        "ones of a tower that was trained before",
         len(layers),
-        seen,
-        where,
+        f"at most {size}" if divided else f"the {rows} rows",
+        "each" if shared else "one",
         settings.batch_size,
     )
 
