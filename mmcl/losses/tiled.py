@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcl.losses import triton_tiles
 from mmcl.losses.candidates import Side, excluded
 from mmcl.losses.pairs import similarities
 from mmcl.losses.tiles import Plan, Sweep
@@ -148,10 +149,14 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, job: _Job) -> tuple[Tensor, Tensor]:
         sweep = Sweep(job.rows, scale, job.plan)
+        kernels = _for_kernels(job.rows, job.columns, job.plan) and not job.totals
         by_row = _nothing(rows)
 
         def work(shard: Side, _: list[Tensor]) -> Tensor | None:
-            found_by_row, found_by_column = (_summed if job.shift is not None else _collected)(sweep, shard, job)
+            if kernels:
+                found_by_row, found_by_column = _summed_by_kernels(sweep, shard, job)
+            else:
+                found_by_row, found_by_column = (_summed if job.shift is not None else _collected)(sweep, shard, job)
             by_row.copy_(_join(by_row, found_by_row))
             return found_by_column if job.both else None
 
@@ -168,16 +173,43 @@ class _LogSumExp(torch.autograd.Function):
         job: _Job = ctx.job
         scale, by_row, by_column = ctx.saved_tensors
         sweep = Sweep(job.rows, scale, job.plan)
+        kernels = _for_kernels(job.rows, job.columns, job.plan) and not job.totals
         wanted = _Wanted.of(by_row, grads[0])
         derivatives = _derivative_of_sums if job.shift is not None else _derivative_of_statistics
 
         def work(shard: Side, besides: list[Tensor]) -> Tensor:
+            if kernels:
+                given = _for_triton(sweep, shard, job.weight), sweep.d_rows(), *wanted[:2], *besides[:2]
+                return triton_tiles.log_sum_exp_backward(*given, shift=job.shift)
             return sweep.gradient(shard, derivatives(sweep, shard, job, wanted, _Wanted(*besides) if besides else None))
 
         besides = _Wanted.of(by_column, grads[1]) if job.both else ()
         d_columns = job.plan.tour(job.columns, work, besides=besides)
         d_rows, d_scale = sweep.finish()
         return d_rows, d_columns, d_scale, None
+
+
+def _for_kernels(rows: Side, columns: Side, plan: Plan) -> bool:
+    """Whether the kernels of Triton know all rules that tell the candidates here."""
+    guided = rows.seen is not None and columns.seen is not None
+    return not guided and plan.similarity != "euclidean" and triton_tiles.available(rows.vectors)
+
+
+def _for_triton(sweep: Sweep, shard: Side, weight: float) -> triton_tiles.Logits:
+    rows, plan = sweep.rows, sweep.plan
+    dtype = torch.bfloat16 if plan.half else rows.vectors.dtype
+    owner = None if shard.row is None else shard.row - plan.exchange.first
+    vectors = rows.vectors.to(dtype), shard.vectors.to(dtype)
+    return triton_tiles.Logits(*vectors, sweep.scale, rows.ids, shard.ids, owner, weight)
+
+
+def _summed_by_kernels(sweep: Sweep, shard: Side, job: _Job) -> tuple[Tensor, Tensor]:
+    by_row, by_column = _nothing(job.rows.vectors), _nothing(shard.vectors)
+    in_row, in_column = triton_tiles.log_sum_exp(_for_triton(sweep, shard, job.weight), shift=job.shift, both=job.both)
+    by_row[:, 0] = in_row
+    if in_column is not None:
+        by_column[:, 0] = in_column
+    return by_row, by_column
 
 
 class _Wanted(NamedTuple):
@@ -302,9 +334,15 @@ class _SoftplusSum(torch.autograd.Function):
         ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, ours: Side, theirs: Side, plan: Plan
     ) -> Tensor:
         sweep = Sweep(ours, scale, plan)
-        sums = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        sums, slopes = (torch.zeros(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
+        kernels = _for_kernels(ours, theirs, plan)
 
         def work(shard: Side, _: list[Tensor]) -> None:
+            if kernels:
+                found = triton_tiles.softplus_sum(_for_triton(sweep, shard, 0.0), bias)
+                sums.add_(found[0])
+                slopes.add_(found[1])
+                return
             for r, c, z in sweep.tiles(shard):
                 # The threshold above which it returns its argument is too low for float64 by default.
                 terms = _others(sweep, r, c, shard, F.softplus(z.add_(bias), threshold=40.0))
@@ -312,18 +350,23 @@ class _SoftplusSum(torch.autograd.Function):
 
         plan.tour(theirs, work)
         ctx.problem = ours, theirs, plan
-        ctx.save_for_backward(scale, bias)
+        ctx.save_for_backward(scale, bias, slopes)
         return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ours, theirs, plan = ctx.problem
-        scale, bias = ctx.saved_tensors
+        scale, bias, slopes = ctx.saved_tensors
+        kernels = _for_kernels(ours, theirs, plan)
         sweep = Sweep(ours, scale, plan)
         by_sum = grads[0].to(scale.dtype)[:, None]
-        d_bias = torch.zeros_like(grads[0][:1]).sum()
+        d_bias = (grads[0] * slopes).sum()  # 0 so far, unless kernels have found the slopes
 
         def work(shard: Side, _: list[Tensor]) -> Tensor:
+            if kernels:
+                logits = _for_triton(sweep, shard, 0.0)
+                return triton_tiles.softplus_sum_backward(logits, bias, sweep.d_rows(), grads[0])
+
             def derivative(r: slice, c: slice, z: Tensor) -> Tensor:
                 weights = _others(sweep, r, c, shard, z.add_(bias).sigmoid_()).mul_(by_sum[r])
                 d_bias.add_(weights.sum())

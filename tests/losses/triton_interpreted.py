@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses import triton_tiles
+from mmcl.losses import info_nce, sigmoid, triton_tiles
 from mmcl.losses.triton_tiles import Logits
 
 
@@ -153,3 +153,39 @@ def test_softplus_keeps_terms_that_added_to_one_would_vanish(small_blocks):
     logits = rows.double() @ rows.T.double() - 20.0
     torch.testing.assert_close(value, F.softplus(logits).sum(dim=1), rtol=1e-5, atol=0.0)
     torch.testing.assert_close(slope, logits.sigmoid().sum(dim=1), rtol=1e-5, atol=0.0)
+
+
+def losses(kind: str, dtype=torch.float64, tile=None) -> list[Tensor]:
+    """One of the losses that users call, and all its gradients."""
+    torch.manual_seed(0)
+    a, b, further = (torch.randn(n, 24, dtype=torch.float64) for n in (50, 61, 20))
+    partner, ids, key_ids = torch.randperm(61)[:50], torch.randint(0, 40, (50, 2)), torch.randint(0, 40, (61, 2))
+    # Smaller numbers first, for conversions to be of the same random values.
+    a, b, further, temperature, bias = (
+        x.to(dtype).requires_grad_() for x in (a, b, further, torch.tensor(0.1).double(), torch.tensor(-5.0).double())
+    )
+    extra = {"ids": ids, "key_ids": key_ids, "partner": partner, "tile": tile}
+    if kind == "sigmoid":
+        inputs = [a, b, temperature, bias]
+        value = sigmoid(a, b[:50], temperature, bias, ids=ids, tile=tile)
+    elif kind == "clip":
+        inputs = [a, b, temperature]
+        value = info_nce(a, b, temperature, **extra)
+    else:
+        inputs = [a, b, further, temperature]
+        owner = torch.arange(20) * 2
+        extra |= {"negatives": further, "negative_ids": torch.randint(0, 40, (20, 2)), "negative_owner": owner}
+        value = info_nce(a, b, temperature, **extra, own_weight=2.0, symmetric=False, similarity="dot")
+    return [value.detach(), *torch.autograd.grad(value, inputs)]
+
+
+@pytest.mark.parametrize("kind", ["clip", "hard negatives", "sigmoid"])
+def test_the_losses_go_through_the_kernels(small_blocks, monkeypatch, kind):
+    launched = []
+    launch = triton_tiles._Block.launch
+    monkeypatch.setattr(triton_tiles._Block, "launch", lambda *args: launched.append(args[1]) or launch(*args))
+    expected = losses(kind)
+    assert not launched
+    for got, want in zip(losses(kind, torch.float32, tile=32), expected, strict=True):
+        assert error(got, want) < 1e-5
+    assert len({kernel.fn.__name__ for kernel in launched}) == (1 if kind == "sigmoid" else 2)
