@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, NotRequired, Self, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, NotRequired, Self, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,7 @@ class Setting(TypedDict):
     Attributes:
         inputs: role to modality (``image``, ``text``, ``number``) of the columns to read, as ``inputs_of`` says.
         batch_size: rows of the global batch, on which it can depend where a loss starts.
+        across: how a loss meets the rows of other processes, ``gather`` or ``ring``; None where there are none.
         mined: mined hard negatives that each row has in a batch, if it has any; see ``Method.minable``.
         augmentation: random changes of the training pictures.
         references: the models of ``config.teacher`` and ``config.guide``, by those names. They are no parts of the
@@ -143,6 +144,7 @@ class Setting(TypedDict):
 
     inputs: dict[str, str]
     batch_size: int
+    across: NotRequired[Literal["gather", "ring"] | None]
     mined: NotRequired[int]
     augmentation: NotRequired[Augmentation | None]
     references: NotRequired[Mapping[str, Encoder] | None]
@@ -172,6 +174,7 @@ class Method(nn.Module, ABC):
         self.inputs = dict(setting["inputs"])
         self.augmentation = setting.get("augmentation")
         self.batch_size = setting["batch_size"]
+        self.across = setting.get("across")
         self.mined = setting.get("mined", 0)
         self.training_head = None
         self.references = dict(setting.get("references") or {})  # a plain dict: nn.Module does not look into it
@@ -231,7 +234,11 @@ class Method(nn.Module, ABC):
         return views
 
     def global_views(self, views: Views) -> Views:
-        """What ``loss`` sees of this process's views: by default those of all processes."""
+        """What ``loss`` sees of this process's views: by default those of all processes.
+
+        A method whose loss goes ``across`` processes by itself keeps its own. Either way it returns the loss of the
+        global batch, and to parameters and own embeddings a gradient whose mean over the processes is the right one.
+        """
         return distributed.gather_views(views)
 
     @abstractmethod

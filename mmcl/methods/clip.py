@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Unpack
 
+import torch
 from torch import Tensor
 
 from mmcl.config.methods import ClipConfig
 from mmcl.losses import info_nce
-from mmcl.methods.base import Batch, Views
+from mmcl.methods.base import MINED, Batch, Setting, Views
 from mmcl.methods.image_text import ImageText
+from mmcl.methods.paired import key_of
+from mmcl.models.encoder import Encoder
 
 
 class Clip(ImageText):
@@ -18,29 +22,58 @@ class Clip(ImageText):
     config: ClipConfig
     start_temperature: ClassVar[float] = 0.07
 
+    def __init__(self, config: ClipConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+        super().__init__(config, encoder, **setting)
+        if config.queue is not None:
+            self.keep_past(config.queue, self.sides, {side: encoder.embedder(side) for side in self.sides})
+
     @property
     def extra(self) -> dict[str, int]:
         """Further captions, as negatives of every picture."""
         return {"text": self.config.extra_texts} if self.config.extra_texts else {}
 
     @property
+    def minable(self) -> tuple[str, str]:
+        """Hard captions of a picture."""
+        return self.sides
+
+    @property
     def compared(self) -> tuple[str, ...]:
-        return (*self.sides, "negatives")
+        both = [f"{kind}_{side}" for kind in ("key", "past") for side in self.sides]
+        return (*self.sides, "negatives", MINED, *both)
 
     def embed(self, batch: Batch) -> Views:
         views = super().embed(batch)
+        embed = self.encoder.embedder("text") if self.key_embedder is None else partial(self.key_embedder, "text")
         if "text" in batch.extra:
-            views["negatives"] = self.encoder.embedder("text")(**batch.extra["text"])
+            views["negatives"] = embed(**batch.extra["text"])
             views["negative_ids"] = batch.extra_ids["text"]
+        if MINED in batch.extra:
+            views[MINED] = embed(**batch.extra[MINED])
+            views[f"{MINED}_ids"] = batch.extra_ids[MINED]
         return views
 
     def contrast(self, views: Views) -> Tensor:
+        if self.queue is None:
+            return self._tell_apart(views, *self.sides, symmetric=True)
+        # Past texts are candidates of pictures, past pictures of texts: no direction is the other's transpose.
+        ways = (self.sides, self.sides[::-1])
+        return torch.stack([self._tell_apart(views, *way, symmetric=False) for way in ways]).mean()
+
+    def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
+        """Each ``query`` from the batch by its ``key``; captions without a picture are candidates of pictures alone."""
+        sources = {f"past_{key}": "past_ids"}
+        if key == "text":
+            sources = {"negatives": "negative_ids", MINED: f"{MINED}_ids"} | sources
+        further = [name for name in sources if name in views]
         return info_nce(
-            views["image"],
-            views["text"],
+            views[query],
+            key_of(views, key),
             self.temperature,
             ids=views["ids"],
-            negatives=views.get("negatives"),
-            negative_ids=views.get("negative_ids"),
+            negatives=torch.cat([views[name] for name in further]) if further else None,
+            negative_ids=torch.cat([views[sources[name]] for name in further]) if further else None,
+            symmetric=symmetric,
             label_smoothing=self.config.label_smoothing,
+            across=self.across,
         )

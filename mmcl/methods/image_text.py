@@ -24,9 +24,8 @@ class ImageText(Paired):
         image = batch.inputs["image"]
         if self.augmentation is not None and self.training and "pixels" in image:
             image = {"pixels": self.augmentation(image["pixels"], batch.seeds)}
-        return {
-            "image": self.encoder.embedder("image")(**image),
-            "text": self.encoder.embedder("text")(**batch.inputs["text"]),
-            "ids": batch.ids,
-            **self.embed_references(batch),
-        }
+        inputs = {"image": image, "text": batch.inputs["text"]}
+        views = {role: self.encoder.embedder(role)(**tensors) for role, tensors in inputs.items()}
+        if self.key_embedder is not None:
+            views |= {f"key_{role}": self.key_embedder(role, **tensors) for role, tensors in inputs.items()}
+        return views | {"ids": batch.ids} | self.embed_references(batch)

@@ -41,7 +41,14 @@ class Siglip(ImageText):
         return self.logit_scale.item(), self.logit_bias.item()
 
     def contrast(self, views: Views) -> Tensor:
-        return sigmoid(views["image"], views["text"], self.temperature, self.logit_bias, ids=views["ids"])
+        return sigmoid(
+            views["image"],
+            views["text"],
+            self.temperature,
+            self.logit_bias,
+            ids=views["ids"],
+            across=self.across,
+        )
 
     def metrics(self, views: Views) -> dict[str, float]:
         return super().metrics(views) | {"bias": self.logit_bias.item()}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcl.config.methods import SimcseConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
 from mmcl.data.identity import mix
 from mmcl.losses import Guide, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
-from mmcl.methods.base import Batch, Loss, Setting, Views, roles_named
+from mmcl.methods.base import MINED, Batch, Loss, Setting, Views, roles_named
 from mmcl.methods.masked_language import MaskedLanguage
-from mmcl.methods.paired import Paired
+from mmcl.methods.paired import Paired, key_of
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.text_tower import TextTower
@@ -32,7 +33,7 @@ class Simcse(Paired):
 
     - With the role ``text`` a sentence goes through the tower twice in one batch, and dropout makes the pair.
     - With ``anchor`` and ``positive`` rows are pairs, and ``negative``, ``negative_2``, … are hard negatives: wrong for
-      every anchor, and with a weight for their own.
+      every anchor, and with a weight for their own. So are those that are mined.
     - With ``score`` the pairs are labelled, and their cosines learn the scores or the order of these.
 
     A text is no negative of a row that has it as its anchor or as its positive.
@@ -49,14 +50,22 @@ class Simcse(Paired):
 
     def __init__(self, config: SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
+        if config.loss != "info_nce" or config.debias or config.hardness:
+            _refuse_ring(config, self.across)
+            self.across = None
         self.unsupervised = "text" in self.inputs
         self.negatives = [role for role in self.inputs if NEGATIVE.fullmatch(role)]
-        _refuse_what_does_nothing(config, self.negatives)
+        _refuse_what_does_nothing(config, hard=bool(self.negatives or self.mined))
         if config.training_head:
             kept = encoder.training_head  # of the model to start from
             self.training_head = Head(HeadConfig(kind="tanh"), encoder.dim, encoder.dim) if kept is None else kept
         mlm, embedder = config.mlm, encoder.embedder("text")
         self.masked_language = MaskedLanguage(embedder, mlm.probability) if mlm else None
+        if config.queue is not None:
+            parts: dict[str, nn.Module] = {"text": embedder}
+            if self.training_head is not None:
+                parts["training_head"] = self.training_head
+            self.keep_past(config.queue, self.sides if config.symmetric else self.sides[1:], parts)
 
     @classmethod
     def inputs_of(cls, config: Config) -> dict[str, str]:
@@ -83,7 +92,13 @@ class Simcse(Paired):
 
     @property
     def compared(self) -> tuple[str, ...]:
-        return (*self.sides, *self.negatives)
+        both = [f"{kind}_{side}" for kind in ("key", "past") for side in self.sides]
+        return (*self.sides, *self.negatives, MINED, *both)
+
+    @property
+    def minable(self) -> tuple[str, str] | None:
+        """Other rows' positives, for anchors."""
+        return self.sides if "anchor" in self.inputs and self.config.loss == "info_nce" else None
 
     @property
     def redrawn(self) -> dict[str, str]:
@@ -93,7 +108,10 @@ class Simcse(Paired):
         return (None, None) if self.config.loss == "cosine_mse" else super().learned_scale()
 
     def embed(self, batch: Batch) -> Views:
-        views = self._embed_texts(batch.inputs) | self.embed_references(batch) | {"ids": batch.ids}
+        texts = batch.inputs | ({MINED: batch.extra[MINED]} if MINED in batch.extra else {})
+        views = self._embed_texts(texts) | self.embed_references(batch) | {"ids": batch.ids}
+        if MINED in batch.extra:
+            views[f"{MINED}_ids"] = batch.extra_ids[MINED]
         if "score" in self.inputs:
             views["score"] = batch.inputs["score"]["values"]
         if self.unsupervised:
@@ -104,16 +122,39 @@ class Simcse(Paired):
         return views
 
     def _embed_texts(self, inputs: dict[str, dict[str, Tensor]]) -> Views:
-        embedder = self.encoder.embedder("text")
-        padding = cast(TextTower, embedder.tower).padding_id
         if self.unsupervised:
-            together = [inputs["text"], inputs.get("positive", inputs["text"])]
-            anchor, positive = embedder(**joined(together, padding)).chunk(2)
-            return {"anchor": anchor, "positive": positive}
-        # Anchors on their own: where they are questions, to pad them to the length of the answers would cost most.
-        others = ["positive", *self.negatives]
-        vectors = embedder(**joined([inputs[role] for role in others], padding)).chunk(len(others))
-        return {"anchor": embedder(**inputs["anchor"])} | dict(zip(others, vectors, strict=True))
+            inputs = {"anchor": inputs["text"], "positive": inputs.get("positive", inputs["text"])}
+            groups = [[*self.sides]]
+        else:
+            # Anchors on their own: where they are questions, to pad them to the length of the answers would cost most.
+            groups = [["anchor"], [role for role in ("positive", *self.negatives, MINED) if role in inputs]]
+        views: Views = {}
+        for roles in groups:
+            if self.key_embedder is None:
+                views |= self._embed_together(self.encoder.embedder("text"), inputs, roles)
+                continue
+            queries = [role for role in roles if role in self._queries]
+            keys = [role for role in roles if role != "anchor" or self.config.symmetric]
+            views |= self._embed_together(self.encoder.embedder("text"), inputs, queries)
+            vectors = self._embed_together(partial(self.key_embedder, "text"), inputs, keys)
+            views |= {f"key_{role}" if role in queries else role: vector for role, vector in vectors.items()}
+        return views
+
+    def _embed_together(
+        self, embed: Callable[..., Tensor], inputs: dict[str, dict[str, Tensor]], roles: Sequence[str]
+    ) -> Views:
+        """The texts of several roles, or of none, in one go."""
+        if len(roles) < 2:
+            return {role: embed(**inputs[role]) for role in roles}
+        padding = cast(TextTower, self.encoder.embedder("text").tower).padding_id
+        lengths = [len(next(iter(inputs[role].values()))) for role in roles]
+        vectors = embed(**joined([inputs[role] for role in roles], padding)).split(lengths)
+        return dict(zip(roles, vectors, strict=True))
+
+    @property
+    def _queries(self) -> tuple[str, ...]:
+        """The roles that are told from others; all else is keys alone, which a momentum copy embeds if there is one."""
+        return self.sides if self.config.symmetric else self.sides[:1]
 
     def _predict_tokens(self, batch: Batch) -> Tensor:
         """(N, 2) of all texts of a row: what :class:`MaskedLanguage` gives."""
@@ -135,28 +176,39 @@ class Simcse(Paired):
             return cosent(query, key, views["score"], self.temperature)
         if config.loss == "cosine_mse":
             return cosine_mse(query, key, self._targets(views["score"]))
-        options = self._identities(views["ids"])
-        if self.negatives:
-            options["negatives"] = torch.cat([views[role] for role in self.negatives])
-            options["negative_owner"] = torch.arange(len(query), device=query.device).repeat(len(self.negatives))
+        if self.queue is None:
+            return self._tell_apart(views, *self.sides, symmetric=config.symmetric)
+        # Past positives are candidates of anchors, past anchors of positives: no direction is the other's transpose.
+        ways = (self.sides, self.sides[::-1]) if config.symmetric else (self.sides,)
+        return torch.stack([self._tell_apart(views, *way, symmetric=False) for way in ways]).mean()
+
+    def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
+        """Each ``query`` from the batch by its ``key``, among further negatives that are keys of its kind."""
+        config, ids = self.config, self._identities(views["ids"])
+        further = self._further(views, key)
+        options: dict[str, Any] = {"ids": ids[query], "key_ids": ids[key], "symmetric": symmetric}
+        if further:
+            options["negatives"] = torch.cat([views[name] for name in further])
+            options["negative_ids"] = torch.cat([self._identities_of_negatives(views, name, key) for name in further])
+            options["negative_owner"] = torch.cat([self._owners(views, name) for name in further])
             options["own_weight"] = config.hard_negative_weight
         if config.debias or config.hardness:
             options |= {"debias": config.debias, "hardness": config.hardness}
-            return debiased_info_nce(query, key, self.temperature, symmetric=config.symmetric, **options)
+            return debiased_info_nce(views[query], key_of(views, key), self.temperature, **options)
         return info_nce(
-            query,
-            key,
+            views[query],
+            key_of(views, key),
             self.temperature,
-            guide=self._guide(views),
-            symmetric=config.symmetric,
+            guide=self._guide(views, query, key, further),
             label_smoothing=config.label_smoothing,
+            across=self.across,
             **options,
         )
 
     def further_terms(self, views: Views) -> dict[str, tuple[float, Tensor]]:
         terms = super().further_terms(views)
         if "mlm" in views and self.config.mlm is not None:
-            total, count = views["mlm"].sum(dim=0)
+            total, count = self._whole(views, "mlm")["mlm"].sum(dim=0)
             terms["mlm"] = (self.config.mlm.weight, total / count.clamp(min=1))
         return terms
 
@@ -169,32 +221,56 @@ class Simcse(Paired):
             correlation = torch.corrcoef(torch.stack([cosines, views["score"].float()]))[0, 1]
             return {"correlation": correlation.nan_to_num().item(), **temperature}
         ids = self._identities(views["ids"])
-        accuracy = batch_accuracy(query, key, ids=ids["ids"], key_ids=ids["key_ids"])
+        accuracy = batch_accuracy(query, key, ids=ids["anchor"], key_ids=ids["positive"], across=self.across)
         return {"accuracy": accuracy.item(), **temperature}
 
     def _before_the_loss(self, views: Views) -> Views:
-        """The views through the training head: here, and not in ``embed``, so that every process computes it on the
-        whole batch and has the whole gradient of its weights, however the towers are spread."""
+        """The views through the training head: here, and not in ``embed``, for it belongs to the loss, whose parameters
+        are whole on every process, however the towers are spread."""
         if self.training_head is None or not self.training:
             return views
-        return views | {name: self.training_head(views[name]) for name in self.compared}
+        heads: dict[bool, Callable[[Tensor], Tensor]] = {True: self.training_head, False: self.training_head}
+        if self.momentum is not None:
+            heads[False] = partial(self.momentum, "training_head")
+        return views | {name: heads[name in self._queries](views[name]) for name in self.compared if name in views}
 
-    def _identities(self, ids: Tensor) -> dict[str, Any]:
-        """Crossed, so that a text equal to a row's anchor or to its positive is no negative of the row."""
+    def _further(self, views: Views, key: str) -> list[str]:
+        """The views that are negatives besides, in the order in which they stand wherever they are joined: past keys of
+        the same kind, and for anchors, whose key is ``positive``, the hard ones before them."""
+        hard = [*self.negatives, MINED] if key == "positive" else []
+        return [name for name in (*hard, f"past_{key}") if name in views]
+
+    def _identities(self, ids: Tensor) -> dict[str, Tensor]:
+        """Of both sides, crossed, so that a text equal to a row's anchor or to its positive is no negative of it."""
         if self.unsupervised:
-            return {"ids": ids, "key_ids": ids}
-        anchor, positive, *hard = ids.unbind(dim=1)
-        found = {
-            "ids": torch.stack([anchor, anchor, positive, positive], dim=1),
-            "key_ids": torch.stack([anchor, positive, anchor, positive], dim=1),
+            return dict.fromkeys(self.sides, ids)
+        anchor, positive = ids[:, 0], ids[:, 1]
+        return {
+            "anchor": torch.stack([anchor, anchor, positive, positive], dim=1),
+            "positive": torch.stack([anchor, positive, anchor, positive], dim=1),
         }
-        return found | ({"negative_ids": torch.cat(hard)[:, None].expand(-1, 4)} if hard else {})
 
-    def _guide(self, views: Views) -> Guide | None:
+    def _identities_of_negatives(self, views: Views, name: str, key: str) -> Tensor:
+        """As those of a ``key``. Mined and past ones have the identities of their row's anchor and positive, so that
+        they are no negatives of another row with one of these."""
+        if name in self.negatives:
+            return views["ids"][:, 2 + self.negatives.index(name), None].expand(-1, 4)
+        return self._identities(views[f"{MINED}_ids" if name == MINED else "past_ids"])[key]
+
+    def _owners(self, views: Views, name: str) -> Tensor:
+        """The row whose hard negative each one of a view is; -1 for past keys, which are nobody's."""
+        rows = torch.arange(len(views["anchor"]), device=views["anchor"].device)
+        if name in self.negatives:
+            return rows
+        # Of mined ones those of the first row come first, then those of the next.
+        return rows.repeat_interleave(self.mined) if name == MINED else rows.new_full((len(views[name]),), -1)
+
+    def _guide(self, views: Views, query: str, key: str, further: Sequence[str]) -> Guide | None:
         if self.config.guide is None:
             return None
-        hard = torch.cat([views[f"guide_{role}"] for role in self.negatives]) if self.negatives else None
-        return Guide(views["guide_anchor"], views["guide_positive"], hard, self.config.guide.margin)
+        seen = [views[f"past_guide_{key}" if name == f"past_{key}" else f"guide_{name}"] for name in further]
+        negatives = torch.cat(seen) if seen else None
+        return Guide(views[f"guide_{query}"], views[f"guide_{key}"], negatives, self.config.guide.margin)
 
     def _targets(self, score: Tensor) -> Tensor:
         """Cosines from 0 to 1."""
@@ -224,10 +300,17 @@ def joined(parts: Sequence[dict[str, Tensor]], padding: int) -> dict[str, Tensor
     return inputs
 
 
-def _refuse_what_does_nothing(config: SimcseConfig, negatives: Sequence[str]) -> None:
-    if config.hard_negative_weight != 1.0 and not negatives:
+def _refuse_ring(config: SimcseConfig, across: str | None) -> None:
+    if across == "ring":
+        setting = "debias and hardness" if config.loss == "info_nce" else f"loss '{config.loss}'"
+        raise MmclError(f"training.exchange: {setting} needs the whole batch on every process; set it to gather")
+
+
+def _refuse_what_does_nothing(config: SimcseConfig, hard: bool) -> None:
+    if config.hard_negative_weight != 1.0 and not hard:
         raise MmclError(
-            "method.hard_negative_weight: the rows have no hard negatives; name their column, or leave it out"
+            "method.hard_negative_weight: the rows have no hard negatives; name their column, set data.mining, or "
+            "leave it out"
         )
     if config.learn_temperature and config.loss == "cosine_mse":
         raise MmclError("method.learn_temperature: loss 'cosine_mse' has no temperature; leave it out")

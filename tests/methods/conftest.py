@@ -23,7 +23,7 @@ class Tower(nn.Linear):
         self.modality, self.width = modality, 6
 
     def forward(self, pixels=None, input_ids=None):
-        return super().forward((input_ids if pixels is None else pixels).float())
+        return super().forward((input_ids if pixels is None else pixels).to(self.weight.dtype))
 
 
 @pytest.fixture

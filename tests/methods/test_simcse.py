@@ -207,6 +207,7 @@ def test_a_teacher_and_a_guide_see_all_roles_and_are_no_parts(make_simcse, make_
     guide = Guide(*(seen[f"guide_{role}"] for role in roles), 0.05)
     ids = simcse._identities(batch.ids)
     vectors = views["anchor"], views["positive"]
+    ids = {"ids": ids["anchor"], "key_ids": ids["positive"], "negative_ids": batch.ids[:, 2:].expand(-1, 4)}
     contrast = info_nce(*vectors, 0.1, negatives=views["negative"], guide=guide, symmetric=False, **ids)
     term = distillation(*vectors, seen["teacher_anchor"], seen["teacher_positive"], 0.1, 0.01)
     torch.testing.assert_close(loss.parts, {"contrastive": contrast, "distillation": term})
