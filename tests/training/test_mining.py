@@ -206,6 +206,15 @@ def test_a_run_is_not_resumed_without_what_was_mined(tmp_path, config):
             run_of(config, run.folder, resume=True)
 
 
+def test_micro_batches_take_them_along(tmp_path, config):
+    changes = ["data.mining.start=1", "model.text.dropout=0", "method.symmetric=true"]
+    plain = run_of(config, tmp_path / "plain", *changes)
+    cached = run_of(config, tmp_path / "cached", *changes, "training.micro_batch=5")
+    for one, other in zip(plain.lines(), cached.lines(), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
+
+
 def test_mined_once_they_stay(tmp_path, config):
     run = run_of(config, tmp_path / "run", "data.mining.every=null", "data.mining.start=0")
     assert list(files_of(run.folder)) == [0]
@@ -353,7 +362,7 @@ def launch(config, folder, processes):
     for rank in range(processes):
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         env = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        env |= {name: str(value) for name, value in where.items()} if processes > 1 else {}
+        env |= {name: str(value) for name, value in where.items()}
         command = [sys.executable, "-c", TRAIN, str(config), str(folder)]
         workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
     for worker in workers:
@@ -366,8 +375,8 @@ def test_two_processes_mine_and_learn_what_one_does(tmp_path, config):
     path.write_text(
         to_yaml(load_config(config, ["model.text.dropout=0", "data.mining.choice=random", "data.mining.start=0"]))
     )
-    for processes in (1, 2):
-        launch(path, tmp_path / str(processes), processes)
+    run_of(load_config(path), tmp_path / "1")
+    launch(path, tmp_path / "2", processes=2)
     one, two = (files_of(tmp_path / name) for name in "12")
     assert list(one) == list(two) == [0, 3, 6]
     for step, lines in one.items():
