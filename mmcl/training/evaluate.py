@@ -76,9 +76,9 @@ def open_judge(
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: sts compares texts, which the model does not embed")
         pairs = open_sts(settings.source, split=settings.split, tasks=settings.tasks, columns=settings.columns)
-        prompts = config.data.prompts
+        named = config.data.prompts
         # Neither sentence searches for the other, so both are read as what training compares: `text`, or an `anchor`.
-        return StsJudge(pairs, prompts.get("text", prompts.get("anchor")))
+        return StsJudge(pairs, named.get("text", named.get("anchor")))
     if is_beir(settings.source):
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: BEIR's tasks are of texts, which the model does not embed")
