@@ -179,8 +179,8 @@ class _LogSumExp(torch.autograd.Function):
 
         def work(shard: Side, besides: list[Tensor]) -> Tensor:
             if kernels:
-                given = _for_triton(sweep, shard, job.weight), sweep.d_rows(), *wanted[:2], *besides[:2]
-                return triton_tiles.log_sum_exp_backward(*given, shift=job.shift)
+                logits, statistics = _for_triton(sweep, shard, job.weight), (*wanted[:2], *besides[:2])
+                return triton_tiles.log_sum_exp_backward(logits, sweep.d_rows(), *statistics, shift=job.shift)
             return sweep.gradient(shard, derivatives(sweep, shard, job, wanted, _Wanted(*besides) if besides else None))
 
         besides = _Wanted.of(by_column, grads[1]) if job.both else ()
