@@ -11,14 +11,11 @@ what the model's matrix products alone would allow, at the speed measured for th
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import random
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +50,6 @@ def mixed_texts(count: int, data: Path) -> list[str]:
     texts = sentences + short + joined
     draw.shuffle(texts)
     return texts
-
-
-def million_texts(count: int, data: Path) -> Iterator[str]:
-    """As many distinct texts as asked for, short ones, without ever holding them."""
-    sentences = pq.read_table(data / "sts.parquet", columns=["sentence1"]).column("sentence1")
-    for number in range(count):
-        yield f"{number} {sentences[number % len(sentences)].as_py()[:24]}"
 
 
 def alternate(contenders: dict[str, Callable[[], object]], rounds: int, until: float) -> dict[str, float]:
@@ -149,44 +139,14 @@ def decompose(encoder: Any, texts: list[str]) -> list[dict[str, Any]]:
     return [{"part": part, "percent": 100 * seconds / wall} for part, seconds in spent.items()]
 
 
-def memory_of_stream(count: int, data: Path, limit: float) -> dict[str, Any]:
-    """Peak resident memory of another process that streams ``count`` texts, in MB."""
-    command = [sys.executable, __file__, "--stream", str(count), "--data", str(data), "--stream-seconds", str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def stream(count: int, data: Path, limit: float) -> None:
-    """The other process: encode, keep nothing, print how much memory it took at most."""
-    import resource
-
-    encoder = mmcl.load(MODEL, dtype="float32")
-    start, done = time.monotonic(), 0
-    for vectors in encoder.encode_stream(million_texts(count, data)):
-        done += len(vectors)
-        if time.monotonic() - start > limit:
-            break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    took = time.monotonic() - start
-    print(json.dumps({"asked": count, "texts": done, "texts_s": done / took, "peak_mb": peak}))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=30.0, help="soft limit of the whole")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 rows even where the CPU has no such products")
-    parser.add_argument("--streams", type=int, nargs="*", default=[10_000, 1_000_000])
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--stream-seconds", type=float, default=float("inf"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.stream:
-        stream(given.stream, given.data, given.stream_seconds)
-    else:
-        measure(given)
+    measure(parser.parse_args())
 
 
 def measure(given: argparse.Namespace) -> None:
@@ -222,10 +182,7 @@ def measure(given: argparse.Namespace) -> None:
         rows.append({"what": "bfloat16: no such products in this CPU"})
     buckets = by_length(encoder, library, half, bf16, texts, lengths, began + 0.75 * seconds)
     parts = decompose(encoder, texts[: max(1, len(texts) // 10)])
-    tables = {"by_length": buckets, "decomposition": parts, "streams": []}
-    for number in given.streams:
-        left = max(20.0, (began + seconds - time.monotonic()) / 2)
-        tables["streams"].append(memory_of_stream(number, given.data, left))
+    tables = {"by_length": buckets, "decomposition": parts}
     report(
         __file__, rows, texts=len(texts), tokens=int(lengths.sum()), threads=torch.get_num_threads(), model=MODEL,
         products_gflops={name.strip() or "float32": speed / 1e9 for name, speed in speeds.items()}, **tables,
