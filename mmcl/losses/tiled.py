@@ -177,12 +177,14 @@ class _LogSumExp(torch.autograd.Function):
         wanted = _Wanted.of(by_row, grads[0])
         derivatives = _derivative_of_sums if job.shift is not None else _derivative_of_statistics
 
-        def work(shard: Side, besides: list[Tensor]) -> Tensor:
+        def work(shard: Side, besides: list[Tensor]) -> Tensor | None:
             if kernels:
                 logits, statistics = _for_triton(sweep, shard, job.weight), (*wanted[:2], *besides[:2])
                 return triton_tiles.log_sum_exp_backward(logits, sweep.d_rows(), *statistics, shift=job.shift)
-            return sweep.gradient(shard, derivatives(sweep, shard, job, wanted, _Wanted(*besides) if besides else None))
+            derivative = derivatives(sweep, shard, job, wanted, _Wanted(*besides) if besides else None)
+            return sweep.gradient(shard, derivative, theirs=theirs)
 
+        theirs = ctx.needs_input_grad[1]  # a queue of past keys has no use for it
         besides = _Wanted.of(by_column, grads[1]) if job.both else ()
         d_columns = job.plan.tour(job.columns, work, besides=besides)
         d_rows, d_scale = sweep.finish()
@@ -362,7 +364,7 @@ class _SoftplusSum(torch.autograd.Function):
         by_sum = grads[0].to(scale.dtype)[:, None]
         d_bias = (grads[0] * slopes).sum()  # 0 so far, unless kernels have found the slopes
 
-        def work(shard: Side, _: list[Tensor]) -> Tensor:
+        def work(shard: Side, _: list[Tensor]) -> Tensor | None:
             if kernels:
                 logits = _for_triton(sweep, shard, 0.0)
                 return triton_tiles.softplus_sum_backward(logits, bias, sweep.d_rows(), grads[0])

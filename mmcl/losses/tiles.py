@@ -157,27 +157,33 @@ class Sweep:
             values = terms[row, column]
             terms[row, column] = torch.where(here, values * weight, values)
 
-    def gradient(self, columns: Side, derivative: Callable[[slice, slice, Tensor], Tensor]) -> Tensor:
+    def gradient(
+        self, columns: Side, derivative: Callable[[slice, slice, Tensor], Tensor], *, theirs: bool = True
+    ) -> Tensor | None:
         """(M, D) gradient of the columns; that of rows and scale is kept for :meth:`finish`.
 
         Args:
             columns: as they came by in the forward pass.
             derivative: makes of a tile of logits the derivative by them, in their place.
+            theirs: whether the columns' gradient is of use; None is returned for what is not.
         """
-        d_rows, d_columns = self.d_rows(), torch.zeros_like(columns.vectors)
+        d_rows = self.d_rows()
+        d_columns = torch.zeros_like(columns.vectors) if theirs else None
         for r, c, scaled, z in self._tiles(columns):
-            weights, d_ours, d_theirs = derivative(r, c, z), d_rows[r], d_columns[c]
+            weights, d_ours = derivative(r, c, z), d_rows[r]
             if self.plan.similarity == "euclidean":
                 a, b = (side.vectors[at].detach().requires_grad_() for side, at in ((self.rows, r), (columns, c)))
                 with torch.enable_grad():
                     values = similarities(a, b, "euclidean")
                 d_a, d_b = torch.autograd.grad(values, (a, b), weights)
                 d_ours += d_a
-                d_theirs += d_b * self.scale
                 self.d_scale += (weights * values.detach()).sum(dtype=torch.float64)
+                if d_columns is not None:
+                    d_columns[c] += d_b * self.scale
             else:
                 multiply(weights, columns.vectors[c], d_ours, half=self.plan.half, add=True)
-                multiply(weights.T, scaled, d_theirs, half=self.plan.half, add=True)
+                if d_columns is not None:
+                    multiply(weights.T, scaled, d_columns[c], half=self.plan.half, add=True)
         return d_columns
 
     def d_rows(self) -> Tensor:
