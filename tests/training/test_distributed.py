@@ -137,8 +137,8 @@ def same_run(one, two):
     return logs[0]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, parallel):
+@pytest.mark.parametrize(("parallel", "exchange"), [("ddp", "gather"), ("fsdp", "ring")])
+def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, parallel, exchange):
     """Pairs with hard negatives, a head for training, batches without duplicates, and labelled pairs to judge by."""
     animals, verbs = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
     rows = [{"anchor": f"a {a} {v}", "positive": f"the {a} {v}", "negative": f"no {a}"} for a in animals for v in verbs]
@@ -154,7 +154,14 @@ def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, paralle
             "distinct": True,
         },
         "model": {"dim": 16, "text": {**tower, "head": {"kind": "none"}}},
-        "training": {"epochs": 2, "batch_size": 6, "log_every": 1, "tensorboard": False, "parallel": parallel},
+        "training": {
+            "epochs": 2,
+            "batch_size": 6,
+            "log_every": 1,
+            "tensorboard": False,
+            "parallel": parallel,
+            "exchange": exchange,
+        },
         "evaluation": {"sources": {"dev": {"task": "sts", "source": str(tmp_path / "sts.jsonl")}}},
     }
     path = tmp_path / "config.yaml"
