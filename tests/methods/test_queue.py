@@ -96,7 +96,10 @@ def test_a_queue_with_info_nce_is_moco_s_loss_as_lightly_computes_it():
         theirs = loss(query, key)
         if step >= 3:  # its bank starts with random vectors
             past = queue.past()["key"]
-            rows = [info_nce(q[None], k[None], 0.1, negatives=past, symmetric=False) for q, k in zip(query, key)]
+            rows = [
+                info_nce(q[None], k[None], 0.1, negatives=past, symmetric=False)
+                for q, k in zip(query, key, strict=True)
+            ]
             ours = torch.stack(rows).mean()  # row by row: MoCo has no negatives within the batch
             torch.testing.assert_close(ours, theirs)
             torch.testing.assert_close(*(torch.autograd.grad(x, query)[0] for x in (ours, theirs)))
@@ -120,7 +123,9 @@ def batches(batch, count):
     """Others like it, of which half of the rows come back in the next one, alone or with another partner."""
     for number in range(count):
         torch.manual_seed(number)
-        inputs = {role: {name: torch.randn_like(x) for name, x in named.items()} for role, named in batch.inputs.items()}
+        inputs = {
+            role: {name: torch.randn_like(x) for name, x in named.items()} for role, named in batch.inputs.items()
+        }
         ids = batch.ids + 4 * number
         ids[1, 1] += 1000
         yield replace(batch, inputs=inputs, ids=ids)
@@ -394,7 +399,10 @@ def test_a_teacher_goes_with_a_momentum_copy(make_simcse, make_text_encoder, mak
     [
         ({"name": "simcse", "loss": "cosent", "queue": {}}, "queue is of info_nce; loss 'cosent' has none of it"),
         ({"name": "clip", "queue": {"size": 0}}, r"'method\.queue\.size' is 0: input should be greater than or equal"),
-        ({"name": "clip", "queue": {"momentum": 1.0}}, r"'method\.queue\.momentum' is 1\.0: input should be less than 1"),
+        (
+            {"name": "clip", "queue": {"momentum": 1.0}},
+            r"'method\.queue\.momentum' is 1\.0: input should be less than 1",
+        ),
         ({"name": "clip", "momentum": 0.9}, r"unknown key 'method\.momentum'"),
         ({"name": "siglip", "queue": {}}, r"unknown key 'method\.queue'"),
     ],

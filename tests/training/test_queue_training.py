@@ -1,0 +1,130 @@
+"""Runs with a queue: what they leave behind, how they go on, and that several processes are one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmcl.config.load import load_config, to_yaml
+from mmcl.training import train
+from mmcl.training.checkpoint import changed_names, learned_names, list_checkpoints
+from mmcl.training.loop import Trainer
+
+from .test_distributed import TRAIN, launch, same_run
+
+QUEUE = {"size": 100, "momentum": 0.9, "start": 2}  # no multiple of the batch; full after two steps
+
+
+@pytest.fixture
+def tiny(shapes_config):
+    """Twelve steps with dropout, augmentation and running statistics: everything that resuming must restore."""
+    settings = {"epochs": 0.2, "save_every": 3, "keep": 3}
+    training = shapes_config["training"] | settings
+    return shapes_config | {"training": training, "evaluation": {}, "method": {"name": "clip", "queue": QUEUE}}
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_a_resumed_run_equals_one_left_alone_bit_for_bit(tmp_path, tiny, momentum):
+    tiny["method"] = {"name": "clip", "queue": QUEUE | {"momentum": momentum}}
+    train(tiny, out=tmp_path / "whole", show_progress=False)
+    last = list_checkpoints(tmp_path / "whole")[-1]
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "model")
+    for checkpoint in list_checkpoints(tmp_path / "cut")[1:]:
+        shutil.rmtree(checkpoint)
+    train(tiny, out=tmp_path / "cut", resume=True, show_progress=False)
+    for file in (f"checkpoints/{last.name}/model.safetensors", "model/model.safetensors"):
+        whole, resumed = (load_file(tmp_path / run / file) for run in ("whole", "cut"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_queue_and_copy_are_in_checkpoints_but_neither_averaged_nor_interpolated_nor_saved(tmp_path, tiny, caplog):
+    tiny["training"] |= {"average": 0.9, "wise_ft": [1.0], "epochs": 0.1}
+    with caplog.at_level(logging.INFO, logger="mmcl"):
+        train(tiny, out=tmp_path / "run", show_progress=False)
+    last = list_checkpoints(tmp_path / "run")[-1]
+    beside = ("queue.", "momentum.")
+    names = {path: set(load_file(path)) for path in tmp_path.glob("run/**/*.safetensors")}
+    assert {"queue.vectors_image", "queue.vectors_text", "queue.ids", "queue.pushed", "queue.steps"} <= names[
+        last / "model.safetensors"
+    ]
+    assert any(name.startswith("momentum.parts.image.tower") for name in names[last / "model.safetensors"])
+    for file in (
+        last / "average.safetensors",
+        tmp_path / "run/start.safetensors",
+        tmp_path / "run/model/model.safetensors",
+    ):
+        assert names[file]
+        assert not any(part in name for name in names[file] for part in beside), file
+    assert "63 negatives per query and up to 100 past ones" in caplog.text
+    learned = next(record.message for record in caplog.records if record.message.startswith("learned parameters"))
+    assert "momentum" not in learned
+
+
+def test_what_is_frozen_is_kept_once(tmp_path, tiny):
+    tiny["model"]["text"] |= {"frozen": True}
+    tiny["training"] |= {"groups": [{"match": "image.tower", "lr": 0}]}
+    method = Trainer(load_config(tiny), tmp_path / "run", resume=False).method
+    towers = {name for name in changed_names(method) if ".tower." in name and name.endswith(("weight", "bias"))}
+    assert not {name for name in towers if "text" in name}
+    assert learned_names(method).isdisjoint(changed_names(method) - learned_names(method))
+    frozen = method.momentum.parts["text"].tower
+    assert all(own is other for own, other in zip(
+        frozen.parameters(), method.encoder.embedder("text").tower.parameters(), strict=True
+    ))  # fmt: skip
+
+
+def test_micro_batches_change_nothing(tmp_path, tiny):
+    """Gradient caching sees the same keys, and pushes each once."""
+    image = {"name": "timm:vit_tiny_patch16_224"}
+    image["args"] = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
+    tiny["model"]["image"] = image
+    tiny["model"]["text"] |= {"dropout": 0}
+    tiny["training"] |= {"epochs": 0.1, "log_every": 1}
+    for name, size in (("plain", "null"), ("cached", "24")):
+        train(tiny, out=tmp_path / name, overrides=[f"training.micro_batch={size}"], show_progress=False)
+    same_run(tmp_path / "plain", tmp_path / "cached")
+    queues = [load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("plain", "cached")]
+    assert torch.equal(queues[0]["queue.ids"], queues[1]["queue.ids"])
+    assert int(queues[1]["queue.pushed"]) == 6 * 64
+
+
+@pytest.fixture
+def pairs_config(tmp_path):
+    """Pairs of sentences and a head for training, without dropout: nothing but the loss joins the rows."""
+    animals, verbs = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
+    rows = [{"anchor": f"a {a} {v}", "positive": f"the {a} {v}"} for a in animals for v in verbs]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tower = {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "dropout": 0, "tokenizer": {"vocab_size": 60}}
+    training = {"epochs": 2, "batch_size": 6, "accumulate": 2, "log_every": 1, "tensorboard": False, "save_every": 3}
+    return {
+        "method": {"name": "simcse", "training_head": True, "symmetric": True},
+        "data": {"train": {"source": str(tmp_path / "rows.jsonl")}, "columns": {role: role for role in rows[0]}},
+        "model": {"dim": 16, "text": {**tower, "head": {"kind": "none"}}},
+        "training": training,
+    }
+
+
+@pytest.mark.parametrize(
+    ("parallel", "exchange", "momentum"), [("ddp", "gather", None), ("ddp", "ring", 0.8), ("fsdp", "gather", 0.8)]
+)
+def test_two_processes_equal_one(tmp_path, pairs_config, parallel, exchange, momentum):
+    """A copy of what is in shards is in the same shards."""
+    pairs_config["method"]["queue"] = {"size": 15, "momentum": momentum}
+    pairs_config["training"] |= {"parallel": parallel, "exchange": exchange}
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load_config(pairs_config)))
+    train(path, out=tmp_path / "one", show_progress=False)
+    launch(TRAIN, path, tmp_path / "two", processes=2)
+    assert len(same_run(tmp_path / "one", tmp_path / "two")) == 6
+    one, two = (load_file(list_checkpoints(tmp_path / n)[-1] / "model.safetensors") for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert torch.equal(one["queue.ids"], two["queue.ids"])
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
