@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.methods.state import MethodState
+from mmcl.runtime import sharding
 
 
 class MomentumCopy(MethodState):
@@ -55,6 +56,7 @@ class MomentumCopy(MethodState):
     def update(self) -> None:
         """One step after what is followed."""
         (source,) = self._source
+        sharding.reshard(self.parts)
         own = dict(self.parts.named_parameters())
         for name, parameter in source.named_parameters():
             if parameter.requires_grad:

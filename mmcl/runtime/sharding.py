@@ -36,6 +36,13 @@ def delay_gradients(module: nn.Module, delay: bool) -> None:
             part.set_requires_gradient_sync(not delay, recurse=False)
 
 
+def reshard(module: nn.Module) -> None:
+    """Let go of parameters that a forward pass gathered, where no backward pass follows that would do so."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor gathered from its shards; any other as it is. All processes call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
