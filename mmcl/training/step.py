@@ -208,9 +208,7 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
         return method
     if settings.parallel == "fsdp":
         learning = [part for part in _embedders(method) if any(weight.requires_grad for weight in part.parameters())]
-        for copy in [
-            part for part in method.modules() if isinstance(part, MomentumCopy)
-        ]:  # in the shards of the copied
+        for copy in [part for part in method.modules() if isinstance(part, MomentumCopy)]:  # in its model's shards
             learning += [twin for part, twin in copy.twins() if isinstance(twin, Embedder) and part in learning]
         for embedder in learning:
             sharding.shard(embedder, blocks(embedder.tower.net), device)
