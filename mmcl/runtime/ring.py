@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmcl.runtime.distributed import rank, world_size
+from mmcl.runtime.distributed import gather_rows, rank, row_counts, world_size
 
 Work = Callable[[list[Tensor]], Tensor | None]
 Combine = Callable[[Tensor, Tensor], Tensor]
@@ -59,12 +59,12 @@ class Gather(Alone):
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        counts = _counts(rows, device)
+        counts = row_counts(rows, device)
         self.first, self.rows = sum(counts[: rank()]), sum(counts)
 
     def tour(self, columns: Sequence[Tensor], work: Work, combine: Combine = torch.add) -> Tensor | None:
-        counts = _counts(len(columns[0]), columns[0].device)
-        found = work([_gathered(tensor, counts) for tensor in columns])
+        counts = row_counts(len(columns[0]), columns[0].device)
+        found = work([gather_rows(tensor, counts) for tensor in columns])
         if found is None:
             return None
         mine = found.new_empty(len(counts) * counts[rank()], *found.shape[1:])
@@ -89,7 +89,7 @@ class Ring(Gather):
     """
 
     def tour(self, columns: Sequence[Tensor], work: Work, combine: Combine = torch.add) -> Tensor | None:
-        counts = _counts(len(columns[0]), columns[0].device)
+        counts = row_counts(len(columns[0]), columns[0].device)
         world, me = len(counts), rank()
         held = [tensor.contiguous() for tensor in columns]
         home: Tensor | None = None
@@ -163,20 +163,3 @@ def exchange(across: str | None, rows: int, device: torch.device) -> Alone:
     if across is None or world_size() == 1:
         return Alone(rows)
     return Ring(rows, device) if across == "ring" else Gather(rows, device)
-
-
-def _counts(count: int, device: torch.device) -> list[int]:
-    """Every process's number."""
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
-    counts[rank()] = count
-    dist.all_reduce(counts)
-    return counts.tolist()
-
-
-def _gathered(tensor: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all processes, in the order of ranks."""
-    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-    padded[: len(tensor)] = tensor
-    shards = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(shards, padded)
-    return torch.cat([shard[:count] for shard, count in zip(shards, counts, strict=True)])
