@@ -239,7 +239,7 @@ def _read_transformer(folder: Path) -> dict[str, Any]:
 
 def _read_pooling(folder: Path) -> dict[str, Any]:
     """The older spelling has a flag for each pooling."""
-    config = _read_json(folder / "config.json")
+    config = _read_config(folder)
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
@@ -252,7 +252,7 @@ def _read_pooling(folder: Path) -> dict[str, Any]:
 
 
 def _read_dense(folder: Path) -> DenseSettings:
-    config = _read_json(folder / "config.json")
+    config = _read_config(folder)
     _check_place(config, folder)
     if config.get("use_residual"):
         raise MmclError(f"{folder}: a dense layer with a residual connection is not supported; use a model without it")
@@ -300,6 +300,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in sorted(shapes.items())) or "nothing"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The settings of a module that computes nothing known without them."""
+    if not (folder / "config.json").is_file():
+        raise MmclError(f"{folder / 'config.json'}: is missing, but {MODULES} lists its folder; take a fresh copy")
+    return _read_json(folder / "config.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -365,6 +365,23 @@ def test_what_is_missing_is_named(folder, tmp_path):
     assert "model.safetensors" in without("model.safetensors")
     assert "weights are missing" in without("2_Dense/model.safetensors")
     assert "config.json" in without("config.json")
+    for name in ("1_Pooling/config.json", "2_Dense/config.json"):
+        assert f"{name}: is missing, but modules.json lists its folder" in without(name)
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "0_Transformer"), (1, "1_Pooling"), (2, "2_Dense")])
+def test_a_listed_folder_that_is_not_there_is_named(folder, place, name):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[place]["path"] = name
+    write(folder / "modules.json", modules)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    assert str(folder / name) in refusal(folder)
+
+
+def test_a_normalisation_needs_no_folder(folder):
+    """Which is empty, and lost where folders are kept by their files alone."""
+    shutil.rmtree(folder / "3_Normalize")
+    assert mmcl.load(folder).dim == 8
 
 
 def test_paths_stay_within_the_folder_and_pickles_hold_tensors_alone(folder):
