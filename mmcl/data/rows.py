@@ -87,6 +87,20 @@ class Rows:
             selection=None if everything else chosen,
         )
 
+    def of_split(self, split: str) -> Rows:
+        """The rows whose column ``split`` says ``split``, which the new rows' name tells. Raises ``MmclError`` if there
+        is none, or no such column."""
+        if "split" not in self.column_names:
+            raise MmclError(f"{self.name}: there is no column 'split' to choose '{split}' by; leave the split out")
+        values = self.texts("split")
+        chosen = [row for row, value in enumerate(values) if value == split]
+        if not chosen:
+            parts = ", ".join(sorted({str(value) for value in values if value}))
+            raise MmclError(f"{self.name}: no split '{split}'; it has {parts or 'none'}")
+        rows = self.select(chosen)
+        rows.name = f"{self.name} ({split})"
+        return rows
+
     def column(self, name: str) -> list[Any]:
         """A column as Python objects, one a row. The cells of a CSV or TSV file are text."""
         return self._read(name, self._selection)

@@ -45,8 +45,9 @@ def open_source(source: str | Path, *, split: str | None = None) -> Rows:
     - ``sample:NAME``, a sample data set;
     - ``user/name`` or ``user/name:config``, a data set on the hub.
 
-    ``split`` names the part to read; it may be left out where there is only one. Raises ``MmclError`` if there is no
-    such thing, if it is empty or malformed, or if ``split`` does not choose one part.
+    ``split`` names the part to read: of a single file, the rows whose column ``split`` says so, or without it all rows.
+    Otherwise it may be left out where there is only one. Raises ``MmclError`` if there is no such thing, if it is empty
+    or malformed, or if ``split`` does not choose one part.
     """
     text = str(source)
     if text.startswith("sample:"):
@@ -63,9 +64,8 @@ def open_source(source: str | Path, *, split: str | None = None) -> Rows:
             return _rows(
                 datasets.Dataset.from_dict(columns), name=name, fingerprint=fingerprint, folder=path.resolve().parent
             )
-        if split is not None:
-            raise MmclError(f"{text}: a single file has no splits; leave out split '{split}'")
-        return _open_tables([path], name=text, folder=path.parent)
+        rows = _open_tables([path], name=text, folder=path.parent)
+        return rows if split is None else rows.of_split(split)
     if path.suffix.lower() not in _READERS and isinstance(source, str) and (hub := _HUB_NAME.fullmatch(source)):
         return _open_hub(hub["name"], hub["config"], split, name=text)
     raise MmclError(f"{text}: no such file or folder (a data set on the hub is written user/name)")

@@ -39,6 +39,8 @@ _ALIASES = {
     "score": ("score", "similarity_score", "relatedness_score", "label"),
 }
 
+_UNNAMED = "the table"
+
 Table: TypeAlias = "str | Path | Rows | pa.Table"
 
 
@@ -95,8 +97,8 @@ def open_sts(
     names = {role: columns.get(role) or _column(rows, role, options) for role, options in _ALIASES.items()}
     has_scores = scored or names["score"] in rows.column_names
     rows.require(names.values() if has_scores else (names["sentence1"], names["sentence2"]))
-    if split is not None and not chosen:
-        rows = _of_split(rows, split)
+    if not (chosen or split is None or (split == "test" and "split" not in rows.column_names)):
+        rows = rows.of_split(split)
     labels = _labels(rows, table)
     for task in tasks:
         _known(task, labels, rows.name)
@@ -129,7 +131,7 @@ def _open(table: Table, split: str | None) -> tuple[Rows, bool]:
     if isinstance(table, Rows):
         return table, False
     if isinstance(table, pa.Table):
-        return _as_rows(table, "the table"), False
+        return _as_rows(table, _UNNAMED), False
     path = Path(table).expanduser()
     if path.is_file():
         return (_read_tsv(path) if path.suffix.lower() == ".tsv" else open_source(path)), False
@@ -163,24 +165,12 @@ def _column(rows: Rows, role: str, options: Sequence[str]) -> str:
     return next((name for name in options if name in rows.column_names), role)
 
 
-def _of_split(rows: Rows, split: str) -> Rows:
-    if "split" not in rows.column_names:
-        if split != "test":
-            raise MmclError(f"{rows.name}: no split '{split}': the table has no column 'split'; leave the split out")
-        return rows
-    values = rows.column("split")
-    chosen = [row for row, value in enumerate(values) if value == split]
-    if not chosen:
-        raise MmclError(f"{rows.name}: no split '{split}'; it has {', '.join(sorted(map(str, set(values))))}")
-    return rows.select(chosen)
-
-
 def _labels(rows: Rows, table: Table) -> list[str]:
     """The task of each row; of a table without such a column, its own name."""
     if "task" in rows.column_names:
         return [str(task) for task in rows.column("task")]
     names = {hub: task for task, hub in HUB.items()}
-    own = rows.name if isinstance(table, Rows | pa.Table) else str(table)
+    own = table.name if isinstance(table, Rows) else _UNNAMED if isinstance(table, pa.Table) else str(table)
     return [names.get(own) or Path(own).stem] * len(rows)
 
 

@@ -138,6 +138,19 @@ def test_folder_of_tables_has_splits(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_column_split_parts_a_single_table(tmp_path: Path, suffix: str) -> None:
+    parts = ["train", "dev", "train", None if suffix != ".csv" else ""]
+    path = write(tmp_path / f"t{suffix}", {"split": parts, "text": ["a", "b", "c", "d"]})
+    whole, train, dev = (open_source(path, split=split) for split in (None, "train", "dev"))
+    assert [rows.texts("text") for rows in (whole, train, dev)] == [["a", "b", "c", "d"], ["a", "c"], ["b"]]
+    assert train.ids() == ["0", "2"]
+    assert (train.name, dev.name) == (f"{path} (train)", f"{path} (dev)")
+    assert len({rows.fingerprint for rows in (whole, train, dev)}) == 3
+    with pytest.raises(MmclError, match=r"no split 'test'; it has dev, train$"):
+        open_source(path, split="test")
+
+
 def test_saved_dataset_dict_has_splits(tmp_path: Path) -> None:
     parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
@@ -210,7 +223,9 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         rows.require(["id", "txt"])
     with pytest.raises(MmclError, match="no column 'nope'"):
         rows.texts("nope")
-    with pytest.raises(MmclError, match="a single file has no splits; leave out split 'train'"):
+    with pytest.raises(
+        MmclError, match=r"t\.csv: there is no column 'split' to choose 'train' by; leave the split out"
+    ):
         open_source(tmp_path / "t.csv", split="train")
 
 
