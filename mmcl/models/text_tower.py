@@ -30,6 +30,8 @@ from mmcl.runtime.errors import MmclError, nearest
 log = logging.getLogger("mmcl")
 
 SCRATCH_MAX_TOKENS = 64
+FULL_TABLE = 0.9
+"""The least part of a table of embeddings that its own tokenizer uses: tables are padded by a few percent."""
 OWN_VECTOR = ("pooled", "pooler")
 """Poolings of the model itself: ``pooler``, a text encoder's dense layer and tanh on its first token; ``pooled``,
 whatever one vector a text the model gives, such as CLIP's projection."""
@@ -391,12 +393,13 @@ class TextTower(nn.Module):
         weighted = len(self.tokenizer) if self.token_weights is None else len(self.token_weights.log_weight)
         if weighted != len(self.tokenizer):
             raise MmclError(f"the tokenizer has {len(self.tokenizer)} entries but {weighted} have weights")
-        if len(self.tokenizer) > self.net.config.vocab_size:
-            where = f"{self.tokenizer.name_or_path}: " if self.tokenizer.name_or_path else ""
-            raise MmclError(
-                f"{where}the tokenizer has {len(self.tokenizer)} entries but the model only "
-                f"{self.net.config.vocab_size}; they do not belong together"
-            )
+        entries, rows = len(self.tokenizer), int(self.net.config.vocab_size)
+        where = f"{self.tokenizer.name_or_path}: " if self.tokenizer.name_or_path else ""
+        found = f"{where}the tokenizer has {entries} entries but the model"
+        if entries > rows:
+            raise MmclError(f"{found} only {rows}; they do not belong together")
+        if entries < FULL_TABLE * rows:  # nothing but its vectors would tell that it is another model's
+            log.warning("%s %d; check that they belong together", found, rows)
 
     @torch.no_grad()
     def _measure_width(self) -> int:

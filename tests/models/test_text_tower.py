@@ -321,6 +321,19 @@ def test_broken_folders_are_told_in_one_line(folder, how, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("rows", "said"), [(91, False), (90, True)])
+def test_a_tokenizer_that_leaves_much_of_the_table_unused_is_said(folder, tokenizer, caplog, rows, said):
+    """Padded tables are common; a tokenizer of some other model would give vectors all the same."""
+    entries = len(tokenizer)
+    net = transformers.AutoModel.from_pretrained(folder)
+    net.resize_token_embeddings(-(-entries * 100 // rows) + said)
+    net.save_pretrained(folder)
+    TextTower.open(str(folder))
+    warnings = [record.getMessage() for record in caplog.records if "belong together" in record.getMessage()]
+    assert len(warnings) == said
+    assert all(f"the tokenizer has {entries} entries but the model {net.config.vocab_size};" in line for line in warnings)
+
+
 def test_weights_without_a_pooler_are_whole_but_say_so(folder, caplog):
     state = load_file(folder / "model.safetensors")
     state = {key: value for key, value in state.items() if "pooler" not in key}
