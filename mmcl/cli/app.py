@@ -6,16 +6,33 @@ import errno
 import logging
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from mmcl import __version__
 from mmcl.cli import config, data, encode, evaluate, export, index, quickstart, tokenizer, train
 from mmcl.runtime.errors import MmclError
 
+
+class _StoppedError(Exception):
+    """Ctrl-C, as typer lets it pass."""
+
+
+class _Commands(TyperGroup):
+    """Typer ends an interrupted command without a word; here it is told as any other end is."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _StoppedError(str(error) or "interrupted; what is on disk is whole") from error
+
+
 app = typer.Typer(
     name="mmcl",
+    cls=_Commands,
     help="Train, use and judge contrastive embeddings: images with text, sentences, images alone.",
     no_args_is_help=True,
     add_completion=False,
@@ -64,7 +81,7 @@ def main() -> None:
     logger.propagate = False  # some libraries give the root logger a handler of their own
     try:
         sys.exit(app([argument for argument in sys.argv[1:] if argument != "--debug"]))
-    except (MmclError, OSError, KeyboardInterrupt) as error:
+    except (MmclError, OSError, _StoppedError) as error:
         if debug:
             raise
         message, code = _told(error)
@@ -76,8 +93,8 @@ def _told(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for an error."""
     if isinstance(error, MmclError):
         return f"error: {error}", error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what is on disk is whole, and a training run goes on with --resume", 130
+    if isinstance(error, _StoppedError):
+        return str(error), 130
     if isinstance(error, BrokenPipeError):
         return "", 0
     name = getattr(error, "filename", None)

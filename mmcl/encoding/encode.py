@@ -120,6 +120,7 @@ def encode_source(
         MmclError: no such column, a modality the encoder lacks, an unusable picture or text under ``fail``, nothing
             that can be encoded, or ``out`` holds vectors of another origin.
         OSError: the disk is full. Give the same call again once there is room.
+        KeyboardInterrupt: as it comes, saying where the same call goes on.
     """
     rows.require([column] if label_column is None else [column, label_column])
     modality = modality or _modality_of(rows, column)
@@ -129,17 +130,23 @@ def encode_source(
     _check_wanted(encoder, wanted, modality)
     writer = _open_writer(encoder, reader, out, dtype, shard_rows, wanted)
     if not writer.complete:
-        with progress("encode", len(rows), "rows", show_progress) as advance, writer:
-            advance(writer.rows_done)
-            for block in reader.blocks(writer.rows_done, size):
-                if block.skipped and on_error == "fail":
-                    row, id_, reason = block.skipped[0]
-                    raise MmclError(f"{rows.name}: row {row} (id {id_!r}), column '{column}': {reason}")
-                for row, id_, reason in block.skipped:
-                    writer.skip(row, id_, reason)
-                vectors = _encode(encoder, block.inputs, modality, wanted)
-                writer.append(block.ids, vectors, block.labels, rows_done=block.stop)
-                advance(block.stop - block.start)
+        try:
+            with progress("encode", len(rows), "rows", show_progress) as advance, writer:
+                advance(writer.rows_done)
+                for block in reader.blocks(writer.rows_done, size):
+                    if block.skipped and on_error == "fail":
+                        row, id_, reason = block.skipped[0]
+                        raise MmclError(f"{rows.name}: row {row} (id {id_!r}), column '{column}': {reason}")
+                    for row, id_, reason in block.skipped:
+                        writer.skip(row, id_, reason)
+                    vectors = _encode(encoder, block.inputs, modality, wanted)
+                    writer.append(block.ids, vectors, block.labels, rows_done=block.stop)
+                    advance(block.stop - block.start)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; given again, it goes on at row {writer.rows_done:,} of {len(rows):,} "
+                f"(written are whole shards, of {shard_rows:,} vectors)"
+            ) from None
     stored = open_vectors(out)
     _report_skipped(stored, reader)
     return stored

@@ -69,10 +69,11 @@ def train(
     Raises:
         MmclError: the config, the data or the run folder is not as needed.
         DivergedError: the loss or the gradient stopped being finite.
+        KeyboardInterrupt: as it comes, saying at which step and how to go on.
     """
     config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / config.name
-    with distributed.lost_process_is_told(lambda: _how_to_go_on(folder)):
+    with distributed.lost_process_is_told(lambda: _how_to_go_on(folder, "all of them")):
         return _train(config, folder, resume, find_batch, show_progress)
 
 
@@ -83,14 +84,19 @@ def _train(config: Config, folder: Path, resume: bool, find_batch: bool, show_pr
 
             config = fitting(config, folder, resume)
         trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
-    trainer.fit()
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        told = f"interrupted at step {trainer.progress.step} of {trainer.steps}; {_how_to_go_on(folder, 'it')}"
+        raise KeyboardInterrupt(told) from None
     return Run(folder)
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _how_to_go_on(folder: Path, run: str) -> str:
     if checkpoints := list_checkpoints(folder):
-        return f"start all of them again with --resume, which goes on from {checkpoints[-1]}"
-    return "start all of them again" + (" with --resume" if has_begun(folder) else "")
+        return f"start {run} again with --resume, which goes on from {checkpoints[-1]}"
+    flag = " with --resume" if has_begun(folder) else ""
+    return f"start {run} again{flag}, from the first step: there is no checkpoint yet"
 
 
 class Trainer:

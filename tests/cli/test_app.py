@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -183,6 +184,38 @@ def test_a_full_disk_is_said_and_loses_nothing(mmcl_, config, tmp_path, monkeypa
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
     monkeypatch.setattr(weights, "save_file", honest)
     assert mmcl_("train", config, "--out", tmp_path / "run", *settings, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize(("at", "cure"), [(2, "from the first step: there is no checkpoint yet"), (7, "step-00000005")])
+def test_an_interrupted_training_says_its_step_and_how_to_go_on(mmcl_, config, tmp_path, monkeypatch, at, cure):
+    from mmcl.training.loop import Trainer
+
+    honest = Trainer._step
+
+    def interrupted(self, taken, step, rate):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(self, taken, step, rate)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    settings = ["--set", "training.save_every=5", "--set", "training.epochs=3"]
+    code, out, err = mmcl_("train", config, "--out", tmp_path / "run", *settings)
+    last = err.splitlines()[-1]
+    assert (code, out) == (130, "")
+    assert last.startswith(f"interrupted at step {at} of 15; start it again")
+    assert last.endswith(cure)
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_command_says_so(mmcl_, pairs, run, tmp_path, monkeypatch):
+    import mmcl.encoding
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mmcl.encoding, "encode_source", interrupted)
+    code, _, err = mmcl_("encode", run, pairs / "pairs.csv", "--column", "caption", "--out", tmp_path / "v")
+    assert (code, err) == (130, "interrupted; what is on disk is whole\n")
 
 
 def test_help_needs_no_heavy_library():

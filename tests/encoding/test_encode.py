@@ -184,6 +184,19 @@ def test_vectors_of_another_source_column_or_weights_are_not_continued(tmp_path)
             encode_source(**call | changed)
 
 
+def test_an_interrupted_encode_says_where_it_goes_on(tmp_path):
+    class Interrupted(HashEncoder):
+        def encode(self, inputs, modality=None, **options):
+            if len(self.calls) == 3:
+                raise KeyboardInterrupt
+            return super().encode(inputs, modality, **options)
+
+    source = rows(tmp_path / "s", text=TEXTS)
+    with pytest.raises(KeyboardInterrupt, match="interrupted; given again, it goes on at row 10 of 33"):
+        encode_source(Interrupted(), source, "text", tmp_path / "out", shard_rows=10, batch_rows=5)
+    assert len(encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10, batch_rows=5)) == 33
+
+
 class PromptEncoder(HashEncoder):
     """Takes a prompt and a number of dimensions."""
 
