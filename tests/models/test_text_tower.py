@@ -321,17 +321,17 @@ def test_broken_folders_are_told_in_one_line(folder, how, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("rows", "said"), [(91, False), (90, True)])
-def test_a_tokenizer_that_leaves_much_of_the_table_unused_is_said(folder, tokenizer, caplog, rows, said):
+@pytest.mark.parametrize("said", [False, True])
+def test_a_tokenizer_that_leaves_much_of_the_table_unused_is_said(folder, tokenizer, caplog, said):
     """Padded tables are common; a tokenizer of some other model would give vectors all the same."""
-    entries = len(tokenizer)
+    rows = int(len(tokenizer) / 0.9) + said
     net = transformers.AutoModel.from_pretrained(folder)
-    net.resize_token_embeddings(-(-entries * 100 // rows) + said)
+    net.resize_token_embeddings(rows)
     net.save_pretrained(folder)
     TextTower.open(str(folder))
-    warnings = [record.getMessage() for record in caplog.records if "belong together" in record.getMessage()]
-    assert len(warnings) == said
-    assert all(f"the tokenizer has {entries} entries but the model {net.config.vocab_size};" in line for line in warnings)
+    found = f"the tokenizer has {len(tokenizer)} entries but the model {rows}; check that they belong together"
+    assert (found in caplog.text) == said
+    assert ("belong together" in caplog.text) == said
 
 
 def test_weights_without_a_pooler_are_whole_but_say_so(folder, caplog):
