@@ -2,7 +2,6 @@
 
     python benchmarks/loss_memory.py [--sizes 1024 4096 16384] [--ours-only 32768] [--rounds 3] [--limit 600]
 
-Each measurement is a fresh process: float32 unit vectors of 512 dimensions, that need a gradient, and a learned
 Each measurement is a fresh process: float32 unit vectors of 512 dimensions, which need a gradient, and a learned
 temperature. One small problem is solved first, so that no library starts within the measurement. ``peak_mb`` is the
 peak of the resident set during forward and backward less what was resident before, the inputs with it: it holds the

@@ -52,9 +52,9 @@ class Paired(Method):
         self.momentum: MomentumCopy | None = None
         self._seen: list[Views] = []  # what goes into the queue after the step
         for dim in config.matryoshka.dims if config.matryoshka else ():
-            if dim >= encoder.dim:
+            if dim >= encoder.width:
                 raise MmclError(
-                    f"method.matryoshka.dims: {dim} is no part of the model's {encoder.dim} dimensions, of which all "
+                    f"method.matryoshka.dims: {dim} is no part of the model's {encoder.width} dimensions, of which all "
                     "are learned anyway; leave it out"
                 )
 
@@ -66,7 +66,7 @@ class Paired(Method):
             roles: whose keys the loss compares with those of past batches.
             parts: name to each module that makes keys.
         """
-        dims = dict.fromkeys(roles, self.encoder.dim)
+        dims = dict.fromkeys(roles, self.encoder.width)
         if "guide" in self.references:
             dims |= {f"guide_{role}": self.references["guide"].dim for role in roles}
         columns = min(len(self.sides), len(self.inputs))

@@ -58,7 +58,7 @@ class Simcse(Paired):
         _refuse_what_does_nothing(config, hard=bool(self.negatives or self.mined))
         if config.training_head:
             kept = encoder.training_head  # of the model to start from
-            self.training_head = Head(HeadConfig(kind="tanh"), encoder.dim, encoder.dim) if kept is None else kept
+            self.training_head = Head(HeadConfig(kind="tanh"), encoder.width, encoder.width) if kept is None else kept
         mlm, embedder = config.mlm, encoder.embedder("text")
         self.masked_language = MaskedLanguage(embedder, mlm.probability) if mlm else None
         if config.queue is not None:

@@ -19,6 +19,7 @@ from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.inputs import Options, first_of_equals, listed, modality_of, read_pictures
 from mmcl.models.quantize import RANGED, check_precision, quantize
+from mmcl.models.sentence_transformers import Conventions
 from mmcl.models.text_compute import TextCompute
 from mmcl.models.text_pipeline import CHUNK, Embedded, chunked, embed_chunks, only_texts
 from mmcl.models.text_tower import TextTower
@@ -38,7 +39,8 @@ class Encoder(nn.Module):
     """Embeds texts, images, or both, into one space.
 
     Attributes:
-        dim: dimension D of the embeddings.
+        width: dimension of the embeddings, all of which are trained.
+        conventions: how the vectors are meant to be taken, as the folder says that the model came from.
         modalities: ``image``, ``text`` or both.
         name: what the model is called in tables and manifests.
         path: the folder or file it was loaded from, or the folder it was last saved to, if any.
@@ -55,7 +57,8 @@ class Encoder(nn.Module):
     def __init__(self, embedders: dict[str, Embedder], dim: int, name: str = "encoder") -> None:
         super().__init__()
         self.embedders = nn.ModuleDict(embedders)
-        self.dim = dim
+        self.width = dim
+        self.conventions = Conventions()
         self.name = name
         self.path: Path | None = None
         self.card: dict[str, Any] = {}
@@ -77,6 +80,11 @@ class Encoder(nn.Module):
         )
         parameters = sum(parameter.numel() for parameter in self.parameters())
         return f"Encoder({self.name!r}: {towers}; {self.dim} dimensions, {parameters:,} parameters)"
+
+    @property
+    def dim(self) -> int:
+        """Dimension D of what :meth:`encode` gives by default: ``width``, unless the model is meant to be cut."""
+        return min(self.width, self.conventions.truncate_dim or self.width)
 
     @property
     def modalities(self) -> set[str]:
@@ -154,7 +162,7 @@ class Encoder(nn.Module):
             normalize: give every vector unit length.
             precision: ``float32``, ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary``, of the result; see
                 :func:`mmcl.models.quantize.quantize`.
-            truncate_dim: keep the first so many dimensions (before normalising).
+            truncate_dim: keep the first so many dimensions (before normalising); ``dim`` of them if absent.
             prompt: name of one of the model's prompts, put before every text; the default one if absent; "" for none.
             show_progress: a bar on stderr; if absent, shown for more than a few inputs on a terminal.
             return_truncated: give as well which inputs were texts longer than the model reads.
@@ -268,8 +276,8 @@ class Encoder(nn.Module):
     ) -> Options:
         check_precision(precision)
         whole = int | np.integer
-        if truncate_dim is not None and not (isinstance(truncate_dim, whole) and 1 <= truncate_dim <= self.dim):
-            raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {self.dim}")
+        if truncate_dim is not None and not (isinstance(truncate_dim, whole) and 1 <= truncate_dim <= self.width):
+            raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {self.width}")
         if batch_size != "auto" and not (isinstance(batch_size, whole) and batch_size >= 1):
             raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
         size = None if isinstance(batch_size, str) else batch_size

@@ -211,10 +211,9 @@ def _whole(encoder: Encoder) -> Any:
 def _to_sentence_transformers(encoder: Encoder, folder: Path) -> None:
     if "text" not in encoder.modalities:
         raise MmclError(f"sentence-transformers needs a text tower; '{encoder.name}' embeds images only")
-    embedder = encoder.embedder("text")
-    if why := cannot_express(embedder):
+    if why := cannot_express(encoder.embedder("text")):
         raise MmclError(f"sentence-transformers cannot embed as '{encoder.name}' does: {why}; mmcl's own folders can")
-    write(embedder, folder)
+    write(encoder, folder)
 
 
 def _to_onnx(encoder: Encoder, folder: Path) -> None:

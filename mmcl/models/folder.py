@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,13 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.lora import ADAPTER, adapter_base, merge_adapter
-from mmcl.models.sentence_transformers import MODULES, SentenceTransformersSettings, read_settings, read_token_weights
+from mmcl.models.sentence_transformers import (
+    MODULES,
+    Conventions,
+    SentenceTransformersSettings,
+    read_settings,
+    read_token_weights,
+)
 from mmcl.models.text_tower import TextTower
 from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenize import read_tokenizer
@@ -128,11 +135,13 @@ def _open_text(folder: Path, name: str) -> Encoder:
     head = Head.from_layers(tower.width, [dense.layer for dense in settings.dense])
     for dense, linear in zip(settings.dense, head.linear_layers(), strict=True):
         dense.load_into(linear)
-    if settings.truncate_dim:
-        log.warning("%s: is meant to be cut to %d dimensions: encode(truncate_dim=...)", name, settings.truncate_dim)
-    if settings.similarity not in (None, "cosine") and not settings.normalize:
-        log.warning("%s: its vectors are compared by %s: encode(normalize=False)", name, settings.similarity)
-    return Encoder({"text": Embedder(tower, head)}, _dim(head, tower.width), name)
+    encoder = Encoder({"text": Embedder(tower, head)}, _dim(head, tower.width), name)
+    encoder.conventions = conventions = settings.conventions
+    if encoder.dim < encoder.width:
+        log.info("%s: its vectors are cut to the first %d of %d dimensions", name, encoder.dim, encoder.width)
+    if conventions.similarity != "cosine" and not conventions.normalize:
+        log.warning("%s: its vectors are compared by %s: encode(normalize=False)", name, conventions.similarity)
+    return encoder
 
 
 def _open_adapters(folder: Path, base: str, name: str) -> Encoder:
@@ -177,7 +186,8 @@ def save(encoder: Encoder, folder: Path) -> Path:
         "format_version": FORMAT_VERSION,
         "mmcl_version": mmcl.__version__,
         "name": encoder.name,
-        "dim": encoder.dim,
+        "dim": encoder.width,
+        "conventions": asdict(encoder.conventions),
         "towers": {modality: _describe(encoder.embedder(modality)) for modality in sorted(encoder.modalities)},
         "logit_scale": encoder.logit_scale,
         "logit_bias": encoder.logit_bias,
@@ -187,12 +197,12 @@ def save(encoder: Encoder, folder: Path) -> Path:
         if (training := encoder.training_head) is not None:
             linear = training.linear_layers()
             description["training_head"] = {
-                "dim": linear[-1].out_features if linear else encoder.dim,
+                "dim": linear[-1].out_features if linear else encoder.width,
                 **training.spec(),
             }
             save_tensors(beside / TRAINING_HEAD, training.state_dict())
         if encoder.modalities == {"text"} and not writer.cannot_express(encoder.embedder("text")):
-            writer.write(encoder.embedder("text"), beside)
+            writer.write(encoder, beside)
         else:
             save_tensors(beside / WEIGHTS, encoder.embedders.state_dict())
             if "text" in encoder.modalities:
@@ -229,11 +239,12 @@ def _load_ours(folder: Path) -> Encoder:
                 tower = TextTower.from_spec(spec["tower"], folder)
             embedders[modality] = Embedder(tower, Head.from_spec(spec["head"], tower.width, description["dim"]))
         encoder = Encoder(embedders, description["dim"], description["name"])
+        encoder.conventions = Conventions(**description.get("conventions", {}))
         encoder.card = description.get("card", {})
         encoder.logit_scale, encoder.logit_bias = (description.get(key) for key in ("logit_scale", "logit_bias"))
         if training := description.get("training_head"):
             dim = training.pop("dim")
-            encoder.training_head = Head.from_spec(training, encoder.dim, dim)
+            encoder.training_head = Head.from_spec(training, encoder.width, dim)
     except (KeyError, TypeError, ValueError) as error:
         raise MmclError(
             f"{folder / DESCRIPTION}: damaged ({type(error).__name__}: {error}); take a fresh copy"

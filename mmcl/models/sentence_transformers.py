@@ -84,6 +84,29 @@ class DenseSettings:
 
 
 @dataclass(frozen=True)
+class Conventions:
+    """How a model's vectors are meant to be taken, whatever computes them; by default as of all that is made here.
+
+    Attributes:
+        normalize: whether a normalisation is one of the model's own modules. That library's vectors are of unit length
+            by this alone; :meth:`mmcl.models.encoder.Encoder.encode` has its own switch.
+        similarity: what the vectors are compared by: ``cosine``, ``dot``, …
+        truncate_dim: how many leading dimensions of the vectors are used; None for all.
+
+    Raises:
+        ValueError: ``truncate_dim`` is no number from 1 up.
+    """
+
+    normalize: bool = True
+    similarity: str = "cosine"
+    truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.truncate_dim is not None and (type(self.truncate_dim) is not int or self.truncate_dim < 1):
+            raise ValueError(f"truncate_dim is {self.truncate_dim!r}, and no number from 1 up")
+
+
+@dataclass(frozen=True)
 class SentenceTransformersSettings:
     """What a folder says of a text encoder beside the transformer itself.
 
@@ -97,9 +120,7 @@ class SentenceTransformersSettings:
         lowercase: whether texts are lower-cased before they are tokenized.
         token_weights: folder of the weights of the tokens in the mean; None where all count alike.
         dense: layers behind the pooling, in order.
-        normalize: whether the vectors are of unit length.
-        similarity: what the vectors are compared by, where the folder says it: ``cosine``, ``dot``, …
-        truncate_dim: how many leading dimensions of the vectors are used, where the folder says it.
+        conventions: how its vectors are meant to be taken.
     """
 
     transformer: str = ""
@@ -111,9 +132,7 @@ class SentenceTransformersSettings:
     lowercase: bool = False
     token_weights: Path | None = None
     dense: list[DenseSettings] = field(default_factory=list)
-    normalize: bool = False
-    similarity: str | None = None
-    truncate_dim: int | None = None
+    conventions: Conventions = Conventions(normalize=False)
 
 
 def read_settings(folder: Path) -> SentenceTransformersSettings:
@@ -151,7 +170,6 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
             dense.append(_read_dense(folder / path))
         elif kind == "Normalize":
             _check_place(_read_json(folder / path / "config.json"), folder / path)
-            settings["normalize"] = True
     if "token_weights" in settings and settings["pooling"] != "mean":
         raise MmclError(f"{folder}: its word weights count in pooling '{settings['pooling']}', which is not supported")
     if "token_weights" in settings and not settings["include_prompt"]:
@@ -170,8 +188,11 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
         dense=dense,
         prompts=prompts,
         default_prompt=default,
-        similarity=whole.get("similarity_fn_name"),
-        truncate_dim=whole.get("truncate_dim"),
+        conventions=Conventions(
+            normalize=any(kind == "Normalize" for kind, _ in listed),
+            similarity=whole.get("similarity_fn_name") or "cosine",
+            truncate_dim=whole.get("truncate_dim"),
+        ),
     )
 
 

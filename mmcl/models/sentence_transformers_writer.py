@@ -26,6 +26,7 @@ from mmcl.runtime.files import write_json
 
 if TYPE_CHECKING:
     from mmcl.models.embedder import Embedder
+    from mmcl.models.encoder import Encoder
 
 
 def cannot_express(embedder: Embedder) -> str | None:
@@ -45,11 +46,12 @@ def cannot_express(embedder: Embedder) -> str | None:
     return None
 
 
-def write(embedder: Embedder, folder: Path) -> None:
-    """Write a folder that sentence-transformers opens, with equal vectors.
+def write(encoder: Encoder, folder: Path) -> None:
+    """Write the text half of ``encoder`` as a folder that sentence-transformers opens, with equal vectors.
 
     It has the older spellings, which new releases read too. A BERT's own pooler goes into a dense layer.
     """
+    embedder, conventions = encoder.embedder("text"), encoder.conventions
     tower = cast(TextTower, embedder.tower)
     if tower.tokenizer.pad_token is None:  # by which that library pads
         tower.tokenizer.pad_token = tower.tokenizer.eos_token
@@ -58,7 +60,8 @@ def write(embedder: Embedder, folder: Path) -> None:
     tower.save_tokenizer(folder)
     limits = {"max_seq_length": tower.max_tokens, "do_lower_case": tower.lowercase}
     write_json(folder / TRANSFORMER_CONFIGS[0], limits)
-    kinds = ["Transformer", *_weighted(tower), "Pooling", *("Dense" for _ in _dense_layers(embedder)), "Normalize"]
+    kinds = ["Transformer", *_weighted(tower), "Pooling", *("Dense" for _ in _dense_layers(embedder))]
+    kinds += ["Normalize"] if conventions.normalize else []
     modules = [(kind, f"{number}_{kind}" if number else "") for number, kind in enumerate(kinds)]
     for _, name in modules[1:]:
         (folder / name).mkdir()
@@ -80,7 +83,12 @@ def write(embedder: Embedder, folder: Path) -> None:
         for index, (kind, path) in enumerate(modules)
     ]
     write_json(folder / MODULES, listing)
-    whole = {"prompts": tower.prompts, "default_prompt_name": tower.default_prompt, "similarity_fn_name": "cosine"}
+    whole = {
+        "prompts": tower.prompts,
+        "default_prompt_name": tower.default_prompt,
+        "similarity_fn_name": conventions.similarity,
+        "truncate_dim": conventions.truncate_dim,
+    }
     write_json(folder / SETTINGS, whole)
 
 

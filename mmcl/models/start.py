@@ -38,8 +38,8 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
     for modality in sorted(modalities):
         _refuse_settings_of_new_towers(config.name, modality, getattr(config, modality))
     encoder = load(config.name)
-    if "dim" in _changed(config) and config.dim != encoder.dim:
-        raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {encoder.dim}; leave it out")
+    if "dim" in _changed(config) and config.dim != encoder.width:
+        raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {encoder.width}; leave it out")
     embedders: dict[str, Embedder] = {}
     for modality in sorted(modalities):
         section = getattr(config, modality) or TowerConfig()
@@ -53,7 +53,7 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
         if "dropout" in _changed(section.head):
             embedder.head.set_dropout(section.head.dropout)
         embedders[modality] = Embedder(embedder.tower, embedder.head, frozen=section.frozen)
-    start = Encoder(embedders, encoder.dim, config.name)
+    start = Encoder(embedders, encoder.width, config.name)
     start.logit_scale, start.logit_bias = encoder.logit_scale, encoder.logit_bias
     start.training_head = encoder.training_head
     return start

@@ -221,7 +221,7 @@ class LiveTexts:
         reader = TextReader(self._tower, prompt)
         chunks = [inputs[start : start + TEXTS_AT_ONCE] for start in range(0, len(inputs), TEXTS_AT_ONCE)]
         vectors = [self._chunk(texts, reader, normalize) for texts in chunks]
-        return np.concatenate([np.empty((0, self._encoder.dim), np.float32), *vectors])
+        return np.concatenate([np.empty((0, self._encoder.width), np.float32), *vectors])
 
     def _chunk(self, texts: Sequence[str], reader: TextReader, normalize: bool) -> np.ndarray:
         tokens, _ = reader.tokenize(texts)
@@ -230,7 +230,7 @@ class LiveTexts:
         def inputs(places: np.ndarray) -> dict[str, Tensor]:
             return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
 
-        vectors = np.empty((len(texts), self._encoder.dim), dtype=np.float32)
+        vectors = np.empty((len(texts), self._encoder.width), dtype=np.float32)
         vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize)
         return vectors
 

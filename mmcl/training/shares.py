@@ -49,7 +49,7 @@ def embed(
         normalize: to unit length.
     """
     mine = share_of(count)
-    out = torch.empty(len(mine), encoder.dim, device=encoder.device)
+    out = torch.empty(len(mine), encoder.width, device=encoder.device)
     training = encoder.training
     encoder.eval()
     for start in range(0, len(mine), FEATURES_A_BATCH):

@@ -134,7 +134,7 @@ def test_what_they_save_opens_here_and_goes_back(library, plain, tmp_path, kind,
     assert model.tokenizer.padding_side == ("left" if kind == "qwen2" else "right")
     same(encoder.encode(TEXTS), expected)
     encoder.save(tmp_path / "ours")
-    same(theirs(library, tmp_path / "ours").encode(TEXTS), expected)
+    np.testing.assert_allclose(theirs(library, tmp_path / "ours").encode(TEXTS), model.encode(TEXTS), atol=1e-5)
     same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), expected)
 
 
@@ -403,9 +403,71 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
 
 def test_what_a_folder_asks_for_that_encode_has_to_be_told_is_said(folder, caplog):
     settings = json.loads((folder / "config_sentence_transformers.json").read_text())
-    write(folder / "config_sentence_transformers.json", settings | {"truncate_dim": 4, "similarity_fn_name": "dot"})
+    write(folder / "config_sentence_transformers.json", settings | {"similarity_fn_name": "dot"})
     modules = json.loads((folder / "modules.json").read_text())
     write(folder / "modules.json", modules[:-1])
     mmcl.load(folder)
-    assert "encode(truncate_dim=...)" in caplog.text
     assert "compared by dot: encode(normalize=False)" in caplog.text
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dense", [(), DENSE])
+def test_their_very_vectors_outlive_a_round_trip(library, plain, tmp_path, normalize, dense):
+    """Their lengths too: a folder without a normalisation gains none, whether by our own description or by theirs."""
+    options = {"normalize": normalize, "dense": dense, "similarity_fn_name": "dot"}
+    model = made_by_them(library, plain["bert"], "mean", **options)
+    expected = model.encode(TEXTS)
+    model.save(str(tmp_path / "theirs"))
+    mmcl.load(tmp_path / "theirs", dtype="float32").save(tmp_path / "once")
+    encoder = mmcl.load(tmp_path / "once", dtype="float32")
+    np.testing.assert_allclose(encoder.encode(TEXTS, normalize=normalize), expected, atol=1e-5)
+    encoder.save(tmp_path / "twice")
+    (tmp_path / "twice" / "mmcl.json").unlink()
+    mmcl.load(tmp_path / "twice", dtype="float32").save(tmp_path / "thrice")
+    for name in ("once", "twice", "thrice"):
+        again = theirs(library, tmp_path / name)
+        np.testing.assert_allclose(again.encode(TEXTS), expected, atol=1e-5)
+        assert again.similarity_fn_name == "dot"
+        modules = json.loads((tmp_path / name / "modules.json").read_text())
+        assert [module["type"].endswith(".Normalize") for module in modules].count(True) == normalize
+
+
+def test_a_plain_transformer_stays_without_a_normalisation(library, plain, tmp_path):
+    expected = theirs(library, plain["bert"]).encode(TEXTS[:3])
+    mmcl.load(plain["bert"], dtype="float32").save(tmp_path / "ours")
+    np.testing.assert_allclose(theirs(library, tmp_path / "ours").encode(TEXTS[:3]), expected, atol=1e-5)
+
+
+def test_older_folders_of_ours_have_unit_vectors(library, plain, tmp_path):
+    """Whose descriptions say nothing of it, as all were written with a normalisation."""
+    made_here(plain["bert"], "mean").save(tmp_path / "ours")
+    description = json.loads((tmp_path / "ours" / "mmcl.json").read_text())
+    del description["conventions"]
+    write(tmp_path / "ours" / "mmcl.json", description)
+    mmcl.load(tmp_path / "ours").save(tmp_path / "again")
+    np.testing.assert_allclose(np.linalg.norm(theirs(library, tmp_path / "again").encode(TEXTS), axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [5, 99])
+def test_vectors_are_cut_where_the_folder_says(library, plain, tmp_path, dim):
+    model = made_by_them(library, plain["bert"], "mean", normalize=False, truncate_dim=dim)
+    model.save(str(tmp_path / "theirs"))
+    expected = theirs(library, tmp_path / "theirs").encode(TEXTS)
+    assert expected.shape[1] == min(dim, 16)
+    encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
+    encoder.save(tmp_path / "ours")
+    for opened in (encoder, mmcl.load(tmp_path / "ours", dtype="float32")):
+        assert (opened.dim, opened.width) == (min(dim, 16), 16)
+        np.testing.assert_allclose(opened.encode(TEXTS, normalize=False), expected, atol=1e-5)
+        same(opened.encode(TEXTS), unit(expected))
+        same(opened.encode(TEXTS, truncate_dim=16), unit(model.encode(TEXTS, truncate_dim=16)))
+        (part,) = opened.encode_stream(TEXTS)
+        same(part, unit(expected))
+    np.testing.assert_allclose(theirs(library, tmp_path / "ours").encode(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 2.5, "8", True])
+def test_dimensions_that_nothing_can_be_cut_to_are_refused(folder, dim):
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    write(folder / "config_sentence_transformers.json", settings | {"truncate_dim": dim})
+    assert f"truncate_dim is {dim!r}" in refusal(folder)
