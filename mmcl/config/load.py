@@ -75,8 +75,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MmclError(f"{path}: no such config file; the ready ones are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MmclError(f"{path}: cannot be read as text ({error})") from None
+    except UnicodeDecodeError:
+        told = "not UTF-8 text; a config is a YAML file, in which data.train.source names the data"
+        raise MmclError(f"{path}: {told}") from None
+    except OSError as error:
+        raise MmclError(f"{path}: cannot be read ({error})") from None
     try:
         values = _parse(text)
     except yaml.YAMLError as error:
