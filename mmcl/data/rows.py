@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -126,6 +127,15 @@ class Rows:
         if isinstance(feature, datasets.ClassLabel):
             return [None if value is None or value < 0 else feature.int2str(value) for value in values]
         return [self._text(value, column) for value in values]
+
+    def holds_numbers(self, column: str) -> bool:
+        """Whether the cells of a column are typed as numbers, or as lists of them, which :meth:`texts` spells out."""
+        if isinstance(self._dataset.features[column], datasets.ClassLabel):
+            return False
+        kind = self._dataset.features.arrow_schema.field(column).type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
     def numbers(self, column: str) -> np.ndarray:
         """A column of numbers, float64; NaN where a cell is empty or no number."""

@@ -243,8 +243,9 @@ class _Reader:
 
 
 def _check_wanted(encoder: Encodes, wanted: Wanted, modality: Modality) -> None:
-    if wanted.truncate_dim is not None and not 1 <= wanted.truncate_dim <= encoder.dim:
-        raise MmclError(f"truncate_dim is {wanted.truncate_dim}; it must be between 1 and the model's {encoder.dim}")
+    dim = wanted.truncate_dim
+    if dim is not None and (isinstance(dim, bool) or not 1 <= dim <= encoder.dim):
+        raise MmclError(f"truncate_dim is {dim}; it must be between 1 and the model's {encoder.dim}")
     if wanted.prompt and modality == "image":
         raise MmclError(f"prompt '{wanted.prompt}': the column holds images; prompts go before texts")
 
@@ -287,9 +288,10 @@ def _open_writer(
     if writer.complete:
         log.info(f"{writer.folder}: complete already, {writer.count:,} vectors")
     else:
+        held = "numbers read as text" if modality == "text" and rows.holds_numbers(column) else modality
         begun = f"; going on at row {writer.rows_done:,}" if writer.rows_done else ""
         log.info(
-            f"encoding {len(rows):,} rows of {rows.name} (column '{column}', {modality}) "
+            f"encoding {len(rows):,} rows of {rows.name} (column '{column}', {held}) "
             f"with {encoder.name} into {writer.folder}{begun}"
         )
     return writer

@@ -275,10 +275,9 @@ class Encoder(nn.Module):
         self, batch_size: int | str, normalize: bool, truncate_dim: int | None, prompt: str | None, precision: str
     ) -> Options:
         check_precision(precision)
-        whole = int | np.integer
-        if truncate_dim is not None and not (isinstance(truncate_dim, whole) and 1 <= truncate_dim <= self.width):
+        if truncate_dim is not None and not (_is_whole(truncate_dim) and 1 <= truncate_dim <= self.width):
             raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {self.width}")
-        if batch_size != "auto" and not (isinstance(batch_size, whole) and batch_size >= 1):
+        if batch_size != "auto" and not (_is_whole(batch_size) and int(batch_size) >= 1):
             raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
         size = None if isinstance(batch_size, str) else batch_size
         return Options(size, normalize, truncate_dim or self.dim, prompt, resolve_precision(self._compute, self.device))
@@ -391,6 +390,10 @@ class Encoder(nn.Module):
         from mmcl.models.folder import save
 
         return save(self, Path(folder))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _finish(embeddings: Tensor, options: Options) -> np.ndarray:

@@ -142,6 +142,16 @@ def test_the_modality_is_what_the_column_holds(tmp_path, cells, modality):
         encode_source(HashEncoder([other]), rows(tmp_path / "s", c=cells), "c", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("cells", "held"),
+    [([7, None], "numbers read as text"), ([[0.5], []], "numbers read as text"), (["7", "8"], "text")],
+)
+def test_numbers_are_encoded_as_text_and_said_to_be(tmp_path, caplog, cells, held):
+    caplog.set_level(logging.INFO, "mmcl")
+    encode_source(HashEncoder(), rows(tmp_path / "s", c=cells), "c", tmp_path / "out")
+    assert caplog.text.count(f"(column 'c', {held})") == 1
+
+
 @pytest.mark.parametrize("die_at", [0, 2, 3, 4, 6])
 def test_a_killed_encode_given_again_ends_with_the_same_bytes(tmp_path, die_at):
     texts = [None if n in (3, 10, 31) else text for n, text in enumerate(TEXTS)]
@@ -226,6 +236,7 @@ def test_vectors_behind_another_prompt_or_of_fewer_dimensions_are_not_continued(
         (["a"], {"column": "txt"}, "no column 'txt'.*did you mean 'text'"),
         (["a"], {"label_column": "nam"}, "no column 'nam'"),
         (["a"], {"batch_rows": -1}, "batch_rows is -1"),
+        (["a"], {"truncate_dim": True}, "truncate_dim is True"),
         (["a"], {"truncate_dim": 17}, "truncate_dim is 17; it must be between 1 and the model's 16"),
         (["", None], {}, r"nothing in column 'text' can be encoded \(row 0"),
     ],

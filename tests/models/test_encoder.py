@@ -94,6 +94,8 @@ def test_options_of_the_result(encoder):
         ([3], {}, "input 0 is a int"),
         (["a"], {"precision": "float8"}, "precision 'float8'"),
         (["a"], {"truncate_dim": 99}, "truncate_dim 99"),
+        (["a"], {"truncate_dim": True}, "truncate_dim True"),
+        (["a"], {"batch_size": True}, "batch_size is True"),
         (["a"], {"prompt": "query"}, "no prompt of that name"),
         ([Path("nowhere.png")], {}, r"nowhere\.png"),
         ([b"not a picture"], {}, "input 0: not a readable image"),
