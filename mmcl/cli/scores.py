@@ -50,6 +50,8 @@ def print_diagnostics(found: Diagnostics) -> None:
 
 def print_sts(scores: StsScores) -> None:
     """The table of the SimCSE paper: a column a task and the average, correlations × 100."""
+    from mmcl.evaluation.sts import FEWEST
+
     tasks = scores.tasks
     columns = {task: f"{task}/" for task in tasks} | ({"average": ""} if len(tasks) > 1 else {})
 
@@ -63,6 +65,8 @@ def print_sts(scores: StsScores) -> None:
     pairs = [len(scores.scores[task]) for task in tasks]
     rows.append(["pairs", *(f"{count:,}" for count in [*pairs, sum(pairs)][: len(columns)])])
     print_table(["× 100", *columns], rows, title=f"correlation of {scores.similarity} similarity with people's scores")
+    if few := [task for task, count in zip(tasks, pairs, strict=True) if scores.intervals and count < FEWEST]:
+        print(f"fewer than {FEWEST} pairs give no interval (–): {', '.join(few)}")
     if undefined := [task for task in tasks if math.isnan(scores.metrics[f"{task}/spearman"])]:
         print(
             f"undefined (–), and so is the average: all similarities or all scores are equal in {', '.join(undefined)}"

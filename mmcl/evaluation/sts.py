@@ -27,6 +27,9 @@ PairSimilarity: TypeAlias = Literal["cosine", "dot", "euclidean", "manhattan"]
 SAME = 4.0
 """Pairs whose score, from 0 to 5, is above this mean the same."""
 
+FEWEST = 10
+"""Pairs that an interval takes: resamples of fewer repeat so few orders that it would claim what it cannot know."""
+
 _UNIT = 1e-9
 _ROWS = 4096  # pairs compared at once
 
@@ -38,7 +41,8 @@ class StsScores:
     metrics: dict[str, float]
     """``STSB/spearman`` and ``STSB/pearson`` of every task; ``spearman`` and ``pearson`` are their averages."""
     intervals: dict[str, tuple[float, float]]
-    """95% bootstrap intervals, pairs being resampled within their task; empty if no resamples were asked for."""
+    """95% bootstrap intervals, pairs being resampled within their task; empty if no resamples were asked for, and
+    NaN of a task of fewer than ``FEWEST`` pairs and of the average over it."""
     similarities: dict[str, np.ndarray]
     """(N,) by task, the model's; distances are negated, so that higher is more alike."""
     scores: dict[str, np.ndarray]
@@ -114,7 +118,9 @@ def sts(
         statistic = correlations(task, alike[rows], pairs.score[rows])
         metrics |= bootstrapping.estimate(statistic, int(rows.sum()), resamples=0)[0]
         if bootstrap > 0:  # a seed of its own: tasks are not resampled alike
-            drawn |= bootstrapping.distribution(statistic, int(rows.sum()), resamples=bootstrap, seed=[seed, number])
+            values = bootstrapping.distribution(statistic, int(rows.sum()), resamples=bootstrap, seed=[seed, number])
+            enough = rows.sum() >= FEWEST
+            drawn |= {name: np.where(enough, resampled, np.nan) for name, resampled in values.items()}
     for name in ("spearman", "pearson"):
         metrics[name] = float(np.mean([metrics[f"{task}/{name}"] for task in pairs.tasks]))
         if bootstrap > 0:

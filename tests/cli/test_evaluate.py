@@ -249,6 +249,7 @@ def test_rows_left_out_are_told_once(of_texts, tmp_path, caplog):
     code, out, _ = of_texts("sts", "fine", tmp_path / "sts.tsv", "--resamples", 10)
     assert code == 0
     assert "left out" not in out  # it is on stderr
+    assert "fewer than 10 pairs give no interval (–): sts" in out
     assert [record.args[1:3] for record in caplog.records if "left out" in record.message] == [(1, 4)]
 
 

@@ -11,7 +11,7 @@ from scipy.spatial import distance
 
 import mmcl
 from mmcl.evaluation import open_sts, sts
-from mmcl.evaluation.sts import sts_diagnostics
+from mmcl.evaluation.sts import FEWEST, sts_diagnostics
 from mmcl.runtime.errors import MmclError
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "sts.parquet"
@@ -97,6 +97,16 @@ def test_what_is_undefined_is_reported_as_such(hashed) -> None:
     assert saved["metrics"]["flat/spearman"] is saved["metrics"]["spearman"] is None
     assert saved["intervals"]["flat/pearson"] == [None, None]
     assert saved["pairs"] == {"flat": 3, "good": 3}
+
+
+def test_a_handful_of_pairs_has_no_interval(sts_table, hashed) -> None:
+    few = FEWEST - 1
+    table = {name: values[: 60 + few] for name, values in sts_table.items()}  # all of STSB, the first of STS12
+    scores = sts(hashed(), pa.table(table), bootstrap=20)
+    assert np.isfinite(scores.intervals["STSB/spearman"]).all()
+    assert np.isnan([scores.intervals["STS12/spearman"], scores.intervals["spearman"]]).all()
+    assert np.isfinite(list(scores.metrics.values())).all()
+    assert scores.to_dict()["intervals"]["STS12/pearson"] == [None, None]
 
 
 def test_a_prompt_is_handed_on(sts_table, hashed) -> None:
