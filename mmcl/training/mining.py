@@ -89,7 +89,6 @@ class Miner:
         self.roles = method.minable
         self._told = False
 
-        feed.require_rows()
         anchors, positives = (feed.columns[role] for role in self.roles)
         items, owner = anchors.items(feed.positions)
         self._anchors = items[np.unique(owner, return_index=True)[1]]

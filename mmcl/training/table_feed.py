@@ -75,6 +75,7 @@ class TableFeed(Table):
             device=device,
             show_progress=show_progress,
         )
+        self.require_rows()
         self._pin = device.type == "cuda"
         self._again = {new: role for new, role in method.redrawn.items() if changes(method.inputs[role], config)}
         self._again = self._again if augmented else {}
@@ -159,7 +160,6 @@ class TableFeed(Table):
     @cached_property
     def _sampler(self) -> Sampler:
         """Made when first asked for: a feed that is only judged may have less than a batch."""
-        self.require_rows()
         batch, world = self.config.training.batch_size, distributed.world_size()
         positions = np.split(self.positions, np.searchsorted(self.positions, self.starts[1:-1]))
         for rows, usable in zip(self.sources, positions, strict=True):

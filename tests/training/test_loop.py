@@ -217,6 +217,18 @@ def test_a_refused_run_keeps_the_list_of_skipped_rows_that_it_told_of(tmp_path, 
     assert (tmp_path / "run" / "skipped.jsonl").is_file()
 
 
+def test_rows_of_which_none_can_be_used_are_told_in_one_line(tmp_path, tiny, caplog):
+    folder = _folder_of_pictures(tmp_path)
+    for picture in folder.glob("*.png"):
+        picture.write_bytes(b"not a picture")
+    config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
+    config["data"]["columns"] = {"image": "path", "text": "caption"}
+    with pytest.raises(MmclError, match=r"none of the \d+ rows can be used; row 0, image: "):
+        train(config, out=tmp_path / "run", overrides=["training.batch_size=8"])
+    assert not [record for record in caplog.records if record.name == "mmcl" and record.levelname == "WARNING"]
+    assert not (tmp_path / "run").exists()
+
+
 def test_frozen_towers_do_not_move_and_their_features_are_computed_once(tmp_path, tiny, monkeypatch):
     from mmcl.models.text_tower import TextTower
 
