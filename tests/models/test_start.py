@@ -7,6 +7,7 @@ from torch import nn
 import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ModelConfig
+from mmcl.models.sentence_transformers import Conventions
 from mmcl.models.start import start_from
 from mmcl.runtime.errors import MmclError
 
@@ -29,6 +30,14 @@ def test_a_whole_model_is_the_start_as_it_is(folder):
         assert np.array_equal(encoder.encode(inputs), whole.encode(inputs))
     assert (encoder.logit_scale, encoder.image_size) == (whole.logit_scale, 32)
     assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_a_model_whose_vectors_are_cut_is_trained_whole(folder, tmp_path):
+    encoder = mmcl.load(folder)
+    encoder.conventions = Conventions(truncate_dim=8)
+    encoder.save(tmp_path / "cut")
+    cut, start = mmcl.load(tmp_path / "cut"), start_from(ModelConfig(name=str(tmp_path / "cut")), ImageConfig(), BOTH)
+    assert (cut.dim, cut.encode(CAPTIONS).shape[1], start.dim) == (8, 8, encoder.width)
 
 
 def test_sections_freeze_and_change_what_they_may(folder):
