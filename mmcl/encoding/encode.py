@@ -134,11 +134,7 @@ def encode_source(
             with progress("encode", len(rows), "rows", show_progress) as advance, writer:
                 advance(writer.rows_done)
                 for block in reader.blocks(writer.rows_done, size):
-                    if block.skipped and on_error == "fail":
-                        row, id_, reason = block.skipped[0]
-                        raise MmclError(f"{rows.name}: row {row} (id {id_!r}), column '{column}': {reason}")
-                    for row, id_, reason in block.skipped:
-                        writer.skip(row, id_, reason)
+                    _take_skipped(block, reader, writer, on_error)
                     vectors = _encode(encoder, block.inputs, modality, wanted)
                     writer.append(block.ids, vectors, block.labels, rows_done=block.stop)
                     advance(block.stop - block.start)
@@ -150,6 +146,14 @@ def encode_source(
     stored = open_vectors(out)
     _report_skipped(stored, reader)
     return stored
+
+
+def _take_skipped(block: _Block, reader: _Reader, writer: VectorWriter, on_error: str) -> None:
+    if block.skipped and on_error == "fail":
+        row, id_, reason = block.skipped[0]
+        raise MmclError(f"{reader.rows.name}: row {row} (id {id_!r}), column '{reader.column}': {reason}")
+    for row, id_, reason in block.skipped:
+        writer.skip(row, id_, reason)
 
 
 def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:

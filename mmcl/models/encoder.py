@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.inputs import Options, first_of_equals, listed, modality_of, read_pictures
+from mmcl.models.inputs import Options, first_of_equals, is_whole, listed, modality_of, read_pictures
 from mmcl.models.quantize import RANGED, check_precision, quantize
 from mmcl.models.sentence_transformers import Conventions
 from mmcl.models.text_compute import TextCompute
@@ -275,9 +275,9 @@ class Encoder(nn.Module):
         self, batch_size: int | str, normalize: bool, truncate_dim: int | None, prompt: str | None, precision: str
     ) -> Options:
         check_precision(precision)
-        if truncate_dim is not None and not (_is_whole(truncate_dim) and 1 <= truncate_dim <= self.width):
+        if truncate_dim is not None and not (is_whole(truncate_dim) and 1 <= truncate_dim <= self.width):
             raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {self.width}")
-        if batch_size != "auto" and not (_is_whole(batch_size) and int(batch_size) >= 1):
+        if batch_size != "auto" and not (is_whole(batch_size) and int(batch_size) >= 1):
             raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
         size = None if isinstance(batch_size, str) else batch_size
         return Options(size, normalize, truncate_dim or self.dim, prompt, resolve_precision(self._compute, self.device))
@@ -390,10 +390,6 @@ class Encoder(nn.Module):
         from mmcl.models.folder import save
 
         return save(self, Path(folder))
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _finish(embeddings: Tensor, options: Options) -> np.ndarray:

@@ -64,6 +64,11 @@ def modality_of(item: Any, position: int, wanted: str | None) -> str:
     raise MmclError(f"encode: input {position} is a {kind}; text is a str, an image a Path, PIL image, array or bytes")
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, which ``True`` is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def first_of_equals(items: Sequence[Any]) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Where each distinct item first stands; where the repeated ones stand, and where the first of each of these.
 
