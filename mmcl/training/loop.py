@@ -25,8 +25,9 @@ from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import atomic_file
+from mmcl.training.announce import announce, card_of
 from mmcl.training.average import WeightAverage
-from mmcl.training.batch_norm import prepare_batch_norm, tell_of_statistics
+from mmcl.training.batch_norm import prepare_batch_norm
 from mmcl.training.build import build_method, finish_encoder
 from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
 from mmcl.training.clock import Clock
@@ -35,7 +36,7 @@ from mmcl.training.evaluate import Judge, open_judge
 from mmcl.training.feed import Feed, open_feed
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.mining import Miner
-from mmcl.training.optim import build_optimizer, describe_learning, freeze_groups, learning_rate
+from mmcl.training.optim import build_optimizer, freeze_groups, learning_rate
 from mmcl.training.run import Run
 from mmcl.training.run_folder import SkippedList, gone_if_refused, has_begun, prepare_folder
 from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
@@ -144,7 +145,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step and write the model folder."""
         self.method.train()
-        self._announce()
+        announce(self)
         settings, progress, accumulate = self.config.training, self.progress, self.config.training.accumulate
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
         batches, until = self._batches()
@@ -280,7 +281,7 @@ class Trainer:
             if self.main:
                 self._tell_of_skipped()
                 encoder = finish_encoder(self.method)
-                encoder.card = self._card(step)
+                encoder.card = card_of(self, step)
                 encoder.save(self.folder / "model")
                 for file in (self.folder / "features").glob("*.npy"):
                     file.unlink()
@@ -309,29 +310,6 @@ class Trainer:
             log.info("weight-space ensemble: share %g of the learned weights is saved  %s", share, told)
         with interpolated(self.method, start, share):
             yield
-
-    def _card(self, step: int) -> dict[str, Any]:
-        """What the model card tells beside the architecture."""
-        config = self.config
-        data = {"rows": self.feed.samples, "source": self.feed.name, "skipped": self.skipped.count(self.feed.name)}
-        keys = ("batch_size", "epochs", "lr", "weight_decay", "schedule")
-        training: dict[str, Any] = {
-            "method": config.method.name,
-            "step": step,
-            "steps": self.steps,
-            "precision": self.precision,
-        }
-        if cut := config.method.matryoshka:
-            training["matryoshka"] = cut.dims
-        training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(self.progress.seconds, 1)}
-        card: dict[str, Any] = {"data": data, "training": training}
-        for line in Run(self.folder).lines():
-            if line["step"] == step and "evaluation" in line:
-                kinds = ("hit@", "ndcg@", "mrr", "median_rank", "spearman")
-                if "wise_ft" in line:
-                    card["training"]["wise_ft"] = line["wise_ft"]
-                card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
-        return card
 
     def _open_feed(self, sources: Sequence[TrainSourceConfig]) -> Feed:
         def make() -> Feed:
@@ -380,47 +358,6 @@ class Trainer:
     def _note_skipped(self, source: str, problems: list[dict[str, str]]) -> None:
         if self.main and self.skipped.add(source, problems):
             log.warning("%s: %d rows skipped, listed in %s", source, len(problems), self.skipped.path)
-
-    def _announce(self) -> None:
-        settings, world = self.config.training, distributed.world_size()
-        if not self.main:
-            return
-        log.info(
-            "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %s, %d steps, %d of them done",
-            self.config.method.name,
-            self.feed.samples,
-            self.feed.name,
-            world,
-            self.device.type,
-            f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "",
-            self.precision,
-            settings.batch_size * settings.accumulate,
-            self._negatives(),
-            self.steps,
-            self.progress.step,
-        )
-        log.info("learned parameters: %s", describe_learning(self.method))
-        if settings.warmup >= self.steps:
-            log.warning(
-                "training.warmup is %d of %d steps: the learning rate never reaches training.lr",
-                settings.warmup,
-                self.steps,
-            )
-        tell_of_statistics(self.method, settings)
-
-    def _negatives(self) -> str:
-        """What each query is told from."""
-        modalities = list(self.method.inputs.values())
-        if "number" in modalities:
-            return "labelled pairs"
-        batch, hard = self.config.training.batch_size, max(0, len(modalities) - 2) + self.method.mined
-        world = distributed.world_size()
-        further = self.feed.extra_count // world * world  # as many on every process
-        exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
-        how = exchange[self.config.training.exchange] if world > 1 else ""
-        queue = getattr(self.config.method, "queue", None)
-        past = f" and up to {queue.size} past ones" if queue is not None else ""
-        return f"{batch - 1 + hard * batch + further} negatives per query{how}{past}"
 
     def _diverged(self, error: NotFiniteError, step: int) -> DivergedError:
         ids = distributed.gather_lists(self.feed.names(error.batch))

@@ -1,0 +1,86 @@
+"""What a run says of itself: before it begins, and in the card of its model."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmcl.runtime import distributed
+from mmcl.training.batch_norm import tell_of_statistics
+from mmcl.training.optim import describe_learning
+from mmcl.training.run import Run
+
+if TYPE_CHECKING:
+    from mmcl.training.loop import Trainer
+
+log = logging.getLogger("mmcl")
+
+
+def announce(run: Trainer) -> None:
+    """Log what is learned, from what, with how many negatives and how far it has come."""
+    settings, world = run.config.training, distributed.world_size()
+    if not run.main:
+        return
+    log.info(
+        "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %s, %d steps, %d of them done",
+        run.config.method.name,
+        run.feed.samples,
+        run.feed.name,
+        world,
+        run.device.type,
+        f" ({torch.get_num_threads()} threads)" if run.device.type == "cpu" else "",
+        run.precision,
+        settings.batch_size * settings.accumulate,
+        _negatives(run),
+        run.steps,
+        run.progress.step,
+    )
+    log.info("learned parameters: %s", describe_learning(run.method))
+    if settings.warmup >= run.steps:
+        log.warning(
+            "training.warmup is %d of %d steps: the learning rate never reaches training.lr",
+            settings.warmup,
+            run.steps,
+        )
+    tell_of_statistics(run.method, settings)
+
+
+def _negatives(run: Trainer) -> str:
+    """What each query is told from."""
+    modalities = list(run.method.inputs.values())
+    if "number" in modalities:
+        return "labelled pairs"
+    batch, hard = run.config.training.batch_size, max(0, len(modalities) - 2) + run.method.mined
+    world = distributed.world_size()
+    further = run.feed.extra_count // world * world  # as many on every process
+    exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
+    how = exchange[run.config.training.exchange] if world > 1 else ""
+    queue = getattr(run.config.method, "queue", None)
+    past = f" and up to {queue.size} past ones" if queue is not None else ""
+    return f"{batch - 1 + hard * batch + further} negatives per query{how}{past}"
+
+
+def card_of(run: Trainer, step: int) -> dict[str, Any]:
+    """What the card of the model of ``step`` tells beside the architecture."""
+    config = run.config
+    data = {"rows": run.feed.samples, "source": run.feed.name, "skipped": run.skipped.count(run.feed.name)}
+    keys = ("batch_size", "epochs", "lr", "weight_decay", "schedule")
+    training: dict[str, Any] = {
+        "method": config.method.name,
+        "step": step,
+        "steps": run.steps,
+        "precision": run.precision,
+    }
+    if cut := config.method.matryoshka:
+        training["matryoshka"] = cut.dims
+    training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(run.progress.seconds, 1)}
+    card: dict[str, Any] = {"data": data, "training": training}
+    for line in Run(run.folder).lines():
+        if line["step"] == step and "evaluation" in line:
+            kinds = ("hit@", "ndcg@", "mrr", "median_rank", "spearman")
+            if "wise_ft" in line:
+                card["training"]["wise_ft"] = line["wise_ft"]
+            card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
+    return card
