@@ -68,7 +68,7 @@ class Paired(Method):
         """
         dims = dict.fromkeys(roles, self.encoder.width)
         if "guide" in self.references:
-            dims |= {f"guide_{role}": self.references["guide"].dim for role in roles}
+            dims |= {f"guide_{role}": self.references["guide"].width for role in roles}
         columns = min(len(self.sides), len(self.inputs))
         self.queue = MemoryQueue(settings.size, dims, columns, settings.start)
         if settings.momentum is not None:

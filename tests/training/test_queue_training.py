@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +111,19 @@ def pairs_config(tmp_path):
         "model": {"dim": 16, "text": {**tower, "head": {"kind": "none"}}},
         "training": training,
     }
+
+
+def test_a_guide_that_is_meant_to_be_cut_fits_into_the_queue(tmp_path, pairs_config):
+    """The loss sees all of its dimensions, whatever it encodes by default."""
+    pairs_config["training"] |= {"epochs": 1, "accumulate": 1}
+    guide = train(pairs_config, out=tmp_path / "guide", show_progress=False).model
+    guide.conventions = replace(guide.conventions, truncate_dim=8)
+    guide.save(tmp_path / "cut")
+    pairs_config["method"] |= {"guide": {"name": str(tmp_path / "cut")}, "queue": {"size": 15}}
+    run = train(pairs_config, out=tmp_path / "run", show_progress=False)
+    assert all(math.isfinite(line["loss"]) for line in run.lines())
+    queue = load_file(list_checkpoints(tmp_path / "run")[-1] / "model.safetensors")
+    assert queue["queue.vectors_guide_positive"].shape == (15, 16)
 
 
 @pytest.mark.parametrize(
