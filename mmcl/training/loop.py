@@ -195,7 +195,7 @@ class Trainer:
         step, stop, accumulate = self.progress.step, self.steps, self.config.training.accumulate
         if self.miner is not None:
             stop = self.miner.next(step, stop)
-            if self.miner.due(step):
+            if step < self.steps and self.miner.due(step):
                 self.miner.refresh(step)
         return self.feed.batches(step * accumulate, stop * accumulate, self.progress.position), stop
 

@@ -185,6 +185,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, config,
         assert torch.equal(tensor, weights[1][name]), name
 
 
+def test_a_finished_run_that_is_resumed_mines_nothing_more(tmp_path, config):
+    """It would be due before step 8, which there is not."""
+    run = run_of(config, tmp_path / "run")
+    files = files_of(run.folder)
+    run_of(config, run.folder, resume=True)
+    assert list(files) == [2, 5]
+    assert files_of(run.folder) == files
+
+
 def test_a_run_is_not_resumed_without_what_was_mined(tmp_path, config):
     run = run_of(config, tmp_path / "run")
     for checkpoint in run.folder.glob("checkpoints/*"):
