@@ -39,7 +39,8 @@ def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iter
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise MmclError(_explain(_foremost(error.errors()), where, more=error.error_count() - 1)) from None
+        foremost = _foremost(error.errors())
+        raise MmclError(_explain(foremost, where, more=_elsewhere(foremost, error.errors()))) from None
 
 
 def to_yaml(config: Config) -> str:
@@ -114,12 +115,24 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _foremost(errors: Sequence[ErrorDetails]) -> ErrorDetails:
-    """The first; but where that is a missing key, an unknown one beside it if there is one: it may be misspelt."""
+    """The first; but of a section that is refused for being none, what is wrong inside it, if a section may stand there
+    as well; and where that is a missing key, an unknown one beside it if there is one: it may be misspelt."""
     first, *others = errors
+    place = _keys(first["loc"])
+    if inside := [e for e in others if _keys(e["loc"])[: len(place)] == place != _keys(e["loc"])]:
+        return _foremost(inside)
     if first["type"] == "missing":
         beside = (e for e in others if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1])
         return next(beside, first)
     return first
+
+
+def _elsewhere(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> int:
+    """Places besides that of ``error`` where something is wrong. Each member of a union has its own complaint about the
+    same value, or about the section around it."""
+    place = _keys(error["loc"])
+    others = {tuple(map(str, keys)) for e in errors if (keys := _keys(e["loc"])) != place[: len(keys)]}
+    return len(others)
 
 
 def _explain(error: ErrorDetails, where: str, more: int) -> str:

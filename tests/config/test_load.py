@@ -33,6 +33,10 @@ def changed(**sections):
         (changed(augmentation={"crop_scale": [0.9, 0.2]}), ["crop_scale", "ascending"]),
         (changed(model={"text": {"width": 100, "heads": 3}}), ["model.text", "3 attention heads", "100"]),
         (changed(evaluation={"sources": {"dev": {"source": "x"}}, "best": "dev/hit@1"}), ["best", "dev/"]),
+        (changed(training={"micro_batch": {"tokens": 0}}), ["'training.micro_batch.tokens' is 0: ", "equal to 1"]),
+        (changed(training={"micro_batch": {"token": 5}}), ["unknown key 'training.micro_batch.token'", "'tokens'"]),
+        (changed(training={"micro_batch": {}}), ["'training.micro_batch.tokens' is missing"]),
+        (changed(training={"micro_batch": 0}), ["'training.micro_batch' is 0: "]),
         ({"model": {}}, ["'data' is missing"]),
         ({"dta": MINIMAL["data"], "model": {}}, ["unknown key 'dta'", "did you mean 'data'?"]),
         (changed(data={"trian": {"source": "x"}}), ["unknown key 'data.trian'", "did you mean 'train'?"]),
@@ -48,6 +52,23 @@ def test_mistakes_are_named_with_file_key_and_cure(tmp_path, values, parts):
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("training", "more"),
+    [
+        ({"micro_batch": 0}, 0),
+        ({"micro_batch": {"tokens": 0}}, 0),
+        ({"micro_batch": 0, "lr": 0}, 1),
+        ({"micro_batch": {"tokens": 0}, "lr": 0, "keep": 0}, 2),
+        ({"lr": 0}, 0),
+    ],
+)
+def test_further_mistakes_are_counted_each_once(training, more):
+    with pytest.raises(MmclError) as caught:
+        load_config(changed(training=training))
+    assert str(caught.value).endswith(f" (and {more} more)") == (more > 0)
+    assert ("more)" in str(caught.value)) == (more > 0)
 
 
 @pytest.mark.parametrize(
