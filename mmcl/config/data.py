@@ -114,7 +114,8 @@ class DataConfig(Section):
     """Role to the name of a prompt in `model.text.prompts` that is put before its texts, for example
     `{anchor: query, positive: passage}`."""
     batches: Literal["mixed", "one_source"] = "mixed"
-    """Several sources: a batch has rows of all of them, or of one, whose negatives are then of its own kind."""
+    """Several sources: a batch has rows of all of them, or of one, whose negatives are then of its own kind, which
+    mining, a queue and extra texts cannot keep."""
     distinct: bool = False
     """Keep rows that share a text or picture out of the same batch, rather than masking them as negatives only."""
     mining: MiningConfig | None = None

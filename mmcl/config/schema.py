@@ -3,7 +3,7 @@ meaning and default."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmcl.config.data import AugmentationConfig, DataConfig, TextAugmentationConfig
 from mmcl.config.methods import ClipConfig, MethodConfig
@@ -33,3 +33,19 @@ class Config(Section):
     """How the weights are learned."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """How the model is judged during training."""
+
+    @model_validator(mode="after")
+    def _sources_are_kept_apart(self) -> Config:
+        if self.data.batches == "one_source" and self.data.mix:
+            drawn = {
+                "data.mining": self.data.mining is not None,
+                "method.queue": getattr(self.method, "queue", None) is not None,
+                "method.extra_texts": getattr(self.method, "extra_texts", 0) > 0,
+            }
+            for setting, given in drawn.items():
+                if given:
+                    raise ValueError(
+                        f"{setting} takes negatives from all sources, which data.batches: one_source keeps apart; "
+                        "leave one of the two out"
+                    )
+        return self

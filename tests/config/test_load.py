@@ -54,6 +54,26 @@ def test_mistakes_are_named_with_file_key_and_cure(tmp_path, values, parts):
         assert part in message
 
 
+APART = {"train": {"source": "a.csv"}, "mix": [{"source": "b.csv"}], "batches": "one_source"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("data.mining", {"data": APART | {"mining": {}}}),
+        ("method.queue", {"data": APART, "method": {"name": "simcse", "queue": {}}}),
+        ("method.extra_texts", {"data": APART, "method": {"name": "clip", "extra_texts": 5}}),
+    ],
+)
+def test_negatives_of_all_sources_are_refused_where_sources_are_kept_apart(setting, values):
+    with pytest.raises(
+        MmclError, match=rf"{setting} takes negatives from all sources, which data\.batches: one_source"
+    ):
+        load_config(changed(**values))
+    load_config(changed(**values), ["data.batches=mixed"])
+    load_config(changed(**values), ["data.mix=[]"])
+
+
 @pytest.mark.parametrize(
     ("training", "more"),
     [
