@@ -88,8 +88,9 @@ class Own:
     """What can never be a negative of a row: anything that is the same thing as its anchor or as one of its positives,
     or is paired with such a thing in any row.
 
-    It is what the losses leave out of a denominator by their ``ids``, looked up in the whole corpus. Kept as two sparse
-    factors, since an anchor that comes m times has m² pairs of rows.
+    It is the losses' rule (things with an identity in common are none of each other's negatives) over all rows of the
+    data, where a loss knows but the pairs that its batch brings. Kept as two sparse factors, since an anchor that comes
+    m times has m² pairs of rows.
 
     Args:
         anchors: row (from 0) and identity of every anchor, (A,) each; a row may have several.

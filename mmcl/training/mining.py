@@ -54,6 +54,11 @@ class Miner:
     encoder, without a head for training, dropout and augmentation, and not of the average of the weights. Where a row
     has too few items that pass, random ones fill up.
 
+    What is mined for a row is a negative of the other rows of its batch as well, where it counts as a positive that
+    came with them: its identities are those of the first row that it stands in. It is left out for a row that shares
+    one of these, but not for one whose anchor it is paired with in further rows alone; of partners outside of the batch
+    the losses know no more of ordinary negatives.
+
     What is mined before step s is in every batch of the steps from s up to the next mining, and in no other: a feed is
     asked for batches up to there only. It is written to ``mined/step-XXXXXXXX.parquet`` in the run folder: ``row`` (its
     number in the feed), ``anchor`` and ``negative`` (ids of the rows where the two stand; of a negative in several, the
