@@ -218,8 +218,8 @@ def _check_keys(
         within = bool(((partner >= 0) & (partner < len(key))).all())
         if not within or len(partner.unique()) != count:
             raise ValueError(f"partner must hold different numbers of the {len(key)} keys")
-    if ids is not None and key_ids is None and len(key) != len(query):
-        raise ValueError("ids go with key_ids where there are more keys than queries")
+    if ids is not None and key_ids is None and (partner is not None or len(key) != len(query)):
+        raise ValueError("ids go with key_ids where partners are given")
     if key_ids is not None and (ids is None or key_ids.ndim != ids.ndim or key_ids.shape[1:] != ids.shape[1:]):
         raise ValueError("key_ids go with ids, and are of the same shape")
     check_ids(key_ids, len(key), "key_ids")
@@ -239,8 +239,12 @@ def _check_rest(
         raise ValueError(f"negatives must be (M, {query.shape[1]}), not {tuple(negatives.shape)}")
     if negative_ids is not None and (ids is None or negatives is None or len(negative_ids) != len(negatives)):
         raise ValueError("negative_ids go with ids, and there is one for each of the negatives")
+    if negative_ids is not None and ids is not None and negative_ids.shape[1:] != ids.shape[1:]:
+        raise ValueError("negative_ids must have as many columns as ids")
     if negative_owner is not None and (negatives is None or negative_owner.shape != (len(negatives),)):
         raise ValueError("negative_owner goes with negatives, and has one row number for each of them")
+    if negative_owner is not None and not bool(((negative_owner >= -1) & (negative_owner < len(query))).all()):
+        raise ValueError(f"negative_owner must hold numbers of the {len(query)} rows, or -1")
     if not own_weight > 0.0:
         raise ValueError(f"own_weight must be more than 0, not {own_weight}")
     if guide is not None:

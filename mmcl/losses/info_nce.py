@@ -56,7 +56,7 @@ def info_nce(
         negatives: (M, D) further keys, wrong for every query. They have no partner, so they enter the direction from
             query to key alone.
         negative_ids: (M,) or (M, K) integers, as ``key_ids``: what is the same thing as a query leaves its denominator.
-        negative_owner: (M,) integers: the row whose hard negative it is.
+        negative_owner: (M,) integers: the row whose hard negative it is, or -1.
         own_weight: α > 0, how much a row's own hard negatives count in its denominator. SimCSE's code takes ln α.
         guide: what another model makes of the same things, by which negatives that are too close are left out, in both
             directions. GISTEmbed itself compares queries with queries and keys with keys besides.
@@ -64,8 +64,8 @@ def info_nce(
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
         label_smoothing: share of the target spread evenly over what is in the denominator (arXiv:1512.00567, sec. 7).
         partner: (N,) int64, where there are K > N keys: row i of ``query`` belongs to row partner[i] of ``key``, each
-            to another one. ``key_ids`` then are those of the K keys. From key to query, only keys that are somebody's
-            partner are rows.
+            to another one. ``key_ids`` then are those of the K keys, and go with ``ids``. From key to query, only keys
+            that are somebody's partner are rows.
         tile: rows and columns of the tiles in which the matrix of logits is computed, and computed again for the
             gradient, in O((N + K)·D) memory; None holds the whole matrix, ``auto`` while it is small. The result is the
             same but for rounding. Where all embeddings came in bfloat16 and the hardware multiplies it, so do tiles,

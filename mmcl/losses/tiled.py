@@ -16,7 +16,7 @@ from torch import Tensor
 from mmcl.losses import triton_tiles
 from mmcl.losses.candidates import Side, excluded
 from mmcl.losses.pairs import similarities
-from mmcl.losses.tiles import Plan, Sweep
+from mmcl.losses.tiles import Plan, Sweep, by_hand
 
 NOTHING = -1e30  # the log-sum-exp of nothing; finite, for a gradient through it must not become ∞ - ∞
 
@@ -169,6 +169,7 @@ class _LogSumExp(torch.autograd.Function):
         return by_row, by_column
 
     @staticmethod
+    @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         job: _Job = ctx.job
         scale, by_row, by_column = ctx.saved_tensors
@@ -356,6 +357,7 @@ class _SoftplusSum(torch.autograd.Function):
         return sums
 
     @staticmethod
+    @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ours, theirs, plan = ctx.problem
         scale, bias, slopes = ctx.saved_tensors

@@ -14,10 +14,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmcl.losses.candidates import Candidates, Side
 from mmcl.losses.pairs import Similarity, similarities
@@ -103,6 +105,23 @@ def as_number(value: float | Tensor, like: Tensor) -> Tensor:
 def as_scale(temperature: float | Tensor, like: Tensor) -> Tensor:
     """1 / temperature, as :func:`as_number`."""
     return as_number(1 / temperature, like)
+
+
+def by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``backward`` that is no graph of its own: to differentiate it again raises ``RuntimeError``, rather than give
+    something wrong. Autocast, in which a user may have called it, does not reach into it."""
+
+    def exactly(ctx: Any, *grads: Tensor) -> Any:
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return backward(ctx, *grads)
+
+    @wraps(backward)
+    def once(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():  # or torch sees no graph where a loss is linear in what was computed here
+            grads = tuple(grad.detach().requires_grad_() for grad in grads)
+        return once_differentiable(exactly)(ctx, *grads)
+
+    return once
 
 
 class Sweep:

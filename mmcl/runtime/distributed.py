@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mmcl.runtime.errors import MmclError
 
@@ -103,6 +104,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([rows[:count] for rows, count in zip(shards.split(longest), counts, strict=True)])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0].split(ctx.counts)[rank()] * world_size(), None
 

@@ -232,6 +232,7 @@ def test_no_matrix_of_the_whole_batch_is_ever_there(monkeypatch):
 
 def test_arguments_that_do_not_fit_are_named():
     three, five = torch.randn(3, 4), torch.randn(5, 4)
+    further = {"negatives": five, "ids": torch.arange(3)}
     for wrong, told in [
         ({"tile": 0}, "tile must be a number from 1 up"),
         ({"tile": "large"}, "tile must be a number from 1 up"),
@@ -240,6 +241,11 @@ def test_arguments_that_do_not_fit_are_named():
         ({"partner": torch.tensor([0, 1, 5])}, "different numbers of the 5 keys"),
         ({"partner": torch.tensor([0, 1, 1])}, "different numbers of the 5 keys"),
         ({"partner": torch.arange(3), "ids": torch.arange(3)}, "ids go with key_ids"),
+        (further | {"negative_ids": torch.zeros(5, 2, dtype=torch.long)}, "as many columns as ids"),
+        (further | {"negative_owner": torch.tensor([0, 1, 2, 3, -1])}, "numbers of the 3 rows, or -1"),
+        (further | {"negative_owner": torch.tensor([0, 1, 2, 0, -2])}, "numbers of the 3 rows, or -1"),
     ]:
         with pytest.raises(ValueError, match=told):
             info_nce(three, five if "partner" in wrong else three, **wrong)
+    with pytest.raises(ValueError, match="ids go with key_ids"):  # whose, if the partners are permuted?
+        info_nce(three, three, ids=torch.arange(3), partner=torch.tensor([2, 0, 1]))
