@@ -78,7 +78,7 @@ class Batch:
         )
 
     def split(self, sizes: Sequence[int]) -> list[Batch]:
-        """Consecutive parts of so many rows each, over which further items are spread evenly.
+        """Consecutive parts of so many rows each, over which further items are spread in proportion to the rows.
 
         Texts end with the longest of their part. A part to which no further item falls lacks their role, since models
         do not embed nothing; the last part has one if any has.
@@ -86,14 +86,14 @@ class Batch:
         if sum(sizes) != len(self.ids):
             raise ValueError(f"{sizes} are not the sizes of parts of {len(self.ids)} rows")
 
-        def share(count: int, number: int) -> slice:
-            return slice(number * count // len(sizes), (number + 1) * count // len(sizes))
+        def share(count: int, rows: slice) -> slice:
+            return slice(rows.start * count // len(self.ids), rows.stop * count // len(self.ids))
 
         parts = []
-        for number, (size, stop) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+        for size, stop in zip(sizes, accumulate(sizes), strict=True):
             rows = slice(stop - size, stop)
-            further = {role: _taken(named, share(_count(named), number)) for role, named in self.extra.items()}
-            ids = {role: ids[share(len(ids), number)] for role, ids in self.extra_ids.items()}
+            further = {role: _taken(named, share(_count(named), rows)) for role, named in self.extra.items()}
+            ids = {role: ids[share(len(ids), rows)] for role, ids in self.extra_ids.items()}
             parts.append(
                 Batch(
                     {role: _taken(named, rows) for role, named in self.inputs.items()},

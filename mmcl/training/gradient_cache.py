@@ -17,11 +17,16 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
-from mmcl.methods import Batch, Views
+from mmcl.data.shards import is_shards
+from mmcl.methods import Batch, Method, Views
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.batch_norm import statistics_stay
+from mmcl.training.table import changes
+
+NO_TOKENS = "training.micro_batch counts tokens, but no text passes a tower here; give it a number of rows"
 
 
 def backward(
@@ -153,28 +158,47 @@ def micro_batches(batch: Batch, limit: int | TokenLimit | None, method: nn.Modul
         # Evenly, rather than with a small rest: batch normalisation of a single row is impossible.
         sizes = [rows * (number + 1) // count - rows * number // count for number in range(count)]
     else:
-        sizes = list(_filled(_token_counts(batch), limit.tokens))
+        sizes = list(_filled(_token_counts(batch, method), limit.tokens))
     if limit is not None and distributed.world_size() > 1 and any(map(_speaks, method.modules())):
         device = next(method.parameters()).device
         sizes = _at_least(sizes, int(distributed.largest(len(sizes), device)))
     return [batch] if len(sizes) == 1 else batch.split(sizes)
 
 
+def require_tokens(method: Method, config: Config) -> None:
+    """Raise ``MmclError`` where micro-batches are told by tokens, and features stand in for these."""
+    kept = method.encoder.embedder("text").frozen and not changes("text", config)
+    if isinstance(config.training.micro_batch, TokenLimit) and kept and not is_shards(config.data.train.source):
+        raise MmclError(NO_TOKENS)
+
+
 def _speaks(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule | nn.SyncBatchNorm)
 
 
-def _token_counts(batch: Batch) -> Tensor:
-    """(N, R): tokens of each row's texts in each of R roles."""
-    counts = []
-    for tensors in batch.inputs.values():
-        if (mask := tensors.get("attention_mask")) is not None:
-            counts.append(mask.sum(dim=1))
-        elif (ids := tensors.get("input_ids")) is not None:
-            counts.append(torch.full((len(ids),), ids.shape[1], device=ids.device))
+def _token_counts(batch: Batch, method: nn.Module) -> Tensor:
+    """(N, T): tokens of the T texts that pass the tower for each row: those of its roles, one that is drawn twice but
+    was not changed at random twice over, and its share of the further texts, of which each counts as the longest."""
+    counts = [tokens for tensors in batch.inputs.values() if (tokens := _tokens(tensors)) is not None]
+    for new, role in method.redrawn.items() if isinstance(method, Method) else ():
+        if new not in batch.inputs and (tokens := _tokens(batch.inputs[role])) is not None:
+            counts.append(tokens)
+    rows = len(batch.ids)
+    for tensors in batch.extra.values():
+        if (tokens := _tokens(tensors)) is not None and len(tokens):
+            counts += [tokens.max().expand(rows)] * -(-len(tokens) // rows)
     if not counts:
-        raise MmclError("training.micro_batch counts tokens, but no text passes a tower here; give it a number of rows")
+        raise MmclError(NO_TOKENS)
     return torch.stack(counts, dim=1)
+
+
+def _tokens(tensors: dict[str, Tensor]) -> Tensor | None:
+    """(N,) of each text, of inputs that are texts."""
+    if (mask := tensors.get("attention_mask")) is not None:
+        return mask.sum(dim=1)
+    if (ids := tensors.get("input_ids")) is not None:
+        return torch.full((len(ids),), ids.shape[1], device=ids.device)
+    return None
 
 
 def _filled(counts: Tensor, limit: int) -> Iterator[int]:

@@ -34,6 +34,7 @@ from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
 from mmcl.training.evaluate import Judge, open_judge
 from mmcl.training.feed import Feed, open_feed
+from mmcl.training.gradient_cache import require_tokens
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.mining import Miner
 from mmcl.training.optim import build_optimizer, freeze_groups, learning_rate
@@ -116,6 +117,7 @@ class Trainer:
 
         self.method: Method = build_method(config, folder).to(self.device)
         prepare_batch_norm(self.method, settings, self.device)
+        require_tokens(self.method, config)
         self.feed = self._open_feed([config.data.train, *config.data.mix])
         self.judges = {name: self._open_judge(name, source) for name, source in config.evaluation.sources.items()}
         self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))

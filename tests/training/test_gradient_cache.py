@@ -16,6 +16,7 @@ from mmcl.config.load import load_config
 from mmcl.config.training import TokenLimit, TrainingConfig
 from mmcl.methods import Batch
 from mmcl.runtime.errors import MmclError
+from mmcl.training import train
 from mmcl.training.build import build_method
 from mmcl.training.find_batch import find_batch
 from mmcl.training.gradient_cache import micro_batches
@@ -261,6 +262,50 @@ def test_parts_are_filled_up_to_so_many_tokens_with_their_padding():
     batch.inputs["text"] = {"features": torch.zeros(7, 2)}
     with pytest.raises(MmclError, match="counts tokens"):
         micro_batches(batch, TokenLimit(tokens=10), torch.nn.Linear(1, 1))
+
+
+def test_further_texts_count_where_parts_are_filled_with_tokens():
+    """14 texts beside 7 rows: each row brings two of them, which are up to 4 tokens long."""
+    lengths = [2, 5, 3, 9, 1, 1, 1]
+    batch, further = batch_of(lengths), batch_of([4, 1] * 7)
+    batch.extra, batch.extra_ids = {"mined": further.inputs["text"]}, {"mined": further.ids}
+    parts = micro_batches(batch, TokenLimit(tokens=30), torch.nn.Linear(1, 1))
+    assert [len(part.ids) for part in parts] == [2, 1, 1, 3]  # 2 × (5 + 8); 3 + 8; 9 + 8; 3 × (1 + 8)
+    for part in parts:
+        assert len(part.extra_ids["mined"]) == 2 * len(part.ids)
+        masks = part.inputs["text"]["attention_mask"], part.extra["mined"]["attention_mask"]
+        assert sum(mask.numel() for mask in masks) <= 30
+    assert torch.equal(torch.cat([part.extra_ids["mined"] for part in parts]), further.ids)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_sentence_that_passes_twice_counts_twice(changed, tmp_path):
+    config = load_config(
+        {
+            "method": {"name": "simcse"},
+            "data": {"train": {"source": "sample:shapes", "split": "train"}, "columns": {"text": "text"}},
+            "model": {"dim": 8, "text": {"name": "scratch", "layers": 1, "width": 8, "heads": 2}},
+        }
+    )
+    batch = batch_of([5] * 8)
+    del batch.inputs["image"]
+    if changed:
+        batch.inputs["positive"] = batch.inputs["text"]
+    parts = micro_batches(batch, TokenLimit(tokens=40), build_method(config, tmp_path))
+    assert [len(part.ids) for part in parts] == [4, 4]
+
+
+def test_a_limit_of_tokens_is_refused_before_anything_is_computed_where_features_are_kept(tmp_path, shapes_config):
+    overrides = ["training.micro_batch={tokens: 100}", "model.text.frozen=true"]
+    with pytest.raises(MmclError, match="counts tokens"):
+        train(shapes_config, out=tmp_path / "run", overrides=overrides, show_progress=False)
+    assert not (tmp_path / "run").exists()
+    train(
+        shapes_config,
+        out=tmp_path / "run",
+        overrides=[*overrides, "text_augmentation.drop=0.1", "training.epochs=0.02", "evaluation={}"],
+        show_progress=False,
+    )
 
 
 @pytest.mark.parametrize("extra", [1, 3, 8])
