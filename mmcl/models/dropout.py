@@ -26,10 +26,14 @@ class Dropout(nn.Dropout):
 
 
 def speed_up_dropout(net: nn.Module) -> None:
-    """Put :class:`Dropout` in the place of torch's within ``net``."""
+    """Put :class:`Dropout` in the place of torch's within ``net``, and into the attention of transformers' models."""
     for parent in net.modules():
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
                 faster = Dropout(child.p)
                 faster.training = child.training
                 setattr(parent, name, faster)
+    if getattr(getattr(net, "config", None), "_attn_implementation", None) == "sdpa":
+        from mmcl.models.attention import ATTENTION
+
+        net.set_attn_implementation(ATTENTION)  # type: ignore[operator]

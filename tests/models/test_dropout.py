@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from mmcl.models.dropout import Dropout, speed_up_dropout
 
@@ -55,3 +59,43 @@ def test_it_takes_the_place_of_torchs():
         (Dropout, 0.3, False),
     ]
     assert list(net.state_dict()) == names
+
+
+@pytest.mark.parametrize("lengths", [(9, 9, 9), (9, 4, 6)])
+def test_attention_equals_that_of_torch_for_the_same_mask(lengths, monkeypatch):
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.25,
+    )
+    torch.manual_seed(0)
+    net = BertModel(config).double().train()
+    plain = copy.deepcopy(net)
+    speed_up_dropout(net)
+    kept = [torch.rand(3, 4, 9, 9) < 0.75 for _ in range(2)]
+
+    def played(masks, features, rate):
+        return features * next(masks) / (1 - rate) if rate else features
+
+    masks = iter(kept)
+    monkeypatch.setattr(Dropout, "forward", lambda layer, features: played(masks, features, layer.p))
+    tokens = torch.randint(1, 50, (3, 9))
+    mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
+    mine = net(tokens, mask).last_hidden_state
+    assert next(masks, None) is None, "both layers drew their masks here"
+
+    plain.set_attn_implementation("eager")  # which calls F.dropout
+    again = iter(kept)
+    monkeypatch.setattr(F, "dropout", lambda features, p, training, *_: played(again, features, p * training))
+    theirs = plain(tokens, mask).last_hidden_state
+    read = mask.bool()
+    torch.testing.assert_close(mine[read], theirs[read])
+    gradients = torch.autograd.grad(mine[read].square().sum(), list(net.embeddings.parameters()))
+    for ours, theirs_ in zip(
+        gradients, torch.autograd.grad(theirs[read].square().sum(), list(plain.embeddings.parameters())), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs_)
