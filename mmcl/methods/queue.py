@@ -83,6 +83,13 @@ class MemoryQueue(MethodState):
         self.pushed += len(ids)
         self.steps += 1
 
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Be full and past the start, with rows that are nobody's: to measure what the queue costs."""
+        self.ids.fill_(-1)
+        self.pushed.fill_(self.size)
+        self.steps.fill_(self.start)
+
     def past(self) -> dict[str, Tensor]:
         """The rows it holds, as they were pushed: name to (F, D), and ``ids`` (F, C); nothing while there are none, or
         before the start. They share memory with the queue, and change with the next push."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmcl.config.schema import Config
 from mmcl.methods import MINED, Batch
+from mmcl.methods.queue import MemoryQueue
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.loop import Trainer
@@ -56,6 +57,9 @@ def find_batch(config: Config, folder: Path) -> int:
     memory = _memory(trainer.device)
     if trainer.miner is not None:
         trainer.miner.any_negatives()
+    for queue in trainer.method.modules():
+        if isinstance(queue, MemoryQueue):
+            queue.fill()
     batches = trainer.feed.batches(0, 1)
     try:
         batch = next(batches)

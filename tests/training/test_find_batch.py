@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmcl.methods import Batch
+from mmcl.runtime.errors import MmclError
 from mmcl.training.find_batch import MULTIPLE, grown, largest_that_fits
 
 
@@ -64,6 +65,30 @@ def test_a_run_takes_the_batch_that_was_found_and_keeps_it(tmp_path, shapes_conf
     assert found == max(rows)
     again = train(shapes_config, out=tmp_path / "run", find_batch=True, resume=True, show_progress=False)
     assert again.config.training.batch_size == found
+
+
+def test_the_queue_is_full_in_every_trial(tmp_path, shapes_config, monkeypatch):
+    from mmcl.config.load import load_config
+    from mmcl.methods.queue import MemoryQueue
+    from mmcl.training import find_batch
+
+    monkeypatch.setattr(find_batch._HostMemory, "reset", lambda self: None)
+    monkeypatch.setattr(find_batch._HostMemory, "total", lambda self: 10.0)
+    monkeypatch.setattr(find_batch._HostMemory, "peak", lambda self: 5.0 * len(seen))
+    seen = []
+    past = MemoryQueue.past
+
+    def spy(self):
+        rows = past(self)
+        seen.append({name: len(vectors) for name, vectors in rows.items()})
+        return rows
+
+    monkeypatch.setattr(MemoryQueue, "past", spy)
+    config = load_config(shapes_config, ["method.queue={size: 4096, start: 50, momentum: 0.9}"])
+    with pytest.raises(MmclError, match="not even 16 rows"):  # after the two first trials
+        find_batch.find_batch(config, tmp_path / "run")
+    assert len(seen) >= 2
+    assert all(rows == {"image": 4096, "text": 4096, "ids": 4096} for rows in seen)
 
 
 def test_a_search_that_was_cut_off_is_not_taken_for_a_run(tmp_path, shapes_config, monkeypatch):
