@@ -45,12 +45,16 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
         raise MmclError(f"{folder}: no run to resume there; leave out --resume to start one")
     if distributed.rank() == 0:
         if not begun:
-            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-            shutil.rmtree(folder / "features", ignore_errors=True)
+            for stale in ("tokenizer", "features", "mined"):
+                shutil.rmtree(folder / stale, ignore_errors=True)
             for file in folder.glob("skipped*.jsonl"):
                 file.unlink()
             with atomic_file(folder / "config.yaml") as beside:
                 beside.write_text(to_yaml(config), encoding="utf-8")
+        for unfinished in folder.glob("checkpoints/.step-*.part"):  # of a run that was killed while it wrote
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for unfinished in folder.glob("mined/.step-*.part"):
+            unfinished.unlink()
         (folder / "features").mkdir(exist_ok=True)
     distributed.barrier()
     return checkpoints

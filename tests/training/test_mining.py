@@ -194,6 +194,18 @@ def test_a_finished_run_that_is_resumed_mines_nothing_more(tmp_path, config):
     assert files_of(run.folder) == files
 
 
+def test_what_a_killed_run_left_is_removed(tmp_path, config):
+    run = run_of(config, tmp_path / "run")
+    (run.folder / "mined" / ".step-00000008.parquet.7.part").write_text("")
+    (run.folder / "checkpoints" / ".step-00000008.part").mkdir()
+    run_of(config, run.folder, resume=True)
+    assert not list(run.folder.glob("*/.*"))
+    shutil.rmtree(run.folder / "checkpoints")  # as if nothing had been learned yet: the folder is taken over
+    (run.folder / "metrics.jsonl").unlink()
+    run_of(config, run.folder, "data.mining=null", "training.epochs=0.5")
+    assert not (run.folder / "mined").exists()
+
+
 def test_a_run_is_not_resumed_without_what_was_mined(tmp_path, config):
     run = run_of(config, tmp_path / "run")
     for checkpoint in run.folder.glob("checkpoints/*"):
