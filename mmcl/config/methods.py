@@ -36,7 +36,8 @@ class MatryoshkaConfig(Section):
 
 
 class QueueConfig(Section):
-    """Embeddings of past batches as further negatives, next to free: a matrix product and no tower."""
+    """Embeddings of past batches as further negatives, which cost a matrix product and no tower; a momentum copy, if
+    there is one, costs the towers' memory once more and a pass through them, without gradient, for the keys."""
 
     size: int = Field(default=16384, ge=1)
     """The newest rows so many are kept, over all devices."""

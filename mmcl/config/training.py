@@ -89,7 +89,7 @@ class TrainingConfig(Section):
     exchange: Literal["gather", "ring"] = "gather"
     """Several processes compare their rows with those of all: every one gathers all embeddings (`gather`), or they
     travel around and none holds more than two processes' at a time (`ring`), for batches whose embeddings are large."""
-    timeout: Positive = 10.0
+    timeout: float = Field(default=10.0, gt=0.0, le=525_600.0)
     """Minutes after which a process that does not answer the others is held for lost, which ends the run; `--resume`
     goes on with it. One that was killed is noticed at once where connections close with it (CPU). Evaluating and
     writing are allowed any time."""
