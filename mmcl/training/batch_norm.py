@@ -28,10 +28,15 @@ def prepare_batch_norm(method: Method, settings: TrainingConfig, device: torch.d
     """Have the layers of the towers as ``training.batch_norm`` says; called before anything refers to them.
 
     Raises:
-        MmclError: statistics are to be shared between processes on something else than CUDA.
+        MmclError: statistics are to be shared between processes on something else than CUDA, or stay as they are where
+            none move.
     """
     method.train()
     if settings.batch_norm == "frozen":
+        if not learning_layers(method):
+            raise MmclError(
+                "training.batch_norm: no batch normalisation learns here whose statistics could be frozen; leave it out"
+            )
         for embedder in method.modules():
             if isinstance(embedder, Embedder):
                 embedder.keep_still(learning_layers(embedder))

@@ -133,3 +133,11 @@ def test_one_line_tells_of_statistics_of_less_than_the_batch(method, caplog, mon
             layer.training = False
         tell_of_statistics(method, TrainingConfig(batch_size=64, **settings))
         assert len(caplog.records) == 1
+
+
+def test_freezing_what_does_not_learn_is_refused(tmp_path, shapes_config):
+    shapes_config["model"]["image"] |= {"frozen": True}
+    method = build_method(load_config(shapes_config), tmp_path)
+    with pytest.raises(MmclError, match=r"training\.batch_norm: no batch normalisation learns here .*; leave it out"):
+        prepare_batch_norm(method, TrainingConfig(batch_norm="frozen"), CPU)
+    prepare_batch_norm(method, TrainingConfig(), CPU)
