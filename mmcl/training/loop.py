@@ -150,7 +150,8 @@ class Trainer:
         announce(self)
         settings, progress, accumulate = self.config.training, self.progress, self.config.training.accumulate
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
-        batches, until = self._batches()
+        batches: Generator[Batch, None, None] = (_ for _ in ())
+        until = progress.step  # the first are asked for in the loop, as all are
         clock = Clock(self.device)
         started = time.monotonic() - progress.seconds
         timed, since = 0, time.monotonic()
@@ -197,7 +198,7 @@ class Trainer:
         step, stop, accumulate = self.progress.step, self.steps, self.config.training.accumulate
         if self.miner is not None:
             stop = self.miner.next(step, stop)
-            if step < self.steps and self.miner.due(step):
+            if self.miner.due(step):
                 self.miner.refresh(step)
         return self.feed.batches(step * accumulate, stop * accumulate, self.progress.position), stop
 

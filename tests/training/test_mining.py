@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +26,9 @@ from mmcl.training import train
 from mmcl.training.build import build_method
 from mmcl.training.checkpoint import load_checkpoint
 from mmcl.training.find_batch import grown
+from mmcl.training.logs import MetricsLog
 from mmcl.training.loop import Trainer
+from mmcl.training.mining import Miner
 from mmcl.training.step import Stepper
 
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits")
@@ -192,6 +195,25 @@ def test_a_finished_run_that_is_resumed_mines_nothing_more(tmp_path, config):
     run_of(config, run.folder, resume=True)
     assert list(files) == [2, 5]
     assert files_of(run.folder) == files
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_the_time_of_a_run_has_that_of_its_minings(tmp_path, config, monkeypatch, start):
+    refresh = Miner.refresh
+    monkeypatch.setattr(Miner, "refresh", lambda self, step: time.sleep(2.0) or refresh(self, step))
+    run = run_of(config, tmp_path / "run", f"data.mining.start={start}", "data.mining.every=null", "training.epochs=1")
+    state = json.loads((run.folder / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert state["seconds"] > 2.0
+
+
+def test_what_is_open_is_closed_where_the_first_mining_fails(tmp_path, config, monkeypatch):
+    closed = []
+    close = MetricsLog.close
+    monkeypatch.setattr(MetricsLog, "close", lambda self: closed.append(True) or close(self))
+    monkeypatch.setattr(Miner, "refresh", lambda self, step: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_of(config, tmp_path / "run", "data.mining.start=0")
+    assert closed
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path, config):
