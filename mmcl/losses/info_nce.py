@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.candidates import Candidates, Guide, candidates, dense_logits
+from mmcl.losses.candidates import Candidates, Guide, Side, candidates, dense_logits, excluded
 from mmcl.losses.pairs import Similarity, check_number
-from mmcl.losses.tiled import Statistics, log_sum_exp, own_logits, share_of_wins
-from mmcl.losses.tiles import Across, Plan, Tile, as_scale, in_bfloat16, make_plan
+from mmcl.losses.tiled import Statistics, log_sum_exp, own_logits
+from mmcl.losses.tiles import Across, Plan, Sweep, Tile, as_scale, in_bfloat16, make_plan
 
 
 def info_nce(
@@ -83,7 +83,8 @@ def info_nce(
 
     Raises:
         ValueError: shapes do not fit, arguments that belong together are not, ``similarity`` is none of the three,
-            ``label_smoothing`` not in [0, 1), or ``tile`` or ``across`` not what they can be.
+            ``label_smoothing`` not in [0, 1), or ``tile`` or ``across`` not what they can be; on all processes, if they
+            do not give the same arguments, (0, D) where one has none, or none of them has a row.
 
     >>> image = torch.eye(8)
     >>> info_nce(image, image).item() < 1e-4  # every image is nearest to its own text
@@ -149,11 +150,35 @@ def batch_accuracy(
         )
         plan = make_plan(batch, tile, across, similarity, half=False)
         if plan is not None:
-            return share_of_wins(batch.queries, batch.keys, plan)
+            return _share_of_wins(batch.queries, batch.keys, plan)
         (scores,) = dense_logits(batch, 1.0, symmetric=False, similarity=similarity)
         own = scores.gather(1, batch.partner[:, None])
         others = scores.scatter(1, batch.partner[:, None], -torch.inf)
         return (own.squeeze(1) > others.amax(dim=1)).float().mean()
+
+
+def _share_of_wins(rows: Side, columns: Side, plan: Plan) -> Tensor:
+    """Share of the rows of all processes whose own column has a larger similarity than any other."""
+    one = rows.vectors.new_ones(())
+    own, best = (torch.full_like(rows.vectors[:, 0], -torch.inf) for _ in range(2))
+
+    sweep = Sweep(rows, one, plan)
+
+    def work(shard: Side, _: list[Tensor]) -> None:
+        for r, c, z in sweep.tiles(shard):
+            found = sweep.own(r, c, shard)
+            mask = excluded(rows.at(r), shard.at(c))
+            if found is not None:
+                # From the tile itself, for a tie must be one to the last bit.
+                row, column = (part[found[0]] for part in found[1:])
+                own[r.start + row] = z[row, column]
+                z[row, column] = -torch.inf
+            if mask is not None:
+                z.masked_fill_(mask, -torch.inf)
+            torch.maximum(best[r], z.amax(dim=1), out=best[r])
+
+    plan.tour(columns, work)
+    return (plan.exchange.total((own > best).sum()) / plan.exchange.rows).float()
 
 
 def _tiled(
@@ -169,11 +194,14 @@ def _tiled(
     scale = as_scale(temperature, queries.vectors)
     own = own_logits(queries, keys, partner, scale, plan)
     totals = label_smoothing > 0.0
-    there, back = log_sum_exp(queries, keys, scale, own, plan, both=symmetric, totals=totals)
+    there, back = log_sum_exp(queries, keys, scale, own, plan, both=symmetric, totals=totals, theirs=plan.keys_learn)
     if negatives is not None:
         if own_weight == 1.0 or negatives.row is None:
             negatives = negatives._replace(row=None)
-        further, _ = log_sum_exp(queries, negatives, scale, own, plan, totals=totals, own_weight=own_weight)
+        learn = plan.negatives_learn  # a queue of past keys does not
+        further, _ = log_sum_exp(
+            queries, negatives, scale, own, plan, totals=totals, own_weight=own_weight, theirs=learn
+        )
         there = Statistics(torch.logaddexp(there.lse, further.lse), *map(torch.add, there[1:], further[1:]))
     directions = [there, Statistics(*(x[partner] for x in back))] if symmetric else [there]
     losses = [_cross_entropy_of(others, own.double(), label_smoothing) for others in directions]

@@ -53,6 +53,7 @@ def log_sum_exp(
     both: bool = False,
     totals: bool = False,
     own_weight: float | None = None,
+    theirs: bool = True,
 ) -> tuple[Statistics, Statistics]:
     """Statistics of the logits in the rows, and in the columns.
 
@@ -65,12 +66,12 @@ def log_sum_exp(
         both: of the columns, too; what stands there without it is of no use.
         totals: sums and counts, too.
         own_weight: how much a column counts in the row that it belongs to; absent, it is left out, as partners are.
+        theirs: whether there is a use for the gradient of the columns; the same on all processes.
     """
-    rows_alone, columns_alone = (side._replace(vectors=side.vectors.detach()) for side in (rows, columns))
-    shared = not totals and columns.seen is None  # rows and columns leave out the same tiles' entries
-    shift = _shift(rows_alone, columns_alone, scale.detach(), own.detach(), plan) if shared else None
     weight = 0.0 if own_weight is None else own_weight
-    job = _Job(rows_alone, columns_alone, plan, both, totals, weight, shift)
+    shared = not totals and columns.seen is None  # rows and columns leave out the same tiles' entries
+    shift = _shift(rows, columns, scale, own, weight, plan) if shared else None
+    job = _Job.of(rows, columns, plan, both=both, totals=totals, weight=weight, shift=shift, theirs=theirs)
     tables = _LogSumExp.apply(rows.vectors, columns.vectors, scale, job)
     by_row, by_column = (Statistics(*table.unbind(dim=1)) for table in tables)
     return by_row, by_column
@@ -78,37 +79,12 @@ def log_sum_exp(
 
 def softplus_sum(rows: Side, columns: Side, scale: Tensor, bias: Tensor, plan: Plan) -> Tensor:
     """(N,) sums over the columns of log(1 + exp(logit + bias))."""
-    ours, theirs = (side._replace(vectors=side.vectors.detach()) for side in (rows, columns))
-    return _SoftplusSum.apply(rows.vectors, columns.vectors, scale, bias, ours, theirs, plan)
-
-
-@torch.no_grad()
-def share_of_wins(rows: Side, columns: Side, plan: Plan) -> Tensor:
-    """Share of the rows of all processes whose own column has a larger similarity than any other."""
-    one = rows.vectors.new_ones(())
-    own, best = (torch.full_like(rows.vectors[:, 0], -torch.inf) for _ in range(2))
-
-    sweep = Sweep(rows, one, plan)
-
-    def work(shard: Side, _: list[Tensor]) -> None:
-        for r, c, z in sweep.tiles(shard):
-            found = sweep.own(r, c, shard)
-            mask = excluded(rows.at(r), shard.at(c))
-            if found is not None:
-                # From the tile itself, for a tie must be one to the last bit.
-                row, column = (part[found[0]] for part in found[1:])
-                own[r.start + row] = z[row, column]
-                z[row, column] = -torch.inf
-            if mask is not None:
-                z.masked_fill_(mask, -torch.inf)
-            torch.maximum(best[r], z.amax(dim=1), out=best[r])
-
-    plan.tour(columns, work)
-    return (plan.exchange.total((own > best).sum()) / plan.exchange.rows).float()
+    return _SoftplusSum.apply(rows.vectors, columns.vectors, scale, bias, _Job.of(rows, columns, plan))
 
 
 class _Job(NamedTuple):
-    """What :class:`_LogSumExp` is about, besides the tensors that gradient flows to.
+    """What is to be done, besides the tensors that gradient flows to: autograd keeps these, and so finds out if they
+    are changed before the backward pass.
 
     ``shift`` is what to subtract from all logits before an exponential that serves rows and columns, if there is one.
     """
@@ -116,13 +92,23 @@ class _Job(NamedTuple):
     rows: Side
     columns: Side
     plan: Plan
-    both: bool
-    totals: bool
-    weight: float
-    shift: float | None
+    both: bool = False
+    totals: bool = False
+    weight: float = 0.0
+    shift: float | None = None
+    theirs: bool = True
+
+    @classmethod
+    def of(cls, rows: Side, columns: Side, plan: Plan, **options: Any) -> _Job:
+        """Without the vectors, which ``on`` puts in their place."""
+        return cls(rows, columns, plan, **options).on(*(side.vectors.new_empty(0) for side in (rows, columns)))
+
+    def on(self, rows: Tensor, columns: Tensor) -> _Job:
+        return self._replace(rows=self.rows._replace(vectors=rows), columns=self.columns._replace(vectors=columns))
 
 
-def _shift(rows: Side, columns: Side, scale: Tensor, own: Tensor, plan: Plan) -> float | None:
+@torch.no_grad()
+def _shift(rows: Side, columns: Side, scale: Tensor, own: Tensor, weight: float, plan: Plan) -> float | None:
     """A number c for which one exp(z - c) serves rows and columns alike, with no maxima to be found; or None.
 
     No logit is above a bound (Cauchy and Schwarz), and none that is far below its row's partner changes the loss. If
@@ -137,7 +123,11 @@ def _shift(rows: Side, columns: Side, scale: Tensor, own: Tensor, plan: Plan) ->
     longest = columns.vectors.norm(dim=1).max() if len(columns.vectors) else own.new_zeros(())
     ours, least, theirs = plan.exchange.largest(torch.stack([*norms, longest])).tolist()
     bound = 0.0 if plan.similarity == "euclidean" else scale.item() * ours * theirs
+    more = math.log(weight) if weight > 1 else 0.0
+    bound += more
     reach = math.log(torch.finfo(own.dtype).max) - 28  # room for sums of 10⁶ terms above, for terms of 10⁻¹² below
+    if more > reach:
+        return None
     if max(bound, least) <= reach:
         return 0.0
     return (bound - least) / 2 if (bound + least) / 2 <= reach else None
@@ -148,8 +138,9 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, job: _Job) -> tuple[Tensor, Tensor]:
+        ctx.job, job = job, job.on(rows, columns)
         sweep = Sweep(job.rows, scale, job.plan)
-        kernels = _for_kernels(job.rows, job.columns, job.plan) and not job.totals
+        kernels = _for_kernels(job) and not job.totals
         by_row = _nothing(rows)
 
         def work(shard: Side, _: list[Tensor]) -> Tensor | None:
@@ -164,38 +155,38 @@ class _LogSumExp(torch.autograd.Function):
         by_column = _nothing(columns) if by_column is None else by_column
         for table in (by_row, by_column):
             table[:, 0].clamp_(min=NOTHING)
-        ctx.job = job
-        ctx.save_for_backward(scale, by_row, by_column)
+        ctx.save_for_backward(rows, columns, scale, by_row, by_column)
         return by_row, by_column
 
     @staticmethod
     @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        job: _Job = ctx.job
-        scale, by_row, by_column = ctx.saved_tensors
+        rows, columns, scale, by_row, by_column = ctx.saved_tensors
+        job = ctx.job.on(rows, columns)
         sweep = Sweep(job.rows, scale, job.plan)
-        kernels = _for_kernels(job.rows, job.columns, job.plan) and not job.totals
+        kernels = _for_kernels(job) and not job.totals
         wanted = _Wanted.of(by_row, grads[0])
         derivatives = _derivative_of_sums if job.shift is not None else _derivative_of_statistics
 
         def work(shard: Side, besides: list[Tensor]) -> Tensor | None:
             if kernels:
                 logits, statistics = _for_triton(sweep, shard, job.weight), (*wanted[:2], *besides[:2])
-                return triton_tiles.log_sum_exp_backward(logits, sweep.d_rows(), *statistics, shift=job.shift)
+                return triton_tiles.log_sum_exp_backward(
+                    logits, sweep.d_rows(), *statistics, shift=job.shift, theirs=job.theirs
+                )
             derivative = derivatives(sweep, shard, job, wanted, _Wanted(*besides) if besides else None)
-            return sweep.gradient(shard, derivative, theirs=theirs)
+            return sweep.gradient(shard, derivative, theirs=job.theirs)
 
-        theirs = ctx.needs_input_grad[1]  # a queue of past keys has no use for it
         besides = _Wanted.of(by_column, grads[1]) if job.both else ()
         d_columns = job.plan.tour(job.columns, work, besides=besides)
         d_rows, d_scale = sweep.finish()
         return d_rows, d_columns, d_scale, None
 
 
-def _for_kernels(rows: Side, columns: Side, plan: Plan) -> bool:
+def _for_kernels(job: _Job) -> bool:
     """Whether the kernels of Triton know all rules that tell the candidates here."""
-    guided = rows.seen is not None and columns.seen is not None
-    return not guided and plan.similarity != "euclidean" and triton_tiles.available(rows.vectors)
+    guided = job.rows.seen is not None and job.columns.seen is not None
+    return not guided and job.plan.similarity != "euclidean" and triton_tiles.available(job.rows.vectors)
 
 
 def _for_triton(sweep: Sweep, shard: Side, weight: float) -> triton_tiles.Logits:
@@ -333,12 +324,11 @@ class _SoftplusSum(torch.autograd.Function):
     """(N,) float64 sums over the columns."""
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, ours: Side, theirs: Side, plan: Plan
-    ) -> Tensor:
-        sweep = Sweep(ours, scale, plan)
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, job: _Job) -> Tensor:
+        ctx.job, job = job, job.on(rows, columns)
+        sweep = Sweep(job.rows, scale, job.plan)
         sums, slopes = (torch.zeros(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
-        kernels = _for_kernels(ours, theirs, plan)
+        kernels = _for_kernels(job)
 
         def work(shard: Side, _: list[Tensor]) -> None:
             if kernels:
@@ -351,18 +341,17 @@ class _SoftplusSum(torch.autograd.Function):
                 terms = _others(sweep, r, c, shard, F.softplus(z.add_(bias), threshold=40.0))
                 sums[r] += terms.sum(dim=1)
 
-        plan.tour(theirs, work)
-        ctx.problem = ours, theirs, plan
-        ctx.save_for_backward(scale, bias, slopes)
+        job.plan.tour(job.columns, work)
+        ctx.save_for_backward(rows, columns, scale, bias, slopes)
         return sums
 
     @staticmethod
     @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        ours, theirs, plan = ctx.problem
-        scale, bias, slopes = ctx.saved_tensors
-        kernels = _for_kernels(ours, theirs, plan)
-        sweep = Sweep(ours, scale, plan)
+        rows, columns, scale, bias, slopes = ctx.saved_tensors
+        job = ctx.job.on(rows, columns)
+        kernels = _for_kernels(job)
+        sweep = Sweep(job.rows, scale, job.plan)
         by_sum = grads[0].to(scale.dtype)[:, None]
         d_bias = (grads[0] * slopes).sum()  # 0 so far, unless kernels have found the slopes
 
@@ -378,9 +367,9 @@ class _SoftplusSum(torch.autograd.Function):
 
             return sweep.gradient(shard, derivative)
 
-        d_columns = plan.tour(theirs, work)
+        d_columns = job.plan.tour(job.columns, work)
         d_rows, d_scale = sweep.finish()
-        return d_rows, d_columns, d_scale, d_bias.to(bias.dtype), None, None, None
+        return d_rows, d_columns, d_scale, d_bias.to(bias.dtype), None
 
 
 def _others(sweep: Sweep, r: slice, c: slice, shard: Side, terms: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ which keeps 1 - p exact where p is near 1.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,12 +45,16 @@ class Plan:
         tile: rows and columns of a tile.
         exchange: where the columns are.
         half: multiply in bfloat16, and add up in float32.
+        keys_learn: whether gradient flows to the keys of any process; if so all have to find what each owes the others.
+        negatives_learn: the same of the negatives.
     """
 
     similarity: Similarity
     tile: int
     exchange: Alone
     half: bool = False
+    keys_learn: bool = True
+    negatives_learn: bool = True
 
     def tour(
         self,
@@ -81,18 +86,31 @@ def make_plan(batch: Candidates, tile: Tile, across: Across, similarity: Similar
     """How to go about a batch's matrix; None if it is to be held at once, by one process that has all of it.
 
     Raises:
-        ValueError: ``tile`` or ``across`` is not what it can be.
+        ValueError: ``tile`` or ``across`` is not what it can be, the processes disagree in what arguments there are, or
+            none of them has a row.
     """
     if tile not in ("auto", None) and not (isinstance(tile, int) and tile > 0):
         raise ValueError(f"tile must be a number from 1 up, 'auto' or None, not {tile!r}")
     queries, keys, negatives, _ = batch
-    meeting = exchange(across, len(queries.vectors), queries.vectors.device)
+    learn = [side is not None and side.vectors.requires_grad for side in (keys, negatives)]
+    meeting = exchange(across, len(queries.vectors), queries.vectors.device, [*learn, *_widths(batch)])
+    if any(told[2:] != meeting.told[0][2:] for told in meeting.told):
+        raise ValueError("all processes must give the same arguments, of the same widths: (0, D) where there are none")
+    if meeting.rows == 0:
+        raise ValueError("the batch has no rows")
     if type(meeting) is Alone:
         columns = len(keys.vectors) + (0 if negatives is None else len(negatives.vectors))
         if tile is None or (tile == "auto" and len(queries.vectors) * columns <= DENSE**2):
             return None
     size = TILE if tile == "auto" else sys.maxsize if tile is None else tile
-    return Plan(similarity, size, meeting, half)
+    keys_learn, negatives_learn = (any(flags) for flags in zip(*(told[:2] for told in meeting.told), strict=True))
+    return Plan(similarity, size, meeting, half, keys_learn, negatives_learn)
+
+
+def _widths(batch: Candidates) -> list[int]:
+    """What each thing that may be known of queries, keys and negatives has behind its first dimension; -1 if absent."""
+    sides = (side or (None,) * len(Side._fields) for side in (batch.queries, batch.keys, batch.negatives))
+    return [-1 if tensor is None else math.prod(tensor.shape[1:]) for side in sides for tensor in side]
 
 
 def as_number(value: float | Tensor, like: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ def log_sum_exp_backward(
     column_grad: Tensor | None = None,
     *,
     shift: float | None = None,
-) -> Tensor:
+    theirs: bool = True,
+) -> Tensor | None:
     """The gradient of a function of log-sum-exps.
 
     Args:
@@ -124,9 +125,10 @@ def log_sum_exp_backward(
         column_lse: (M,) of the columns; may be that of these and further rows.
         column_grad: (M,) the derivative by it, with ``column_lse``.
         shift: as in :func:`log_sum_exp`.
+        theirs: whether the gradient by the columns is of use.
 
     Returns:
-        (M, D) float32, the gradient by the columns.
+        (M, D) float32, the gradient by the columns; None where it is of no use.
     """
     from mmcl.losses.triton_kernels import softmax_weights_tile
 
@@ -134,7 +136,7 @@ def log_sum_exp_backward(
     of_columns: tuple[Tensor | None, Tensor | None] = (None, None)
     if column_lse is not None and column_grad is not None:
         of_columns = _lse_and_weight(column_lse, column_grad, shift)
-    products = _Products(logits, d_rows)
+    products = _Products(logits, d_rows, theirs=theirs)
     for block in logits.blocks(BACKWARD_BLOCK):
         statistics = *(_part(x, block.r) for x in of_rows), *(_part(x, block.c) for x in of_columns)
         weights = products.room(block)
@@ -157,7 +159,7 @@ def softplus_sum(logits: Logits, bias: Tensor) -> tuple[Tensor, Tensor]:
     return value, slope
 
 
-def softplus_sum_backward(logits: Logits, bias: Tensor, d_rows: Tensor, row_grad: Tensor) -> Tensor:
+def softplus_sum_backward(logits: Logits, bias: Tensor, d_rows: Tensor, row_grad: Tensor) -> Tensor | None:
     """The gradient of a function of the first sums of :func:`softplus_sum`.
 
     Args:
@@ -231,11 +233,11 @@ class _Block:
 class _Products:
     """What the derivatives by the logits, block after block, come to in the gradients of rows and columns."""
 
-    def __init__(self, logits: Logits, d_rows: Tensor) -> None:
+    def __init__(self, logits: Logits, d_rows: Tensor, *, theirs: bool = True) -> None:
         self.rows, self.columns = logits.rows, logits.columns
         self.scale = logits.scale.detach().float()
         self.d_rows = d_rows
-        self.d_columns = torch.zeros_like(logits.columns, dtype=torch.float32)
+        self.d_columns = torch.zeros_like(logits.columns, dtype=torch.float32) if theirs else None
         height, width = (min(len(x), BACKWARD_BLOCK) for x in (self.rows, self.columns))
         # A line that begins at an odd place could not be read in the wide loads that tensor cores want.
         self._space = self.rows.new_empty(height, -(-width // TILE) * TILE)
@@ -246,11 +248,12 @@ class _Products:
 
     def add(self, block: _Block, weights: Tensor) -> None:
         _add_product(self.d_rows[block.r], weights, self.columns[block.c])
-        _add_product(self.d_columns[block.c], weights.T, self.rows[block.r])
+        if self.d_columns is not None:
+            _add_product(self.d_columns[block.c], weights.T, self.rows[block.r])
 
-    def finish(self) -> Tensor:
+    def finish(self) -> Tensor | None:
         """The gradient by the columns."""
-        return self.d_columns.mul_(self.scale)
+        return None if self.d_columns is None else self.d_columns.mul_(self.scale)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -70,11 +70,16 @@ def lost_process_is_told(cure: Callable[[], str]) -> Iterator[None]:
 
 def row_counts(count: int, device: torch.device) -> list[int]:
     """Every process's number of rows, in the order of ranks."""
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
-    counts[rank()] = count
+    return [counts[0] for counts in everyones([count], device)]
+
+
+def everyones(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Every process's numbers, as many on each, in the order of ranks."""
+    table = torch.zeros(world_size(), len(numbers), dtype=torch.int64, device=device)
+    table[rank()] = torch.tensor(numbers, dtype=torch.int64, device=device)
     if world_size() > 1:
-        dist.all_reduce(counts)
-    return counts.tolist()
+        dist.all_reduce(table)
+    return table.tolist()
 
 
 class _GatherRows(torch.autograd.Function):

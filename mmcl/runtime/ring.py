@@ -13,19 +13,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmcl.runtime.distributed import gather_rows, rank, row_counts, world_size
+from mmcl.runtime.distributed import everyones, gather_rows, rank, row_counts, world_size
 
 Work = Callable[[list[Tensor]], Tensor | None]
 Combine = Callable[[Tensor, Tensor], Tensor]
 
 
 class Alone:
-    """One process, which has all columns."""
+    """One process, which has all columns.
+
+    Attributes:
+        first: number, in the whole batch, of this process's first row.
+        rows: number of rows of the whole batch.
+        told: what each process told the others when they met.
+    """
 
     first = 0
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, rows: int, told: Sequence[int] = ()) -> None:
+        self.rows, self.told = rows, [list(told)]
 
     def tour(self, columns: Sequence[Tensor], work: Work, combine: Combine = torch.add) -> Tensor | None:
         """Do ``work`` for all columns of the batch.
@@ -51,15 +57,11 @@ class Alone:
 
 
 class Gather(Alone):
-    """All columns come to every process at once: O(N·D) memory for N rows of the whole batch.
+    """All columns come to every process at once: O(N·D) memory for N rows of the whole batch."""
 
-    Attributes:
-        first: number, in the whole batch, of this process's first row.
-        rows: number of rows of the whole batch.
-    """
-
-    def __init__(self, rows: int, device: torch.device) -> None:
-        counts = row_counts(rows, device)
+    def __init__(self, rows: int, device: torch.device, told: Sequence[int] = ()) -> None:
+        table = everyones([rows, *told], device)  # in one exchange, for each is a wait
+        counts, self.told = [numbers[0] for numbers in table], [numbers[1:] for numbers in table]
         self.first, self.rows = sum(counts[: rank()]), sum(counts)
 
     def tour(self, columns: Sequence[Tensor], work: Work, combine: Combine = torch.add) -> Tensor | None:
@@ -147,13 +149,14 @@ class _Total(torch.autograd.Function):
         return grads[0] * world_size()
 
 
-def exchange(across: str | None, rows: int, device: torch.device) -> Alone:
+def exchange(across: str | None, rows: int, device: torch.device, told: Sequence[int] = ()) -> Alone:
     """How a process with ``rows`` rows meets the others' columns.
 
     Args:
         across: ``gather``, ``ring``, or None if what this process holds is the whole batch.
         rows: of this process; the processes' numbers may differ.
         device: of the tensors that will be sent.
+        told: numbers that every process is to know of every other, as many on each.
 
     Raises:
         ValueError: ``across`` is something else.
@@ -161,5 +164,5 @@ def exchange(across: str | None, rows: int, device: torch.device) -> Alone:
     if across not in (None, "gather", "ring"):
         raise ValueError(f"across must be 'gather', 'ring' or None, not {across!r}")
     if across is None or world_size() == 1:
-        return Alone(rows)
-    return Ring(rows, device) if across == "ring" else Gather(rows, device)
+        return Alone(rows, told)
+    return Ring(rows, device, told) if across == "ring" else Gather(rows, device, told)

@@ -249,3 +249,5 @@ def test_arguments_that_do_not_fit_are_named():
             info_nce(three, five if "partner" in wrong else three, **wrong)
     with pytest.raises(ValueError, match="ids go with key_ids"):  # whose, if the partners are permuted?
         info_nce(three, three, ids=torch.arange(3), partner=torch.tensor([2, 0, 1]))
+    with pytest.raises(ValueError, match="no rows"):
+        info_nce(three[:0], three[:0], across="ring")

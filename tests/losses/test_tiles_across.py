@@ -10,6 +10,7 @@ import pytest
 
 PROCESSES = """
 import sys
+import pytest
 import torch
 import torch.distributed as dist
 from mmcl.losses import Guide, batch_accuracy, info_nce, sigmoid
@@ -72,6 +73,21 @@ for where in ({"across": "gather", "tile": None}, {"across": "gather", "tile": 3
         for name, a, b in zip(("loss", "query", "key", "negatives", "temperature", "bias"), given, wanted, strict=True):
             told = lambda text: f"{where}, case {case}, {name}: {text}"
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13, msg=told)
+
+# What only some processes ask for is for all to know, or they wait for each other forever.
+for across in ("gather", "ring"):
+    for learns in range(3):  # query, key, negatives: a different one on process 0
+        leaves = [x[part].clone() for x, part in zip((q, k, n), (rows, rows, wrong))]
+        leaves[0].requires_grad_()
+        leaves[learns].requires_grad_(rank == 0 or learns == 0)
+        tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+        info_nce(*leaves[:2], tau, negatives=leaves[2], across=across, tile=3).backward()
+        assert (leaves[learns].grad is not None) == (rank == 0 or learns == 0)
+    for told, options in (("same arguments", {"ids": ids[rows]}), ("same arguments", {"negatives": n[wrong]})):
+        with pytest.raises(ValueError, match=told):
+            info_nce(q[rows], k[rows], 0.2, across=across, **(options if rank else {}))
+    with pytest.raises(ValueError, match="no rows"):
+        info_nce(q[:0], k[:0], 0.2, across=across)
 dist.barrier()
 dist.destroy_process_group()
 """

@@ -102,6 +102,16 @@ def test_tiles_of_the_real_size(shift):
     compare(problem(130, 261, 70, id_columns=1), 1e-5, shift=shift)
 
 
+def test_columns_that_learn_nothing_cost_no_product(small_blocks):
+    logits = problem(40, 50, 9)
+    lse, _ = triton_tiles.log_sum_exp(logits, both=False)
+    found = [torch.zeros(40, 9), torch.zeros(40, 9)]
+    for d_rows, theirs in zip(found, (True, False), strict=True):
+        d_columns = triton_tiles.log_sum_exp_backward(logits, d_rows, lse, torch.ones(40), theirs=theirs)
+        assert (d_columns is not None) == theirs
+    assert torch.equal(*found)
+
+
 def test_nobody_owns_anything_and_more_rows_than_columns(small_blocks):
     torch.manual_seed(0)
     logits = Logits(unit(50, 9), unit(20, 9), torch.tensor(5.0))
