@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import Similarity, check_ids, check_number, check_pairs, prepare, same, similarities
+from mmcl.losses.pairs import Similarity, check_ids, check_pairs, check_temperature, prepare, same, similarities
 
 
 class Guide(NamedTuple):
@@ -104,7 +104,8 @@ def candidates(
     further = None if negatives is None else Side(vectors[2], negative_ids, row=negative_owner)
     if guide is not None:
         seen, theirs = _unit(guide.query), _unit(guide.key)
-        limit = (seen * theirs[partner]).sum(dim=1) - guide.margin
+        # What equals the partner stays, however the products of a tile are rounded.
+        limit = (seen * theirs[partner]).sum(dim=1) - guide.margin + 8 * torch.finfo(seen.dtype).eps
         queries = queries._replace(seen=seen, limit=limit)
         keys = keys._replace(seen=theirs, limit=limit.new_zeros(len(key)).index_copy(0, partner, limit))
         if further is not None and guide.negatives is not None:
@@ -162,9 +163,9 @@ def dense_logits(
     those from each query's key to all queries, (N, N). -∞ is no candidate.
 
     Raises:
-        ValueError: ``temperature`` is not one number, or ``similarity`` is unknown.
+        ValueError: ``temperature`` is not one number above 0, or ``similarity`` is unknown.
     """
-    check_number(temperature, "temperature")
+    check_temperature(temperature)
     queries, keys, negatives, partner = batch
     rows = torch.arange(len(partner), device=partner.device)
     logits = similarities(queries.vectors, keys.vectors, similarity) / temperature  # (N, K)

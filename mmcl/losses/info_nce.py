@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.candidates import Candidates, Guide, Side, candidates, dense_logits, excluded
-from mmcl.losses.pairs import Similarity, check_number
+from mmcl.losses.pairs import Similarity, check_temperature
 from mmcl.losses.tiled import Statistics, log_sum_exp, own_logits
 from mmcl.losses.tiles import Across, Plan, Sweep, Tile, as_scale, in_bfloat16, make_plan
 
@@ -48,14 +48,14 @@ def info_nce(
         query: (N, D) embeddings.
         key: (N, D) embeddings; row i belongs to row i of ``query``.
         temperature: τ > 0, a number or a tensor of one element, through which gradient flows.
-        ids: (N,) or (N, K) integers. Rows that agree in any of the K columns are the same thing: they are never each
+        ids: (N,) or (N, C) integers. Rows that agree in any of the C columns are the same thing: they are never each
             other's negatives, and leave the denominator.
         key_ids: the same of the keys, where it is not what the queries have: query i and key j are the same thing if
             row i of ``ids`` and row j of ``key_ids`` agree in any column. For texts a paired with texts p, ``ids`` of
             (a, a, p, p) and ``key_ids`` of (a, p, a, p) keep apart whatever shares a text.
         negatives: (M, D) further keys, wrong for every query. They have no partner, so they enter the direction from
             query to key alone.
-        negative_ids: (M,) or (M, K) integers, as ``key_ids``: what is the same thing as a query leaves its denominator.
+        negative_ids: (M,) or (M, C) integers, as ``key_ids``: what is the same thing as a query leaves its denominator.
         negative_owner: (M,) integers: the row whose hard negative it is, or -1.
         own_weight: α > 0, how much a row's own hard negatives count in its denominator. SimCSE's code takes ln α.
         guide: what another model makes of the same things, by which negatives that are too close are left out, in both
@@ -83,8 +83,9 @@ def info_nce(
 
     Raises:
         ValueError: shapes do not fit, arguments that belong together are not, ``similarity`` is none of the three,
-            ``label_smoothing`` not in [0, 1), or ``tile`` or ``across`` not what they can be; on all processes, if they
-            do not give the same arguments, (0, D) where one has none, or none of them has a row.
+            ``temperature`` not above 0, ``label_smoothing`` not in [0, 1), or ``tile`` or ``across`` not what they can
+            be; on all processes, if they do not give the same arguments, (0, D) where one has none, or none of them has
+            a row.
 
     >>> image = torch.eye(8)
     >>> info_nce(image, image).item() < 1e-4  # every image is nearest to its own text
@@ -92,7 +93,7 @@ def info_nce(
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
-    check_number(temperature, "temperature")
+    check_temperature(temperature)
     with torch.autocast(query.device.type, enabled=False):
         batch = candidates(
             query,
@@ -204,7 +205,7 @@ def _tiled(
         )
         there = Statistics(torch.logaddexp(there.lse, further.lse), *map(torch.add, there[1:], further[1:]))
     directions = [there, Statistics(*(x[partner] for x in back))] if symmetric else [there]
-    losses = [_cross_entropy_of(others, own.double(), label_smoothing) for others in directions]
+    losses = [_cross_entropy_of(others, own.to(others.lse.dtype), label_smoothing) for others in directions]
     return plan.exchange.total(torch.stack(losses).mean(dim=0).sum() / plan.exchange.rows).to(own.dtype)
 
 

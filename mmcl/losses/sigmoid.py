@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.candidates import Candidates, candidates
-from mmcl.losses.pairs import Similarity, check_number, check_pairs, repeats, similarities
+from mmcl.losses.pairs import Similarity, check_number, check_pairs, check_temperature, repeats, similarities
 from mmcl.losses.tiled import own_logits, softplus_sum
 from mmcl.losses.tiles import Across, Plan, Tile, as_number, as_scale, in_bfloat16, make_plan
 
@@ -38,7 +38,7 @@ def sigmoid(
         text: (N, D) embeddings; row i belongs to row i of ``image``.
         temperature: τ > 0, a number or a tensor of one element, through which gradient flows.
         bias: b, a number or a tensor of one element, through which gradient flows.
-        ids: (N,) or (N, K) integers. Two rows that agree in any of the K columns are the same thing: the pairs of the
+        ids: (N,) or (N, C) integers. Two rows that agree in any of the C columns are the same thing: the pairs of the
             one's image with the other's text leave the sum, for they are surely no negatives, and the data do not name
             them as positives either. The divisor stays N.
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
@@ -50,15 +50,15 @@ def sigmoid(
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit, or ``similarity`` is none of the three, or ``tile`` or ``across`` not what they
-            can be.
+        ValueError: shapes do not fit, ``temperature`` is not above 0, ``similarity`` is none of the three, or ``tile``
+            or ``across`` not what they can be.
 
     >>> image = torch.eye(8)
     >>> sigmoid(image, image, 0.05, -10.0).item() < 0.01  # every pair is told for what it is
     True
     """
     check_pairs(image, text, ids, names=("image", "text"), empty=across is not None)
-    check_number(temperature, "temperature")
+    check_temperature(temperature)
     check_number(bias, "bias")
     with torch.autocast(image.device.type, enabled=False):
         batch = candidates(image, text, ids=ids, similarity=similarity, empty=across is not None)
@@ -78,5 +78,6 @@ def _tiled(batch: Candidates, temperature: float | Tensor, bias: float | Tensor,
     images, texts, _, partner = batch
     scale, bias = as_scale(temperature, images.vectors), as_number(bias, images.vectors)
     positives = own_logits(images, texts, partner, scale, plan) + bias
-    terms = softplus_sum(images, texts, scale, bias, plan) - F.logsigmoid(positives.double())
+    others = softplus_sum(images, texts, scale, bias, plan)
+    terms = others - F.logsigmoid(positives.to(others.dtype))
     return plan.exchange.total(terms.sum() / plan.exchange.rows).to(positives.dtype)

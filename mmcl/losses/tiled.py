@@ -1,6 +1,7 @@
 """What the losses ask of a matrix of logits that is gone through in tiles, with gradient.
 
-Everything is about *other* columns than a row's own partner, and sums over tiles are kept in float64.
+Everything is about *other* columns than a row's own partner, and sums over tiles are kept in the widest type of the
+device, which is float64 where it has that.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from mmcl.losses import triton_tiles
 from mmcl.losses.candidates import Side, excluded
 from mmcl.losses.pairs import similarities
 from mmcl.losses.tiles import Plan, Sweep, by_hand
+from mmcl.runtime.device import widest
 
 NOTHING = -1e30  # the log-sum-exp of nothing; finite, for a gradient through it must not become ∞ - ∞
 
 
 class Statistics(NamedTuple):
-    """What a row, or a column, has besides its partner: float64, and finite.
+    """What a row, or a column, has besides its partner: of the widest type, and finite.
 
     Attributes:
         lse: (N,) log-sum-exp of the logits.
@@ -225,7 +227,7 @@ class _Wanted(NamedTuple):
 
 
 def _nothing(vectors: Tensor) -> Tensor:
-    table = torch.zeros(len(vectors), 3, dtype=torch.float64, device=vectors.device)
+    table = torch.zeros(len(vectors), 3, dtype=widest(vectors.device), device=vectors.device)
     table[:, 0] = -torch.inf
     return table
 
@@ -300,7 +302,7 @@ def _collected(sweep: Sweep, shard: Side, job: _Job) -> tuple[Tensor, Tensor]:
         for (table, dim), logits in zip(places, _masked(sweep, r, c, shard, z, job), strict=False):
             absent = logits.isneginf()
             found = logits.logsumexp(dim), logits.masked_fill(absent, 0.0).sum(dim), (~absent).sum(dim)
-            table.copy_(_join(table, torch.stack([x.double() for x in found], dim=1)))
+            table.copy_(_join(table, torch.stack([x.to(table.dtype) for x in found], dim=1)))
     return by_row, by_column
 
 
@@ -321,13 +323,13 @@ def _derivative_of_statistics(
 
 
 class _SoftplusSum(torch.autograd.Function):
-    """(N,) float64 sums over the columns."""
+    """(N,) sums over the columns."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, job: _Job) -> Tensor:
         ctx.job, job = job, job.on(rows, columns)
         sweep = Sweep(job.rows, scale, job.plan)
-        sums, slopes = (torch.zeros(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
+        sums, slopes = (torch.zeros(len(rows), dtype=widest(rows.device), device=rows.device) for _ in range(2))
         kernels = _for_kernels(job)
 
         def work(shard: Side, _: list[Tensor]) -> None:

@@ -2,8 +2,9 @@
 
 The forward pass keeps a few numbers for each row and column; the backward pass computes each tile again, turns it in
 place into the gradient by its logits, and multiplies that with the tile's columns and rows. That is four matrix
-products in all, where a symmetric dense loss that computes its logits for either direction needs six (the idea is
-FlashAttention's, Dao et al. 2022, arXiv:2205.14135; for InfoNCE see Cheng et al. 2024, arXiv:2410.17243).
+products of 2·B²·D operations, one more than the dense loss here takes, and two fewer than one that computes its logits
+for either direction, as OpenCLIP's does (the idea is FlashAttention's, Dao et al. 2022, arXiv:2205.14135; for InfoNCE
+see Cheng et al. 2024, arXiv:2410.17243).
 
 What a row says of its own partner is no part of it, only the *other* columns are. A loss joins the two in the end,
 which keeps 1 - p exact where p is near 1.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal
@@ -24,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from mmcl.losses.candidates import Candidates, Side
 from mmcl.losses.pairs import Similarity, similarities
-from mmcl.runtime.device import multiplies_bfloat16
+from mmcl.runtime.device import multiplies_bfloat16, widest
 from mmcl.runtime.ring import Alone, Combine, exchange
 
 TILE = 1024  # rows and columns; in float32 the tile and what it is multiplied with stay in the last cache of a CPU
@@ -122,7 +124,9 @@ def as_number(value: float | Tensor, like: Tensor) -> Tensor:
 
 def as_scale(temperature: float | Tensor, like: Tensor) -> Tensor:
     """1 / temperature, as :func:`as_number`."""
-    return as_number(1 / temperature, like)
+    return 1 / as_number(
+        temperature, like
+    )  # in the type of ``like``, for 1 / temperature may round to little in its own
 
 
 def by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,12 +150,12 @@ class Sweep:
     """Rows of this process against columns that come by; adds up the gradients of rows and scale.
 
     Attributes:
-        d_scale: float64, by the scale.
+        d_scale: by the scale.
     """
 
     def __init__(self, rows: Side, scale: Tensor, plan: Plan) -> None:
         self.rows, self.scale, self.plan = rows, scale, plan
-        self.d_scale = torch.zeros((), dtype=torch.float64, device=scale.device)
+        self.d_scale = torch.zeros((), dtype=widest(scale.device), device=scale.device)
         self._d_rows = torch.zeros(())  # once there is a gradient, (N, D), which lacks the factor scale
         self._rooms: dict[str, Tensor] = {}
 
@@ -214,7 +218,7 @@ class Sweep:
                     values = similarities(a, b, "euclidean")
                 d_a, d_b = torch.autograd.grad(values, (a, b), weights)
                 d_ours += d_a
-                self.d_scale += (weights * values.detach()).sum(dtype=torch.float64)
+                self.d_scale += (weights * values.detach()).sum(dtype=self.d_scale.dtype)
                 if d_columns is not None:
                     d_columns[c] += d_b * self.scale
             else:
@@ -235,7 +239,7 @@ class Sweep:
         if self.plan.similarity != "euclidean":
             # The sum over a row's columns of derivative times similarity is that of its vector times its gradient.
             for r in slices(len(d_rows), self.plan.tile):
-                self.d_scale += (self.rows.vectors[r] * d_rows[r]).sum(dtype=torch.float64)
+                self.d_scale += (self.rows.vectors[r] * d_rows[r]).sum(dtype=self.d_scale.dtype)
         return d_rows.mul_(self.scale), self.d_scale.to(self.scale.dtype)
 
 
@@ -259,15 +263,21 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, *, half: bool, add: bool = False
         else:
             torch.mm(a, b, out_dtype=torch.float32, out=out)
         return
-    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = products.fp32_precision
-    if half:
-        products.fp32_precision = "bf16"
-    try:
+    with _rounded_to_bfloat16() if half else nullcontext():
         if add:
             out.addmm_(a, b)
         else:
             torch.mm(a, b, out=out)
+
+
+@contextmanager
+def _rounded_to_bfloat16() -> Iterator[None]:
+    """Within, oneDNN rounds float32 tensors; a setting of the whole process, so it is left alone by all others."""
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
+    try:
+        yield
     finally:
         products.fp32_precision = before
 

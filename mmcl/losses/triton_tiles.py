@@ -3,9 +3,9 @@
 B queries and B keys of D dimensions take 2·B²·D operations forward, where one pass finds the log-sum-exp of rows and of
 columns, and 6·B²·D backward. There a block of the matrix is computed once more, as the derivative by its logits in the
 type of the embeddings, and multiplied with the columns for the rows' gradient and, transposed, with the rows for the
-columns'. That is the 8·B²·D of the dense loss. A kernel for each of the gradients that kept no block would compute the
-logits twice (10·B²·D), and more often where D sums for a tile's rows outgrow the registers, at a D of some 256. The
-block costs 128 MiB in bfloat16, whatever B and D are.
+columns'. That is 8·B²·D, where a dense loss keeps its logits and takes 6·B²·D. A kernel for each of the gradients that
+kept no block would compute the logits twice (10·B²·D), and more often where D sums for a tile's rows outgrow the
+registers, at a D of some 256. The block costs 128 MiB in bfloat16, whatever B and D are.
 
 No atomics are used and every sum has its order, so results repeat bit for bit. Nothing here knows autograd.
 """

@@ -25,7 +25,7 @@ MINED = "mined"  # of ``Batch.extra``, the role of mined hard negatives: as many
 Views: TypeAlias = dict[str, Tensor]
 """View name to (N, D) embeddings; beside them whatever the loss needs of the rows, such as ``ids`` or a label.
 
-Every tensor is gathered over devices along its first dimension, which needs to know nothing else about it.
+What is gathered over devices is so along its first dimension, and nothing else need be known about it.
 """
 
 
@@ -153,8 +153,9 @@ class Setting(TypedDict):
 class Method(nn.Module, ABC):
     """How rows become views, views become embeddings, and embeddings become a loss.
 
-    ``loss`` sees embeddings only, never a model input, and it sees the *global* batch; so gradient caching and
-    negatives from other devices are written once, outside, for every method.
+    ``loss`` sees embeddings only, never a model input, and returns the loss of the *global* batch: it sees all of that,
+    or goes ``across`` processes by itself (see ``global_views``). So gradient caching is written once, outside, for
+    every method.
 
     Args:
         config: of the method.

@@ -59,6 +59,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The type to add up in: float64, but float32 on Apple's MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """``auto`` becomes ``bfloat16`` where it is native and ``float32`` elsewhere; a named precision stays."""
     if precision != "auto":

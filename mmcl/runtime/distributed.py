@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmcl.runtime.device import widest
 from mmcl.runtime.errors import MmclError
 
 PATIENCE = timedelta(days=30)  # at a barrier
@@ -178,6 +179,6 @@ def largest(value: float, device: torch.device) -> float:
     """The largest of the processes' values."""
     if world_size() == 1:
         return value
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    tensor = torch.tensor(value, dtype=widest(device), device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.item()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcl.losses import info_nce, sigmoid
+from mmcl.losses import Guide, info_nce, sigmoid, tiled, tiles
 
 LOSSES = [
     lambda q, k: info_nce(q, k, 0.2, similarity="dot", tile=2),
@@ -51,5 +51,49 @@ def test_a_weight_beyond_the_largest_exponential(weight):
             *leaves[:2], 0.05, negatives=leaves[2], negative_owner=torch.arange(6), own_weight=weight, tile=tile
         )
         results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
-    for exact, tiled in zip(*results, strict=True):
-        torch.testing.assert_close(tiled.double(), exact, rtol=1e-4, atol=1e-5)
+    for exact, got in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0, -0.1, float("nan")])
+def test_a_temperature_that_is_not_above_0_is_refused(temperature):
+    q = torch.randn(3, 2)
+    for call in (lambda: info_nce(q, q, temperature), lambda: sigmoid(q, q, temperature, 0.0)):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            call()
+
+
+def test_a_temperature_in_half_precision_is_divided_by_in_that_of_the_logits():
+    torch.manual_seed(0)
+    q, k = torch.randn(5, 3), torch.randn(5, 3)
+    tau = torch.tensor(0.011).bfloat16()
+    torch.testing.assert_close(info_nce(q, k, tau, tile=2), info_nce(q, k, tau.item(), tile=2))
+
+
+@pytest.mark.parametrize("tile", [None, 1, 3, 7])
+def test_twins_of_the_partner_are_no_closer_than_it_in_the_eyes_of_a_guide(tile):
+    torch.manual_seed(0)
+    q, seen = torch.randn(9, 4), torch.randn(9, 300)
+    one = torch.randn(1, 300).expand(9, -1)
+    loss = info_nce(q, q, guide=Guide(seen, one), symmetric=False, tile=tile)
+    torch.testing.assert_close(loss, info_nce(q, q, symmetric=False))
+
+
+def test_a_device_without_float64_is_served(monkeypatch):
+    torch.manual_seed(0)
+    tensors = [torch.randn(6, 4) for _ in range(3)]
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        for module in (tiled, tiles):
+            monkeypatch.setattr(module, "widest", lambda device, dtype=dtype: dtype)
+        q, k, n = (tensor.clone().requires_grad_() for tensor in tensors)
+        loss = info_nce(q, k, negatives=n, label_smoothing=0.1, tile=4) + info_nce(q, k, tile=4)
+        loss = loss + sigmoid(q, k, 0.1, -1.0, tile=4)
+        results.append([loss.detach(), *torch.autograd.grad(loss, [q, k, n])])
+    for wide, narrow in zip(*results, strict=True):
+        torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-5)
+
+
+def test_products_in_float32_leave_the_settings_of_the_process_alone(monkeypatch):
+    monkeypatch.setattr(tiles, "_rounded_to_bfloat16", None)
+    info_nce(torch.randn(5, 3), torch.randn(5, 3), tile=2)
