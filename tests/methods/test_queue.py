@@ -336,7 +336,7 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
             "key_ids": cross(own, *of),
             "negatives": torch.cat([v[name] for name in names] + [stored]),
             "negative_ids": torch.cat([*hard_ids, cross(before, *of)]),
-            "negative_owner": torch.cat([torch.arange(4) for _ in names] + [torch.full((8,), -7)]),
+            "negative_owner": torch.cat([torch.arange(4) for _ in names] + [torch.full((8,), -1)]),
             "own_weight": 2.0,
             "symmetric": False,
         }
