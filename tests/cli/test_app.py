@@ -199,7 +199,11 @@ def test_an_interrupted_training_says_its_step_and_how_to_go_on(mmcl_, config, t
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
     settings = ["--set", "training.save_every=5", "--set", "training.epochs=3"]
-    code, out, err = mmcl_("train", config, "--out", tmp_path / "run", *settings)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        code, out, err = mmcl_("train", config, "--out", tmp_path / "run", *settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
     last = err.splitlines()[-1]
     assert (code, out) == (130, "")
     assert last.startswith(f"interrupted at step {at} of 15; start it again")

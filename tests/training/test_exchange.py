@@ -24,6 +24,7 @@ def learned(tmp_path_factory):
     return {processes: load_file(folder / f"{processes}.safetensors") for processes in (1, 2, 4)}
 
 
+@pytest.mark.slow  # forty seconds; what the losses do across processes is tested beside them
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_learn_in_float64_what_one_learns(processes, learned):
     """Loss, its parts, the numbers in the log, gradients and the state after 20 steps; see exchange_cases.py."""

@@ -413,6 +413,7 @@ def launch(config, folder, processes):
         assert worker.returncode == 0, errors
 
 
+@pytest.mark.slow
 def test_two_processes_mine_and_learn_what_one_does(tmp_path, config):
     path = tmp_path / "config.yaml"
     path.write_text(

@@ -127,7 +127,12 @@ def test_a_guide_that_is_meant_to_be_cut_fits_into_the_queue(tmp_path, pairs_con
 
 
 @pytest.mark.parametrize(
-    ("parallel", "exchange", "momentum"), [("ddp", "gather", None), ("ddp", "ring", 0.8), ("fsdp", "gather", 0.8)]
+    ("parallel", "exchange", "momentum"),
+    [
+        pytest.param("ddp", "gather", None, marks=pytest.mark.slow),
+        ("ddp", "ring", 0.8),
+        pytest.param("fsdp", "gather", 0.8, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_equal_one(tmp_path, pairs_config, parallel, exchange, momentum):
     """A copy of what is in shards is in the same shards."""
