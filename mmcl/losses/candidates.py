@@ -113,44 +113,6 @@ def candidates(
     return Candidates(queries, keys, further, partner)
 
 
-def candidate_logits(
-    query: Tensor,
-    key: Tensor,
-    temperature: float | Tensor,
-    *,
-    ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
-    negatives: Tensor | None = None,
-    negative_ids: Tensor | None = None,
-    negative_owner: Tensor | None = None,
-    own_weight: float = 1.0,
-    guide: Guide | None = None,
-    symmetric: bool = True,
-    similarity: Similarity = "cosine",
-) -> list[Tensor]:
-    """The logits from query to key, (N, N + M), and if ``symmetric`` those from key to query, (N, N), too.
-
-    A row's partner stands in the column of its number; -∞ is no candidate. The arguments are explained at
-    :func:`~mmcl.losses.info_nce`.
-
-    Raises:
-        ValueError: shapes do not fit, arguments that belong together are not, or ``similarity`` is unknown.
-    """
-    batch = candidates(
-        query,
-        key,
-        ids=ids,
-        key_ids=key_ids,
-        negatives=negatives,
-        negative_ids=negative_ids,
-        negative_owner=negative_owner,
-        own_weight=own_weight,
-        guide=guide,
-        similarity=similarity,
-    )
-    return dense_logits(batch, temperature, own_weight=own_weight, symmetric=symmetric, similarity=similarity)
-
-
 def dense_logits(
     batch: Candidates,
     temperature: float | Tensor,

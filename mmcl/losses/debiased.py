@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.candidates import candidate_logits
+from mmcl.losses.candidates import candidates, dense_logits
 
 
 def debiased_info_nce(
@@ -71,18 +71,17 @@ def debiased_info_nce(
     if not hardness >= 0.0:
         raise ValueError(f"hardness must be 0 or more, not {hardness}")
     with torch.autocast(query.device.type, enabled=False):
-        directions = candidate_logits(
+        batch = candidates(
             query,
             key,
-            temperature,
             ids=ids,
             key_ids=key_ids,
             negatives=negatives,
             negative_ids=negative_ids,
             negative_owner=negative_owner,
             own_weight=own_weight,
-            symmetric=symmetric,
         )
+        directions = dense_logits(batch, temperature, own_weight=own_weight, symmetric=symmetric)
         losses = [_direction(logits, temperature, debias, hardness) for logits in directions]
         return torch.stack(losses).mean()
 

@@ -96,4 +96,6 @@ def test_a_device_without_float64_is_served(monkeypatch):
 
 def test_products_in_float32_leave_the_settings_of_the_process_alone(monkeypatch):
     monkeypatch.setattr(tiles, "_rounded_to_bfloat16", None)
+    before = torch.backends.mkldnn.matmul.fp32_precision
     info_nce(torch.randn(5, 3), torch.randn(5, 3), tile=2)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from mmcl.config.load import load_config, to_yaml
 from mmcl.losses import info_nce
+
+from .processes import TRAIN, launch, run_all
 
 GRADIENTS = """
 import sys
@@ -50,35 +48,6 @@ if rank() == 0:
 dist.barrier()
 dist.destroy_process_group()
 """
-
-TRAIN = """
-import sys
-import torch
-torch.set_num_threads(1)
-from mmcl.training import train
-train(sys.argv[1], out=sys.argv[2], resume="--resume" in sys.argv)
-"""
-
-
-def launch(script, *arguments, processes=2):
-    for code, errors in run_all(script, *arguments, processes=processes):
-        assert code == 0, errors
-
-
-def run_all(script, *arguments, processes):
-    """Exit code and stderr of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = []
-    for rank in range(processes):
-        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        env |= {name: str(value) for name, value in where.items()} if processes > 1 else {}
-        command = [sys.executable, "-c", script, *map(str, arguments)]
-        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    return [(worker.returncode, text) for worker, text in zip(workers, errors, strict=True)]
 
 
 def test_gradients_equal_those_of_the_whole_batch_in_float64(tmp_path):

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,8 +18,10 @@ from mmcl.training.find_batch import find_batch
 from mmcl.training.gradient_cache import micro_batches
 from mmcl.training.step import Stepper
 
+from .processes import launch
+
 COMMON = '''
-import copy, itertools, sys
+import copy, itertools, os, sys
 from pathlib import Path
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -40,7 +38,7 @@ from mmcl.training.step import Stepper, parallel_method
 runs = itertools.count()
 CPU = torch.device("cpu")
 FOLDER = Path(sys.argv[1])
-WORLD, RANK = int(sys.argv[2]), int(sys.argv[3])
+WORLD, RANK = (int(os.environ.get(name, alone)) for name, alone in (("WORLD_SIZE", 1), ("RANK", 0)))
 if WORLD > 1:
     torch.distributed.init_process_group("gloo")
 
@@ -192,21 +190,6 @@ for kind, overrides in ((CLIP, STILL_CLIP), (PAIRS, STILL)):
 """
 
 
-def launch(script, folder, processes):
-    """Run ``script`` in a group of processes; what any of them says of an error fails the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    workers = []
-    for rank in range(processes):
-        where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)} if processes > 1 else {}
-        command = [sys.executable, "-c", script, str(folder), str(processes), str(rank)]
-        workers.append(subprocess.Popen(command, env=env | where, stderr=subprocess.PIPE, text=True))
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(errors)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """With texts of unequal length."""
@@ -223,7 +206,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_equals_one_graph_bit_for_bit_and_the_plain_step_where_nothing_is_random(folder, processes):
     """In float64; one graph with dropout, stochastic depth, patch dropout and augmentation; processes meet once."""
-    launch(BIT_FOR_BIT + PLAIN, folder, processes)
+    launch(BIT_FOR_BIT + PLAIN, folder, processes=processes)
 
 
 def batch_of(lengths, extra=0):

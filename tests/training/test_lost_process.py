@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,6 +12,8 @@ import pytest
 from mmcl.config.load import load_config, to_yaml
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
+
+from .processes import start
 
 STARTED = 120  # seconds, at most, on a busy machine
 NOTICED = 60
@@ -45,14 +43,7 @@ def endless_config(tmp_path):
 
 def test_a_killed_process_ends_the_other_with_one_line(tmp_path, endless_config):
     run = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = [sys.executable, "-m", "mmcl", "train", str(endless_config), "--out", str(run)]
-    workers = []
-    for rank in ("0", "1"):
-        env = os.environ | group | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    workers = start("-m", "mmcl", "train", endless_config, "--out", run, processes=2)
     staying, killed = workers
     try:
         deadline = time.monotonic() + STARTED

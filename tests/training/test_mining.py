@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -30,6 +26,8 @@ from mmcl.training.logs import MetricsLog
 from mmcl.training.loop import Trainer
 from mmcl.training.mining import Miner
 from mmcl.training.step import Stepper
+
+from .processes import TRAIN, launch
 
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits")
 PAIRS = [(f"a {animal} {verb} here", f"the {animal} {verb}") for animal in ANIMALS for verb in VERBS]
@@ -388,31 +386,6 @@ def test_streams_are_refused(tmp_path, config):
         run_of(config, tmp_path / "run")
 
 
-TRAIN = """
-import sys
-import torch
-torch.set_num_threads(1)
-from mmcl.training import train
-train(sys.argv[1], out=sys.argv[2])
-"""
-
-
-def launch(config, folder, processes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = []
-    for rank in range(processes):
-        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        env = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        env |= {name: str(value) for name, value in where.items()}
-        command = [sys.executable, "-c", TRAIN, str(config), str(folder)]
-        workers.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    for worker in workers:
-        errors = worker.communicate(timeout=120)[1]
-        assert worker.returncode == 0, errors
-
-
 @pytest.mark.slow
 def test_two_processes_mine_and_learn_what_one_does(tmp_path, config):
     path = tmp_path / "config.yaml"
@@ -420,7 +393,7 @@ def test_two_processes_mine_and_learn_what_one_does(tmp_path, config):
         to_yaml(load_config(config, ["model.text.dropout=0", "data.mining.choice=random", "data.mining.start=0"]))
     )
     run_of(load_config(path), tmp_path / "1")
-    launch(path, tmp_path / "2", processes=2)
+    launch(TRAIN, path, tmp_path / "2")
     one, two = (files_of(tmp_path / name) for name in "12")
     assert list(one) == list(two) == [0, 3, 6]
     for step, lines in one.items():

@@ -17,7 +17,8 @@ from mmcl.training import train
 from mmcl.training.checkpoint import changed_names, learned_names, list_checkpoints
 from mmcl.training.loop import Trainer
 
-from .test_distributed import TRAIN, launch, same_run
+from .processes import TRAIN, launch
+from .test_distributed import same_run
 
 QUEUE = {"size": 100, "momentum": 0.9, "start": 2}  # no multiple of the batch; full after two steps
 
