@@ -1,6 +1,6 @@
 """InfoNCE of a large batch: tiles against open_clip's ClipLoss, forward and backward; seconds and peak memory by B.
 
-    python benchmarks/loss_memory.py [--sizes 1024 4096 16384] [--ours-only 32768] [--rounds 3] [--limit 600]
+    python benchmarks/loss_memory.py [--sizes 4096 8192 16384] [--ours-only 32768] [--rounds 3] [--limit 600]
 
 Each measurement is a fresh process: float32 unit vectors of 512 dimensions, which need a gradient, and a learned
 temperature. One small problem is solved first, so that no library starts within the measurement. ``peak_mb`` is the
@@ -118,7 +118,7 @@ def compare(size: int, contenders: list[str], rounds: int, limit: float) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[4096, 8192, 16384])
     parser.add_argument("--ours-only", type=int, nargs="*", default=[32768, 65536, 131072])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that one measurement may take")

@@ -50,7 +50,8 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **options)
     scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        nowhere = torch.full((), torch.finfo(scores.dtype).min, dtype=scores.dtype)
+        scores = scores + torch.where(attention_mask, 0.0, nowhere)
     weights = Dropout(dropout)(scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)))
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 

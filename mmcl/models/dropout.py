@@ -22,7 +22,8 @@ class Dropout(nn.Dropout):
             return super().forward(input)
         words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         bits = words.view(torch.int16)[: input.numel()].view(input.shape)
-        return (input * (_STEPS / (_STEPS - steps))).masked_fill_(bits < steps - _STEPS // 2, 0.0)
+        kept = (bits >= steps - _STEPS // 2).view(torch.uint8)  # a product with bytes has vector instructions
+        return input * kept * (_STEPS / (_STEPS - steps))
 
 
 def speed_up_dropout(net: nn.Module) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import repeat
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from mmcl.models.grouping import group_by_length
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 
-TOKENS_A_GROUP = 1024  # fewer would save more padding, but each group has a gradient of all weights
-TOKENS_A_GROUP_WITH_TABLE = 4096  # where each group has one of the whole embedding table as well
+TOKENS_A_GROUP = 2048  # at most: beyond, its activations fall out of the caches
+COST_OF_A_GROUP = 48  # in tokens; each has a gradient of all weights
+COST_WITH_TABLE = 192  # where each has one of the whole embedding table as well
 
 
 class Embedder(nn.Module):
@@ -69,9 +71,11 @@ class Embedder(nn.Module):
         """
         lengths, order = attention_mask.sum(dim=1).sort(descending=True, stable=True)
         tower = cast(TextTower, self.tower)
-        size = TOKENS_A_GROUP_WITH_TABLE if tower.table_gradients else TOKENS_A_GROUP
-        groups = [order[start:stop] for start, stop in _cuts(lengths.tolist(), size)]
-        tokens = [input_ids[group, : max(1, int(attention_mask[group[0]].sum()))] for group in groups]
+        cost = COST_WITH_TABLE if tower.table_gradients else COST_OF_A_GROUP
+        counts = lengths.clamp(min=1).tolist()
+        cuts = group_by_length(counts, TOKENS_A_GROUP, cost)
+        groups = [order[start:stop] for start, stop in cuts]
+        tokens = [input_ids[order[start:stop], : counts[start]] for start, stop in cuts]
         embeddings = tower.look_up(tokens) if len(groups) > 1 else None
         features = []
         for group, ids, embedded in zip(groups, tokens, embeddings or repeat(None), strict=False):
@@ -80,12 +84,3 @@ class Embedder(nn.Module):
             options |= {} if embedded is None else {"embeddings": embedded}
             features.append(tower(ids, None if bool(mask.all()) else mask, **options))
         return torch.cat(features)[order.argsort()]
-
-
-def _cuts(lengths: list[int], size: int) -> Iterator[tuple[int, int]]:
-    """Where to cut descending ``lengths`` into groups of at most ``size`` tokens, padding included."""
-    start = 0
-    while start < len(lengths):
-        stop = min(len(lengths), start + max(1, size // max(1, lengths[start])))
-        yield start, stop
-        start = stop
