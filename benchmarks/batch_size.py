@@ -11,7 +11,9 @@ python benchmarks/batch_size.py --data fashion --epochs 11 --runs 512 512+queue
 
 Each run sees the same rows equally often; batches above 1,024 pass through the towers in micro-batches. A run's
 learning rate is that at 512 times the root of its batch over 512 (for Adam, Malladi et al. 2022, arXiv:2205.10287), up
-to `--max-lr` times that. Intervals are 95% bootstrap ones over what is judged; `--seeds` repeats all runs.
+to `--max-lr` times that; a running average of the weights reaches over equally many rows (Busbridge et al. 2023,
+arXiv:2307.13813). Each kind of data has a JSON of its own. Intervals are 95% bootstrap ones over what is judged;
+`--seeds` repeats all runs.
 """
 
 from __future__ import annotations
@@ -88,10 +90,10 @@ SETUPS = {
         settings=(),
         table=DATA / "fashion",
         rows=None,
-        epochs=3.0,
+        epochs=2.0,
         lr=3e-3,
         runs=(*SIZES, "512+queue", "512+mined", "512+repeats"),
-        start=80,
+        start=50,
         judge=fashion,
     ),
     "wiki_sentences": Setup(
@@ -116,7 +118,7 @@ ADDED = {
 
 
 def main() -> None:
-    """Train, judge, print and write ``batch_size.json``."""
+    """Train, judge, print and write ``batch_size_DATA.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=SETUPS, default=list(SETUPS))
     parser.add_argument("--runs", nargs="+", help="batch size, and what is added")
@@ -124,16 +126,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--max-lr", type=float, default=2.0, help="times that of a batch of 512")
     parser.add_argument("--set", action="append", default=[], help="override a setting of all runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__), help="the JSON is written beside this")
+    parser.add_argument("--out", type=Path, default=Path(__file__), help="the JSONs are written beside this")
     args = parser.parse_args()
-    rows = []
     for data in args.data:
+        rows = []
         setup = SETUPS[data]
         for name in args.runs or setup.runs:
             for seed in args.seeds:
                 settings = [f"seed={seed}", f"training.epochs={args.epochs or setup.epochs}", *args.set]
-                rows.append({"data": data} | trained(setup, name, args.max_lr, settings) | {"seed": seed})
-                report(args.out, rows, torch=torch.__version__, threads=torch.get_num_threads())
+                rows.append(trained(setup, name, args.max_lr, settings) | {"seed": seed})
+                out = args.out.with_name(f"{args.out.stem}_{data}")
+                report(out, rows, torch=torch.__version__, threads=torch.get_num_threads())
 
 
 def trained(setup: Setup, name: str, max_lr: float, overrides: list[str]) -> dict[str, Any]:
@@ -141,6 +144,8 @@ def trained(setup: Setup, name: str, max_lr: float, overrides: list[str]) -> dic
     size, _, added = name.partition("+")
     batch = int(size)
     rate = setup.lr * min(max_lr, math.sqrt(batch / 512))
+    config = CONFIGS / f"{setup.config}.yaml"
+    decay = load_config(config).training.average
     settings = [
         *setup.settings,
         "evaluation.sources={}",
@@ -148,6 +153,7 @@ def trained(setup: Setup, name: str, max_lr: float, overrides: list[str]) -> dic
         f"training.batch_size={batch}",
         f"training.micro_batch={512 if batch > 1024 else 'null'}",
         f"training.lr={rate}",
+        *([f"training.average={decay ** (batch / 512)}"] if decay else []),
         *ADDED[added].format(start=setup.start).splitlines(),
         *overrides,
     ]
@@ -155,7 +161,7 @@ def trained(setup: Setup, name: str, max_lr: float, overrides: list[str]) -> dic
     with tempfile.TemporaryDirectory() as folder, patch.object(Clip, "embed", embed):
         settings.append(f"data.train.source={first_rows(setup, Path(folder))}")
         start = time.perf_counter()
-        run = mmcl.train(load_config(CONFIGS / f"{setup.config}.yaml", settings), out=Path(folder) / "run")
+        run = mmcl.train(load_config(config, settings), out=Path(folder) / "run")
         seconds = time.perf_counter() - start
         found = setup.judge(run.model)
         steps = run.lines()[-1]["step"]
