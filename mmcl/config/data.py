@@ -85,7 +85,7 @@ class MiningConfig(Section):
     def _depth_holds_the_count(self) -> MiningConfig:
         if self.depth < self.count:
             raise ValueError(
-                f"depth: {self.depth} items do not hold {self.count} negatives; raise it to more than that"
+                f"depth: {self.depth} items do not hold {self.count} negatives; raise it to {self.count} or more"
             )
         return self
 

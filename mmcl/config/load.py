@@ -152,7 +152,11 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
     got = error.get("input")
     shown = "a section" if isinstance(got, dict) else repr(got)
     if error["type"] == "value_error":
-        return f"{where}: in '{key or 'the config'}': {reason}{tail}"
+        place = f"in '{key}': " if key else ""
+        return f"{where}: {place}{reason}{tail}"
+    if error["type"] == "model_type" and (section := _section_at(error["loc"])):
+        names = ", ".join(section.model_fields)
+        return f"{where}: '{key}' is {shown}, but takes settings, as in {{name: value}}, of: {names}{tail}"
     return f"{where}: '{key}' is {shown}: {reason[0].lower()}{reason[1:]}{tail}"
 
 

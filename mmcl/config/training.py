@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from mmcl.config.data import JudgedSourceConfig
 from mmcl.config.section import Fraction, Positive, Section
@@ -40,6 +40,15 @@ class TokenLimit(Section):
     """Text tokens, padding included."""
 
 
+def _limit_kind(value: Any) -> str:
+    return "TokenLimit" if isinstance(value, dict | TokenLimit) else "int"
+
+
+MicroBatch = Annotated[
+    Annotated[int, Field(ge=1), Tag("int")] | Annotated[TokenLimit, Tag("TokenLimit")], Discriminator(_limit_kind)
+]
+
+
 class TrainingConfig(Section):
     """How the weights are learned."""
 
@@ -49,7 +58,7 @@ class TrainingConfig(Section):
     """Global batch: rows compared with each other in one loss, over all devices."""
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients are averaged before an optimizer step."""
-    micro_batch: Annotated[int, Field(ge=1)] | TokenLimit | None = None
+    micro_batch: MicroBatch | None = None
     """Rows that a process takes through the towers at once, or `{tokens: 8192}` for as many rows as have so many text
     tokens, with those of mined and further texts that fall to them; all of its share of the batch if null. The loss
     still compares all rows of the batch: their embeddings are computed twice and only a micro-batch's activations are

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import check_number, check_pairs, prepare, similarities
+from mmcl.losses.pairs import check_pairs, check_temperature, prepare, similarities
 
 
 def distillation(
@@ -41,7 +41,7 @@ def distillation(
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or a temperature is not one number above 0.
 
     >>> teacher, student = torch.eye(8), torch.eye(8, 12)
     >>> distillation(student, student, teacher, teacher, 0.07, 0.07).item() < 1e-3
@@ -51,8 +51,8 @@ def distillation(
     check_pairs(teacher_query, teacher_key, names=("teacher_query", "teacher_key"))
     if len(teacher_query) != len(query):
         raise ValueError(f"the teacher embeds {len(teacher_query)} rows, the student {len(query)}")
-    check_number(temperature, "temperature")
-    check_number(teacher_temperature, "teacher_temperature")
+    check_temperature(temperature)
+    check_temperature(teacher_temperature, "teacher_temperature")
     with torch.autocast(query.device.type, enabled=False):
         logits = _logits(query, key, temperature)  # (N, N)
         with torch.no_grad():

@@ -67,9 +67,9 @@ def info_nce(
             to another one. ``key_ids`` then are those of the K keys, and go with ``ids``. From key to query, only keys
             that are somebody's partner are rows.
         tile: rows and columns of the tiles in which the matrix of logits is computed, and computed again for the
-            gradient, in O((N + K)·D) memory; None holds the whole matrix, ``auto`` while it is small. The result is the
-            same but for rounding. Where all embeddings came in bfloat16 and the hardware multiplies it, so do tiles,
-            and add up in float32.
+            gradient, in O((N + K)·D) memory; None holds the whole matrix, ``auto`` while it has no more than 1,024²
+            logits. The result is the same but for rounding. Where all embeddings came in bfloat16 and the hardware
+            multiplies it, so do tiles, and add up in float32.
         across: None if the arguments are the whole batch. Else each process of the default group passes its own rows,
             of which the numbers may differ or be 0, and all get the loss of the whole batch; owners and partners are
             numbers of the process's own rows. Each computes its queries against all keys: with ``gather`` it holds all

@@ -36,12 +36,12 @@ def check_number(value: float | Tensor, name: str) -> None:
         raise ValueError(f"{name} must be one number, not a tensor of shape {tuple(value.shape)}")
 
 
-def check_temperature(value: float | Tensor) -> None:
+def check_temperature(value: float | Tensor, name: str = "temperature") -> None:
     """Raise ``ValueError`` unless ``value`` is a number above 0, or a tensor of one element, at which nobody waits to
     look."""
-    check_number(value, "temperature")
+    check_number(value, name)
     if not torch.is_tensor(value) and not value > 0.0:
-        raise ValueError(f"temperature must be above 0, not {value}")
+        raise ValueError(f"{name} must be above 0, not {value}")
 
 
 def prepare(*embeddings: Tensor, similarity: Similarity) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.pairs import check_number, check_pairs, prepare
+from mmcl.losses.pairs import check_pairs, check_temperature, prepare
 
 
 def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tensor = 0.05) -> Tensor:
@@ -29,13 +29,13 @@ def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tenso
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or ``temperature`` is not one number above 0.
 
     >>> a, b = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # cosines 1 and 0
     >>> cosent(a, b, torch.tensor([5.0, 0.0])) < cosent(a, b, torch.tensor([0.0, 5.0]))
     tensor(True)
     """
-    check_number(temperature, "temperature")
+    check_temperature(temperature)
     with torch.autocast(query.device.type, enabled=False):
         cosines = _cosines(query, key, score) / temperature
         excess = cosines[None, :] - cosines[:, None]  # (N, N): how much closer pair j is than pair i

@@ -30,8 +30,6 @@ from mmcl.runtime.device import multiplies_bfloat16, widest
 from mmcl.runtime.ring import Alone, Combine, exchange
 
 TILE = 1024  # rows and columns; in float32 the tile and what it is multiplied with stay in the last cache of a CPU
-
-
 DENSE = 1024  # a matrix of no more than this, squared, is held at once unless tiles are asked for
 
 Tile = int | Literal["auto"] | None
@@ -91,7 +89,7 @@ def make_plan(batch: Candidates, tile: Tile, across: Across, similarity: Similar
         ValueError: ``tile`` or ``across`` is not what it can be, the processes disagree in what arguments there are, or
             none of them has a row.
     """
-    if tile not in ("auto", None) and not (isinstance(tile, int) and tile > 0):
+    if tile not in ("auto", None) and not (isinstance(tile, int) and tile is not True and tile > 0):
         raise ValueError(f"tile must be a number from 1 up, 'auto' or None, not {tile!r}")
     queries, keys, negatives, _ = batch
     learn = [side is not None and side.vectors.requires_grad for side in (keys, negatives)]
@@ -124,9 +122,8 @@ def as_number(value: float | Tensor, like: Tensor) -> Tensor:
 
 def as_scale(temperature: float | Tensor, like: Tensor) -> Tensor:
     """1 / temperature, as :func:`as_number`."""
-    return 1 / as_number(
-        temperature, like
-    )  # in the type of ``like``, for 1 / temperature may round to little in its own
+    # In the type of ``like``, for 1 / temperature may round to little in its own.
+    return 1 / as_number(temperature, like)
 
 
 def by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 128  # rows and columns of a program
+from mmcl.losses.tiles import slices
+
+PROGRAM_TILE = 128  # rows and columns of a program
 GROUP = 8  # programs that follow each other on the same columns, which stay in the cache
-FORWARD_BLOCK = 32_768  # rows and columns of a launch, whose programs leave 2 · FORWARD_BLOCK² / TILE sums
+FORWARD_BLOCK = 32_768  # rows and columns of a launch, whose programs leave 2 · FORWARD_BLOCK² / PROGRAM_TILE sums
 BACKWARD_BLOCK = 8_192  # of a launch that leaves BACKWARD_BLOCK² derivatives; times 512 columns these fill an H100
 FLOAT32_PRECISION = "tf32x3"  # three products on tensor cores, to some 22 bits; "ieee" leaves the tensor cores idle
 
@@ -71,8 +73,8 @@ class Logits:
         ids = [None, None]
         if self.row_ids is not None and self.column_ids is not None:
             ids = [x.reshape(len(x), -1).contiguous() for x in (self.row_ids, self.column_ids)]  # type: ignore[misc]
-        for r in _slices(len(rows), side):
-            for c in _slices(len(columns), side):
+        for r in slices(len(rows), side):
+            for c in slices(len(columns), side):
                 tensors = rows[r], columns[c], scale, _part(ids[0], r), _part(ids[1], c), _part(self.owner, c)
                 yield _Block(tensors, r, c, math.log(self.own_weight) if self.own_weight else -math.inf)
 
@@ -202,12 +204,12 @@ class _Block:
     @property
     def down(self) -> int:
         """Tiles from top to bottom."""
-        return -(-self.height // TILE)
+        return -(-self.height // PROGRAM_TILE)
 
     @property
     def across(self) -> int:
         """Tiles from left to right."""
-        return -(-self.width // TILE)
+        return -(-self.width // PROGRAM_TILE)
 
     def launch(self, kernel: Any, *arguments: Tensor | float | None) -> None:
         """One program for each tile."""
@@ -224,8 +226,8 @@ class _Block:
                 D=rows.shape[1],
                 ID_COLUMNS=0 if ids is None else ids.shape[1],
                 PRECISION=FLOAT32_PRECISION,
-                BLOCK_M=TILE,
-                BLOCK_N=TILE,
+                BLOCK_M=PROGRAM_TILE,
+                BLOCK_N=PROGRAM_TILE,
                 GROUP=GROUP,
             )
 
@@ -240,7 +242,7 @@ class _Products:
         self.d_columns = torch.zeros_like(logits.columns, dtype=torch.float32) if theirs else None
         height, width = (min(len(x), BACKWARD_BLOCK) for x in (self.rows, self.columns))
         # A line that begins at an odd place could not be read in the wide loads that tensor cores want.
-        self._space = self.rows.new_empty(height, -(-width // TILE) * TILE)
+        self._space = self.rows.new_empty(height, -(-width // PROGRAM_TILE) * PROGRAM_TILE)
 
     def room(self, block: _Block) -> Tensor:
         """For the derivatives by the block's logits; every block has the same."""
@@ -288,8 +290,3 @@ def _lse_and_weight(lse: Tensor, grad: Tensor, shift: float | None) -> tuple[Ten
 
 def _part(tensor: Tensor | None, place: slice) -> Tensor | None:
     return None if tensor is None else tensor[place]
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

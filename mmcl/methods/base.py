@@ -257,6 +257,9 @@ class Method(nn.Module, ABC):
     def after_step(self) -> None:
         """What changes after an optimizer step besides the weights (momentum copies, queues); nothing by default."""
 
+    def forget_step(self) -> None:
+        """A step ends before ``after_step``: what was noted for that is given up; nothing by default."""
+
     def forward(self, batch: Batch) -> Views:
         """``embed`` under the name by which data parallelism wraps a module."""
         return self.embed(batch)

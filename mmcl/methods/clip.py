@@ -39,8 +39,7 @@ class Clip(ImageText):
 
     @property
     def compared(self) -> tuple[str, ...]:
-        both = [f"{kind}_{side}" for kind in ("key", "past") for side in self.sides]
-        return (*self.sides, "negatives", MINED, *both)
+        return (*super().compared, "negatives", MINED)
 
     def embed(self, batch: Batch) -> Views:
         views = super().embed(batch)
@@ -54,11 +53,7 @@ class Clip(ImageText):
         return views
 
     def contrast(self, views: Views) -> Tensor:
-        if self.queue is None:
-            return self._tell_apart(views, *self.sides, symmetric=True)
-        # Past texts are candidates of pictures, past pictures of texts: no direction is the other's transpose.
-        ways = (self.sides, self.sides[::-1])
-        return torch.stack([self._tell_apart(views, *way, symmetric=False) for way in ways]).mean()
+        return self._both_ways(views, symmetric=True)
 
     def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
         """Each ``query`` from the batch by its ``key``; captions without a picture are candidates of pictures alone."""

@@ -100,11 +100,23 @@ class Paired(Method):
     @property
     def compared(self) -> tuple[str, ...]:
         """The views, where there are such, that are embeddings by the encoder that learns."""
-        return self.sides
+        return (*self.sides, *(f"{kind}_{side}" for kind in ("key", "past") for side in self.sides))
 
     @abstractmethod
     def contrast(self, views: Views) -> Tensor:
         """The loss of the global batch from the views alone, whatever the number of their dimensions."""
+
+    def _both_ways(self, views: Views, *, symmetric: bool) -> Tensor:
+        """The contrast of both directions in one go, or of each by itself where there is a queue: past keys are
+        candidates of queries and past queries of keys, so that no direction is the other's transpose."""
+        if self.queue is None:
+            return self._tell_apart(views, *self.sides, symmetric=symmetric)
+        ways = (self.sides, self.sides[::-1]) if symmetric else (self.sides,)
+        return torch.stack([self._tell_apart(views, *way, symmetric=False) for way in ways]).mean()
+
+    def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
+        """Each ``query`` from the batch by its ``key``; for methods that have a queue."""
+        raise NotImplementedError
 
     def loss(self, views: Views) -> Loss:
         """The contrast, at all dimensions asked for, and what the config adds to it."""
@@ -166,6 +178,9 @@ class Paired(Method):
             whole = [self._whole(rows, *rows) for rows in self._seen]  # one by one: in the order of a single process
             self.queue.push({name: torch.cat([rows[name] for rows in whole]) for name in whole[0]})
             self._seen.clear()
+
+    def forget_step(self) -> None:
+        self._seen.clear()
 
 
 def key_of(views: Views, role: str) -> Tensor:

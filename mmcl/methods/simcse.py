@@ -92,8 +92,7 @@ class Simcse(Paired):
 
     @property
     def compared(self) -> tuple[str, ...]:
-        both = [f"{kind}_{side}" for kind in ("key", "past") for side in self.sides]
-        return (*self.sides, *self.negatives, MINED, *both)
+        return (*super().compared, *self.negatives, MINED)
 
     @property
     def minable(self) -> tuple[str, str] | None:
@@ -176,11 +175,7 @@ class Simcse(Paired):
             return cosent(query, key, views["score"], self.temperature)
         if config.loss == "cosine_mse":
             return cosine_mse(query, key, self._targets(views["score"]))
-        if self.queue is None:
-            return self._tell_apart(views, *self.sides, symmetric=config.symmetric)
-        # Past positives are candidates of anchors, past anchors of positives: no direction is the other's transpose.
-        ways = (self.sides, self.sides[::-1]) if config.symmetric else (self.sides,)
-        return torch.stack([self._tell_apart(views, *way, symmetric=False) for way in ways]).mean()
+        return self._both_ways(views, symmetric=config.symmetric)
 
     def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
         """Each ``query`` from the batch by its ``key``, among further negatives that are keys of its kind."""

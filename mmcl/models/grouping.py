@@ -7,10 +7,11 @@ from itertools import groupby, pairwise
 
 
 def group_by_length(lengths: Sequence[int], most: int, cost: int) -> list[tuple[int, int]]:
-    """The cuts of descending ``lengths`` into groups that take the least time, and at most ``most`` tokens each.
+    """Cuts of descending ``lengths`` into groups of at most ``most`` tokens: those between different lengths that take
+    the least time.
 
-    A group takes the time of its tokens, padding included, and that of ``cost`` more. Between texts of one length there
-    is no cut but where a group would be too large, so the time is quadratic in the number of distinct lengths only.
+    A group takes the time of its tokens, padding included, and that of ``cost`` more. Texts of one length stay
+    together where one group holds them, and form groups of their own where it does not.
 
     Args:
         lengths: tokens of each text, the longest first, none below 1.
@@ -25,9 +26,16 @@ def group_by_length(lengths: Sequence[int], most: int, cost: int) -> list[tuple[
         starts.append(starts[-1] + sum(1 for _ in equal))
     best, came_from = [0], [0]
     for stop in range(1, len(starts)):
-        options = [best[start] + _cost(lengths, starts[start], starts[stop], most, cost) for start in range(stop)]
-        best.append(min(options))
-        came_from.append(options.index(best[-1]))
+        least, begin = _alone(lengths[starts[stop - 1]], starts[stop] - starts[stop - 1], most, cost), stop - 1
+        least += best[begin]
+        for start in range(stop - 2, -1, -1):
+            tokens = lengths[starts[start]] * (starts[stop] - starts[start])
+            if tokens > most:
+                break
+            if best[start] + tokens + cost < least:
+                least, begin = best[start] + tokens + cost, start
+        best.append(least)
+        came_from.append(begin)
     groups: list[tuple[int, int]] = []
     stop = len(starts) - 1
     while stop:
@@ -37,10 +45,9 @@ def group_by_length(lengths: Sequence[int], most: int, cost: int) -> list[tuple[
     return groups
 
 
-def _cost(lengths: Sequence[int], start: int, stop: int, most: int, cost: int) -> int:
-    tokens = lengths[start] * (stop - start)
-    rows = max(1, most // lengths[start])
-    return tokens + cost * -(-(stop - start) // rows)
+def _alone(length: int, count: int, most: int, cost: int) -> int:
+    """The time of texts of one length in groups of their own."""
+    return length * count + cost * -(-count // max(1, most // length))
 
 
 def _split(start: int, stop: int, rows: int) -> list[tuple[int, int]]:

@@ -28,10 +28,15 @@ def prepare_batch_norm(method: Method, settings: TrainingConfig, device: torch.d
     """Have the layers of the towers as ``training.batch_norm`` says; called before anything refers to them.
 
     Raises:
-        MmclError: statistics are to be shared between processes on something else than CUDA, or stay as they are where
-            none move.
+        MmclError: statistics are to be shared between processes on something else than CUDA, stay as they are where
+            none move, or are those of single rows.
     """
     method.train()
+    if settings.micro_batch == 1 and settings.batch_norm == "batch" and learning_layers(method):
+        raise MmclError(
+            "training.micro_batch: 1, but batch normalisation needs several rows for its statistics; raise it, or set "
+            "training.batch_norm: frozen for a tower that was trained before"
+        )
     if settings.batch_norm == "frozen":
         if not learning_layers(method):
             raise MmclError(

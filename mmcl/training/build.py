@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmcl.config.data import TextAugmentationConfig
 from mmcl.config.model import TowerConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment import Augmentation
@@ -53,7 +52,7 @@ def build_method(config: Config, folder: Path) -> Method:
     for modality in sorted(encoder.modalities):
         _adapt(encoder.embedder(modality), _section(config, modality))
     size = encoder.image_size
-    augmentation = Augmentation(config.augmentation, size) if size and augments(config) else None
+    augmentation = Augmentation(config.augmentation, size) if size and changes("image", config) else None
     named = {name: getattr(config.method, name, None) for name in REFERENCES}
     method = kind(
         config.method,
@@ -79,25 +78,25 @@ def finish_encoder(method: Method) -> Encoder:
     return encoder
 
 
-def augments(config: Config) -> bool:
-    """Whether training pictures are changed at random."""
-    return config.augmentation != type(config.augmentation)()
+def changes(modality: str, config: Config) -> bool:
+    """Whether training changes the items of a modality at random, so that their features cannot be kept."""
+    section = config.augmentation if modality == "image" else config.text_augmentation
+    return section != type(section)()
 
 
 def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:
     """Raise ``MmclError`` for settings of a tower that the method has not: they would do nothing."""
     settings = {"image": ("model.image", "augmentation"), "text": ("model.text", "text_augmentation")}
     for modality in sorted(settings.keys() - modalities):
-        tower, changes = settings[modality]
-        given = getattr(config, changes)
-        wrong = [tower] * (getattr(config.model, modality) is not None) + [changes] * (given != type(given)())
+        tower, section = settings[modality]
+        wrong = [tower] * (getattr(config.model, modality) is not None) + [section] * changes(modality, config)
         if wrong:
             raise MmclError(f"{wrong[0]}: method '{config.method.name}' reads no {modality}s; leave it out")
 
 
 def _refuse_equal_views(method: Method, config: Config) -> None:
     """Raise ``MmclError`` where two draws of a text would be the same: there would be nothing to learn."""
-    if not method.redrawn or config.text_augmentation != TextAugmentationConfig():
+    if not method.redrawn or changes("text", config):
         return
     embedder = method.encoder.embedder("text")
     drawn = embedder.head if embedder.frozen else embedder
@@ -142,9 +141,8 @@ def _adapt(embedder: Embedder, section: TowerConfig) -> None:
                 raise MmclError(f"{where}.{key} does nothing in a tower that is frozen; leave it or {where}.frozen out")
     net = embedder.tower.net
     for name, parameter in net.named_parameters():
-        if name.endswith(
-            "mask_token"
-        ):  # of DINOv2's own training: no gradient reaches it here, which DDP would wait for
+        # Of DINOv2's own training: no gradient reaches it here, which DDP would wait for.
+        if name.endswith("mask_token"):
             parameter.requires_grad_(False)
     embedder.keep_still(freeze(net, section.freeze_blocks))
     if section.lora is not None:

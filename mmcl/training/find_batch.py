@@ -76,6 +76,8 @@ def find_batch(config: Config, folder: Path) -> int:
         except torch.OutOfMemoryError:
             if world > 1:  # the others wait for this process in a collective call
                 raise
+            trainer.method.forget_step()
+            trainer.step.optimizer.zero_grad(set_to_none=True)
             return math.inf
         return distributed.largest(memory.peak(), trainer.device)
 

@@ -23,8 +23,8 @@ from mmcl.data.shards import is_shards
 from mmcl.methods import Batch, Method, Views
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
-from mmcl.training.batch_norm import statistics_stay
-from mmcl.training.table import changes
+from mmcl.training.batch_norm import learning_layers, statistics_stay
+from mmcl.training.build import changes
 
 NO_TOKENS = "training.micro_batch counts tokens, but no text passes a tower here; give it a number of rows"
 
@@ -143,7 +143,8 @@ class RandomState:
 
 
 def micro_batches(batch: Batch, limit: int | TokenLimit | None, method: nn.Module) -> list[Batch]:
-    """``batch`` in parts of consecutive rows, each within ``limit``, see ``training.micro_batch``.
+    """``batch`` in parts of consecutive rows, each within ``limit``, see ``training.micro_batch``; but a row that would
+    be alone joins its neighbours where there is batch normalisation: a single row has no statistics.
 
     Where the towers themselves speak with other processes, all processes get the same number of parts.
 
@@ -155,10 +156,11 @@ def micro_batches(batch: Batch, limit: int | TokenLimit | None, method: nn.Modul
         sizes = [rows]
     elif isinstance(limit, int):
         count = -(-rows // limit)
-        # Evenly, rather than with a small rest: batch normalisation of a single row is impossible.
         sizes = [rows * (number + 1) // count - rows * number // count for number in range(count)]
     else:
         sizes = list(_filled(_token_counts(batch, method), limit.tokens))
+    if learning_layers(method):
+        sizes = _without_single_rows(sizes)
     if limit is not None and distributed.world_size() > 1 and any(map(_speaks, method.modules())):
         device = next(method.parameters()).device
         sizes = _at_least(sizes, int(distributed.largest(len(sizes), device)))
@@ -211,6 +213,19 @@ def _filled(counts: Tensor, limit: int) -> Iterator[int]:
             size, longer = 0, row
         size, longest = size + 1, longer
     yield size
+
+
+def _without_single_rows(sizes: Sequence[int]) -> list[int]:
+    """A part of one row together with the next, or the one before if it is the last."""
+    joined: list[int] = []
+    for size in sizes:
+        if joined and joined[-1] == 1:
+            joined[-1] += size
+        else:
+            joined.append(size)
+    if len(joined) > 1 and joined[-1] == 1:
+        joined[-2:] = [joined[-2] + 1]
+    return joined
 
 
 def _at_least(sizes: list[int], count: int) -> list[int]:

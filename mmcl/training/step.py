@@ -36,9 +36,9 @@ class StepResult:
 
     Attributes:
         loss: the mean over the batches.
-        parts: the same of what the loss is made of, where a method has several parts.
         norm: of the gradient, before it was clipped.
         views: what the loss saw of the last batch, without gradient.
+        parts: as ``loss``, of what it is made of, where a method has several parts.
     """
 
     loss: float

@@ -27,9 +27,9 @@ from mmcl.methods import Batch, Method
 from mmcl.models.image_tower import ImageTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
+from mmcl.training.build import changes
 from mmcl.training.columns import choose_caption
 from mmcl.training.feed import REDRAWN, pinned, prefetch
-from mmcl.training.table import changes
 from mmcl.training.text_reader import TextReader, text_inputs
 from mmcl.training.workers import by_workers
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmcl.config.data import SourceConfig, TextAugmentationConfig, TrainSourceConfig
+from mmcl.config.data import SourceConfig, TrainSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.pixels import open_pixels
 from mmcl.data.sources import open_source
@@ -21,7 +21,7 @@ from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
-from mmcl.training.build import augments
+from mmcl.training.build import changes
 from mmcl.training.columns import Column, FeatureColumn, NumberColumn, PixelColumn, TextPart, TokenColumn, split
 from mmcl.training.text_reader import TextReader
 
@@ -183,8 +183,3 @@ class Table:
                     "rows in all); fill it, or set data.on_error to skip"
                 )
         return NumberColumn(np.concatenate(values))
-
-
-def changes(modality: str, config: Config) -> bool:
-    """Whether training changes the items of a modality at random, so that their features cannot be kept."""
-    return augments(config) if modality == "image" else config.text_augmentation != TextAugmentationConfig()

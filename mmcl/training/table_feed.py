@@ -20,9 +20,10 @@ from mmcl.data.sampler import Draw, Sampler, epoch_counts
 from mmcl.methods import MINED, Batch, Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
+from mmcl.training.build import changes
 from mmcl.training.columns import Column
 from mmcl.training.feed import REDRAWN, pinned, prefetch
-from mmcl.training.table import Table, changes
+from mmcl.training.table import Table
 from mmcl.training.workers import by_workers
 
 log = logging.getLogger("mmcl")
@@ -88,6 +89,12 @@ class TableFeed(Table):
         self.hard: HardNegatives | None = None
         self._pools = {role: self.distinct(role)[:2] for role in extra}
         self._extra = {role: min(count, len(self._pools[role][0])) for role, count in extra.items()}
+        for role, count in self._extra.items():
+            if count < distributed.world_size():
+                raise MmclError(
+                    f"method.extra_{role}s: {count} distinct ones are fewer than the {distributed.world_size()} "
+                    "processes that share them; raise it, or set it to 0"
+                )
 
     @property
     def samples(self) -> int:
@@ -135,8 +142,7 @@ class TableFeed(Table):
         for role, count in self._extra.items():
             pool, pool_ids = self._pools[role]
             drawn = np.random.default_rng([self.config.seed, draw.number]).permutation(len(pool))[:count]
-            world = distributed.world_size()
-            mine = drawn[: count // world * world].reshape(world, -1)[distributed.rank()]
+            mine = np.array_split(drawn, distributed.world_size())[distributed.rank()]
             batch.extra[role] = self.columns[role].inputs(pool[mine])
             batch.extra_ids[role] = torch.from_numpy(pool_ids[mine])
         if self.hard is not None:

@@ -35,6 +35,10 @@ def changed(**sections):
         (changed(evaluation={"sources": {"dev": {"source": "x"}}, "best": "dev/hit@1"}), ["best", "dev/"]),
         (changed(training={"micro_batch": {"tokens": 0}}), ["'training.micro_batch.tokens' is 0: ", "equal to 1"]),
         (changed(training={"micro_batch": {"token": 5}}), ["unknown key 'training.micro_batch.token'", "'tokens'"]),
+        (
+            changed(method={"name": "clip", "queue": 5}),
+            ["'method.queue' is 5, but takes settings", "size, momentum, start"],
+        ),
         (changed(training={"micro_batch": {}}), ["'training.micro_batch.tokens' is missing"]),
         (changed(training={"timeout": 1e300}), ["'training.timeout' is 1e+300", "equal to 525600"]),
         (changed(training={"micro_batch": True}), ["in 'training.micro_batch': a number is asked for, not true"]),

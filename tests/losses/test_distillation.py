@@ -90,3 +90,12 @@ def test_arguments_that_do_not_fit_are_named():
         distillation(three, three, four, four, 0.1, 0.1)
     with pytest.raises(ValueError, match="teacher_temperature"):
         distillation(three, three, three, three, 0.1, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "name"), [(0.0, 0.1, "temperature"), (0.1, -1.0, "teacher_temperature")]
+)
+def test_a_temperature_that_is_none_is_refused(student, teacher, name):
+    x = torch.eye(4)
+    with pytest.raises(ValueError, match=f"^{name} must be above 0"):
+        distillation(x, x, x, x, student, teacher)

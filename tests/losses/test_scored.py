@@ -95,3 +95,9 @@ def test_shapes_that_do_not_fit_are_named():
         cosine_mse(x, x[:2], torch.zeros(3))
     with pytest.raises(ValueError, match="temperature"):
         cosent(x, x, torch.zeros(3), torch.ones(2))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1])
+def test_a_temperature_that_is_none_is_refused(pairs, temperature):
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        cosent(*pairs, temperature)

@@ -235,6 +235,7 @@ def test_arguments_that_do_not_fit_are_named():
     further = {"negatives": five, "ids": torch.arange(3)}
     for wrong, told in [
         ({"tile": 0}, "tile must be a number from 1 up"),
+        ({"tile": True}, "tile must be a number from 1 up"),
         ({"tile": "large"}, "tile must be a number from 1 up"),
         ({"across": "star"}, "across must be 'gather', 'ring' or None"),
         ({"partner": torch.tensor([0, 1])}, "partner must be"),

@@ -14,7 +14,7 @@ from mmcl.losses.triton_tiles import Logits
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Tiles and launches so small that a few dozen rows take several of both."""
-    monkeypatch.setattr(triton_tiles, "TILE", 32)
+    monkeypatch.setattr(triton_tiles, "PROGRAM_TILE", 32)
     monkeypatch.setattr(triton_tiles, "FORWARD_BLOCK", 64)
     monkeypatch.setattr(triton_tiles, "BACKWARD_BLOCK", 48)
 

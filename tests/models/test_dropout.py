@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from mmcl.models.attention import attention
 from mmcl.models.dropout import Dropout, speed_up_dropout
 
 
@@ -20,7 +21,8 @@ def test_the_share_that_is_dropped_and_the_scale_of_the_rest(rate, dtype):
     out = Dropout(rate)(torch.ones(1001, 301, dtype=dtype))
     kept = out[out != 0]
     assert abs(1 - kept.numel() / out.numel() - rate) < 5 * (rate * (1 - rate) / out.numel()) ** 0.5 + 1e-5
-    torch.testing.assert_close(kept.double(), torch.full_like(kept, 1 / (1 - rate)).double(), rtol=1e-2, atol=0)
+    scale = torch.full(kept.shape, 1 / (1 - rate), dtype=torch.float64)
+    torch.testing.assert_close(kept.double(), scale, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=0)
     assert abs(float(out.double().mean()) - 1) < 0.02
 
 
@@ -99,3 +101,13 @@ def test_attention_equals_that_of_torch_for_the_same_mask(lengths, monkeypatch):
         gradients, torch.autograd.grad(theirs[read].square().sum(), list(plain.embeddings.parameters())), strict=True
     ):
         torch.testing.assert_close(ours, theirs_)
+
+
+@pytest.mark.parametrize("scaling", [None, 0.9])
+def test_attention_scales_its_products_as_torch_does(scaling, monkeypatch):
+    monkeypatch.setattr(Dropout, "forward", lambda layer, features: features)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 7, 5).double()
+    got, _ = attention(nn.Module(), query, key, value, None, dropout=0.1, scaling=scaling, is_causal=False)
+    expected = F.scaled_dot_product_attention(query, key, value, scale=scaling)
+    torch.testing.assert_close(got.transpose(1, 2), expected)

@@ -32,6 +32,20 @@ def test_grouping_by_length_changes_no_result():
         torch.testing.assert_close(embedder(**inputs), alone, rtol=1e-4, atol=1e-5)
 
 
+def test_grouping_leaves_each_text_its_own_number_of_skipped_tokens():
+    embedder = make_embedder().eval()
+    rng = np.random.default_rng(1)
+    tokens = [rng.integers(4, 20, size=n).astype(np.int32) for n in rng.integers(8, 30, size=150)]
+    skipped = torch.from_numpy(rng.integers(0, 7, size=150))
+    collate = embedder.tower.collate
+    with torch.no_grad():
+        alone = [
+            embedder.tower(**collate([text]), skipped=few[None]) for text, few in zip(tokens, skipped, strict=True)
+        ]
+        got = embedder(**collate(tokens), skipped=skipped)
+        torch.testing.assert_close(got, embedder.head(torch.cat(alone)), rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_reach_every_text():
     embedder = make_embedder().eval()
     tokens = [np.full(1 + i % 9, 5, dtype=np.int32) for i in range(256)]

@@ -90,6 +90,12 @@ def test_frozen_statistics_stay_and_make_the_parts_of_a_batch_independent(method
     assert all(torch.equal(value, before[name]) for name, value in statistics(method).items())
 
 
+def test_single_rows_are_refused_unless_statistics_stay(method):
+    with pytest.raises(MmclError, match=r"training\.micro_batch: 1, but batch normalisation needs several rows"):
+        prepare_batch_norm(method, TrainingConfig(micro_batch=1), CPU)
+    prepare_batch_norm(method, TrainingConfig(micro_batch=1, batch_norm="frozen"), CPU)
+
+
 def test_shared_statistics_are_refused_without_cuda(method):
     with pytest.raises(MmclError, match="sync works on CUDA only, and this is cpu"):
         prepare_batch_norm(method, TrainingConfig(batch_norm="sync"), CPU)

@@ -247,6 +247,23 @@ def test_parts_are_filled_up_to_so_many_tokens_with_their_padding():
         micro_batches(batch, TokenLimit(tokens=10), torch.nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize(
+    ("lengths", "limit", "sizes"),
+    [
+        ([2, 5, 3, 9, 1, 1, 1], TokenLimit(tokens=10), [2, 2, 3]),
+        ([2] * 21, 2, [2] * 9 + [3]),
+        ([2, 2, 9], TokenLimit(tokens=4), [3]),
+        ([9], TokenLimit(tokens=4), [1]),
+    ],
+)
+def test_no_row_is_alone_in_batch_normalisation(lengths, limit, sizes):
+    found = [len(part.ids) for part in micro_batches(batch_of(lengths), limit, torch.nn.BatchNorm1d(1))]
+    assert sorted(found) == sorted(sizes)
+    assert min(found) > 1 or len(lengths) == 1
+    frozen = torch.nn.BatchNorm1d(1).eval()
+    assert len(micro_batches(batch_of(lengths), limit, frozen)) >= len(sizes)
+
+
 def test_further_texts_count_where_parts_are_filled_with_tokens():
     """14 texts beside 7 rows: each row brings two of them, which are up to 4 tokens long."""
     lengths = [2, 5, 3, 9, 1, 1, 1]
