@@ -14,6 +14,7 @@ from mmcl.config import load_config
 from mmcl.config.data import SourceConfig
 from mmcl.data.identity import stable_hash
 from mmcl.data.sampler import Draw
+from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
 from mmcl.training.evaluate import PairsJudge
@@ -106,6 +107,19 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
     assert torch.equal(ids, again)
     everything, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=99"], augmented=True)
     assert everything.extra_count == 6  # all distinct captions
+
+
+def test_processes_share_further_texts(pictures, shapes_config, monkeypatch):
+    rows = [{"image": f"{n}.png", "text": f"a dog of age {n}"} for n in range(6)]
+    few, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=3"], augmented=True)
+    whole = few.batch(drawn(0, 1)).extra_ids["text"]
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(few.batch(drawn(0, 1)).extra_ids["text"])
+    assert [len(share) for share in shares] == [2, 1]
+    assert torch.equal(torch.cat(shares), whole)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
