@@ -53,7 +53,7 @@ class Clip(ImageText):
         return views
 
     def contrast(self, views: Views) -> Tensor:
-        return self._both_ways(views, symmetric=True)
+        return self._both_ways(self._tell_apart, views, symmetric=True)
 
     def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
         """Each ``query`` from the batch by its ``key``; captions without a picture are candidates of pictures alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Unpack
 
 import torch
@@ -106,17 +106,19 @@ class Paired(Method):
     def contrast(self, views: Views) -> Tensor:
         """The loss of the global batch from the views alone, whatever the number of their dimensions."""
 
-    def _both_ways(self, views: Views, *, symmetric: bool) -> Tensor:
+    def _both_ways(self, tell_apart: Callable[..., Tensor], views: Views, *, symmetric: bool) -> Tensor:
         """The contrast of both directions in one go, or of each by itself where there is a queue: past keys are
-        candidates of queries and past queries of keys, so that no direction is the other's transpose."""
-        if self.queue is None:
-            return self._tell_apart(views, *self.sides, symmetric=symmetric)
-        ways = (self.sides, self.sides[::-1]) if symmetric else (self.sides,)
-        return torch.stack([self._tell_apart(views, *way, symmetric=False) for way in ways]).mean()
+        candidates of queries and past queries of keys, so that no direction is the other's transpose.
 
-    def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
-        """Each ``query`` from the batch by its ``key``; for methods that have a queue."""
-        raise NotImplementedError
+        Args:
+            tell_apart: the loss of (views, query, key, symmetric=): the views called ``query`` by those called ``key``.
+            views: of the global batch.
+            symmetric: from keys to queries as well.
+        """
+        if self.queue is None:
+            return tell_apart(views, *self.sides, symmetric=symmetric)
+        ways = (self.sides, self.sides[::-1]) if symmetric else (self.sides,)
+        return torch.stack([tell_apart(views, *way, symmetric=False) for way in ways]).mean()
 
     def loss(self, views: Views) -> Loss:
         """The contrast, at all dimensions asked for, and what the config adds to it."""

@@ -175,7 +175,7 @@ class Simcse(Paired):
             return cosent(query, key, views["score"], self.temperature)
         if config.loss == "cosine_mse":
             return cosine_mse(query, key, self._targets(views["score"]))
-        return self._both_ways(views, symmetric=config.symmetric)
+        return self._both_ways(self._tell_apart, views, symmetric=config.symmetric)
 
     def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
         """Each ``query`` from the batch by its ``key``, among further negatives that are keys of its kind."""
