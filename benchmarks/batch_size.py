@@ -7,7 +7,7 @@ python benchmarks/batch_size.py --data fashion --epochs 11 --runs 512 512+queue
 - `wiki_sentences`: 50,000 sentences and `configs/simcse_from_scratch.yaml`, but half as wide, and with all tokens
   counting alike at the start, since rare ones that count more are nearly all that the config reaches. Judged on the
   development pairs of STS-B and SICK-R by Spearman's correlation × 100. No sentence comes twice, so there are no
-  repeats to be masked.
+  repeats to be masked; and nothing is mined, which takes pairs of two different texts.
 
 Each run sees the same rows equally often; batches above 1,024 pass through the towers in micro-batches. A run's
 learning rate is that at 512 times the root of its batch over 512 (for Adam, Malladi et al. 2022, arXiv:2205.10287), up
@@ -43,7 +43,7 @@ from mmcl.models.encoder import Encoder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-SIZES = ("256", "512", "1024", "4096", "16384")
+SIZES = ("untrained", "256", "512", "1024", "4096", "16384")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Setup:
     """At a batch of 512."""
     runs: tuple[str, ...]
     start: int
-    """Steps after which a queue fills and negatives are mined, and then mined again."""
+    """Steps after which a queue fills and negatives are mined, and again so many until they are mined anew."""
     judge: Callable[[Encoder], dict[str, tuple[float, float, float]]]
     """Value, low and high of each metric, in %."""
 
@@ -103,7 +103,7 @@ SETUPS = {
         rows=50_000,  # each mining compares all with all
         epochs=1.0,
         lr=1e-3,
-        runs=(*SIZES, "512+queue", "512+mined"),
+        runs=(*SIZES, "512+queue"),
         start=32,
         judge=sentences,
     ),
@@ -121,7 +121,7 @@ def main() -> None:
     """Train, judge, print and write ``batch_size_DATA.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=SETUPS, default=list(SETUPS))
-    parser.add_argument("--runs", nargs="+", help="batch size, and what is added")
+    parser.add_argument("--runs", nargs="+", help="'untrained', or batch size and what is added: 512+queue")
     parser.add_argument("--epochs", type=float, help="rather than the setup's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--max-lr", type=float, default=2.0, help="times that of a batch of 512")
@@ -142,7 +142,7 @@ def main() -> None:
 def trained(setup: Setup, name: str, max_lr: float, overrides: list[str]) -> dict[str, Any]:
     """A line of the table: what the run's model is worth."""
     size, _, added = name.partition("+")
-    batch = int(size)
+    batch = 512 if size == "untrained" else int(size)
     rate = setup.lr * min(max_lr, math.sqrt(batch / 512))
     config = CONFIGS / f"{setup.config}.yaml"
     decay = load_config(config).training.average
@@ -156,6 +156,7 @@ def trained(setup: Setup, name: str, max_lr: float, overrides: list[str]) -> dic
         *([f"training.average={decay ** (batch / 512)}"] if decay else []),
         *ADDED[added].format(start=setup.start).splitlines(),
         *overrides,
+        *(["training.epochs=1e-9", "training.lr=1e-12"] if size == "untrained" else []),  # a step that changes nothing
     ]
     embed = repeats_as_negatives if added == "repeats" else Clip.embed
     with tempfile.TemporaryDirectory() as folder, patch.object(Clip, "embed", embed):
