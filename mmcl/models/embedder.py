@@ -29,6 +29,8 @@ class Embedder(nn.Module):
     Attributes:
         frozen: the whole tower keeps its weights.
         still: parts of the tower that stay in evaluation mode.
+        in_groups: texts may pass through the tower in several groups. Not where each pass is a meeting of processes:
+            theirs would differ in number, and wait for each other forever.
     """
 
     def __init__(self, tower: ImageTower | TextTower, head: Head, *, frozen: bool = False) -> None:
@@ -37,6 +39,7 @@ class Embedder(nn.Module):
         self.head = head
         self.frozen = frozen
         self.still: list[nn.Module] = []
+        self.in_groups = True
         if frozen:
             self.tower.requires_grad_(False)
             self.tower.eval()
@@ -60,7 +63,7 @@ class Embedder(nn.Module):
         if "features" in inputs:
             return self.head(inputs["features"])
         mask = inputs.get("attention_mask")
-        if mask is not None and mask.device.type == "cpu":
+        if mask is not None and mask.device.type == "cpu" and self.in_groups:
             return self.head(self._by_length(**inputs))
         return self.head(self.tower(**inputs))
 

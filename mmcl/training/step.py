@@ -212,6 +212,7 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
             learning += [twin for part, twin in copy.twins() if isinstance(twin, Embedder) and part in learning]
         for embedder in learning:
             sharding.shard(embedder, blocks(embedder.tower.net), device)
+            embedder.in_groups = False
         if learning:
             return method
     queues = [(path, part) for path, part in method.named_modules() if isinstance(part, MemoryQueue)]
