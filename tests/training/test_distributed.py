@@ -173,6 +173,7 @@ def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, paralle
     assert "dev/spearman" in same_run(tmp_path / "one", tmp_path / "two")[-1]["evaluation"]
 
 
+@pytest.mark.slow
 def test_shards_of_the_model_learn_what_whole_copies_learn(tmp_path, config_file):
     """FSDP is DDP: after ten steps, weights, their average and the optimizer's state in the checkpoint are the same."""
     changes = ["training.epochs=0.16", "training.save_every=5", "training.average=0.9"]
@@ -192,6 +193,7 @@ def test_shards_of_the_model_learn_what_whole_copies_learn(tmp_path, config_file
         torch.testing.assert_close(models[1][name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_resume_to_the_same_weights_bit_for_bit(tmp_path, config_file, kind):
     path = tmp_path / f"{kind}.yaml"

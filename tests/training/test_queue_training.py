@@ -31,7 +31,7 @@ def tiny(shapes_config):
     return shapes_config | {"training": training, "evaluation": {}, "method": {"name": "clip", "queue": QUEUE}}
 
 
-@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("momentum", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_a_resumed_run_equals_one_left_alone_bit_for_bit(tmp_path, tiny, momentum):
     tiny["method"] = {"name": "clip", "queue": QUEUE | {"momentum": momentum}}
     train(tiny, out=tmp_path / "whole", show_progress=False)
