@@ -31,20 +31,25 @@ class Identities:
         return place, self._codes[first[place] + within]
 
 
-def distinct_batches(rows: np.ndarray, batch_size: int, identities: Identities) -> tuple[np.ndarray, int]:
+def distinct_batches(
+    rows: np.ndarray, batch_size: int, identities: Identities, spare: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
     """Cut rows into batches, none of which has a thing twice.
 
     Rows that share nothing with others stay where they are, as far as there is room. Of the others each goes into the
     batch that it stands in or, if something of it is there, into the first later one that has room and comes after all
-    that have anything of it. What finds no such batch is left out; in its stead, rows that fit come a second time.
+    that have anything of it. What finds no such batch is left out; in its stead, rows that fit come a second time or,
+    if there are none, spare ones.
 
     Args:
         rows: in their order. Those that exceed whole batches fill gaps.
         batch_size: rows of a batch.
         identities: of the rows.
+        spare: further rows.
 
     Returns:
-        (batches, ``batch_size``) places in ``rows``, and how many found no batch while others came twice.
+        (batches, ``batch_size``) places in ``rows``, those in ``spare`` counted on from there; and how many of ``rows``
+        found no batch while others stood in for them.
 
     Raises:
         ValueError: some batch cannot be filled, since too many rows share a thing.
@@ -56,7 +61,7 @@ def distinct_batches(rows: np.ndarray, batch_size: int, identities: Identities) 
     touched[place[shared]] = True
     if not touched.any():
         return np.arange(count * batch_size).reshape(count, batch_size), 0
-    codes = _split(code, place, len(rows))
+    codes = _split(place, code, len(rows))
     batch_of = _placed(np.flatnonzero(touched), codes, count, batch_size)
     batches: list[list[int]] = [[] for _ in range(count)]
     for row, batch in batch_of.items():
@@ -66,11 +71,13 @@ def distinct_batches(rows: np.ndarray, batch_size: int, identities: Identities) 
         members += [row for _, row in zip(range(batch_size - len(members)), free, strict=False)]
     missing = sum(batch_size - len(members) for members in batches)
     if missing:
-        _fill(batches, batch_size, codes, len(rows))
+        if spare is not None:
+            codes += _split(*identities.of(spare), len(spare))
+        _fill(batches, batch_size, codes)
     return np.array([sorted(members) for members in batches]).reshape(count, batch_size), missing
 
 
-def _split(code: np.ndarray, place: np.ndarray, count: int) -> list[list[int]]:
+def _split(place: np.ndarray, code: np.ndarray, count: int) -> list[list[int]]:
     """The codes of each place."""
     ends = np.searchsorted(place, np.arange(count + 1)).tolist()
     codes = code.tolist()
@@ -103,9 +110,9 @@ def _placed(places: np.ndarray, codes: list[list[int]], count: int, batch_size: 
     return found
 
 
-def _fill(batches: list[list[int]], batch_size: int, codes: list[list[int]], count: int) -> None:
+def _fill(batches: list[list[int]], batch_size: int, codes: list[list[int]]) -> None:
     """Fill gaps with rows that fit, one after the other through all of them, so that few come more than twice."""
-    at = 0
+    at, count = 0, len(codes)
     for members in batches:
         if len(members) == batch_size:
             continue

@@ -38,7 +38,9 @@ class Sampler:
     With ``one_source`` every batch has rows of one source, and the batches of the sources come in a random order. A
     source gives an epoch as many whole batches as its share holds; what is left over comes first in the next epoch.
 
-    With ``identities`` no two rows of a batch share a thing, see :func:`~mmcl.data.distinct.distinct_batches`.
+    With ``identities`` no two rows of a batch share a thing, see :func:`~mmcl.data.distinct.distinct_batches`. An epoch
+    that goes from one pass to the next may have a row twice, and so too few different ones: gaps that its own rows
+    cannot fill take some that come next.
 
     Args:
         positions: for each source (N,) rows to draw from, no row in two of them.
@@ -109,28 +111,30 @@ class Sampler:
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
         """What :meth:`order` and :meth:`repeated` give."""
-        parts = [self._part(source, epoch) for source in range(len(self.positions))]
+        parts = [np.split(self._part(n, epoch), [count], axis=1) for n, count in enumerate(self.counts)]
         if not self.one_source:
             shuffled = np.random.default_rng([self.seed, epoch]).permutation(sum(self.counts))
-            rows, passes = (np.concatenate(columns)[shuffled] for columns in zip(*parts, strict=True))
-            if self.identities is None:
-                return rows, passes, 0
-            places, repeated = distinct_batches(rows, self.batch_size, self.identities)
-            return rows[places.reshape(-1)], passes[places.reshape(-1)], repeated
+            drawn, rest = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
+            (rows, passes), repeated = self._distinct(drawn[:, shuffled], rest)
+            return rows, passes, repeated
         batches, total = [], 0
-        for source, (rows, passes) in enumerate(parts):
+        for source, (drawn, rest) in enumerate(parts):
             # Four numbers keep this generator apart from those of epochs and passes.
-            order = np.random.default_rng([self.seed, epoch, 0, 1 + source]).permutation(len(rows))
-            rows, passes = rows[order], passes[order]
-            places, repeated = np.arange(len(rows)).reshape(-1, self.batch_size), 0
-            if self.identities is not None:
-                places, repeated = distinct_batches(rows, self.batch_size, self.identities)
-            batches.append(np.stack([rows[places], passes[places]]))
+            order = np.random.default_rng([self.seed, epoch, 0, 1 + source]).permutation(drawn.shape[1])
+            drawn, repeated = self._distinct(drawn[:, order], rest)
+            batches.append(drawn.reshape(2, -1, self.batch_size))
             total += repeated
         drawn = np.concatenate(batches, axis=1)
         drawn = drawn[:, np.random.default_rng([self.seed, epoch]).permutation(drawn.shape[1])]
         rows, passes = drawn.reshape(2, -1)
         return rows, passes, total
+
+    def _distinct(self, drawn: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, int]:
+        """The rows and passes drawn, batch by batch without two that share a thing; ``rest`` fills what they cannot."""
+        if self.identities is None:
+            return drawn, 0
+        places, repeated = distinct_batches(drawn[0], self.batch_size, self.identities, rest[0])
+        return np.concatenate([drawn, rest], axis=1)[:, places.reshape(-1)], repeated
 
     def batches(self, start: int, stop: int) -> Iterator[Draw]:
         """This process's share of the batches from ``start`` up to ``stop``, numbered through the epochs."""
@@ -142,19 +146,20 @@ class Sampler:
             first = within * self.batch_size + self.rank * share
             yield Draw(number, rows[first : first + share], passes[first : first + share])
 
-    def _part(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """What a source gives to an epoch: rows ``epoch * count`` up to ``(epoch + 1) * count`` of its passes."""
+    def _part(self, source: int, epoch: int) -> np.ndarray:
+        """(2, n): what a source gives to an epoch, which is rows ``epoch * count`` up to ``(epoch + 1) * count`` of its
+        passes, and then the rest of the pass that these end in; and the pass of each."""
         positions, count = self.positions[source], self.counts[source]
         if count == len(positions):  # a whole pass, which the epoch shuffles
-            return positions, np.full(count, epoch)
-        numbers = np.arange(epoch * count, (epoch + 1) * count)
+            return np.stack([positions, np.full(count, epoch)])
+        numbers = np.arange(epoch * count, -(-(epoch + 1) * count // len(positions)) * len(positions))
         passes, within = np.divmod(numbers, len(positions))
-        rows = np.empty(count, dtype=np.int64)
+        rows = np.empty(len(numbers), dtype=np.int64)
         for turn in np.unique(passes):
             # A third number keeps the generator apart from that of the epochs.
             order = np.random.default_rng([self.seed, turn, 1 + source]).permutation(positions)
             rows[passes == turn] = order[within[passes == turn]]
-        return rows, passes
+        return np.stack([rows, passes])
 
 
 def epoch_counts(rows: Sequence[int], samples: Sequence[int | None], weights: Sequence[float | None]) -> list[int]:

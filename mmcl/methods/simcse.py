@@ -284,7 +284,10 @@ def joined(parts: Sequence[dict[str, Tensor]], padding: int) -> dict[str, Tensor
         return {"features": torch.cat([part["features"] for part in parts])}
     tokens = [part["input_ids"] for part in parts]
     missing = [max(ids.shape[1] for ids in tokens) - ids.shape[1] for ids in tokens]
-    masks = [part.get("attention_mask", torch.ones_like(ids)) for part, ids in zip(parts, tokens, strict=True)]
+    masks = [
+        part.get("attention_mask", torch.ones_like(ids, dtype=torch.int64))
+        for part, ids in zip(parts, tokens, strict=True)
+    ]
     inputs = {
         "input_ids": torch.cat([F.pad(ids, (0, k), value=padding) for ids, k in zip(tokens, missing, strict=True)]),
         "attention_mask": torch.cat([F.pad(mask, (0, k)) for mask, k in zip(masks, missing, strict=True)]),

@@ -116,13 +116,20 @@ class TableFeed(Table):
 
     def batches(self, start: int, stop: int, position: Any = None) -> Generator[Batch, None, None]:
         """This process's share of the global batches from ``start`` up to ``stop``, numbered through the epochs."""
-        data, draws = self.config.data, self._sampler.batches(start, stop)
+        data, draws = self.config.data, self._draws(start, stop)
         made: Iterator[Batch] = map(self.batch, draws)
         if data.workers:
             made = by_workers(self.batch, draws, data.workers, data.prefetch, self._in_worker)
         if self._pin:
             made = map(pinned, made)
         return prefetch(made, data.prefetch)
+
+    def _draws(self, start: int, stop: int) -> Iterator[Draw]:
+        """A small source can fill its batches in one epoch and not in another, which has other rows of it twice."""
+        try:
+            yield from self._sampler.batches(start, stop)
+        except ValueError as error:
+            raise MmclError(f"data.distinct: {error}; lower training.batch_size") from None
 
     def batch(self, draw: Draw) -> Batch:
         """The batch of the rows drawn, as the current pass of their source sees them."""

@@ -98,11 +98,20 @@ def test_time_is_linear_in_the_rows():
     assert seconds[1] < 12 * seconds[0] + 0.2
 
 
-# 24 rows at least: an epoch may hold the end of one pass and the beginning of the next, and so only half as many
-# different ones; of fewer than 12, two by two the same, no batch of 6 could be filled.
+def test_an_epoch_in_the_middle_of_two_passes_takes_the_rows_that_come_next_for_those_it_has_twice():
+    own = identities([[row] for row in range(6)])
+    sampler = Sampler([np.arange(6)], 4, seed=0, counts=[4], identities=own)
+    for epoch in range(30):
+        rows, passes = sampler.order(epoch)
+        assert len(set(rows.tolist())) == 4
+        assert set(passes.tolist()) <= {epoch * 4 // 6, (epoch * 4 + 3) // 6}
+    assert sum(sampler.repeated(epoch) > 0 for epoch in range(30)) > 5
+
+
+# 12 rows at least: of fewer, two by two the same, no batch of 6 could be filled.
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.integers(24, 60), min_size=1, max_size=4),
+    st.lists(st.integers(12, 60), min_size=1, max_size=4),
     st.booleans(),
     st.sampled_from([1, 2, 3]),
     st.integers(0, 30),

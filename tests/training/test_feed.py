@@ -109,6 +109,17 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
     assert everything.extra_count == 6  # all distinct captions
 
 
+def test_an_epoch_whose_batch_cannot_be_filled_ends_in_one_line(pictures, shapes_config):
+    """The first row shares something with all but two others: what stands beside it changes from epoch to epoch."""
+    things = [(1, "hen"), (0, "hen"), (5, "cow"), (1, "pig"), (2, "hen"), (3, "fox")]
+    rows = [{"image": f"{picture}.png", "text": text} for picture, text in things]
+    changed = ["training.batch_size=4", "data.distinct=true"]
+    feed, _ = make_feed(pictures, rows, shapes_config, overrides=changed)
+    assert len(feed) == 1  # the first epoch's can
+    with pytest.raises(MmclError, match=r"^data\.distinct: 4 rows .* cannot be found; lower training\.batch_size$"):
+        list(feed.batches(0, 60))
+
+
 def test_processes_share_further_texts(pictures, shapes_config, monkeypatch):
     rows = [{"image": f"{n}.png", "text": f"a dog of age {n}"} for n in range(6)]
     few, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=3"], augmented=True)
