@@ -3,9 +3,10 @@
     python benchmarks/loss_memory.py [--sizes 4096 8192 16384] [--ours-only 32768] [--rounds 3] [--limit 600]
 
 Each measurement is a fresh process: float32 unit vectors of 512 dimensions, which need a gradient, and a learned
-temperature. One small problem is solved first, so that no library starts within the measurement. ``peak_mb`` is the
-peak of the resident set during forward and backward less what was resident before, the inputs with it: it holds the
-gradients, (B, 512) twice, and everything that was allocated on the way. Rounds alternate, and the median is reported.
+temperature; where the CPU multiplies bfloat16, also vectors in that. One small problem is solved first, so that no
+library starts within the measurement. ``peak_mb`` is the peak of the resident set during forward and backward less what
+was resident before, the inputs with it: it holds the gradients, (B, 512) twice, and everything that was allocated on
+the way. Rounds alternate, and the median is reported.
 
 The dense loss is left out where its matrices (both directions' logits, their log-softmax and the gradients of these)
 would not fit into the machine's free memory, and a measurement that takes longer than the limit is left empty.
@@ -23,6 +24,7 @@ from typing import Any
 from measure import report
 
 DIMENSION = 512
+BFLOAT16 = "_bfloat16"  # after a contender's name
 DENSE_COPIES = 5  # matrices of B² float32 that ClipLoss holds at its peak (measured: 4.2), and some room
 
 
@@ -34,8 +36,10 @@ def measure(contender: str, size: int) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
+    dtype = torch.bfloat16 if contender.endswith(BFLOAT16) else torch.float32
+
     def loss_of(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        if contender == "mmcl":
+        if contender.startswith("mmcl"):
             from mmcl.losses import info_nce
 
             return info_nce(image, text, 1 / scale, similarity="dot")
@@ -47,7 +51,8 @@ def measure(contender: str, size: int) -> dict[str, float]:
         torch.manual_seed(0)
         image = F.normalize(torch.randn(size, DIMENSION), dim=1)
         text = torch.randn(size, DIMENSION).add_(image, alpha=4.0)
-        return image.requires_grad_(), F.normalize(text, dim=1).requires_grad_(), torch.tensor(14.3, requires_grad=True)
+        image, text = (vectors.to(dtype).requires_grad_() for vectors in (image, F.normalize(text, dim=1)))
+        return image, text, torch.tensor(14.3, requires_grad=True)
 
     loss_of(*problem(1200)).backward()
     given = problem(size)
@@ -109,10 +114,12 @@ def compare(size: int, contenders: list[str], rounds: int, limit: float) -> dict
     for name, measurements in found.items():
         for what in ("seconds", "peak_mb"):
             row[f"{name}_{what}"] = statistics.median(m[what] for m in measurements)
-    if {"mmcl", "open_clip"} <= found.keys():
-        row["times_as_fast"] = row["open_clip_seconds"] / row["mmcl_seconds"]
-        row["memory_ratio"] = row["open_clip_peak_mb"] / row["mmcl_peak_mb"]
-        row["loss_difference"] = abs(found["mmcl"][0]["loss"] - found["open_clip"][0]["loss"])
+    for precision in ("", BFLOAT16):
+        ours, theirs = f"mmcl{precision}", f"open_clip{precision}"
+        if {ours, theirs} <= found.keys():
+            row[f"times_as_fast{precision}"] = row[f"{theirs}_seconds"] / row[f"{ours}_seconds"]
+            row[f"memory_ratio{precision}"] = row[f"{theirs}_peak_mb"] / row[f"{ours}_peak_mb"]
+            row[f"loss_difference{precision}"] = abs(found[ours][0]["loss"] - found[theirs][0]["loss"])
     return row
 
 
@@ -127,18 +134,23 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]))))
         return
+    import torch
+
+    from mmcl.runtime.device import multiplies_bfloat16
+
     rows = []
+    precisions = ["", BFLOAT16] if multiplies_bfloat16(torch.device("cpu")) else [""]
+    ours, theirs = ([f"{name}{precision}" for precision in precisions] for name in ("mmcl", "open_clip"))
     for size in options.sizes:
-        contenders = ["open_clip", "mmcl"]
+        contenders = [*theirs, *ours]
         if DENSE_COPIES * 4 * size**2 > free_memory():
             print(f"open_clip at B = {size}: {DENSE_COPIES} matrices of B² do not fit", file=sys.stderr)
-            contenders.remove("open_clip")
+            contenders = ours
         rows.append(compare(size, contenders, options.rounds, options.limit))
         print(rows[-1], file=sys.stderr)
     for size in options.ours_only:  # the time grows with B²: one round says enough
-        rows.append(compare(size, ["mmcl"], 1, options.limit))
+        rows.append(compare(size, ours, 1, options.limit))
         print(rows[-1], file=sys.stderr)
-    import torch
 
     report(__file__, rows, dimension=DIMENSION, rounds=options.rounds, threads=torch.get_num_threads())
 
