@@ -17,7 +17,7 @@ from torch import Tensor
 from mmcl.losses import triton_tiles
 from mmcl.losses.candidates import Side, excluded
 from mmcl.losses.pairs import similarities
-from mmcl.losses.tiles import Plan, Sweep, by_hand
+from mmcl.losses.tiles import Plan, Sweep, by_hand, factors
 from mmcl.runtime.device import widest
 
 NOTHING = -1e30  # the log-sum-exp of nothing; finite, for a gradient through it must not become ∞ - ∞
@@ -220,11 +220,6 @@ class _Wanted(NamedTuple):
     def of(cls, statistics: Tensor, grads: Tensor) -> _Wanted:
         return cls(statistics[:, 0].contiguous(), grads[:, 0].contiguous(), grads[:, 1].contiguous())
 
-    def weights(self, shift: float, dtype: torch.dtype) -> Tensor:
-        """(N,) factors of exp(logit - shift)."""
-        # By way of logarithms: where all others are far below the partner, one factor is beyond bounds, the other 0.
-        return (self.by_lse.sign() * (self.by_lse.abs().log() + (shift - self.lse)).exp()).to(dtype)
-
 
 def _nothing(vectors: Tensor) -> Tensor:
     table = torch.zeros(len(vectors), 3, dtype=widest(vectors.device), device=vectors.device)
@@ -266,8 +261,9 @@ def _derivative_of_sums(
     sweep: Sweep, shard: Side, job: _Job, of_rows: _Wanted, of_columns: _Wanted | None
 ) -> Callable[[slice, slice, Tensor], Tensor]:
     assert job.shift is not None
-    down = of_rows.weights(job.shift, shard.vectors.dtype)[:, None]
-    along = None if of_columns is None else of_columns.weights(job.shift, shard.vectors.dtype)[None, :]
+    dtype = shard.vectors.dtype
+    down = factors(of_rows.lse, of_rows.by_lse, job.shift).to(dtype)[:, None]
+    along = None if of_columns is None else factors(of_columns.lse, of_columns.by_lse, job.shift).to(dtype)[None, :]
 
     def derivative(r: slice, c: slice, z: Tensor) -> Tensor:
         terms = _exponentials(sweep, r, c, shard, z, job)

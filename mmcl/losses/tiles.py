@@ -240,6 +240,18 @@ class Sweep:
         return d_rows.mul_(self.scale), self.d_scale.to(self.scale.dtype)
 
 
+def factors(lse: Tensor, by_lse: Tensor, shift: float) -> Tensor:
+    """(N,) factors that turn exp(logit - shift) into the derivative by a row's logits.
+
+    Args:
+        lse: (N,) log-sum-exps of the rows.
+        by_lse: (N,) derivatives by them.
+        shift: what was subtracted from all logits.
+    """
+    # By way of logarithms: where all others are far below the partner, one factor is beyond bounds, the other 0.
+    return by_lse.sign() * (by_lse.abs().log() + (shift - lse)).exp()
+
+
 def slices(count: int, size: int) -> Iterator[slice]:
     """0 … count in pieces of ``size`` or less."""
     for start in range(0, count, size):

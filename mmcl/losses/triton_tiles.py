@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmcl.losses.tiles import slices
+from mmcl.losses.tiles import factors, slices
 
 PROGRAM_TILE = 128  # rows and columns of a program
 GROUP = 8  # programs that follow each other on the same columns, which stay in the cache
@@ -283,9 +283,7 @@ def _lse_and_weight(lse: Tensor, grad: Tensor, shift: float | None) -> tuple[Ten
     empty = lse < -1e29  # no logit there has a weight, and exp(z - lse) would have no value
     if shift is None:
         return lse.masked_fill(empty, torch.inf).float(), grad.float()
-    # By way of the logarithm: the exponential may be beyond all bounds where the derivative is naught.
-    weight = grad.sign() * (grad.abs().log() + (shift - lse)).exp()
-    return None, weight.masked_fill(empty, 0.0).float()
+    return None, factors(lse, grad, shift).masked_fill(empty, 0.0).float()
 
 
 def _part(tensor: Tensor | None, place: slice) -> Tensor | None:
