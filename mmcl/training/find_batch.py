@@ -51,21 +51,8 @@ def find_batch(config: Config, folder: Path) -> int:
             "whatever the batch; leave one of the two out"
         )
     world = distributed.world_size()
-    training = config.training.model_copy(update={"batch_size": SMALLEST * world})
-    trainer = Trainer(config.model_copy(update={"training": training}), folder, resume=False, show_progress=False)
-    trainer.method.train()
+    trainer, batch = _ready(config, folder, SMALLEST * world)
     memory = _memory(trainer.device)
-    if trainer.miner is not None:
-        trainer.miner.any_negatives()
-    for queue in trainer.method.modules():
-        if isinstance(queue, MemoryQueue):
-            queue.fill()
-    batches = trainer.feed.batches(0, 1)
-    try:
-        batch = next(batches)
-    finally:
-        batches.close()
-        trainer.metrics.close()
     longest = trainer.feed.samples // world
 
     def peak(rows: int) -> float:
@@ -101,6 +88,24 @@ def find_batch(config: Config, folder: Path) -> int:
             config.training.lr,
         )
     return rows * world
+
+
+def _ready(config: Config, folder: Path, size: int) -> tuple[Trainer, Batch]:
+    """The run's trainer, with all that fills memory later on, and this process's share of a first batch."""
+    training = config.training.model_copy(update={"batch_size": size})
+    trainer = Trainer(config.model_copy(update={"training": training}), folder, resume=False, show_progress=False)
+    trainer.method.train()
+    if trainer.miner is not None:
+        trainer.miner.any_negatives()
+    for queue in trainer.method.modules():
+        if isinstance(queue, MemoryQueue):
+            queue.fill()
+    batches = trainer.feed.batches(0, 1)
+    try:
+        return trainer, next(batches)
+    finally:
+        batches.close()
+        trainer.metrics.close()
 
 
 def largest_that_fits(peak: Callable[[int], float], budget: float, smallest: int, longest: int) -> int | None:
