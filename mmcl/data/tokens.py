@@ -49,6 +49,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.first) - 1
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest caption; 0 where there is none."""
+        return int(np.diff(self._offsets).max(initial=0))
+
     def take(self, captions: np.ndarray) -> list[np.ndarray]:
         """The token ids, int32, of the captions with these numbers."""
         starts, ends = self._offsets[captions].tolist(), self._offsets[captions + 1].tolist()

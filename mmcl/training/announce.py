@@ -24,7 +24,7 @@ def announce(run: Trainer) -> None:
     if not run.main:
         return
     log.info(
-        "%s on %d rows of %s: %d × %s%s, %s, global batch %d, %s, %d steps, %d of them done",
+        "%s on %d rows of %s: %d × %s%s, %s, global batch %d%s, %s, %d steps, %d of them done",
         run.config.method.name,
         run.feed.samples,
         run.feed.name,
@@ -32,7 +32,8 @@ def announce(run: Trainer) -> None:
         run.device.type,
         f" ({torch.get_num_threads()} threads)" if run.device.type == "cpu" else "",
         run.precision,
-        settings.batch_size * settings.accumulate,
+        settings.batch_size,
+        f" and {settings.accumulate} of them a step" if settings.accumulate > 1 else "",
         _negatives(run),
         run.steps,
         run.progress.step,
@@ -53,13 +54,11 @@ def _negatives(run: Trainer) -> str:
     if "number" in modalities:
         return "labelled pairs"
     batch, hard = run.config.training.batch_size, max(0, len(modalities) - 2) + run.method.mined
-    world = distributed.world_size()
-    further = run.feed.extra_count // world * world  # as many on every process
     exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
-    how = exchange[run.config.training.exchange] if world > 1 else ""
+    how = exchange[run.config.training.exchange] if distributed.world_size() > 1 else ""
     queue = getattr(run.config.method, "queue", None)
     past = f" and up to {queue.size} past ones" if queue is not None else ""
-    return f"{batch - 1 + hard * batch + further} negatives per query{how}{past}"
+    return f"{batch - 1 + hard * batch + run.feed.extra_count} negatives per query{how}{past}"
 
 
 def card_of(run: Trainer, step: int) -> dict[str, Any]:

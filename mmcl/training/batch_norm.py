@@ -94,6 +94,8 @@ def statistics_stay(module: nn.Module) -> Iterator[None]:
     """
     buffers = [buffer for layer in learning_layers(module) for buffer in layer.buffers(recurse=False)]
     kept = [buffer.clone() for buffer in buffers]
-    yield
-    if buffers:
-        torch._foreach_copy_(buffers, kept)
+    try:
+        yield
+    finally:
+        if buffers:
+            torch._foreach_copy_(buffers, kept)

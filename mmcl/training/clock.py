@@ -32,13 +32,19 @@ class Shares(NamedTuple):
 
 
 class Clock:
-    """Adds up the time that a loop waits for its batches, and looks into one step a minute for communication."""
+    """Counts steps and adds up the time that a loop waits for its batches, and looks into one step a minute for
+    communication."""
 
     def __init__(self, device: torch.device, every: float = SECONDS_BETWEEN_LINES) -> None:
         self.device = device
         self.every = every
         self.latest: Shares | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what came since the last line and the last rate, such as an evaluation."""
         self._begin()
+        self._counted, self._counted_since = 0, time.monotonic()
 
     def _begin(self) -> None:
         self._since = time.monotonic()
@@ -59,6 +65,7 @@ class Clock:
     def step(self) -> Iterator[None]:
         """Around a step; the third one after each line is looked into, if there are several processes."""
         self._steps += 1
+        self._counted += 1
         if self._communicated is not None or self._steps != 3:
             yield
             return
@@ -79,9 +86,11 @@ class Clock:
         ]
         self._communicated = min(1.0, _covered(spans) / 1e6 / seconds)
 
-    def restart(self) -> None:
-        """Leave out what came since the last line, such as an evaluation."""
-        self._begin()
+    def rate(self) -> float:
+        """Steps a second since it was last asked for."""
+        rate = self._counted / (time.monotonic() - self._counted_since)
+        self._counted, self._counted_since = 0, time.monotonic()
+        return rate
 
     def tick(self) -> Shares | None:
         """After a step: the shares, once a minute, and a line about them."""

@@ -19,10 +19,11 @@ from mmcl.data.rows import Rows
 from mmcl.data.text_augment import TextAugmentation
 from mmcl.data.tokens import Tokens, texts_of
 from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_inputs import text_inputs
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
-from mmcl.training.text_reader import TextReader, text_inputs
+from mmcl.training.text_reader import TextReader
 
 FEATURES_A_BATCH = 256
 CAPTION_STREAM = 0xCA9  # of a row's random numbers, the one that chooses among its captions
@@ -126,6 +127,13 @@ class TokenColumn(Column):
         self.hashes = _joined([part.hashes for part in tokens])
         self.contents = _joined([part.reader.contents(part.tokens.hashes) for part in parts])
         self.problems = dict.fromkeys(np.flatnonzero(np.diff(self._first) == 0).tolist(), "no text")
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a text can have."""
+        if self._augmentation is not None:
+            return self._parts[0].reader.tower.max_tokens
+        return max(part.tokens.longest for part in self._parts)
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
         first = self._first[rows]

@@ -41,6 +41,10 @@ class Feed(Protocol):
     def extra_count(self) -> int:
         """Further items beside a global batch."""
 
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        """Tokens that a text of each role can have; without the roles whose tower's features are kept."""
+
     def __len__(self) -> int:
         """Batches of an epoch, at least 1. Raises ``MmclError`` if not one can be filled."""
 

@@ -6,13 +6,16 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.config.schema import Config
 from mmcl.methods import MINED, Batch
 from mmcl.methods.queue import MemoryQueue
+from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.loop import Trainer
@@ -54,18 +57,23 @@ def find_batch(config: Config, folder: Path) -> int:
     trainer, batch = _ready(config, folder, SMALLEST * world)
     memory = _memory(trainer.device)
     longest = trainer.feed.samples // world
+    fitted: list[int] = []
 
     def peak(rows: int) -> float:
         """Bytes at the fullest moment of a step with so many rows in each process; the most of any process."""
         memory.reset()
         try:
-            trainer.step([grown(batch, rows)], 0, 0.0)
+            trainer.step([grown(batch, rows)], len(fitted), 0.0)
         except torch.OutOfMemoryError:
-            if world > 1:  # the others wait for this process in a collective call
-                raise
+            if world > 1:  # the others wait for this process in a collective call, and there is no way back to them
+                raise MmclError(
+                    f"--find-batch: {rows} rows in each of {world} processes exceed the memory of one of them; "
+                    f"{max(fitted, default=0)} did not: set training.batch_size yourself"
+                ) from None
             trainer.method.forget_step()
             trainer.step.optimizer.zero_grad(set_to_none=True)
             return math.inf
+        fitted.append(rows)
         return distributed.largest(memory.peak(), trainer.device)
 
     peak(SMALLEST)  # the optimizer's state is made in the first step
@@ -91,7 +99,8 @@ def find_batch(config: Config, folder: Path) -> int:
 
 
 def _ready(config: Config, folder: Path, size: int) -> tuple[Trainer, Batch]:
-    """The run's trainer, with all that fills memory later on, and this process's share of a first batch."""
+    """The run's trainer, with all that fills memory later on, and this process's share of a first batch, in which texts
+    are as long as they will ever be."""
     training = config.training.model_copy(update={"batch_size": size})
     trainer = Trainer(config.model_copy(update={"training": training}), folder, resume=False, show_progress=False)
     trainer.method.train()
@@ -102,10 +111,25 @@ def _ready(config: Config, folder: Path, size: int) -> tuple[Trainer, Batch]:
             queue.fill()
     batches = trainer.feed.batches(0, 1)
     try:
-        return trainer, next(batches)
+        batch = next(batches)
     finally:
         batches.close()
         trainer.metrics.close()
+    if longest := trainer.feed.longest_texts:
+        padding = cast(TextTower, trainer.method.encoder.embedder("text").tower).padding_id
+        for named in (batch.inputs, batch.extra):
+            for role, inputs in named.items():
+                if "input_ids" in inputs:
+                    pad_texts(inputs, longest.get(role, max(longest.values())), padding)
+    return trainer, batch
+
+
+def pad_texts(inputs: dict[str, Tensor], length: int, padding: int) -> None:
+    """Pad the texts of a role, in place, as they are in a batch that has one of so many tokens."""
+    ids = inputs["input_ids"]
+    missing = max(0, length - ids.shape[1])
+    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    inputs |= {"input_ids": F.pad(ids, (0, missing), value=padding), "attention_mask": F.pad(mask, (0, missing))}
 
 
 def largest_that_fits(peak: Callable[[int], float], budget: float, smallest: int, longest: int) -> int | None:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import PartialState
 
 from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
 from mmcl.config.load import load_config
@@ -154,13 +153,11 @@ class Trainer:
         until = progress.step  # the first are asked for in the loop, as all are
         clock = Clock(self.device)
         started = time.monotonic() - progress.seconds
-        timed, since = 0, time.monotonic()
         try:
             for step in range(progress.step, self.steps):
                 if step == until:
                     batches.close()
                     batches, until = self._batches()
-                    timed, since = 0, time.monotonic()
                     clock.restart()
                 rate = learning_rate(settings, step, self.steps)
                 with clock.waiting():
@@ -169,20 +166,19 @@ class Trainer:
                     result = self._step(taken, step, rate)
                 progress.window.append({"loss": result.loss, **result.parts})
                 progress.position = taken[-1].position
-                timed += 1
                 progress.step, progress.seconds = step + 1, time.monotonic() - started
                 if progress.step % settings.log_every == 0 or progress.step == self.steps:
-                    pairs = timed * settings.batch_size * accumulate / (time.monotonic() - since)
-                    self._log(ticker, result, rate, pairs)
-                    timed, since = 0, time.monotonic()
+                    self._log(ticker, result, rate, clock.rate() * settings.batch_size * accumulate)
                 del result
                 shares = clock.tick()
                 if shares:
                     self.metrics.write(progress.step, {"time": shares._asdict()})
-                improved = self._evaluate() if self._due(self.evaluate_every) else False
+                improved = False
+                if self._due(self.evaluate_every):
+                    improved = self._evaluate()
+                    clock.restart()
                 if improved or self._due(settings.save_every):
                     self._save()
-                    timed, since = 0, time.monotonic()  # the rate is that of learning
                     clock.restart()
             batches.close()
             ticker.close()
@@ -215,7 +211,8 @@ class Trainer:
     def _log(self, ticker: Ticker, result: StepResult, rate: float, pairs_per_second: float) -> None:
         progress = self.progress
         means = {name: statistics.fmean(step[name] for step in progress.window) for name in progress.window[0]}
-        values = {**means, **self.method.metrics(result.views)}
+        with torch.no_grad():
+            values = {**means, **self.method.metrics(result.views)}
         ticker.show(progress.step, {**values, "samples/s": pairs_per_second})
         epoch = progress.step * self.config.training.accumulate / len(self.feed)
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}
@@ -383,10 +380,18 @@ def _start_device(name: str, timeout: timedelta) -> torch.device:
     Args:
         name: as ``training.device``.
         timeout: how long processes wait for each other's share of a computation; at a barrier they wait on.
+
+    Raises:
+        MmclError: there is no such device, or an earlier run has joined the processes for another.
     """
-    # Precision is this loop's own business: accelerate's is a process-wide setting that outlives a run.
     device = pick_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    patience = InitProcessGroupKwargs(timeout=timeout)
-    return Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=[patience]).device
+    here = PartialState(cpu=device.type == "cpu", timeout=timeout)
+    if here.num_processes == 1:  # what it says of the device is that of the first run in this process
+        return device
+    if here.device.type != device.type:
+        raise MmclError(
+            f"training.device: these processes were joined for {here.device.type}, not {device.type}; start others"
+        )
+    return here.device

@@ -24,7 +24,8 @@ from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError
 from mmcl.training.average import WeightAverage
-from mmcl.training.gradient_cache import backward, micro_batches
+from mmcl.training.gradient_cache import backward
+from mmcl.training.micro_batch import micro_batches
 from mmcl.training.optim import without_gradient
 
 log = logging.getLogger("mmcl")
@@ -165,8 +166,10 @@ class Stepper:
                 yield
         else:
             sharding.delay_gradients(self.method, True)
-            yield
-            sharding.delay_gradients(self.method, False)
+            try:
+                yield
+            finally:
+                sharding.delay_gradients(self.method, False)
 
 
 @torch.no_grad()

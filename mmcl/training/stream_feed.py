@@ -25,12 +25,13 @@ from mmcl.data.shards import Sample, count_samples, is_local, list_shards, shard
 from mmcl.data.text_augment import TextAugmentation
 from mmcl.methods import Batch, Method
 from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_inputs import text_inputs
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import changes
 from mmcl.training.columns import choose_caption
 from mmcl.training.feed import REDRAWN, pinned, prefetch
-from mmcl.training.text_reader import TextReader, text_inputs
+from mmcl.training.text_reader import TextReader
 from mmcl.training.workers import by_workers
 
 
@@ -94,6 +95,12 @@ class StreamFeed:
     def problems(self) -> list[dict[str, str]]:
         """None: they come with the batches."""
         return []
+
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        """Tokens that a text of each role can have."""
+        texts = [column for column in self._columns if isinstance(column, _Texts)]
+        return {column.source.role: column.reader.tower.max_tokens for column in texts}
 
     def names(self, batch: Batch) -> list[str]:
         """Shard and key of a batch's samples."""

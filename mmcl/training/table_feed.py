@@ -21,7 +21,7 @@ from mmcl.methods import MINED, Batch, Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import changes
-from mmcl.training.columns import Column
+from mmcl.training.columns import Column, TokenColumn
 from mmcl.training.feed import REDRAWN, pinned, prefetch
 from mmcl.training.table import Table
 from mmcl.training.workers import by_workers
@@ -105,6 +105,11 @@ class TableFeed(Table):
     def extra_count(self) -> int:
         """Further items beside a global batch."""
         return sum(self._extra.values())
+
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        """Tokens that a text of each role can have; without the roles whose tower's features are kept."""
+        return {role: column.longest for role, column in self.columns.items() if isinstance(column, TokenColumn)}
 
     def __len__(self) -> int:
         """Batches of an epoch. Raises ``MmclError`` if the rows do not fill one."""

@@ -1,16 +1,34 @@
-"""Where the time goes: shares against sleeps of known length."""
+"""Where the time goes: shares and rates against sleeps of known length."""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 import torch
 
+from mmcl.training import clock as module
 from mmcl.training.clock import Clock, _covered
 
 
-def test_the_shares_are_those_of_the_sleeps(caplog):
+class Time:
+    """Stands in for the module of that name: its seconds pass in sleep alone."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def time(monkeypatch):
+    time = Time()
+    monkeypatch.setattr(module, "time", time)
+    return time
+
+
+def test_the_shares_are_those_of_the_sleeps(caplog, time):
     clock = Clock(torch.device("cpu"), every=0.4)
     shares = None
     with caplog.at_level("INFO", logger="mmcl"):
@@ -20,17 +38,26 @@ def test_the_shares_are_those_of_the_sleeps(caplog):
             with clock.step():
                 time.sleep(0.07)
             shares = clock.tick()
-    assert shares.loader == pytest.approx(0.3, abs=0.05)
-    assert shares.device == pytest.approx(0.7, abs=0.05)
-    assert shares.communication == 0
-    assert "loader 30%" in caplog.text.replace("29%", "30%").replace("31%", "30%")
+    assert shares == pytest.approx((0.3, 0.0, 0.7))
+    assert "loader 30%, cpu 70%" in caplog.text
 
 
-def test_an_evaluation_can_be_left_out():
+def test_an_evaluation_can_be_left_out(time):
     clock = Clock(torch.device("cpu"), every=0.2)
     time.sleep(0.3)
     clock.restart()
     assert clock.tick() is None
+
+
+def test_the_rate_is_that_of_the_steps_since_it_was_asked_for(time):
+    clock = Clock(torch.device("cpu"))
+    time.sleep(0.3)
+    clock.restart()
+    for seconds in (0.05, 0.1):
+        for _ in range(4):
+            with clock.step():
+                time.sleep(seconds)
+        assert clock.rate() == pytest.approx(1 / seconds)
 
 
 def test_overlapping_spans_count_once():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +92,61 @@ def test_the_queue_is_full_in_every_trial(tmp_path, shapes_config, monkeypatch):
         find_batch.find_batch(config, tmp_path / "run")
     assert len(seen) >= 2
     assert all(rows == {"image": 4096, "text": 4096, "ids": 4096} for rows in seen)
+
+
+def test_texts_are_as_long_as_they_can_be_and_say_the_same(tmp_path, shapes_config):
+    """A GPU pads a batch to its longest text, and thousands of rows have a longer one than the few of a trial."""
+    from mmcl.config.load import load_config
+    from mmcl.training import find_batch
+
+    trainer, batch = find_batch._ready(load_config(shapes_config), tmp_path / "run", 16)
+    tokens = trainer.feed.columns["text"]._parts[0].tokens
+    longest = max(len(text) for text in tokens.take(np.arange(len(tokens.hashes))))
+    ids, mask = batch.inputs["text"]["input_ids"], batch.inputs["text"]["attention_mask"]
+    assert ids.shape == mask.shape == (16, longest)
+    text = trainer.method.encoder.embedder("text").eval()
+    with torch.no_grad():
+        short = int(mask.sum(dim=1).max())
+        trimmed = text(input_ids=ids[:, :short], attention_mask=mask[:, :short])
+        torch.testing.assert_close(text(input_ids=ids, attention_mask=mask), trimmed)
+    padded = {"input_ids": torch.tensor([[5, 6], [7, 0]]), "attention_mask": torch.tensor([[1, 1], [1, 0]])}
+    find_batch.pad_texts(padded, 4, padding=9)
+    assert padded["input_ids"].tolist() == [[5, 6, 9, 9], [7, 0, 9, 9]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+
+
+def test_a_trial_that_several_processes_cannot_come_back_from_ends_in_one_line(tmp_path, shapes_config, monkeypatch):
+    from mmcl.config.load import load_config
+    from mmcl.training import find_batch
+
+    def step(batches, number, rate):
+        numbers.append(number)
+        if len(batches[0].rows) > 32:
+            raise torch.OutOfMemoryError
+
+    numbers: list[int] = []
+    rows = torch.arange(16)
+    batch = Batch({"image": {"pixels": rows[:, None]}}, rows[:, None], rows, rows)
+    trainer = SimpleNamespace(device=torch.device("cpu"), feed=SimpleNamespace(samples=1000), step=step)
+    monkeypatch.setattr(find_batch, "_ready", lambda *_: (trainer, batch))
+    monkeypatch.setattr(find_batch, "_HostMemory", FixedMemory)
+    monkeypatch.setattr(find_batch.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(find_batch.distributed, "largest", lambda value, device: value)
+    config = load_config(shapes_config)
+    with pytest.raises(MmclError, match=r"^--find-batch: 64 rows in each of 2 processes exceed .*; 32 did not: set"):
+        find_batch.find_batch(config, tmp_path / "run")
+    assert numbers == [0, 1, 2, 3]  # what a first step tells is told once
+
+
+class FixedMemory:
+    def reset(self) -> None:
+        pass
+
+    def peak(self) -> float:
+        return 1.0
+
+    def total(self) -> float:
+        return 1e6
 
 
 def test_a_search_that_was_cut_off_is_not_taken_for_a_run(tmp_path, shapes_config, monkeypatch):

@@ -263,3 +263,29 @@ def _folder_of_pictures(tmp_path):
         lines.append(f"{number}.png,picture number {number}")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def test_the_rate_leaves_evaluations_out(tmp_path, shapes_config, monkeypatch):
+    """Twelve steps with an evaluation after each third one, as long as all steps together."""
+    from mmcl.training.loop import Trainer
+
+    def slow(trainer):
+        time.sleep(2.0)
+        return False
+
+    monkeypatch.setattr(Trainer, "_evaluate", slow)
+    changed = ["training.epochs=0.2", "evaluation.every=0.05", "training.log_every=6", "training.save_every=100"]
+    run = train(shapes_config, out=tmp_path / "run", overrides=changed)
+    rates = [line["pairs_per_second"] for line in run.lines() if "pairs_per_second" in line]
+    assert len(rates) == 2
+    assert rates[1] * 2.0 > run.config.training.batch_size * 6, "two evaluations would take four seconds of six steps"
+
+
+def test_a_run_learns_on_the_device_it_is_told_whatever_the_run_before_it_had(monkeypatch):
+    from datetime import timedelta
+
+    from mmcl.training import loop
+
+    monkeypatch.setattr(loop, "pick_device", torch.device)
+    for name in ("cpu", "cuda", "cpu"):
+        assert loop._start_device(name, timedelta(minutes=1)) == torch.device(name)
