@@ -129,7 +129,7 @@ def test_a_trial_that_several_processes_cannot_come_back_from_ends_in_one_line(t
     batch = Batch({"image": {"pixels": rows[:, None]}}, rows[:, None], rows, rows)
     trainer = SimpleNamespace(device=torch.device("cpu"), feed=SimpleNamespace(samples=1000), step=step)
     monkeypatch.setattr(find_batch, "_ready", lambda *_: (trainer, batch))
-    monkeypatch.setattr(find_batch, "_HostMemory", FixedMemory)
+    monkeypatch.setattr(find_batch, "_memory", FixedMemory)
     monkeypatch.setattr(find_batch.distributed, "world_size", lambda: 2)
     monkeypatch.setattr(find_batch.distributed, "largest", lambda value, device: value)
     config = load_config(shapes_config)
@@ -139,6 +139,9 @@ def test_a_trial_that_several_processes_cannot_come_back_from_ends_in_one_line(t
 
 
 class FixedMemory:
+    def __init__(self, device: torch.device) -> None:
+        pass
+
     def reset(self) -> None:
         pass
 
