@@ -20,7 +20,6 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
 TEACHER_TEMPERATURE = 0.01  # at which CLIP models end
-LARGEST_SCALE = math.log(100.0)
 
 
 class Paired(Method):
@@ -39,6 +38,9 @@ class Paired(Method):
 
     start_temperature: ClassVar[float]
     """Where neither the config nor the model to start from names one."""
+
+    scale_bounds: ClassVar[tuple[float, float]] = (0.0, math.log(100.0))
+    """Of ln(1/τ)."""
 
     config: ClipConfig | SiglipConfig | SimcseConfig
 
@@ -173,7 +175,7 @@ class Paired(Method):
     @torch.no_grad()
     def after_step(self) -> None:
         # Clamped here rather than in the loss, where a scale beyond the clamp would get no gradient to come back with.
-        self.logit_scale.clamp_(0.0, LARGEST_SCALE)
+        self.logit_scale.clamp_(*self.scale_bounds)
         if self.momentum is not None:
             self.momentum.update()
         if self.queue is not None and self._seen:

@@ -28,6 +28,7 @@ class Siglip(ImageText):
     """
 
     start_temperature: ClassVar[float] = 0.1
+    scale_bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)  # the temperature is free
 
     def __init__(self, config: SiglipConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
@@ -52,6 +53,3 @@ class Siglip(ImageText):
 
     def metrics(self, views: Views) -> dict[str, float]:
         return super().metrics(views) | {"bias": self.logit_bias.item()}
-
-    def after_step(self) -> None:
-        """Nothing: the temperature is free."""
