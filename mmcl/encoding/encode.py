@@ -31,7 +31,12 @@ log = logging.getLogger("mmcl")
 
 
 class Encodes(Protocol):
-    """What is asked of an encoder."""
+    """What is asked of an encoder.
+
+    ``prompt`` and ``truncate_dim`` are only passed where they are asked for, so that an encoder without them will do
+    for all else. Three more things are used where there are any: ``image_size``, ``path`` and ``prompt_words(prompt)``,
+    as of :class:`mmcl.models.encoder.Encoder`.
+    """
 
     @property
     def dim(self) -> int: ...
@@ -40,7 +45,14 @@ class Encodes(Protocol):
     @property
     def modalities(self) -> Any: ...
     def encode(
-        self, inputs: Any, modality: str | None = None, *, normalize: bool = True, show_progress: bool | None = None
+        self,
+        inputs: Any,
+        modality: str | None = None,
+        *,
+        normalize: bool = True,
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        show_progress: bool | None = None,
     ) -> np.ndarray: ...
 
 
@@ -278,7 +290,7 @@ def _open_writer(
         "label_column": reader.label_column,
         "normalized": True,
     }
-    if words := _prompt_words(encoder, wanted, modality):
+    if words := _prompt_words(encoder, wanted.prompt, modality):
         source["prompt"] = words
     writer = VectorWriter(
         out,
@@ -301,17 +313,19 @@ def _open_writer(
     return writer
 
 
-def _prompt_words(encoder: Encodes, wanted: Wanted, modality: Modality) -> str:
+def _prompt_words(encoder: Encodes, prompt: str | None, modality: Modality) -> str:
     """What is put before every text: a model's prompt may change under its name, or become the default one."""
-    words = getattr(getattr(getattr(encoder, "embedder", lambda kind: None)(modality), "tower", None), "words", None)
-    return str(words(wanted.prompt)) if words else wanted.prompt or ""
+    words = getattr(encoder, "prompt_words", None) if modality == "text" else None
+    return words(prompt) if words else prompt or ""
 
 
 def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter, wanted: Wanted) -> None:
     """Encode the first rows again: a model trained further under its old name must not complete another's vectors."""
     if not writer.count:
         return
-    block = next(reader.blocks(0, _PROBE_ROWS))
+    block = next((block for block in reader.blocks(0, _PROBE_ROWS) if block.inputs), None)
+    if block is None:  # the pictures are gone since: nothing is left to encode either
+        return
     again = _encode(encoder, block.inputs, reader.modality, wanted)
     stored = open_vectors(writer.folder, partial=True).take(range(min(len(again), writer.count)))
     if not np.allclose(again[: len(stored)], stored, atol=_PROBE_TOLERANCE):

@@ -32,6 +32,19 @@ _ENCODE = "make it with: mmcl encode MODEL INPUT --out DIR"
 _AGAIN = "delete the folder and encode again"
 _LISTED = 1_000
 
+_DTYPES = ("float32", "float16")
+_RECORD = {"bytes": int, "sha256": str}
+_ENTRIES: dict[str, Any] = {  # of the manifest, each with its kind
+    "model": str | None,
+    "dim": int,
+    "dtype": str,
+    "source": dict,
+    "count": int,
+    "complete": bool,
+    "skipped": {"count": int, "rows": [{"row": int, "id": int | str, "reason": str}]},
+    "shards": [{"name": str, "rows": int, "rows_done": int, "files": dict}],
+}
+
 
 class VectorWriter:
     """Writes vectors shard by shard; an interrupted writer's folder is continued by the next with the same arguments.
@@ -67,7 +80,7 @@ class VectorWriter:
         shard_rows: int = 100_000,
         resume: bool = True,
     ) -> None:
-        if dtype not in ("float32", "float16"):
+        if dtype not in _DTYPES:
             raise MmclError(f"vectors are stored as float32 or float16, not '{dtype}'")
         if shard_rows < 1:
             raise MmclError(f"shard_rows is {shard_rows}; it must be 1 or more")
@@ -105,15 +118,13 @@ class VectorWriter:
             return
         if not resume:
             raise MmclError(f"{self.folder}: holds vectors already; delete it or choose another --out")
-        found = read_description(path, _FORMAT, _VERSION, "delete it or choose another --out")
+        found = _read_manifest(self.folder, "delete it or choose another --out")
         for key, now, then in _differences(self._manifest, found):
             raise MmclError(
                 f"{self.folder}: holds vectors of another {key} ({then!r}, now {now!r}); "
                 "delete it or choose another --out"
             )
-        if missing := self._manifest.keys() - found.keys():
-            raise MmclError(f"{path}: damaged, {min(missing)!r} is missing; {_AGAIN}")
-        self._manifest = {key: found[key] for key in self._manifest}
+        self._manifest = found
         for shard in self._manifest["shards"]:
             _check_shard(self.folder, shard, checksum=False)
         self._remove_unlisted()
@@ -237,9 +248,9 @@ def _is_leftover(path: Path) -> bool:
 def _differences(now: dict[str, Any], then: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """What tells the vectors in a folder from those to be written: key, now, then."""
     for key in ("model", "dim", "dtype"):
-        if now[key] != then.get(key):
-            yield key, now[key], then.get(key)
-    old = then.get("source") or {}
+        if now[key] != then[key]:
+            yield key, now[key], then[key]
+    old = then["source"]
     for key in sorted((now["source"].keys() | old.keys()) - {"name"}):
         if now["source"].get(key) != old.get(key):
             yield f"source: {key}", now["source"].get(key), old.get(key)
@@ -357,18 +368,63 @@ def open_vectors(folder: str | Path, *, partial: bool = False) -> Vectors:
             mmcl.
     """
     folder = Path(folder).expanduser()
-    manifest = read_description(folder / _MANIFEST, _FORMAT, _VERSION, _ENCODE)
-    try:
-        vectors = Vectors(folder, manifest)
-        for shard in manifest["shards"]:
-            _check_shard(folder, shard, checksum=False)
-    except (KeyError, TypeError) as error:
-        raise MmclError(f"{folder / _MANIFEST}: damaged ({error!r}); {_AGAIN}") from None
+    manifest = _read_manifest(folder, _ENCODE)
+    vectors = Vectors(folder, manifest)
+    for shard in manifest["shards"]:
+        _check_shard(folder, shard, checksum=False)
     if not vectors.complete and not partial:
         raise MmclError(
             f"{folder}: not finished, {len(vectors):,} vectors so far; give the same encode command again to go on"
         )
     return vectors
+
+
+def _read_manifest(folder: Path, made_by: str) -> dict[str, Any]:
+    """The entries of a folder's manifest, all there and each of its kind; the files themselves are not looked at.
+
+    Raises:
+        MmclError: there is none, it is damaged, or a newer mmcl wrote it.
+    """
+    path = folder / _MANIFEST
+    try:
+        found = read_description(path, _FORMAT, _VERSION, made_by)
+    except (KeyError, TypeError):
+        raise MmclError(
+            f"{path}: damaged, 'format_version' or 'mmcl_version' is missing or of another kind; {_AGAIN}"
+        ) from None
+    for damage in _damages(found):
+        raise MmclError(f"{path}: damaged, {damage}; {_AGAIN}")
+    return {key: found[key] for key in _ENTRIES}
+
+
+def _damages(manifest: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a manifest. Only the first holds: what follows relies on what was looked at before it."""
+    yield from _unlike(manifest, _ENTRIES)
+    if manifest["dtype"] not in _DTYPES:
+        yield f"'dtype' is {manifest['dtype']!r:.40}"
+    for number, shard in enumerate(manifest["shards"]):
+        name, files = shard["name"], shard["files"]
+        records = dict.fromkeys([f"{name}.npy", f"{name}.ids.parquet", *files], _RECORD)
+        yield from _unlike(files, records, f"shards.{number}.files")
+    if manifest["count"] != (rows := sum(shard["rows"] for shard in manifest["shards"])):
+        yield f"'count' is {manifest['count']:,}, its shards have {rows:,}"
+
+
+def _unlike(entry: Any, kind: Any, name: str = "") -> Iterator[str]:
+    """Where ``entry`` is not of its kind, which is given as in ``_ENTRIES``."""
+    outer = type(kind) if isinstance(kind, dict | list) else kind
+    if not isinstance(entry, outer):
+        yield f"'{name}' is {entry!r:.40}"
+    elif isinstance(kind, dict):
+        for key, inner in kind.items():
+            within = f"{name}.{key}" if name else key
+            if key in entry:
+                yield from _unlike(entry[key], inner, within)
+            else:
+                yield f"'{within}' is missing"
+    elif isinstance(kind, list):
+        for number, item in enumerate(entry):
+            yield from _unlike(item, kind[0], f"{name}.{number}")
 
 
 def _check_shard(folder: Path, shard: dict[str, Any], *, checksum: bool) -> None:

@@ -112,6 +112,17 @@ class Encoder(nn.Module):
             raise MmclError(f"model '{self.name}' embeds {has} only, and cannot take {modality} input")
         return cast(Embedder, self.embedders[modality])
 
+    def prompt_words(self, prompt: str | None = None) -> str:
+        """What :meth:`encode` puts before every text.
+
+        Args:
+            prompt: as for :meth:`encode`.
+
+        Raises:
+            MmclError: this encoder embeds no text, or has no prompt of that name.
+        """
+        return cast(TextTower, self.embedder("text").tower).words(prompt)
+
     def set_compute(self, dtype: str = "auto") -> None:
         """Have :meth:`encode` compute in another precision from now on; the weights themselves stay as they are.
 

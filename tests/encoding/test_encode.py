@@ -194,6 +194,25 @@ def test_vectors_of_another_source_column_or_weights_are_not_continued(tmp_path)
             encode_source(**call | changed)
 
 
+@pytest.mark.parametrize("unusable", [8, 21])
+def test_weights_are_compared_by_the_first_rows_that_have_vectors(tmp_path, unusable):
+    source = rows(tmp_path / "s", text=[None] * unusable + TEXTS[unusable:])
+    encode_source(HashEncoder(), source, "text", tmp_path / "out")
+    encoder = HashEncoder()
+    assert len(encode_source(encoder, source, "text", tmp_path / "out")) == 33 - unusable
+    assert len(encoder.calls) == 1
+    with pytest.raises(MmclError, match="other vectors for the first rows"):
+        encode_source(HashEncoder(seed=1), source, "text", tmp_path / "out")
+
+
+def test_pictures_that_are_gone_do_not_keep_a_finished_encode_from_being_opened(tmp_path):
+    (tmp_path / "red.png").write_bytes(picture(200))
+    source = rows(tmp_path / "s", file=["red.png"])
+    encode_source(HashEncoder(), source, "file", tmp_path / "out")
+    (tmp_path / "red.png").unlink()
+    assert len(encode_source(HashEncoder(), source, "file", tmp_path / "out")) == 1
+
+
 def test_an_interrupted_encode_says_where_it_goes_on(tmp_path):
     class Interrupted(HashEncoder):
         def encode(self, inputs, modality=None, **options):
@@ -228,6 +247,48 @@ def test_vectors_behind_another_prompt_or_of_fewer_dimensions_are_not_continued(
         encode_source(**call, truncate_dim=8)
     with pytest.raises(MmclError, match="another dim"):
         encode_source(**call, prompt="query")
+
+
+class WordsEncoder(PromptEncoder):
+    """Tells what it puts before texts: by default, or under a prompt's name."""
+
+    def __init__(self, **words):
+        super().__init__()
+        self.words = words
+
+    def prompt_words(self, prompt=None):
+        return self.words[prompt or "default"]
+
+
+def test_the_words_of_a_prompt_are_compared_where_the_encoder_tells_them(tmp_path):
+    call = {"rows": rows(tmp_path / "s", text=TEXTS), "column": "text"}
+    for prompt, recorded in (("query", "find: "), (None, "read: ")):
+        out = tmp_path / recorded
+        encoder = WordsEncoder(query="find: ", default="read: ")
+        assert encode_source(encoder, **call, out=out, prompt=prompt).source["prompt"] == recorded
+        with pytest.raises(MmclError, match=f"another source: prompt \\('{recorded}', now 'seek: '\\)"):
+            encode_source(WordsEncoder(query="seek: ", default="seek: "), **call, out=out, prompt=prompt)
+
+
+def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
+    from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig  # here: the killed processes need none
+    from mmcl.models.embedder import Embedder
+    from mmcl.models.encoder import Encoder
+    from mmcl.models.heads import Head
+    from mmcl.models.text_tower import TextTower
+    from mmcl.models.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 32)
+    tower = TextTower.build(TextTowerConfig(layers=1, width=16, heads=2), tokenizer)
+    tower.set_prompts({"query": "find: ", "passage": "read: "}, "passage")
+    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8)
+    call = {"encoder": encoder, "rows": rows(tmp_path / "s", text=TEXTS), "column": "text"}
+    for prompt, words in ((None, "read: "), ("query", "find: ")):
+        assert encoder.prompt_words(prompt) == words
+        assert encode_source(**call, out=tmp_path / words, prompt=prompt).source["prompt"] == words
+    assert "prompt" not in encode_source(**call, out=tmp_path / "none", prompt="").source
+    with pytest.raises(MmclError, match="prompt 'qery': the model has no prompt of that name"):
+        encode_source(**call, out=tmp_path / "qery", prompt="qery")
 
 
 @pytest.mark.parametrize(
