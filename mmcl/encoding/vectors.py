@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmcl.retrieval.stored import (
     check_file,
@@ -33,17 +34,44 @@ _AGAIN = "delete the folder and encode again"
 _LISTED = 1_000
 
 _DTYPES = ("float32", "float16")
-_RECORD = {"bytes": int, "sha256": str}
-_ENTRIES: dict[str, Any] = {  # of the manifest, each with its kind
-    "model": str | None,
-    "dim": int,
-    "dtype": str,
-    "source": dict,
-    "count": int,
-    "complete": bool,
-    "skipped": {"count": int, "rows": [{"row": int, "id": int | str, "reason": str}]},
-    "shards": [{"name": str, "rows": int, "rows_done": int, "files": dict}],
-}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Record(_Strict):
+    bytes: int
+    sha256: str
+
+
+class _Shard(_Strict):
+    name: str
+    rows: int
+    rows_done: int
+    files: dict[str, _Record]
+
+
+class _SkippedRow(_Strict):
+    row: int
+    id: int | str
+    reason: str
+
+
+class _Skipped(_Strict):
+    count: int
+    rows: list[_SkippedRow]
+
+
+class _Manifest(_Strict):
+    model: str | None
+    dim: int
+    dtype: Literal["float32", "float16"]
+    source: dict[str, Any]
+    count: int
+    complete: bool
+    skipped: _Skipped
+    shards: list[_Shard]
 
 
 class VectorWriter:
@@ -387,44 +415,18 @@ def _read_manifest(folder: Path, made_by: str) -> dict[str, Any]:
     """
     path = folder / _MANIFEST
     try:
-        found = read_description(path, _FORMAT, _VERSION, made_by)
-    except (KeyError, TypeError):
-        raise MmclError(
-            f"{path}: damaged, 'format_version' or 'mmcl_version' is missing or of another kind; {_AGAIN}"
-        ) from None
-    for damage in _damages(found):
-        raise MmclError(f"{path}: damaged, {damage}; {_AGAIN}")
-    return {key: found[key] for key in _ENTRIES}
-
-
-def _damages(manifest: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with a manifest. Only the first holds: what follows relies on what was looked at before it."""
-    yield from _unlike(manifest, _ENTRIES)
-    if manifest["dtype"] not in _DTYPES:
-        yield f"'dtype' is {manifest['dtype']!r:.40}"
-    for number, shard in enumerate(manifest["shards"]):
-        name, files = shard["name"], shard["files"]
-        records = dict.fromkeys([f"{name}.npy", f"{name}.ids.parquet", *files], _RECORD)
-        yield from _unlike(files, records, f"shards.{number}.files")
-    if manifest["count"] != (rows := sum(shard["rows"] for shard in manifest["shards"])):
-        yield f"'count' is {manifest['count']:,}, its shards have {rows:,}"
-
-
-def _unlike(entry: Any, kind: Any, name: str = "") -> Iterator[str]:
-    """Where ``entry`` is not of its kind, which is given as in ``_ENTRIES``."""
-    outer = type(kind) if isinstance(kind, dict | list) else kind
-    if not isinstance(entry, outer):
-        yield f"'{name}' is {entry!r:.40}"
-    elif isinstance(kind, dict):
-        for key, inner in kind.items():
-            within = f"{name}.{key}" if name else key
-            if key in entry:
-                yield from _unlike(entry[key], inner, within)
-            else:
-                yield f"'{within}' is missing"
-    elif isinstance(kind, list):
-        for number, item in enumerate(entry):
-            yield from _unlike(item, kind[0], f"{name}.{number}")
+        manifest = _Manifest.model_validate(read_description(path, _FORMAT, _VERSION, made_by))
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = "missing" if first["type"] == "missing" else f"{first['input']!r:.40}"
+        raise MmclError(f"{path}: damaged, '{'.'.join(map(str, first['loc']))}' is {what}; {_AGAIN}") from None
+    for shard in manifest.shards:
+        for name in (f"{shard.name}.npy", f"{shard.name}.ids.parquet"):
+            if name not in shard.files:
+                raise MmclError(f"{path}: damaged, '{name}' is not among the files of its shard; {_AGAIN}")
+    if manifest.count != (rows := sum(shard.rows for shard in manifest.shards)):
+        raise MmclError(f"{path}: damaged, 'count' is {manifest.count:,}, its shards have {rows:,}; {_AGAIN}")
+    return manifest.model_dump()
 
 
 def _check_shard(folder: Path, shard: dict[str, Any], *, checksum: bool) -> None:

@@ -291,6 +291,10 @@ class Index:
             )
         except KeyError as error:
             raise MmclError(f"{folder / 'index.json'}: damaged, {error} is missing; {_REBUILD}") from None
+        except (TypeError, AttributeError):
+            raise MmclError(
+                f"{folder / 'index.json'}: damaged, its entries are not what they were; {_REBUILD}"
+            ) from None
         except RuntimeError as error:
             raise MmclError(f"{folder / 'index.faiss'}: damaged ({specs.reason(error)}); {_REBUILD}") from None
 

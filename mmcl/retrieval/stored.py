@@ -39,9 +39,12 @@ def read_description(path: Path, format: str, version: int, made_by: str) -> dic
         raise MmclError(f"{path}: damaged, not valid JSON ({error}); {made_by}") from None
     if not isinstance(content, dict) or content.get("format") != format:
         raise MmclError(f"{path}: does not describe a {format} folder; {made_by}")
-    if content["format_version"] > version:
+    written = content.get("format_version")
+    if type(written) is not int:
+        raise MmclError(f"{path}: damaged, 'format_version' is {written!r} and no number; {made_by}")
+    if written > version:
         raise MmclError(
-            f"{path}: written by a newer mmcl ({content['mmcl_version']}, format {content['format_version']}; "
+            f"{path}: written by a newer mmcl ({content.get('mmcl_version')}, format {written}; "
             f"this is {__version__}, format {version}); upgrade with: pip install -U mmcl"
         )
     return content

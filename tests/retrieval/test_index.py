@@ -259,6 +259,8 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
         ({"format": "mmcl vectors"}, "does not describe a mmcl index folder"),
         ({"count": 3}, "do not belong together"),
         ({"files": {}}, "'index.faiss' is missing"),
+        ({"files": []}, "damaged, its entries"),
+        ({"format_version": None}, "damaged, 'format_version' is None"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(tmp_path, change, message):
