@@ -292,9 +292,7 @@ class Index:
         except KeyError as error:
             raise MmclError(f"{folder / 'index.json'}: damaged, {error} is missing; {_REBUILD}") from None
         except (TypeError, AttributeError):
-            raise MmclError(
-                f"{folder / 'index.json'}: damaged, its entries are not what they were; {_REBUILD}"
-            ) from None
+            raise MmclError(f"{folder / 'index.json'}: damaged, an entry is of another kind; {_REBUILD}") from None
         except RuntimeError as error:
             raise MmclError(f"{folder / 'index.faiss'}: damaged ({specs.reason(error)}); {_REBUILD}") from None
 
