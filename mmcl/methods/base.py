@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, NotRequired, Self, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, NotRequired, Self, TypeAlias, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from mmcl.config.section import Section
 from mmcl.data.augment import Augmentation
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
+from mmcl.models.text_inputs import join_texts, take_rows
+from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -35,9 +37,9 @@ class Batch:
 
     Attributes:
         inputs: role (``image``, ``text``, …) to the named inputs of an embedder: ``pixels`` uint8 (N, S, S, 3);
-            ``input_ids`` and ``attention_mask`` (N, L); or ``features`` (N, F) of a frozen tower. Numbers, which no
-            embedder takes, are ``values`` (N,) float32. Under ``teacher_ROLE`` and ``guide_ROLE`` the features that
-            these have of the same items, unaugmented.
+            those of texts (see :mod:`mmcl.models.text_inputs`); or ``features`` (N, F) of a frozen tower. Numbers,
+            which no embedder takes, are ``values`` (N,) float32. Under ``teacher_ROLE`` and ``guide_ROLE`` the features
+            that these have of the same items, unaugmented.
         ids: (N, K) int64, the identities of the items, a column for each role that is no number. What counts as the
             same thing is up to the method: for pairs, rows that agree in any column.
         seeds: (N,) int64, one a row and epoch: from them alone a method draws its random numbers for augmentation.
@@ -92,11 +94,11 @@ class Batch:
         parts = []
         for size, stop in zip(sizes, accumulate(sizes), strict=True):
             rows = slice(stop - size, stop)
-            further = {role: _taken(named, share(_count(named), rows)) for role, named in self.extra.items()}
+            further = {role: take_rows(named, share(_count(named), rows)) for role, named in self.extra.items()}
             ids = {role: ids[share(len(ids), rows)] for role, ids in self.extra_ids.items()}
             parts.append(
                 Batch(
-                    {role: _taken(named, rows) for role, named in self.inputs.items()},
+                    {role: take_rows(named, rows) for role, named in self.inputs.items()},
                     self.ids[rows],
                     self.seeds[rows],
                     self.rows[rows],
@@ -110,15 +112,6 @@ class Batch:
 
 def _count(tensors: dict[str, Tensor]) -> int:
     return len(next(iter(tensors.values())))
-
-
-def _taken(tensors: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-    """Some rows of an embedder's inputs, without the padding that only other rows needed."""
-    part = {name: tensor[rows] for name, tensor in tensors.items()}
-    if (mask := part.get("attention_mask")) is not None and len(mask):
-        longest = max(1, int(mask.sum(dim=1).max()))
-        part |= {name: part[name][:, :longest] for name in ("input_ids", "attention_mask")}
-    return part
 
 
 @dataclass
@@ -218,6 +211,19 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def embed(self, batch: Batch) -> Views:
         """The views of a batch; this is where gradient flows."""
+
+    def embed_together(self, embed: Callable[..., Tensor], texts: Mapping[str, dict[str, Tensor]]) -> Views:
+        """The texts of several roles, or of none, in one pass of what embeds them.
+
+        In shards a tower meets those of other processes in every pass, and waits for a process that has fewer: a role
+        that is there in some micro-batches only must have no pass of its own.
+        """
+        if len(texts) < 2:
+            return {role: embed(**inputs) for role, inputs in texts.items()}
+        padding = cast(TextTower, self.encoder.embedder("text").tower).padding_id
+        counts = [_count(inputs) for inputs in texts.values()]
+        vectors = embed(**join_texts(list(texts.values()), padding)).split(counts)
+        return dict(zip(texts, vectors, strict=True))
 
     def embed_references(self, batch: Batch) -> Views:
         """``teacher_ROLE`` and ``guide_ROLE``: what the references make of the items, without gradient; of mined ones,

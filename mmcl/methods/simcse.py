@@ -129,26 +129,16 @@ class Simcse(Paired):
             groups = [["anchor"], [role for role in ("positive", *self.negatives, MINED) if role in inputs]]
         views: Views = {}
         for roles in groups:
+            texts = {role: inputs[role] for role in roles}
             if self.key_embedder is None:
-                views |= self._embed_together(self.encoder.embedder("text"), inputs, roles)
+                views |= self.embed_together(self.encoder.embedder("text"), texts)
                 continue
-            queries = [role for role in roles if role in self._queries]
-            keys = [role for role in roles if role != "anchor" or self.config.symmetric]
-            views |= self._embed_together(self.encoder.embedder("text"), inputs, queries)
-            vectors = self._embed_together(partial(self.key_embedder, "text"), inputs, keys)
+            queries = {role: texts[role] for role in roles if role in self._queries}
+            keys = {role: texts[role] for role in roles if role != "anchor" or self.config.symmetric}
+            views |= self.embed_together(self.encoder.embedder("text"), queries)
+            vectors = self.embed_together(partial(self.key_embedder, "text"), keys)
             views |= {f"key_{role}" if role in queries else role: vector for role, vector in vectors.items()}
         return views
-
-    def _embed_together(
-        self, embed: Callable[..., Tensor], inputs: dict[str, dict[str, Tensor]], roles: Sequence[str]
-    ) -> Views:
-        """The texts of several roles, or of none, in one go."""
-        if len(roles) < 2:
-            return {role: embed(**inputs[role]) for role in roles}
-        padding = cast(TextTower, self.encoder.embedder("text").tower).padding_id
-        lengths = [len(next(iter(inputs[role].values()))) for role in roles]
-        vectors = embed(**joined([inputs[role] for role in roles], padding)).split(lengths)
-        return dict(zip(roles, vectors, strict=True))
 
     @property
     def _queries(self) -> tuple[str, ...]:
@@ -276,26 +266,6 @@ class Simcse(Paired):
                 f"{score.max():g}; set it to the range of the data"
             )
         return (score - low) / (high - low)
-
-
-def joined(parts: Sequence[dict[str, Tensor]], padding: int) -> dict[str, Tensor]:
-    """The inputs of several lists of texts as those of one list, padded on the right to its longest text."""
-    if "features" in parts[0]:
-        return {"features": torch.cat([part["features"] for part in parts])}
-    tokens = [part["input_ids"] for part in parts]
-    missing = [max(ids.shape[1] for ids in tokens) - ids.shape[1] for ids in tokens]
-    masks = [
-        part.get("attention_mask", torch.ones_like(ids, dtype=torch.int64))
-        for part, ids in zip(parts, tokens, strict=True)
-    ]
-    inputs = {
-        "input_ids": torch.cat([F.pad(ids, (0, k), value=padding) for ids, k in zip(tokens, missing, strict=True)]),
-        "attention_mask": torch.cat([F.pad(mask, (0, k)) for mask, k in zip(masks, missing, strict=True)]),
-    }
-    if any("skipped" in part for part in parts):
-        counts = [part.get("skipped", ids.new_zeros(len(ids))) for part, ids in zip(parts, tokens, strict=True)]
-        inputs["skipped"] = torch.cat(counts)
-    return inputs
 
 
 def _refuse_ring(config: SimcseConfig, across: str | None) -> None:

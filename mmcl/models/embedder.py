@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmcl.models.grouping import group_by_length
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_inputs import take_rows, token_counts
 from mmcl.models.text_tower import TextTower
 
 TOKENS_A_GROUP = 2048  # at most: beyond, its activations fall out of the caches
@@ -22,9 +23,8 @@ COST_WITH_TABLE = 192  # where each has one of the whole embedding table as well
 class Embedder(nn.Module):
     """One tower, and the head that maps its features to the shared space.
 
-    Its inputs are named: ``pixels`` for a picture; ``input_ids``, ``attention_mask`` (None or absent without padding)
-    and where a prompt is left out of the pooling ``skipped`` for a text; or ``features``, the tower's own output
-    computed earlier, for a frozen tower.
+    Its inputs are named: ``pixels`` for a picture; ``input_ids``, ``attention_mask`` and ``skipped`` for a text, see
+    :mod:`mmcl.models.text_inputs`; or ``features``, the tower's own output computed earlier, for a frozen tower.
 
     Attributes:
         frozen: the whole tower keeps its weights.
@@ -67,23 +67,21 @@ class Embedder(nn.Module):
             return self.head(self._by_length(**inputs))
         return self.head(self.tower(**inputs))
 
-    def _by_length(self, input_ids: Tensor, attention_mask: Tensor, skipped: Tensor | None = None) -> Tensor:
+    def _by_length(self, **texts: Tensor) -> Tensor:
         """The tower's features of texts taken in groups of similar length: most of a mixed batch would be padding.
 
         A GPU is better off with the whole batch at once.
         """
-        lengths, order = attention_mask.sum(dim=1).sort(descending=True, stable=True)
+        lengths, order = token_counts(texts).sort(descending=True, stable=True)
         tower = cast(TextTower, self.tower)
         cost = COST_WITH_TABLE if tower.table_gradients else COST_OF_A_GROUP
-        counts = lengths.clamp(min=1).tolist()
-        cuts = group_by_length(counts, TOKENS_A_GROUP, cost)
-        groups = [order[start:stop] for start, stop in cuts]
-        tokens = [input_ids[order[start:stop], : counts[start]] for start, stop in cuts]
-        embeddings = tower.look_up(tokens) if len(groups) > 1 else None
+        cuts = group_by_length(lengths.clamp(min=1).tolist(), TOKENS_A_GROUP, cost)
+        groups = [take_rows(texts, order[start:stop]) for start, stop in cuts]
+        embeddings = tower.look_up([group["input_ids"] for group in groups]) if len(groups) > 1 else None
         features = []
-        for group, ids, embedded in zip(groups, tokens, embeddings or repeat(None), strict=False):
-            mask = attention_mask[group, : ids.shape[1]]
-            options = {} if skipped is None else {"skipped": skipped[group]}
-            options |= {} if embedded is None else {"embeddings": embedded}
-            features.append(tower(ids, None if bool(mask.all()) else mask, **options))
+        for group, embedded in zip(groups, embeddings or repeat(None), strict=False):
+            if bool(group["attention_mask"].all()):
+                del group["attention_mask"]
+            options = {} if embedded is None else {"embeddings": embedded}
+            features.append(tower(**group, **options))
         return torch.cat(features)[order.argsort()]

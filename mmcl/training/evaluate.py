@@ -19,13 +19,14 @@ from mmcl.data.shards import is_shards
 from mmcl.evaluation import beir_retrieval, diagnose, open_sts, retrieval_pairs, sts
 from mmcl.evaluation.sentence_pairs import SentencePairs
 from mmcl.models.encoder import Encoder
+from mmcl.models.text_inputs import text_inputs
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.columns import Column
 from mmcl.training.shares import embed
 from mmcl.training.table import Table
-from mmcl.training.text_reader import TextReader, text_inputs
+from mmcl.training.text_reader import TextReader
 
 log = logging.getLogger("mmcl")
 SEARCH = "query_to_document"

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mmcl.data.identity import stable_hash
 from mmcl.data.text_augment import framing_of
@@ -63,11 +61,3 @@ class TextReader:
     def skipped(self) -> int:
         """How many of a text's first tokens do not enter the pooling."""
         return self.tower.skipped(self.prompt)
-
-
-def text_inputs(tower: TextTower, tokens: Sequence[np.ndarray], skipped: np.ndarray | int) -> dict[str, Tensor]:
-    """The inputs of ``tower`` for token ids that readers of it gave; ``skipped`` is theirs, of each text or of all."""
-    inputs = tower.collate(tokens)
-    if np.any(skipped):
-        inputs["skipped"] = torch.from_numpy(np.broadcast_to(skipped, len(tokens)).astype(np.int64))
-    return inputs
