@@ -15,6 +15,9 @@ from mmcl.methods.image_text import ImageText
 from mmcl.methods.paired import key_of
 from mmcl.models.encoder import Encoder
 
+FURTHER = {"text": "negatives", MINED: MINED}  # role of captions without a picture to the view of them
+IDS = {"negatives": "negative_ids", MINED: f"{MINED}_ids"}  # such a view to that of their identities
+
 
 class Clip(ImageText):
     """Each picture is told from the batch by its text, and each text by its picture."""
@@ -42,15 +45,25 @@ class Clip(ImageText):
         return (*super().compared, "negatives", MINED)
 
     def embed(self, batch: Batch) -> Views:
-        views = super().embed(batch)
-        embed = self.encoder.embedder("text") if self.key_embedder is None else partial(self.key_embedder, "text")
-        if "text" in batch.extra:
-            views["negatives"] = embed(**batch.extra["text"])
-            views["negative_ids"] = batch.extra_ids["text"]
-        if MINED in batch.extra:
-            views[MINED] = embed(**batch.extra[MINED])
-            views[f"{MINED}_ids"] = batch.extra_ids[MINED]
-        return views
+        further = {role: view for role, view in FURTHER.items() if role in batch.extra}
+        texts = {"text": batch.inputs["text"]} | {view: batch.extra[role] for role, view in further.items()}
+        pictures = self._pictures(batch)
+        image, text = (self.encoder.embedder(side) for side in self.sides)
+        views: Views = {"image": image(**pictures)}
+        if self.key_embedder is None:
+            views |= self.embed_together(text, texts)
+        else:
+            views["text"] = text(**texts["text"])
+            keys = self.embed_together(partial(self.key_embedder, "text"), texts)
+            views |= {"key_image": self.key_embedder("image", **pictures), "key_text": keys.pop("text"), **keys}
+        ids = {IDS[view]: batch.extra_ids[role] for role, view in further.items()}
+        return views | ids | {"ids": batch.ids} | self.embed_references(batch)
+
+    def _pictures(self, batch: Batch) -> dict[str, Tensor]:
+        image = batch.inputs["image"]
+        if self.augmentation is not None and self.training and "pixels" in image:
+            image = {"pixels": self.augmentation(image["pixels"], batch.seeds)}
+        return image
 
     def contrast(self, views: Views) -> Tensor:
         return self._both_ways(self._tell_apart, views, symmetric=True)
@@ -59,7 +72,7 @@ class Clip(ImageText):
         """Each ``query`` from the batch by its ``key``; captions without a picture are candidates of pictures alone."""
         sources = {f"past_{key}": "past_ids"}
         if key == "text":
-            sources = {"negatives": "negative_ids", MINED: f"{MINED}_ids"} | sources
+            sources = IDS | sources
         further = [name for name in sources if name in views]
         return info_nce(
             views[query],

@@ -18,6 +18,8 @@ from mmcl.models.text_tower import TextTower
 class Tower(nn.Linear):
     """Four numbers, called pixels or tokens, to six."""
 
+    padding_id = 0
+
     def __init__(self, modality):
         super().__init__(4, 6)
         self.modality, self.width = modality, 6

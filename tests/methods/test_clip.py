@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mmcl.config.methods import ClipConfig, MatryoshkaConfig, TeacherConfig
+from mmcl.config.methods import ClipConfig, MatryoshkaConfig, QueueConfig, TeacherConfig
 from mmcl.config.schema import Config
 from mmcl.losses import distillation, info_nce
-from mmcl.methods import Clip
+from mmcl.methods import MINED, Clip
+from mmcl.methods.paired import key_of
 from mmcl.runtime.errors import MmclError
 
 INPUTS = {"image": "image", "text": "text"}
@@ -21,7 +22,7 @@ INPUTS = {"image": "image", "text": "text"}
 @pytest.fixture
 def make_clip(make_encoder):
     def make(encoder=None, **settings):
-        given = {name: settings.pop(name) for name in ("augmentation", "references") if name in settings}
+        given = {name: settings.pop(name) for name in ("augmentation", "references", "mined") if name in settings}
         return Clip(ClipConfig(**settings), encoder or make_encoder(), inputs=INPUTS, batch_size=8, **given)
 
     return make
@@ -68,6 +69,35 @@ def test_the_loss_is_info_nce_with_everything_the_config_says(make_clip, batch):
     torch.testing.assert_close(loss.value, expected)
     assert loss.parts == {}
     assert clip.metrics(views).keys() == {"accuracy", "temperature"}
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("mined", [0, 2])
+def test_captions_of_every_kind_go_through_a_tower_in_one_pass(make_clip, batch, momentum, mined):
+    """Also in parts without further captions: in shards, processes with fewer passes would be waited for forever."""
+    queue = None if momentum is None else QueueConfig(size=8, momentum=momentum)
+    clip = make_clip(extra_texts=3, queue=queue, mined=mined).train()
+    batch.extra["text"], batch.extra_ids["text"] = {"input_ids": torch.randn(3, 4)}, torch.arange(6).view(3, 2)
+    if mined:
+        batch.extra[MINED], batch.extra_ids[MINED] = {"input_ids": torch.randn(16, 4)}, torch.arange(32).view(16, 2)
+    learning = clip.encoder.embedder("text")
+    towers = [learning] if clip.momentum is None else [learning, clip.momentum.parts["text"]]
+    passes = []
+    for embedder in towers:
+        embedder.tower.register_forward_hook(lambda tower, given, features: passes.append(tower))
+    parts = batch.split([2, 2, 2, 2])
+    assert ["text" in part.extra for part in parts] == [False, True, True, True]
+    for part in parts:
+        passes.clear()
+        views = clip(part)
+        assert sorted(map(id, passes)) == sorted(id(embedder.tower) for embedder in towers)
+        further = {"negatives": "text"} | ({MINED: MINED} if mined else {})
+        for view, role in further.items():
+            assert (view in views) == (role in part.extra)
+            if view in views:
+                torch.testing.assert_close(views[view], towers[-1](**part.extra[role]))
+        torch.testing.assert_close(views["text"], learning(**part.inputs["text"]))
+        torch.testing.assert_close(key_of(views, "text"), towers[-1](**part.inputs["text"]))
 
 
 def test_pictures_are_augmented_in_training_only(make_clip, batch):
