@@ -10,7 +10,9 @@ from torch import nn
 
 from mmcl.config.model import TowerConfig
 from mmcl.config.schema import Config
+from mmcl.config.training import TokenLimit
 from mmcl.data.augment import Augmentation
+from mmcl.data.shards import is_shards
 from mmcl.methods import METHODS, Method
 from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
@@ -27,6 +29,7 @@ from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
+from mmcl.training.micro_batch import NO_TOKENS
 from mmcl.training.tokenizer_texts import training_texts
 
 
@@ -82,6 +85,13 @@ def changes(modality: str, config: Config) -> bool:
     """Whether training changes the items of a modality at random, so that their features cannot be kept."""
     section = config.augmentation if modality == "image" else config.text_augmentation
     return section != type(section)()
+
+
+def require_tokens(method: Method, config: Config) -> None:
+    """Raise ``MmclError`` where micro-batches are told by tokens, and features stand in for these."""
+    kept = method.encoder.embedder("text").frozen and not changes("text", config)
+    if isinstance(config.training.micro_batch, TokenLimit) and kept and not is_shards(config.data.train.source):
+        raise MmclError(NO_TOKENS)
 
 
 def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:

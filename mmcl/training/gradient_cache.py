@@ -9,24 +9,15 @@ random numbers of its first time, to take its share of that gradient back throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from mmcl.config.schema import Config
-from mmcl.config.training import TokenLimit
-from mmcl.data.shards import is_shards
-from mmcl.methods import Batch, Method, Views
-from mmcl.runtime import distributed
-from mmcl.runtime.errors import MmclError
-from mmcl.training.batch_norm import learning_layers, statistics_stay
-from mmcl.training.build import changes
-
-NO_TOKENS = "training.micro_batch counts tokens, but no text passes a tower here; give it a number of rows"
+from mmcl.methods import Batch, Views
+from mmcl.training.batch_norm import statistics_stay
 
 
 def backward(
@@ -140,102 +131,3 @@ class RandomState:
             torch.cuda.set_rng_state(self._there, self.device)
         elif self.device.type == "mps":
             torch.mps.set_rng_state(self._there)
-
-
-def micro_batches(batch: Batch, limit: int | TokenLimit | None, method: nn.Module) -> list[Batch]:
-    """``batch`` in parts of consecutive rows, each within ``limit``, see ``training.micro_batch``; but a row that would
-    be alone joins its neighbours where there is batch normalisation: a single row has no statistics.
-
-    Where the towers themselves speak with other processes, all processes get the same number of parts.
-
-    Raises:
-        MmclError: the limit is of tokens, and there are none; or another process has more parts than this one rows.
-    """
-    rows = len(batch.ids)
-    if limit is None or rows <= 1:
-        sizes = [rows]
-    elif isinstance(limit, int):
-        count = -(-rows // limit)
-        sizes = [rows * (number + 1) // count - rows * number // count for number in range(count)]
-    else:
-        sizes = list(_filled(_token_counts(batch, method), limit.tokens))
-    if learning_layers(method):
-        sizes = _without_single_rows(sizes)
-    if limit is not None and distributed.world_size() > 1 and any(map(_speaks, method.modules())):
-        device = next(method.parameters()).device
-        sizes = _at_least(sizes, int(distributed.largest(len(sizes), device)))
-    return [batch] if len(sizes) == 1 else batch.split(sizes)
-
-
-def require_tokens(method: Method, config: Config) -> None:
-    """Raise ``MmclError`` where micro-batches are told by tokens, and features stand in for these."""
-    kept = method.encoder.embedder("text").frozen and not changes("text", config)
-    if isinstance(config.training.micro_batch, TokenLimit) and kept and not is_shards(config.data.train.source):
-        raise MmclError(NO_TOKENS)
-
-
-def _speaks(module: nn.Module) -> bool:
-    return isinstance(module, FSDPModule | nn.SyncBatchNorm)
-
-
-def _token_counts(batch: Batch, method: nn.Module) -> Tensor:
-    """(N, T): tokens of the T texts that pass the tower for each row: those of its roles, one that is drawn twice but
-    was not changed at random twice over, and its share of the further texts, of which each counts as the longest."""
-    counts = [tokens for tensors in batch.inputs.values() if (tokens := _tokens(tensors)) is not None]
-    for new, role in method.redrawn.items() if isinstance(method, Method) else ():
-        if new not in batch.inputs and (tokens := _tokens(batch.inputs[role])) is not None:
-            counts.append(tokens)
-    rows = len(batch.ids)
-    for tensors in batch.extra.values():
-        if (tokens := _tokens(tensors)) is not None and len(tokens):
-            counts += [tokens.max().expand(rows)] * -(-len(tokens) // rows)
-    if not counts:
-        raise MmclError(NO_TOKENS)
-    return torch.stack(counts, dim=1)
-
-
-def _tokens(tensors: dict[str, Tensor]) -> Tensor | None:
-    """(N,) of each text, of inputs that are texts."""
-    if (mask := tensors.get("attention_mask")) is not None:
-        return mask.sum(dim=1)
-    if (ids := tensors.get("input_ids")) is not None:
-        return torch.full((len(ids),), ids.shape[1], device=ids.device)
-    return None
-
-
-def _filled(counts: Tensor, limit: int) -> Iterator[int]:
-    """Sizes of consecutive parts that hold at most ``limit`` tokens, padding included; or a single row."""
-    size, longest = 0, [0] * counts.shape[1]
-    for row in counts.tolist():
-        longer = [max(pair) for pair in zip(longest, row, strict=True)]
-        if size and (size + 1) * sum(longer) > limit:
-            yield size
-            size, longer = 0, row
-        size, longest = size + 1, longer
-    yield size
-
-
-def _without_single_rows(sizes: Sequence[int]) -> list[int]:
-    """A part of one row together with the next, or the one before if it is the last."""
-    joined: list[int] = []
-    for size in sizes:
-        if joined and joined[-1] == 1:
-            joined[-1] += size
-        else:
-            joined.append(size)
-    if len(joined) > 1 and joined[-1] == 1:
-        joined[-2:] = [joined[-2] + 1]
-    return joined
-
-
-def _at_least(sizes: list[int], count: int) -> list[int]:
-    """Halve the largest sizes until there are ``count`` of them."""
-    if sum(sizes) < count:
-        raise MmclError(
-            f"another process has {count} micro-batches, and this one {sum(sizes)} rows; raise training.micro_batch"
-        )
-    sizes = list(sizes)
-    while len(sizes) < count:
-        number = sizes.index(max(sizes))
-        sizes[number : number + 1] = [sizes[number] - sizes[number] // 2, sizes[number] // 2]
-    return sizes

@@ -27,13 +27,12 @@ from mmcl.runtime.files import atomic_file
 from mmcl.training.announce import announce, card_of
 from mmcl.training.average import WeightAverage
 from mmcl.training.batch_norm import prepare_batch_norm
-from mmcl.training.build import build_method, finish_encoder
+from mmcl.training.build import build_method, finish_encoder, require_tokens
 from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
 from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
 from mmcl.training.evaluate import Judge, open_judge
 from mmcl.training.feed import Feed, open_feed
-from mmcl.training.gradient_cache import require_tokens
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.mining import Miner
 from mmcl.training.optim import build_optimizer, freeze_groups, learning_rate
