@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import Similarity, check_ids, check_pairs, check_temperature, prepare, same, similarities
+from mmcl.losses.pairs import Similarity, check_ids, check_pairs, check_temperature, prepare, same, scalar, similarities
 
 
 class Guide(NamedTuple):
@@ -128,6 +128,7 @@ def dense_logits(
         ValueError: ``temperature`` is not one number above 0, or ``similarity`` is unknown.
     """
     check_temperature(temperature)
+    temperature = scalar(temperature)
     queries, keys, negatives, partner = batch
     rows = torch.arange(len(partner), device=partner.device)
     logits = similarities(queries.vectors, keys.vectors, similarity) / temperature  # (N, K)
@@ -206,10 +207,12 @@ def _check_rest(
         raise ValueError("negative_ids must have as many columns as ids")
     if negative_owner is not None and (negatives is None or negative_owner.shape != (len(negatives),)):
         raise ValueError("negative_owner goes with negatives, and has one row number for each of them")
+    if negative_owner is not None and negative_owner.dtype != torch.int64:
+        raise ValueError(f"negative_owner must be int64, not {negative_owner.dtype}")
     if negative_owner is not None and not bool(((negative_owner >= -1) & (negative_owner < len(query))).all()):
         raise ValueError(f"negative_owner must hold numbers of the {len(query)} rows, or -1")
-    if not own_weight > 0.0:
-        raise ValueError(f"own_weight must be more than 0, not {own_weight}")
+    if not 0.0 < own_weight < math.inf:
+        raise ValueError(f"own_weight must be more than 0 and finite, not {own_weight}")
     if guide is not None:
         check_pairs(guide.query, guide.key[: len(guide.query)], names=("guide.query", "guide.key"), empty=True)
         if len(guide.query) != len(query) or len(guide.key) != len(key):

@@ -44,6 +44,11 @@ def check_temperature(value: float | Tensor, name: str = "temperature") -> None:
         raise ValueError(f"{name} must be above 0, not {value}")
 
 
+def scalar(value: float | Tensor) -> float | Tensor:
+    """A tensor of one element without its dimensions, with which it would widen what it meets to its own type."""
+    return value.reshape(()) if torch.is_tensor(value) else value
+
+
 def prepare(*embeddings: Tensor, similarity: Similarity) -> tuple[Tensor, ...]:
     """Raise half precision to float32, and give unit length where the similarity asks for it.
 

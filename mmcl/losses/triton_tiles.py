@@ -72,7 +72,7 @@ class Logits:
         scale = self.scale.detach().float().reshape(1)
         ids = [None, None]
         if self.row_ids is not None and self.column_ids is not None:
-            ids = [x.reshape(len(x), -1).contiguous() for x in (self.row_ids, self.column_ids)]  # type: ignore[misc]
+            ids = [(x[:, None] if x.ndim == 1 else x).contiguous() for x in (self.row_ids, self.column_ids)]  # type: ignore[misc]
         for r in slices(len(rows), side):
             for c in slices(len(columns), side):
                 tensors = rows[r], columns[c], scale, _part(ids[0], r), _part(ids[1], c), _part(self.owner, c)

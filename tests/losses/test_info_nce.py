@@ -303,6 +303,8 @@ def test_shapes_that_do_not_fit_are_named():
         ({"key_ids": torch.zeros(3)}, "key_ids go with ids"),
         ({"negatives": three, "negative_owner": torch.zeros(2)}, "one row number for each"),
         ({"own_weight": 0.0}, "own_weight must be"),
+        ({"own_weight": math.inf}, "own_weight must be more than 0 and finite"),
+        ({"negatives": three, "negative_owner": torch.zeros(3)}, "negative_owner must be int64"),
         ({"guide": Guide(three[:2], three[:2])}, "the guide embeds 2 rows of 3"),
         ({"guide": Guide(three, three, three)}, "guide.negatives go with negatives"),
     ]:

@@ -198,3 +198,13 @@ def test_the_losses_go_through_the_kernels(small_blocks, monkeypatch, kind):
     for got, want in zip(losses(kind, torch.float32, tile=32), expected, strict=True):
         assert error(got, want) < 1e-5
     assert len({kernel.fn.__name__ for kernel in launched}) == (1 if kind == "sigmoid" else 2)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_no_rows_or_no_negatives_are_an_empty_matrix(small_blocks, columns):
+    """A process may have no rows of its own, and a queue none of its share."""
+    full, none = unit(9, 8), unit(9, 8)[:0]
+    ids = torch.arange(9)[:, None].expand(9, columns)
+    with_none = info_nce(full, full, ids=ids, negatives=none, negative_ids=ids[:0], tile=4)
+    assert with_none.item() == pytest.approx(info_nce(full, full, ids=ids, tile=None).item(), rel=1e-4)
+    assert triton_tiles.log_sum_exp(Logits(none, full, torch.tensor(5.0), ids[:0], ids))[1].isneginf().all()
