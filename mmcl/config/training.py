@@ -62,7 +62,8 @@ class TrainingConfig(Section):
     """Rows that a process takes through the towers at once, or `{tokens: 8192}` for as many rows as have so many text
     tokens, with those of mined and further texts that fall to them; all of its share of the batch if null. The loss
     still compares all rows of the batch: their embeddings are computed twice and only a micro-batch's activations are
-    kept (gradient caching, arXiv:2101.06983)."""
+    kept (gradient caching, arXiv:2101.06983). A row of more tokens is a micro-batch of its own; where batch
+    normalisation learns, it joins its neighbour, for one row has no statistics."""
     batch_norm: Literal["batch", "frozen", "sync"] = "batch"
     """Statistics in batch normalisation: those of each micro-batch of each process (`batch`); the running ones, which
     then stay as they are, for towers that were trained before (`frozen`); or those of a micro-batch over all processes

@@ -51,8 +51,7 @@ class Simcse(Paired):
     def __init__(self, config: SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
         if config.loss != "info_nce" or config.debias or config.hardness:
-            _refuse_ring(config, self.across)
-            self.across = None
+            self.across = None  # the whole batch is on every process
         self.unsupervised = "text" in self.inputs
         self.negatives = [role for role in self.inputs if NEGATIVE.fullmatch(role)]
         _refuse_what_does_nothing(config, hard=bool(self.negatives or self.mined))
@@ -266,12 +265,6 @@ class Simcse(Paired):
                 f"{score.max():g}; set it to the range of the data"
             )
         return (score - low) / (high - low)
-
-
-def _refuse_ring(config: SimcseConfig, across: str | None) -> None:
-    if across == "ring":
-        setting = "debias and hardness" if config.loss == "info_nce" else f"loss '{config.loss}'"
-        raise MmclError(f"training.exchange: {setting} needs the whole batch on every process; set it to gather")
 
 
 def _refuse_what_does_nothing(config: SimcseConfig, hard: bool) -> None:

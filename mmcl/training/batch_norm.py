@@ -78,7 +78,7 @@ def tell_of_statistics(method: Method, settings: TrainingConfig) -> None:
         "compared, so that the result depends on how these are divided; training.batch_norm: frozen takes the running "
         "ones of a tower that was trained before",
         len(layers),
-        f"at most {size}" if divided else f"the {rows} rows",
+        f"about {size}" if divided else f"the {rows} rows",
         "each" if shared else "one",
         settings.batch_size,
     )

@@ -119,6 +119,12 @@ class Trainer:
         self.feed = self._open_feed([config.data.train, *config.data.mix])
         self.judges = {name: self._open_judge(name, source) for name, source in config.evaluation.sources.items()}
         self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))
+        queue = getattr(config.method, "queue", None)
+        if queue is not None and queue.start >= self.steps:
+            raise MmclError(
+                f"method.queue.start: {queue.start}, but the run has {self.steps} steps, so that no past rows would "
+                "count; lower it, raise training.epochs, or leave the queue out"
+            )
         every = config.evaluation.every
         self.evaluate_every = max(1, round(every * len(self.feed) / settings.accumulate)) if every else self.steps
 

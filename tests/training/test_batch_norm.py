@@ -120,11 +120,11 @@ def test_shared_statistics_replace_the_layers_that_learn_and_keep_the_state(meth
     [
         ({}, 1, None),
         ({"micro_batch": 64}, 1, None),
-        ({"micro_batch": 16}, 1, "at most 16 rows of one process"),
-        ({"micro_batch": TokenLimit(tokens=100)}, 2, "at most 100 tokens of one process"),
+        ({"micro_batch": 16}, 1, "about 16 rows of one process"),
+        ({"micro_batch": TokenLimit(tokens=100)}, 2, "about 100 tokens of one process"),
         ({}, 2, "the 32 rows of one process"),
         ({"batch_norm": "sync"}, 2, None),
-        ({"batch_norm": "sync", "micro_batch": 16}, 2, "at most 16 rows of each process"),
+        ({"batch_norm": "sync", "micro_batch": 16}, 2, "about 16 rows of each process"),
     ],
 )
 def test_one_line_tells_of_statistics_of_less_than_the_batch(method, caplog, monkeypatch, settings, world, told):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmcl.config.load import load_config, to_yaml
+from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.checkpoint import changed_names, learned_names, list_checkpoints
 from mmcl.training.loop import Trainer
@@ -149,3 +150,9 @@ def test_two_processes_equal_one(tmp_path, pairs_config, parallel, exchange, mom
     assert torch.equal(one["queue.ids"], two["queue.ids"])
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_queue_that_would_never_count_is_refused(tmp_path, tiny):
+    with pytest.raises(MmclError, match=r"^method\.queue\.start: 12, but the run has 12 steps.*; lower it"):
+        train(tiny, out=tmp_path / "run", overrides=["method.queue.start=12"], show_progress=False)
+    train(tiny, out=tmp_path / "run", overrides=["method.queue.start=11"], show_progress=False)
