@@ -160,7 +160,10 @@ def same_everywhere(value: bool, device: torch.device) -> bool:
 
 @torch.no_grad()
 def same_buffers(module: nn.Module) -> None:
-    """Give all processes the buffers of process 0: running statistics are each process's own in training."""
+    """Give all processes the buffers of process 0: a process moves running statistics by its own rows.
+
+    Sharding leaves it at that; DistributedDataParallel starts a step with those of process 0, and ends it with others.
+    """
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.models.encoder import Encoder
-from mmcl.runtime import distributed
+from mmcl.runtime import distributed, sharding
 from mmcl.training.columns import FEATURES_A_BATCH
 
 
@@ -41,6 +41,10 @@ def embed(
 ) -> np.ndarray:
     """(count, D) float32 vectors, without dropout and augmentation; all processes call this together.
 
+    Every share is of one model: running statistics become those of process 0. What a sharded tower has gathered of its
+    weights is let go, so that the next pass sees it if the shards change in between, as from an average to the weights
+    themselves.
+
     Args:
         encoder: whose mode, of training or evaluation, is as before afterwards.
         modality: of the items.
@@ -48,14 +52,16 @@ def embed(
         count: of the items, at least 1.
         normalize: to unit length.
     """
-    mine = share_of(count)
+    mine, embedder = share_of(count), encoder.embedder(modality)
+    distributed.same_buffers(embedder)
     out = torch.empty(len(mine), encoder.width, device=encoder.device)
     training = encoder.training
     encoder.eval()
     for start in range(0, len(mine), FEATURES_A_BATCH):
         chunk = mine[start : start + FEATURES_A_BATCH]
         moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
-        vectors = encoder.embedder(modality)(**moved).float()
+        vectors = embedder(**moved).float()
         out[start : start + len(chunk)] = F.normalize(vectors, dim=1) if normalize else vectors
     encoder.train(training)
+    sharding.reshard(embedder)
     return from_shares(out, count).cpu().numpy()
