@@ -127,6 +127,7 @@ class Miner:
         if distributed.rank() == 0:
             self._write(step, mined, positive)
             self._tell(step, mined, positive, time.monotonic() - started)
+        distributed.barrier()  # process 0 writes alone what all have mined
         self._serve(mined.items)
 
     def restore(self, step: int) -> None:
@@ -180,7 +181,6 @@ class Miner:
 
     def _mine(self, step: int) -> tuple[Mined, np.ndarray]:
         """What there is for every usable row, and each one's similarity of anchor and positive."""
-        distributed.same_buffers(self.method)
         dtype, device = DTYPES[self.precision], self.method.encoder.device
         with torch.autocast(device.type, dtype=dtype, enabled=self.precision != "float32"):
             seen = self._vectors(self.method.encoder, [self.feed.columns[role] for role in self.roles])

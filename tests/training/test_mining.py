@@ -17,6 +17,7 @@ import mmcl
 from mmcl.config.load import load_config, to_yaml
 from mmcl.data.identity import stable_hash
 from mmcl.methods import MINED
+from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
@@ -202,6 +203,17 @@ def test_the_time_of_a_run_has_that_of_its_minings(tmp_path, config, monkeypatch
     run = run_of(config, tmp_path / "run", f"data.mining.start={start}", "data.mining.every=null", "training.epochs=1")
     state = json.loads((run.folder / "checkpoints" / "step-00000002" / "state.json").read_text())
     assert state["seconds"] > 2.0
+
+
+def test_processes_wait_at_a_barrier_for_the_one_that_writes(tmp_path, config, monkeypatch):
+    """Any other exchange ends after training.timeout, and a file of many rows takes its time."""
+    trainer = Trainer(load_config(config), tmp_path / "run", resume=False, show_progress=False)
+    write, calls = Miner._write, []
+    monkeypatch.setattr(Miner, "_write", lambda self, *args: calls.append("write") or write(self, *args))
+    monkeypatch.setattr(distributed, "barrier", lambda: calls.append("barrier"))
+    trainer.miner.refresh(2)
+    trainer.metrics.close()
+    assert calls == ["write", "barrier"]
 
 
 def test_what_is_open_is_closed_where_the_first_mining_fails(tmp_path, config, monkeypatch):
