@@ -178,7 +178,7 @@ def _share_of_wins(rows: Side, columns: Side, plan: Plan) -> Tensor:
                 z.masked_fill_(mask, -torch.inf)
             torch.maximum(best[r], z.amax(dim=1), out=best[r])
 
-    plan.tour(columns, work)
+    plan.tour(columns, plan.keys, work)
     return (plan.exchange.total((own > best).sum()) / plan.exchange.rows).float()
 
 
@@ -195,13 +195,12 @@ def _tiled(
     scale = as_scale(temperature, queries.vectors)
     own = own_logits(queries, keys, partner, scale, plan)
     totals = label_smoothing > 0.0
-    there, back = log_sum_exp(queries, keys, scale, own, plan, both=symmetric, totals=totals, theirs=plan.keys_learn)
+    there, back = log_sum_exp(queries, keys, plan.keys, scale, own, plan, both=symmetric, totals=totals)
     if negatives is not None:
         if own_weight == 1.0 or negatives.row is None:
             negatives = negatives._replace(row=None)
-        learn = plan.negatives_learn  # a queue of past keys does not
         further, _ = log_sum_exp(
-            queries, negatives, scale, own, plan, totals=totals, own_weight=own_weight, theirs=learn
+            queries, negatives, plan.negatives, scale, own, plan, totals=totals, own_weight=own_weight
         )
         there = Statistics(torch.logaddexp(there.lse, further.lse), *map(torch.add, there[1:], further[1:]))
     directions = [there, Statistics(*(x[partner] for x in back))] if symmetric else [there]

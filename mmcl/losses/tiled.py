@@ -17,7 +17,7 @@ from torch import Tensor
 from mmcl.losses import triton_tiles
 from mmcl.losses.candidates import Side, excluded
 from mmcl.losses.pairs import similarities
-from mmcl.losses.tiles import Plan, Sweep, by_hand, factors
+from mmcl.losses.tiles import Held, Plan, Sweep, by_hand, factors
 from mmcl.runtime.device import widest
 
 NOTHING = -1e30  # the log-sum-exp of nothing; finite, for a gradient through it must not become ∞ - ∞
@@ -48,6 +48,7 @@ def own_logits(queries: Side, keys: Side, partner: Tensor, scale: Tensor, plan: 
 def log_sum_exp(
     rows: Side,
     columns: Side,
+    held: Held,
     scale: Tensor,
     own: Tensor,
     plan: Plan,
@@ -55,33 +56,32 @@ def log_sum_exp(
     both: bool = False,
     totals: bool = False,
     own_weight: float | None = None,
-    theirs: bool = True,
 ) -> tuple[Statistics, Statistics]:
     """Statistics of the logits in the rows, and in the columns.
 
     Args:
         rows: of this process.
         columns: of this process; those of others count too, if the plan has an exchange.
+        held: the columns of all processes, as the plan knows them.
         scale: number by which similarities are multiplied.
         own: (N,) logits of the rows' partners, from which it is told how far logits lie apart.
         plan: how to go about it.
         both: of the columns, too; what stands there without it is of no use.
         totals: sums and counts, too.
         own_weight: how much a column counts in the row that it belongs to; absent, it is left out, as partners are.
-        theirs: whether there is a use for the gradient of the columns; the same on all processes.
     """
     weight = 0.0 if own_weight is None else own_weight
     shared = not totals and columns.seen is None  # rows and columns leave out the same tiles' entries
     shift = _shift(rows, columns, scale, own, weight, plan) if shared else None
-    job = _Job.of(rows, columns, plan, both=both, totals=totals, weight=weight, shift=shift, theirs=theirs)
+    job = _Job.of(rows, columns, held, plan, both=both, totals=totals, weight=weight, shift=shift)
     tables = _LogSumExp.apply(rows.vectors, columns.vectors, scale, job)
     by_row, by_column = (Statistics(*table.unbind(dim=1)) for table in tables)
     return by_row, by_column
 
 
-def softplus_sum(rows: Side, columns: Side, scale: Tensor, bias: Tensor, plan: Plan) -> Tensor:
-    """(N,) sums over the columns of log(1 + exp(logit + bias))."""
-    return _SoftplusSum.apply(rows.vectors, columns.vectors, scale, bias, _Job.of(rows, columns, plan))
+def softplus_sum(rows: Side, keys: Side, scale: Tensor, bias: Tensor, plan: Plan) -> Tensor:
+    """(N,) sums over the keys of log(1 + exp(logit + bias))."""
+    return _SoftplusSum.apply(rows.vectors, keys.vectors, scale, bias, _Job.of(rows, keys, plan.keys, plan))
 
 
 class _Job(NamedTuple):
@@ -93,17 +93,17 @@ class _Job(NamedTuple):
 
     rows: Side
     columns: Side
+    held: Held
     plan: Plan
     both: bool = False
     totals: bool = False
     weight: float = 0.0
     shift: float | None = None
-    theirs: bool = True
 
     @classmethod
-    def of(cls, rows: Side, columns: Side, plan: Plan, **options: Any) -> _Job:
+    def of(cls, rows: Side, columns: Side, held: Held, plan: Plan, **options: Any) -> _Job:
         """Without the vectors, which ``on`` puts in their place."""
-        return cls(rows, columns, plan, **options).on(*(side.vectors.new_empty(0) for side in (rows, columns)))
+        return cls(rows, columns, held, plan, **options).on(*(side.vectors.new_empty(0) for side in (rows, columns)))
 
     def on(self, rows: Tensor, columns: Tensor) -> _Job:
         return self._replace(rows=self.rows._replace(vectors=rows), columns=self.columns._replace(vectors=columns))
@@ -153,7 +153,7 @@ class _LogSumExp(torch.autograd.Function):
             by_row.copy_(_join(by_row, found_by_row))
             return found_by_column if job.both else None
 
-        by_column = job.plan.tour(job.columns, work, _join)
+        by_column = job.plan.tour(job.columns, job.held, work, _join)
         by_column = _nothing(columns) if by_column is None else by_column
         for table in (by_row, by_column):
             table[:, 0].clamp_(min=NOTHING)
@@ -174,13 +174,13 @@ class _LogSumExp(torch.autograd.Function):
             if kernels:
                 logits, statistics = _for_triton(sweep, shard, job.weight), (*wanted[:2], *besides[:2])
                 return triton_tiles.log_sum_exp_backward(
-                    logits, sweep.d_rows(), *statistics, shift=job.shift, theirs=job.theirs
+                    logits, sweep.d_rows(), *statistics, shift=job.shift, theirs=job.held.learn
                 )
             derivative = derivatives(sweep, shard, job, wanted, _Wanted(*besides) if besides else None)
-            return sweep.gradient(shard, derivative, theirs=job.theirs)
+            return sweep.gradient(shard, derivative, theirs=job.held.learn)
 
         besides = _Wanted.of(by_column, grads[1]) if job.both else ()
-        d_columns = job.plan.tour(job.columns, work, besides=besides)
+        d_columns = job.plan.tour(job.columns, job.held, work, besides=besides)
         d_rows, d_scale = sweep.finish()
         return d_rows, d_columns, d_scale, None
 
@@ -339,7 +339,7 @@ class _SoftplusSum(torch.autograd.Function):
                 terms = _others(sweep, r, c, shard, F.softplus(z.add_(bias), threshold=40.0))
                 sums[r] += terms.sum(dim=1)
 
-        job.plan.tour(job.columns, work)
+        job.plan.tour(job.columns, job.held, work)
         ctx.save_for_backward(rows, columns, scale, bias, slopes)
         return sums
 
@@ -365,7 +365,7 @@ class _SoftplusSum(torch.autograd.Function):
 
             return sweep.gradient(shard, derivative)
 
-        d_columns = job.plan.tour(job.columns, work)
+        d_columns = job.plan.tour(job.columns, job.held, work)
         d_rows, d_scale = sweep.finish()
         return d_rows, d_columns, d_scale, d_bias.to(bias.dtype), None
 

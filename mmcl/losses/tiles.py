@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,19 @@ Tile = int | Literal["auto"] | None
 Across = Literal["gather", "ring"] | None
 
 
+class Held(NamedTuple):
+    """What the processes hold of a batch's keys, or of its further negatives.
+
+    Attributes:
+        counts: how many each process has.
+        learn: whether gradient flows to those of any process, as to a queue of past keys it does not; if so all have to
+            find what each owes the others.
+    """
+
+    counts: list[int]
+    learn: bool
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the matrix is gone through.
@@ -44,21 +57,22 @@ class Plan:
         similarity: what is in it.
         tile: rows and columns of a tile.
         exchange: where the columns are.
+        keys: of all processes.
+        negatives: of all processes.
         half: multiply in bfloat16, and add up in float32.
-        keys_learn: whether gradient flows to the keys of any process; if so all have to find what each owes the others.
-        negatives_learn: the same of the negatives.
     """
 
     similarity: Similarity
     tile: int
     exchange: Alone
+    keys: Held
+    negatives: Held
     half: bool = False
-    keys_learn: bool = True
-    negatives_learn: bool = True
 
     def tour(
         self,
         columns: Side,
+        held: Held,
         work: Callable[[Side, list[Tensor]], Tensor | None],
         combine: Combine = torch.add,
         besides: Sequence[Tensor] = (),
@@ -67,6 +81,7 @@ class Plan:
 
         Args:
             columns: of this process.
+            held: ``keys`` or ``negatives``, whichever these are.
             work: called with columns, and with what ``besides`` holds for them.
             combine: how two processes' findings become one.
             besides: tensors with one entry for each column.
@@ -79,7 +94,8 @@ class Plan:
         def unpack(tensors: list[Tensor]) -> Tensor | None:
             return work(Side(**dict(zip(present, tensors, strict=False))), tensors[len(present) :])
 
-        return self.exchange.tour([*(getattr(columns, field) for field in present), *besides], unpack, combine)
+        tensors = [*(getattr(columns, field) for field in present), *besides]
+        return self.exchange.tour(tensors, held.counts, unpack, combine)
 
 
 def make_plan(batch: Candidates, tile: Tile, across: Across, similarity: Similarity, *, half: bool) -> Plan | None:
@@ -92,19 +108,21 @@ def make_plan(batch: Candidates, tile: Tile, across: Across, similarity: Similar
     if tile not in ("auto", None) and not (isinstance(tile, int) and tile is not True and tile > 0):
         raise ValueError(f"tile must be a number from 1 up, 'auto' or None, not {tile!r}")
     queries, keys, negatives, _ = batch
+    counts = [0 if side is None else len(side.vectors) for side in (keys, negatives)]
     learn = [side is not None and side.vectors.requires_grad for side in (keys, negatives)]
-    meeting = exchange(across, len(queries.vectors), queries.vectors.device, [*learn, *_widths(batch)])
-    if any(told[2:] != meeting.told[0][2:] for told in meeting.told):
+    meeting = exchange(across, len(queries.vectors), queries.vectors.device, [*counts, *learn, *_widths(batch)])
+    if any(told[4:] != meeting.told[0][4:] for told in meeting.told):
         raise ValueError("all processes must give the same arguments, of the same widths: (0, D) where there are none")
     if meeting.rows == 0:
         raise ValueError("the batch has no rows")
-    if type(meeting) is Alone:
-        columns = len(keys.vectors) + (0 if negatives is None else len(negatives.vectors))
-        if tile is None or (tile == "auto" and len(queries.vectors) * columns <= DENSE**2):
-            return None
+    few = len(queries.vectors) * sum(counts) <= DENSE**2
+    if type(meeting) is Alone and (tile is None or (tile == "auto" and few)):
+        return None
     size = TILE if tile == "auto" else sys.maxsize if tile is None else tile
-    keys_learn, negatives_learn = (any(flags) for flags in zip(*(told[:2] for told in meeting.told), strict=True))
-    return Plan(similarity, size, meeting, half, keys_learn, negatives_learn)
+    of_keys, of_negatives = (
+        Held([told[at] for told in meeting.told], any(told[2 + at] for told in meeting.told)) for at in range(2)
+    )
+    return Plan(similarity, size, meeting, of_keys, of_negatives, half)
 
 
 def _widths(batch: Candidates) -> list[int]:

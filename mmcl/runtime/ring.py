@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmcl.runtime.distributed import everyones, gather_rows, rank, row_counts, world_size
+from mmcl.runtime.distributed import everyones, gather_rows, rank, world_size
 
 Work = Callable[[list[Tensor]], Tensor | None]
 Combine = Callable[[Tensor, Tensor], Tensor]
@@ -33,11 +33,14 @@ class Alone:
     def __init__(self, rows: int, told: Sequence[int] = ()) -> None:
         self.rows, self.told = rows, [list(told)]
 
-    def tour(self, columns: Sequence[Tensor], work: Work, combine: Combine = torch.add) -> Tensor | None:
+    def tour(
+        self, columns: Sequence[Tensor], counts: list[int], work: Work, combine: Combine = torch.add
+    ) -> Tensor | None:
         """Do ``work`` for all columns of the batch.
 
         Args:
             columns: tensors of this process, each with one entry for each of its columns in front.
+            counts: every process's number of columns, which they told each other when they met: to ask is a wait.
             work: called with the same tensors of some of the batch's columns, until all have had their turn. Returns
                 one entry for each of the columns, or None if there is nothing to bring home.
             combine: how what different rows found for the same columns becomes one.
@@ -64,8 +67,9 @@ class Gather(Alone):
         counts, self.told = [numbers[0] for numbers in table], [numbers[1:] for numbers in table]
         self.first, self.rows = sum(counts[: rank()]), sum(counts)
 
-    def tour(self, columns: Sequence[Tensor], work: Work, combine: Combine = torch.add) -> Tensor | None:
-        counts = row_counts(len(columns[0]), columns[0].device)
+    def tour(
+        self, columns: Sequence[Tensor], counts: list[int], work: Work, combine: Combine = torch.add
+    ) -> Tensor | None:
         found = work([gather_rows(tensor, counts) for tensor in columns])
         if found is None:
             return None
@@ -90,8 +94,9 @@ class Ring(Gather):
     another's sum before it can pass on its own.
     """
 
-    def tour(self, columns: Sequence[Tensor], work: Work, combine: Combine = torch.add) -> Tensor | None:
-        counts = row_counts(len(columns[0]), columns[0].device)
+    def tour(
+        self, columns: Sequence[Tensor], counts: list[int], work: Work, combine: Combine = torch.add
+    ) -> Tensor | None:
         world, me = len(counts), rank()
         held = [tensor.contiguous() for tensor in columns]
         home: Tensor | None = None

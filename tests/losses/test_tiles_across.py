@@ -10,6 +10,7 @@ import pytest
 
 PROCESSES = """
 import sys
+from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
@@ -91,6 +92,11 @@ for across in ("gather", "ring"):
         tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
         info_nce(*leaves[:2], tau, negatives=leaves[2], across=across, tile=3).backward()
         assert (leaves[learns].grad is not None) == (rank == 0 or learns == 0)
+    leaves = [x[part].clone().requires_grad_() for x, part in zip((q, k, n), (rows, rows, wrong))]
+    with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduce:
+        info_nce(*leaves[:2], 0.2, negatives=leaves[2], across=across, tile=3).backward()
+    told = [call for call in reduce.call_args_list if call.args[0].dtype == torch.int64]
+    assert len(told) == 1  # how many each has of what: all the processes must wait for to know
     for told, options in (("same arguments", {"ids": ids[rows]}), ("same arguments", {"negatives": n[wrong]})):
         with pytest.raises(ValueError, match=told):
             info_nce(q[rows], k[rows], 0.2, across=across, **(options if rank else {}))
