@@ -105,6 +105,11 @@ class _Job(NamedTuple):
         """Without the vectors, which ``on`` puts in their place."""
         return cls(rows, columns, held, plan, **options).on(*(side.vectors.new_empty(0) for side in (rows, columns)))
 
+    @property
+    def rules(self) -> list[Tensor]:
+        """What tells the candidates, for autograd to keep as well."""
+        return [tensor for side in (self.rows, self.columns) for tensor in side[1:] if tensor is not None]
+
     def on(self, rows: Tensor, columns: Tensor) -> _Job:
         return self._replace(rows=self.rows._replace(vectors=rows), columns=self.columns._replace(vectors=columns))
 
@@ -157,13 +162,13 @@ class _LogSumExp(torch.autograd.Function):
         by_column = _nothing(columns) if by_column is None else by_column
         for table in (by_row, by_column):
             table[:, 0].clamp_(min=NOTHING)
-        ctx.save_for_backward(rows, columns, scale, by_row, by_column)
+        ctx.save_for_backward(rows, columns, scale, by_row, by_column, *job.rules)
         return by_row, by_column
 
     @staticmethod
     @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, by_row, by_column = ctx.saved_tensors
+        rows, columns, scale, by_row, by_column, *_ = ctx.saved_tensors
         job = ctx.job.on(rows, columns)
         sweep = Sweep(job.rows, scale, job.plan)
         kernels = _for_kernels(job) and not job.totals
@@ -340,13 +345,13 @@ class _SoftplusSum(torch.autograd.Function):
                 sums[r] += terms.sum(dim=1)
 
         job.plan.tour(job.columns, job.held, work)
-        ctx.save_for_backward(rows, columns, scale, bias, slopes)
+        ctx.save_for_backward(rows, columns, scale, bias, slopes, *job.rules)
         return sums
 
     @staticmethod
     @by_hand
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, bias, slopes = ctx.saved_tensors
+        rows, columns, scale, bias, slopes, *_ = ctx.saved_tensors
         job = ctx.job.on(rows, columns)
         kernels = _for_kernels(job)
         sweep = Sweep(job.rows, scale, job.plan)

@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmcl.losses.candidates import Candidates, Side
 from mmcl.losses.pairs import Similarity, similarities
@@ -148,17 +147,30 @@ def by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A ``backward`` that is no graph of its own: to differentiate it again raises ``RuntimeError``, rather than give
     something wrong. Autocast, in which a user may have called it, does not reach into it."""
 
-    def exactly(ctx: Any, *grads: Tensor) -> Any:
-        with torch.autocast(grads[0].device.type, enabled=False):
-            return backward(ctx, *grads)
-
     @wraps(backward)
     def once(ctx: Any, *grads: Tensor) -> Any:
-        if torch.is_grad_enabled():  # or torch sees no graph where a loss is linear in what was computed here
-            grads = tuple(grad.detach().requires_grad_() for grad in grads)
-        return once_differentiable(exactly)(ctx, *grads)
+        with torch.no_grad(), torch.autocast(grads[0].device.type, enabled=False):
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return found
+        # Whatever a user differentiates by, the way there leads through one of these.
+        given = [gradient for gradient in found if gradient is not None]
+        ends = iter(_End.apply(len(given), *given, *grads, *ctx.saved_tensors))
+        return tuple(None if gradient is None else next(ends) for gradient in found)
 
     return once
+
+
+class _End(torch.autograd.Function):
+    """Hands on the first so many tensors, which come of the others; there is no way back."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError("a loss in tiles has no second derivative; tile=None has one")
 
 
 class Sweep:

@@ -47,7 +47,7 @@ class Clip(ImageText):
     def embed(self, batch: Batch) -> Views:
         further = {role: view for role, view in FURTHER.items() if role in batch.extra}
         texts = {"text": batch.inputs["text"]} | {view: batch.extra[role] for role, view in further.items()}
-        pictures = self._pictures(batch)
+        pictures = self.pictures(batch)
         image, text = (self.encoder.embedder(side) for side in self.sides)
         views: Views = {"image": image(**pictures)}
         if self.key_embedder is None:
@@ -58,12 +58,6 @@ class Clip(ImageText):
             views |= {"key_image": self.key_embedder("image", **pictures), "key_text": keys.pop("text"), **keys}
         ids = {IDS[view]: batch.extra_ids[role] for role, view in further.items()}
         return views | ids | {"ids": batch.ids} | self.embed_references(batch)
-
-    def _pictures(self, batch: Batch) -> dict[str, Tensor]:
-        image = batch.inputs["image"]
-        if self.augmentation is not None and self.training and "pixels" in image:
-            image = {"pixels": self.augmentation(image["pixels"], batch.seeds)}
-        return image
 
     def contrast(self, views: Views) -> Tensor:
         return self._both_ways(self._tell_apart, views, symmetric=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from mmcl.config.schema import Config
 from mmcl.methods.base import Batch, Views, refuse_unknown_roles
 from mmcl.methods.paired import Paired
@@ -21,11 +23,13 @@ class ImageText(Paired):
         return inputs
 
     def embed(self, batch: Batch) -> Views:
+        inputs = {"image": self.pictures(batch), "text": batch.inputs["text"]}
+        views = {role: self.encoder.embedder(role)(**tensors) for role, tensors in inputs.items()}
+        return views | {"ids": batch.ids} | self.embed_references(batch)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The pictures of a batch, in training changed at random, if the config says so."""
         image = batch.inputs["image"]
         if self.augmentation is not None and self.training and "pixels" in image:
             image = {"pixels": self.augmentation(image["pixels"], batch.seeds)}
-        inputs = {"image": image, "text": batch.inputs["text"]}
-        views = {role: self.encoder.embedder(role)(**tensors) for role, tensors in inputs.items()}
-        if self.key_embedder is not None:
-            views |= {f"key_{role}": self.key_embedder(role, **tensors) for role, tensors in inputs.items()}
-        return views | {"ids": batch.ids} | self.embed_references(batch)
+        return image

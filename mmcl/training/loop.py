@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 
 from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
@@ -229,6 +231,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.progress.scaler = self.step.scaler.state_dict()
+        distributed.same_buffers(self.method)  # a checkpoint has one process's, with which all go on
         keep = self.config.training.keep
         save_checkpoint(self.folder, self.method, self.step.optimizer, self.progress, keep=keep, average=self.average)
 
@@ -246,7 +249,6 @@ class Trainer:
 
     def _judge(self) -> dict[str, float]:
         """Every source's metrics of the weights as they are; empty in all processes but the first."""
-        distributed.same_buffers(self.method)
         values: dict[str, float] = {}
         for name, judge in self.judges.items():
             values |= {f"{name}/{key}": value for key, value in judge.evaluate(self.method.encoder).items()}
@@ -387,12 +389,18 @@ def _start_device(name: str, timeout: timedelta) -> torch.device:
         timeout: how long processes wait for each other's share of a computation; at a barrier they wait on.
 
     Raises:
-        MmclError: there is no such device, or an earlier run has joined the processes for another.
+        MmclError: there is no such device, an earlier run has joined the processes for another, or not all come.
     """
     device = pick_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    here = PartialState(cpu=device.type == "cpu", timeout=timeout)
+    try:
+        here = PartialState(cpu=device.type == "cpu", timeout=timeout)
+    except dist.DistError as error:
+        raise MmclError(
+            f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: the others did not all join within "
+            f"training.timeout, {timeout.total_seconds() / 60:g} minutes; their own last lines tell what keeps them"
+        ) from error
     if here.num_processes == 1:  # what it says of the device is that of the first run in this process
         return device
     if here.device.type != device.type:

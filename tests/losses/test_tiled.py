@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,11 +16,22 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_second_derivative_is_refused(loss):
-    q, k = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+@pytest.mark.parametrize("by", [None, 0, 1])
+def test_a_second_derivative_is_refused(loss, by):
+    """By whatever is named: autograd leaves out what does not lead there."""
+    q, k = given = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
     (grad,) = torch.autograd.grad(loss(q, k), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.square().sum().backward()
+    penalty = grad.square().sum()
+    with pytest.raises(RuntimeError, match="has no second derivative; tile=None has one"):
+        penalty.backward() if by is None else torch.autograd.grad(penalty, given[by])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_graph_of_the_gradient_changes_no_gradient(loss):
+    torch.manual_seed(0)
+    q, k = given = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
+    plain, with_graph = (torch.autograd.grad(loss(q, k), given, create_graph=graph) for graph in (False, True))
+    assert all(map(torch.equal, plain, with_graph))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -38,6 +51,16 @@ def test_embeddings_that_were_changed_before_the_backward_pass_are_noticed(loss)
     q.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
+
+
+def test_ids_that_were_changed_before_the_backward_pass_are_noticed():
+    q, k = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+    for loss in (info_nce, partial(sigmoid, bias=-1.0)):
+        ids = torch.arange(5)
+        value = loss(q, k, temperature=0.2, ids=ids, tile=2)
+        ids.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
 
 
 @pytest.mark.parametrize("weight", [1e28, 1e40])

@@ -41,6 +41,19 @@ def endless_config(tmp_path):
     return path
 
 
+def test_a_process_that_never_came_is_told(tmp_path, endless_config):
+    first, second = start(
+        "-m", "mmcl", "train", endless_config, "--out", tmp_path / "run", "--set", "training.timeout=0.1", processes=2
+    )
+    second.kill()
+    second.wait()
+    _, told = first.communicate(timeout=STARTED)
+    assert first.returncode == 2
+    assert re.fullmatch(
+        r"\S*: process 0 of 2: the others did not all join within training\.timeout, 0\.1 minutes.*\n", told
+    )
+
+
 def test_a_killed_process_ends_the_other_with_one_line(tmp_path, endless_config):
     run = tmp_path / "run"
     workers = start("-m", "mmcl", "train", endless_config, "--out", run, processes=2)
