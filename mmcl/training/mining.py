@@ -259,9 +259,10 @@ class Miner:
                 file.write_table(pa.table(columns, schema=SCHEMA))
 
     def _tell(self, step: int, mined: Mined, positive: np.ndarray, seconds: float) -> None:
+        random = mined.ranks < 0
         log.info(
             "step %d: %d hard negatives mined for each of %d rows among %d items in %.1f s; mean similarity %.3f, of "
-            "positives %.3f",
+            "positives %.3f%s",
             step,
             self.rules.count,
             len(positive),
@@ -269,13 +270,13 @@ class Miner:
             seconds,
             mined.scores.mean(),
             positive.mean(),
+            f"; {random.mean():.0%} are random ones" if random.any() else "",
         )
-        random = mined.ranks < 0
         if random.any() and not self._told:
             self._told = True
             log.warning(
                 "data.mining: %d of %d rows have fewer than %d items that pass among their nearest %d; %d of %d "
-                "negatives are random ones instead (rank -1 in %s); a larger depth finds more",
+                "negatives are random ones instead (rank -1 in %s); %s",
                 random.any(axis=1).sum(),
                 len(random),
                 self.rules.count,
@@ -283,6 +284,9 @@ class Miner:
                 random.sum(),
                 random.size,
                 self.path(step),
+                "a larger depth finds more"
+                if self.rules.depth < len(self._corpus)
+                else "all items were looked at, so that only wider limits let more pass",
             )
 
 

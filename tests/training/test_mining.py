@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 
@@ -136,9 +137,20 @@ def test_what_is_mined_follows_from_the_weights_at_that_step(tmp_path, config, c
     random = 0
     for step, lines in files.items():
         random += check_against(encoder_at(config, run.folder, step), lines)
-    told = [record.getMessage() for record in caplog.records if "random ones" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "random ones instead" in record.getMessage()]
     assert len(told) == (random > 0)
     assert files[2] != files[5], "the model has learned in between"
+
+
+@pytest.mark.parametrize(
+    ("depth", "cure"), [(2, "a larger depth finds more"), (1000, "only wider limits let more pass")]
+)
+def test_random_negatives_are_told_each_time_and_their_cure_once(tmp_path, config, caplog, depth, cure):
+    with caplog.at_level(logging.INFO, logger="mmcl"):
+        run_of(config, tmp_path / "run", f"data.mining.depth={depth}", "data.mining.margin=3.0")
+    told = [record.getMessage() for record in caplog.records]
+    assert len([line for line in told if "random ones instead" in line and line.endswith(cure)]) == 1
+    assert len([line for line in told if line.endswith("; 100% are random ones")]) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
