@@ -69,7 +69,8 @@ def info_nce(
         tile: rows and columns of the tiles in which the matrix of logits is computed, and computed again for the
             gradient, in O((N + K)·D) memory; None holds the whole matrix, ``auto`` while it has no more than 1,024²
             logits. The result is the same but for rounding. Where all embeddings came in bfloat16 and the hardware
-            multiplies it, so do tiles, and add up in float32.
+            multiplies it, so do tiles, and add up in float32: gradients of embeddings are then within 1% of their norm,
+            that of a temperature of 0.02 or less within 3%. There is no second derivative in tiles.
         across: None if the arguments are the whole batch. Else each process of the default group passes its own rows,
             of which the numbers may differ or be 0, and all get the loss of the whole batch; owners and partners are
             numbers of the process's own rows. Each computes its queries against all keys: with ``gather`` it holds all

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.candidates import Candidates, candidates
-from mmcl.losses.pairs import Similarity, check_number, check_pairs, check_temperature, repeats, similarities
+from mmcl.losses.pairs import Similarity, check_number, check_pairs, check_temperature, repeats, scalar, similarities
 from mmcl.losses.tiled import own_logits, softplus_sum
 from mmcl.losses.tiles import Across, Plan, Tile, as_number, as_scale, in_bfloat16, make_plan
 
@@ -65,6 +65,7 @@ def sigmoid(
         plan = make_plan(batch, tile, across, similarity, half=in_bfloat16(image, text))
         if plan is not None:
             return _tiled(batch, temperature, bias, plan)
+        temperature, bias = scalar(temperature), scalar(bias)
         logits = similarities(batch.queries.vectors, batch.keys.vectors, similarity) / temperature + bias  # (N, N)
         labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
         terms = -F.logsigmoid(labels * logits)

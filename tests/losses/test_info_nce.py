@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.losses import Guide, batch_accuracy, info_nce
+from mmcl.losses import Guide, batch_accuracy, info_nce, sigmoid
 
 
 def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=True, similarity="cosine", smooth=0.0):
@@ -314,3 +314,13 @@ def test_shapes_that_do_not_fit_are_named():
         info_nce(torch.randn(3, 4), torch.randn(3, 4), label_smoothing=1.0)
     with pytest.raises(ValueError, match="similarity must be"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), similarity="manhattan")
+
+
+@pytest.mark.parametrize("tile", [None, 2])
+def test_a_temperature_of_another_type_changes_none_of_the_results(tile):
+    q, k = torch.randn(5, 4), torch.randn(5, 4)
+    for shape in ((), (1,)):
+        temperature = torch.full(shape, 0.1, dtype=torch.float64)
+        for value in (info_nce(q, k, temperature, tile=tile), sigmoid(q, k, temperature, -temperature, tile=tile)):
+            assert value.dtype == torch.float32
+            assert value.shape == ()
