@@ -6,7 +6,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from mmcl.config.data import AugmentationConfig, DataConfig, TextAugmentationConfig
-from mmcl.config.methods import ClipConfig, MethodConfig, SimcseConfig
+from mmcl.config.methods import ClipConfig, MethodConfig
 from mmcl.config.model import ModelConfig
 from mmcl.config.section import Section
 from mmcl.config.training import EvaluationConfig, TrainingConfig
@@ -33,18 +33,6 @@ class Config(Section):
     """How the weights are learned."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """How the model is judged during training."""
-
-    @model_validator(mode="after")
-    def _a_ring_has_no_whole_batch(self) -> Config:
-        method = self.method
-        if self.training.exchange == "ring" and isinstance(method, SimcseConfig):
-            setting = "" if method.loss == "info_nce" else f"method.loss '{method.loss}'"
-            setting = setting or ("method.debias" if method.debias else "method.hardness" if method.hardness else "")
-            if setting:
-                raise ValueError(
-                    f"training.exchange: {setting} needs the whole batch on every process; set it to gather"
-                )
-        return self
 
     @model_validator(mode="after")
     def _sources_are_kept_apart(self) -> Config:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -73,7 +72,7 @@ def distinct_batches(
     if missing:
         if spare is not None:
             codes += _split(*identities.of(spare), len(spare))
-        _fill(batches, batch_size, codes)
+        _fill(batches, batch_size, codes, len(rows))
     return np.array([sorted(members) for members in batches]).reshape(count, batch_size), missing
 
 
@@ -110,24 +109,20 @@ def _placed(places: np.ndarray, codes: list[list[int]], count: int, batch_size: 
     return found
 
 
-def _fill(batches: list[list[int]], batch_size: int, codes: list[list[int]]) -> None:
-    """Fill gaps with rows that fit, one after the other through all of them, so that few come more than twice."""
-    at, count = 0, len(codes)
+def _fill(batches: list[list[int]], batch_size: int, codes: list[list[int]], count: int) -> None:
+    """Fill gaps with rows that fit, one after the other through the first ``count``, so that few come more than twice;
+    and with the others, which are spare, where these do not suffice."""
+    at = 0
     for members in batches:
         if len(members) == batch_size:
             continue
         taken = {code for row in members for code in codes[row]}
-        for row in _cycle(at, count):
+        for row in chain(range(at, count), range(at), range(count, len(codes))):
             if taken.isdisjoint(codes[row]):
                 members.append(row)
                 taken.update(codes[row])
-                at = (row + 1) % count
+                at = (row + 1) % count if row < count else at
                 if len(members) == batch_size:
                     break
         else:
             raise ValueError(f"{batch_size} rows that have nothing in common cannot be found")
-
-
-def _cycle(start: int, count: int) -> Iterator[int]:
-    yield from range(start, count)
-    yield from range(start)

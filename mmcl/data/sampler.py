@@ -106,7 +106,7 @@ class Sampler:
         return rows, passes
 
     def repeated(self, epoch: int) -> int:
-        """How many rows come a second time in ``epoch``, since others fit into no batch."""
+        """How many rows of ``epoch`` fit into no batch, so that others come a second time, or before their turn."""
         return self._order(epoch)[2]
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -148,11 +148,14 @@ class Sampler:
 
     def _part(self, source: int, epoch: int) -> np.ndarray:
         """(2, n): what a source gives to an epoch, which is rows ``epoch * count`` up to ``(epoch + 1) * count`` of its
-        passes, and then the rest of the pass that these end in; and the pass of each."""
+        passes, and, with identities, the rest of the pass that these end in; and the pass of each."""
         positions, count = self.positions[source], self.counts[source]
         if count == len(positions):  # a whole pass, which the epoch shuffles
             return np.stack([positions, np.full(count, epoch)])
-        numbers = np.arange(epoch * count, -(-(epoch + 1) * count // len(positions)) * len(positions))
+        stop = (epoch + 1) * count
+        if self.identities is not None:
+            stop = -(-stop // len(positions)) * len(positions)
+        numbers = np.arange(epoch * count, stop)
         passes, within = np.divmod(numbers, len(positions))
         rows = np.empty(len(numbers), dtype=np.int64)
         for turn in np.unique(passes):

@@ -327,8 +327,11 @@ def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter,
     if block is None:  # the pictures are gone since: nothing is left to encode either
         return
     again = _encode(encoder, block.inputs, reader.modality, wanted)
-    stored = open_vectors(writer.folder, partial=True).take(range(min(len(again), writer.count)))
-    if not np.allclose(again[: len(stored)], stored, atol=_PROBE_TOLERANCE):
+    ids, stored = next(open_vectors(writer.folder, partial=True).iter_shards())
+    # Of the rows that could be read at the time and still can.
+    both = [(place, block.ids.index(str(id_))) for place, id_ in enumerate(ids[: len(again)]) if str(id_) in block.ids]
+    then, now = np.array(both, dtype=np.int64).reshape(-1, 2).T
+    if not np.allclose(again[now], stored[then].astype(np.float32), atol=_PROBE_TOLERANCE):
         raise MmclError(
             f"{writer.folder}: '{encoder.name}' now gives other vectors for the first rows than those stored there; "
             "delete the folder or choose another --out"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,8 @@ _ENCODE = "make it with: mmcl encode MODEL INPUT --out DIR"
 _AGAIN = "delete the folder and encode again"
 _LISTED = 1_000
 
-_DTYPES = ("float32", "float16")
+Stored = Literal["float32", "float16"]
+_DTYPES = get_args(Stored)
 
 
 class _Strict(BaseModel):
@@ -66,7 +67,7 @@ class _Skipped(_Strict):
 class _Manifest(_Strict):
     model: str | None
     dim: int
-    dtype: Literal["float32", "float16"]
+    dtype: Stored
     source: dict[str, Any]
     count: int
     complete: bool
@@ -103,7 +104,7 @@ class VectorWriter:
         *,
         dim: int,
         model: str | None,
-        dtype: Literal["float32", "float16"] = "float32",
+        dtype: Stored = "float32",
         source: dict[str, Any] | None = None,
         shard_rows: int = 100_000,
         resume: bool = True,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.candidates import candidates, dense_logits
+from mmcl.losses.pairs import scalar
 
 
 def debiased_info_nce(
@@ -105,6 +106,6 @@ def _direction(logits: Tensor, temperature: float | Tensor, debias: float, hardn
         gap = math.log(debias) + log_count + partner - total
         below = gap.clamp(max=-torch.finfo(gap.dtype).eps)
         corrected = total + torch.log(-torch.expm1(below)) - math.log1p(-debias)
-        least = log_count - 1 / temperature
+        least = log_count - 1 / scalar(temperature)
         total = torch.where(gap < 0, torch.maximum(corrected, least), least)
     return F.softplus(total - partner).masked_fill(alone, 0.0).mean()

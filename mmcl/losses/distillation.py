@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import check_pairs, check_temperature, prepare, similarities
+from mmcl.losses.pairs import check_pairs, check_temperature, prepare, scalar, similarities
 
 
 def distillation(
@@ -62,7 +62,7 @@ def distillation(
 
 def _logits(query: Tensor, key: Tensor, temperature: float | Tensor) -> Tensor:
     query, key = prepare(query, key, similarity="cosine")
-    return similarities(query, key, "cosine") / temperature
+    return similarities(query, key, "cosine") / scalar(temperature)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.pairs import check_pairs, check_temperature, prepare
+from mmcl.losses.pairs import check_pairs, check_temperature, prepare, scalar
 
 
 def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tensor = 0.05) -> Tensor:
@@ -37,7 +37,7 @@ def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tenso
     """
     check_temperature(temperature)
     with torch.autocast(query.device.type, enabled=False):
-        cosines = _cosines(query, key, score) / temperature
+        cosines = _cosines(query, key, score) / scalar(temperature)
         excess = cosines[None, :] - cosines[:, None]  # (N, N): how much closer pair j is than pair i
         wrong_order = excess[score[:, None] > score[None, :]]
         return torch.cat([excess.new_zeros(1), wrong_order]).logsumexp(dim=0)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, NotRequired, Self, TypeAlias, TypedDict, Unpack, cast
+from typing import Any, ClassVar, Literal, NotRequired, Self, TypeAlias, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,9 @@ class Method(nn.Module, ABC):
 
     training_head: Head | None
     """What stands between the embeddings and the loss, and is kept apart from the encoder in the model folder."""
+
+    apart: ClassVar[tuple[str, ...]] = ()
+    """Roles whose texts pass through the tower by themselves; all others pass together."""
 
     def __init__(self, config: Section, encoder: Encoder, **setting: Unpack[Setting]) -> None:
         super().__init__()

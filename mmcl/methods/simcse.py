@@ -44,6 +44,8 @@ class Simcse(Paired):
     """
 
     sides: ClassVar[tuple[str, str]] = ("anchor", "positive")
+    # Where anchors are questions, to pad them to the length of the answers would cost most.
+    apart: ClassVar[tuple[str, ...]] = ("anchor",)
     start_temperature: ClassVar[float] = 0.05
 
     config: SimcseConfig
@@ -51,7 +53,8 @@ class Simcse(Paired):
     def __init__(self, config: SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
         if config.loss != "info_nce" or config.debias or config.hardness:
-            self.across = None  # the whole batch is on every process
+            _refuse_ring(config, self.across)
+            self.across = None
         self.unsupervised = "text" in self.inputs
         self.negatives = [role for role in self.inputs if NEGATIVE.fullmatch(role)]
         _refuse_what_does_nothing(config, hard=bool(self.negatives or self.mined))
@@ -124,8 +127,7 @@ class Simcse(Paired):
             inputs = {"anchor": inputs["text"], "positive": inputs.get("positive", inputs["text"])}
             groups = [[*self.sides]]
         else:
-            # Anchors on their own: where they are questions, to pad them to the length of the answers would cost most.
-            groups = [["anchor"], [role for role in ("positive", *self.negatives, MINED) if role in inputs]]
+            groups = [[*self.apart], [role for role in ("positive", *self.negatives, MINED) if role in inputs]]
         views: Views = {}
         for roles in groups:
             texts = {role: inputs[role] for role in roles}
@@ -265,6 +267,12 @@ class Simcse(Paired):
                 f"{score.max():g}; set it to the range of the data"
             )
         return (score - low) / (high - low)
+
+
+def _refuse_ring(config: SimcseConfig, across: str | None) -> None:
+    if across == "ring":
+        setting = "debias and hardness" if config.loss == "info_nce" else f"loss '{config.loss}'"
+        raise MmclError(f"training.exchange: {setting} needs the whole batch on every process; set it to gather")
 
 
 def _refuse_what_does_nothing(config: SimcseConfig, hard: bool) -> None:

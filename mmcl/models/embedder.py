@@ -85,3 +85,8 @@ class Embedder(nn.Module):
             options = {} if embedded is None else {"embeddings": embedded}
             features.append(tower(**group, **options))
         return torch.cat(features)[order.argsort()]
+
+
+def embedders(module: nn.Module) -> dict[str, Embedder]:
+    """All embedders in ``module``, by their path."""
+    return {path: part for path, part in module.named_modules() if isinstance(part, Embedder)}

@@ -277,6 +277,11 @@ class Index:
         try:
             files = about.pop("files")
             size = sum(record["bytes"] for record in files.values())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise MmclError(
+                f"{folder / 'index.json'}: damaged, its files are not listed ({error}); {_REBUILD}"
+            ) from None
+        try:
             for name in ("index.faiss", "ids.parquet"):
                 whole = size < _CHECKSUM_BELOW if verify is None else verify
                 check_file(folder / name, files[name], checksum=whole, cure=_REBUILD)
@@ -291,8 +296,6 @@ class Index:
             )
         except KeyError as error:
             raise MmclError(f"{folder / 'index.json'}: damaged, {error} is missing; {_REBUILD}") from None
-        except (TypeError, AttributeError):
-            raise MmclError(f"{folder / 'index.json'}: damaged, an entry is of another kind; {_REBUILD}") from None
         except RuntimeError as error:
             raise MmclError(f"{folder / 'index.faiss'}: damaged ({specs.reason(error)}); {_REBUILD}") from None
 

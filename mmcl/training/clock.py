@@ -39,12 +39,19 @@ class Clock:
         self.device = device
         self.every = every
         self.latest: Shares | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """Leave out what came since the last line and the last rate, such as an evaluation."""
         self._begin()
         self._counted, self._counted_since = 0, time.monotonic()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around what is no part of learning, such as an evaluation: its time does not count."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            passed = time.monotonic() - start
+            self._since += passed
+            self._counted_since += passed
 
     def _begin(self) -> None:
         self._since = time.monotonic()

@@ -24,7 +24,8 @@ from mmcl.training.run_folder import has_begun
 
 SMALLEST = 16  # rows a process, of the first trial
 MULTIPLE = 8  # of rows a process, which tensor cores like
-SHARE = 0.85  # of the memory that may be used: fragments and other lengths of texts need some
+SHARE = 0.85  # of the memory that may be used: fragments need some
+SMALLER = "take a smaller model or picture, set checkpointing on the towers, or training.parallel: fsdp"
 log = logging.getLogger("mmcl")
 
 
@@ -66,9 +67,9 @@ def find_batch(config: Config, folder: Path) -> int:
             trainer.step([grown(batch, rows)], len(fitted), 0.0)
         except torch.OutOfMemoryError:
             if world > 1:  # the others wait for this process in a collective call, and there is no way back to them
+                cure = f"{max(fitted)} did not: set training.batch_size yourself" if fitted else SMALLER
                 raise MmclError(
-                    f"--find-batch: {rows} rows in each of {world} processes exceed the memory of one of them; "
-                    f"{max(fitted, default=0)} did not: set training.batch_size yourself"
+                    f"--find-batch: {rows} rows in each of {world} processes exceed the memory of one of them; {cure}"
                 ) from None
             trainer.method.forget_step()
             trainer.step.optimizer.zero_grad(set_to_none=True)
@@ -80,10 +81,7 @@ def find_batch(config: Config, folder: Path) -> int:
     budget = -distributed.largest(-memory.total() * SHARE, trainer.device)
     rows = largest_that_fits(peak, budget, SMALLEST, longest)
     if rows is None:
-        raise MmclError(
-            f"not even {SMALLEST} rows a process fit into {budget / 2**30:.1f} GiB; take a smaller model or picture, "
-            "set checkpointing on the towers, or training.parallel: fsdp"
-        )
+        raise MmclError(f"not even {SMALLEST} rows a process fit into {budget / 2**30:.1f} GiB; {SMALLER}")
     if distributed.rank() == 0:
         shared = f" ({rows} in each of {world} processes)" if world > 1 else ""
         log.info(

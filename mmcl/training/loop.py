@@ -22,6 +22,7 @@ from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
 from mmcl.methods import Batch, Method
+from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
@@ -122,7 +123,7 @@ class Trainer:
         self.judges = {name: self._open_judge(name, source) for name, source in config.evaluation.sources.items()}
         self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))
         queue = getattr(config.method, "queue", None)
-        if queue is not None and queue.start >= self.steps:
+        if queue is not None and queue.start >= self.steps and not checkpoints:
             raise MmclError(
                 f"method.queue.start: {queue.start}, but the run has {self.steps} steps, so that no past rows would "
                 "count; lower it, raise training.epochs, or leave the queue out"
@@ -164,8 +165,8 @@ class Trainer:
             for step in range(progress.step, self.steps):
                 if step == until:
                     batches.close()
-                    batches, until = self._batches()
-                    clock.restart()
+                    with clock.aside():
+                        batches, until = self._batches()
                 rate = learning_rate(settings, step, self.steps)
                 with clock.waiting():
                     taken = list(itertools.islice(batches, accumulate))
@@ -180,13 +181,10 @@ class Trainer:
                 shares = clock.tick()
                 if shares:
                     self.metrics.write(progress.step, {"time": shares._asdict()})
-                improved = False
-                if self._due(self.evaluate_every):
-                    improved = self._evaluate()
-                    clock.restart()
-                if improved or self._due(settings.save_every):
-                    self._save()
-                    clock.restart()
+                with clock.aside():
+                    improved = self._evaluate() if self._due(self.evaluate_every) else False
+                    if improved or self._due(settings.save_every):
+                        self._save()
             batches.close()
             ticker.close()
             self._finish()
@@ -231,7 +229,10 @@ class Trainer:
 
     def _save(self) -> None:
         self.progress.scaler = self.step.scaler.state_dict()
-        distributed.same_buffers(self.method)  # a checkpoint has one process's, with which all go on
+        for embedder in embedders(
+            self.method
+        ).values():  # a checkpoint has one process's statistics, with which all go on
+            distributed.same_buffers(embedder)
         keep = self.config.training.keep
         save_checkpoint(self.folder, self.method, self.step.optimizer, self.progress, keep=keep, average=self.average)
 

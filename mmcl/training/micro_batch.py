@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -35,7 +36,7 @@ def micro_batches(batch: Batch, limit: int | TokenLimit | None, method: nn.Modul
     elif isinstance(limit, int):
         sizes = _evenly(rows, -(-rows // limit))
     else:
-        sizes = list(_filled(_token_counts(batch, method), limit.tokens))
+        sizes = list(_filled(_passes(batch, method), limit.tokens))
     if least > 1:
         sizes = _without_single_rows(sizes)
     if limit is not None and distributed.world_size() > 1 and any(map(_speaks, method.modules())):
@@ -48,33 +49,37 @@ def _speaks(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule | nn.SyncBatchNorm)
 
 
-def _token_counts(batch: Batch, method: nn.Module) -> Tensor:
-    """(N, T): tokens of the T texts that pass the tower for each row: those of its roles, one that is drawn twice but
-    was not changed at random twice over, and its share of the further texts, of which each counts as the longest."""
-    rows = len(batch.ids)
-    passing = list(batch.inputs.values())
+def _passes(batch: Batch, method: nn.Module) -> list[Tensor]:
+    """For each pass through the text tower (N, T): tokens of the T texts that each row brings to it, which are those of
+    its roles, one that is drawn twice but was not changed at random twice over, and its share of the further texts, of
+    which each counts as the longest."""
+    rows, apart = len(batch.ids), method.apart if isinstance(method, Method) else ()
+    passing = list(batch.inputs.items())
     for new, role in method.redrawn.items() if isinstance(method, Method) else ():
         if new not in batch.inputs:
-            passing.append(batch.inputs[role])
-    counts = [token_counts(inputs) for inputs in passing if "input_ids" in inputs]
+            passing.append((new, batch.inputs[role]))
+    alone = [token_counts(inputs)[:, None] for role, inputs in passing if "input_ids" in inputs and role in apart]
+    together = [token_counts(inputs) for role, inputs in passing if "input_ids" in inputs and role not in apart]
     for inputs in batch.extra.values():
         if "input_ids" in inputs and (further := len(inputs["input_ids"])):
-            counts += [token_counts(inputs).max().expand(rows)] * -(-further // rows)
-    if not counts:
+            together += [token_counts(inputs).max().expand(rows)] * -(-further // rows)
+    if not alone and not together:
         raise MmclError(NO_TOKENS)
-    return torch.stack(counts, dim=1)
+    return [*alone, torch.stack(together, dim=1)] if together else alone
 
 
 def _evenly(rows: int, count: int) -> list[int]:
     return [rows * (number + 1) // count - rows * number // count for number in range(count)]
 
 
-def _filled(counts: Tensor, limit: int) -> Iterator[int]:
-    """Sizes of consecutive parts that hold at most ``limit`` tokens, padding included; or a single row."""
-    size, longest = 0, [0] * counts.shape[1]
-    for row in counts.tolist():
+def _filled(passes: Sequence[Tensor], limit: int) -> Iterator[int]:
+    """Sizes of consecutive parts that bring at most ``limit`` tokens, the padding of each pass included; or a single
+    row."""
+    texts = [counts.shape[1] for counts in passes]
+    size, longest = 0, [0] * len(texts)
+    for row in torch.stack([counts.amax(dim=1) for counts in passes], dim=1).tolist():
         longer = [max(pair) for pair in zip(longest, row, strict=True)]
-        if size and (size + 1) * sum(longer) > limit:
+        if size and (size + 1) * sum(map(operator.mul, texts, longer)) > limit:
             yield size
             size, longer = 0, row
         size, longest = size + 1, longer

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from mmcl.config.training import TrainingConfig
 from mmcl.methods.state import beside_weights
 from mmcl.models.blocks import blocks, depths
-from mmcl.models.embedder import Embedder
+from mmcl.models.embedder import embedders
 from mmcl.runtime.errors import MmclError
 
 
@@ -80,7 +80,7 @@ def layer_scales(module: nn.Module, decay: float) -> dict[str, float]:
         MmclError: a tower that learns is no stack of blocks.
     """
     scales: dict[str, float] = {}
-    for path, embedder in _embedders(module):
+    for path, embedder in embedders(module).items():
         net: nn.Module = embedder.tower.net
         if not any(parameter.requires_grad for parameter in net.parameters()):
             continue
@@ -148,12 +148,6 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters, but for those of copies that only follow what learns."""
     beside = tuple(beside_weights(module))
     return ((name, parameter) for name, parameter in module.named_parameters() if not name.startswith(beside))
-
-
-def _embedders(module: nn.Module) -> Iterator[tuple[str, Embedder]]:
-    for path, part in module.named_modules():
-        if isinstance(part, Embedder):
-            yield path, part
 
 
 def _millions(count: int) -> str:

@@ -19,7 +19,7 @@ from mmcl.methods import Batch, Loss, Method, Views
 from mmcl.methods.momentum import MomentumCopy
 from mmcl.methods.queue import MemoryQueue
 from mmcl.models.blocks import blocks
-from mmcl.models.embedder import Embedder
+from mmcl.models.embedder import Embedder, embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError
@@ -203,14 +203,16 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
     ``fsdp``: towers are sharded block by block. What is outside the towers (a temperature, a head for training) is
     whole everywhere; see :func:`clip_gradients`.
     """
-    for embedder in _embedders(method):
+    for embedder in embedders(method).values():
         if settings.compile:
             # Texts of every length through one graph; pictures have one size.
             embedder.tower.compile(dynamic=embedder.tower.modality == "text" or None)
     if distributed.world_size() == 1:
         return method
     if settings.parallel == "fsdp":
-        learning = [part for part in _embedders(method) if any(weight.requires_grad for weight in part.parameters())]
+        learning = [
+            part for part in embedders(method).values() if any(weight.requires_grad for weight in part.parameters())
+        ]
         for copy in [part for part in method.modules() if isinstance(part, MomentumCopy)]:  # in its model's shards
             learning += [twin for part, twin in copy.twins() if isinstance(twin, Embedder) and part in learning]
         for embedder in learning:
@@ -223,9 +225,3 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, same)  # else sent around in every step
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=devices)
-
-
-def _embedders(method: Method) -> Iterator[Embedder]:
-    for module in method.modules():
-        if isinstance(module, Embedder):
-            yield module

@@ -210,7 +210,7 @@ class TableFeed(Table):
             if data.distinct and (repeated := sampler.repeated(0)) and distributed.rank() == 0:
                 log.warning(
                     "%s: %d of %d rows of the first epoch share a text or picture with so many others that no batch is "
-                    "left for them; other rows come twice instead",
+                    "left for them; other rows come more often instead",
                     self.name,
                     repeated,
                     sum(sampler.counts),

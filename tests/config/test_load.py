@@ -82,15 +82,6 @@ def test_negatives_of_all_sources_are_refused_where_sources_are_kept_apart(setti
     load_config(changed(**values), ["data.mix=[]"])
 
 
-@pytest.mark.parametrize("setting", [{"debias": 0.1}, {"hardness": 0.5}, {"loss": "cosent"}])
-def test_a_ring_is_refused_where_every_process_needs_the_whole_batch(setting):
-    """Whatever the number of processes: a config that is tried on one has to run on several."""
-    given = {"method": {"name": "simcse", **setting}, "training": {"exchange": "ring"}}
-    with pytest.raises(MmclError, match=rf"training\.exchange: method\.{next(iter(setting))}.* needs the whole batch"):
-        load_config(changed(**given))
-    load_config(changed(**given), ["training.exchange=gather"])
-
-
 @pytest.mark.parametrize(
     ("training", "more"),
     [

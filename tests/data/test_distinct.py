@@ -82,6 +82,19 @@ def test_a_text_in_too_many_rows_is_told_and_one_in_all_is_refused():
         distinct_batches(np.arange(12), 4, identities([[0]] * 12))
 
 
+def test_spare_rows_stand_in_only_where_a_second_time_of_the_others_does_not_do():
+    things = [[7], [7], [6], [8], [5], [8], [7], [5], [6], [5], [5], [6], [1], [2]]
+    own = identities(things)
+    alone, _ = distinct_batches(np.arange(12), 4, own)
+    places, _ = distinct_batches(np.arange(12), 4, own, spare=np.arange(12, 14))
+    assert np.array_equal(alone, places)
+    with pytest.raises(ValueError, match="nothing in common"):
+        distinct_batches(np.arange(12), 5, own)
+    places, _ = distinct_batches(np.arange(12), 5, own, spare=np.arange(12, 14))
+    nothing_twice(places, things)
+    assert (places >= 12).any()
+
+
 def test_time_is_linear_in_the_rows():
     """Every text three times, as in NLI; and one text in a tenth of the rows."""
     seconds = []

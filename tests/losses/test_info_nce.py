@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.losses import Guide, batch_accuracy, info_nce, sigmoid
+from mmcl.losses import Guide, batch_accuracy, cosent, debiased_info_nce, distillation, info_nce, sigmoid
 
 
 def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=True, similarity="cosine", smooth=0.0):
@@ -320,7 +320,9 @@ def test_shapes_that_do_not_fit_are_named():
 def test_a_temperature_of_another_type_changes_none_of_the_results(tile):
     q, k = torch.randn(5, 4), torch.randn(5, 4)
     for shape in ((), (1,)):
-        temperature = torch.full(shape, 0.1, dtype=torch.float64)
-        for value in (info_nce(q, k, temperature, tile=tile), sigmoid(q, k, temperature, -temperature, tile=tile)):
+        t = torch.full(shape, 0.1, dtype=torch.float64)
+        tiled = info_nce(q, k, t, tile=tile), sigmoid(q, k, t, -t, tile=tile)
+        dense = debiased_info_nce(q, k, t, debias=0.1), cosent(q, k, torch.rand(5), t), distillation(q, k, q, k, t, t)
+        for value in (*tiled, *dense):
             assert value.dtype == torch.float32
             assert value.shape == ()

@@ -259,7 +259,7 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
         ({"format": "mmcl vectors"}, "does not describe a mmcl index folder"),
         ({"count": 3}, "do not belong together"),
         ({"files": {}}, "'index.faiss' is missing"),
-        ({"files": []}, "damaged, an entry"),
+        ({"files": []}, "damaged, its files are not listed"),
         ({"format_version": None}, "damaged, 'format_version' is None"),
     ],
 )

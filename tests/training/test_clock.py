@@ -42,17 +42,22 @@ def test_the_shares_are_those_of_the_sleeps(caplog, time):
     assert "loader 30%, cpu 70%" in caplog.text
 
 
-def test_an_evaluation_can_be_left_out(time):
+def test_an_evaluation_can_be_left_out_and_what_was_counted_stays(time):
     clock = Clock(torch.device("cpu"), every=0.2)
-    time.sleep(0.3)
-    clock.restart()
+    for _ in range(2):
+        with clock.step():
+            time.sleep(0.1)
+        with clock.aside():
+            time.sleep(0.3)
+    assert clock.rate() == pytest.approx(10)
+    assert clock.tick() == pytest.approx((0.0, 0.0, 1.0))
+    with clock.aside():
+        time.sleep(0.3)
     assert clock.tick() is None
 
 
 def test_the_rate_is_that_of_the_steps_since_it_was_asked_for(time):
     clock = Clock(torch.device("cpu"))
-    time.sleep(0.3)
-    clock.restart()
     for seconds in (0.05, 0.1):
         for _ in range(4):
             with clock.step():

@@ -71,17 +71,36 @@ def test_no_row_is_alone_in_batch_normalisation(lengths, limit, sizes):
 
 
 def test_further_texts_count_where_parts_are_filled_with_tokens():
-    """14 texts beside 7 rows: each row brings two of them, which are up to 4 tokens long."""
+    """14 texts beside 7 rows: each row brings two of them, which are up to 4 tokens long, to the pass of its own."""
     lengths = [2, 5, 3, 9, 1, 1, 1]
     batch, further = batch_of(lengths), batch_of([4, 1] * 7)
     batch.extra, batch.extra_ids = {"mined": further.inputs["text"]}, {"mined": further.ids}
     parts = micro_batches(batch, TokenLimit(tokens=30), torch.nn.Linear(1, 1))
-    assert [len(part.ids) for part in parts] == [2, 1, 1, 3]  # 2 × (5 + 8); 3 + 8; 9 + 8; 3 × (1 + 8)
+    assert [len(part.ids) for part in parts] == [2, 1, 1, 2, 1]  # three texts a row: 6 × 5; 3 × 4; 3 × 9; 6 × 4; 3 × 4
     for part in parts:
         assert len(part.extra_ids["mined"]) == 2 * len(part.ids)
         masks = part.inputs["text"]["attention_mask"], part.extra["mined"]["attention_mask"]
-        assert sum(mask.numel() for mask in masks) <= 30
+        assert 3 * len(part.ids) * max(mask.shape[1] for mask in masks) <= 30
     assert torch.equal(torch.cat([part.extra_ids["mined"] for part in parts]), further.ids)
+
+
+def test_anchors_are_padded_by_themselves_and_what_they_are_told_from_together(tmp_path):
+    config = load_config(
+        {
+            "method": {"name": "simcse"},
+            "data": {
+                "train": {"source": "sample:shapes", "split": "train"},
+                "columns": {"anchor": "text", "positive": "text"},
+            },
+            "model": {"dim": 8, "text": {"name": "scratch", "layers": 1, "width": 8, "heads": 2}},
+        }
+    )
+    batch = batch_of([2] * 8)
+    batch.inputs = {"anchor": batch.inputs["text"], "positive": batch_of([6] * 8).inputs["text"]}
+    batch.extra = {"mined": batch_of([3] * 8).inputs["text"]}
+    batch.extra_ids = {"mined": batch.ids}
+    parts = micro_batches(batch, TokenLimit(tokens=28), build_method(config, tmp_path))
+    assert [len(part.ids) for part in parts] == [2, 2, 2, 2]  # 2 × (2 + 2 × 6)
 
 
 @pytest.mark.parametrize("changed", [False, True])
