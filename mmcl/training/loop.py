@@ -229,9 +229,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.progress.scaler = self.step.scaler.state_dict()
-        for embedder in embedders(
-            self.method
-        ).values():  # a checkpoint has one process's statistics, with which all go on
+        for embedder in embedders(self.method).values():  # a checkpoint has those of one process, with which all go on
             distributed.same_buffers(embedder)
         keep = self.config.training.keep
         save_checkpoint(self.folder, self.method, self.step.optimizer, self.progress, keep=keep, average=self.average)

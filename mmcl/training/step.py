@@ -210,9 +210,8 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
     if distributed.world_size() == 1:
         return method
     if settings.parallel == "fsdp":
-        learning = [
-            part for part in embedders(method).values() if any(weight.requires_grad for weight in part.parameters())
-        ]
+        parts = embedders(method).values()
+        learning = [part for part in parts if any(weight.requires_grad for weight in part.parameters())]
         for copy in [part for part in method.modules() if isinstance(part, MomentumCopy)]:  # in its model's shards
             learning += [twin for part, twin in copy.twins() if isinstance(twin, Embedder) and part in learning]
         for embedder in learning:
