@@ -35,6 +35,16 @@ def test_a_graph_of_the_gradient_changes_no_gradient(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradient_of_minus_a_loss_is_minus_its_gradient(loss):
+    torch.manual_seed(0)
+    q, k = given = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
+    there, back = (torch.autograd.grad(sign * loss(q, k), given) for sign in (1, -1))
+    for one, other in zip(there, back, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, -other)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_backward_within_autocast_is_as_exact_as_without(loss):
     torch.manual_seed(0)
     q, k = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
