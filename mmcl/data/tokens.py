@@ -92,7 +92,7 @@ def open_tokens(
     key = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     folder = cache_dir("tokens") / key
     if not (folder / "first.npy").is_file():
-        with atomic_folder(folder) as beside:
+        with atomic_folder(folder, unless=folder / "first.npy") as beside:
             _write(rows, column, tokenize, beside, show_progress)
     tokens = Tokens(folder)
     if on_error == "fail" and tokens.empty:

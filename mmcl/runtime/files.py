@@ -44,15 +44,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``path``; it replaces ``path`` if the block ends without an error."""
+def atomic_folder(path: Path, unless: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; it replaces ``path`` if the block ends without an error, ``unless`` that file
+    is there by then: another process was first, and may be reading."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
         yield beside
-        while True:
+        while unless is None or not unless.is_file():
             try:
                 beside.rename(path)
                 return
