@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -13,25 +12,28 @@ from typer.core import TyperGroup
 
 from mmcl import __version__
 from mmcl.cli import config, data, encode, evaluate, export, index, quickstart, tokenizer, train
-from mmcl.runtime.errors import MmclError
+from mmcl.cli.ends import end, prepare_streams
+from mmcl.cli.output import say
+from mmcl.runtime.printable import printable
 
 
 class _StoppedError(Exception):
-    """Ctrl-C, as typer lets it pass."""
+    """Carries what typer would make an end of in its own way."""
 
 
 class _Commands(TyperGroup):
-    """Typer ends an interrupted command without a word; here it is told as any other end is."""
+    """Typer ends an interrupted command, or one whose reader is gone, without a word; here all ends are told alike."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise _StoppedError(str(error) or "interrupted; what is on disk is whole") from error
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise _StoppedError from error
 
 
 app = typer.Typer(
     name="mmcl",
+    rich_markup_mode=None,  # plain help wraps between words at every width
     cls=_Commands,
     help="Train, use and judge contrastive embeddings: images with text, sentences, images alone.",
     no_args_is_help=True,
@@ -39,13 +41,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("quickstart")(quickstart.quickstart)
-app.command("train")(train.train)
+app.command("quickstart", short_help="Train, encode, index, evaluate and search on sample data.")(quickstart.quickstart)
+app.command("train", short_help="Train what a config describes.")(train.train)
 app.command("encode")(encode.encode)
 app.add_typer(index.app, name="index")
 app.command("search")(index.search)
 app.add_typer(evaluate.app, name="eval")
-app.command("export")(export.export)
+app.command("export", short_help="Write a model as a folder that another library opens.")(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(config.app, name="config")
@@ -57,7 +59,7 @@ def _top(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error. Works after any command."),
 ) -> None:
     if version:
-        print(f"mmcl {__version__}")
+        say(f"mmcl {__version__}")
         raise typer.Exit
 
 
@@ -71,35 +73,25 @@ class _ToStderr(logging.StreamHandler[TextIO]):
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stderr
 
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
 
 def main() -> None:
     """Run the command line. Exit code 2 is a mistake that the user can mend, told in one line."""
+    prepare_streams()
     debug = "--debug" in sys.argv or bool(os.environ.get("MMCL_DEBUG"))
     logger = logging.getLogger("mmcl")
     logger.addHandler(_ToStderr())
     logger.setLevel(logging.INFO)
     logger.propagate = False  # some libraries give the root logger a handler of their own
     try:
-        sys.exit(app([argument for argument in sys.argv[1:] if argument != "--debug"]))
-    except (MmclError, OSError, _StoppedError) as error:
-        if debug:
-            raise
-        message, code = _told(error)
-        print(message, file=sys.stderr)
-        sys.exit(code)
-
-
-def _told(error: BaseException) -> tuple[str, int]:
-    """One line and an exit code for an error."""
-    if isinstance(error, MmclError):
-        return f"error: {error}", error.exit_code
-    if isinstance(error, _StoppedError):
-        return str(error), 130
-    if isinstance(error, BrokenPipeError):
-        return "", 0
-    name = getattr(error, "filename", None)
-    where = f" ({name})" if name else ""
-    if getattr(error, "errno", None) == errno.ENOSPC:
-        cure = "make room, then run the same command again (a training run with --resume)"
-        return f"error: the disk is full{where}; {cure}", 2
-    return f"error: {error}; --debug shows where", 2
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+        code = end(None)
+    except SystemExit as ended:
+        code = end(None, ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    except _StoppedError as stopped:
+        code = end(stopped.__cause__, debug=debug)
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        code = end(error, debug=debug)
+    sys.exit(code)

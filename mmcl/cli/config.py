@@ -6,7 +6,9 @@ import json
 
 import typer
 
-app = typer.Typer(help="Experiment files.", no_args_is_help=True)
+from mmcl.cli.output import say
+
+app = typer.Typer(rich_markup_mode=None, help="Experiment files.", no_args_is_help=True)
 
 
 @app.callback()
@@ -14,9 +16,9 @@ def _config() -> None:
     """Keeps `config` a group while it has one command."""
 
 
-@app.command()
+@app.command(short_help="Print the JSON Schema of experiment files.")
 def schema() -> None:
     """Print the JSON Schema of experiment files, by which editors complete and check them."""
     from mmcl.config import Config
 
-    print(json.dumps(Config.model_json_schema(), indent=2))
+    say(json.dumps(Config.model_json_schema(), indent=2))

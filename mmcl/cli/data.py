@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.cli.output import JsonPath, print_table, say, write_json
 
 if TYPE_CHECKING:
     from mmcl.data.check import Check
 
-app = typer.Typer(help="Sample data sets, and a check of your own data.", no_args_is_help=True)
+app = typer.Typer(rich_markup_mode=None, help="Sample data sets, and a check of your own data.", no_args_is_help=True)
 
 _NAMED = 3  # rows named in the table; all are in the JSON file
 
@@ -25,15 +25,15 @@ def list_samples() -> None:
     print_table(["name", "what it is", "terms"], rows)
 
 
-@app.command()
+@app.command(short_help="Fetch a sample data set and print its folder.")
 def get(name: Annotated[str, typer.Argument(help="As `mmcl data list` shows it.", show_default=False)]) -> None:
     """Fetch a sample data set, or find it where it was fetched before, and print its folder."""
     from mmcl.data import samples
 
-    print(samples.get(name))
+    say(samples.get(name))
 
 
-@app.command()
+@app.command(short_help="Read all pictures and captions once; say what is wrong.")
 def check(
     source: Annotated[str, typer.Argument(help="A file, folder, name or tar shards.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="The part of the source to read.")] = None,
@@ -79,8 +79,8 @@ def print_check(found: Check) -> None:
     for part, default in (("images", "image"), ("captions", "text")):
         if part not in facts:
             choice = f" one of {', '.join(facts['columns'])}" if facts["columns"] else ""
-            print(f"No {part} checked: there is no '{default}' to read; name{choice or ' it'} with --{default}")
-    print("\n".join(found.advice) or "Nothing looks off.")
+            say(f"No {part} checked: there is no '{default}' to read; name{choice or ' it'} with --{default}")
+    say("\n".join(found.advice) or "Nothing looks off.")
 
 
 def _image_lines(images: dict[str, Any]) -> list[list[object]]:

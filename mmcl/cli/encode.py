@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from mmcl.cli.models import Backend, Device, Dtype, Model, load
+from mmcl.cli.output import say
 from mmcl.runtime.errors import MmclError
 
 
@@ -43,4 +44,4 @@ def encode(
     vectors = encode_source(
         encoder, rows, column, out, dtype=precision, label_column=label, prompt=prompt, truncate_dim=truncate_dim
     )
-    print(f"{len(vectors):,} vectors of {vectors.dim} dimensions in {out}")
+    say(f"{len(vectors):,} vectors of {vectors.dim} dimensions in {out}")

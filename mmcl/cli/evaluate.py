@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmcl.evaluation import Scores, ZeroShotScores
     from mmcl.models.encoder import Encoder
 
-app = typer.Typer(help="Judge a model, or compare two.", no_args_is_help=True)
+app = typer.Typer(rich_markup_mode=None, help="Judge a model, or compare two.", no_args_is_help=True)
 
 Source = Annotated[str, typer.Argument(help="Rows: a file, folder or name.", show_default=False)]
 Split = Annotated[str | None, typer.Option(help="The part of the source to read.")]
@@ -69,7 +69,7 @@ PerQuery = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="Find texts by image and images by text, or texts by text.")
 def retrieval(
     model: Model,
     source: Annotated[
@@ -117,7 +117,7 @@ def retrieval(
         print_comparison(found, model, str(against), of="rows" if query else "pictures")
 
 
-@app.command()
+@app.command(short_help="Semantic textual similarity, against people's scores.")
 def sts(
     model: Model,
     table: Annotated[
@@ -241,7 +241,7 @@ def diagnostics(
     print_diagnostics(found)
 
 
-@app.command()
+@app.command(short_help="Is B better than A, or luckier?")
 def compare(
     a: Annotated[str, typer.Argument(help="A model, or a file of --json --per-query.", show_default=False)],
     b: Annotated[str, typer.Argument(help="The same of the other model.", show_default=False)],

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from mmcl.cli.output import say
+
 
 def export(
     model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
@@ -27,4 +29,4 @@ def export(
         "sentence-transformers": f'SentenceTransformer("{folder}")',
         "onnx": f'mmcl.load("{folder}", backend="onnx")',
     }
-    print(f"{folder}: opens by {opened[to]}")
+    say(f"{folder}: opens by {opened[to]}")

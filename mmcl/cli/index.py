@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmcl.models import Encoder
     from mmcl.retrieval import Index
 
-app = typer.Typer(help="Build and inspect FAISS indexes.", no_args_is_help=True)
+app = typer.Typer(rich_markup_mode=None, help="Build and inspect FAISS indexes.", no_args_is_help=True)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mmcl.runtime.files import atomic_file
+from mmcl.runtime.printable import printable
 
 WIDTH_OF_FILES = 120
 """Columns of a table that goes into a file or a pipe; on a terminal, it is as wide as that."""
@@ -25,6 +26,12 @@ def write_json(path: Path | None, values: Any) -> None:
             beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def say(*lines: object) -> None:
+    """Print lines to stdout, each made fit for a terminal (:func:`mmcl.runtime.printable.printable`)."""
+    for line in lines:
+        print(printable(str(line)))  # noqa: T201
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """A table on stdout; columns after the first are aligned right where they hold numbers."""
     from rich import box
@@ -36,15 +43,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         numeric = all(row[number].strip("%–-+.,0123456789 ×") == "" for row in cells)
-        table.add_column(column, justify="right" if numeric and number else "left", overflow="fold")
+        table.add_column(printable(column), justify="right" if numeric and number else "left", overflow="fold")
     for row in cells:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH_OF_FILES
     console = Console(highlight=False, markup=False, width=width)
-    if title:
-        console.print(title)
-    console.print(table)
+    with console.capture() as captured:
+        if title:
+            console.print(printable(title))
+        console.print(table)
+    sys.stdout.write(captured.get())  # rich itself would end the process where nobody reads on
 
 
 def _show(value: object) -> str:
-    return f"{value:,.4f}" if isinstance(value, float) else str(value)
+    return f"{value:,.4f}" if isinstance(value, float) else printable(str(value))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.cli.output import JsonPath, print_table, say, write_json
 
 
 def quickstart(
@@ -30,11 +30,11 @@ def quickstart(
             rows.append([SPLITS[split], way.replace("_to_", " → "), *hits, chance])
     title = "Held-out pictures: how often the right one is among the first k, in %"
     print_table(["", "", "hit@1", "hit@5", "hit@10", "chance@10"], rows, title=title)
-    print("Searching the held-out pictures:")
+    say("Searching the held-out pictures:")
     for search in made.searches:
-        print(f"  {search.query:22} {', '.join(hit.label for hit in search.hits[:4])}")
+        say(f"  {search.query:22} {', '.join(hit.label for hit in search.hits[:4])}")
     folder, source, mmcl = made.index.parent, made.sample, _command()
-    print(
+    say(
         f"\nTrained in {made.training_seconds:.0f} s. Open {made.report} in a browser. Next:\n"
         f'  {mmcl} search {made.index} "a cat with a smile" some/picture.png\n'
         f"  {mmcl} eval zero-shot {folder / 'run'} sample:{source} --split test --label text\n"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from mmcl.cli.output import print_table
+from mmcl.cli.output import print_table, say
 
 if TYPE_CHECKING:
     from mmcl.evaluation import Comparison, Diagnostics, Scores, StsScores, ZeroShotScores
@@ -43,9 +43,9 @@ def print_diagnostics(found: Diagnostics) -> None:
     print_table(["measure", *names, "good is"], rows, title=f"{size} vectors of {dim} dimensions")
     for name, space in spaces.items():
         if space.uniformity_rows < space.rows:
-            print(f"uniformity of {name}: all pairs of {space.uniformity_rows:,} rows drawn at random")
+            say(f"uniformity of {name}: all pairs of {space.uniformity_rows:,} rows drawn at random")
     for reason in found.collapsed or ["no sign of collapse"]:
-        print(f"warning: {reason}" if found.collapsed else reason)
+        say(f"warning: {reason}" if found.collapsed else reason)
 
 
 def print_sts(scores: StsScores) -> None:
@@ -66,11 +66,9 @@ def print_sts(scores: StsScores) -> None:
     rows.append(["pairs", *(f"{count:,}" for count in [*pairs, sum(pairs)][: len(columns)])])
     print_table(["× 100", *columns], rows, title=f"correlation of {scores.similarity} similarity with people's scores")
     if few := [task for task, count in zip(tasks, pairs, strict=True) if scores.intervals and count < FEWEST]:
-        print(f"fewer than {FEWEST} pairs give no interval (–): {', '.join(few)}")
+        say(f"fewer than {FEWEST} pairs give no interval (–): {', '.join(few)}")
     if undefined := [task for task in tasks if math.isnan(scores.metrics[f"{task}/spearman"])]:
-        print(
-            f"undefined (–), and so is the average: all similarities or all scores are equal in {', '.join(undefined)}"
-        )
+        say(f"undefined (–), and so is the average: all similarities or all scores are equal in {', '.join(undefined)}")
 
 
 def print_comparison(found: Comparison, a: str, b: str, *, of: str = "pictures") -> None:
@@ -103,11 +101,11 @@ def _print_differences(found: Comparison, a: str, b: str, what: str, show: Calla
     ]
     columns = [what, "A", "B", "B − A", "95% interval", "p", "p (Holm)", "ahead"]
     print_table(columns, rows, title=f"A: {a}\nB: {b}")
-    print(found.verdict())
+    say(found.verdict())
 
 
 def _print_footing(told: str, found: Comparison) -> None:
-    print(f"paired over {told}; {found.resamples:,} resamples; ahead: interval without 0 and p (Holm) < 0.05")
+    say(f"paired over {told}; {found.resamples:,} resamples; ahead: interval without 0 and p (Holm) < 0.05")
 
 
 def print_metrics(judged: Scores | ZeroShotScores, theirs: Mapping[str, str], title: str) -> None:

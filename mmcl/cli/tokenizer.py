@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Tokenizers trained on your own text.", no_args_is_help=True)
+from mmcl.cli.output import say
+
+app = typer.Typer(rich_markup_mode=None, help="Tokenizers trained on your own text.", no_args_is_help=True)
 
 
 @app.callback()
@@ -15,7 +17,7 @@ def _tokenizer() -> None:
     """Keeps `tokenizer` a group while it has one command."""
 
 
-@app.command()
+@app.command(short_help="Train a SentencePiece tokenizer for any language.")
 def train(
     source: Annotated[str, typer.Argument(help="Rows: a file, folder or name.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder for the tokenizer.", show_default=False)],
@@ -36,5 +38,5 @@ def train(
     rows = open_source(source, split=split)
     settings = TokenizerConfig(vocab_size=vocab_size, lowercase=lowercase, character_coverage=character_coverage)
     tokenizer, example = save_trained(rows, column, settings, out)
-    print(f"{len(tokenizer):,} pieces in {out}")
-    print(f"{example!r} is read as: {segmentation(tokenizer, example)}")
+    say(f"{len(tokenizer):,} pieces in {out}")
+    say(f"{example!r} is read as: {segmentation(tokenizer, example)}")

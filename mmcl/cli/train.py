@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.cli.output import JsonPath, print_table, say, write_json
 from mmcl.config.load import load_config
 
 
@@ -39,4 +39,4 @@ def train(
     shown = [[key, value] for key, value in run.metrics.items() if key.split("/")[-1].startswith(told)]
     if shown:
         print_table(["metric", "value"], shown)
-    print(f"model  {run.folder / 'model'}\nreport {report}")
+    say(f"model  {run.folder / 'model'}\nreport {report}")

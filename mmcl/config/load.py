@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +13,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mmcl.config.read_yaml import parse_yaml, problem_of, read_yaml
 from mmcl.config.schema import Config
 from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.printable import shortened, shown
 
 
 def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
@@ -33,7 +34,7 @@ def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iter
     elif isinstance(config, Mapping):
         where, values = "config", copy.deepcopy(dict(config))
     else:
-        where, values = str(config), _read_yaml(Path(config))
+        where, values = str(config), read_yaml(Path(config))
     for override in overrides:
         _set(values, override)
     try:
@@ -48,60 +49,14 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML, but a key given twice is a mistake, and `1e-3`, which YAML 1.1 reads as text, is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MmclError(f"{path}: no such config file; the ready ones are in configs/") from None
-    except UnicodeDecodeError:
-        told = "not UTF-8 text; a config is a YAML file, in which data.train.source names the data"
-        raise MmclError(f"{path}: {told}") from None
-    except OSError as error:
-        raise MmclError(f"{path}: cannot be read ({error})") from None
-    try:
-        values = _parse(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise MmclError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if values is None:
-        raise MmclError(f"{path}: the file is empty; a config needs at least 'data' and 'model'")
-    if not isinstance(values, dict):
-        raise MmclError(f"{path}: expected keys and values at the top, got {type(values).__name__}")
-    return values
-
-
 def _set(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise MmclError(f"--set {override}: expected key=value, such as training.lr=3e-4")
+        raise MmclError(f"--set {shortened(override)}: expected key=value, such as training.lr=3e-4")
     try:
-        value = _parse(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise MmclError(f"--set {override}: the value is not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise MmclError(f"--set {shortened(override)}: the value is not valid YAML: {problem_of(error)}") from None
     *parents, last = key.split(".")
     node = values
     for parent in parents:
@@ -109,7 +64,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         if below is None:
             below = node[parent] = {}
         if not isinstance(below, dict):
-            raise MmclError(f"--set {override}: '{parent}' is a value, not a section")
+            raise MmclError(f"--set {shortened(override)}: '{parent}' is a value, not a section")
         node = below
     node[last] = value
 
@@ -137,7 +92,7 @@ def _elsewhere(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> int:
 
 def _explain(error: ErrorDetails, where: str, more: int) -> str:
     path = _keys(error["loc"])
-    key = ".".join(str(part) for part in path)
+    key = shortened(".".join(str(part) for part in path))
     tail = f" (and {more} more)" if more else ""
     if error["type"] == "extra_forbidden":
         section = _section_at(error["loc"][:-1])
@@ -146,18 +101,17 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
     if error["type"] == "missing":
         return f"{where}: '{key}' is missing; add it{tail}"
     if error["type"] == "union_tag_invalid":
-        tags = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")]
-        return f"{where}: '{key}.name' is '{error['ctx']['tag']}'; {nearest(error['ctx']['tag'], tags)}{tail}"
+        tags, tag = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")], error["ctx"]["tag"]
+        return f"{where}: '{key}.name' is {shown(tag)}; {nearest(tag, tags)}{tail}"
     reason = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
-    shown = "a section" if isinstance(got, dict) else repr(got)
     if error["type"] == "value_error":
         place = f"in '{key}': " if key else ""
         return f"{where}: {place}{reason}{tail}"
     if error["type"] == "model_type" and (section := _section_at(error["loc"])):
         names = ", ".join(section.model_fields)
-        return f"{where}: '{key}' is {shown}, but takes settings, as in {{name: value}}, of: {names}{tail}"
-    return f"{where}: '{key}' is {shown}: {reason[0].lower()}{reason[1:]}{tail}"
+        return f"{where}: '{key}' is {shown(got)}, but takes settings, as in {{name: value}}, of: {names}{tail}"
+    return f"{where}: '{key}' is {shown(got)}: {reason[0].lower()}{reason[1:]}{tail}"
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str | int]:

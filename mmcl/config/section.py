@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
+Positive = Annotated[float, Field(gt=0.0, le=1e12)]
 Range = tuple[float, float]
 
 
@@ -27,6 +27,23 @@ class Section(BaseModel):
             if allowed & {int, float} and bool not in allowed:
                 raise ValueError(f"a number is asked for, not {str(value).lower()}")
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _integers_have_64_bits(cls, value: Any) -> Any:
+        """Nothing that counts, sizes or numbers anything takes larger ones."""
+        if _largest(value) >= 2**63:
+            raise ValueError(f"a number of at most {2**63 - 1} is asked for")
+        return value
+
+
+def _largest(value: Any) -> int:
+    """The largest magnitude of an integer in a value of plain data; sections have looked for themselves."""
+    if isinstance(value, dict):
+        return max(map(_largest, value.values()), default=0)
+    if isinstance(value, list | tuple):
+        return max(map(_largest, value), default=0)
+    return abs(value) if isinstance(value, int) else 0
 
 
 def _plain(annotation: Any) -> list[Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME = 200
+"""Characters of a name that are compared with those that are known."""
+
 
 class MmclError(Exception):
     """A mistake of the user's, or a state of their machine: one line that says what, where and how to mend it."""
@@ -25,6 +28,7 @@ class DivergedError(MmclError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence fragment naming the known name closest to ``name``, or listing what is known; "" if nothing is."""
     options = sorted(known)
+    name = name[:LONGEST_NAME]  # the comparison takes time by its square
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"

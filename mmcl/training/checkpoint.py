@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -53,6 +54,11 @@ class Progress:
     position: Any = None
 
 
+_PROGRESS = TypeAdapter(Progress)
+_CHECKSUMS = TypeAdapter(dict[str, str])
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
 def save_checkpoint(
     folder: Path,
     method: nn.Module,
@@ -67,7 +73,7 @@ def save_checkpoint(
     The newest ``keep`` stay, and the best besides. A crash while writing leaves no half-written checkpoint behind,
     since the folder gets its name last.
     """
-    target = folder / "checkpoints" / f"step-{progress.step:08d}"
+    target = folder / "checkpoints" / _name(progress.step)
     beside = target.with_name(f".{target.name}.part")
     changed = changed_names(method)
     files = {"model": {name: tensor for name, tensor in method.state_dict().items() if name in changed}}
@@ -102,6 +108,10 @@ def save_checkpoint(
     return target
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(path for path in (folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name))
@@ -120,8 +130,7 @@ def load_checkpoint(
     Raises:
         MmclError: a file is missing or not the one written, or the model is another.
     """
-    state = _verified_state(checkpoint)
-    checksums = state.pop("sha256")
+    progress, checksums = _verified_state(checkpoint)
     live = method.state_dict()
     weights = {
         name: sharded_like(tensor, live[name]) if name in live else tensor
@@ -141,27 +150,36 @@ def load_checkpoint(
         else:
             log.warning("%s was written by fewer processes: dropout will differ from the run it continues", checkpoint)
     position = checkpoint / f"position-{distributed.rank()}.json"
-    state["position"] = json.loads(position.read_text(encoding="utf-8")) if position.name in checksums else None
-    return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
+    if position.name in checksums:
+        progress.position = json.loads(position.read_text(encoding="utf-8"))
+    return progress
 
 
-def _verified_state(checkpoint: Path) -> dict[str, Any]:
+def _verified_state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
+    """``state.json`` of a checkpoint, and the checksums of its files, which are those of the files there."""
     cure = f"remove {checkpoint} to resume from the one before"
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        version, checksums = int(state["format_version"]), dict(state["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = int(state.pop("format_version"))
+    except _DAMAGED as error:
         raise MmclError(f"{checkpoint}/state.json: damaged checkpoint ({type(error).__name__}); {cure}") from None
     if version != FORMAT_VERSION:
         age, what = ("a newer", "upgrade mmcl") if version > FORMAT_VERSION else ("an older", "install that version")
         raise MmclError(f"{checkpoint}: written by {age} mmcl (format {version}); {what} to resume from it")
+    try:
+        checksums = _CHECKSUMS.validate_python(state.pop("sha256"))
+        progress = _PROGRESS.validate_python(state)
+        if checkpoint.name != _name(progress.step):
+            raise ValueError("of another step")
+    except _DAMAGED as error:
+        raise MmclError(f"{checkpoint}/state.json: damaged checkpoint ({type(error).__name__}); {cure}") from None
     for name, checksum in checksums.items():
         path = checkpoint / name
         if not path.is_file():
             raise MmclError(f"{path}: missing from the checkpoint; {cure}")
         if sha256_file(path) != checksum:
             raise MmclError(f"{path}: damaged checkpoint, its checksum is not the one written; {cure}")
-    return state
+    return progress, checksums
 
 
 def changed_names(method: nn.Module) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.runtime.files import atomic_file
-from mmcl.training.run import read_lines
+from mmcl.training.run import read_metrics
 
 log = logging.getLogger("mmcl")
 SECONDS_BETWEEN_LINES = 15.0
@@ -33,7 +33,7 @@ class MetricsLog:
         if not active:
             return
         path = folder / "metrics.jsonl"
-        kept = [line for line in read_lines(path) if line["step"] <= resume_step] if resume_step else []
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if resume_step else []
         with atomic_file(path) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")

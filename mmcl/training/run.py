@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from mmcl.models import Encoder, load
 from mmcl.models.folder import DESCRIPTION
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import read_json
+
+log = logging.getLogger("mmcl")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Run:
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, oldest first."""
-        return read_lines(self.folder / "metrics.jsonl")
+        return read_metrics(self.folder / "metrics.jsonl")
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -65,13 +68,49 @@ class Run:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file; a last line cut short by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    """The JSON objects of a file, one a line; a last line cut short by a crash is left out, and so are damaged ones,
+    which are counted in a warning."""
+    lines, damaged = [], 0
+    content = path.read_bytes().split(b"\n") if path.is_file() else []
+    *whole, cut_short = content or [b""]
+    for line in [*whole, cut_short]:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            lines.append(value)
+        elif line is not cut_short and line.strip():
+            damaged += 1
+    if damaged:
+        log.warning("%s: %d damaged lines are left out", path, damaged)
     return lines
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``: each with its step, numbers or text beside it, and mappings to numbers.
+
+    What is none of this, in a file that somebody else has written, is left out and counted in a warning.
+    """
+    lines = read_lines(path)
+    sound = [line for line in lines if _is_metrics(line)]
+    if len(sound) < len(lines):
+        log.warning("%s: %d lines hold no metrics of a step and are left out", path, len(lines) - len(sound))
+    return sound
+
+
+def _is_metrics(line: dict[str, Any]) -> bool:
+    step = line.get("step")
+    groups = [value for value in line.values() if isinstance(value, dict)]
+    judged = line.get("evaluation", {})
+    return (
+        type(step) is int
+        and step >= 0
+        and isinstance(judged, dict)
+        and all(_is_number(number) for group in groups for number in group.values())
+        and all(isinstance(value, str | dict) or _is_number(value) for value in line.values())
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -135,9 +135,9 @@ class SkippedList:
         """Take up the lists of the other processes, which must have stopped adding."""
         for other in sorted(self.path.parent.glob("skipped-*.jsonl")):
             for line in read_lines(other):
-                self.add(line.pop("source"), [line])
+                self.add(str(line.pop("source", "")), [line])
             other.unlink()
 
 
-def _key(line: dict[str, str]) -> tuple[str | None, ...]:
-    return tuple(line.get(name) for name in ("source", "id", "role"))
+def _key(line: dict[str, str]) -> tuple[str, ...]:
+    return tuple(str(line.get(name, "")) for name in ("source", "id", "role"))
