@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from mmcl.runtime.files import atomic_file
+from mmcl.runtime import files
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import is_stdout
 from mmcl.runtime.printable import printable
+
+_numbers: ContextVar[TextIO | None] = ContextVar("numbers", default=None)
+"""Standard output, in a command that writes its numbers there as JSON, and everything else to stderr."""
 
 WIDTH_OF_FILES = 120
 """Columns of a table that goes into a file or a pipe; on a terminal, it is as wide as that."""
 
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to a file.", show_default=False)]
+
+@contextmanager
+def _only_numbers_on_stdout() -> Iterator[None]:
+    token = _numbers.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _numbers.reset(token)
+
+
+def _checked(context: typer.Context, path: Path | None) -> Path | None:
+    """``path``, looked at before anything is computed."""
+    if path is not None and path.is_dir():
+        raise MmclError(f"--json {path}: is a folder; name a file, or - for stdout")
+    if path is not None and is_stdout(path):
+        context.with_resource(_only_numbers_on_stdout())
+    return path
+
+
+JsonPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", help="Also write the numbers to a file; - is stdout.", show_default=False, callback=_checked
+    ),
+]
 
 
 def write_json(path: Path | None, values: Any) -> None:
     """Write ``values`` to ``path``, if there is one."""
     if path is not None:
-        with atomic_file(path) as beside:
-            beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with redirect_stdout(_numbers.get() or sys.stdout):
+            files.write_json(path, values)
 
 
 def say(*lines: object) -> None:

@@ -17,6 +17,7 @@ from mmcl.data.images import ImageError, decode, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.encoding.vectors import Vectors, VectorWriter, open_vectors
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.lock import exclusive
 from mmcl.runtime.progress import progress
 
 Modality = Literal["image", "text"]
@@ -140,24 +141,37 @@ def encode_source(
     reader = _Reader(rows, column, modality, label_column, getattr(encoder, "image_size", None))
     wanted = Wanted(prompt, truncate_dim)
     _check_wanted(encoder, wanted, modality)
-    writer = _open_writer(encoder, reader, out, dtype, shard_rows, wanted)
-    if not writer.complete:
-        try:
-            with progress("encode", len(rows), "rows", show_progress) as advance, writer:
-                advance(writer.rows_done)
-                for block in reader.blocks(writer.rows_done, size):
-                    _take_skipped(block, reader, writer, on_error)
-                    vectors = _encode(encoder, block.inputs, modality, wanted)
-                    writer.append(block.ids, vectors, block.labels, rows_done=block.stop)
-                    advance(block.stop - block.start)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted; given again, it goes on at row {writer.rows_done:,} of {len(rows):,} "
-                f"(written are whole shards, of {shard_rows:,} vectors)"
-            ) from None
+    with exclusive(Path(out).expanduser(), "encoding into"):
+        writer = _open_writer(encoder, reader, out, dtype, shard_rows, wanted)
+        if not writer.complete:
+            _fill(writer, encoder, reader, size, wanted, on_error, show_progress)
     stored = open_vectors(out)
     _report_skipped(stored, reader)
     return stored
+
+
+def _fill(
+    writer: VectorWriter,
+    encoder: Encodes,
+    reader: _Reader,
+    size: int,
+    wanted: Wanted,
+    on_error: str,
+    show_progress: bool | None,
+) -> None:
+    try:
+        with progress("encode", len(reader.rows), "rows", show_progress) as advance, writer:
+            advance(writer.rows_done)
+            for block in reader.blocks(writer.rows_done, size):
+                _take_skipped(block, reader, writer, on_error)
+                vectors = _encode(encoder, block.inputs, reader.modality, wanted)
+                writer.append(block.ids, vectors, block.labels, rows_done=block.stop)
+                advance(block.stop - block.start)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; given again, it goes on at row {writer.rows_done:,} of {len(reader.rows):,} "
+            f"(written are whole shards, of {writer.shard_rows:,} vectors)"
+        ) from None
 
 
 def _take_skipped(block: _Block, reader: _Reader, writer: VectorWriter, on_error: str) -> None:

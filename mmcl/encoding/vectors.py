@@ -26,6 +26,7 @@ from mmcl.retrieval.stored import (
 )
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
+from mmcl.runtime.lock import entries
 
 _FORMAT, _VERSION = "mmcl vectors", 1
 _MANIFEST = "manifest.json"
@@ -115,7 +116,7 @@ class VectorWriter:
             raise MmclError(f"shard_rows is {shard_rows}; it must be 1 or more")
         self.folder = Path(folder).expanduser()
         self._dtype = np.dtype(dtype)
-        self._shard_rows = shard_rows
+        self.shard_rows = shard_rows
         self._manifest: dict[str, Any] = {
             "model": model,
             "dim": dim,
@@ -139,7 +140,7 @@ class VectorWriter:
     def _open(self, resume: bool) -> None:
         path = self.folder / _MANIFEST
         if not path.exists():
-            if self.folder.is_file() or (self.folder.is_dir() and not all(map(_is_leftover, self.folder.iterdir()))):
+            if self.folder.is_file() or (self.folder.is_dir() and not all(map(_is_leftover, entries(self.folder)))):
                 raise MmclError(f"{self.folder}: exists and holds no vectors; choose another --out")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_unlisted()
@@ -206,7 +207,7 @@ class VectorWriter:
                 raise MmclError("ids must all be integers or all strings, and labels given with every block or none")
             self._blocks.append(block)
             self._tables.append(table)
-        if sum(map(len, self._blocks)) >= self._shard_rows:
+        if sum(map(len, self._blocks)) >= self.shard_rows:
             self._close_shard()
 
     def skip(self, row: int, id: str, reason: str) -> None:

@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 
 from mmcl import __version__
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import atomic_file, sha256_file
+from mmcl.runtime.files import sha256_file, write_json
 
 
 def write_description(path: Path, format: str, version: int, content: dict[str, Any]) -> None:
     """Write ``content`` as JSON, headed by what it describes, its format's version, and mmcl's."""
     head = {"format": format, "format_version": version, "mmcl_version": __version__}
-    with atomic_file(path) as beside:
-        beside.write_text(json.dumps(head | content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, head | content)
 
 
 def read_description(path: Path, format: str, version: int, made_by: str) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmcl.runtime.errors import MmclError
@@ -31,14 +36,50 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def existing_file(text: str | Path) -> Path | None:
+    """The file of this name, if there is one; None also for what can be no path: too long, or with a NUL in it."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: "~name" of nobody
+        return None
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether what is written to ``path`` goes to standard output: ``-``, ``/dev/stdout`` and the like."""
+    return _destination(path) == 1
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; it takes the name ``path`` if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Yield a path to write to; what it holds becomes the content of ``path`` if the block ends without an error.
+
+    A file is replaced, whole, and keeps its permissions; behind a symbolic link, the file it leads to. Devices, pipes,
+    descriptors (``/dev/stdout``) and ``-``, which is standard output, are written to.
+
+    Raises:
+        MmclError: ``path`` is a folder.
+        OSError: as writing to it would, for a file that is read-only too.
+    """
+    destination = _destination(path)
+    if isinstance(destination, int) or not _replaceable(destination):
+        with TemporaryDirectory() as folder:
+            complete = Path(folder) / "content"
+            yield complete
+            _send(complete, destination)
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(destination)
+    beside = _beside(destination, "part")
     try:
         yield beside
-        beside.replace(path)
+        _keep_owner_and_mode(destination, beside)
+        try:
+            beside.replace(destination)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # a file that is mounted by itself, as into a container
+                raise
+            _send(beside, destination)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -46,26 +87,154 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path, unless: Path | None = None) -> Iterator[Path]:
     """Yield a new folder beside ``path``; it replaces ``path`` if the block ends without an error, ``unless`` that file
-    is there by then: another process was first, and may be reading."""
+    is there by then: another process was first, and may be reading.
+
+    A process that is killed at any moment leaves the old folder or the new one, complete. What it leaves beside them
+    is removed by the next one that writes to ``path``.
+
+    Raises:
+        MmclError: ``path`` cannot be replaced: it is the current folder, one above it, or a mount point.
+    """
+    path = path.resolve()
+    if path == Path.cwd() or path in Path.cwd().parents:
+        raise MmclError(f"{path}: you are in this folder, so that it cannot be replaced; choose another")
+    if os.path.ismount(path):
+        raise MmclError(f"{path}: is a mount point, which cannot be replaced; choose a folder in it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _sweep(path)
+    beside = _beside(path, "part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
         yield beside
-        while unless is None or not unless.is_file():
-            try:
-                beside.rename(path)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            # A full folder cannot be replaced in one call: move the old one away first.
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            shutil.rmtree(old)
+        if unless is None or not unless.is_file():
+            _keep_owner_and_mode(path, beside)
+            replace_folder(beside, path, unless)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path, unless: Path | None = None) -> None:
+    """Give the folder ``new`` the name ``path``, of which what had it is deleted only then."""
+    while unless is None or not unless.is_file():
+        try:
+            new.rename(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # A full folder cannot be replaced by one rename. Swapped in one step, the name is never missing; where the
+        # file system cannot do that, a process killed between two renames leaves the old one for _sweep to restore.
+        if not _swap(new, path):
+            old = _beside(path, "old")
+            path.rename(old)
+            new.rename(path)
+            new = old
+        shutil.rmtree(new, ignore_errors=True)
+        return
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder, of which no process finds a part under its name, even if this one is killed meanwhile."""
+    going = _beside(path, "part")
+    path.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether there is nothing yet, or a file in a folder that takes another one."""
+    if path.is_dir():
+        raise MmclError(f"{path}: is a folder; name a file")
+    if not path.exists():
+        return True
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "read-only", str(path))
+    return path.is_file() and os.access(path.parent, os.W_OK)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """The hidden name under which this process prepares ``path`` or removes what was there."""
+    return path.with_name(f"{_hidden(path)}{os.getpid()}.{kind}")
+
+
+def _hidden(path: Path) -> str:
+    name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:50]  # 255 bytes are a file system's limit
+    return f".{name}."
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that ended while they wrote ``path`` left beside it, or restore what they had renamed."""
+    pattern = re.compile(re.escape(_hidden(path)) + r"(\d+)\.(part|old)")
+    with os.scandir(path.parent) as entries:
+        found = [match for entry in entries if (match := pattern.fullmatch(entry.name))]
+    for match in found:
+        left, of = path.with_name(match[0]), int(match[1])
+        if of != os.getpid() and _is_running(of):
+            continue
+        with suppress(OSError):  # another process was faster
+            if match[2] == "old" and not path.exists():
+                left.rename(path)
+            elif left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _keep_owner_and_mode(old: Path, new: Path) -> None:
+    if old.exists():
+        status = old.stat()
+        with suppress(OSError):  # only root may give files away
+            if (status.st_uid, status.st_gid) != (os.getuid(), os.getgid()):
+                os.chown(new, status.st_uid, status.st_gid)
+        new.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _destination(path: Path) -> Path | int:
+    """What ``path`` leads to, its symbolic links followed; a number where that is a descriptor of this process."""
+    if str(path) == "-":
+        return 1
+    path = path.absolute()
+    for _ in range(40):
+        folder = path.parent.resolve()
+        if folder == Path(f"/proc/{os.getpid()}/fd") and path.name.isdigit():
+            return int(path.name)
+        path = folder / path.name
+        if not path.is_symlink():
+            return path
+        path = folder / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _send(file: Path, destination: Path | int) -> None:
+    """Write what ``file`` holds to something that cannot be replaced."""
+    with file.open("rb") as content:
+        if destination == 1 and not hasattr(sys.stdout, "buffer"):  # a stand-in, as of a notebook
+            sys.stdout.write(content.read().decode())
+            return
+        sys.stdout.flush()  # what was printed before comes before, whatever leads there
+        if destination == 1:
+            shutil.copyfileobj(content, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return
+        with open(destination, "wb", closefd=isinstance(destination, Path)) as target:
+            shutil.copyfileobj(content, target)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,5 +262,7 @@ def read_any_json(path: Path) -> Any:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write ``values`` for people to read as well."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write ``values`` for people to read as well, by :func:`atomic_file`."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    with atomic_file(path) as beside:  # half of a surrogate pair, as in a file name of another encoding, is escaped
+        beside.write_bytes(text.encode("utf-8", "backslashreplace"))

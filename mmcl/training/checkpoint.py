@@ -20,7 +20,7 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.weights import save_tensors
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import sha256_file
+from mmcl.runtime.files import remove_folder, replace_folder, sha256_file
 from mmcl.runtime.sharding import sharded_like, whole
 from mmcl.training.average import WeightAverage
 
@@ -98,8 +98,7 @@ def save_checkpoint(
             state = {"format_version": FORMAT_VERSION, **asdict(progress), "sha256": checksums}
             del state["position"]  # every process has its own
             (beside / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)  # of the same step, left by a run that was not resumed from it
-            beside.rename(target)
+            replace_folder(beside, target)  # one of the same step, of a run that was not resumed from it
             _prune(folder, keep, progress.best_step)
     finally:
         if distributed.rank() == 0:
@@ -256,4 +255,4 @@ def _restore_random_state(state: dict[str, Tensor]) -> None:
 def _prune(folder: Path, keep: int, best_step: int | None) -> None:
     for checkpoint in list_checkpoints(folder)[:-keep]:
         if int(checkpoint.name.removeprefix("step-")) != best_step:
-            shutil.rmtree(checkpoint)
+            remove_folder(checkpoint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import statistics
@@ -26,7 +25,7 @@ from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
-from mmcl.runtime.files import atomic_file
+from mmcl.runtime.files import write_json
 from mmcl.training.announce import announce, card_of
 from mmcl.training.average import WeightAverage
 from mmcl.training.batch_norm import prepare_batch_norm
@@ -40,7 +39,7 @@ from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.mining import Miner
 from mmcl.training.optim import build_optimizer, freeze_groups, learning_rate
 from mmcl.training.run import Run
-from mmcl.training.run_folder import SkippedList, gone_if_refused, has_begun, prepare_folder
+from mmcl.training.run_folder import SkippedList, alone_in, gone_if_refused, has_begun, prepare_folder
 from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
 
 log = logging.getLogger("mmcl")
@@ -81,17 +80,18 @@ def train(
 
 
 def _train(config: Config, folder: Path, resume: bool, find_batch: bool, show_progress: bool | None) -> Run:
-    with gone_if_refused(folder):
-        if find_batch:
-            from mmcl.training.find_batch import fitting
+    with alone_in(folder) as new:
+        with gone_if_refused(folder, new):
+            if find_batch:
+                from mmcl.training.find_batch import fitting
 
-            config = fitting(config, folder, resume)
-        trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        told = f"interrupted at step {trainer.progress.step} of {trainer.steps}; {_how_to_go_on(folder, 'it')}"
-        raise KeyboardInterrupt(told) from None
+                config = fitting(config, folder, resume)
+            trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
+        try:
+            trainer.fit()
+        except KeyboardInterrupt:
+            told = f"interrupted at step {trainer.progress.step} of {trainer.steps}; {_how_to_go_on(folder, 'it')}"
+            raise KeyboardInterrupt(told) from None
     return Run(folder)
 
 
@@ -370,8 +370,7 @@ class Trainer:
         path = self.folder / "diverged.json"
         if self.main:
             told = {"step": step + 1, "what": error.what, "rows": ids}
-            with atomic_file(path) as beside:
-                beside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            write_json(path, told)
         checkpoints = list_checkpoints(self.folder)
         last = checkpoints[-1] if checkpoints else "none yet"
         return DivergedError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmcl.config.schema import Config
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
+from mmcl.runtime.lock import entries, exclusive
 from mmcl.training.checkpoint import list_checkpoints
 from mmcl.training.run import Run, read_lines
 
@@ -30,7 +32,7 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
     """
     distributed.barrier()
     ours = (folder / "config.yaml").is_file() and (folder / "features").is_dir()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not ours):
+    if folder.is_file() or (folder.is_dir() and entries(folder) and not ours):
         raise MmclError(f"{folder}: exists and is no run folder; choose another --out")
     checkpoints = list_checkpoints(folder)
     begun = has_begun(folder)
@@ -61,20 +63,32 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
 
 
 @contextmanager
-def gone_if_refused(folder: Path) -> Iterator[None]:
-    """Within, a run is set up. If that fails, a folder that was not there before is none again.
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Within, no other training works in ``folder``; yields whether it is new.
+
+    Of processes that were launched together, and may not have joined yet, the first sees to it for all of them.
+
+    Raises:
+        MmclError: another training is at work there, or it is a file.
+    """
+    if distributed.rank() or os.environ.get("RANK", "0") != "0":
+        yield False
+        return
+    with exclusive(folder, "training in") as new:
+        yield new
+
+
+@contextmanager
+def gone_if_refused(folder: Path, new: bool) -> Iterator[None]:
+    """Within, a run is set up. If that fails, a ``new`` folder is removed again.
 
     It stays if it lists skipped rows, since a message has said that it does.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        if missing and distributed.rank() == 0 and not (folder / SKIPPED).exists():
+        if new and distributed.rank() == 0 and not (folder / SKIPPED).exists():
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another run has come to stand beside it
-                for path in missing[1:]:
-                    path.rmdir()
         raise
 
 

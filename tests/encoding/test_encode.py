@@ -213,6 +213,22 @@ def test_pictures_that_are_gone_do_not_keep_a_finished_encode_from_being_opened(
     assert len(encode_source(HashEncoder(), source, "file", tmp_path / "out")) == 1
 
 
+def test_a_second_encode_into_one_folder_at_once_is_refused(tmp_path):
+    source = rows(tmp_path / "s", text=TEXTS)
+    refused = []
+
+    class Twice(HashEncoder):
+        def encode(self, *arguments, **options):
+            with pytest.raises(MmclError, match="is encoding into this folder") as error:
+                encode_source(HashEncoder(), source, "text", tmp_path / "out")
+            refused.append(error)
+            return super().encode(*arguments, **options)
+
+    stored = encode_source(Twice(), source, "text", tmp_path / "out")
+    np.testing.assert_array_equal(stored.take(range(33)), expected(TEXTS))
+    assert refused
+
+
 def test_an_interrupted_encode_says_where_it_goes_on(tmp_path):
     class Interrupted(HashEncoder):
         def encode(self, inputs, modality=None, **options):

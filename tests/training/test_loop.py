@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import mmcl
 from mmcl.config.load import load_config, to_yaml
 from mmcl.runtime.errors import DivergedError, MmclError
+from mmcl.runtime.lock import exclusive
 from mmcl.training import train
 from mmcl.training.checkpoint import list_checkpoints
 
@@ -95,6 +96,12 @@ def test_a_run_folder_is_never_overwritten(tmp_path, tiny):
         train(tiny, out=tmp_path / "run", resume=True)
     with pytest.raises(MmclError, match="no run to resume"):
         train(tiny, out=tmp_path / "elsewhere", resume=True)
+
+
+def test_a_second_training_in_one_folder_at_once_is_refused(tmp_path, tiny):
+    with exclusive(tmp_path / "run", "training in"), pytest.raises(MmclError, match="is training in this folder"):
+        train(tiny, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resumed_run_may_be_fed_and_saved_otherwise_but_not_learn_otherwise(tmp_path, tiny):

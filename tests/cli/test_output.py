@@ -1,0 +1,33 @@
+"""Numbers as JSON, where the user says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mmcl.retrieval import Index
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index") / "index"
+    Index.build(np.eye(3, dtype=np.float32)).save(folder)
+    return folder
+
+
+def test_json_on_stdout_stands_there_alone(mmcl_, index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = mmcl_("index", "info", index, "--json", "-")
+    assert code == 0
+    assert json.loads(out)["count"] == 3
+    assert "similarity" in err
+    assert not list(tmp_path.iterdir())
+    assert "similarity" in mmcl_("index", "info", index)[1]
+
+
+def test_a_folder_is_refused_before_anything_is_computed(mmcl_, index, tmp_path):
+    code, out, err = mmcl_("index", "info", index, "--json", tmp_path)
+    assert (code, out) == (2, "")
+    assert "is a folder" in err

@@ -1,0 +1,168 @@
+"""Files and folders that take their place whole, and what is written to instead of being replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+
+import pytest
+
+from mmcl.runtime import files
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_file, atomic_folder, existing_file, write_json
+
+DEAD = 2**22 + 1  # above the kernel's largest process id
+
+
+def test_a_symbolic_link_stays_and_the_file_behind_it_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("old")
+    (tmp_path / "link").symlink_to("there/file")
+    (tmp_path / "dangling").symlink_to("there/new")
+    write_json(tmp_path / "link", 1)
+    write_json(tmp_path / "dangling", 2)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "file").read_text() == "1\n"
+    assert (tmp_path / "dangling").is_symlink()
+    assert (tmp_path / "there" / "new").read_text() == "2\n"
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    found = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_json(tmp_path / "pipe", {"a": 1})
+    reader.join()
+    assert json.loads(found[0]) == {"a": 1}
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_device_is_written_to(tmp_path):
+    (tmp_path / "link").symlink_to("/dev/null")
+    write_json(tmp_path / "link", 1)
+    assert stat.S_ISCHR((tmp_path / "link").stat().st_mode)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(files.Path("/dev/full"), 1)
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_is_written_to_after_what_was_printed(capfd, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    print("before")
+    write_json(files.Path(name), 1)
+    assert capfd.readouterr().out == "before\n1\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").chmod(0o640)
+    write_json(tmp_path / "file", 1)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(MmclError, match="is a folder"), atomic_file(tmp_path):
+        raise AssertionError
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    write_json(tmp_path / ("x" * 255), 1)
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_text_that_is_no_unicode_is_escaped(tmp_path):
+    write_json(tmp_path / "file", "caf\udce9")
+    assert json.loads((tmp_path / "file").read_text(encoding="utf-8")) == "caf\udce9"
+
+
+def test_what_ended_processes_left_is_swept_and_what_running_ones_write_is_not(tmp_path):
+    for of in (DEAD, os.getppid()):
+        (tmp_path / f".home.{of}.part").mkdir()
+        (tmp_path / f".file.{of}.part").touch()
+    (tmp_path / f".other.{DEAD}.part").touch()
+    with atomic_folder(tmp_path / "home"), atomic_file(tmp_path / "file") as beside:
+        beside.touch()
+    left = {f".home.{os.getppid()}.part", f".file.{os.getppid()}.part", f".other.{DEAD}.part"}
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "file"} | left
+
+
+def test_a_folder_that_a_killed_process_had_renamed_is_restored(tmp_path):
+    old = tmp_path / f".home.{DEAD}.old"
+    old.mkdir()
+    (old / "x").touch()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "home"):
+        1 / 0  # noqa: B018
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert (tmp_path / "home" / "x").exists()
+    old.mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "home"):
+        1 / 0  # noqa: B018
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+class Killed(BaseException):
+    """Nothing after it runs, as after SIGKILL."""
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_killed_at_any_call_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr(files, "_swap", lambda *_: False)
+    real = {(of, name): getattr(of, name) for of, name in [(files.Path, "rename"), (files.shutil, "rmtree")]}
+    found = set()
+    for moment in range(8):
+        home = tmp_path / str(moment) / "home"
+        home.mkdir(parents=True)
+        (home / "old").touch()
+        calls = 0
+
+        def counted(name, *arguments, moment=moment, **options):
+            nonlocal calls
+            calls += 1
+            if calls > moment:
+                raise Killed
+            return real[name](*arguments, **options)
+
+        for of, name in real:
+            monkeypatch.setattr(of, name, lambda *a, key=(of, name), **o: counted(key, *a, **o))
+        try:
+            with atomic_folder(home) as beside:
+                (beside / "new").touch()
+        except Killed:
+            pass
+        for (of, name), method in real.items():
+            monkeypatch.setattr(of, name, method)
+        for path in home.parent.iterdir():  # as the leavings of another process
+            path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", f".{DEAD}.")))
+        files._sweep(home)
+        assert [path.name for path in home.parent.iterdir()] == ["home"]
+        found.add(tuple(path.name for path in home.iterdir()))
+    assert found == {("old",), ("new",)}
+
+
+def test_behind_a_link_the_folder_is_replaced_and_keeps_its_permissions(tmp_path):
+    (tmp_path / "there").mkdir(mode=0o750)
+    (tmp_path / "there" / "old").touch()
+    (tmp_path / "link").symlink_to("there")
+    with atomic_folder(tmp_path / "link") as beside:
+        (beside / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link" / "new").exists()
+    assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o750
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "there"}
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "..", "/proc"):
+        with pytest.raises(MmclError, match="cannot be replaced"), atomic_folder(files.Path(folder)):
+            raise AssertionError
+
+
+@pytest.mark.parametrize("text", ["x" * 5_000, "nul\0", "~nobody-of-this-name/x", "", ".", "x\n" * 200])
+def test_what_names_no_file_is_none(text):
+    assert existing_file(text) is None
