@@ -53,7 +53,7 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
                 file.unlink()
             with atomic_file(folder / "config.yaml") as beside:
                 beside.write_text(to_yaml(config), encoding="utf-8")
-        for unfinished in folder.glob("checkpoints/.step-*.part"):  # of a run that was killed while it wrote
+        for unfinished in folder.glob("checkpoints/.step-*"):  # of a run that was killed while it wrote or removed one
             shutil.rmtree(unfinished, ignore_errors=True)
         for unfinished in folder.glob("mined/.step-*.part"):
             unfinished.unlink()
