@@ -14,17 +14,18 @@ from mmcl.config import Config, load_config
 from mmcl.data import samples
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
-from mmcl.encoding import encode_source
+from mmcl.encoding import Vectors, encode_source
 from mmcl.evaluation import Scores, retrieval_pairs
+from mmcl.evaluation.rows import PairVectors
 from mmcl.models import Encoder
-from mmcl.reports import Hit, Mistake, Search, write_report
+from mmcl.reports import Hit, Search, write_report
+from mmcl.reports.judged import images_of, mistakes_of
 from mmcl.retrieval import Index
 from mmcl.training import Run, train
 
 log = logging.getLogger("mmcl")
 
 HITS = 8
-MISTAKES = 12
 QUERIES = {
     "emoji": ("a happy face", "wild animal", "fruit", "a vehicle with wheels", "bad weather"),
     "shapes": (
@@ -102,7 +103,7 @@ def quickstart(out: Path) -> Quickstart:
         title="mmcl quickstart",
         scores={SPLITS[split]: ways for split, ways in scores.items()},
         searches=searches,
-        mistakes=_mistakes(encoder, rows["test"], vectors["test"].take(range(len(vectors["test"]))), pictures),
+        mistakes=mistakes_of(_pairs(encoder, rows["test"], vectors["test"]), images_of(rows["test"], "image")),
     )
     return Quickstart(sample, run, scores, searches, out / "index", report)
 
@@ -148,23 +149,7 @@ def _search(query: str, encoder: Encoder, index: Index, pictures: Mapping[str, b
     )
 
 
-def _mistakes(encoder: Encoder, rows: Rows, images: np.ndarray, pictures: Mapping[str, bytes]) -> list[Mistake]:
-    """The pictures whose best text is wrong by most: what the model is surest of, and should not be."""
-    names, ids = [str(text) for text in rows.texts("text")], rows.ids()
-    similarity = images @ encoder.encode(names, show_progress=False).T
-    best = similarity.argmax(axis=1)
-    right = similarity.diagonal()
-    margin = np.where(best == np.arange(len(names)), -np.inf, similarity.max(axis=1) - right)
-    chosen = [number for number in np.argsort(-margin)[:MISTAKES] if margin[number] > 0]
-    return [
-        Mistake(
-            image=pictures[ids[number]],
-            name=names[number],
-            taken_for=names[best[number]],
-            taken_for_image=pictures.get(ids[best[number]]),
-            score=float(similarity[number, best[number]]),
-            score_of_right=float(right[number]),
-            rank_of_right=int((similarity[number] >= right[number]).sum()),
-        )
-        for number in chosen
-    ]
+def _pairs(encoder: Encoder, rows: Rows, vectors: Vectors) -> PairVectors:
+    names, numbers = [str(text) for text in rows.texts("text")], np.arange(len(rows))
+    texts = encoder.encode(names, show_progress=False)
+    return PairVectors(vectors.take(numbers), texts, numbers, numbers, names, rows.ids())

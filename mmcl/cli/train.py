@@ -25,7 +25,7 @@ def train(
 ) -> None:
     """Train what a config describes: runs/NAME gets the model, metrics, checkpoints and a report."""
     import mmcl
-    from mmcl.reports import write_run_report
+    from mmcl.reports import judge_run, write_run_report
     from mmcl.runtime import distributed
 
     # Before anything heavy is imported: a typo is told at once.
@@ -33,7 +33,7 @@ def train(
     run = mmcl.train(experiment, out=out, resume=resume, find_batch=find_batch)
     if distributed.rank() != 0:
         return
-    report = write_run_report(run)
+    report = write_run_report(run, judge_run(run))
     write_json(json, run.metrics)
     told = ("hit@", "ndcg@", "median", "spearman")
     shown = [[key, value] for key, value in run.metrics.items() if key.split("/")[-1].startswith(told)]

@@ -99,7 +99,13 @@ def retrieval_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row.
     """
-    pairs = embed_pairs(encoder, rows, image=image, text=text)
+    return retrieval_of_vectors(embed_pairs(encoder, rows, image=image, text=text), ks, bootstrap=bootstrap)
+
+
+def retrieval_of_vectors(
+    pairs: PairVectors, ks: Iterable[int] = (1, 5, 10), *, bootstrap: int = 1000
+) -> dict[str, Scores]:
+    """As :func:`retrieval_of_rows`, of what :func:`embed_pairs` made of the rows."""
     ks = cutoffs(ks)
     scores = retrieval_pairs(
         pairs.images,

@@ -61,6 +61,11 @@ class History:
         """The last logged step."""
         return max((line["step"] for line in self.lines), default=0)
 
+    @property
+    def start(self) -> dict[str, float]:
+        """The metrics before training; empty where it was not judged."""
+        return next((line["start"] for line in self.lines if "start" in line), {})
+
     def evaluation(self) -> tuple[int, dict[str, float]]:
         """The step that the model was taken from, or the last one judged, and its metrics."""
         judged: dict[int, dict[str, float]] = {

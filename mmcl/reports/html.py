@@ -4,72 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import jinja2
 
 from mmcl.config.load import to_yaml
-from mmcl.evaluation.retrieval import Scores
+from mmcl.evaluation import Scores, StsScores
 from mmcl.reports import facts, results
+from mmcl.reports.judged import Judged
 from mmcl.reports.pictures import data_uri
 from mmcl.reports.plots import learning_curves
+from mmcl.reports.shown import Mistake, Search
 from mmcl.runtime.files import atomic_file
 from mmcl.training.run import Run, read_lines
 
 
-@dataclass
-class Hit:
-    """One result of a search.
+def write_run_report(run: Run, judged: Judged | None = None) -> Path:
+    """Write ``report.html`` into the folder of a run, finished or not, from what lies there.
 
-    Attributes:
-        label: what the result is called.
-        score: its similarity to the query.
-        image: an encoded picture of any format, or None.
-        right: whether it answers the query; None where nobody knows.
+    Args:
+        run: whose.
+        judged: what :func:`mmcl.reports.judge_run` found, for intervals, searches and mistakes. Without it the metrics
+            of the training log are shown.
     """
-
-    label: str
-    score: float
-    image: bytes | None = None
-    right: bool | None = None
-
-
-@dataclass
-class Search:
-    """A query and what was found for it, best first."""
-
-    query: str
-    hits: list[Hit]
-
-
-@dataclass
-class Mistake:
-    """A picture that is nearer to a wrong name than to its own.
-
-    Attributes:
-        image: the encoded picture.
-        name: what it is.
-        taken_for: the name the model put first.
-        taken_for_image: a picture of what it was taken for, or None.
-        score: similarity to ``taken_for``.
-        score_of_right: similarity to ``name``.
-        rank_of_right: 1-based rank of ``name`` among all names.
-    """
-
-    image: bytes
-    name: str
-    taken_for: str
-    taken_for_image: bytes | None
-    score: float
-    score_of_right: float
-    rank_of_right: int
-
-
-def write_run_report(run: Run) -> Path:
-    """Write ``report.html`` into the folder of a run, finished or not, from what lies there."""
-    return write_report(run.folder / "report.html", run, title=run.config.name)
+    found = judged or Judged()
+    return write_report(
+        run.folder / "report.html",
+        run,
+        title=run.config.name,
+        scores=found.scores,
+        searches=found.searches,
+        mistakes=found.mistakes,
+    )
 
 
 def write_report(
@@ -77,7 +45,7 @@ def write_report(
     run: Run,
     *,
     title: str,
-    scores: Mapping[str, Mapping[str, Scores]] = {},
+    scores: Mapping[str, Mapping[str, Scores] | StsScores] = {},
     searches: Sequence[Search] = (),
     mistakes: Sequence[Mistake] = (),
     notes: Sequence[str] = (),
@@ -89,7 +57,8 @@ def write_report(
         path: the file; replaced whole if it exists.
         run: whose config, metrics and model card the report tells. The model itself is not loaded.
         title: plain text, as everything here: it is escaped.
-        scores: {what the model was judged on: {direction: Scores}}. Without them the run's own evaluation leads.
+        scores: {what the model was judged on: {direction: Scores}, or StsScores}. Without them the run's own
+            evaluation leads.
         searches: queries with their results.
         mistakes: the wrong answers worth looking at, in the order given.
         notes: sentences to stand at the top.
@@ -105,7 +74,9 @@ def write_report(
         title=title,
         history=history,
         notes=[*filter(None, [history.unfinished()]), *notes],
-        settings=results.from_scores(scores) if scores else results.from_evaluation(evaluation),
+        settings=results.from_scores(scores, history.start)
+        if scores
+        else results.from_evaluation(evaluation, history.start),
         measured_in_training=step if evaluation and not scores else None,
         searches=searches,
         mistakes=mistakes,
@@ -130,7 +101,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"value": _value, "interval": _interval, "chance": _chance, "along": _along}
+    environment.filters |= {"value": _value, "interval": _interval, "chance": _chance, "start": _start, "along": _along}
     environment.globals |= {"data_uri": data_uri}
     return environment
 
@@ -144,6 +115,10 @@ def _interval(row: results.Row) -> str:
         return ""
     low, high = row.interval
     return f"{100 * low:.1f}–{100 * high:.1f}" if row.is_fraction else f"{_number(low)}–{_number(high)}"
+
+
+def _start(row: results.Row) -> str:
+    return "" if row.start is None else _value(replace(row, value=row.start))
 
 
 def _chance(row: results.Row) -> str:

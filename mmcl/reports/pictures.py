@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 from PIL import Image
 
@@ -12,8 +13,8 @@ from mmcl.data.images import ImageError, decode
 SIDE = 192  # pixels: twice the side at which the page shows a picture, for dense screens
 
 
-def data_uri(image: bytes | None) -> str | None:
-    """A picture's bytes as a ``data:`` URI of at most ``SIDE`` pixels a side; None if it cannot be shown.
+def data_uri(image: bytes | Path | None) -> str | None:
+    """A picture as a ``data:`` URI of at most ``SIDE`` pixels a side; None if it cannot be shown.
 
     Whatever comes in is decoded and written anew, so that no foreign bytes reach the page and every browser can show
     what Pillow can read. Transparent pictures lie on white, as the models see them.

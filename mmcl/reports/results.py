@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mmcl.evaluation.retrieval import Scores
+from mmcl.evaluation import Scores, StsScores
 
 _FRACTIONS = {"hit", "recall", "precision", "ndcg", "map", "mrr", "top", "mean_per_class"}
 
-_CORRELATIONS = {"spearman", "pearson"}
+_CORRELATIONS = ("spearman", "pearson")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Row:
     value: float
     interval: tuple[float, float] | None = None
     chance: float | None = None
+    start: float | None = None
+    """The value before training."""
 
     @property
     def is_fraction(self) -> bool:
@@ -59,21 +61,33 @@ class Setting:
     directions: list[Direction]
 
 
-def from_scores(scores: Mapping[str, Mapping[str, Scores]]) -> list[Setting]:
-    """{title: {direction: Scores}}, with intervals and chance."""
+def from_scores(
+    scores: Mapping[str, Mapping[str, Scores] | StsScores], start: Mapping[str, float] = {}
+) -> list[Setting]:
+    """Scores with intervals and chance.
+
+    Args:
+        scores: {title: {direction: Scores}, or StsScores}.
+        start: the metrics before training, keyed as in a training log: ``title/direction/metric``.
+    """
     return [
-        Setting(title, [_direction(name, judged) for name, judged in directions.items()])
-        for title, directions in scores.items()
+        Setting(
+            title,
+            _correlations(title, found, start)
+            if isinstance(found, StsScores)
+            else [_direction(f"{title}/{name}", name, judged, start) for name, judged in found.items()],
+        )
+        for title, found in scores.items()
     ]
 
 
-def from_evaluation(values: Mapping[str, float]) -> list[Setting]:
-    """The flat ``dev/image_to_text/hit@1`` of a training log: no intervals, no chance."""
+def from_evaluation(values: Mapping[str, float], start: Mapping[str, float] = {}) -> list[Setting]:
+    """The flat ``dev/image_to_text/hit@1`` of a training log: no intervals, no chance; ``start`` likewise."""
     table: dict[str, dict[str, list[Row]]] = {}
     for key, value in values.items():
         if math.isfinite(value):
             source, way, metric = split_key(key)
-            table.setdefault(source, {}).setdefault(way, []).append(Row(metric, value))
+            table.setdefault(source, {}).setdefault(way, []).append(Row(metric, value, start=start.get(key)))
     return [
         Setting(source, [Direction(title_of(way, len(ways)), "", rows, []) for way, rows in ways.items()])
         for source, ways in table.items()
@@ -97,9 +111,31 @@ def arrow(way: str) -> str:
     return way.replace("_to_", " → ").replace("_", " ").replace("/", ": ")
 
 
-def _direction(name: str, scores: Scores) -> Direction:
+def _correlations(title: str, scores: StsScores, start: Mapping[str, float]) -> list[Direction]:
+    """A direction a task, and the average over several."""
+    ways = {task: f"{len(scores.scores[task]):,} pairs" for task in scores.tasks}
+    if len(ways) > 1:
+        ways = {"": f"over {len(ways)} tasks"} | ways
+    found = []
+    for way, size in ways.items():
+        rows = []
+        for metric in _CORRELATIONS:
+            key = f"{way}/{metric}" if way else metric
+            low_high = scores.intervals.get(key)
+            interval = None if low_high is None or not all(map(math.isfinite, low_high)) else low_high
+            if math.isfinite(scores.metrics[key]):
+                before = start.get(f"{title}/{key}", start.get(f"{title}/{metric}") if len(scores.tasks) == 1 else None)
+                rows.append(Row(metric, scores.metrics[key], interval, start=before))
+        found.append(Direction(title_of(way, len(ways)), size, rows, []))
+    return found
+
+
+def _direction(prefix: str, name: str, scores: Scores, start: Mapping[str, float]) -> Direction:
     chance = scores.chance()
-    rows = [Row(key, value, scores.intervals.get(key), chance.get(key)) for key, value in scores.metrics.items()]
+    rows = [
+        Row(key, value, scores.intervals.get(key), chance.get(key), start.get(f"{prefix}/{key}"))
+        for key, value in scores.metrics.items()
+    ]
     counted = {
         "queries left out because nothing is relevant to them": scores.skipped_queries,
         "judged queries without a vector, left out": scores.missing_queries,

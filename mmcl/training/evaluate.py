@@ -40,8 +40,10 @@ class Judge(Protocol):
     def source(self) -> str:
         """What messages call its rows."""
 
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
-        """The metrics of a model as it is; empty in all processes but the first. All processes call this together."""
+    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
+        """The metrics of a model as it is; empty in all processes but the first. All processes call this together.
+
+        What looks wrong with the model is warned of, unless ``warn`` is False, as for one that is not trained yet."""
 
     def problems(self) -> list[dict[str, str]]:
         """The rows that cannot be used: id, role and reason of each."""
@@ -114,7 +116,7 @@ class PairsJudge:
         self.table, self.sides, self.ks, self.bootstrap = table, sides, ks, bootstrap
         self.source = table.name
 
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
         """``image_to_text/hit@1`` and so on, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` tells of
         the space, as ``space/alignment`` and so on. A space that has collapsed is warned of."""
         one, other = (self.table.columns[side] for side in self.sides)
@@ -139,7 +141,7 @@ class PairsJudge:
         if min(len(first), len(second)) < 2:  # a single vector has no geometry
             return metrics
         space = diagnose(first, second, owner, names=self.sides)
-        for reason in space.collapsed:
+        for reason in space.collapsed if warn else ():
             log.warning("%s: %s", self.source, reason)
         return metrics | {f"space/{name}": value for name, value in space.metrics().items()}
 
@@ -155,7 +157,7 @@ class StsJudge:
         self.pairs, self.prompt = pairs, prompt
         self.source = pairs.name
 
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
         """``spearman`` and ``pearson``, and those of each task as ``STS12/spearman`` and so on where there are more.
 
         What is undefined, since all similarities or all scores of a task are equal, is left out and warned of."""
@@ -164,7 +166,8 @@ class StsJudge:
             return {}
         several = len(self.pairs.tasks) > 1
         metrics = {name: float(value) for name, value in scores.metrics.items() if several or "/" not in name}
-        if undefined := [name for name, value in metrics.items() if math.isnan(value)]:
+        undefined = [name for name, value in metrics.items() if math.isnan(value)]
+        if undefined and warn:
             log.warning("%s: all similarities or all scores are equal: no %s", self.source, ", ".join(undefined))
         return {name: value for name, value in metrics.items() if name not in undefined}
 
@@ -186,7 +189,7 @@ class BeirJudge:
         self.beir, self.ks, self.prompts = beir, ks, prompts
         self.source = beir.name
 
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
         """``query_to_document/ndcg@10`` and so on, fractions in [0, 1]."""
         query, document = self.prompts
         live = LiveTexts(encoder)

@@ -160,6 +160,7 @@ class Trainer:
         batches: Generator[Batch, None, None] = (_ for _ in ())
         until = progress.step  # the first are asked for in the loop, as all are
         clock = Clock(self.device)
+        self._judge_start()
         started = time.monotonic() - progress.seconds
         try:
             for step in range(progress.step, self.steps):
@@ -246,13 +247,19 @@ class Trainer:
         """Within, the method holds the weights that are judged and saved."""
         return self.average.applied() if self.average else nullcontext()
 
-    def _judge(self) -> dict[str, float]:
+    def _judge(self, warn: bool = True) -> dict[str, float]:
         """Every source's metrics of the weights as they are; empty in all processes but the first."""
         values: dict[str, float] = {}
         for name, judge in self.judges.items():
-            values |= {f"{name}/{key}": value for key, value in judge.evaluate(self.method.encoder).items()}
+            values |= {f"{name}/{key}": value for key, value in judge.evaluate(self.method.encoder, warn=warn).items()}
             distributed.barrier()  # process 0 judges alone what all have embedded
         return values
+
+    def _judge_start(self) -> None:
+        """Note the metrics before the first step, for the report to compare with."""
+        if self.judges and self.progress.step == 0 and (values := self._judge(warn=False)):
+            self.metrics.write(0, {"start": values})
+        self.method.train()
 
     def _evaluate(self) -> bool:
         """Judge the model on every source; whether the named metric is the best so far."""

@@ -1,0 +1,54 @@
+"""What a report shows of single queries: searches with their results, and mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Hit:
+    """One result of a search.
+
+    Attributes:
+        label: what the result is called.
+        score: its similarity to the query.
+        image: an encoded picture of any format, the path of one, or None.
+        right: whether it answers the query; None where nobody knows.
+    """
+
+    label: str
+    score: float
+    image: bytes | Path | None = None
+    right: bool | None = None
+
+
+@dataclass
+class Search:
+    """A query and what was found for it, best first."""
+
+    query: str
+    hits: list[Hit]
+
+
+@dataclass
+class Mistake:
+    """A picture that is nearer to a wrong name than to its own.
+
+    Attributes:
+        image: the encoded picture, or its path.
+        name: what it is.
+        taken_for: the name the model put first.
+        taken_for_image: a picture of what it was taken for, or None.
+        score: similarity to ``taken_for``.
+        score_of_right: similarity to ``name``.
+        rank_of_right: 1-based rank of ``name`` among all names.
+    """
+
+    image: bytes | Path | None
+    name: str
+    taken_for: str
+    taken_for_image: bytes | Path | None
+    score: float
+    score_of_right: float
+    rank_of_right: int
