@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import datasets
 import numpy as np
@@ -23,7 +27,7 @@ class Rows:
 
     ``name`` is how messages call them. ``fingerprint`` is a hexadecimal string that changes when the content does, and
     with the selection; two equal selections of the same content have the same one. ``folder`` is what relative image
-    paths start from.
+    paths start from. ``unreadable`` maps columns of the source that are not among the rows' to the reason.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Rows:
         name: str,
         fingerprint: str,
         folder: Path | None = None,
+        unreadable: Mapping[str, str] = MappingProxyType({}),
         selection: np.ndarray | None = None,
     ) -> None:
         for column, feature in dataset.features.items():
@@ -40,6 +45,7 @@ class Rows:
                 dataset = dataset.cast_column(column, datasets.Image(decode=False))
         self.name = name
         self.folder = folder
+        self.unreadable = unreadable
         self._dataset = dataset.with_format(None)
         self._views: dict[str, datasets.Dataset] = {}
         self._content = fingerprint
@@ -66,6 +72,8 @@ class Rows:
     def require(self, columns: Iterable[str]) -> None:
         """Raise ``MmclError`` unless there is each of ``columns``."""
         for column in columns:
+            if column in self.unreadable:
+                raise MmclError(f"{self.name}: column '{column}' cannot be read: {self.unreadable[column]}")
             if column not in self.column_names:
                 have = ", ".join(self.column_names)
                 hint = nearest(column, self.column_names) if self.column_names else ""
@@ -85,13 +93,14 @@ class Rows:
             name=self.name,
             fingerprint=self._content,
             folder=self.folder,
+            unreadable=self.unreadable,
             selection=None if everything else chosen,
         )
 
     def of_split(self, split: str) -> Rows:
         """The rows whose column ``split`` says ``split``, which the new rows' name tells. Raises ``MmclError`` if there
         is none, or no such column."""
-        if "split" not in self.column_names:
+        if "split" not in {*self.column_names, *self.unreadable}:
             raise MmclError(f"{self.name}: there is no column 'split' to choose '{split}' by; leave the split out")
         values = self.texts("split")
         chosen = [row for row, value in enumerate(values) if value == split]
@@ -108,7 +117,8 @@ class Rows:
 
     def ids(self) -> list[str]:
         """A name for each row: the column ``id`` (``_id`` in BEIR's files) as text, else its number in the source."""
-        column = next((name for name in ("id", "_id") if name in self.column_names), None)
+        named = {*self.column_names, *self.unreadable}
+        column = next((name for name in ("id", "_id") if name in named), None)
         if column is None:
             numbers = range(len(self)) if self._selection is None else self._selection.tolist()
             return [str(number) for number in numbers]
@@ -154,6 +164,13 @@ class Rows:
     def _read(self, column: str, indices: np.ndarray | None) -> list[Any]:
         """The cells of ``column`` at row numbers of the source (all of them if None)."""
         self.require([column])
+        try:
+            return self._cells(column, indices)
+        except (UnicodeDecodeError, pa.ArrowException) as error:  # Parquet's text is whatever bytes its writer took
+            reason = " ".join(str(error).split())
+            raise MmclError(f"{self.name}: column '{column}' holds what is no UTF-8 text ({reason})") from error
+
+    def _cells(self, column: str, indices: np.ndarray | None) -> list[Any]:
         if column not in self._views:
             self._views[column] = self._dataset.select_columns([column])
         view = self._views[column]
@@ -185,7 +202,7 @@ class Rows:
         if isinstance(value, bytes):
             return value
         if isinstance(value, str):
-            return Path(value) if self.folder is None else self.folder / value
+            return _image_file(value, self.folder)
         raise MmclError(
             f"{self.name}: column '{column}' holds {type(value).__name__}, not pictures; "
             "a picture is encoded bytes or the path of a file"
@@ -197,3 +214,39 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def _image_file(value: str, folder: Path | None) -> Path | bytes:
+    """What an image's path or ``file://`` URL in a table means.
+
+    Of a path that leads nowhere as it stands, ``\\`` may be the separator, as Windows writes it, and its accented
+    letters may be composed or not, as macOS does. A file whose name is no UTF-8 is given as bytes: nothing that
+    writes or prints could take its path.
+    """
+    written = value
+    if value.lower().startswith("file:"):
+        value = os.fsdecode(unquote_to_bytes(urlsplit(value).path))
+    path = Path(value) if folder is None else folder / value
+    if ("\\" in value or not value.isascii()) and not _is_file(path):
+        path = next(filter(_is_file, _spellings(value, folder)), path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        try:
+            return path.read_bytes()
+        except OSError:
+            return Path(written)
+    return path
+
+
+def _spellings(value: str, folder: Path | None) -> list[Path]:
+    slashed = dict.fromkeys((value, value.replace("\\", "/")))
+    forms = [unicodedata.normalize(form, text) for text in slashed for form in ("NFC", "NFD")]
+    return [Path(text) if folder is None else folder / text for text in (*slashed, *forms)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -109,6 +109,8 @@ def is_shards(source: str | Path) -> bool:
     text = str(source)
     if text.startswith("sample:"):
         return False
+    if _is_file(text):
+        return _TAR.search(text) is not None
     if _TAR.search(text) or text.startswith("pipe:") or "://" in text:
         return True
     folder = Path(text).expanduser()
@@ -128,6 +130,8 @@ def list_shards(source: str | Path) -> list[str]:
     folder = Path(text).expanduser()
     if "://" not in text and folder.is_dir():
         return _in_folder(folder)
+    if _is_file(text):  # whatever braces are in its name
+        return [str(folder)]
     from webdataset.shardlists import expand_urls
 
     try:
@@ -141,6 +145,13 @@ def list_shards(source: str | Path) -> list[str]:
             "mend the path or its braces"
         )
     return shards
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # a command is too long for a path
+        return False
 
 
 def _in_folder(folder: Path) -> list[str]:

@@ -144,6 +144,15 @@ def test_sources_are_told_from_tables_and_expanded(tmp_path):
         list_shards(f"{folder}/{{00000.tar")
 
 
+@pytest.mark.parametrize("name", ["a{0..1}.tar", "a[1].tar", "a::b.tar", "a*.tar", "a{.tar"])
+def test_a_shard_that_exists_is_that_shard(tmp_path, name):
+    for other in ("a0.tar", "a1.tar", "a"):
+        (tmp_path / other).write_bytes(b"")
+    (tmp_path / name).write_bytes(b"")
+    assert is_shards(tmp_path / name)
+    assert list_shards(tmp_path / name) == [str(tmp_path / name)]
+
+
 def test_counts_are_kept_until_a_shard_changes(tmp_path, monkeypatch):
     import mmcl.data.shards as module
 

@@ -192,13 +192,13 @@ def test_image_folder_with_captions_beside(tmp_path: Path) -> None:
         ("a.csv", "", "the file is empty"),
         ("a.csv", "id,text\n", "there are no rows below the header"),
         ("a.csv", "id,id\n1,2\n", "the header names 'id' twice"),
-        ("a.csv", "id,text\n1,hello, world\n", "the first row has 3 fields, the header 2"),
-        ("a.csv", "id,text\n1,x\n2,hello, world\n", "Expected 2 fields in line 3, saw 3"),
-        ("a.csv", 'id,text\n1,x\n2,"open\n', "EOF inside string starting at row 2"),
-        ("a.csv", b"id,text\n1,\xff\n", "not a UTF-8 CSV file"),
-        ("a.jsonl", '{"a": 1}\n{"a": \n', r"line 2 of a\.jsonl is not JSON"),
+        ("a.csv", "id,text\n1,hello, world\n", "line 2 has 3 fields, the header 2"),
+        ("a.csv", "id,text\n1,x\n2,hello, world\n", "line 3 has 3 fields, the header 2"),
+        ("a.csv", 'id,text\n1,x\n2,"open\n', "line 3: the quote that opens there is never closed"),
+        ("a.csv", b"id,text\n1,\xff\n", r"line 2 is not UTF-8 text .*0xff.*; save it as UTF-8"),
+        ("a.jsonl", '{"a": 1}\n{"a": \n', r"a\.jsonl: line 2 is not JSON"),
         ("a.jsonl", "\n", "there are no rows|cannot be read"),
-        ("a.json", '[{"a": 1}, {', "cannot be read"),
+        ("a.json", '[{"a": 1}, {', "is not JSON"),
         ("a.parquet", "garbage", "cannot be read: Parquet"),
         ("a.xlsx", "garbage", r"no reader for '\.xlsx' files; known: \.csv"),
     ],
@@ -216,7 +216,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         open_source(tmp_path / "pairs.csv")
     with pytest.raises(MmclError, match="no such file or folder"):
         open_source("data/pairs.csv")
-    with pytest.raises(MmclError, match=r"neither tables .* nor pictures"):
+    with pytest.raises(MmclError, match=r"neither tables .* nor images"):
         open_source(tmp_path)
     rows = open_source(write(tmp_path / "t.csv", TABLE))
     with pytest.raises(MmclError, match=r"t\.csv: no column 'txt'; it has id, text, score; did you mean 'text'\?"):
@@ -241,22 +241,27 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: type[Ex
         open_source("user/name:config")
 
 
-def test_full_disk_is_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("source", ["table", "hub"])
+def test_full_disk_is_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     def fail(*_: object, **__: object) -> None:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
+            if source == "table":
+                raise
             raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(pa, "OSFile", fail)
     with pytest.raises(OSError, match="No space left") as caught:
-        open_source(write(tmp_path / "t.csv", TABLE))
+        open_source(write(tmp_path / "t.csv", TABLE) if source == "table" else "user/name")
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_the_settings_of_datasets_are_left_as_they_were(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
     before = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    open_source(write(tmp_path / "t.csv", TABLE))
+    open_source(tmp_path / "saved")
     assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before
 
 

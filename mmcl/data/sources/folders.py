@@ -1,0 +1,120 @@
+"""Folders of tables, of splits and of images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmcl.data.rows import Rows
+from mmcl.data.sources.captions import open_captions
+from mmcl.data.sources.files import FORMATS, fingerprint, format_of, stem_of
+from mmcl.data.sources.hub import no_split, open_saved
+from mmcl.data.sources.image_folders import image_suffixes, is_img2dataset, is_junk, open_images
+from mmcl.data.sources.tables import Loaded, load_tables, open_tables, rows_of
+from mmcl.runtime.errors import MmclError
+
+_SHARD_NUMBER = re.compile(r"[-_.]?\d+(-of-\d+)?$")
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
+_ABOUT = {"dataset_info", "dataset_infos", "readme", "license"}  # of a data set, no rows of it
+
+
+def open_folder(folder: Path, split: str | None, *, name: str, separator: str | None = None) -> Rows:
+    """The rows of a folder: what its files say it is, tables before images."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return open_saved(folder, split, name=name)
+    if is_img2dataset(folder):
+        if split is not None:
+            no_split(name, split, [])
+        return _images(folder, name)
+    tables, texts = _tables(folder)
+    metadata = [file for file in tables if stem_of(file) == "metadata"]
+    if metadata:
+        if split is not None:
+            no_split(name, split, [])
+        return _open_captioned(metadata[0], name=name, separator=separator)
+    if split is not None and (folder / split).is_dir() and not _of_split(tables, split):
+        return open_folder(folder / split, None, name=f"{name} ({split})", separator=separator)
+    if tables:
+        return _open_split(tables, split, folder, name, separator)
+    captions = folder / "captions.txt"
+    if split is None and captions.is_file() and (rows := open_captions(captions, None, name=name)) is not None:
+        return rows
+    inside = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_junk(entry.name)]
+    if inside and {entry.name.lower() for entry in inside} <= _SPLITS and not _has_images(folder):
+        parts = [entry.name for entry in inside]
+        if split is None and len(parts) == 1:
+            return open_folder(inside[0], None, name=f"{name} ({parts[0]})", separator=separator)
+        if split is None:
+            raise MmclError(f"{name}: it has the splits {', '.join(parts)}; name one as split")
+        no_split(name, split, parts)
+    if split is None and (rows := open_images(folder, name=name)) is not None:
+        return rows
+    if texts:
+        return _open_split(texts, split, folder, name, separator)
+    if split is not None:
+        no_split(name, split, [entry.name for entry in inside])
+    raise MmclError(f"{name}: the folder holds neither tables ({', '.join(FORMATS)}) nor images")
+
+
+def _images(folder: Path, name: str) -> Rows:
+    rows = open_images(folder, name=name, labelled=False)
+    if rows is None:
+        raise MmclError(f"{name}: img2dataset has left no images there")
+    return rows
+
+
+def _tables(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The tables of a folder, and its text files apart: these may be notes or captions. Neither what is hidden, nor
+    what img2dataset writes about an image beside it."""
+    files = [entry for entry in sorted(folder.iterdir()) if not is_junk(entry.name) and entry.is_file()]
+    images = {file.stem for file in files if file.suffix.lower() in image_suffixes()}
+    files = [file for file in files if stem_of(file).lower() not in _ABOUT and file.stem not in images]
+    tables = [file for file in files if format_of(file) not in (None, ".txt")]
+    return tables, [file for file in files if format_of(file) == ".txt"]
+
+
+def _has_images(folder: Path) -> bool:
+    return any(entry.suffix.lower() in image_suffixes() for entry in folder.iterdir() if not is_junk(entry.name))
+
+
+def _of_split(files: Sequence[Path], split: str) -> list[Path]:
+    return [file for file in files if split in (stem_of(file), _part(file)) or stem_of(file).startswith(f"{split}-")]
+
+
+def _part(file: Path) -> str:
+    """The split a file belongs to: its name without suffix and shard number."""
+    return _SHARD_NUMBER.sub("", stem_of(file)) or stem_of(file)
+
+
+def _open_split(files: list[Path], split: str | None, folder: Path, name: str, separator: str | None) -> Rows:
+    """The tables of one split."""
+    parts = sorted({_part(file) for file in files})
+    if split is None:
+        if len(parts) > 1:
+            raise MmclError(f"{name}: it has the splits {', '.join(parts)}; name one as split")
+        chosen, label = files, name
+    else:
+        chosen, label = _of_split(files, split), f"{name} ({split})"
+    if not chosen:
+        if len(files) == 1 and (rows := open_captions(files[0], split, name=label)) is not None:
+            return rows  # of Karpathy's, one file has all splits
+        no_split(name, split or "", parts)
+    if len(chosen) == 1 and (rows := open_captions(chosen[0], None, name=label)) is not None:
+        return rows
+    if len(suffixes := sorted({str(format_of(file)) for file in chosen})) > 1:
+        raise MmclError(f"{name}: one split in several formats ({', '.join(suffixes)}); keep one of them")
+    return open_tables(chosen, name=label, folder=folder, separator=separator)
+
+
+def _open_captioned(metadata: Path, *, name: str, separator: str | None) -> Rows:
+    """A folder of images whose captions stand in a table."""
+    loaded = load_tables([metadata], name, separator)
+    table = loaded.dataset
+    if "image" not in table.column_names:
+        if "file_name" not in table.column_names:
+            have = ", ".join(table.column_names)
+            raise MmclError(f"{metadata}: no column 'file_name' with the paths of the images; it has {have}")
+        table = table.rename_column("file_name", "image")
+    loaded = Loaded(table, loaded.unreadable)
+    return rows_of(loaded, name=name, fingerprint=fingerprint([metadata]), folder=metadata.parent.resolve())

@@ -1,0 +1,191 @@
+"""Folders of images, with captions beside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from mmcl.data.rows import Rows
+from mmcl.data.sources.files import fingerprint, printable
+from mmcl.data.sources.tables import Loaded, rows_of
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+
+_JUNK = {"__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found"}
+_STUBS = {
+    "BUFR",
+    "EPS",
+    "GRIB",
+    "HDF5",
+    "MPEG",
+    "WMF",
+}  # formats that Pillow knows by name, or reads by another program
+_STATS = re.compile(r"(\d+)_stats\.json")
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of files that Pillow reads as images, in lower case, with their dots."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _STUBS)
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that systems leave behind."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def is_img2dataset(folder: Path) -> bool:
+    """Whether img2dataset wrote the folder as files: ``00000/``, ``00000.parquet``, ``00000_stats.json``."""
+    return any((folder / found[1]).is_dir() for entry in folder.iterdir() if (found := _STATS.fullmatch(entry.name)))
+
+
+@dataclass
+class _Found:
+    """The files below a folder, and what was left out."""
+
+    images: list[Path] = field(default_factory=list)
+    beside: set[Path] = field(default_factory=set)  # files that may hold captions
+    hidden: list[str] = field(default_factory=list)
+    hidden_images: int = 0
+    others: Counter[str] = field(default_factory=Counter)  # suffixes that are no images'
+    circles: int = 0
+    dead: int = 0  # links that lead nowhere
+    closed: int = 0  # folders that may not be read
+    damaged: int = 0  # captions
+
+    def told(self) -> str:
+        """What was left out, for a message; empty if nothing was."""
+        others = ", ".join(f"{suffix or 'without suffix'} {count:,}" for suffix, count in self.others.most_common(5))
+        parts = [
+            (len(self.hidden), f"hidden or system folders ({', '.join(sorted(set(self.hidden))[:5])})"),
+            (self.hidden_images, "hidden image files"),
+            (sum(self.others.values()), f"files that are not images ({others})"),
+            (self.circles, "links back to a folder that they lie in"),
+            (self.dead, "links that lead nowhere"),
+            (self.closed, "folders that may not be read"),
+            (self.damaged, "caption files that are not JSON"),
+        ]
+        return ", ".join(f"{count:,} {what}" for count, what in parts if count)
+
+
+def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | None:
+    """The images below a folder; None if there are none.
+
+    Columns are ``id`` and ``image``, the path from the folder; ``text``, if any has a caption in the ``.txt`` or
+    ``.json`` file beside it; and, if ``labelled``, ``label``, the subfolder of an image, where all lie in several.
+    """
+    found = _Found()
+    _walk(folder, found, ())
+    if not found.images:
+        return None
+    images = sorted(found.images)
+    relative = [image.relative_to(folder) for image in images]
+    ids = [printable(path.as_posix()) for path in relative]
+    columns: dict[str, list[Any]] = {
+        "id": ids,
+        "image": [_written(*pair) for pair in zip(relative, images, strict=True)],
+    }
+    captions = [_caption(image, found) for image in images]
+    if any(file.with_suffix(suffix) in found.beside for file in images for suffix in (".txt", ".json")):
+        columns["text"] = captions
+    labels = [printable(path.parts[0]) if len(path.parts) > 1 else None for path in relative]
+    if labelled and None not in labels and len(set(labels)) > 1:
+        columns["label"] = labels
+    if told := found.told():
+        log.warning("%s: left out: %s", name, told)
+    _report_downloads(folder, name)
+    identity = fingerprint([*images, *sorted(found.beside)])
+    dataset = datasets.Dataset.from_dict(columns)
+    return rows_of(Loaded(dataset), name=name, fingerprint=identity, folder=folder.resolve())
+
+
+def _walk(folder: Path, found: _Found, above: tuple[tuple[int, int], ...]) -> None:
+    """Add what lies below ``folder``; ``above`` are the folders that it lies in, by device and inode."""
+    state = folder.stat()
+    above = (*above, (state.st_dev, state.st_ino))
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError:
+        found.closed += 1
+        return
+    stems: set[str] = set()
+    texts: list[Path] = []
+    for entry in entries:
+        path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
+        if entry.is_dir():
+            state = path.stat()
+            if is_junk(entry.name):
+                found.hidden.append(printable(entry.name))
+            elif (state.st_dev, state.st_ino) in above:
+                found.circles += 1
+            else:
+                _walk(path, found, above)
+        elif is_junk(entry.name):
+            found.hidden_images += suffix in image_suffixes()
+        elif suffix in image_suffixes():
+            if entry.is_file():
+                found.images.append(path)
+                stems.add(path.stem)
+            else:
+                found.dead += 1
+        elif suffix in (".txt", ".json"):
+            texts.append(path)
+        elif entry.name != "Thumbs.db":
+            found.others[printable(suffix)] += 1
+    found.beside.update(text for text in texts if text.stem in stems)
+
+
+def _written(relative: Path, image: Path) -> str:
+    """A path as a table holds it; one that is no UTF-8 as a URL, in which any byte can be written."""
+    try:
+        str(relative).encode()
+    except UnicodeEncodeError:
+        return image.absolute().as_uri()
+    return relative.as_posix()
+
+
+def _caption(image: Path, found: _Found) -> str | None:
+    """What the ``.txt`` beside an image says, or else the ``caption`` in the ``.json``."""
+    text, described = image.with_suffix(".txt"), image.with_suffix(".json")
+    said = None
+    if text in found.beside:
+        try:
+            said = text.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise MmclError(f"{printable(text)}: not UTF-8 text: {error}; save it as UTF-8") from error
+    if not said and described in found.beside:
+        try:
+            content = json.loads(described.read_bytes())
+        except (ValueError, RecursionError):
+            found.damaged += 1
+            return said
+        caption = content.get("caption") if isinstance(content, dict) else None
+        return caption.strip() if isinstance(caption, str) else said
+    return said
+
+
+def _report_downloads(folder: Path, name: str) -> None:
+    """Say how many rows of its table img2dataset could not download."""
+    wanted = had = 0
+    for file in folder.iterdir():
+        if _STATS.fullmatch(file.name):
+            try:
+                stats = json.loads(file.read_bytes())
+                wanted, had = wanted + int(stats["count"]), had + int(stats["successes"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                log.warning("%s: %s is damaged", name, file.name)
+    if wanted > had:
+        log.warning("%s: %d of %d images were not downloaded", name, wanted - had, wanted)

@@ -1,0 +1,81 @@
+"""Any source of rows, by its name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mmcl.data.rows import Rows
+from mmcl.data.sources.captions import open_captions
+from mmcl.data.sources.files import format_of, printable
+from mmcl.data.sources.folders import open_folder
+from mmcl.data.sources.hub import open_hub
+from mmcl.data.sources.tables import open_tables
+from mmcl.runtime.errors import MmclError
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
+
+
+def open_source(
+    source: str | Path, *, split: str | None = None, separator: str | None = None, root: str | Path | None = None
+) -> Rows:
+    """The rows of ``source``, which is one of
+
+    - a ``.csv``, ``.tsv``, ``.jsonl``, ``.json``, ``.parquet`` or ``.txt`` file; all but Parquet may be compressed
+      (``.jsonl.gz``). CSV and TSV are UTF-8 with a header, quoted as spreadsheets do; their cells are text as written,
+      so that ``007`` and ``NA`` survive. A CSV file may be separated by tabs, semicolons or ``|``. Where tabs separate,
+      and quotes do not hold, a quote is a character like any other. Of JSON, a string is a string, and keys and types
+      may differ from row to row: numbers among texts are texts, a value among lists is a list of one. Of ``.txt``,
+      every line is a row with the column ``text``;
+    - the captions of a data set as it is handed out (columns ``id``, ``image``, ``text``, a row an image): a ``.json``
+      file with Karpathy's splits, COCO's ``captions_*.json``, Flickr's ``captions.txt`` or ``*.token`` file;
+    - a folder with tables, one a split or ``<split>-<number>`` several; without tables, with a folder a split
+      (``train/``, ``val/``, …) or a ``.txt`` file a split;
+    - a folder written by ``datasets``' ``save_to_disk``, or by img2dataset;
+    - a folder of images, captioned by ``metadata.{csv,jsonl,parquet}`` with a column ``file_name`` (which becomes the
+      column ``image``), or by a ``.txt`` beside each image, or the ``caption`` of a ``.json`` (columns ``id``,
+      ``image``, ``text``). Where all images lie in several subfolders, the subfolder's name is the column ``label``.
+      Links are followed; what is hidden is left out;
+    - ``sample:NAME``, a sample data set;
+    - ``user/name`` or ``user/name:config``, a data set on the hub.
+
+    ``split`` names the part to read: of a single file, the rows whose column ``split`` says so, or without it all rows.
+    Otherwise it may be left out where there is only one. ``separator`` is the character between the fields of a CSV
+    file, or of a ``.txt`` file that is one. ``root`` is the folder that paths of images start from; by default that of
+    the table. Raises ``MmclError`` if there is no such thing, if it is empty or malformed, or if ``split`` does not
+    choose one part.
+    """
+    rows = _open(source, split, separator, None if root is None else _root(root))
+    if root is not None:
+        rows.folder = _root(root)
+    return rows
+
+
+def _root(root: str | Path) -> Path:
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise MmclError(f"{printable(root)}: no such folder, from which the paths of images are to start")
+    return folder.resolve()
+
+
+def _open(source: str | Path, split: str | None, separator: str | None, root: Path | None) -> Rows:
+    text = printable(source)
+    path = Path(source).expanduser()
+    try:
+        kind = "folder" if path.is_dir() else "file" if path.is_file() else None
+    except OSError as error:
+        raise MmclError(f"{text[:200]}: cannot be read: {error.strerror}") from error
+    if kind == "folder":
+        return open_folder(path, split, name=text, separator=separator)
+    if kind == "file":
+        if (rows := open_captions(path, split, name=text, root=root)) is not None:
+            return rows
+        rows = open_tables([path], name=text, folder=path.parent, separator=separator)
+        return rows if split is None else rows.of_split(split)
+    if text.startswith("sample:"):
+        from mmcl.data import samples
+
+        return open_folder(samples.get(text.removeprefix("sample:")), split, name=text, separator=None)
+    if format_of(path) is None and isinstance(source, str) and (hub := _HUB_NAME.fullmatch(source)):
+        return open_hub(hub["name"], hub["config"], split, name=text)
+    raise MmclError(f"{text}: no such file or folder (a data set on the hub is written user/name)")
