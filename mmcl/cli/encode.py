@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mmcl.cli.models import Backend, Device, Dtype, Model, load
+from mmcl.cli.models import Backend, Device, Dtype, ExactDecoding, Model, load
 from mmcl.cli.output import say
 from mmcl.runtime.errors import MmclError
 
@@ -29,12 +29,13 @@ def encode(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    exact_decoding: ExactDecoding = None,
 ) -> None:
     """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
     from mmcl.data.sources import open_source
     from mmcl.encoding import encode_source
 
-    encoder = load(model, device, dtype, backend)
+    encoder = load(model, device, dtype, backend, exact_decoding)
     rows = open_source(source, split=split)
     usual = [name for name in ("image", "text") if name in encoder.modalities]
     column = column or next((name for name in usual if name in rows.column_names), None)

@@ -63,6 +63,13 @@ Classes = Annotated[
         show_default="the distinct labels",
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact-decoding/--fast-decoding",
+        help="Decode large JPEGs at full size, as other libraries do; fast: as mmcl encode does by default.",
+    ),
+]
 CutOffs = Annotated[str, typer.Option("-k", help="Cut-offs.")]
 PerQuery = Annotated[
     bool, typer.Option("--per-query", help="Keep every query's values in the --json file, for mmcl eval compare.")
@@ -87,6 +94,7 @@ def retrieval(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    exact_decoding: Exact = True,
     json: JsonPath = None,
     per_query: PerQuery = False,
 ) -> None:
@@ -103,13 +111,15 @@ def retrieval(
     _check_per_query(per_query, json)
     prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
     search = _search(source, split, (image, text), (query, document), prompts, _cutoffs(k) if k else None)
-    scores = search(load(model, device, dtype, backend), 1000)
+    scores = search(load(model, device, dtype, backend, exact_decoding), 1000)
     theirs = {name: value for judged in scores.values() for name, value in judged.clip_benchmark.items()}
     found = None
     if against is not None:
         from mmcl.evaluation import compare as compare_scores
 
-        found = compare_scores(scores, search(load(against, device, dtype, backend), 0), _headlines(scores))
+        found = compare_scores(
+            scores, search(load(against, device, dtype, backend, exact_decoding), 0), _headlines(scores)
+        )
     tested = {} if found is None else {"against": {"a": model, "b": against, **found.to_dict()}}
     write_json(json, {**_for_json(scores, per_query), "clip_benchmark": theirs, **tested})
     print_scores(scores)
@@ -170,6 +180,7 @@ def zero_shot(
     classes: Classes = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    exact_decoding: Exact = True,
     json: JsonPath = None,
     per_query: PerQuery = False,
 ) -> None:
@@ -182,7 +193,7 @@ def zero_shot(
 
     _check_per_query(per_query, json)
     scores = zero_shot_of_rows(
-        load(model, device, dtype),
+        load(model, device, dtype, exact_decoding=exact_decoding),
         open_source(source, split=split),
         image=image,
         label=label,
@@ -216,6 +227,7 @@ def diagnostics(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    exact_decoding: Exact = True,
     json: JsonPath = None,
 ) -> None:
     """Is the space used, do the modalities meet, has it collapsed. Name one column to look at one modality alone.
@@ -231,9 +243,9 @@ def diagnostics(
     if pairs is not None:
         columns = _pair_columns(pairs, score)
         table = open_sts(source, split=split, tasks=task or (), columns=columns, scored=score is not None)
-        found = sts_diagnostics(load(model, device, dtype, backend), table)
+        found = sts_diagnostics(load(model, device, dtype, backend, exact_decoding), table)
     else:
-        rows, encoder = open_source(source, split=split), load(model, device, dtype, backend)
+        rows, encoder = open_source(source, split=split), load(model, device, dtype, backend, exact_decoding)
         if image is None and text is None:
             image, text = (name if name in encoder.modalities else None for name in ("image", "text"))
         found = diagnostics_of_rows(encoder, rows, image=image, text=text)
@@ -271,6 +283,7 @@ def compare(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    exact_decoding: Exact = True,
     json: JsonPath = None,
 ) -> None:
     """Is B better than A, or luckier: differences with 95% intervals and a paired test, over the same queries.
@@ -288,7 +301,7 @@ def compare(
         sides: list[Mapping[str, Any]] = [read_per_query(a), read_per_query(b)]
     elif label is None:
         search = _search(source, split, (image, text or "text"), (query, document), {}, _cutoffs(k) if k else None)
-        sides = [search(load(model, device, dtype, backend), 0) for model in (a, b)]
+        sides = [search(load(model, device, dtype, backend, exact_decoding), 0) for model in (a, b)]
     else:
         from mmcl.data.sources import open_source
         from mmcl.evaluation.rows import scores_of_rows
@@ -297,7 +310,13 @@ def compare(
         prompts: dict[str, Any] = {"templates": template or ("{}",), "classes": classes}
         sides = [
             scores_of_rows(
-                load(model, device, dtype, backend), rows, image=image, text=text, label=label, ks=ks, **prompts
+                load(model, device, dtype, backend, exact_decoding),
+                rows,
+                image=image,
+                text=text,
+                label=label,
+                ks=ks,
+                **prompts,
             )
             for model in (a, b)
         ]

@@ -14,9 +14,20 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, auto.")]
 Backend = Annotated[str, typer.Option(help="What runs texts: torch, onnx, openvino, onnx-int8, openvino-int8.")]
 
+ExactDecoding = Annotated[
+    bool | None,
+    typer.Option(
+        "--exact-decoding/--fast-decoding",
+        help="Decode large JPEGs at full size; fast: at a fraction, vectors differ by up to 8e-3.",
+        show_default="as the model was trained",
+    ),
+]
 
-def load(model: str, device: str, dtype: str = "auto", backend: str = "torch") -> Encoder:
+
+def load(
+    model: str, device: str, dtype: str = "auto", backend: str = "torch", exact_decoding: bool | None = None
+) -> Encoder:
     """The model as the options ask for it."""
     import mmcl
 
-    return mmcl.load(model, device=device, dtype=dtype, backend=backend)
+    return mmcl.load(model, device=device, dtype=dtype, backend=backend, exact_decoding=exact_decoding)

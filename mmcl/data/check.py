@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmcl.data.check_rows import Checked, CheckedRow, open_checked
 from mmcl.data.identity import stable_hash
-from mmcl.data.images import ImageError, decode, usable_cpus
+from mmcl.data.images import ImageError, decoded, usable_cpus
 from mmcl.data.tokens import Tokenize
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
@@ -140,12 +140,13 @@ def _look(image: bytes | Path | ImageError | None, size: int | None) -> _Look | 
     try:
         if isinstance(image, ImageError):
             raise image
-        pixels = decode(image, target=size)
+        with decoded(image, target=size) as pixels:
+            identity = stable_hash(repr(pixels.size).encode() + pixels.tobytes())
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as header:  # type: ignore[arg-type]
             shape, kind, mode = header.size, header.format or "unknown", header.mode
     except ImageError as error:
         return f"{image}: {error}" if isinstance(image, Path) else str(error)
-    return _Look(*shape, kind, mode, stable_hash(repr(pixels.size).encode() + pixels.tobytes()))
+    return _Look(*shape, kind, mode, identity)
 
 
 def _add_images(tally: _Tally, block: Sequence[CheckedRow], looks: Iterable[_Look | str]) -> None:

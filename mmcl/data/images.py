@@ -1,101 +1,228 @@
-"""Pictures of any kind to RGB squares of one size."""
+"""Images of any kind to RGB squares of one size."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from mmcl.data.image_modes import ImageError, as_rgb, unknown_format, upright
+
+__all__ = ["ImageError", "ImageInput", "ResizeMode", "decode", "decode_many", "load_pixels", "resize", "usable_cpus"]
 
 ImageInput: TypeAlias = bytes | str | Path | Image.Image | np.ndarray
-ResizeMode: TypeAlias = Literal[
-    "crop", "squash", "pad", "crop-bilinear", "squash-bilinear", "crop-floor", "crop-floor-bilinear"
-]
+ResizeMode: TypeAlias = str
+"""``crop``, ``squash``, ``pad`` or ``keep``, and variants behind dashes: see :func:`resize`."""
 
 PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _DRAFT = 2  # a JPEG is decoded at no less than this times the target, so that the resampling filter still sets quality
-_LONGEST = 4  # before a centre crop, the sides of a strip longer than this times its width are cut off
+_STRIP_PIXELS = 2**23  # of a resized strip of which the centre is cut out; a longer strip is cut before
+_HELD_PIXELS = 2**27  # decoded at a time by all threads together; one image of more is decoded alone
+_MODES = ("crop", "squash", "pad", "keep")
+_FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 
-class ImageError(ValueError):
-    """A picture that cannot be used, with the reason."""
+class PreparedImage(NamedTuple):
+    """An image as an image tower takes it: decoded, and resized once and for all.
+
+    Attributes:
+        pixels: uint8 (size, size, 3).
+    """
+
+    pixels: np.ndarray
+
+
+class _PixelBudget:
+    """Lets threads decode as long as their images together hold no more than ``limit`` pixels."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for ``pixels``, or until nothing else is held."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.held == 0 or self.held + pixels <= self.limit)
+            self.held += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.held -= pixels
+                self._changed.notify_all()
+
+
+_budget = _PixelBudget(_HELD_PIXELS)
+# A thread that holds room may be in the middle of decoding when the process forks: the child begins anew.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _budget.__init__(_HELD_PIXELS))  # type: ignore[misc]
 
 
 def decode(image: ImageInput | None, target: int | None = None) -> Image.Image:
-    """``image`` as an RGB picture, upright by its EXIF orientation.
+    """``image`` as an RGB image, upright by its EXIF orientation.
 
-    ``image`` is encoded bytes, the path of a file, a PIL picture, or a uint8 array of shape (H, W), (H, W, 1),
-    (H, W, 3) or (H, W, 4). Transparency is composited on white, 16-bit levels are scaled to 8, and of an animation the
-    first frame is taken. ``target`` is the side, in pixels, that the caller will resize to: JPEG files much larger are
-    decoded at a half, a quarter or an eighth of their size.
+    ``image`` is encoded bytes, the path of a file, a PIL image, or a uint8 array of shape (H, W), (H, W, 1), (H, W, 3)
+    or (H, W, 4). Transparency is composited on white (where open_clip and transformers show the colour that is stored
+    under it), 16-bit levels are scaled to 8, floating-point levels from 0 to 1 or from 0 to 255 to 8 bits, and of an
+    animation the first frame is taken. ``target`` is the side, in pixels, that the caller will resize to: JPEG files
+    much larger are decoded at a half, a quarter or an eighth of their size, which is faster; the pixels then differ a
+    little, and a model's vectors by up to 8e-3, from those of the exact decoding that is done without ``target``.
 
     Raises ``ImageError`` for what is missing, unreadable, truncated, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``
     (Pillow itself only warns up to twice that).
     """
+    with decoded(image, target) as picture:
+        return picture
+
+
+@contextmanager
+def decoded(image: ImageInput | None, target: int | None = None) -> Iterator[Image.Image]:
+    """As :func:`decode`, for as long as the block runs: threads that decode wait for each other where their images
+    together would hold more than a hundred million pixels. The block must decode no other image."""
+    with ExitStack() as stack:
+        with _in_words(image):
+            picture = _read(image, target, stack)
+        yield picture
+
+
+def load_pixels(
+    image: ImageInput | None, size: int, mode: ResizeMode = "crop", *, exact_decoding: bool = False
+) -> np.ndarray:
+    """Decode and resize an image: uint8 (``size``, ``size``, 3). Raises ``ImageError`` as :func:`decode` does.
+
+    What is decoded is let go of before this returns, so that threads hold little more than they are working on.
+    ``exact_decoding`` decodes large JPEG files at their full size, see :func:`decode`.
+    """
+    with decoded(image, None if exact_decoding else decoding_target(size, mode)) as picture:
+        return resize(picture, size, mode)
+
+
+def _read(image: ImageInput | None, target: int | None, stack: ExitStack) -> Image.Image:
+    if image is None:
+        raise ImageError("no picture")
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if isinstance(image, Image.Image):
+        return as_rgb(upright(image))
+    opened = stack.enter_context(Image.open(io.BytesIO(image) if isinstance(image, bytes) else image))
+    _refuse_bomb(opened)
+    if target is not None:
+        opened.draft(None, (_DRAFT * target, _DRAFT * target))
+    stack.enter_context(_budget.hold(opened.width * opened.height))
+    return as_rgb(upright(opened))
+
+
+@contextmanager
+def _in_words(image: ImageInput | None) -> Iterator[None]:
+    """Turn what Pillow raises for an image into an ``ImageError`` that says what is wrong."""
     try:
-        if isinstance(image, Image.Image):
-            return _to_rgb(image)
-        if isinstance(image, np.ndarray):
-            return _to_rgb(_from_array(image))
-        if image is None:
-            raise ImageError("no picture")
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            _refuse_bomb(opened)
-            if target is not None:
-                opened.draft(None, (_DRAFT * target, _DRAFT * target))
-            return _to_rgb(opened)
+        yield
     except (ImageError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise ImageError("no such file") from error
     except UnidentifiedImageError as error:
-        raise ImageError("empty" if image == b"" else "not a picture in a known format") from error
+        raise ImageError(unknown_format(_first_bytes(image))) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ImageError(" ".join(str(reason).split()) or type(error).__name__) from error
 
 
+def _first_bytes(image: ImageInput | None) -> bytes:
+    if isinstance(image, bytes):
+        return image[:4096]
+    if isinstance(image, str | Path):
+        with suppress(OSError), Path(image).open("rb") as file:
+            return file.read(4096)
+    return b""
+
+
+class _Resizing(NamedTuple):
+    """A resize mode taken apart.
+
+    Attributes:
+        how: ``crop``, ``squash``, ``pad`` or ``keep``.
+        side: what the image is resized to before the square is cut out of its centre; None for the square itself.
+        filter: of the resampling.
+        floor: round the corner of what is cut out down.
+    """
+
+    how: str
+    side: int | None
+    filter: Image.Resampling
+    floor: bool
+
+
+@lru_cache
+def _resizing(mode: ResizeMode) -> _Resizing:
+    how, *variants = mode.split("-")
+    sides = [int(variant) for variant in variants if variant.isdecimal()]
+    filters = [_FILTERS[variant] for variant in variants if variant in _FILTERS]
+    floors = variants.count("floor")
+    known = len(sides) + len(filters) + floors == len(variants)
+    if how not in _MODES or not known or max(len(sides), len(filters), floors) > 1 or 0 in sides:
+        raise ValueError(
+            f"resize mode is {', '.join(_MODES)}, with variants such as -bilinear, -floor or -256, not {mode!r}"
+        )
+    return _Resizing(how, *(sides or [None]), *(filters or [Image.Resampling.BICUBIC]), bool(floors))
+
+
+def decoding_target(size: int, mode: ResizeMode) -> int | None:
+    """What :func:`decode` takes as ``target`` before :func:`resize` with the same arguments; None for a mode that keeps
+    the pixels as they are."""
+    resizing = _resizing(mode)
+    return None if resizing.how == "keep" else max(size, resizing.side or size)
+
+
 def resize(image: Image.Image, size: int, mode: ResizeMode = "crop") -> np.ndarray:
-    """An RGB picture as a uint8 array (``size``, ``size``, 3), resampled bicubically with antialiasing.
+    """An RGB image as a uint8 array (``size``, ``size``, 3), resampled bicubically with antialiasing.
 
     ``crop`` brings the shorter side to ``size`` and cuts the centre out, as CLIP does; ``squash`` ignores the aspect
-    ratio; ``pad`` brings the longer side to ``size`` and centres the picture on white. Pretrained models ask for
-    variants: ``-bilinear`` resamples bilinearly; ``-floor`` rounds the corner of the cut-out down, as transformers
-    does, where torchvision and OpenAI's code round half to even.
+    ratio; ``pad`` brings the longer side to ``size`` and centres the image on white; ``keep`` cuts the centre out of
+    the image as it is. Pretrained models ask for variants: ``crop-256`` and ``squash-256`` resize to 256 pixels before
+    they cut the centre out; ``-bilinear`` and the names of Pillow's other filters resample by these; ``-floor`` rounds
+    the corner of what is cut out down, as transformers does, where torchvision and OpenAI's code round half to even.
+    Where an image is smaller than what is cut out of it, black surrounds it.
     """
-    if mode not in get_args(ResizeMode):
-        raise ValueError(f"resize mode is one of {', '.join(get_args(ResizeMode))}, not {mode!r}")
-    how, *variants = mode.split("-")
-    resampling = Image.Resampling.BILINEAR if "bilinear" in variants else Image.Resampling.BICUBIC
-    if how == "squash":
-        return np.asarray(image.resize((size, size), resampling))
+    how, side, filter, floor = _resizing(mode)
+    side = side or size
     if how == "pad":
         scale = size / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
+        width, height = (max(1, round(length * scale)) for length in image.size)
         square = Image.new("RGB", (size, size), (255, 255, 255))
-        inner = image.resize((width, height), Image.Resampling.BICUBIC)
-        square.paste(inner, ((size - width) // 2, (size - height) // 2))
+        square.paste(image.resize((width, height), filter), ((size - width) // 2, (size - height) // 2))
         return np.asarray(square)
-    if max(image.size) > _LONGEST * min(image.size):
-        image = _centre_crop(image, *(min(side, _LONGEST * min(image.size)) for side in image.size))
-    shorter = min(image.size)
-    width, height = (side * size // shorter for side in image.size)
-    image = image.resize((width, height), resampling)
-    if "floor" in variants:
-        left, top = (width - size) // 2, (height - size) // 2
-        return np.asarray(image.crop((left, top, left + size, top + size)))
-    return np.asarray(_centre_crop(image, size, size))
+    if how == "squash":
+        image = image.resize((side, side), filter)
+    elif how == "crop":
+        shorter, longest = min(image.size), max(side, _STRIP_PIXELS // side)
+        if max(image.size) * side > longest * shorter:
+            width, height = (min(length, longest * shorter // side) for length in image.size)
+            image = _centre_crop(image, width, height)
+        image = image.resize([length * side // shorter for length in image.size], filter)
+    return np.asarray(_floor_crop(image, size) if floor else _centre_crop(image, size, size))
 
 
 def decode_many(
-    images: Sequence[ImageInput | None], size: int, mode: ResizeMode = "crop", threads: int | None = None
+    images: Sequence[ImageInput | PreparedImage | None],
+    size: int,
+    mode: ResizeMode = "crop",
+    threads: int | None = None,
+    *,
+    exact_decoding: bool = False,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode and resize pictures in threads (Pillow releases the interpreter lock).
+    """Decode and resize images in threads (Pillow releases the interpreter lock), as :func:`load_pixels` does.
 
     Returns a uint8 array (n, ``size``, ``size``, 3), and for each position that could not be decoded the reason; its
     pixels are zero.
@@ -105,7 +232,11 @@ def decode_many(
 
     def work(position: int) -> None:
         try:
-            pixels[position] = resize(decode(images[position], target=size), size, mode)
+            image = images[position]
+            if isinstance(image, PreparedImage):
+                pixels[position] = image.pixels
+            else:
+                pixels[position] = load_pixels(image, size, mode, exact_decoding=exact_decoding)
         except ImageError as error:
             errors[position] = str(error)
 
@@ -145,18 +276,11 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.int64)
-        return Image.fromarray(((levels + 128) // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
 def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
+
+
+def _floor_crop(image: Image.Image, size: int) -> Image.Image:
+    left, top = ((length - size) // 2 for length in image.size)
+    return image.crop((left, top, left + size, top + size))

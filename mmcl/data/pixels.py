@@ -27,7 +27,7 @@ from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
 
-_FORMAT = 1  # part of the key: raise it when decoding or resizing changes
+_FORMAT = 2  # part of the key: raise it when decoding or resizing changes
 _BLOCK_BYTES = 64 * 2**20  # decoded pixels held in memory at a time
 _ABANDONED = 24 * 3600  # seconds after which a half-written cache belongs to a process that was killed
 
@@ -40,6 +40,7 @@ class _Pictures:
     column: str
     size: int
     resize: ResizeMode
+    exact_decoding: bool
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -50,7 +51,7 @@ class _Pictures:
     ) -> tuple[np.ndarray, dict[int, str]]:
         """Pixels of the rows at ``indices``, and position to reason (with the path of a file) where there are none."""
         images = self.rows.images(self.column, indices)
-        pixels, reasons = decode_many(images, self.size, self.resize, threads)
+        pixels, reasons = decode_many(images, self.size, self.resize, threads, exact_decoding=self.exact_decoding)
         for position in reasons:
             if isinstance(path := images[position], Path):
                 reasons[position] = f"{path}: {reasons[position]}"
@@ -58,7 +59,7 @@ class _Pictures:
 
     def key(self) -> str:
         """Identifies the pixels: where rows name files, these may change while the rows do not."""
-        wanted = (_FORMAT, self.rows.fingerprint, self.column, self.size, self.resize)
+        wanted = (_FORMAT, self.rows.fingerprint, self.column, self.size, self.resize, self.exact_decoding)
         digest = hashlib.blake2b(repr(wanted).encode(), digest_size=16)
         first = self.rows.images(self.column, range(min(100, len(self.rows))))
         if any(isinstance(image, Path) for image in first):
@@ -125,11 +126,13 @@ def open_pixels(
     *,
     size: int,
     resize: ResizeMode = "crop",
+    exact_decoding: bool = False,
     on_error: Literal["skip", "fail"] = "skip",
     cache_gb: float = 20.0,
     show_progress: bool | None = None,
 ) -> Pixels:
-    """The pictures of ``column`` as ``size`` × ``size`` RGB squares (``resize`` as in ``images.resize``).
+    """The pictures of ``column`` as ``size`` × ``size`` RGB squares (``resize`` as in ``images.resize``,
+    ``exact_decoding`` as in ``images.load_pixels``).
 
     The first call decodes every picture, in threads, into the cache folder ``pixels``; later calls with the same
     content find it there. If the array would exceed ``cache_gb`` (10⁹ bytes) or the free disk, only hashes and errors
@@ -139,7 +142,7 @@ def open_pixels(
     full meanwhile.
     """
     rows.require([column])
-    pictures = _Pictures(rows, column, size, resize)
+    pictures = _Pictures(rows, column, size, resize, exact_decoding)
     folder = cache_dir("pixels")
     home = folder / pictures.key()
     pixels = _load(home, pictures)

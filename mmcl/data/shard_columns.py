@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from mmcl.data.images import ImageError, ResizeMode, decode, resize
+from mmcl.data.images import ImageError, ImageInput, PreparedImage
 from mmcl.data.shard_stream import SampleError
 from mmcl.data.shards import Sample, ShardError, is_local, read_shard, shard_name
 from mmcl.data.tokens import texts_of
@@ -48,12 +48,12 @@ class ShardColumn:
         """Whether the sample has one of the files."""
         return not self.files.isdisjoint(sample.files)
 
-    def picture(self, sample: Sample, size: int, mode: ResizeMode) -> np.ndarray:
-        """The picture as uint8 (``size``, ``size``, 3). Raises ``SampleError`` if there is none that can be read."""
+    def picture(self, sample: Sample, prepare: Callable[[ImageInput], PreparedImage]) -> np.ndarray:
+        """The image's pixels as ``prepare`` gives them. Raises ``SampleError`` if there is none that can be read."""
         for choice in self.choices:
             if choice.lower() in sample.files:
                 try:
-                    return resize(decode(sample.read(choice.lower()), target=size), size, mode)
+                    return prepare(sample.read(choice.lower())).pixels
                 except ImageError as error:
                     raise SampleError(self.role, str(error)) from error
         raise self._missing(sample)

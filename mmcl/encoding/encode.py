@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from textwrap import shorten
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from PIL.Image import Image, registered_extensions
+from PIL.Image import registered_extensions
 
 from mmcl.data.images import ImageError, decode, usable_cpus
 from mmcl.data.rows import Rows
@@ -22,7 +22,7 @@ from mmcl.runtime.progress import progress
 
 Modality = Literal["image", "text"]
 
-_BLOCK_ROWS = {"text": 4_096, "image": 64}  # decoded pictures are large: 64 of 12 megapixels are 2.3 GB
+_BLOCK_ROWS = {"text": 4_096, "image": 64}
 _PROBE_ROWS = 8
 _PROBE_TOLERANCE = 2e-3  # float16 on disk, TF32 on another machine
 _SAMPLE_ROWS = 100
@@ -35,8 +35,8 @@ class Encodes(Protocol):
     """What is asked of an encoder.
 
     ``prompt`` and ``truncate_dim`` are only passed where they are asked for, so that an encoder without them will do
-    for all else. Three more things are used where there are any: ``image_size``, ``path`` and ``prompt_words(prompt)``,
-    as of :class:`mmcl.models.encoder.Encoder`.
+    for all else. More is used where it is there: ``prepare_image``, ``exact_decoding``, ``path`` and
+    ``prompt_words(prompt)``, as of :class:`mmcl.models.encoder.Encoder`.
     """
 
     @property
@@ -110,8 +110,8 @@ def encode_source(
     left alone; a finished one is returned as it is. Memory holds two blocks of decoded rows and one shard of vectors.
 
     Args:
-        encoder: its ``encode`` is called with lists of texts or of PIL pictures. Where it has an ``image_size``, the
-            side in pixels it resizes to, much larger JPEG files are decoded at a fraction of their size.
+        encoder: its ``encode`` is called with lists of texts or of images: as its ``prepare_image`` gives them, small
+            and in the threads that decode, or without one as PIL images.
         rows: the corpus.
         column: texts, lists of texts (each text gets a vector, under its row's id), or pictures.
         out: a new folder, or one of an earlier run with the same encoder, rows, column, modality, dtype, prompt and
@@ -138,7 +138,7 @@ def encode_source(
     rows.require([column] if label_column is None else [column, label_column])
     modality = modality or _modality_of(rows, column)
     size = _block_rows(batch_rows, modality, shard_rows)
-    reader = _Reader(rows, column, modality, label_column, getattr(encoder, "image_size", None))
+    reader = _Reader(rows, column, modality, label_column, getattr(encoder, "prepare_image", decode))
     wanted = Wanted(prompt, truncate_dim)
     _check_wanted(encoder, wanted, modality)
     with exclusive(Path(out).expanduser(), "encoding into"):
@@ -222,7 +222,7 @@ class _Reader:
     column: str
     modality: Modality
     label_column: str | None = None
-    image_size: int | None = None
+    prepare: Callable[[Any], Any] = decode
 
     def blocks(self, start: int, size: int) -> Iterator[_Block]:
         """Blocks of ``size`` rows, each read and decoded while the one before it is being encoded."""
@@ -256,7 +256,7 @@ class _Reader:
         paths = [image if isinstance(image, Path) else None for image in images]
         labels: Sequence[Any] = part.column(self.label_column) if self.label_column else paths
         block = _Block(start, stop)
-        pictures = decoders.map(self._decoded, images)
+        pictures = decoders.map(self._prepared, images)
         for row, id_, picture, label in zip(range(start, stop), part.ids(), pictures, labels, strict=True):
             if isinstance(picture, ImageError):
                 block.skipped.append((row, id_, str(picture)))
@@ -264,10 +264,10 @@ class _Reader:
                 block.add(id_, picture, label)
         return block
 
-    def _decoded(self, image: bytes | Path | None) -> Image | ImageError:
-        """The picture, or the error that says why there is none."""
+    def _prepared(self, image: bytes | Path | None) -> Any:
+        """The image as the encoder takes it, or the error that says why there is none."""
         try:
-            return decode(image, target=self.image_size)
+            return self.prepare(image)
         except ImageError as error:
             return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
 
@@ -306,6 +306,8 @@ def _open_writer(
     }
     if words := _prompt_words(encoder, wanted.prompt, modality):
         source["prompt"] = words
+    if modality == "image" and getattr(encoder, "exact_decoding", False):
+        source["exact_decoding"] = True
     writer = VectorWriter(
         out,
         dim=wanted.truncate_dim or encoder.dim,

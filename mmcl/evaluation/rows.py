@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
 from mmcl.data.identity import stable_hash
-from mmcl.data.images import ImageError, ImageInput, decode, usable_cpus
+from mmcl.data.images import ImageError, ImageInput, PreparedImage, decode, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.classes import class_names, class_numbers
@@ -28,7 +27,7 @@ from mmcl.evaluation.zero_shot import ZeroShotScores, classifier, zero_shot
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
 
-_BLOCK = 64  # decoded pictures are large
+_BLOCK = 64
 log = logging.getLogger("mmcl")
 
 
@@ -239,28 +238,34 @@ def _fingerprint(*content: Sequence[Any]) -> str:
 
 
 def _image_vectors(encoder: Encodes, rows: Rows, column: str) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Vectors of the readable pictures, the rows they are of, and hashes that are equal for equal pictures."""
+    """Vectors of the readable images, the rows they are of, and hashes that are equal for equal ones, as the model
+    takes them."""
     parts, readable, hashes = [], [], []
+    prepare = getattr(encoder, "prepare_image", decode)
+
+    def prepared(image: ImageInput | None) -> Any:
+        try:
+            return prepare(image)
+        except ImageError:
+            return None
+
     with ThreadPoolExecutor(usable_cpus()) as pool, progress("encode images", len(rows), "images") as advance:
         for start in range(0, len(rows), _BLOCK):
             block = range(start, min(start + _BLOCK, len(rows)))
-            decoded = list(pool.map(_decode, rows.images(column, block)))
-            pictures = [picture for picture in decoded if picture is not None]
-            readable += [row for row, picture in zip(block, decoded, strict=True) if picture is not None]
-            hashes += [stable_hash(picture.tobytes()) for picture in pictures]
-            if pictures:
-                parts.append(np.asarray(encoder.encode(pictures), dtype=np.float32))
+            found = list(pool.map(prepared, rows.images(column, block)))
+            images = [image for image in found if image is not None]
+            readable += [row for row, image in zip(block, found, strict=True) if image is not None]
+            hashes += [_identity(image) for image in images]
+            if images:
+                parts.append(np.asarray(encoder.encode(images), dtype=np.float32))
             advance(len(block))
     if not parts:
         raise MmclError(f"{rows.name}: none of the {len(rows)} pictures in column '{column}' can be read")
     return np.concatenate(parts), readable, np.array(hashes)
 
 
-def _decode(image: ImageInput | None) -> Image | None:
-    try:
-        return decode(image)
-    except ImageError:
-        return None
+def _identity(image: Any) -> int:
+    return stable_hash((image.pixels if isinstance(image, PreparedImage) else image).tobytes())
 
 
 def _report(rows: Rows, left_out: int, why: str) -> None:

@@ -42,7 +42,13 @@ FORMAT_VERSION = 3
 DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 
-def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "auto", backend: str = "torch") -> Encoder:
+def load(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str = "auto",
+    backend: str = "torch",
+    exact_decoding: bool | None = None,
+) -> Encoder:
     """Open an encoder.
 
     Args:
@@ -59,6 +65,8 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "aut
             multiplies it natively. A ``backend`` other than torch computes texts in a precision of its own.
         backend: what ``encode`` runs texts with: ``torch``; ``onnx`` or ``openvino``, or their quantised forms
             ``onnx-int8`` and ``openvino-int8``, from the extras of these names.
+        exact_decoding: decode large JPEG files at their full size, see :attr:`Encoder.exact_decoding`; as the model
+            was trained if None.
 
     Raises:
         MmclError: there is no such model, it is damaged, a newer mmcl wrote it, the name computes another activation
@@ -77,6 +85,8 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: str = "aut
         encoder = _load_folder(text)
     encoder = encoder.to(pick_device(str(device))).eval()
     encoder.set_compute(dtype)
+    if exact_decoding is not None:
+        encoder.exact_decoding = exact_decoding
     if backend == "torch":
         return encoder
     if dtype == "bfloat16" and encoder.modalities == {"text"}:

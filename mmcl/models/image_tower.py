@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig
-from mmcl.data.images import ResizeMode
+from mmcl.data.images import ImageInput, PreparedImage, ResizeMode, load_pixels
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.image_nets import create_net, rebuild_net, vector_of
 from mmcl.runtime.errors import MmclError
@@ -22,6 +22,7 @@ class ImageTower(nn.Module):
         width: number of features.
         size: side of the square input, in pixels.
         resize: how a picture becomes that square (see ``mmcl.data.images.resize``).
+        exact_decoding: decode large JPEG files at their full size (see ``mmcl.data.images.decode``).
         spec: what rebuilds the tower, weights apart.
     """
 
@@ -57,6 +58,18 @@ class ImageTower(nn.Module):
         if config.patch_dropout:
             drop_patches(net, config.patch_dropout, tower.size, f"model.image.patch_dropout: '{config.name}'")
         return tower
+
+    @property
+    def exact_decoding(self) -> bool:
+        return bool(self.spec.get("exact_decoding", False))
+
+    @exact_decoding.setter
+    def exact_decoding(self, exact: bool) -> None:
+        self.spec["exact_decoding"] = exact
+
+    def prepare(self, image: ImageInput | None) -> PreparedImage:
+        """An image decoded and resized. Raises ``ImageError`` if it cannot be read."""
+        return PreparedImage(load_pixels(image, self.size, self.resize, exact_decoding=self.exact_decoding))
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> ImageTower:

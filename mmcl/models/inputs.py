@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmcl.data.images import decode_many
+from mmcl.data.images import PreparedImage, decode_many
 from mmcl.models.image_tower import ImageTower
 from mmcl.runtime.errors import MmclError
 
@@ -39,7 +39,7 @@ def listed(inputs: Any) -> tuple[list[Any], bool]:
         MmclError: it is neither an input nor a collection of them.
     """
     picture = isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim in (2, 3)
-    if picture or isinstance(inputs, (str, bytes, Path, Image.Image)):
+    if picture or isinstance(inputs, (str, bytes, Path, Image.Image, PreparedImage)):
         return [inputs], True
     if isinstance(inputs, dict) or not isinstance(inputs, Iterable):
         raise MmclError(f"encode: got a {type(inputs).__name__}; give a text, an image or a list of them")
@@ -56,7 +56,7 @@ def modality_of(item: Any, position: int, wanted: str | None) -> str:
         raise MmclError(f"encode: modality '{wanted}' is not known; use image or text")
     if isinstance(item, str):
         return wanted or "text"
-    if isinstance(item, (bytes, Path, Image.Image, np.ndarray)) and wanted != "text":
+    if isinstance(item, (bytes, Path, Image.Image, np.ndarray, PreparedImage)) and wanted != "text":
         return "image"
     if item is None:
         raise MmclError(f"encode: input {position} is None; leave it out, or give '' to have a vector in its place")
@@ -91,7 +91,7 @@ def read_pictures(images: Sequence[Any], tower: ImageTower, start: int) -> np.nd
         MmclError: one of them cannot be read.
     """
     pictures = [Path(image) if isinstance(image, str) else image for image in images]
-    pixels, errors = decode_many(pictures, tower.size, tower.resize)
+    pixels, errors = decode_many(pictures, tower.size, tower.resize, exact_decoding=tower.exact_decoding)
     if errors:
         position, reason = next(iter(errors.items()))
         what = images[position]

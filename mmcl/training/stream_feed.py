@@ -239,10 +239,10 @@ class _Column(ABC):
 class _Pictures(_Column):
     def __init__(self, source: ShardColumn, tower: ImageTower) -> None:
         super().__init__(source)
-        self.size, self.resize = tower.size, tower.resize
+        self.tower = tower
 
     def load(self, sample: Sample) -> np.ndarray:
-        return self.source.picture(sample, self.size, self.resize)
+        return self.source.picture(sample, self.tower.prepare)
 
     def inputs(self, chosen: Sequence[np.ndarray], seeds: Tensor) -> dict[str, Tensor]:
         return {"pixels": torch.from_numpy(np.stack(chosen))}

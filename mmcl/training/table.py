@@ -154,7 +154,8 @@ class Table:
         common: dict[str, Any] = {"on_error": data.on_error, "show_progress": self._show_progress}
         names = [self._name(role, number) for number in range(len(self.sources))]
         if isinstance(tower, ImageTower):
-            common |= {"size": tower.size, "resize": tower.resize, "cache_gb": data.cache_gb}
+            common |= {"size": tower.size, "resize": tower.resize, "exact_decoding": tower.exact_decoding}
+            common["cache_gb"] = data.cache_gb
             return PixelColumn(
                 [open_pixels(rows, name, **common) for rows, name in zip(self.sources, names, strict=True)]
             )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import threading
 import warnings
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from mmcl.data.images import ImageError, decode, decode_many, resize
+from mmcl.data import images as module
+from mmcl.data.images import ImageError, decode, decode_many, load_pixels, resize
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -57,6 +60,23 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))), by_hand)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tag", [0x0128, 0x8769, 0x9286, 0x011A])
+def test_a_tag_of_an_odd_type_harms_neither_pixels_nor_orientation(kind: str, tag: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    head = exif.tobytes()
+    # One more entry, of a type that the tag does not have.
+    body = bytearray(head[6:])
+    count = int.from_bytes(body[8:10], "little" if body[:2] == b"II" else "big")
+    order = "little" if body[:2] == b"II" else "big"
+    entry = tag.to_bytes(2, order) + (2).to_bytes(2, order) + (4).to_bytes(4, order) + b"abc\0"
+    body[8:10] = (count + 1).to_bytes(2, order)
+    body = body[: 10 + 12 * count] + entry + body[10 + 12 * count :]
+    data = encoded(PICTURE, kind, exif=head[:6] + bytes(body))
+    assert decode(data).size == (PICTURE.height, PICTURE.width)
+
+
 def test_transparency_is_composited_on_white() -> None:
     rgba = np.zeros((2, 3, 4), np.uint8)
     rgba[:, :, 3] = [[255, 0, 128]] * 2
@@ -98,6 +118,30 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
         np.testing.assert_array_equal(np.asarray(decode(image))[:, :, 1], expected)
 
 
+@pytest.mark.parametrize("scale", [1, 1 / 255])
+def test_floating_point_levels_from_0_to_1_and_from_0_to_255_are_read(scale: float) -> None:
+    levels = np.arange(256, dtype=np.float32).reshape(16, 16)
+    deep = Image.fromarray(levels * np.float32(scale))
+    assert deep.mode == "F"
+    for image in (deep, encoded(deep, "TIFF")):
+        np.testing.assert_array_equal(np.asarray(decode(image))[:, :, 2], levels)
+
+
+@pytest.mark.parametrize("low", [0, 7])
+def test_whole_numbers_of_32_bits_are_read_by_their_range(low: int) -> None:
+    bright = Image.fromarray(np.array([[low, 100, 255]], np.int32))
+    assert np.asarray(decode(encoded(bright, "TIFF")))[0, :, 0].tolist() == [low, 100, 255]
+
+
+@pytest.mark.parametrize(
+    "levels", [[-1000.0, 400.0], [0.0, 4000.0], [0.5, np.nan], [0.5, np.inf], np.array([-5, 9], np.int32), [70000, 1]]
+)
+def test_levels_of_which_nobody_knows_what_is_white_are_refused(levels: object) -> None:
+    array = np.array([levels])
+    with pytest.raises(ImageError, match="levels"):
+        decode(encoded(Image.fromarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int32)), "TIFF"))
+
+
 def test_sixteen_bit_colour_png() -> None:
     import struct
     import zlib
@@ -132,8 +176,8 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     for image, reason in [
         (None, "no picture"),
         (b"", "empty"),
-        (b"hello", "not a picture in a known format"),
-        (tmp_path / "a.jpg", "not a picture in a known format"),
+        (b"hello", "not an image in a format that Pillow reads"),
+        (tmp_path / "a.jpg", "empty"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "Is a directory"),
         (np.zeros((2, 2, 3)), "an array of float64"),
@@ -141,6 +185,28 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         (np.zeros((0, 2, 3), np.uint8), "an array of uint8"),
     ]:
         with pytest.raises(ImageError, match=reason):
+            decode(image)
+
+
+@pytest.mark.parametrize(
+    ("data", "cure"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "rasterise"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a -->\n<svg:svg xmlns:svg='x'/>", "rasterise"),
+        (gzip.compress(b"<svg width='1'></svg>"), "rasterise"),
+        ("<svg/>".encode("utf-16"), "rasterise"),
+        (b"%PDF-1.7", "rasterise"),
+        (b"<!DOCTYPE html><html>404</html>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "convert it"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "video"),
+        (b"\x1f\x8bdamaged", "not an image"),
+    ],
+)
+def test_other_files_are_called_what_they_are(data: bytes, cure: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    for image in (data, tmp_path / "a.png"):
+        with pytest.raises(ImageError, match=cure):
             decode(image)
 
 
@@ -191,6 +257,44 @@ def test_draft_decoding_of_large_jpegs_keeps_the_picture() -> None:
     full, fast = resize(decode(data), 64).astype(int), resize(drafted, 64).astype(int)
     assert np.abs(full - fast).max() <= 6
     assert np.abs(full - fast).mean() < 0.7
+
+
+def test_draft_decoding_is_left_out_on_request() -> None:
+    data = encoded(Image.fromarray(smooth(1200, 1600)), "JPEG", quality=95)
+    exact = resize(decode(data), 64)
+    np.testing.assert_array_equal(load_pixels(data, 64, exact_decoding=True), exact)
+    np.testing.assert_array_equal(decode_many([data], 64, exact_decoding=True)[0][0], exact)
+    assert not np.array_equal(load_pixels(data, 64), exact)
+
+
+def test_threads_hold_no_more_decoded_pixels_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = module._PixelBudget(1000)
+    monkeypatch.setattr(module, "_budget", budget)
+    held, lock = [], threading.Lock()
+
+    def watched(image: Image.Image, *arguments: object) -> np.ndarray:
+        with lock:
+            held.append(budget.held)
+        return resize(image, *arguments)
+
+    monkeypatch.setattr(module, "resize", watched)
+    images = [encoded(Image.new("RGB", (side, side)), "PNG") for side in [20, 30, 40, 10] * 4]
+    assert not decode_many(images, 8, threads=8)[1]
+    assert budget.held == 0
+    assert max(held) in (1000, 1600)  # one that is larger than all that is allowed is alone
+    assert all(pixels <= 1000 or pixels == 1600 for pixels in held)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F", "CMYK", "1"])
+def test_large_images_are_converted_strip_by_strip_to_the_same_pixels(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmcl.data import image_modes
+
+    image = PICTURE.convert("I;16" if mode == "I;16" else mode)
+    expected = np.asarray(decode(image))
+    monkeypatch.setattr(image_modes, "_STRIP_PIXELS", 200)
+    np.testing.assert_array_equal(np.asarray(decode(image)), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl.data.images import decode, resize
+from mmcl.data.images import PreparedImage, decode, load_pixels, resize
 from mmcl.data.shard_columns import ShardColumn, require_columns, shard_captions
 from mmcl.data.shard_stream import SampleError
 from mmcl.data.shards import Sample, write_shards
@@ -55,17 +55,21 @@ def test_a_caption_that_cannot_be_used_says_why(files, reason):
     assert error.value.role == "text"
 
 
+def squashed(image):
+    return PreparedImage(load_pixels(image, 16, "squash"))
+
+
 def test_a_picture_is_what_decoding_and_resizing_give():
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)).save(buffer, "jpeg")
     data = buffer.getvalue()
     column = ShardColumn("image", "image")
     expected = resize(decode(data, target=16), 16, "squash")
-    assert np.array_equal(column.picture(sample(jpeg=data, txt=b"a"), 16, "squash"), expected)
+    assert np.array_equal(column.picture(sample(jpeg=data, txt=b"a"), squashed), expected)
     with pytest.raises(SampleError, match="image"):
-        column.picture(sample(jpg=data[:500]), 16, "squash")
+        column.picture(sample(jpg=data[:500]), squashed)
     with pytest.raises(SampleError, match=r"no jpg;.*the sample has txt"):
-        column.picture(sample(txt=b"a"), 16, "squash")
+        column.picture(sample(txt=b"a"), squashed)
 
 
 def test_a_column_that_no_sample_has_is_refused_before_the_run(tmp_path):
