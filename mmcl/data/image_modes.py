@@ -6,6 +6,7 @@ import gzip
 import io
 import re
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -94,16 +95,16 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """What makes RGB of a part of ``image``."""
     mode = image.mode
     if mode == "F":
-        low, high = image.getextrema()
+        low, high = _extrema(image)
         if low >= -0.5 and high <= 1.5:  # resampling overshoots
             return lambda part: _eight_bits(255 * _finite(part))
         if low >= -16 and high <= 271:
             return lambda part: _eight_bits(_finite(part))
         raise ImageError(f"floating-point levels from {low:g} to {high:g}; scale them to 0…1, or save 8 or 16 bits")
     if mode == "I":
-        low, high = image.getextrema()
+        low, high = _extrema(image)
         if low < 0 or high > 65535:
-            raise ImageError(f"levels from {low} to {high}; scale them to 8 or 16 bits without sign")
+            raise ImageError(f"levels from {low:g} to {high:g}; scale them to 8 or 16 bits without sign")
         if high <= 255 and image.format != "PPM":  # of which Pillow scales all levels to 16 bits
             return lambda part: _eight_bits(np.asarray(part))
     if mode == "I" or mode.startswith("I;16"):
@@ -111,6 +112,11 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     if image.has_transparency_data:
         return _on_white
     return lambda part: part.convert("RGB")
+
+
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    low, high = cast(tuple[float, float], image.getextrema())  # a pair a channel is for other modes
+    return low, high
 
 
 def _eight_bits(levels: np.ndarray) -> Image.Image:

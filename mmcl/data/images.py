@@ -175,7 +175,8 @@ def _resizing(mode: ResizeMode) -> _Resizing:
         raise ValueError(
             f"resize mode is {', '.join(_MODES)}, with variants such as -bilinear, -floor or -256, not {mode!r}"
         )
-    return _Resizing(how, *(sides or [None]), *(filters or [Image.Resampling.BICUBIC]), bool(floors))
+    side = sides[0] if sides else None
+    return _Resizing(how, side, filters[0] if filters else Image.Resampling.BICUBIC, bool(floors))
 
 
 def decoding_target(size: int, mode: ResizeMode) -> int | None:

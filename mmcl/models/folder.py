@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from PIL import Image
 
 import mmcl
 from mmcl.models import open_clip_models, transformers_clip
@@ -270,16 +271,20 @@ def _load_ours(folder: Path) -> Encoder:
 
 def preprocessor(spec: dict[str, Any]) -> dict[str, Any]:
     """The picture's way to pixels by an image tower's spec, in the vocabulary of transformers' image processors."""
-    crop = spec["resize"].startswith("crop")
-    side = {"height": spec["size"], "width": spec["size"]}
+    how, *_ = mode = spec["resize"].split("-")
+    side = next((int(part) for part in mode if part.isdecimal()), spec["size"])
+    resampling = next(
+        (Image.Resampling[part.upper()] for part in mode if part.upper() in Image.Resampling.__members__), 3
+    )
+    square, cut = {"height": spec["size"], "width": spec["size"]}, how in ("crop", "keep") or side != spec["size"]
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": spec["size"]} if crop else side,
-        "resample": 2 if spec["resize"].endswith("-bilinear") else 3,
-        "do_center_crop": crop,
-        "crop_size": side,
+        "do_resize": how != "keep",
+        "size": {"shortest_edge": side} if how == "crop" else {"height": side, "width": side},
+        "resample": int(resampling),
+        "do_center_crop": cut,
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.config.model import ImageTowerConfig
+from mmcl.models.image_processors import colours, read_processor
 from mmcl.models.open_clip_nets import first_line, model_config, tower_config, visual_net, with_vision_settings
 from mmcl.models.transformers_nets import own_vector, quiet_transformers, rebuild
 from mmcl.runtime.errors import MmclError, nearest
@@ -124,7 +125,7 @@ def _transformers(model: str, config: ImageTowerConfig, size: int) -> tuple[Any,
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise MmclError(f"{where}: cannot be opened as a vision model of transformers: {first_line(error)}") from None
     vector = _vector_kind(net, missing, where)
-    mean, std = _processor_colours(model)
+    mean, std = _processor_colours(model, where)
     about = {"library": "transformers", "name": config.name, "architecture": type(net).__name__, "vector": vector}
     return net, {**about, "config": net.config.to_diff_dict(), "mean": mean, "std": std}
 
@@ -153,12 +154,7 @@ def _has_class_token(net: nn.Module) -> bool:
     return any(name.rsplit(".", 1)[-1] in ("cls_token", "class_embedding") for name, _ in net.named_parameters())
 
 
-def _processor_colours(model: str) -> tuple[list[float], list[float]]:
+def _processor_colours(model: str, where: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation by the model's image processor; a half each where it has none."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(model)
-    except OSError:
-        settings = {}
-    return tuple(list(settings.get(name) or (0.5,) * 3) for name in ("image_mean", "image_std"))  # type: ignore[return-value]
+    processor = read_processor(model, where)
+    return ([0.5] * 3, [0.5] * 3) if processor is None else colours(processor, where)

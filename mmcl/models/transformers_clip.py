@@ -14,6 +14,7 @@ from mmcl.config.model import HeadConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
+from mmcl.models.image_processors import default_processor, preprocessing, read_processor
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.open_clip_nets import first_line
 from mmcl.models.text_tower import TextTower
@@ -22,7 +23,6 @@ from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 MODEL_TYPES = ("clip", "siglip")
-_BICUBIC, _BILINEAR = 3, 2
 
 
 def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = None) -> Encoder:
@@ -56,7 +56,7 @@ def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = No
         raise MmclError(f"{name}: cannot be opened as a transformers model: {first_line(error)}") from None
     if missing := sorted(report["missing_keys"]):
         raise MmclError(f"{name}: its weights lack {missing[0]} and {len(missing) - 1} more; take a fresh copy")
-    return assemble(name, model.eval(), tokenizer, _processor(folder))
+    return assemble(name, model.eval(), tokenizer, read_processor(folder, name))
 
 
 def open_file(path: Path, state: Mapping[str, Tensor]) -> Encoder:
@@ -72,19 +72,20 @@ def open_file(path: Path, state: Mapping[str, Tensor]) -> Encoder:
     return open_folder(path.parent, str(path), state)
 
 
-def assemble(name: str, model: Any, tokenizer: Any, processor: Mapping[str, Any]) -> Encoder:
+def assemble(name: str, model: Any, tokenizer: Any, processor: Any) -> Encoder:
     """An encoder of the two halves of a ``CLIPModel`` or ``SiglipModel``, their projections included.
 
     Args:
         name: of the model.
         model: the whole.
         tokenizer: its tokenizer.
-        processor: settings of its image processor; those of its kind where it says nothing.
+        processor: its image processor; None for the one of its kind.
     """
     siglip = model.config.model_type == "siglip"
     seeing, reading = (model.vision_model, model.text_model) if siglip else _projected(model)
     spec = {"library": "transformers", "name": name, "architecture": type(seeing).__name__, "vector": "pooled"}
-    pictures = _preprocessing(name, processor, model.config.vision_config.image_size, siglip)
+    processor = processor or default_processor(model.config.model_type, model.config.vision_config.image_size)
+    pictures = preprocessing(processor, name)
     image = ImageTower(seeing, {**spec, "config": seeing.config.to_diff_dict(), **pictures})
     # SigLIP reads the last of 64 positions, padding or not; a mask only where its tokenizer gives one.
     masked = not siglip or "attention_mask" in tokenizer.model_input_names
@@ -115,41 +116,3 @@ def _projected(model: Any) -> tuple[Any, Any]:
 
 def _safetensors(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
-
-
-def _processor(folder: Path) -> dict[str, Any]:
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(folder)
-    except OSError:
-        return {}
-    return settings
-
-
-def _preprocessing(name: str, processor: Mapping[str, Any], native: int, siglip: bool) -> dict[str, Any]:
-    """How a picture becomes the net's input, in our own words."""
-    import open_clip
-
-    means, deviations = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    if siglip:
-        means = deviations = (0.5, 0.5, 0.5)
-    size = processor.get("size") or ({"height": native, "width": native} if siglip else {"shortest_edge": native})
-    size = {"shortest_edge": size} if isinstance(size, int) else size
-    crop = processor.get("crop_size") or native
-    side = crop if isinstance(crop, int) else crop["height"]
-    resize = "crop-floor"
-    if "shortest_edge" not in size:
-        side, resize = size["height"], "squash"
-        if size["width"] != side:
-            raise MmclError(f"{name}: takes pictures of {side} × {size['width']} pixels; only squares are supported")
-    elif size["shortest_edge"] != side:
-        log.warning("%s: resizes to %d pixels before it crops; here to %d at once", name, size["shortest_edge"], side)
-    resample = processor.get("resample", _BICUBIC)
-    if resample not in (_BICUBIC, _BILINEAR):
-        log.warning("%s: resamples by filter %s of Pillow's; here bicubically", name, resample)
-    resize += "-bilinear" if resample == _BILINEAR else ""
-    mean, std = processor.get("image_mean") or means, processor.get("image_std") or deviations
-    if processor.get("do_normalize") is False:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return {"size": int(side), "resize": resize, "mean": list(mean), "std": list(std)}

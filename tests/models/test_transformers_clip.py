@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.model import TokenizerConfig
+from mmcl.data.images import load_pixels
+from mmcl.models.folder import preprocessor
+from mmcl.models.image_processors import preprocessing, read_processor
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 
@@ -146,3 +149,78 @@ def test_bilinear_and_plain_numbers_of_an_image_processor_are_followed(tmp_path)
     processor.save_pretrained(tmp_path / "theirs")
     assert json.loads((tmp_path / "theirs" / "preprocessor_config.json").read_text())["resample"] == 2
     check_equal(mmcl.load(tmp_path / "theirs"), *library_features(model, tokenizer, processor))
+
+
+PROCESSORS = {
+    "resized, then cropped": {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}},
+    "resized to less than the crop": {"size": {"shortest_edge": 20}, "crop_size": 32},
+    "squashed, then cropped": {"size": {"height": 48, "width": 48}, "crop_size": {"height": 32, "width": 32}},
+    "squashed": {"size": [32, 32], "do_center_crop": False},
+    "not resized": {"do_resize": False, "crop_size": 32},
+    "levels as they are": {"size": 32, "crop_size": 32, "do_rescale": False},
+    "another factor": {"size": 32, "crop_size": 32, "rescale_factor": 1 / 127.5},
+    "not normalised": {"size": 32, "crop_size": 32, "do_normalize": False},
+    "neither rescaled nor normalised": {"size": 32, "crop_size": 32, "do_normalize": False, "do_rescale": False},
+    "one mean and deviation": {"size": 32, "crop_size": 32, "image_mean": 0.4, "image_std": 0.3},
+    **{f"filter {number}": {"size": 32, "crop_size": 32, "resample": number} for number in range(6)},
+    "nothing said of resizing": {"size": 32, "crop_size": 32, "do_resize": None},
+}
+
+
+@pytest.fixture(scope="module")
+def clip_to_change(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    clip_folder(folder)
+    return folder
+
+
+@pytest.mark.parametrize("settings", PROCESSORS.values(), ids=PROCESSORS)
+def test_image_processors_are_followed_to_the_pixel(tmp_path, settings):
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "CLIPImageProcessor", **settings})
+    )
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    check_pixels(preprocessing(read_processor(tmp_path, "tiny"), "tiny"), theirs)
+    # What is written of it in our folders is read again as the same.
+    spec = preprocessing(theirs, "tiny")
+    check_pixels(spec, transformers.CLIPImageProcessorPil(**preprocessor(spec)))
+
+
+def check_pixels(spec, theirs):
+    mean, std = (np.array(spec[name]).reshape(3, 1, 1) for name in ("mean", "std"))
+    for picture in pictures():
+        pixels = load_pixels(picture, spec["size"], spec["resize"]).transpose(2, 0, 1)
+        np.testing.assert_allclose(
+            (pixels / 255 - mean) / std, theirs(picture)["pixel_values"][0], atol=1e-4, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"size": {"longest_edge": 32}}, "size names longest_edge"),
+        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "size names longest_edge and shortest_edge"),
+        ({"size": {"max_height": 32, "max_width": 32}}, "size names max_height and max_width"),
+        ({"size": {"height": 32, "width": 48}, "do_center_crop": False}, "32 × 48"),
+        ({"crop_size": {"height": 32, "width": 48}}, "32 × 48"),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": False}, "no square"),
+        ({"do_resize": False, "do_center_crop": False}, "keep their sizes"),
+        ({"do_pad": True}, "do_pad"),
+        ({"image_mean": None}, "image_mean or image_std is missing"),
+        ({"resample": 9}, "resample 9"),
+        ({"resample": None}, "resample None"),
+        ({"rescale_factor": None}, "rescale_factor or image_std is 0"),
+        ({"image_mean": [0.5]}, "image_mean is of 1 channels"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "is 0"),
+        ({"size": "large"}, "cannot be opened"),
+        ({"size": {"edge": 3}}, "cannot be opened"),
+        ({"image_processor_type": "ConvNextImageProcessor"}, "steps of its own"),
+        ({"image_processor_type": "NoImageProcessor"}, "cannot be opened"),
+    ],
+)
+def test_image_processors_that_cannot_be_followed_are_refused_in_one_line(clip_to_change, settings, why):
+    (clip_to_change / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "CLIPImageProcessor", **settings})
+    )
+    with pytest.raises(MmclError, match=why):
+        mmcl.load(clip_to_change)
