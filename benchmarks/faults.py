@@ -85,9 +85,13 @@ def run(
         timeout: seconds.
     """
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as counted:
-        start = time.perf_counter()
+        ready, begins = os.pipe()
         if (child := os.fork()) == 0:
-            _child([str(argument) for argument in arguments], said.fileno(), counted.fileno(), cut, prepare)
+            _child([str(argument) for argument in arguments], said.fileno(), counted.fileno(), begins, cut, prepare)
+        os.close(begins)
+        os.read(ready, 1)  # a signal before the command begins would test this script
+        os.close(ready)
+        start = time.perf_counter()
         stop_at = start + cut.after if cut and cut.after is not None else None
         code: int | None = None
         while True:
@@ -111,7 +115,7 @@ def run(
 
 
 def _child(
-    arguments: list[str], said: int, counted: int, cut: Cut | None, prepare: Callable[[], object] | None
+    arguments: list[str], said: int, counted: int, begins: int, cut: Cut | None, prepare: Callable[[], object] | None
 ) -> None:
     """Never returns."""
     code = 70
@@ -129,6 +133,7 @@ def _child(
         from mmcl.cli import main
 
         _watch(counted, cut)
+        os.close(begins)
         main()
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)

@@ -400,7 +400,7 @@ def main() -> None:
             rows.append({"campaign": name, "trials": len(trials), "passes": passed, "seconds": round(seconds, 1)})
             print(f"{name}: {passed} of {len(trials)}", file=sys.stderr, flush=True)
     rows.append({"campaign": "all", **{key: sum(row[key] for row in rows) for key in ("trials", "passes", "seconds")}})
-    report(__file__, rows, seed=asked.seed, failures=failures)
+    report(asked.json, rows, seed=asked.seed, failures=failures)
     print("\n".join(failures))
     if len(chosen) < len(CAMPAIGNS) and not asked.only:
         print("no trials of a full disk: this user may not mount a file system")
@@ -437,6 +437,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=CAMPAIGNS, help="one campaign")
     parser.add_argument("--first", type=int, default=0, help="number of the first trial, to repeat one that failed")
+    parser.add_argument(
+        "--json", type=Path, default=Path(__file__).with_suffix(".json"), help="where to write the counts"
+    )
     parser.add_argument("--keep", type=Path, help="a folder for what failed trials leave")
     return parser.parse_args()
 
