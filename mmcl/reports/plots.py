@@ -38,7 +38,7 @@ _TITLES = {
     "grad_norm": "Norm of the gradient",
 }
 _FRACTIONS = {"accuracy"}
-_NOT_CURVES = {"step", "epoch", "pairs_per_second", "evaluation"}
+_NOT_CURVES = {"step", "epoch", "pairs_per_second", "evaluation", "start"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def learning_curves(
     """Plots of what a run logged: loss and accuracy, evaluations, then every other number over the steps.
 
     Args:
-        lines: of ``metrics.jsonl``.
+        lines: of ``metrics.jsonl``; the evaluation before training is a curve's first point.
         best: evaluation metric that chose the model, such as ``dev/image_to_text/hit@1``; always among the plots.
         step: the step that the model was taken from, to be marked in the evaluations.
 
@@ -79,7 +79,8 @@ def learning_curves(
         One plot a quantity; none where nothing was logged.
     """
     logged = _collect(line for line in lines if "evaluation" not in line)
-    judged = _collect({"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line)
+    evaluations = [(line["step"], line[key]) for line in lines for key in ("start", "evaluation") if key in line]
+    judged = _collect({"step": step, **values} for step, values in evaluations)
     first = [name for name in ("loss", "accuracy") if name in logged]
     last = [name for name in ("temperature", "lr", "grad_norm") if name in logged]
     rest = [name for name in logged if name not in (*first, *last, *_NOT_CURVES)]

@@ -86,3 +86,9 @@ def test_numbers_that_are_not_finite_are_left_out() -> None:
 
 def test_nothing_logged_gives_no_plots() -> None:
     assert learning_curves([]) == []
+
+
+def test_the_evaluation_before_training_is_the_first_point_of_its_curve(steps):
+    start = {"step": 0, "start": {"dev/image_to_text/hit@1": 0.005}}
+    plots = {plot.title: plot.alt for plot in learning_curves([start, *steps()], best=None, step=None)}
+    assert "from 0.005 at step 0 to" in plots["dev: hit@1"]
