@@ -17,6 +17,7 @@ from mmcl.cli.scores import (
     print_scores,
     print_sts,
     print_sts_comparison,
+    print_what_counts,
 )
 from mmcl.runtime.errors import MmclError
 
@@ -40,6 +41,14 @@ QueryPrompt = Annotated[
 ]
 DocumentPrompt = Annotated[
     str | None, typer.Option(help="The model's prompt for documents.", show_default="document or passage, if any")
+]
+SelfMatches = Annotated[
+    str | None,
+    typer.Option(
+        help="Queries that stand in the corpus themselves, by their id in a BEIR folder, by their words in a table: "
+        "keep ranks such a document like any other, drop leaves it out for its own query, as BEIR and MTEB do.",
+        show_default="drop for a BEIR folder, else keep",
+    ),
 ]
 Against = Annotated[str | None, typer.Option(help="Another model: is it better, by a paired test?", show_default=False)]
 Pairs = Annotated[
@@ -89,6 +98,7 @@ def retrieval(
     document: Document = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    self_matches: SelfMatches = None,
     against: Against = None,
     k: Annotated[str | None, typer.Option("-k", help="Cut-offs.", show_default="1,5,10; BEIR: 1,10,100")] = None,
     device: Device = "auto",
@@ -109,8 +119,8 @@ def retrieval(
     or two columns of a table: --query question --document answer.
     """
     _check_per_query(per_query, json)
-    prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
-    search = _search(source, split, (image, text), (query, document), prompts, _cutoffs(k) if k else None)
+    options = {"query_prompt": query_prompt, "document_prompt": document_prompt, **_self_matches(self_matches)}
+    search = _search(source, split, (image, text), (query, document), options, _cutoffs(k) if k else None)
     scores = search(load(model, device, dtype, backend, exact_decoding), 1000)
     theirs = {name: value for judged in scores.values() for name, value in judged.clip_benchmark.items()}
     found = None
@@ -272,6 +282,7 @@ def compare(
     ] = None,
     query: Query = None,
     document: Document = None,
+    self_matches: SelfMatches = None,
     template: Templates = None,
     classes: Classes = None,
     k: Annotated[str | None, typer.Option("-k", help="Cut-offs.", show_default="1,5,10; BEIR: 1,10,100")] = None,
@@ -295,12 +306,15 @@ def compare(
     from mmcl.evaluation import compare as compare_scores
     from mmcl.evaluation.compare import read_per_query
 
+    if self_matches is not None and (source is None or label is not None):
+        raise MmclError("--self-matches is of searches for texts by texts, which this does not measure; leave it out")
     if source is None:
         if not (a.endswith(".json") and b.endswith(".json")):
             raise MmclError(f"compare {a} {b}: name a source to judge both models on, or give two .json files")
         sides: list[Mapping[str, Any]] = [read_per_query(a), read_per_query(b)]
     elif label is None:
-        search = _search(source, split, (image, text or "text"), (query, document), {}, _cutoffs(k) if k else None)
+        options = _self_matches(self_matches)
+        search = _search(source, split, (image, text or "text"), (query, document), options, _cutoffs(k) if k else None)
         sides = [search(load(model, device, dtype, backend, exact_decoding), 0) for model in (a, b)]
     else:
         from mmcl.data.sources import open_source
@@ -323,6 +337,7 @@ def compare(
     found = compare_scores(sides[0], sides[1], metric or _headlines(sides[0]), resamples=resamples)
     write_json(json, {"a": a, "b": b, **found.to_dict()})
     print_comparison(found, a, b, of="rows" if query else "pictures")
+    print_what_counts(sides[0])
 
 
 def _search(
@@ -330,7 +345,7 @@ def _search(
     split: str | None,
     pictures: tuple[str, str],
     texts: tuple[str | None, str | None],
-    prompts: dict[str, Any],
+    options: dict[str, Any],
     ks: Sequence[int] | None,
 ) -> Callable[[Encoder, int], dict[str, Scores]]:
     """From a model and a number of resamples to scores: of a BEIR folder, of two columns of text, or of pictures."""
@@ -345,12 +360,17 @@ def _search(
     if query is None and is_beir(source):
         beir = open_beir(source, split)
         return lambda encoder, resamples: {
-            "query_to_document": beir_retrieval(encoder, beir, ks or (1, 10, 100), bootstrap=resamples, **prompts)
+            "query_to_document": beir_retrieval(encoder, beir, ks or (1, 10, 100), bootstrap=resamples, **options)
         }
     rows = open_source(source, split=split)
     if query is not None and document is not None:
         return lambda encoder, resamples: retrieval_of_texts(
-            encoder, rows, query=query, document=document, ks=ks or (1, 5, 10), bootstrap=resamples, **prompts
+            encoder, rows, query=query, document=document, ks=ks or (1, 5, 10), bootstrap=resamples, **options
+        )
+    if "self_matches" in options:
+        raise MmclError(
+            f"{source}: --self-matches is of searches for texts by texts, a folder in BEIR's layout or --query and "
+            "--document; leave it out"
         )
 
     def with_pictures(encoder: Encoder, resamples: int) -> dict[str, Scores]:
@@ -363,6 +383,16 @@ def _search(
         return retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks or (1, 5, 10), bootstrap=resamples)
 
     return with_pictures
+
+
+def _self_matches(given: str | None) -> dict[str, str]:
+    """The rule as an option of a judge, which has its own otherwise."""
+    from mmcl.evaluation.retrieval import check_self_matches
+
+    if given is None:
+        return {}
+    check_self_matches(given)
+    return {"self_matches": given}
 
 
 def _headlines(sides: Mapping[str, Any]) -> list[str] | None:

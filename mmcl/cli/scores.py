@@ -17,6 +17,20 @@ def print_scores(scores: Mapping[str, Scores]) -> None:
     for way, judged in scores.items():
         theirs = {f"hit@{name.partition('@')[2]}": name for name in judged.clip_benchmark}
         print_metrics(judged, theirs, f"{way}: {judged.queries:,} queries, corpus of {judged.corpus:,}")
+    print_what_counts(scores)
+
+
+def print_what_counts(scores: Mapping[str, object]) -> None:
+    """A line for queries that stand in their corpus, and one for queries with nothing to find, where there are such."""
+    for way, judged in scores.items():
+        if count := getattr(judged, "queries_in_corpus", 0):
+            rule = {
+                "drop": "each is left out of its own ranking, as in BEIR (--self-matches drop)",
+                "keep": "each is ranked among its own answers (--self-matches keep; BEIR drops)",
+            }[judged.self_matches]  # type: ignore[attr-defined]
+            say(f"{way}: {count:,} queries stand in the corpus themselves; {rule}")
+        if count := getattr(judged, "queries_without_relevant", 0):
+            say(f"{way}: {count:,} queries have no relevant document, and score 0, as in trec_eval")
 
 
 def print_diagnostics(found: Diagnostics) -> None:

@@ -30,10 +30,16 @@ class JudgedSourceConfig(SourceConfig):
     tasks: list[str] = Field(default_factory=list)
     """`sts`: the tasks to judge by, of a table that has several in its column `task`; all if none is named."""
 
+    self_matches: Literal["keep", "drop"] | None = None
+    """`retrieval` of texts by texts: `drop` leaves a document that is the query itself out of that query's ranking, and
+    `keep` ranks it like any other; if absent, `drop` for a folder in BEIR's layout, as BEIR does, else `keep`."""
+
     @model_validator(mode="after")
     def _tasks_are_of_sts(self) -> JudgedSourceConfig:
         if self.tasks and self.task != "sts":
             raise ValueError(f"tasks are of sts; task '{self.task}' has none: leave them out, or set task: sts")
+        if self.self_matches is not None and self.task == "sts":
+            raise ValueError("self_matches is of retrieval; task 'sts' ranks nothing: leave it out")
         return self
 
 

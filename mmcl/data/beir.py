@@ -38,6 +38,17 @@ class Beir:
     """Judged queries that ``queries.jsonl`` lacks: left out."""
 
     @property
+    def queries_in_corpus(self) -> int:
+        """Queries whose id is a document's as well."""
+        return len(self.queries.keys() & self.corpus.keys())
+
+    @property
+    def coincidences(self) -> int:
+        """How many of these do not share a text with that document, so that the ids may be equal by chance."""
+        both = self.queries.keys() & self.corpus.keys()
+        return sum(self.queries[key] not in self.corpus[key] for key in both)
+
+    @property
     def fingerprint(self) -> str:
         """Equal for equal tasks."""
         content = json.dumps([self.corpus, self.queries, self.qrels]).encode()
@@ -102,6 +113,12 @@ def _say(beir: Beir, judgements: int, unknown: list[str], strangers: list[str]) 
         log.warning(
             "%s: %d of %d judgements name documents that corpus.jsonl lacks, such as '%s': counted as never found",
             *(beir.name, len(unknown), judgements, unknown[0]),
+        )
+    if beir.coincidences:
+        log.warning(
+            "%s: %d queries have the id of a document with another text; BEIR's rule is by id alone and leaves that "
+            "document out for them: self_matches 'keep' ranks it, where such ids are equal by chance",
+            *(beir.name, beir.coincidences),
         )
     if strangers:
         log.warning(

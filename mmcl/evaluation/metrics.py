@@ -31,12 +31,21 @@ def per_query(ranks: np.ndarray, judgements: Judgements, ks: Sequence[int]) -> d
 
     Args:
         ranks: (E,) 1-based ranks of the relevant documents, infinite where one can never be found.
-        judgements: whose documents the ranks are of; every query has at least one.
+        judgements: whose documents the ranks are of.
         ks: cut-offs.
 
     Returns:
-        {metric: (Q,) float64}. Under ``median_rank`` stands the rank of the query's first relevant document.
+        {metric: (Q,) float64}, 0 for a query to which nothing is relevant. Under ``median_rank`` stands the rank of the
+        query's first relevant document, infinite without one.
     """
+    some = np.flatnonzero(judgements.sizes)
+    if len(some) < len(judgements.sizes):
+        values = per_query(ranks, judgements.of_queries(some), ks)
+        nothing = {name: np.inf if name == "median_rank" else 0.0 for name in values}
+        everybody = {name: np.full(len(judgements.sizes), nothing[name]) for name in values}
+        for name, value in values.items():
+            everybody[name][some] = value
+        return everybody
     query, starts, size = judgements.queries, judgements.offsets[:-1], judgements.sizes
     by_rank = np.lexsort((ranks, query))
     ranks, gains = ranks[by_rank], judgements.grades[by_rank]
@@ -69,26 +78,30 @@ def statistic(values: dict[str, np.ndarray]) -> Statistic:
     return lambda counts: averaged(counts) | median(counts)
 
 
-def chance(found: np.ndarray, relevant: np.ndarray, corpus: int, ks: Sequence[int]) -> dict[str, float]:
+def chance(found: np.ndarray, relevant: np.ndarray, candidates: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     """What a random order of the corpus is expected to score.
 
     Args:
-        found: (Q,) how many relevant documents of each query are in the corpus.
+        found: (Q,) how many relevant documents of each query are ranked.
         relevant: (Q,) how many there are in all.
-        corpus: number of documents.
+        candidates: (Q,) how many documents are ranked for each query.
         ks: cut-offs.
 
     Returns:
         {metric: expectation} for hit@k (hypergeometric), recall@k and precision@k.
     """
-    sizes, which = np.unique(found, return_inverse=True)
+    cases, which = np.unique(np.stack([found, candidates], axis=1), axis=0, return_inverse=True)
+    sizes, corpora = cases.T
+    share = found / np.maximum(relevant, 1)
     table: dict[str, dict[int, float]] = {"hit": {}, "recall": {}, "precision": {}}
     for k in ks:
-        depth = min(k, corpus)
-        left = corpus - np.arange(depth)  # documents to draw from at each rank, if none so far is relevant
+        depth = np.minimum(k, candidates)
+        # Documents to draw from at each rank, if none so far is relevant; none are left beyond the last.
+        left = corpora[:, None] - np.arange(min(k, corpora.max(initial=0)))
         with np.errstate(divide="ignore"):  # fewer left than are relevant: a miss is impossible, its logarithm −∞
-            log_miss = np.log1p(-np.minimum(sizes[:, None] / left, 1)).sum(1)
-        table["hit"][k] = float(np.mean(-np.expm1(log_miss)[which]))
-        table["recall"][k] = float(np.mean(found / relevant) * depth / corpus)
-        table["precision"][k] = float(np.mean(found) * depth / corpus / k)
+            log_miss = np.log1p(-np.minimum(sizes[:, None] / np.maximum(left, 1), 1)).sum(1, where=left > 0)
+        table["hit"][k] = float(np.mean(-np.expm1(log_miss)[which.reshape(-1)]))
+        reached = depth / np.maximum(candidates, 1)
+        table["recall"][k] = float(np.mean(share * reached))
+        table["precision"][k] = float(np.mean(found * reached) / k)
     return {f"{name}@{k}": value for name, row in table.items() for k, value in row.items()}

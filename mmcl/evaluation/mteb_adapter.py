@@ -23,6 +23,9 @@ def mteb_model(encoder: Encoder, name: str | None = None) -> MtebModel:
         name: ``organization/model``, under which mteb keeps results; made from the encoder's own name if absent.
             Results of other weights are told apart by a hash of them, the revision.
 
+    What is ranked is mteb's to say: of tasks whose queries stand in their corpus (ArguAna, Quora) it leaves each out of
+    its own ranking, as ``beir_retrieval`` does by default, and ``retrieval`` with ``self_matches="drop"``.
+
     Raises:
         MmclError: mteb is not installed.
     """

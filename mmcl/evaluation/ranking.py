@@ -33,6 +33,7 @@ MISSING = -1  # the document number of a relevant document that the corpus does 
 _FEW = 16  # up to so many relevant documents a query, one comparison each beats a binary search (measured on CPU)
 _UNITS = 2.0**30
 _MASKED, _UNREACHED = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
+_NO_PAIRS = np.empty((2, 0), dtype=np.int64)
 _PAIR_ELEMENTS = 1 << 22  # elements of the vectors gathered at once to score the relevant documents
 
 
@@ -57,9 +58,19 @@ class Judgements:
         """(E,): the query of each entry."""
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
-    def without_empty(self) -> Judgements:
-        """The same entries, with the queries that have none left out and the others renumbered."""
-        return Judgements(np.append(0, np.cumsum(self.sizes[self.sizes > 0])), self.documents, self.grades)
+    def of_queries(self, rows: np.ndarray) -> Judgements:
+        """The same entries, for these queries alone, renumbered; the others must have none."""
+        return Judgements(np.append(0, np.cumsum(self.sizes[rows])), self.documents, self.grades)
+
+    def without(self, pairs: np.ndarray, corpus: int) -> Judgements:
+        """All entries but the (2, P) ``pairs`` of queries and documents of a corpus of so many."""
+        kept = self.keeps(pairs[0], pairs[1], corpus)
+        sizes = np.bincount(self.queries[kept], minlength=len(self.sizes))
+        return Judgements(np.append(0, np.cumsum(sizes)), self.documents[kept], self.grades[kept])
+
+    def keeps(self, queries: np.ndarray, documents: np.ndarray, corpus: int) -> np.ndarray:
+        """(E,) bool: which entries are none of the P pairs."""
+        return ~np.isin(self.queries * corpus + self.documents, queries * corpus + documents)
 
 
 def relevant_ranks(
@@ -68,6 +79,7 @@ def relevant_ranks(
     judgements: Judgements,
     *,
     similarity: Similarity = "cosine",
+    left_out: np.ndarray | None = None,
     device: str | torch.device | None = None,
     query_rows: int = 512,
     corpus_rows: int = 4096,
@@ -79,11 +91,14 @@ def relevant_ranks(
         corpus: (C, D) vectors.
         judgements: the relevant documents of the Q queries, E in all.
         similarity: what the corpus is ranked by, best first. Euclidean is the nearest first.
+        left_out: (2, P) rows of queries and of documents, integers: such a document is not ranked for such a query, as
+            if the corpus lacked it.
         device: where to compute; by default where ``queries`` lie if that is a tensor, else the CPU.
         query_rows, corpus_rows: size of a block. The result does not depend on it.
 
     Returns:
-        (E,) float64, in the order of ``judgements``: 1 is best; infinite for a ``MISSING`` document.
+        (E,) float64, in the order of ``judgements``: 1 is best; infinite for a document that is ``MISSING`` or left
+        out.
 
     Raises:
         MmclError: unknown similarity, or a device without float64.
@@ -91,7 +106,9 @@ def relevant_ranks(
     if similarity not in get_args(Similarity):
         raise MmclError(f"unknown similarity '{similarity}': {nearest(similarity, get_args(Similarity))}")
     space = _DotSpace(corpus, similarity, _device(queries, device))
-    found = np.flatnonzero(judgements.documents != MISSING)
+    apart_query, apart_document = _NO_PAIRS if left_out is None else left_out
+    ranked = judgements.keeps(apart_query, apart_document, len(corpus))
+    found = np.flatnonzero((judgements.documents != MISSING) & ranked)
     query, document = judgements.queries[found], judgements.documents[found]
     scores = _pair_scores(space, queries, corpus, query, document)
 
@@ -103,6 +120,7 @@ def relevant_ranks(
 
     # Within a query from the worst score up; among equals the better grade first, because it is to rank lower.
     order = np.lexsort((-judgements.grades[found], scores, place[query]))
+    apart_place = place[apart_query]
     place, document, scores = place[query][order], document[order], scores[order]
     starts = np.append(0, np.cumsum(sizes[rows]))
     slot = np.arange(len(order)) - starts[place]
@@ -112,7 +130,11 @@ def relevant_ranks(
         some = rows[start : start + query_rows]
         part = slice(starts[start], starts[start + len(some)])
         if part.start < part.stop:
-            blocks.append(_Block(some, place[part] - start, slot[part], document[part], scores[part], space.device))
+            own = (apart_place >= start) & (apart_place < start + len(some))
+            unranked = apart_place[own] - start, apart_document[own]
+            blocks.append(
+                _Block(some, place[part] - start, slot[part], document[part], scores[part], unranked, space.device)
+            )
     for first in range(0, len(corpus), corpus_rows):
         documents = space.documents(corpus[first : first + corpus_rows])
         for block in blocks:
@@ -134,9 +156,11 @@ class _Block:
         slot: np.ndarray,  # (e,) its number among that query's
         document: np.ndarray,  # (e,) its number in the corpus
         score: np.ndarray,  # (e,) its score, ascending with the slot
+        unranked: tuple[np.ndarray, np.ndarray],  # queries, counted in the block, and documents that do not count
         device: torch.device,
     ) -> None:
-        self.rows, self._row, self._slot, self._document = rows, row, slot, document
+        self.rows, self._row, self._slot = rows, row, slot
+        self._masked_row, self._masked_document = np.append(row, unranked[0]), np.append(document, unranked[1])
         thresholds = np.full((len(rows), int(slot.max()) + 1), _UNREACHED, dtype=np.int32)
         thresholds[row, slot] = score
         self._thresholds = torch.from_numpy(thresholds).to(device)
@@ -145,8 +169,9 @@ class _Block:
     def add(self, queries: Tensor, documents: Tensor, first: int) -> None:
         """Count the irrelevant among ``documents`` (c, D), of which the first is number ``first`` of the corpus."""
         scores = _fixed_point(queries @ documents.T)  # (n, c)
-        inside = (self._document >= first) & (self._document < first + len(documents))
-        row, column = torch.from_numpy(self._row[inside]), torch.from_numpy(self._document[inside] - first)
+        inside = (self._masked_document >= first) & (self._masked_document < first + len(documents))
+        row = torch.from_numpy(self._masked_row[inside])
+        column = torch.from_numpy(self._masked_document[inside] - first)
         scores[row.to(scores.device), column.to(scores.device)] = _MASKED
         self._ahead += _count_reaching(scores, self._thresholds)
 

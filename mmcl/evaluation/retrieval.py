@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import scipy.sparse
@@ -14,7 +14,10 @@ from mmcl.evaluation import bootstrap as bootstrapping
 from mmcl.evaluation import metrics as measures
 from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, owners, same_width, with_ids
 from mmcl.evaluation.ranking import MISSING, Judgements, Similarity, Vectors, relevant_ranks
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, nearest
+
+SelfMatches: TypeAlias = Literal["keep", "drop"]
+"""Of a query that stands in the corpus itself: rank it like any other document, or leave it out of its own ranking."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,24 @@ class Scores:
     """(Q,) how many relevant documents each query has."""
     found: np.ndarray
     """(Q,) how many of these are in the corpus."""
+    candidates: np.ndarray
+    """(Q,) how many documents of the corpus are ranked for each query: all, but for the query itself where that is
+    left out."""
     ks: tuple[int, ...]
     corpus: int
-    """Number of documents that each query was ranked against."""
+    """Number of documents."""
     skipped_queries: int = 0
-    """Queries left out because nothing is relevant to them."""
+    """Queries left out because nothing is judged for them, or nothing belongs to them."""
     missing_queries: int = 0
     """Queries that the judgements name but that have no vector: left out."""
     groups: np.ndarray | None = None
     """(Q,) integers that are equal for queries that are not independent, such as the captions of one image."""
     data: str = ""
     """Equal for models that were judged on the same rows of a table; else empty."""
+    self_matches: SelfMatches = "keep"
+    """What was done about queries that stand in the corpus themselves."""
+    queries_in_corpus: int = 0
+    """How many of the queries that were scored do so."""
     clip_benchmark: dict[str, float] = field(default_factory=dict)
     """The metrics of ``clip_benchmark`` by its names, where rows of a table are judged; else empty."""
 
@@ -58,9 +68,14 @@ class Scores:
         """Relevant documents that the corpus lacks, summed over the queries: counted as never found."""
         return int((self.relevant - self.found).sum())
 
+    @property
+    def queries_without_relevant(self) -> int:
+        """Queries scored 0 whatever the model, since all that is judged for them is judged irrelevant."""
+        return int((self.relevant == 0).sum())
+
     def chance(self) -> dict[str, float]:
         """What a random order of the corpus is expected to score: hit@k, recall@k and precision@k."""
-        return measures.chance(self.found, self.relevant, self.corpus, self.ks)
+        return measures.chance(self.found, self.relevant, self.candidates, self.ks)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values of single queries, ready for JSON."""
@@ -74,6 +89,9 @@ class Scores:
             "skipped_queries": self.skipped_queries,
             "missing_queries": self.missing_queries,
             "missing_documents": self.missing_documents,
+            "queries_without_relevant": self.queries_without_relevant,
+            "self_matches": self.self_matches,
+            "queries_in_corpus": self.queries_in_corpus,
         }
 
 
@@ -84,15 +102,17 @@ def retrieval(
     ks: Iterable[int] = (1, 5, 10),
     *,
     similarity: Similarity = "cosine",
+    self_matches: SelfMatches = "keep",
     bootstrap: int = 1000,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Scores:
     """Rank the whole corpus for every query and score the ranks against graded judgements.
 
-    The numbers are trec_eval's; a tie never helps (see ``mmcl.evaluation.ranking``). A query without a relevant
-    document is left out and counted. A relevant document that the corpus lacks counts as never found, so it lowers
-    recall, ndcg and map; in median_rank it stands one place after the whole corpus.
+    The numbers are trec_eval's; a tie never helps (see ``mmcl.evaluation.ranking``). A query without a judgement is
+    left out and counted; one whose judgements are all of grade 0 or below scores 0. A relevant document that the corpus
+    lacks counts as never found, so it lowers recall, ndcg and map; in median_rank it stands one place after the whole
+    corpus.
 
     Args:
         queries: {query id: (D,) vector}, or a pair (ids, (Q, D) array).
@@ -100,14 +120,19 @@ def retrieval(
         qrels: {query id: {document id: grade}}. Grades above 0 are relevant, the higher the better.
         ks: cut-offs of the metrics at k.
         similarity: "cosine", "dot" or "euclidean".
+        self_matches: what becomes of the document that has a query's own id: "keep" ranks it like any other, "drop"
+            leaves it out for that query. The latter is BEIR's rule (``ignore_identical_ids``), and MTEB's for ArguAna
+            and Quora, whose queries stand in their corpus. As there, its grade, if it has one, stays: never found.
         bootstrap: resamples for the intervals; 0 for none.
         seed: of the resamples.
         device: where to rank; by default where ``queries`` lie if they are a tensor, else the CPU.
 
     Raises:
         MmclError: vectors that are empty, not finite or of different widths; doubled ids; a cut-off below 1; a grade
-            that is not a finite number; judgements that name none of the queries or none of the documents.
+            that is not a finite number; judgements that name none of the queries or none of the documents; an unknown
+            rule for self_matches.
     """
+    check_self_matches(self_matches)
     ks = cutoffs(ks)
     if not (isinstance(qrels, Mapping) and all(isinstance(grades, Mapping) for grades in qrels.values())):
         raise MmclError("qrels: expected {query id: {document id: grade}}, such as {'q1': {'d7': 1}}")
@@ -116,9 +141,18 @@ def retrieval(
     same_width(("queries", query_vectors), ("documents", corpus_vectors))
     judgements = _judgements(qrels, query_ids, corpus_ids)
     known = set(query_ids)
-    missing = sum(1 for key, grades in qrels.items() if key not in known and any(g > 0 for g in grades.values()))
     return _score(
-        query_vectors, corpus_vectors, judgements, ks, query_ids, similarity, (bootstrap, seed), device, missing=missing
+        query_vectors,
+        corpus_vectors,
+        judgements,
+        ks,
+        query_ids,
+        similarity,
+        (bootstrap, seed),
+        device,
+        scored=np.array([bool(qrels.get(key)) for key in query_ids]),
+        own=_Own.of(query_ids, corpus_ids, self_matches),
+        missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
     )
 
 
@@ -132,6 +166,7 @@ def retrieval_pairs(
     image_ids: Iterable[Hashable] | None = None,
     text_ids: Iterable[Hashable] | None = None,
     similarity: Similarity = "cosine",
+    self_matches: SelfMatches = "keep",
     bootstrap: int = 1000,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -154,6 +189,8 @@ def retrieval_pairs(
         ks: cut-offs.
         names: what the two kinds are called in the keys of the result.
         image_ids, text_ids: (N,) and (T,) values that are equal where rows are the same thing.
+        self_matches: of two kinds that can be the same thing, such as questions and questions, where ``image_ids`` and
+            ``text_ids`` name both: "drop" leaves a thing out of its own ranking, and no answer is right for itself.
         similarity, bootstrap, seed, device: as in ``retrieval``.
 
     Returns:
@@ -162,24 +199,75 @@ def retrieval_pairs(
     Raises:
         MmclError: as ``retrieval``; an image number out of range; lengths that do not fit.
     """
+    check_self_matches(self_matches)
     ks = cutoffs(ks)
     image, text = matrix(names[0], image), matrix(names[1], text)
     same_width((f"{names[0]} vectors", image), (f"{names[1]} vectors", text))
     owner = owners(image_of_text, len(image), len(text), names)
+    if image_ids is not None and text_ids is not None:
+        image_ids, text_ids = _list(image_ids), _list(text_ids)
+        owns = [_Own.of(*sides, self_matches) for sides in ((image_ids, text_ids), (text_ids, image_ids))]
+    elif self_matches == "keep":
+        owns = [_Own.of((), (), "keep")] * 2
+    else:
+        raise MmclError(
+            f"self_matches: 'drop' needs {names[0]}_ids and {names[1]}_ids, which say what is the same thing"
+        )
     image_class = np.arange(len(image)) if image_ids is None else codes(f"{names[0]}_ids", image_ids, len(image))
     text_class = np.arange(len(text)) if text_ids is None else codes(f"{names[1]}_ids", text_ids, len(text))
     linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
     texts_of_image = _expand(linked, text_class, image_class)
     images_of_text = _expand(linked.T.tocsr(), image_class, text_class)
     rest = (similarity, (bootstrap, seed), device)
+
+    def one_way(
+        way: str, queries: Vectors, corpus: Vectors, judgements: Judgements, own: _Own, groups: np.ndarray
+    ) -> Scores:
+        judgements = judgements.without(own.left_out, len(corpus))
+        if not judgements.sizes.any():
+            raise MmclError(f"{way}: no query has an answer but itself; set self_matches to 'keep'")
+        scored = judgements.sizes > 0
+        return _score(
+            queries, corpus, judgements, ks, range(len(queries)), *rest, scored=scored, own=own, groups=groups
+        )
+
+    forth, back = f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
     return {
-        f"{names[0]}_to_{names[1]}": _score(
-            image, text, texts_of_image, ks, range(len(image)), *rest, groups=image_class
-        ),
-        f"{names[1]}_to_{names[0]}": _score(
-            text, image, images_of_text, ks, range(len(text)), *rest, groups=image_class[owner]
-        ),
+        forth: one_way(forth, image, text, texts_of_image, owns[0], image_class),
+        back: one_way(back, text, image, images_of_text, owns[1], image_class[owner]),
     }
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Which queries stand in the corpus themselves, and what is to be done about it."""
+
+    rule: SelfMatches
+    rows: np.ndarray
+    """Of these queries."""
+    left_out: np.ndarray
+    """(2, P) queries and the documents that are not ranked for them."""
+
+    @classmethod
+    def of(cls, queries: Sequence[Hashable], corpus: Sequence[Hashable], rule: SelfMatches) -> _Own:
+        """From what each is called; what has the same name is the same thing."""
+        wanted, places = set(queries), dict[Hashable, list[int]]()
+        for place, name in enumerate(corpus):
+            if name in wanted:
+                places.setdefault(name, []).append(place)
+        rows = [row for row, name in enumerate(queries) if name in places]
+        pairs = [(row, place) for row in rows for place in places[queries[row]]] if rule == "drop" else []
+        return cls(rule, np.array(rows, dtype=np.int64), np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
+
+
+def check_self_matches(rule: str) -> None:
+    """Raise ``MmclError`` unless there is such a rule."""
+    if rule not in get_args(SelfMatches):
+        raise MmclError(f"self_matches '{rule}': no such rule; {nearest(rule, get_args(SelfMatches))}")
+
+
+def _list(values: Iterable[Hashable]) -> list[Hashable]:
+    return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else list(values)
 
 
 def _score(
@@ -192,14 +280,17 @@ def _score(
     resampling: tuple[int, int],
     device: str | torch.device | None,
     *,
+    scored: np.ndarray,  # (Q,) bool, whether a query counts; all do that something is relevant to
+    own: _Own,
     groups: np.ndarray | None = None,
     missing: int = 0,
 ) -> Scores:
-    ranks = relevant_ranks(queries, corpus, judgements, similarity=similarity, device=device)
-    scored = np.flatnonzero(judgements.sizes)
-    judged = judgements.without_empty()
+    ranks = relevant_ranks(queries, corpus, judgements, similarity=similarity, left_out=own.left_out, device=device)
+    scored = np.flatnonzero(scored)
+    judged = judgements.of_queries(scored)
+    candidates = len(corpus) - np.bincount(own.left_out[0], minlength=len(queries))[scored]
     values = measures.per_query(ranks, judged, ks)
-    values["median_rank"] = np.minimum(values["median_rank"], len(corpus) + 1)
+    values["median_rank"] = np.minimum(values["median_rank"], candidates + 1)
     if groups is not None:
         groups = np.unique(groups[scored], return_inverse=True)[1]
     resamples, seed = resampling
@@ -212,12 +303,15 @@ def _score(
         per_query=values,
         query_ids=[query_ids[row] for row in scored.tolist()],
         relevant=judged.sizes,
-        found=np.bincount(judged.queries, weights=judged.documents != MISSING, minlength=len(scored)).astype(np.int64),
+        found=np.bincount(judged.queries, weights=np.isfinite(ranks), minlength=len(scored)).astype(np.int64),
+        candidates=candidates,
         ks=ks,
         corpus=len(corpus),
         skipped_queries=len(queries) - len(scored),
         missing_queries=missing,
         groups=groups,
+        self_matches=own.rule,
+        queries_in_corpus=len(np.intersect1d(own.rows, scored)),
     )
 
 

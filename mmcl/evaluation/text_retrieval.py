@@ -13,7 +13,7 @@ import numpy as np
 from mmcl.data.beir import Beir
 from mmcl.data.rows import Rows
 from mmcl.data.tokens import texts_of
-from mmcl.evaluation.retrieval import Scores, retrieval, retrieval_pairs
+from mmcl.evaluation.retrieval import Scores, SelfMatches, retrieval, retrieval_pairs
 from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt
 from mmcl.runtime.errors import MmclError
 
@@ -32,6 +32,7 @@ def beir_retrieval(
     *,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
+    self_matches: SelfMatches = "drop",
     bootstrap: int = 1000,
 ) -> Scores:
     """Rank the corpus for every query of a task by cosine, exactly.
@@ -44,6 +45,8 @@ def beir_retrieval(
         ks: cut-offs.
         query_prompt, document_prompt: names of prompts; by default the model's own ``query``, and ``document``,
             ``passage`` or ``corpus``, where it has such. "" for none.
+        self_matches: "drop" leaves the document that has a query's own id out of that query's ranking, as BEIR does;
+            "keep" ranks it like any other. See ``mmcl.evaluation.retrieval``.
         bootstrap: resamples for the intervals, of queries.
 
     Raises:
@@ -51,8 +54,15 @@ def beir_retrieval(
     """
     queries = embed_texts(encoder, list(beir.queries.values()), prompt=_prompt(encoder, query_prompt, _QUERY))
     corpus = embed_texts(encoder, list(beir.corpus.values()), prompt=_prompt(encoder, document_prompt, _DOCUMENT))
-    scores = retrieval((list(beir.queries), queries), (list(beir.corpus), corpus), beir.qrels, ks, bootstrap=bootstrap)
-    return replace(scores, data=beir.fingerprint)
+    scores = retrieval(
+        (list(beir.queries), queries),
+        (list(beir.corpus), corpus),
+        beir.qrels,
+        ks,
+        self_matches=self_matches,
+        bootstrap=bootstrap,
+    )
+    return replace(scores, data=_judged_on(beir.fingerprint, scores))
 
 
 def retrieval_of_texts(
@@ -65,6 +75,7 @@ def retrieval_of_texts(
     names: tuple[str, str] = ("query", "document"),
     query_prompt: str | None = None,
     document_prompt: str | None = None,
+    self_matches: SelfMatches = "keep",
     bootstrap: int = 1000,
 ) -> dict[str, Scores]:
     """Retrieval both ways between the texts of a column and those of another, one or a list a row.
@@ -78,6 +89,8 @@ def retrieval_of_texts(
         query, document: its columns.
         ks: cut-offs.
         names: what the two are called in the keys of the result.
+        self_matches: "drop" leaves a document that is the query itself, word for word, out of that query's ranking and
+            answers; "keep" ranks it like any other.
         bootstrap: resamples for the intervals, of queries with all their documents.
 
     Returns:
@@ -108,6 +121,7 @@ def retrieval_of_texts(
         names=names,
         image_ids=asked,
         text_ids=answers,
+        self_matches=self_matches,
         bootstrap=bootstrap,
     )
     ids = rows.ids()
@@ -116,9 +130,16 @@ def retrieval_of_texts(
     data = hashlib.blake2b(json.dumps([of_queries, asked, of_documents, answers]).encode(), digest_size=16).hexdigest()
     forth, back = f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
     return {
-        forth: replace(scores[forth], query_ids=of_queries, data=data),
-        back: replace(scores[back], query_ids=of_documents, data=data),
+        way: replace(
+            scores[way], query_ids=[names[row] for row in scores[way].query_ids], data=_judged_on(data, scores[way])
+        )
+        for way, names in ((forth, of_queries), (back, of_documents))
     }
+
+
+def _judged_on(data: str, scores: Scores) -> str:
+    """Differs, too, where what was ranked does."""
+    return f"{data}-without-own" if scores.self_matches == "drop" and scores.queries_in_corpus else data
 
 
 def _prompt(encoder: Encodes, given: str | None, names: Iterable[str]) -> str | None:

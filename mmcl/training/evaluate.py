@@ -17,6 +17,7 @@ from mmcl.config.schema import Config
 from mmcl.data.beir import Beir, is_beir, open_beir
 from mmcl.data.shards import is_shards
 from mmcl.evaluation import beir_retrieval, diagnose, open_sts, retrieval_pairs, sts
+from mmcl.evaluation.retrieval import SelfMatches
 from mmcl.evaluation.sentence_pairs import SentencePairs
 from mmcl.models.encoder import Encoder
 from mmcl.models.text_inputs import text_inputs
@@ -87,13 +88,19 @@ def open_judge(
             raise MmclError(f"evaluation.sources.{name}: BEIR's tasks are of texts, which the model does not embed")
         prompts = (config.data.prompts.get("anchor"), config.data.prompts.get("positive"))
         _require_best(name, [SEARCH], config)
-        return BeirJudge(open_beir(settings.source, settings.split), config.evaluation.ks, prompts)
+        beir = open_beir(settings.source, settings.split)
+        return BeirJudge(beir, config.evaluation.ks, prompts, settings.self_matches or "drop")
     sides = ("image", "text") if "image" in encoder.modalities else ("anchor", "positive")
+    if "image" in sides and settings.self_matches is not None:
+        raise MmclError(
+            f"evaluation.sources.{name}.self_matches: images and texts are searched, of which none is the other; leave "
+            "it out"
+        )
     _require_best(name, [f"{sides[0]}_to_{sides[1]}", f"{sides[1]}_to_{sides[0]}"], config)
     roles = {side: "image" if side == "image" else "text" for side in sides}
     table = Table([settings], roles, config, encoder, scratch, device=device, show_progress=show_progress)
     table.require_rows()
-    return PairsJudge(table, sides, config.evaluation.ks)
+    return PairsJudge(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
 
 
 def _require_best(name: str, ways: Sequence[str], config: Config) -> None:
@@ -112,8 +119,16 @@ class PairsJudge:
     for each other's partners.
     """
 
-    def __init__(self, table: Table, sides: tuple[str, str], ks: Sequence[int], bootstrap: int = 0) -> None:
+    def __init__(
+        self,
+        table: Table,
+        sides: tuple[str, str],
+        ks: Sequence[int],
+        bootstrap: int = 0,
+        self_matches: SelfMatches = "keep",
+    ) -> None:
         self.table, self.sides, self.ks, self.bootstrap = table, sides, ks, bootstrap
+        self.self_matches = self_matches
         self.source = table.name
 
     def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
@@ -135,6 +150,7 @@ class PairsJudge:
             image_ids=one.hashes[items],
             text_ids=other.hashes[others],
             ks=self.ks,
+            self_matches=self.self_matches,
             bootstrap=self.bootstrap,
         )
         metrics = {f"{way}/{name}": value for way, judged in scores.items() for name, value in judged.metrics.items()}
@@ -183,17 +199,39 @@ class BeirJudge:
         beir: documents, queries and judgements.
         ks: cut-offs.
         prompts: names of those of queries and of documents; the model's own where None.
+        self_matches: what becomes of the document that has a query's own id.
     """
 
-    def __init__(self, beir: Beir, ks: Sequence[int], prompts: tuple[str | None, str | None] = (None, None)) -> None:
-        self.beir, self.ks, self.prompts = beir, ks, prompts
+    def __init__(
+        self,
+        beir: Beir,
+        ks: Sequence[int],
+        prompts: tuple[str | None, str | None] = (None, None),
+        self_matches: SelfMatches = "drop",
+    ) -> None:
+        self.beir, self.ks, self.prompts, self.self_matches = beir, ks, prompts, self_matches
         self.source = beir.name
+        own = beir.queries_in_corpus
+        if own and distributed.rank() == 0:
+            rule = "left out of its own ranking, as in BEIR" if self_matches == "drop" else "ranked as its own answer"
+            log.info(
+                "%s: %d of %d queries stand in the corpus under their own id: each is %s",
+                *(self.source, own, len(beir.queries), rule),
+            )
 
     def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
         """``query_to_document/ndcg@10`` and so on, fractions in [0, 1]."""
         query, document = self.prompts
         live = LiveTexts(encoder)
-        scores = beir_retrieval(live, self.beir, self.ks, query_prompt=query, document_prompt=document, bootstrap=0)
+        scores = beir_retrieval(
+            live,
+            self.beir,
+            self.ks,
+            query_prompt=query,
+            document_prompt=document,
+            self_matches=self.self_matches,
+            bootstrap=0,
+        )
         if distributed.rank() != 0:
             return {}
         return {f"{SEARCH}/{name}": value for name, value in scores.metrics.items()}

@@ -271,6 +271,29 @@ def test_a_beir_folder_is_judged_and_compared_by_its_grades(of_texts, texts, tmp
     assert json.loads((tmp_path / "e.json").read_text())["metrics"] == saved["against"]["metrics"]
 
 
+def test_queries_that_stand_in_the_corpus_are_left_out_of_their_own_ranking_as_beir_does(of_texts, tmp_path):
+    (tmp_path / "qrels").mkdir()
+    lines = [json.dumps({"_id": f"a{number}", "text": f"w{number // 2} v{number}"}) for number in range(8)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    qrels = [f"a{number}\ta{number ^ 1}\t1" for number in range(7)]  # the counter-argument of each; none for the last
+    (tmp_path / "qrels" / "test.tsv").write_text("\n".join(["q\td\ts", *qrels, "a7\ta0\t0"]))
+    found = {}
+    for rule in ([], ["--self-matches", "drop"], ["--self-matches", "keep"]):
+        code, out, _ = of_texts("retrieval", "fine", tmp_path, *rule, "--json", tmp_path / "a.json", "--per-query")
+        assert code == 0
+        assert "8 queries stand in the corpus themselves" in " ".join(out.split())
+        assert "1 queries have no relevant document, and score 0" in " ".join(out.split())
+        found["".join(rule[1:])] = json.loads((tmp_path / "a.json").read_text())["query_to_document"]
+    assert [found[rule]["metrics"]["hit@1"] for rule in ("", "drop", "keep")] == [7 / 8, 7 / 8, 0]
+    assert [found[rule]["self_matches"] for rule in ("", "drop", "keep")] == ["drop", "drop", "keep"]
+    assert found[""]["per_query"]["data"] != found["keep"]["per_query"]["data"]  # not to be compared
+    for rule, said in (("drop", "(--self-matches drop)"), ("keep", "BEIR drops")):
+        code, out, _ = of_texts("compare", "fine", "fine", tmp_path, "--self-matches", rule, "--resamples", 10)
+        assert code == 0
+        assert said in " ".join(out.split())
+
+
 def test_two_columns_of_text_are_searched_both_ways(of_texts, texts, tmp_path):
     columns = ["--query", "question", "--document", "answer"]
     code, _, _ = of_texts("retrieval", "fine", texts / "faq.csv", *columns, "-k", 1, "--json", tmp_path / "t.json")
@@ -315,6 +338,9 @@ def test_diagnostics_of_pairs_of_sentences(of_texts, texts, tmp_path):
         (["retrieval", "fine", "{}/faq.csv"], "by --query and --document: it has question, answer"),
         (["compare", "fine", "coarse", "{}/faq.csv"], "by --query and --document: it has question, answer"),
         (["retrieval", "fine", "{}/beir", "--split", "dev"], "no split 'dev'; it has test"),
+        (["retrieval", "fine", "{}/beir", "--self-matches", "dorp"], "did you mean 'drop'?"),
+        (["retrieval", "fine", "{}/sts.tsv", "--self-matches", "drop"], "searches for texts by texts"),
+        (["compare", "a.json", "b.json", "--self-matches", "drop"], "searches for texts by texts"),
         (["diagnostics", "fine", "{}/sts.tsv", "--pairs", "sentence1,sentence3"], "did you mean 'sentence"),
     ],
 )

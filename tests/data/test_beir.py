@@ -55,6 +55,19 @@ def test_what_the_judgements_name_but_the_folder_lacks_is_counted_and_said(folde
     assert "1 judged queries without text left out" in caplog.text
 
 
+def test_queries_whose_id_is_a_documents_are_counted_and_equal_ids_of_other_texts_are_said(tmp_path, caplog):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("1\t2\t1\n2\t1\t1\n3\t1\t1\n")
+    (tmp_path / "corpus.jsonl").write_text(
+        '{"_id": "1", "title": "A", "text": "one"}\n{"_id": "2", "text": "two"}\n{"_id": "9", "text": "nine"}\n'
+    )
+    (tmp_path / "queries.jsonl").write_text("\n".join(f'{{"_id": "{n}", "text": "one"}}' for n in (1, 2, 3)))
+    with caplog.at_level(logging.WARNING, logger="mmcl"):
+        beir = open_beir(tmp_path)
+    assert (beir.queries_in_corpus, beir.coincidences) == (2, 1)
+    assert "1 queries have the id of a document with another text" in caplog.text
+
+
 def test_a_split_is_chosen_and_a_file_without_header_has_none(folder):
     (folder / "qrels" / "dev.tsv").write_text("q2\td2\t1\n")
     assert open_beir(folder, "dev").qrels == {"q2": {"d2": 1}}

@@ -51,10 +51,10 @@ def test_chance_equals_the_mean_over_all_orders(found: int) -> None:
         expected[f"hit@{k}"] = orders[:, :k].any(1).mean()
         expected[f"recall@{k}"] = orders[:, :k].sum(1).mean() / relevant
         expected[f"precision@{k}"] = orders[:, :k].sum(1).mean() / k
-    chance = metrics.chance(np.array([found]), np.array([relevant]), corpus, ks)
+    chance = metrics.chance(np.array([found]), np.array([relevant]), np.array([corpus]), ks)
     assert chance == pytest.approx(expected, abs=1e-12)
 
 
 def test_chance_of_one_in_a_million() -> None:
-    chance = metrics.chance(np.array([1]), np.array([1]), 10**6, (10,))
+    chance = metrics.chance(np.array([1]), np.array([1]), np.array([10**6]), (10,))
     assert chance["hit@10"] == pytest.approx(1e-5, rel=1e-12)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import pytrec_eval
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ def test_hit_equals_a_few_lines_of_numpy_with_many_ties() -> None:
 def test_graded_judgements_by_hand() -> None:
     """Corpus order for the query is a, b, c, d; relevant are b (1), d (3) and x, which the corpus lacks (2)."""
     corpus = {"a": [4.0, 0], "b": [3.0, 0], "c": [2.0, 0], "d": [1.0, 0]}
-    qrels = {"q": {"b": 1, "d": 3, "x": 2, "a": 0, "c": -1}, "unjudged": {"a": 0}, "absent": {"a": 1}}
+    qrels = {"q": {"b": 1, "d": 3, "x": 2, "a": 0, "c": -1}, "unjudged": {}, "absent": {"a": 1}}
     queries = {"q": [1.0, 0], "unjudged": [1.0, 0], "nowhere": [0, 1.0]}
     scores = retrieval(queries, corpus, qrels, ks=(2, 4), similarity="dot")
     log = np.log2
@@ -44,6 +45,47 @@ def test_graded_judgements_by_hand() -> None:
     )  # fmt: skip
     assert (scores.queries, scores.corpus, scores.query_ids) == (1, 4, ["q"])
     assert (scores.skipped_queries, scores.missing_queries, scores.missing_documents) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("rule", ["keep", "drop"])
+def test_queries_in_the_corpus_and_queries_without_relevant_documents_score_as_beir_scores_them(rule: str) -> None:
+    """BEIR takes a query's own id out of the run (``ignore_identical_ids``) and gives the rest to trec_eval."""
+    rng = np.random.default_rng(7)
+    ids = [f"d{number}" for number in range(30)]
+    corpus = dict(zip(ids, rng.standard_normal((30, 6)), strict=True))
+    queries = {"q": corpus["d3"] + 0.1} | {key: corpus[key] for key in ids[:8]}
+    qrels = {key: {str(d): int(rng.integers(0, 3)) for d in rng.choice(ids, 5)} for key in queries}
+    qrels |= {"d1": {"d1": 2, "d9": 1}, "d2": {"d2": 1}, "d4": {"d7": 0, "d8": -1}}  # judged itself, and none relevant
+    unit = {key: vector / np.linalg.norm(vector) for key, vector in {**corpus, **queries}.items()}
+    run = {q: {d: float(unit[q] @ unit[d]) for d in ids if rule == "keep" or d != q} for q in queries}
+    names = {
+        "ndcg@10": "ndcg_cut_10",
+        "recall@10": "recall_10",
+        "map": "map",
+        "mrr": "recip_rank",
+        "hit@1": "success_1",
+    }
+    measures = {"ndcg_cut.10", "recall.10", "map", "recip_rank", "success.1"}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    ours = retrieval(queries, corpus, qrels, ks=(1, 10), self_matches=rule)
+    assert ours.query_ids == list(queries)
+    for name, trec in names.items():
+        np.testing.assert_allclose(ours.per_query[name], [theirs[q][trec] for q in queries], atol=1e-9, err_msg=name)
+    assert (ours.queries_in_corpus, ours.queries_without_relevant, ours.self_matches) == (8, 1, rule)
+    assert ours.candidates.tolist() == [30] + [29 if rule == "drop" else 30] * 8
+    assert all(value == value for value in ours.chance().values())
+
+
+def test_questions_are_not_found_by_themselves_among_questions_where_that_is_asked_for() -> None:
+    """The first question stands among the answers, too; nearest to itself, and right for the second."""
+    asked, answers = np.array([[1.0, 0], [0, 1.0]]), np.array([[0.9, 0.1], [1.0, 0]])
+    names = {"image_ids": ["a", "b"], "text_ids": ["c", "a"], "names": ("query", "document"), "ks": (1,)}
+    kept, dropped = (retrieval_pairs(asked, answers, **names, self_matches=rule) for rule in ("keep", "drop"))
+    way = "query_to_document"
+    assert (kept[way].metrics["hit@1"], kept[way].queries_in_corpus) == (0, 1)
+    assert dropped[way].per_query["hit@1"].tolist() == [1, 0]
+    with pytest.raises(MmclError, match="query_to_document: no query has an answer but itself"):
+        retrieval_pairs(asked, asked, image_ids="ab", text_ids="ab", names=("query", "document"), self_matches="drop")
 
 
 def test_mappings_and_pairs_of_ids_and_vectors_give_the_same() -> None:

@@ -54,7 +54,7 @@ def small() -> Beir:
 
 def check_with_trec_eval(beir: Beir) -> None:
     encoder = Random()
-    ours = beir_retrieval(encoder, beir, ks=(10, 100))
+    ours = beir_retrieval(encoder, beir, ks=(10, 100), self_matches="keep")
     queries, corpus = (encoder.encode(list(texts.values())).astype(np.float64) for texts in (beir.queries, beir.corpus))
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)

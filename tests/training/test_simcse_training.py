@@ -254,6 +254,33 @@ def test_both_sentences_are_judged_behind_the_prompt_of_text_or_anchor(
     assert len({round(value, 5) for value in expected.values()}) == 3
 
 
+def test_a_search_in_training_leaves_queries_out_of_their_own_ranking_as_the_source_says(tmp_path, sentences, caplog):
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": f"a{number}", "text": text}) for number, text in enumerate(SENTENCES[:12])]
+    (beir / "corpus.jsonl").write_text("\n".join(lines))
+    (beir / "queries.jsonl").write_text("\n".join(lines))
+    (beir / "qrels" / "test.tsv").write_text("\n".join(f"a{n}\ta{n ^ 1}\t1" for n in range(12)))
+    config = config_of(sentences["triplets"], columns=TRIPLETS)
+    found = {}
+    for rule in (None, "drop", "keep"):
+        source = {"source": str(beir)} | ({"self_matches": rule} if rule else {})
+        parsed = load_config(config | {"evaluation": {"sources": {"dev": source}}})
+        encoder = build_method(parsed, tmp_path / "run").encoder.eval()
+        with caplog.at_level("INFO", logger="mmcl"):
+            judge = open_judge(
+                "dev", parsed.evaluation.sources["dev"], encoder, parsed, tmp_path, device=torch.device("cpu")
+            )
+        found[rule] = judge.evaluate(encoder)["query_to_document/mrr"]
+    assert found["keep"] < found["drop"] == found[None]
+    assert "12 of 12 queries stand in the corpus under their own id: each is left out" in caplog.text
+    assert "each is ranked as its own answer" in caplog.text
+    with pytest.raises(MmclError, match="self_matches is of retrieval"):
+        load_config(
+            config | {"evaluation": {"sources": {"dev": {"source": "x", "task": "sts", "self_matches": "drop"}}}}
+        )
+
+
 def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
     other = write(tmp_path / "other.jsonl", [{"q": f"question {n}", "a": f"answer {n}"} for n in range(30)])
     mix_ = [{"source": other, "columns": {"anchor": "q", "positive": "a"}, "prompts": {"positive": "query"}}]
