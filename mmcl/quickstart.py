@@ -152,4 +152,5 @@ def _search(query: str, encoder: Encoder, index: Index, pictures: Mapping[str, b
 def _pairs(encoder: Encoder, rows: Rows, vectors: Vectors) -> PairVectors:
     names, numbers = [str(text) for text in rows.texts("text")], np.arange(len(rows))
     texts = encoder.encode(names, show_progress=False)
-    return PairVectors(vectors.take(numbers), texts, numbers, numbers, names, rows.ids())
+    same = encoder.text_identities(names).tolist()
+    return PairVectors(vectors.take(numbers), texts, numbers, numbers, names, same, rows.ids())

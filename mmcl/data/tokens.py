@@ -16,10 +16,13 @@ from mmcl.runtime.files import atomic_folder, cache_dir
 from mmcl.runtime.progress import progress
 
 _BLOCK = 10_000
-_VERSION = 2  # of what is kept
+_VERSION = 3  # of what is kept
 
 Tokenize = Callable[[Sequence[str]], tuple[list[np.ndarray], int]]
 """From texts to the token ids of each, and how many were cut short."""
+
+Identify = Callable[[Sequence[str], Sequence[np.ndarray]], np.ndarray]
+"""From texts and their token ids to (N,) int64, equal for texts that are the same to the model."""
 
 
 class Tokens:
@@ -30,7 +33,8 @@ class Tokens:
 
     Attributes:
         first: (rows + 1,) int64.
-        hashes: (captions,) int64, equal for equal texts.
+        hashes: (captions,) int64, equal for texts that are the same to the model, whatever the prompt.
+        contents: (captions,) int64, equal for equal token ids.
         empty: positions of rows without a text.
         cut: how many captions were cut short.
     """
@@ -38,6 +42,7 @@ class Tokens:
     def __init__(self, folder: Path) -> None:
         self.first = np.load(folder / "first.npy", mmap_mode="r")
         self.hashes = np.load(folder / "hashes.npy", mmap_mode="r")
+        self.contents = np.load(folder / "contents.npy", mmap_mode="r")
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         size = (folder / "tokens.bin").stat().st_size
         # A file of no bytes cannot be mapped. A plain view, since slices of the subclass that a memmap is cost more.
@@ -71,6 +76,7 @@ def open_tokens(
     tokenize: Tokenize,
     *,
     tokenizer_key: str,
+    identify: Identify | None = None,
     on_error: str = "skip",
     show_progress: bool | None = None,
 ) -> Tokens:
@@ -80,7 +86,8 @@ def open_tokens(
         rows: where the column is.
         column: its name.
         tokenize: from texts to the token ids of each, and how many were cut short.
-        tokenizer_key: changes whenever ``tokenize`` would give something else.
+        tokenizer_key: changes whenever ``tokenize`` or ``identify`` would give something else.
+        identify: which texts are the same; by default those of equal token ids.
         on_error: a row whose text is missing or blank is left without captions (``skip``) or refused (``fail``).
         show_progress: a bar on stderr; shown for a terminal if absent.
 
@@ -93,7 +100,7 @@ def open_tokens(
     folder = cache_dir("tokens") / key
     if not (folder / "first.npy").is_file():
         with atomic_folder(folder, unless=folder / "first.npy") as beside:
-            _write(rows, column, tokenize, beside, show_progress)
+            _write(rows, column, tokenize, identify, beside, show_progress)
     tokens = Tokens(folder)
     if on_error == "fail" and tokens.empty:
         row = rows.select([tokens.empty[0]]).ids()[0]
@@ -104,8 +111,15 @@ def open_tokens(
     return tokens
 
 
-def _write(rows: Rows, column: str, tokenize: Tokenize, folder: Path, show_progress: bool | None) -> None:
-    counts, hashes, lengths = array("q"), array("q"), array("q")
+def _write(
+    rows: Rows,
+    column: str,
+    tokenize: Tokenize,
+    identify: Identify | None,
+    folder: Path,
+    show_progress: bool | None,
+) -> None:
+    counts, hashes, contents, lengths = array("q"), array("q"), array("q"), array("q")
     cut = 0
     with (folder / "tokens.bin").open("wb") as file, progress("tokenize", len(rows), "rows", show_progress) as advance:
         for start in range(0, len(rows), _BLOCK):
@@ -116,12 +130,15 @@ def _write(rows: Rows, column: str, tokenize: Tokenize, folder: Path, show_progr
             cut += longer
             for ids in tokenized:
                 lengths.append(len(ids))
-                file.write(ids.astype(np.int32).tobytes())
+                content = ids.astype(np.int32).tobytes()
+                contents.append(stable_hash(content))
+                file.write(content)
             counts.extend(map(len, captions))
-            hashes.extend(map(stable_hash, flat))
+            hashes.extend(contents[len(hashes) :] if identify is None else identify(flat, tokenized).tolist())
             advance(len(block))
     np.save(folder / "cut.npy", cut)
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    np.save(folder / "contents.npy", np.frombuffer(contents, dtype=np.int64))
     np.save(folder / "hashes.npy", np.frombuffer(hashes, dtype=np.int64))
     np.save(folder / "first.npy", np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from mmcl.evaluation.diagnostics import Diagnostics, diagnose
 from mmcl.evaluation.inputs import cutoffs
 from mmcl.evaluation.retrieval import Scores, retrieval_pairs
 from mmcl.evaluation.templates import resolve
-from mmcl.evaluation.texts import Encodes
+from mmcl.evaluation.texts import Encodes, embed_texts, text_identities
 from mmcl.evaluation.zero_shot import ZeroShotScores, classifier, zero_shot
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
@@ -40,6 +40,7 @@ class PairVectors:
     owner: np.ndarray  # (T,) the picture of each caption
     hashes: np.ndarray  # (N,) equal for equal pictures
     captions: list[str]  # T
+    same_captions: list[Hashable]  # T, equal for captions that are the same to the model
     row_ids: list[str]  # N, of the pictures
 
     @property
@@ -65,13 +66,14 @@ def embed_pairs(encoder: Encodes, rows: Rows, *, image: str = "image", text: str
     kept = [readable[place] for place in chosen]
     _report(rows, len(rows) - len(kept), "an unreadable picture or no caption")
     flat = [caption for row in kept for caption in captions[row]]
-    ids = rows.ids()
+    ids, same = rows.ids(), text_identities(encoder, flat)
     return PairVectors(
         images=vectors[chosen],
-        texts=np.asarray(encoder.encode(flat), dtype=np.float32),
+        texts=embed_texts(encoder, flat, identities=same),
         owner=np.repeat(np.arange(len(kept)), [len(captions[row]) for row in kept]),
         hashes=hashes[chosen],
         captions=flat,
+        same_captions=same,
         row_ids=[ids[row] for row in kept],
     )
 
@@ -87,10 +89,10 @@ def retrieval_of_rows(
 ) -> dict[str, Scores]:
     """Retrieval both ways between the pictures of a column and the captions of another, one or a list a row.
 
-    Equal captions are right answers for each other's pictures, and equal pictures for each other's captions: a picture
-    that stands in five rows with a caption each is as right in any of them. Rows with an unreadable picture or without
-    a caption are left out, and their number is logged. Under ``clip_benchmark`` stand CLIP_benchmark's metrics, for
-    which a caption is right for the picture of its own row only.
+    Captions that are the same to the model are right answers for each other's pictures, and equal pictures for each
+    other's captions: a picture that stands in five rows with a caption each is as right in any of them. Rows with an
+    unreadable picture or without a caption are left out, and their number is logged. Under ``clip_benchmark`` stand
+    CLIP_benchmark's metrics, for which a caption is right for the picture of its own row only.
 
     Returns:
         {"image_to_text": Scores, "text_to_image": Scores}; query ids are row ids, and "<row id>#<number>" of captions.
@@ -112,10 +114,10 @@ def retrieval_of_vectors(
         pairs.owner,
         ks,
         image_ids=pairs.hashes,
-        text_ids=pairs.captions,
+        text_ids=pairs.same_captions,
         bootstrap=bootstrap,
     )
-    repeated = len(set(pairs.captions)) < len(pairs.captions) or len(np.unique(pairs.hashes)) < len(pairs.hashes)
+    repeated = len(set(pairs.same_captions)) < len(pairs.captions) or len(np.unique(pairs.hashes)) < len(pairs.hashes)
     own = retrieval_pairs(pairs.images, pairs.texts, pairs.owner, ks, bootstrap=0) if repeated else scores
     sides = {"image_to_text": ("text", pairs.row_ids), "text_to_image": ("image", pairs.caption_ids)}
     return {
@@ -162,10 +164,16 @@ def zero_shot_of_rows(
         value if isinstance(value, str) and value.strip() else None for value in rows.texts(label)
     ]
     if classes is None:
-        names = sorted({name for name in labels if name is not None})
+        names, place = _distinct_names(encoder, sorted({name for name in labels if name is not None}))
         if len(names) < 2:
             raise MmclError(f"{rows.name}: column '{label}' holds {len(names)} class names; at least two are needed")
-        place = {name: number for number, name in enumerate(names)}
+        if len(place) > len(names):
+            alike = next(name for name in place if name not in names)
+            log.warning(
+                "%s: %d class names in column '%s' read the same as another to the model and count as that one, such "
+                "as %r as %r",
+                *(rows.name, len(place) - len(names), label, alike, names[place[alike]]),
+            )
         codes = [None if name is None else place[name] for name in labels]
     else:
         names = class_names(classes)
@@ -178,6 +186,19 @@ def zero_shot_of_rows(
     ids = rows.ids()
     query_ids = [ids[readable[position]] for position in kept]
     return replace(scores, query_ids=query_ids, data=_fingerprint(query_ids, own.tolist(), names))
+
+
+def _distinct_names(encoder: Encodes, labels: list[str]) -> tuple[list[str], dict[str, int]]:
+    """The class names, each once of those that the model cannot tell apart, and the number of each label's."""
+    first: dict[Hashable, int] = {}
+    names: list[str] = []
+    place: dict[str, int] = {}
+    for label, same in zip(labels, text_identities(encoder, labels), strict=True):
+        if same not in first:
+            first[same] = len(names)
+            names.append(label)
+        place[label] = first[same]
+    return names, place
 
 
 def scores_of_rows(

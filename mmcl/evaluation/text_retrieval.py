@@ -14,7 +14,7 @@ from mmcl.data.beir import Beir
 from mmcl.data.rows import Rows
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.retrieval import Scores, SelfMatches, retrieval, retrieval_pairs
-from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt
+from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt, text_identities
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -80,7 +80,8 @@ def retrieval_of_texts(
 ) -> dict[str, Scores]:
     """Retrieval both ways between the texts of a column and those of another, one or a list a row.
 
-    Equal texts are the same thing: a query that stands in three rows has the documents of all three as right answers.
+    Texts that are the same to the model are the same thing: a query that stands in three rows has the documents of all
+    three as right answers.
     Rows without a query or a document are left out, and their number is logged.
 
     Args:
@@ -113,14 +114,16 @@ def retrieval_of_texts(
     asked = [queries[row][0] for row in kept]
     answers = [text for row in kept for text in documents[row]]
     owner = np.repeat(np.arange(len(kept)), [len(documents[row]) for row in kept])
+    asking, answering = _prompt(encoder, query_prompt, _QUERY), _prompt(encoder, document_prompt, _DOCUMENT)
+    same_queries, same_documents = text_identities(encoder, asked, asking), text_identities(encoder, answers, answering)
     scores = retrieval_pairs(
-        embed_texts(encoder, asked, prompt=_prompt(encoder, query_prompt, _QUERY)),
-        embed_texts(encoder, answers, prompt=_prompt(encoder, document_prompt, _DOCUMENT)),
+        embed_texts(encoder, asked, identities=same_queries, prompt=asking),
+        embed_texts(encoder, answers, identities=same_documents, prompt=answering),
         owner,
         ks,
         names=names,
-        image_ids=asked,
-        text_ids=answers,
+        image_ids=same_queries,
+        text_ids=same_documents,
         self_matches=self_matches,
         bootstrap=bootstrap,
     )

@@ -150,6 +150,15 @@ class Encoder(nn.Module):
         """
         return cast(TextTower, self.embedder("text").tower).words(prompt)
 
+    def text_identities(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """(N,) int64, equal for texts whose vectors behind ``prompt`` are the same, since their tokens are: ``paris``
+        and ``Paris ``, for a model that lower-cases.
+
+        Raises:
+            MmclError: as :meth:`prompt_words`, or something is no text.
+        """
+        return cast(TextTower, self.embedder("text").tower).identities(texts, prompt)
+
     def set_compute(self, dtype: str = "auto") -> None:
         """Have :meth:`encode` compute in another precision from now on; the weights themselves stay as they are.
 

@@ -37,6 +37,11 @@ def _embed(
     finish: Callable[[Tensor], np.ndarray],
     advance: Callable[[int], object],
 ) -> np.ndarray:
+    places: dict[bytes, int] = {}  # of equal tokens, computed once: such texts have one vector, to the bit
+    of = np.array([places.setdefault(ids.tobytes(), len(places)) for ids in tokens])
+    first = np.unique(of, return_index=True)[1]
+    repeats = np.bincount(of)
+    tokens = [tokens[place] for place in first]
     lengths = np.array([len(ids) for ids in tokens])
     vectors: np.ndarray | None = None
     for batch in compute.batches(lengths, texts_a_batch):
@@ -44,9 +49,9 @@ def _embed(
         if vectors is None:
             vectors = np.empty((len(tokens), some.shape[1]), some.dtype)
         vectors[batch] = some
-        advance(len(batch))
+        advance(int(repeats[batch].sum()))
     assert vectors is not None  # a chunk holds a text
-    return vectors
+    return vectors[of]
 
 
 def embed_chunks(

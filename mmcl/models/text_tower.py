@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmcl.config.model import TextTowerConfig
 from mmcl.data.identity import stable_hash
+from mmcl.data.text_augment import framing_of
 from mmcl.data.tokens import pad
 from mmcl.models import tokenize
 from mmcl.models.activations import checkpoint_activations
@@ -298,6 +299,31 @@ class TextTower(nn.Module):
         valid = tokenize.valid_texts(texts, self.words(prompt))
         ids, cut = self._encode([text.lower() for text in valid] if self._lowers_first else valid)
         return [row if len(row) else np.array([self.padding_id], dtype=np.int32) for row in ids], cut
+
+    def identities(
+        self, texts: Sequence[str], prompt: str | None = None, tokens: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
+        """(N,) int64, equal for texts that this tower cannot tell apart: their own tokens are the same, as far as they
+        are read behind the prompt. The prompt itself does not count, so that a query can equal a passage.
+
+        Args:
+            texts: N of them.
+            prompt: as for :meth:`words`.
+            tokens: what :meth:`tokenize` gave for the same texts and prompt, if it was asked already.
+
+        Raises:
+            MmclError: as :meth:`tokenize`.
+        """
+        words = self.words(prompt)
+        if words or tokens is None:
+            tokens, _ = self.tokenize(texts, "")
+        start, end = framing_of(lambda some: self.tokenize(some, ""))
+        length = self.max_tokens - start - end
+        if words and getattr(self.tokenizer, "truncation_side", "right") == "right":
+            (prompt_tokens,), _ = self.tokenize([words], "")
+            length -= len(prompt_tokens) - start - end
+        own = (ids[start : len(ids) - end][: max(length, 0)] for ids in tokens)
+        return np.fromiter((stable_hash(ids.astype(np.int32).tobytes()) for ids in own), np.int64, count=len(texts))
 
     def skipped(self, prompt: str | None = None) -> int:
         """How many leading tokens :meth:`forward` is to leave out of the pooling of texts behind ``prompt``.

@@ -37,8 +37,8 @@ class Column(ABC):
 
     Attributes:
         identified: whether its items are things, of which two can be the same.
-        hashes: (items,) int64 identities.
-        contents: (items,) int64, equal where the inputs are: of texts, the identity and the prompt before it.
+        hashes: (items,) int64 identities: of texts, by what the tower reads of them, whatever the prompt.
+        contents: (items,) int64, equal where the inputs are: of texts, the prompt included.
         problems: row to the reason why it cannot be used.
     """
 
@@ -125,7 +125,7 @@ class TokenColumn(Column):
         firsts = [start + part.first[: len(part)] for start, part in zip(self._starts, tokens, strict=False)]
         self._first = np.concatenate([*firsts, self._starts[-1:]])
         self.hashes = _joined([part.hashes for part in tokens])
-        self.contents = _joined([part.reader.contents(part.tokens.hashes) for part in parts])
+        self.contents = _joined([part.contents for part in tokens])
         self.problems = dict.fromkeys(np.flatnonzero(np.diff(self._first) == 0).tolist(), "no text")
 
     @property

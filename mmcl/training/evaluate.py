@@ -258,6 +258,10 @@ class LiveTexts:
         """The model's."""
         return self._tower.prompts
 
+    def text_identities(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """(N,) int64, equal for texts that the tower cannot tell apart."""
+        return self._tower.identities(texts, prompt)
+
     def encode(self, inputs: Sequence[str], *, prompt: str | None = None, normalize: bool = True) -> np.ndarray:
         """(N, D) float32, in the order of the texts."""
         reader = TextReader(self._tower, prompt)

@@ -145,10 +145,12 @@ class Miner:
             return
         path = self.path(start if every is None else start + (step - 1 - start) // every * every)
         try:
-            items = pq.read_table(path, columns=["item"], page_checksum_verification=True)["item"].to_numpy()
-            items = items.reshape(len(self.feed.positions), self.rules.count)
+            table = pq.read_table(path, columns=["item", "negative"], page_checksum_verification=True)
+            items = table["item"].to_numpy().reshape(len(self.feed.positions), self.rules.count)
             if not (items.min() >= 0 and items.max() < len(self._corpus)):
                 raise ValueError("items that the data do not have")
+            if table["negative"].to_pylist() != self.feed.ids(self._stands_in[items.ravel()]):
+                raise ValueError("other items than the data have")
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise MmclError(
                 f"{path}: the negatives that the run goes on with are missing or damaged ({str(error).splitlines()[0]})"

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -223,16 +223,16 @@ class _Column(ABC):
     def load(self, sample: Sample) -> Any:
         """What the role is in a sample. Raises ``SampleError`` if it cannot be used."""
 
-    def choose(self, items: Sequence[Any], seeds: Tensor) -> Sequence[Any]:
-        """One thing of each item."""
+    def choose(self, items: Sequence[Any], seeds: Tensor) -> Any:
+        """One thing of each item, as the other two take them."""
         return items
 
     @abstractmethod
-    def inputs(self, chosen: Sequence[Any], seeds: Tensor) -> dict[str, Tensor]:
+    def inputs(self, chosen: Any, seeds: Tensor) -> dict[str, Tensor]:
         """The inputs of a batch."""
 
     @abstractmethod
-    def hashes(self, chosen: Sequence[Any]) -> list[int] | None:
+    def hashes(self, chosen: Any) -> list[int] | None:
         """The identities, as a table's would be; None of what has none."""
 
 
@@ -251,6 +251,13 @@ class _Pictures(_Column):
         return [stable_hash(item.tobytes()) for item in chosen]
 
 
+class _Chosen(NamedTuple):
+    """Texts, and their tokens as they stand."""
+
+    texts: list[str]
+    tokens: list[np.ndarray]
+
+
 class _Texts(_Column):
     """Any number of texts a sample, of which its seed chooses one, and changes it where an augmentation is given."""
 
@@ -262,19 +269,20 @@ class _Texts(_Column):
     def load(self, sample: Sample) -> list[str]:
         return self.source.captions(sample)
 
-    def choose(self, items: Sequence[list[str]], seeds: Tensor) -> list[str]:
+    def choose(self, items: Sequence[list[str]], seeds: Tensor) -> _Chosen:
         chosen = choose_caption(np.array([len(texts) for texts in items]), seeds)
-        return [texts[number] for texts, number in zip(items, chosen, strict=True)]
+        texts = [texts[number] for texts, number in zip(items, chosen, strict=True)]
+        return _Chosen(texts, self.reader.tokenize(texts)[0])
 
-    def inputs(self, chosen: Sequence[str], seeds: Tensor) -> dict[str, Tensor]:
-        reader = self.reader
-        tokens, _ = reader.tokenize(chosen)
+    def inputs(self, chosen: _Chosen, seeds: Tensor) -> dict[str, Tensor]:
+        reader, tokens = self.reader, chosen.tokens
         if self.augmentation is not None:
-            tokens = self.augmentation(tokens, seeds, reader.framing, lambda: chosen, reader.tokenize)
+            tokens = self.augmentation(tokens, seeds, reader.framing, lambda: chosen.texts, reader.tokenize)
         return text_inputs(reader.tower, tokens, reader.skipped)
 
-    def hashes(self, chosen: Sequence[str]) -> list[int]:
-        return [stable_hash(text) for text in chosen]
+    def hashes(self, chosen: _Chosen) -> list[int]:
+        hashes: list[int] = self.reader.identities(chosen.texts, chosen.tokens).tolist()
+        return hashes
 
 
 class _Numbers(_Column):

@@ -162,7 +162,9 @@ class Table:
         parts = []
         for number, (rows, name) in enumerate(zip(self.sources, names, strict=True)):
             reader = self._reader(role, number, tower, foreign)
-            tokens = open_tokens(rows, name, reader.tokenize, tokenizer_key=reader.key, **common)
+            tokens = open_tokens(
+                rows, name, reader.tokenize, tokenizer_key=reader.key, identify=reader.identities, **common
+            )
             if tokens.cut and distributed.rank() == 0:
                 log.warning(
                     "%s: %d of %d texts in column '%s' are longer than %d tokens and are cut there%s",

@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-from mmcl.data.identity import stable_hash
 from mmcl.data.text_augment import framing_of
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime.errors import MmclError, nearest
@@ -41,9 +40,9 @@ class TextReader:
         """Changes whenever :meth:`tokenize` would give something else."""
         return repr((self.tower.key(), self.words)) if self.words else self.tower.key()
 
-    def contents(self, hashes: np.ndarray) -> np.ndarray:
-        """(N,) int64, equal where the tower gets the same: the identities of the texts, and the prompt."""
-        return hashes ^ np.int64(stable_hash(self.words)) if self.words else hashes
+    def identities(self, texts: Sequence[str], tokens: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """(N,) int64, equal for texts that the tower cannot tell apart; ``tokens`` are those of :meth:`tokenize`."""
+        return self.tower.identities(texts, self.prompt, tokens)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[np.ndarray], int]:
         """The token ids of each text behind the prompt, and how many texts were cut."""

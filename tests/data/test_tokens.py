@@ -32,7 +32,18 @@ def test_each_caption_comes_back_and_blank_ones_do_not(rows):
     assert tokens.empty == [2, 3]
     texts = ["".join(map(chr, ids)) for ids in tokens.take(np.arange(5))]
     assert texts == ["a dog", "two dogs", "a cat", "a dog", "the end"]
-    assert tokens.hashes.tolist() == [stable_hash(text) for text in texts]
+    assert tokens.hashes.tolist() == [stable_hash(ids.tobytes()) for ids in letters(texts)[0]]
+    assert tokens.contents.tolist() == tokens.hashes.tolist()
+
+
+def test_which_texts_are_the_same_can_be_told_apart_from_what_their_tokens_are(rows):
+    def alike(texts, tokens):
+        assert [len(ids) for ids in tokens] == [len(text) for text in texts]
+        return np.array([len(text) for text in texts])
+
+    tokens = open_tokens(rows, "text", letters, tokenizer_key="lengths", identify=alike)
+    assert tokens.hashes.tolist() == [5, 8, 5, 5, 7]
+    assert len(set(tokens.contents.tolist())) == 4
 
 
 def test_a_second_opening_reads_the_cache_until_the_tokenizer_changes(rows):

@@ -194,6 +194,31 @@ def test_labels_may_be_names_or_numbers(colours: Rows, tmp_path: Path) -> None:
         zero_shot_of_rows(encoder, colours, label="colour", classes=["a", "b"])
 
 
+def test_class_names_and_captions_that_the_model_reads_as_the_same_are_one(colours: Rows, caplog) -> None:
+    class Uncased(SmallEncoder):
+        def _text(self, text: str) -> np.ndarray:
+            return super()._text(text.lower())
+
+        def text_identities(self, texts: list[str], prompt: str | None = None) -> np.ndarray:
+            return np.unique([" ".join(text.lower().split()) for text in texts], return_inverse=True)[1]
+
+    names = [str(name) for name in colours.texts("colour")]
+    table = datasets.Dataset.from_dict(
+        {
+            "image": [png((200, 0, 0), noise) for noise in range(len(names))],
+            "colour": names,
+            "mixed": [name.upper() if row % 2 else f"{name} " for row, name in enumerate(names)],
+        }
+    )
+    rows = Rows(table, name="table", fingerprint="")
+    plain = zero_shot_of_rows(Uncased(), rows, label="colour")
+    mixed = zero_shot_of_rows(Uncased(), rows, label="mixed")
+    assert mixed.metrics == plain.metrics
+    assert "class names in column 'mixed' read the same as another" in caplog.text
+    found = retrieval_of_rows(Uncased(), rows, text="mixed", bootstrap=0)["image_to_text"]
+    assert found.relevant.tolist() == [names.count(name) for name in names]
+
+
 def test_diagnostics_of_pairs_or_of_one_column(colours: Rows) -> None:
     encoder = SmallEncoder()
     both = diagnostics_of_rows(encoder, colours)

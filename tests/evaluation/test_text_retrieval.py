@@ -119,6 +119,32 @@ def test_columns_are_searched_both_ways_and_equal_texts_are_the_same_thing(caplo
     assert forth.data == back.data != ""
 
 
+class Uncased(Random):
+    """Lower-cases and strips, and says so."""
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        return super().encode([text.lower() for text in texts])
+
+    def text_identities(self, texts: list[str], prompt: str | None = None) -> np.ndarray:
+        return np.array([zlib.crc32(text.lower().strip().encode()) for text in texts])
+
+
+def test_texts_that_the_model_cannot_tell_apart_are_the_same_thing() -> None:
+    """A right answer that stands there in another case is right as well; by string, it would be a tie, and a miss."""
+    table = {"query": ["capital of france", "Capital of France ", "a dog"], "document": ["paris", "Paris ", "a DOG"]}
+    rows = Rows(datasets.Dataset.from_dict(table), name="table", fingerprint="")
+    by_string = retrieval_of_texts(Random(), rows, query="query", document="document", ks=(1,))["query_to_document"]
+    found = retrieval_of_texts(Uncased(), rows, query="query", document="document", ks=(1,))["query_to_document"]
+    assert by_string.relevant.tolist() == [1, 1, 1]
+    assert found.relevant.tolist() == [2, 2, 1]
+    assert found.queries_in_corpus == 1
+    dropped = retrieval_of_texts(
+        Uncased(), rows, query="query", document="document", ks=(1,), self_matches="drop", bootstrap=0
+    )
+    assert dropped["query_to_document"].query_ids == ["0", "1"]
+    assert dropped["document_to_query"].query_ids == ["0#0", "1#0"]
+
+
 def test_mistakes_are_one_line() -> None:
     with pytest.raises(MmclError, match=r"no column 'anwser'; it has .*did you mean 'answer'?"):
         retrieval_of_texts(Random(), rows(question=["a"], answer=["b"]), query="question", document="anwser")

@@ -376,3 +376,21 @@ def test_embeddings_looked_up_at_once_change_no_vector_and_no_gradient(name, tok
     torch.testing.assert_close(tower.word_embeddings.weight.grad, wanted, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         assert tower.look_up([inputs["input_ids"]]) is None
+
+
+@pytest.mark.parametrize("prompt", [None, "query", "passage"])
+def test_texts_are_the_same_where_their_own_tokens_are_as_far_as_they_are_read(tokenizer, prompt):
+    tower = make("bert", tokenizer, prompts={"query": QUERY, "passage": PASSAGE}, lowercase=True)
+    long = "red shoe " * 40
+    texts = ["blue shirt", "Blue  SHIRT ", "blue shirts", "", " ", long + "red", long + "blue bag"]
+    names = tower.identities(texts, prompt).tolist()
+    assert names[0] == names[1] == tower.identities(["blue shirt"])[0], "whatever the prompt"
+    assert names[3] == names[4]
+    assert names[5] == names[6], "what is cut does not count"
+    assert len(set(names)) == 4
+    tokens, _ = tower.tokenize(texts, prompt)
+    assert tower.identities(texts, prompt, tokens).tolist() == names
+    bytes_of = [ids.tobytes() for ids in tokens]
+    for one in range(len(texts)):
+        for other in range(len(texts)):
+            assert (names[one] == names[other]) == (bytes_of[one] == bytes_of[other])

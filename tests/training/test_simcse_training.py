@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.load import load_config
-from mmcl.data.identity import mix, stable_hash
+from mmcl.data.identity import mix
 from mmcl.data.sampler import Draw
 from mmcl.evaluation import sts
 from mmcl.runtime.errors import MmclError
@@ -181,7 +181,7 @@ def test_a_row_lacks_any_of_its_roles_and_numbers_are_checked(tmp_path):
     rows = [{"anchor": f"one {n}", "positive": f"two {n}", "score": n} for n in range(8)]
     rows[1]["score"], rows[2]["anchor"], rows[3]["positive"] = None, None, " "
     path = write(tmp_path / "rows.jsonl", rows)
-    feed, _ = feed_of(config_of(path, {"loss": "cosent"}), tmp_path / "run")
+    feed, method = feed_of(config_of(path, {"loss": "cosent"}), tmp_path / "run")
     assert [(p["id"], p["role"], p["reason"]) for p in feed.problems()] == [
         ("1", "score", "no number"),
         ("2", "anchor", "no text"),
@@ -190,7 +190,8 @@ def test_a_row_lacks_any_of_its_roles_and_numbers_are_checked(tmp_path):
     batch = feed.batch(draw(0, 5, 7))
     assert batch.inputs["score"]["values"].tolist() == [0.0, 5.0, 7.0]
     assert batch.inputs["score"]["values"].dtype == torch.float32
-    assert batch.ids.tolist() == [[stable_hash(f"one {n}"), stable_hash(f"two {n}")] for n in (0, 5, 7)]
+    tower = method.encoder.embedder("text").tower
+    assert batch.ids.tolist() == [tower.identities([f"one {n}", f"two {n}"]).tolist() for n in (0, 5, 7)]
 
 
 def test_the_second_draw_of_a_sentence_is_there_only_where_texts_change(tmp_path, sentences):
@@ -223,7 +224,7 @@ def test_each_side_is_read_behind_its_prompt_in_learning_and_judging(tmp_path, s
     for role, prompt in (("anchor", "query"), ("positive", "passage"), ("negative", None)):
         (expected,), _ = tower.tokenize([rows[role]], prompt)
         assert inputs[role]["input_ids"][0].tolist() == expected.tolist()
-    assert feed.batch(draw(3)).ids[0].tolist() == [stable_hash(text) for text in rows.values()], "not of the prompts"
+    assert feed.batch(draw(3)).ids[0].tolist() == tower.identities(list(rows.values())).tolist(), "not of the prompts"
     changed, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.7")
     (bare,), _ = tower.tokenize([""], "query")
     for turn in range(5):
@@ -279,6 +280,25 @@ def test_a_search_in_training_leaves_queries_out_of_their_own_ranking_as_the_sou
         load_config(
             config | {"evaluation": {"sources": {"dev": {"source": "x", "task": "sts", "self_matches": "drop"}}}}
         )
+
+
+def test_texts_of_equal_tokens_are_the_same_thing_in_training(tmp_path):
+    """Masks, distinct batches and mining all go by these identities."""
+    rows = [{"anchor": "what is paris", "positive": f"answer {n}"} for n in range(8)]
+    rows += [{"anchor": "What is Paris ", "positive": "ANSWER 1"}, {"anchor": "paris", "positive": " paris"}]
+    config = config_of(write(tmp_path / "rows.jsonl", rows), columns={"anchor": "anchor", "positive": "positive"})
+    config = prompted(config, anchor="query")
+    config["model"]["text"]["tokenizer"] = {"vocab_size": 80, "lowercase": True}
+    feed, _ = feed_of(config, tmp_path / "run", "training.batch_size=2", "data.distinct=false")
+    ids = feed.batch(draw(*range(10))).ids
+    assert len(set(ids[:9, 0].tolist())) == 1
+    assert ids[8, 1] == ids[1, 1]
+    assert ids[9, 0] == ids[9, 1], "whatever the prompt"
+    assert len(set(ids[:8, 1].tolist())) == 8
+    assert len(feed.distinct("positive")[0]) == 9
+    distinct, _ = feed_of(config, tmp_path / "run", "training.batch_size=2", "data.distinct=true")
+    for batch in distinct.batches(0, len(distinct)):
+        assert len(batch.ids[:, 0].unique()) == len(batch.ids)
 
 
 def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
