@@ -26,6 +26,9 @@ def encode(
         str | None, typer.Option(help="The model's prompt to put before texts.", show_default="the model's own")
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many dimensions.")] = None,
+    retry_skipped: Annotated[
+        bool, typer.Option("--retry-skipped", help="Try the images again that an earlier run left out.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
@@ -43,6 +46,14 @@ def encode(
         known = ", ".join(rows.column_names)
         raise MmclError(f"{source}: no column '{usual[-1]}'; name what to encode with --column; it has {known}")
     vectors = encode_source(
-        encoder, rows, column, out, dtype=precision, label_column=label, prompt=prompt, truncate_dim=truncate_dim
+        encoder,
+        rows,
+        column,
+        out,
+        dtype=precision,
+        label_column=label,
+        prompt=prompt,
+        truncate_dim=truncate_dim,
+        retry_skipped=retry_skipped,
     )
     say(f"{len(vectors):,} vectors of {vectors.dim} dimensions in {out}")

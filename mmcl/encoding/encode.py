@@ -11,11 +11,15 @@ from textwrap import shorten
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 from PIL.Image import registered_extensions
 
 from mmcl.data.images import ImageError, decode, usable_cpus
 from mmcl.data.rows import Rows
-from mmcl.encoding.vectors import Vectors, VectorWriter, open_vectors
+from mmcl.encoding.changes import COLUMNS, changed, state
+from mmcl.encoding.vectors import Vectors, open_vectors
+from mmcl.encoding.writer import VectorWriter, with_columns
+from mmcl.retrieval.stored import id_table
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.lock import exclusive
 from mmcl.runtime.progress import progress
@@ -35,8 +39,8 @@ class Encodes(Protocol):
     """What is asked of an encoder.
 
     ``prompt`` and ``truncate_dim`` are only passed where they are asked for, so that an encoder without them will do
-    for all else. More is used where it is there: ``prepare_image``, ``exact_decoding``, ``path`` and
-    ``prompt_words(prompt)``, as of :class:`mmcl.models.encoder.Encoder`.
+    for all else. More is used where it is there: ``prepare_image``, ``exact_decoding``, ``path``,
+    ``prompt_words(prompt)`` and ``fingerprint()``, as of :class:`mmcl.models.encoder.Encoder`.
     """
 
     @property
@@ -70,14 +74,14 @@ class Wanted(NamedTuple):
 
 @dataclass
 class _Block:
-    """Consecutive rows, decoded: what there is to encode, and what was skipped."""
+    """Rows, decoded: what there is to encode, and what was skipped."""
 
-    start: int
-    stop: int
+    rows: Sequence[int]
     ids: list[str] = field(default_factory=list)
     inputs: list[Any] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)  # row, id, reason
+    columns: dict[str, list[int | None]] = field(default_factory=dict)  # of images, see changes.py
 
     def add(self, id_: str, item: Any, label: Any) -> None:
         self.ids.append(id_)
@@ -103,11 +107,13 @@ def encode_source(
     show_progress: bool | None = None,
     prompt: str | None = None,
     truncate_dim: int | None = None,
+    retry_skipped: bool = False,
 ) -> Vectors:
     """Encode a column of ``rows`` into the folder ``out``.
 
-    An interrupted run's folder is gone on with from its last whole shard, and ends up with the bytes of a run that was
-    left alone; a finished one is returned as it is. Memory holds two blocks of decoded rows and one shard of vectors.
+    An interrupted run's folder is gone on with from its last whole shard; a finished one is returned as it is. In both,
+    images whose files have another size or time of change since are encoded again. Memory holds two blocks of decoded
+    rows and one shard of vectors.
 
     Args:
         encoder: its ``encode`` is called with lists of texts or of images: as its ``prepare_image`` gives them, small
@@ -118,13 +124,15 @@ def encode_source(
             dimension.
         modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are pictures.
         dtype: ``float32`` or ``float16`` on disk.
-        shard_rows: a shard is written once it has this many vectors; what an interruption can cost.
+        shard_rows: a shard is written once it has this many vectors, and after a minute at the latest: what a killed
+            process can cost.
         batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 pictures.
         label_column: what tables of results show; by default the text, cut at 200 characters, or the picture's path.
         on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
         show_progress: a bar on stderr; None shows it on a terminal.
         prompt: name of the model's prompt to put before every text; its default one if None.
         truncate_dim: keep the first so many dimensions (before normalising).
+        retry_skipped: try the images again that an earlier run left out; their vectors come last.
 
     Returns:
         The vectors, of unit length, memory-mapped.
@@ -141,37 +149,81 @@ def encode_source(
     reader = _Reader(rows, column, modality, label_column, getattr(encoder, "prepare_image", decode))
     wanted = Wanted(prompt, truncate_dim)
     _check_wanted(encoder, wanted, modality)
+
+    def encode(inputs: list[Any]) -> np.ndarray:
+        return _encode(encoder, inputs, modality, wanted)
+
     with exclusive(Path(out).expanduser(), "encoding into"):
         writer = _open_writer(encoder, reader, out, dtype, shard_rows, wanted)
+        if modality == "image":
+            _encode_changed(writer, encode, reader, on_error)
         if not writer.complete:
-            _fill(writer, encoder, reader, size, wanted, on_error, show_progress)
-    stored = open_vectors(out)
-    _report_skipped(stored, reader)
-    return stored
+            _fill(writer, encode, reader, size, on_error, show_progress)
+        if retry_skipped and writer.complete:
+            _retry(writer, encode, reader, size, on_error, show_progress)
+        _report_skipped(writer, reader)
+    return open_vectors(out)
+
+
+Encode = Callable[[list[Any]], np.ndarray]
+"""From texts or decoded images to vectors (N, D)."""
 
 
 def _fill(
-    writer: VectorWriter,
-    encoder: Encodes,
-    reader: _Reader,
-    size: int,
-    wanted: Wanted,
-    on_error: str,
-    show_progress: bool | None,
+    writer: VectorWriter, encode: Encode, reader: _Reader, size: int, on_error: str, show_progress: bool | None
 ) -> None:
+    """Encode the rows that are left."""
     try:
         with progress("encode", len(reader.rows), "rows", show_progress) as advance, writer:
             advance(writer.rows_done)
-            for block in reader.blocks(writer.rows_done, size):
+            for block in reader.blocks(range(writer.rows_done, len(reader.rows)), size):
                 _take_skipped(block, reader, writer, on_error)
-                vectors = _encode(encoder, block.inputs, reader.modality, wanted)
-                writer.append(block.ids, vectors, block.labels, rows_done=block.stop)
-                advance(block.stop - block.start)
+                vectors = encode(block.inputs)
+                writer.append(block.ids, vectors, block.labels, rows_done=block.rows[-1] + 1, columns=block.columns)
+                advance(len(block.rows))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; given again, it goes on at row {writer.rows_done:,} of {len(reader.rows):,} "
-            f"(written are whole shards, of {writer.shard_rows:,} vectors)"
+            f"interrupted; given again, it goes on at row {writer.rows_done:,} of {len(reader.rows):,}"
         ) from None
+
+
+def _retry(
+    writer: VectorWriter, encode: Encode, reader: _Reader, size: int, on_error: str, show_progress: bool | None
+) -> None:
+    """Encode what had been skipped and can now be used; an empty text stays one."""
+    rows = writer.skipped_rows() if reader.modality == "image" else []
+    if not rows:
+        log.info(f"{writer.folder}: no skipped images to try again")
+        return
+    before = writer.count
+    with progress("retry", len(rows), "rows", show_progress) as advance, writer:
+        for block in reader.blocks(rows, size):
+            vectors = encode(block.inputs)
+            if on_error == "fail":
+                _take_skipped(block, reader, writer, on_error)
+            writer.retry(block.rows)
+            _take_skipped(block, reader, writer, on_error)
+            writer.append(block.ids, vectors, block.labels, rows_done=len(reader.rows), columns=block.columns)
+            advance(len(block.rows))
+    log.info(f"{writer.folder}: tried {len(rows):,} skipped rows again, {writer.count - before:,} now have a vector")
+
+
+def _encode_changed(writer: VectorWriter, encode: Encode, reader: _Reader, on_error: str) -> None:
+    """Encode the images again whose files have changed since their vectors were stored."""
+    count = 0
+    for number in range(len(writer.shards)):
+        places, rows = changed(writer.table(number), reader.images)
+        if not rows:
+            continue
+        vectors, tables = [], []
+        for block in reader.blocks(rows, _BLOCK_ROWS["image"]):
+            _take_skipped(block, reader, writer, on_error)
+            vectors.append(encode(block.inputs))
+            tables.append(with_columns(id_table(block.ids, len(block.ids), block.labels), block.columns))
+        writer.revise(number, places, np.concatenate(vectors), pa.concat_tables(tables))
+        count += len(rows)
+    if count:
+        log.info(f"{writer.folder}: {count:,} images had changed since, and were encoded again")
 
 
 def _take_skipped(block: _Block, reader: _Reader, writer: VectorWriter, on_error: str) -> None:
@@ -224,24 +276,28 @@ class _Reader:
     label_column: str | None = None
     prepare: Callable[[Any], Any] = decode
 
-    def blocks(self, start: int, size: int) -> Iterator[_Block]:
-        """Blocks of ``size`` rows, each read and decoded while the one before it is being encoded."""
+    def blocks(self, rows: Sequence[int], size: int) -> Iterator[_Block]:
+        """Blocks of ``size`` of these rows, each read and decoded while the one before it is being encoded."""
         read = self._images if self.modality == "image" else self._texts
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(usable_cpus()) as decoders:
             due = None
-            for at in range(start, len(self.rows), size):
-                coming = ahead.submit(read, at, min(at + size, len(self.rows)), decoders)
+            for at in range(0, len(rows), size):
+                coming = ahead.submit(read, rows[at : at + size], decoders)
                 if due:
                     yield due.result()
                 due = coming
             if due:
                 yield due.result()
 
-    def _texts(self, start: int, stop: int, decoders: ThreadPoolExecutor) -> _Block:
-        part = self.rows.select(range(start, stop))
+    def images(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+        """The undecoded images of some rows."""
+        return self.rows.images(self.column, rows)
+
+    def _texts(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> _Block:
+        part = self.rows.select(rows)
         labels: list[Any] = part.column(self.label_column) if self.label_column else [None] * len(part)
-        block = _Block(start, stop)
-        for row, id_, value, label in zip(range(start, stop), part.ids(), part.texts(self.column), labels, strict=True):
+        block = _Block(rows)
+        for row, id_, value, label in zip(rows, part.ids(), part.texts(self.column), labels, strict=True):
             texts: list[str | None] = [*value] if isinstance(value, list) else [value]
             for text in texts or [None]:
                 if text is None or not text.strip():
@@ -250,18 +306,21 @@ class _Reader:
                     block.add(id_, text, label if self.label_column else text)
         return block
 
-    def _images(self, start: int, stop: int, decoders: ThreadPoolExecutor) -> _Block:
-        part = self.rows.select(range(start, stop))
+    def _images(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> _Block:
+        part = self.rows.select(rows)
         images = part.images(self.column, range(len(part)))
         paths = [image if isinstance(image, Path) else None for image in images]
         labels: Sequence[Any] = part.column(self.label_column) if self.label_column else paths
-        block = _Block(start, stop)
+        block = _Block(rows, columns={name: [] for name in COLUMNS})
+        states = list(map(state, images))  # before they are read, so that a change meanwhile is noticed
         pictures = decoders.map(self._prepared, images)
-        for row, id_, picture, label in zip(range(start, stop), part.ids(), pictures, labels, strict=True):
+        for row, id_, picture, label, known in zip(rows, part.ids(), pictures, labels, states, strict=True):
             if isinstance(picture, ImageError):
                 block.skipped.append((row, id_, str(picture)))
             else:
                 block.add(id_, picture, label)
+                for name, value in zip(COLUMNS, (row, *known), strict=True):
+                    block.columns[name].append(value)
         return block
 
     def _prepared(self, image: bytes | Path | None) -> Any:
@@ -315,6 +374,7 @@ def _open_writer(
         dtype=dtype,
         source=source,
         shard_rows=shard_rows,
+        encoder=encoder.fingerprint() if hasattr(encoder, "fingerprint") else None,
     )
     _check_same_weights(encoder, reader, writer, wanted)
     if writer.complete:
@@ -337,9 +397,9 @@ def _prompt_words(encoder: Encodes, prompt: str | None, modality: Modality) -> s
 
 def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter, wanted: Wanted) -> None:
     """Encode the first rows again: a model trained further under its old name must not complete another's vectors."""
-    if not writer.count:
+    if not writer.count or writer.same_encoder:
         return
-    block = next((block for block in reader.blocks(0, _PROBE_ROWS) if block.inputs), None)
+    block = next((block for block in reader.blocks(range(len(reader.rows)), _PROBE_ROWS) if block.inputs), None)
     if block is None:  # the pictures are gone since: nothing is left to encode either
         return
     again = _encode(encoder, block.inputs, reader.modality, wanted)
@@ -352,6 +412,8 @@ def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter,
             f"{writer.folder}: '{encoder.name}' now gives other vectors for the first rows than those stored there; "
             "delete the folder or choose another --out"
         )
+    if len(then):
+        writer.adopt_encoder()
 
 
 def _encode(encoder: Encodes, inputs: list[Any], modality: Modality, wanted: Wanted) -> np.ndarray:
@@ -360,18 +422,19 @@ def _encode(encoder: Encodes, inputs: list[Any], modality: Modality, wanted: Wan
     return encoder.encode(inputs, modality=modality, normalize=True, show_progress=False, **wanted.named())
 
 
-def _report_skipped(vectors: Vectors, reader: _Reader) -> None:
-    count = vectors.skipped["count"]
+def _report_skipped(writer: VectorWriter, reader: _Reader) -> None:
+    count = writer.skipped["count"]
     if not count:
         return
-    name, first = reader.rows.name, vectors.skipped["rows"][0]
-    if not len(vectors):
+    name, first = reader.rows.name, writer.skipped["rows"][0]
+    if not writer.count:
         raise MmclError(
             f"{name}: nothing in column '{reader.column}' can be encoded "
             f"(row {first['row']}, id {first['id']!r}: {first['reason']})"
         )
+    again = "; --retry-skipped tries them again" if reader.modality == "image" else ""
     log.warning(
         f"{name}: skipped {count:,} in column '{reader.column}' of {len(reader.rows):,} rows "
         f"(first: row {first['row']}, id {first['id']!r}: {first['reason']}); "
-        f"they are listed in {vectors.folder / 'manifest.json'}"
+        f"they are listed in {writer.folder / 'manifest.json'}{again}"
     )

@@ -53,6 +53,7 @@ def open_backend(encoder: Encoder, backend: str) -> Encoder:
     if backend not in openers:
         raise MmclError(f"backend '{backend}' is not known; {nearest(backend, ['torch', *openers])}")
     tower = exportable(encoder)
+    encoder._fingerprint = encoder.fingerprint()
     session = openers[backend](encoder, backend.endswith("-int8"))
     tower.net = SessionNet(tower.net.config, session, output_names(tower), backend)
     return encoder.eval()

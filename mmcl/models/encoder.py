@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmcl.data.images import ImageInput, PreparedImage
 from mmcl.models.embedder import Embedder
+from mmcl.models.fingerprint import fingerprint
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.inputs import Options, first_of_equals, is_whole, listed, modality_of, read_pictures
@@ -54,6 +55,7 @@ class Encoder(nn.Module):
 
     _compute = "float32"  # what encode computes in, see set_compute
     _text: TextCompute | None = None  # what encode prepared of the text tower's weights
+    _fingerprint: dict[str, str] | None = None  # of a backend, which does not hold the weights
 
     def __init__(self, embedders: dict[str, Embedder], dim: int, name: str = "encoder") -> None:
         super().__init__()
@@ -138,6 +140,12 @@ class Encoder(nn.Module):
             has = " and ".join(sorted(self.modalities))
             raise MmclError(f"model '{self.name}' embeds {has} only, and cannot take {modality} input")
         return cast(Embedder, self.embedders[modality])
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this encoder from others, or from itself after training: ``weights``, a hash of the weights and of
+        what else decides the vectors, and ``prompt``, the words before a text. It takes as long as reading them does.
+        """
+        return self._fingerprint or fingerprint(self)
 
     def prompt_words(self, prompt: str | None = None) -> str:
         """What :meth:`encode` puts before every text.

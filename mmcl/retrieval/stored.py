@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmcl import __version__
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file, write_json
+
+T = TypeVar("T", bound="Stored")
 
 
 def write_description(path: Path, format: str, version: int, content: dict[str, Any]) -> None:
@@ -34,7 +38,7 @@ def read_description(path: Path, format: str, version: int, made_by: str) -> dic
         raise MmclError(f"{path.parent}: no {path.name} here, so this is no {format} folder; {made_by}") from None
     except NotADirectoryError:
         raise MmclError(f"{path.parent} is a file, not a {format} folder; {made_by}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MmclError(f"{path}: damaged, not valid JSON ({error}); {made_by}") from None
     if not isinstance(content, dict) or content.get("format") != format:
         raise MmclError(f"{path}: does not describe a {format} folder; {made_by}")
@@ -47,6 +51,53 @@ def read_description(path: Path, format: str, version: int, made_by: str) -> dic
             f"this is {__version__}, format {version}); upgrade with: pip install -U mmcl"
         )
     return content
+
+
+class Stored(BaseModel):
+    """Entries of a description, each of its type."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class FileRecord(Stored):
+    """Size in bytes and SHA-256 of a file."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class Fingerprint(Stored):
+    """What tells an encoder from others: a hash of its weights and settings, and the prompt it puts before a query."""
+
+    weights: str
+    prompt: str
+
+
+def validated(model: type[T], content: dict[str, Any], path: Path, cure: str) -> T:
+    """The entries of a description as ``model``.
+
+    Raises:
+        MmclError: one is missing or of another type.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = "missing" if first["type"] == "missing" else f"{first['input']!r:.40}"
+        raise MmclError(f"{path}: damaged, '{'.'.join(map(str, first['loc']))}' is {what}; {cure}") from None
+
+
+def near(folder: Path, model: str | None) -> str | None:
+    """Where a model in a folder or file lies, seen from ``folder``; None for a name."""
+    return os.path.relpath(model, folder.resolve()) if model is not None and Path(model).is_absolute() else None
+
+
+def found_model(folder: Path, model: str | None, near: str | None) -> str | None:
+    """The model of ``folder``: where it was, or, if it has gone from there, where :func:`near` says, if it is there."""
+    if model is None or near is None or Path(model).exists():
+        return model
+    moved = (folder / near).resolve()
+    return str(moved) if moved.exists() else model
 
 
 def file_record(path: Path) -> dict[str, Any]:
@@ -120,10 +171,20 @@ def read_table(path: Path) -> pa.Table:
     """
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise MmclError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        table.validate(full=True)  # bytes that are no UTF-8, among others
+    except FileNotFoundError:
+        raise MmclError(f"{path}: missing") from None
+    except Exception as error:  # what a damaged file raises is of many kinds
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise MmclError(f"{path}: cannot be read as Parquet ({reason[0]:.200})") from None
     if "id" not in table.column_names:
         raise MmclError(f"{path}: has no column 'id', only {', '.join(table.column_names)}")
+    kinds = {"id": (pa.types.is_int64, pa.types.is_large_string), "label": (pa.types.is_large_string,)}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in kinds and not any(is_kind(column.type) for is_kind in kinds[name]):
+            raise MmclError(f"{path}: damaged, its column '{name}' holds {column.type}")
+        if name == "id" and column.null_count:
+            raise MmclError(f"{path}: damaged, {column.null_count:,} ids are missing")
     return table
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mmcl.data.sources import open_source
-from mmcl.encoding import encode_source, open_vectors, vectors
+from mmcl.encoding import VectorWriter, encode_source, open_vectors, writer
 from mmcl.runtime.errors import MmclError
 
 TEXTS = [f"sentence number {n}" for n in range(33)]
@@ -237,9 +237,131 @@ def test_an_interrupted_encode_says_where_it_goes_on(tmp_path):
             return super().encode(inputs, modality, **options)
 
     source = rows(tmp_path / "s", text=TEXTS)
-    with pytest.raises(KeyboardInterrupt, match="interrupted; given again, it goes on at row 10 of 33"):
+    with pytest.raises(KeyboardInterrupt, match="interrupted; given again, it goes on at row 15 of 33"):
         encode_source(Interrupted(), source, "text", tmp_path / "out", shard_rows=10, batch_rows=5)
     assert len(encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10, batch_rows=5)) == 33
+
+
+def test_a_slow_encode_loses_no_more_than_its_last_seconds(tmp_path):
+    writer_ = VectorWriter(tmp_path / "out", dim=16, model=None, shard_seconds=0)
+    for start in (0, 10):
+        writer_.append(range(start, start + 10), expected(TEXTS[:10]))
+    assert [len(ids) for ids, _ in open_vectors(tmp_path / "out", partial=True).iter_shards()] == [10, 10]
+
+
+class Fingerprinted(HashEncoder):
+    """Tells its weights, and where it lies."""
+
+    def __init__(self, path, seed=0):
+        super().__init__(seed=seed)
+        self.path = path
+
+    def fingerprint(self):
+        return {"weights": str(self.seed), "prompt": ""}
+
+
+def test_a_model_that_has_moved_goes_on_and_one_with_other_weights_does_not(tmp_path):
+    source = rows(tmp_path / "s", text=TEXTS)
+    encode_source(Fingerprinted(tmp_path / "a"), source, "text", tmp_path / "out")
+    moved = Fingerprinted(tmp_path / "b")
+    assert encode_source(moved, source, "text", tmp_path / "out").model == str(tmp_path / "b")
+    assert moved.calls == []
+    for path in ("a", "b"):
+        with pytest.raises(MmclError, match="other weights"):
+            encode_source(Fingerprinted(tmp_path / path, seed=1), source, "text", tmp_path / "out")
+
+
+def test_a_model_is_found_where_it_lies_relative_to_its_vectors(tmp_path):
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    source = rows(tmp_path / "s", text=TEXTS)
+    encode_source(Fingerprinted(tmp_path / "here" / "model"), source, "text", tmp_path / "here" / "out")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert open_vectors(tmp_path / "there" / "out").model == str(tmp_path / "there" / "model")
+
+
+def test_vectors_without_a_fingerprint_get_one_once_they_are_found_to_be_the_encoders(tmp_path):
+    source = rows(tmp_path / "s", text=TEXTS)
+    encoder = Fingerprinted(tmp_path / "a")
+    encode_source(encoder, source, "text", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for key in ("encoder", "near"):
+        del manifest[key]
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    assert open_vectors(tmp_path / "out").encoder is None
+    with pytest.raises(MmclError, match="other vectors for the first rows"):
+        encode_source(Fingerprinted(tmp_path / "a", seed=1), source, "text", tmp_path / "out")
+    assert encode_source(encoder, source, "text", tmp_path / "out").encoder == encoder.fingerprint()
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Six image files, of which the last two are missing, and their rows."""
+    for shade in range(4):
+        (tmp_path / f"{shade}.png").write_bytes(picture(shade))
+    return rows(tmp_path / "s", file=[f"{shade}.png" for shade in range(6)])
+
+
+def test_skipped_images_are_tried_again_when_asked_for(tmp_path, album, caplog):
+    call = (Fingerprinted(tmp_path), album, "file", tmp_path / "out")
+    assert encode_source(*call).ids().tolist() == ["0", "1", "2", "3"]
+    (tmp_path / "4.png").write_bytes(picture(4))
+    assert len(encode_source(*call)) == 4
+    stored = encode_source(*call, retry_skipped=True)
+    assert stored.ids().tolist() == ["0", "1", "2", "3", "4"]
+    np.testing.assert_array_equal(stored.take([4]), expected([Image.open(tmp_path / "4.png")]))
+    assert [entry["row"] for entry in stored.skipped["rows"]] == [5]
+    assert stored.skipped["count"] == 1
+    assert stored.complete
+    (tmp_path / "5.png").write_bytes(picture(5))
+    assert encode_source(*call, retry_skipped=True).skipped == {"count": 0, "rows": [], "ranges": []}
+    open_vectors(tmp_path / "out").verify()
+    caplog.set_level(logging.INFO)
+    assert len(encode_source(*call, retry_skipped=True)) == 6
+    assert "no skipped images to try again" in caplog.text
+
+
+def test_an_encode_of_nothing_is_not_complete_and_tried_again(tmp_path):
+    source = rows(tmp_path / "s", file=["0.png", "1.png"])
+    call = (HashEncoder(), source, "file", tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(MmclError, match="nothing in column 'file' can be encoded"):
+            encode_source(*call)
+        with pytest.raises(MmclError, match="not finished"):
+            open_vectors(tmp_path / "out")
+    (tmp_path / "1.png").write_bytes(picture(1))
+    stored = encode_source(*call)
+    assert (stored.ids().tolist(), stored.skipped["count"]) == (["1"], 1)
+
+
+def test_a_folder_of_nothing_that_an_older_version_called_complete_is_tried_again(tmp_path):
+    source = rows(tmp_path / "s", file=["0.png"])
+    with pytest.raises(MmclError):
+        encode_source(HashEncoder(), source, "file", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest |= {"complete": True, "skipped": {"count": 1, "rows": [{"row": 0, "id": "0", "reason": "gone"}]}}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "0.png").write_bytes(picture(0))
+    stored = encode_source(HashEncoder(), source, "file", tmp_path / "out")
+    assert (len(stored), stored.skipped["count"]) == (1, 0)
+
+
+def test_images_replaced_under_an_unchanged_table_are_encoded_again(tmp_path, album):
+    call = (Fingerprinted(tmp_path), album, "file", tmp_path / "out")
+    encode_source(*call, shard_rows=2, batch_rows=2)
+    (tmp_path / "1.png").write_bytes(picture(100))
+    (tmp_path / "2.png").write_bytes(b"no image")
+    for name in ("0.png", "1.png", "2.png"):
+        os.utime(tmp_path / name, ns=(0, 10**18))
+    stored = encode_source(*call)
+    assert stored.ids().tolist() == ["0", "1", "3"]
+    images = [Image.open(tmp_path / name) for name in ("0.png", "1.png", "3.png")]
+    np.testing.assert_array_equal(np.asarray(stored), expected(images))
+    assert [entry["row"] for entry in stored.skipped["rows"]] == [4, 5, 2]
+    stored.verify()
+    call[0].calls.clear()
+    encode_source(*call)
+    assert call[0].calls == []
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 class PromptEncoder(HashEncoder):
@@ -329,7 +451,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path, cells, options, message):
 def test_a_full_disk_passes_through_and_the_encode_goes_on_when_there_is_room(tmp_path, monkeypatch):
     source = rows(tmp_path / "s", text=TEXTS)
     with monkeypatch.context() as patch:
-        write_table, written = vectors.write_table, []
+        write_table, written = writer.write_table, []
 
         def fills_up(path, table):
             if written:
@@ -337,7 +459,7 @@ def test_a_full_disk_passes_through_and_the_encode_goes_on_when_there_is_room(tm
             written.append(path)
             write_table(path, table)
 
-        patch.setattr(vectors, "write_table", fills_up)
+        patch.setattr(writer, "write_table", fills_up)
         with pytest.raises(OSError, match="No space left"):
             encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10)
     assert sorted(contents(tmp_path / "out")) == ["manifest.json", "shard-00000.ids.parquet", "shard-00000.npy"]

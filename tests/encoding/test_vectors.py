@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmcl.encoding import VectorWriter, open_vectors, vectors
+from mmcl.encoding import VectorWriter, open_vectors
+from mmcl.encoding import writer as writer_module
 from mmcl.retrieval import Index
 from mmcl.runtime.errors import MmclError
 
@@ -52,6 +53,20 @@ def test_take_gathers_across_shards_in_the_order_asked_for(tmp_path):
     for outside in ([25], [-1]):
         with pytest.raises(IndexError):
             stored.take(outside)
+
+
+def test_vectors_on_disk_can_be_used_as_an_array(tmp_path):
+    write(tmp_path)
+    stored = open_vectors(tmp_path)
+    array = np.asarray(stored)
+    np.testing.assert_array_equal(array, ROWS[:25])
+    assert (array.dtype, stored.shape, len(stored)) == (np.float32, (25, 8), 25)
+    for index in (3, -1, np.int64(24), slice(5, 22, 3), slice(None, None, -1), [4, -2], np.arange(25) > 20, slice(0)):
+        np.testing.assert_array_equal(stored[index], ROWS[:25][index])
+    np.testing.assert_array_equal(np.stack(list(stored)), ROWS[:25])
+    assert np.array(stored, dtype=np.float64).dtype == np.float64
+    with pytest.raises(IndexError):
+        stored[25]
 
 
 def test_integer_ids_stay_integers(tmp_path):
@@ -101,7 +116,8 @@ def test_rows_done_counts_rows_of_the_source_not_vectors(tmp_path):
     writer.skip(12, "r12", "lost with the rows that follow")
     writer = VectorWriter(tmp_path, **SETTINGS)
     assert (writer.rows_done, writer.count) == (12, 12)
-    assert writer.skipped == {"count": 1, "rows": [{"row": 3, "id": "r3", "reason": "unreadable"}]}
+    assert writer.skipped["rows"] == [{"row": 3, "id": "r3", "reason": "unreadable"}]
+    assert (writer.skipped["count"], writer.skipped_rows()) == (1, [3])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +268,7 @@ def test_a_full_disk_leaves_the_listed_shards_and_nothing_half_written(tmp_path,
 
     writer = VectorWriter(tmp_path, **SETTINGS)
     writer.append(range(10), ROWS[:10])
-    monkeypatch.setattr(vectors, "write_table", full)
+    monkeypatch.setattr(writer_module, "write_table", full)
     with pytest.raises(OSError, match="No space left"), writer:
         writer.append(range(10, 20), ROWS[10:20])
     assert sorted(contents(tmp_path)) == ["manifest.json", "shard-00000.ids.parquet", "shard-00000.npy"]
