@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from mmcl import encoding as encoding
     from mmcl import evaluation as evaluation
     from mmcl import losses as losses
+    from mmcl import reports as reports
+    from mmcl import retrieval as retrieval
     from mmcl.config import Config as Config
     from mmcl.models import Encoder as Encoder
     from mmcl.models import load as load
@@ -30,7 +33,7 @@ _HOMES = {
     "load": "mmcl.models",
     "train": "mmcl.training",
 }
-_MODULES = ("evaluation", "losses")
+_MODULES = ("encoding", "evaluation", "losses", "reports", "retrieval")
 
 __all__ = ["__version__", *_HOMES, *_MODULES]
 

@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,34 @@ import pyarrow as pa
 from mmcl.runtime.errors import MmclError, nearest
 
 _BLOCK = 1000  # scattered rows are gathered this many at a time: each costs an Arrow slice while it is held
+
+
+class MissingColumnError(MmclError):
+    """Rows lack a column.
+
+    Attributes:
+        column: its name.
+    """
+
+    def __init__(self, message: str, column: str) -> None:
+        super().__init__(message)
+        self.column = column
+
+
+@contextmanager
+def columns_named_by(settings: Mapping[str, str | Iterable[str] | None]) -> Iterator[None]:
+    """Within, an error about a missing column says which setting names that column.
+
+    Args:
+        settings: setting, such as ``--image`` or ``data.columns.image``, to the column or columns that it names.
+    """
+    try:
+        yield
+    except MissingColumnError as error:
+        for setting, named in settings.items():
+            if named is not None and error.column in ([named] if isinstance(named, str) else named):
+                raise MmclError(f"{error}; name another with {setting}") from None
+        raise
 
 
 class Rows:
@@ -70,7 +99,7 @@ class Rows:
         return hashlib.blake2b(self._content.encode() + self._selection.tobytes(), digest_size=16).hexdigest()
 
     def require(self, columns: Iterable[str]) -> None:
-        """Raise ``MmclError`` unless there is each of ``columns``."""
+        """Raise ``MmclError`` unless there is each of ``columns``; ``MissingColumnError`` for one that there is not."""
         for column in columns:
             if column in self.unreadable:
                 raise MmclError(f"{self.name}: column '{column}' cannot be read: {self.unreadable[column]}")
@@ -78,7 +107,7 @@ class Rows:
                 have = ", ".join(self.column_names)
                 hint = nearest(column, self.column_names) if self.column_names else ""
                 hint = f"; {hint}" if hint.startswith("did") else ""
-                raise MmclError(f"{self.name}: no column '{column}'; it has {have}{hint}")
+                raise MissingColumnError(f"{self.name}: no column '{column}'; it has {have}{hint}", column)
 
     def select(self, indices: Sequence[int] | np.ndarray | range) -> Rows:
         """The rows at ``indices``, in that order. Raises ``IndexError`` for one outside [0, len)."""

@@ -13,6 +13,7 @@ import torch
 from mmcl.config.data import SourceConfig, TrainSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.pixels import open_pixels
+from mmcl.data.rows import columns_named_by
 from mmcl.data.sources import open_source
 from mmcl.data.text_augment import TextAugmentation
 from mmcl.data.tokens import open_tokens
@@ -70,7 +71,9 @@ class Table:
         if augmented and changes("text", config):
             self._augmentation = TextAugmentation(config.text_augmentation)
         for number, rows in enumerate(self.sources):
-            rows.require(self._name(role, number) for role in roles)
+            names = {f"data.columns.{role}": self._name(role, number) for role in roles}
+            with columns_named_by(names):
+                rows.require(names.values())
         self.columns: dict[str, Column] = {}
         for role, modality in roles.items():
             if modality == "number":

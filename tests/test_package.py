@@ -1,0 +1,34 @@
+"""What ``import mmcl`` gives."""
+
+import subprocess
+import sys
+
+import pytest
+
+import mmcl
+from mmcl.runtime.errors import MmclError
+
+
+def test_every_public_name_is_there():
+    for name in mmcl.__all__:
+        assert getattr(mmcl, name) is not None
+    assert mmcl.encoding.encode_source.__name__ == "encode_source"
+    assert mmcl.reports.judge_run.__name__ == "judge_run"
+    with pytest.raises(AttributeError, match="no attribute 'encodings'"):
+        mmcl.encodings  # noqa: B018
+
+
+def test_importing_it_imports_no_torch():
+    code = "import sys, mmcl; sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_missing_column_comes_with_the_setting_that_names_it(tmp_path, shapes_config):
+    (tmp_path / "pairs.csv").write_text("path,caption\na.png,a cat\n")
+    config = shapes_config | {
+        "data": {"train": {"source": str(tmp_path / "pairs.csv")}, "columns": {"text": "caption"}}
+    }
+    with pytest.raises(
+        MmclError, match=r"no column 'image'; it has path, caption; name another with data.columns.image"
+    ):
+        mmcl.train(config, out=tmp_path / "run")
