@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcl.cli.columns import names_columns
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def get(name: Annotated[str, typer.Argument(help="As `mmcl data list` shows it."
 
 
 @app.command(short_help="Read all pictures and captions once; say what is wrong.")
+@names_columns
 def check(
     source: Annotated[str, typer.Argument(help="A file, folder, name or tar shards.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="The part of the source to read.")] = None,

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from mmcl.cli.columns import names_columns
 from mmcl.cli.models import Backend, Device, Dtype, ExactDecoding, Model, load
 from mmcl.cli.output import say
 from mmcl.runtime.errors import MmclError
 
 
+@names_columns
 def encode(
     model: Model,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Rows: a file, folder or name.", show_default=False)],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcl.cli.columns import names_columns
 from mmcl.cli.models import Backend, Device, Dtype, Model, load
 from mmcl.cli.output import JsonPath, write_json
 from mmcl.cli.scores import (
@@ -86,6 +87,7 @@ PerQuery = Annotated[
 
 
 @app.command(short_help="Find texts by image and images by text, or texts by text.")
+@names_columns
 def retrieval(
     model: Model,
     source: Annotated[
@@ -138,6 +140,7 @@ def retrieval(
 
 
 @app.command(short_help="Semantic textual similarity, against people's scores.")
+@names_columns
 def sts(
     model: Model,
     table: Annotated[
@@ -180,6 +183,7 @@ def sts(
 
 
 @app.command("zero-shot")
+@names_columns
 def zero_shot(
     model: Model,
     source: Source,
@@ -219,6 +223,7 @@ def zero_shot(
 
 
 @app.command()
+@names_columns
 def diagnostics(
     model: Model,
     source: Source,
@@ -264,6 +269,7 @@ def diagnostics(
 
 
 @app.command(short_help="Is B better than A, or luckier?")
+@names_columns
 def compare(
     a: Annotated[str, typer.Argument(help="A model, or a file of --json --per-query.", show_default=False)],
     b: Annotated[str, typer.Argument(help="The same of the other model.", show_default=False)],

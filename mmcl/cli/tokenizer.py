@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mmcl.cli.columns import names_columns
 from mmcl.cli.output import say
 
 app = typer.Typer(rich_markup_mode=None, help="Tokenizers trained on your own text.", no_args_is_help=True)
@@ -18,6 +19,7 @@ def _tokenizer() -> None:
 
 
 @app.command(short_help="Train a SentencePiece tokenizer for any language.")
+@names_columns
 def train(
     source: Annotated[str, typer.Argument(help="Rows: a file, folder or name.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder for the tokenizer.", show_default=False)],

@@ -349,3 +349,21 @@ def test_mistakes_with_texts_get_one_line(of_texts, texts, arguments, said):
     assert code == 2
     assert said in err.strip().splitlines()[-1]
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (("eval", "retrieval", "sample:minilm", "{}", "--query", "q", "--document", "caption"), "--query"),
+        (("eval", "sts", "sample:minilm", "{}"), "--pairs"),
+        (("eval", "zero-shot", "sample:minilm", "{}", "--label", "kind"), "--image"),
+        (("data", "check", "{}", "--text", "captions"), "--text"),
+        (("encode", "sample:minilm", "{}", "--out", "{}-out", "--column", "caption", "--label", "kind"), "--label"),
+    ],
+)
+def test_a_missing_column_comes_with_the_option_that_names_it(mmcl_, tmp_path, command, flag):
+    (tmp_path / "rows.csv").write_text("path,caption\na.png,a cat\n")
+    code, _, err = mmcl_(*(str(word).format(tmp_path / "rows.csv") for word in command))
+    assert code == 2
+    assert f"name another with {flag}" in err
+    assert len(err.strip().splitlines()) == 1
