@@ -2,51 +2,75 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from mmcl.models.open_clip_nets import QUICK, build_whole, first_line, model_config, quiet
+from mmcl.models.open_clip_nets import QUICK, build_whole, model_config
+from mmcl.models.tensor_files import is_safetensors, read_groups, require_finite
+from mmcl.models.torchscript import is_torchscript
 from mmcl.runtime.errors import MmclError
 
+log = logging.getLogger("mmcl")
 Layout = Literal["open_clip", "openai", "transformers"]
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
+# What torch.compile, FSDP and activation checkpointing put into names; no network has layers that are called so.
+_INSERTED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_SEEING = re.compile(r"(?<![^.])(?:visual|image_encoder|vision_model|text_model)\.")
+_COPY = re.compile(r"ema|teacher|momentum|target|average|shadow")
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], Layout]:
     """Weights by name, and whose names they are.
 
-    Reads safetensors files, PyTorch files (a plain state dict, or one under ``state_dict`` as open_clip's training
-    writes it, ``module.`` prefixes removed), and OpenAI's TorchScript archives.
+    Reads safetensors files, PyTorch files and OpenAI's TorchScript archives. The weights may lie under a key such as
+    ``state_dict``, and their names have prefixes such as ``module.``, ``_orig_mod.`` or Lightning's ``model.``, which
+    are removed; tensors beside the model's are counted and left out.
 
     Raises:
-        MmclError: the file is damaged, holds Python objects, or is no CLIP model.
+        MmclError: the file is damaged, holds Python objects, no CLIP model or several, or values that are not finite.
     """
-    try:
-        state, scripted = _tensors(path)
-    except pickle.UnpicklingError:
-        raise MmclError(
-            f"{path}: holds Python objects beside its tensors, and those are never unpickled; save its state dict as "
-            "a .safetensors file"
-        ) from None
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise MmclError(f"{path}: damaged, or no checkpoint ({first_line(error)})") from None
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    groups = {
+        name: {_INSERTED.sub("", key): tensor for key, tensor in tensors.items()}
+        for name, tensors in read_groups(path).items()
+    }
+    state = _model(groups, path)
+    require_finite(state.items(), path)
     if any(key.startswith(("text_model.", "vision_model.")) for key in state):
         return state, "transformers"
-    if not any(key.startswith(("visual.", "image_encoder.")) for key in state):
-        raise MmclError(f"{path}: these are not the weights of a whole CLIP model; it has no visual tower")
+    scripted = not is_safetensors(path) and is_torchscript(path)
     openai = scripted or any(key in state for key in _OPENAI_KEYS)
     state = {key: value for key, value in state.items() if key not in _OPENAI_KEYS}
     return state, "openai" if openai else "open_clip"
+
+
+def _model(groups: Mapping[str, Mapping[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """The tensors of the one model with a visual tower, without the prefix of their names."""
+    places = {(group, prefix) for group, tensors in groups.items() for prefix in _prefixes(tensors)}
+    if len(places) > 1:  # a copy that an optimizer or a teacher keeps is not what was trained
+        places = {place for place in places if not _COPY.search(".".join(place))} or places
+    if len(places) > 1:
+        names = ", ".join(repr(f"{group}.{prefix}".strip(".")) for group, prefix in sorted(places))
+        raise MmclError(f"{path}: holds several models ({names}); save the state dict of one")
+    if not places:
+        example = next((f", but '{key}'" for tensors in groups.values() for key in tensors), "")
+        raise MmclError(f"{path}: these are not the weights of a whole CLIP model; it has no visual tower{example}")
+    group, prefix = places.pop()
+    state = {key.removeprefix(prefix): value for key, value in groups[group].items() if key.startswith(prefix)}
+    if left := [key for key in groups[group] if not key.startswith(prefix)]:
+        log.info("%s: %d tensors beside the model's are left out, such as '%s'", path, len(left), left[0])
+    return state
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> set[str]:
+    """What stands before the names of the towers: "" where one stands at the beginning."""
+    found = {key[: match.start()] for key in tensors if (match := _SEEING.search(key))}
+    return {""} if "" in found else found
 
 
 def candidates(state: Mapping[str, Tensor], layout: Layout) -> list[str]:
@@ -95,23 +119,3 @@ def ambiguous(path: Path, names: list[str]) -> MmclError:
     ways = " or ".join(f"'{name}/{path}'" for name in names)
     why = " (QuickGELU or GELU: the weights do not tell)" if any(name.endswith(QUICK) for name in names) else ""
     return MmclError(f"{path}: fits several models{why}; name one: {ways}")
-
-
-def _tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a file, and whether it is a TorchScript archive."""
-    if path.suffix == ".safetensors":
-        return load_file(path), False
-    if _is_torchscript(path):
-        with quiet():  # TorchScript is deprecated, and OpenAI's archives are in it for good
-            module = torch.jit.load(str(path), map_location="cpu")
-        return dict(module.state_dict()), True
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    found = found.get("state_dict", found) if isinstance(found, Mapping) else {}
-    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}, False
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,8 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.lora import ADAPTER, adapter_base, merge_adapter
+from mmcl.models.lora import ADAPTER, adapter_base, adapts_itself, merge_adapter
+from mmcl.models.plausible import require_plausible, weights_bytes
 from mmcl.models.sentence_transformers import (
     MODULES,
     Conventions,
@@ -26,13 +28,14 @@ from mmcl.models.sentence_transformers import (
     read_settings,
     read_token_weights,
 )
+from mmcl.models.tensor_files import require_finite, require_readable_weights
 from mmcl.models.text_tower import TextTower
 from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenize import read_tokenizer
 from mmcl.models.transformers_nets import count_positions, local_folder
 from mmcl.models.weights import load_weights, save_tensors
 from mmcl.runtime.device import pick_device
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.files import atomic_folder, read_json, write_json
 
 log = logging.getLogger("mmcl")
@@ -74,17 +77,20 @@ def load(
             than its weights were trained with, or ``dtype`` or ``backend`` cannot be had.
     """
     text = str(name)
-    path = Path(text).expanduser()
-    if text.startswith("hf-hub:"):
-        encoder = open_clip_models.open_hub(text.removeprefix("hf-hub:"))
-    elif path.is_file():
-        encoder = open_clip_models.open_file(path)
-        encoder.path = path
-    elif _may_be_a_name(text) and open_clip_models.is_model_name(text):
-        encoder = open_clip_models.open_named(text)
-    else:
-        encoder = _load_folder(text)
-    encoder = encoder.to(pick_device(str(device))).eval()
+    place = pick_device(str(device))
+    try:
+        encoder = _open(text)
+    except MmclError:
+        raise
+    except PermissionError as error:
+        raise MmclError(f"{error.filename or text}: there is no permission to read it; ask its owner") from None
+    except Exception as error:
+        # Four libraries build networks from what the files say, and check little of it. A full disk is not their fault.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise MmclError(f"{text}: damaged, or of a kind that cannot be opened ({first_line(error)})") from error
+    require_finite(encoder.embedders.named_parameters(), text)
+    encoder = encoder.to(place).eval()
     encoder.set_compute(dtype)
     if exact_decoding is not None:
         encoder.exact_decoding = exact_decoding
@@ -95,6 +101,19 @@ def load(
     from mmcl.models.backends import open_backend
 
     return open_backend(encoder, backend)
+
+
+def _open(text: str) -> Encoder:
+    path = Path(text).expanduser()
+    if text.startswith("hf-hub:"):
+        return open_clip_models.open_hub(text.removeprefix("hf-hub:"))
+    if path.is_file():
+        encoder = open_clip_models.open_file(path)
+        encoder.path = path
+        return encoder
+    if _may_be_a_name(text) and open_clip_models.is_model_name(text):
+        return open_clip_models.open_named(text)
+    return _load_folder(text)
 
 
 def _may_be_a_name(text: str) -> bool:
@@ -135,6 +154,8 @@ def _open_text(folder: Path, name: str) -> Encoder:
     """A text encoder of sentence-transformers or transformers, or adapters for one."""
     settings = read_settings(folder)
     if (base := adapter_base(folder / settings.transformer)) is not None:
+        if adapts_itself(folder / settings.transformer, base):
+            raise MmclError(f"{folder}: its adapters are for models that are adapters for it in turn; name their base")
         if not (folder / MODULES).is_file():
             return _open_adapters(folder, base, name)
         tower = _adapted_tower(folder / settings.transformer, base, settings)
@@ -235,7 +256,10 @@ def _describe(embedder: Embedder) -> dict[str, Any]:
 
 def _load_ours(folder: Path) -> Encoder:
     description = read_json(folder / DESCRIPTION)
+    require_readable_weights(folder)
     version = description.get("format_version", 0)
+    if not isinstance(version, int):
+        raise MmclError(f"{folder / DESCRIPTION}: damaged (format_version is {version!r:.60}); take a fresh copy")
     if version > FORMAT_VERSION:
         raise MmclError(
             f"{folder}: written by mmcl {description.get('mmcl_version', '?')} in format {version}, but this is "
@@ -243,7 +267,11 @@ def _load_ours(folder: Path) -> Encoder:
         )
     embedders = {}
     try:
+        sizes = [description["dim"], description["towers"], description.get("training_head")]
+        require_plausible({"dim": sizes[0], "towers": sizes[1:]}, weights_bytes(folder), folder / DESCRIPTION)
         for modality, spec in description["towers"].items():
+            if modality not in ("image", "text"):
+                raise ValueError(f"there is no tower '{modality}'")
             if modality == "image":
                 tower: ImageTower | TextTower = ImageTower.from_spec(spec["tower"])
             else:
@@ -256,10 +284,12 @@ def _load_ours(folder: Path) -> Encoder:
         if training := description.get("training_head"):
             dim = training.pop("dim")
             encoder.training_head = Head.from_spec(training, encoder.width, dim)
-    except (KeyError, TypeError, ValueError) as error:
-        raise MmclError(
-            f"{folder / DESCRIPTION}: damaged ({type(error).__name__}: {error}); take a fresh copy"
-        ) from None
+        _check_values(encoder)
+    except MmclError:
+        raise
+    except Exception as error:  # what a network's constructor meets in a value of another kind or size
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise MmclError(f"{folder / DESCRIPTION}: damaged ({reason}); take a fresh copy") from None
     if (folder / MODULES).is_file():
         writer.read_weights(encoder.embedder("text"), folder)
     else:
@@ -267,6 +297,15 @@ def _load_ours(folder: Path) -> Encoder:
     if encoder.training_head is not None:
         load_weights(encoder.training_head, folder / TRAINING_HEAD)
     return encoder
+
+
+def _check_values(encoder: Encoder) -> None:
+    """What nothing else looks at before it is used."""
+    if not isinstance(encoder.name, str) or not isinstance(encoder.card, dict):
+        raise TypeError("name is no text, or card no object")
+    for key in ("logit_scale", "logit_bias"):
+        if (value := getattr(encoder, key)) is not None and not math.isfinite(value):
+            raise ValueError(f"{key} is {value}")
 
 
 def preprocessor(spec: dict[str, Any]) -> dict[str, Any]:

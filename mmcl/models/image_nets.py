@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from mmcl.config.model import ImageTowerConfig
 from mmcl.models.image_processors import colours, read_processor
-from mmcl.models.open_clip_nets import first_line, model_config, tower_config, visual_net, with_vision_settings
-from mmcl.models.transformers_nets import own_vector, quiet_transformers, rebuild
-from mmcl.runtime.errors import MmclError, nearest
+from mmcl.models.open_clip_nets import model_config, tower_config, visual_net, with_vision_settings
+from mmcl.models.plausible import require_plausible, weights_bytes
+from mmcl.models.tensor_files import require_finite
+from mmcl.models.transformers_nets import opening, own_vector, read_config, rebuild
+from mmcl.runtime.errors import MmclError, first_line, nearest
 
 
 def create_net(config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
@@ -71,7 +74,9 @@ def _timm(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[st
     except OSError as error:
         raise MmclError(f"{where}: its weights cannot be fetched ({first_line(error)})") from None
     except Exception as error:  # timm raises whatever its constructors meet
-        raise MmclError(f"{where}: model.image.args does not fit it: {error}") from None
+        raise MmclError(f"{where}: model.image.args does not fit it: {first_line(error)}") from None
+    if config.pretrained:
+        require_finite(net.named_parameters(), where)
     if hasattr(net, "set_input_size"):  # transformers with position embeddings for one size
         net.set_input_size(img_size=size)
     colours = getattr(net, "pretrained_cfg", None) or {}
@@ -105,25 +110,32 @@ def _transformers(model: str, config: ImageTowerConfig, size: int) -> tuple[Any,
         raise MmclError(f"{where}: transformers takes true or false as 'pretrained'")
     if config.args:
         raise MmclError(f"{where}: model.image.args is for timm and open_clip; remove {', '.join(config.args)}")
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    try:
-        with quiet_transformers():
-            described = AutoConfig.from_pretrained(model, trust_remote_code=False)
-            described = getattr(described, "vision_config", described)  # of a whole CLIP, the half that sees
-            missing: set[str] = set()
-            if config.pretrained:
-                kind = type(AutoModel.from_config(described))
-                net, report = kind.from_pretrained(
-                    model, config=described, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-                )
-                missing = set(report["missing_keys"])
-            else:
-                if isinstance(getattr(described, "image_size", None), int):
-                    described.image_size = size
-                net = AutoModel.from_config(described)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise MmclError(f"{where}: cannot be opened as a vision model of transformers: {first_line(error)}") from None
+    described = read_config(model, where)
+    described = getattr(described, "vision_config", described)  # of a whole CLIP, the half that sees
+    folder = Path(model) if config.pretrained and Path(model).is_dir() else None
+    with opening(f"{where}: cannot be opened as a vision model of transformers", folder):
+        missing: set[str] = set()
+        if folder is not None:
+            require_plausible(described.to_dict(), weights_bytes(folder), folder)
+        if config.pretrained:
+            with torch.device("meta"):
+                kind = type(AutoModel.from_config(described, trust_remote_code=False))
+            net, report = kind.from_pretrained(
+                model,
+                trust_remote_code=False,
+                config=described,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            missing = set(report["missing_keys"])
+            require_finite(net.named_parameters(), where)
+        else:
+            if isinstance(getattr(described, "image_size", None), int):
+                described.image_size = size
+            net = AutoModel.from_config(described, trust_remote_code=False)
     vector = _vector_kind(net, missing, where)
     mean, std = _processor_colours(model, where)
     about = {"library": "transformers", "name": config.name, "architecture": type(net).__name__, "vector": vector}

@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from mmcl.config.model import LoraConfig
 from mmcl.models.blocks import blocks
+from mmcl.models.tensor_files import read_tensors, require_finite
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
+_CODE = ("megatron_config", "corda_config", "lora_ga_config", "eva_config")
 ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -87,7 +87,8 @@ def adapter_base(folder: Path) -> str | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         kind, base, whole = config["peft_type"], config.get("base_model_name_or_path"), config.get("modules_to_save")
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        named = [config.get(key) for key in _CODE]
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MmclError(f"{path}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
     if kind != "LORA":
         raise MmclError(
@@ -97,9 +98,24 @@ def adapter_base(folder: Path) -> str | None:
         raise MmclError(
             f"{folder}: holds whole layers ({', '.join(whole)}) beside adapters; merge them with peft first"
         )
+    if any(named):
+        raise MmclError(f"{path}: {', '.join(_CODE)} name modules and files to run or read; remove them")
     if not base:
         raise MmclError(f"{path}: does not say what model it adapts; set base_model_name_or_path to its folder or name")
     return str(base)
+
+
+def adapts_itself(folder: Path, base: str) -> bool:
+    """Whether the models that ``base`` adapts in turn, and theirs, lead back to a folder met before."""
+    met = {folder.resolve()}
+    while True:
+        path = Path(base).expanduser().resolve()
+        if path in met:
+            return True
+        met.add(path)
+        if not path.is_dir() or (following := adapter_base(path)) is None:
+            return False
+        base = following
 
 
 def merge_adapter(net: Any, folder: Path) -> None:
@@ -112,18 +128,19 @@ def merge_adapter(net: Any, folder: Path) -> None:
     """
     peft = _peft(f"{folder}: a LoRA adapter")
     weights = folder / _ADAPTER_WEIGHTS
-    if not weights.is_file():  # older ones, adapter_model.bin, would be unpickled
+    if (older := folder / "adapter_model.bin").is_file() and not weights.is_file():
+        weights = older
+    if not weights.is_file():
         raise MmclError(f"{folder}: the adapters' weights ({_ADAPTER_WEIGHTS}) are missing; take a fresh copy")
+    tensors = read_tensors(weights)
+    require_finite(tensors.items(), weights)
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     try:
         peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(folder), net)
         whole = f"{net.base_model_prefix}."  # what the base is called within a model with a head
-        state = {
-            name.removeprefix("base_model.model.").removeprefix(whole): tensor
-            for name, tensor in load_file(weights).items()
-        }
+        state = {name.removeprefix("base_model.model.").removeprefix(whole): tensor for name, tensor in tensors.items()}
         loaded = peft.set_peft_model_state_dict(net, state)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, NotImplementedError, SafetensorError) as error:
+    except Exception as error:  # peft checks little of what its config says
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise MmclError(f"{folder}: the adapters do not suit {type(net).__name__}: {reason}") from None
     missing = [name for name in loaded.missing_keys if "lora_" in name]

@@ -17,9 +17,9 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.open_clip_nets import QUICK, build_whole, fill, first_line, model_config, quiet, tower_config
+from mmcl.models.open_clip_nets import QUICK, build_whole, fill, model_config, quiet, tower_config
 from mmcl.models.open_clip_text import OpenClipTextTower
-from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.errors import MmclError, first_line, nearest
 
 log = logging.getLogger("mmcl")
 CONFIG = "open_clip_config.json"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmcl.runtime.errors import MmclError, nearest
+from mmcl.models.transformers_nets import read_config
+from mmcl.runtime.errors import MmclError, first_line, nearest
 
 QUICK = "-quickgelu"
 # Where only one half is wanted, the other is built as small as can be.
@@ -70,11 +71,13 @@ def build_whole(config: Mapping[str, Any]) -> Any:
     wanted["vision_cfg"] |= {"timm_model_pretrained": False} if "timm_model_name" in wanted["vision_cfg"] else {}
     text = wanted["text_cfg"]
     try:
-        with quiet(), _hf_folder(text.pop("hf_config", None)) as folder:
+        with quiet(), _hf_folder(text) as folder:
             if "hf_model_name" in text:
-                text |= {"hf_model_name": folder or text["hf_model_name"], "hf_model_pretrained": False}
+                text |= {"hf_model_name": folder, "hf_model_pretrained": False}
             return open_clip.CustomTextCLIP(**wanted)
-    except (TypeError, AssertionError, RuntimeError, ValueError, OSError, KeyError) as error:
+    except MmclError:
+        raise
+    except Exception as error:  # its constructors check little: anything may come of a value of another kind
         raise MmclError(f"open_clip cannot build this model ({first_line(error)})") from None
 
 
@@ -126,11 +129,6 @@ def fill(model: Any, state: Mapping[str, Tensor], where: str) -> None:
         raise MmclError(f"{where}: not the weights of this architecture: {reason}") from None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without open_clip's log lines and warnings: what matters of them is raised here."""
@@ -145,11 +143,15 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _hf_folder(config: dict[str, Any] | None) -> Iterator[str | None]:
-    """A folder that transformers reads ``config`` from."""
-    if config is None:
+def _hf_folder(text: dict[str, Any]) -> Iterator[str | None]:
+    """A folder that transformers reads the config of a text half from, without names of code beside it."""
+    config = text.pop("hf_config", None)
+    if "hf_model_name" not in text:
         yield None
         return
+    if config is None:
+        config = read_config(text["hf_model_name"], f"text model '{text['hf_model_name']}'").to_dict()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        plain = {name: value for name, value in config.items() if name != "auto_map"}
+        (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
         yield folder

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from mmcl.data.identity import stable_hash
-from mmcl.models.open_clip_nets import first_line, quiet, text_net
+from mmcl.models.open_clip_nets import quiet, text_net
 from mmcl.models.text_tower import TextTower
-from mmcl.models.tokenize import forget_limits
+from mmcl.models.tokenize import forget_limits, reading_tokenizer
 from mmcl.runtime.errors import MmclError
 
 
@@ -177,8 +177,7 @@ def _tokenizer(name: str, settings: Mapping[str, Any], folder: Path | None) -> A
         return SimpleTokenizer(context_length=length, **options)
     if folder is not None and any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
         source = str(folder)
-    try:
-        with quiet():
-            return HFTokenizer(source, context_length=length, tokenizer_mode=settings.get("tokenizer_mode"), **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise MmclError(f"{name}: its tokenizer '{source}' cannot be had ({first_line(error)})") from None
+    options["trust_remote_code"] = False  # whatever a folder's config says
+    options["tokenizer_mode"] = settings.get("tokenizer_mode")
+    with quiet(), reading_tokenizer(f"{name}: its tokenizer '{source}' cannot be had"):
+        return HFTokenizer(source, context_length=length, **options)

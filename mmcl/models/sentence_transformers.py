@@ -8,18 +8,15 @@ the years; what they compute has not.
 from __future__ import annotations
 
 import itertools
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmcl.models.heads import ACTIVATIONS, Dense
+from mmcl.models.tensor_files import read_tensors
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import read_any_json, read_json
 
@@ -309,14 +306,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = next((folder / name for name in (WEIGHTS, "pytorch_model.bin") if (folder / name).is_file()), None)
     if path is None:
         raise MmclError(f"{folder}: the weights are missing; take a fresh copy of the model")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise MmclError(f"{path}: the weights are damaged ({reason}); take a fresh copy of the model") from None
+    return read_tensors(path)
 
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -72,6 +72,8 @@ class TextTower(nn.Module):
         token_weights: TokenWeights | None = None,
     ) -> None:
         super().__init__()
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens!r:.60}, and no number from 1 up")
         self.net = net
         self.token_weights = token_weights
         self.tokenizer = tokenizer
@@ -118,7 +120,10 @@ class TextTower(nn.Module):
 
         Raises:
             MmclError: the default is none of them.
+            ValueError: one is no text.
         """
+        if not isinstance(prompts, dict) or not all(isinstance(words, str) for words in prompts.values()):
+            raise ValueError("prompts are no texts by name")
         if default is not None and default not in prompts:
             raise MmclError(f"the default prompt '{default}' is none of the prompts; {nearest(default, prompts)}")
         self.prompts, self.default_prompt = dict(prompts), default
@@ -250,6 +255,8 @@ class TextTower(nn.Module):
         names = ("prompts", "default_prompt", "include_prompt", "lowercase", "padded", "masked")
         optional: dict[str, Any] = {name: spec[name] for name in names if name in spec}
         tokenizer = tokenize.read_tokenizer(folder)
+        if spec["max_tokens"] > (positions := count_positions(net)):
+            raise ValueError(f"max_tokens is {spec['max_tokens']}, and there are {positions} positions")
         optional["token_weights"] = TokenWeights(len(tokenizer)) if spec.get("token_weights") else None
         return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], **optional)
 
@@ -424,6 +431,8 @@ class TextTower(nn.Module):
         found = f"{where}the tokenizer has {entries} entries but the model"
         if entries > rows:
             raise MmclError(f"{found} only {rows}; they do not belong together")
+        if (last := max(self.tokenizer.get_vocab().values(), default=0)) >= rows:
+            raise MmclError(f"{where}the tokenizer gives id {last} but the model has {rows} tokens; take a fresh copy")
         if entries < FULL_TABLE * rows:  # nothing but its vectors would tell that it is another model's
             log.warning("%s %d; check that they belong together", found, rows)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from mmcl.data.identity import stable_hash
 from mmcl.models.weights import full_disk_is_oserror
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, first_line
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -22,11 +23,8 @@ def read_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with reading_tokenizer(f"{folder}: the tokenizer's files are missing or damaged"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # for a damaged file the tokenizers library raises nothing narrower
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MmclError(f"{folder}: the tokenizer's files are missing or damaged ({reason})") from None
     # Without them transformers makes a tokenizer that knows its special tokens alone, and says nothing.
     names = {name for key, name in type(tokenizer).vocab_files_names.items() if not key.startswith("tokenizer_")}
     missing = sorted(name for name in names if not (folder / name).is_file())
@@ -34,6 +32,24 @@ def read_tokenizer(folder: Path) -> Any:
         files = " and ".join(missing)
         raise MmclError(f"{folder}: the tokenizer's files are missing: neither tokenizer.json nor {files} is there")
     return tokenizer
+
+
+@contextmanager
+def reading_tokenizer(what: str) -> Iterator[None]:
+    """Whatever a tokenizer's library raises for a file of somebody's becomes one line that begins with ``what``.
+
+    Raises:
+        MmclError: the block raised something.
+    """
+    try:
+        yield
+    except MmclError:
+        raise
+    except BaseException as error:
+        # The tokenizers library raises nothing narrower than Exception, and its Rust code panics outside of that.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise MmclError(f"{what} ({first_line(error)})") from None
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -94,14 +110,15 @@ def token_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[list[np
     if not texts:
         return [], np.zeros(0, dtype=bool)
     backend = _backend(tokenizer)
-    if backend is None:
-        encoded = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
-    else:
-        forget_limits(tokenizer)
-        encoded = [each.ids for each in backend.encode_batch_fast(list(texts))]
-    cut = np.array([len(ids) > limit for ids in encoded])
-    for place in np.flatnonzero(cut).tolist():
-        encoded[place] = _cut(tokenizer, backend, texts[place], limit)
+    with reading_tokenizer("the tokenizer's files are damaged"):
+        if backend is None:
+            encoded = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+        else:
+            forget_limits(tokenizer)
+            encoded = [each.ids for each in backend.encode_batch_fast(list(texts))]
+        cut = np.array([len(ids) > limit for ids in encoded])
+        for place in np.flatnonzero(cut).tolist():
+            encoded[place] = _cut(tokenizer, backend, texts[place], limit)
     return [np.array(ids, dtype=np.int32) for ids in encoded], cut
 
 

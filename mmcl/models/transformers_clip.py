@@ -16,9 +16,11 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.image_processors import default_processor, preprocessing, read_processor
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.open_clip_nets import first_line
+from mmcl.models.plausible import require_plausible, require_size, weights_bytes
+from mmcl.models.tensor_files import require_finite
 from mmcl.models.text_tower import TextTower
-from mmcl.models.transformers_nets import quiet_transformers
+from mmcl.models.tokenize import read_tokenizer
+from mmcl.models.transformers_nets import opening, read_config
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -36,24 +38,26 @@ def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = No
     Raises:
         MmclError: something is missing or damaged.
     """
-    from transformers import AutoConfig, AutoTokenizer, CLIPModel, SiglipModel
+    from transformers import CLIPModel, SiglipModel
 
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            kind = {"clip": CLIPModel, "siglip": SiglipModel}[config.model_type]
-            source = {"state_dict": dict(state)} if state is not None else {"use_safetensors": _safetensors(folder)}
-            model, report = kind.from_pretrained(
-                None if state is not None else folder,
-                config=config,
-                dtype=torch.float32,
-                weights_only=True,
-                output_loading_info=True,
-                **source,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise MmclError(f"{name}: cannot be opened as a transformers model: {first_line(error)}") from None
+    config = read_config(folder, name)
+    tokenizer = read_tokenizer(folder)
+    with opening(f"{name}: cannot be opened as a transformers model", folder if state is None else None):
+        kind = {"clip": CLIPModel, "siglip": SiglipModel}[config.model_type]
+        source = {"state_dict": dict(state)} if state is not None else {"use_safetensors": _safetensors(folder)}
+        most = weights_bytes(folder) if state is None else sum(tensor.nbytes for tensor in state.values())
+        require_plausible(config.to_dict(), most, folder)
+        require_size(lambda: kind(config), most, folder)
+        model, report = kind.from_pretrained(
+            None if state is not None else folder,
+            trust_remote_code=False,
+            config=config,
+            dtype=torch.float32,
+            weights_only=True,
+            output_loading_info=True,
+            **source,
+        )
+    require_finite(model.named_parameters(), folder)
     if missing := sorted(report["missing_keys"]):
         raise MmclError(f"{name}: its weights lack {missing[0]} and {len(missing) - 1} more; take a fresh copy")
     return assemble(name, model.eval(), tokenizer, read_processor(folder, name))

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mmcl.data import samples
-from mmcl.runtime.errors import MmclError
+from mmcl.models.plausible import require_plausible, require_size, weights_bytes
+from mmcl.models.tensor_files import require_finite, require_readable_weights, require_whole_weights
+from mmcl.runtime.errors import MmclError, first_line
 
 
 def open_net(name: str, folder: Path, weights: bool) -> tuple[Any, bool]:
@@ -27,26 +28,71 @@ def open_net(name: str, folder: Path, weights: bool) -> tuple[Any, bool]:
     Raises:
         MmclError: it is no text encoder, or a file is missing, damaged, or of another model.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
-                raise ValueError(f"a '{config.model_type}' model is no encoder of texts")
-            if not weights:
-                return AutoModel.from_config(config), True
-            net, report = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=None, weights_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MmclError(f"text model '{name}': cannot be opened as a transformers encoder: {reason}") from None
+    config = read_config(folder, f"text model '{name}'")
+    with opening(f"text model '{name}': cannot be opened as a transformers encoder", folder if weights else None):
+        if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
+            raise ValueError(f"a '{config.model_type}' model is no encoder of texts")
+        if not weights:
+            return AutoModel.from_config(config, trust_remote_code=False), True
+        most = weights_bytes(folder)
+        require_plausible(config.to_dict(), most, folder)
+        require_size(lambda: AutoModel.from_config(config, trust_remote_code=False), most, folder)
+        net, report = AutoModel.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            use_safetensors=None,
+            weights_only=True,
+            output_loading_info=True,
+        )
     # What is missing transformers draws anew, and says so in a report that is easily missed.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise MmclError(f"text model '{name}': its weights lack {len(missing)} tensors, such as '{missing[0]}'")
+    require_finite(net.named_parameters(), folder)
     return net, bool(report["missing_keys"])
+
+
+def read_config(source: str | Path, where: str) -> Any:
+    """The transformers config in a folder or under a hub name.
+
+    Raises:
+        MmclError: it is missing, damaged, of no known architecture, or would fetch code from the hub.
+    """
+    from transformers import AutoConfig
+
+    with opening(f"{where}: its config.json cannot be opened"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        for kind in ("_attn_implementation", "_experts_implementation"):
+            if isinstance(code := getattr(config, kind, None), str) and "/" in code:
+                raise ValueError(f"it names code of the hub, '{code}', which is not run; remove that line")
+        return config
+
+
+@contextmanager
+def opening(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Whatever transformers raises for a file of somebody's becomes one line.
+
+    Args:
+        what: how the line begins.
+        folder: whose weights are being read; if they are at fault the line says how.
+
+    Raises:
+        MmclError: the block raised something.
+    """
+    if folder is not None:
+        require_readable_weights(folder)
+    try:
+        with quiet_transformers():
+            yield
+    except MmclError:
+        raise
+    except Exception as error:  # it checks little of what it reads: anything may come of a damaged file
+        if folder is not None:
+            require_whole_weights(folder)
+        raise MmclError(f"{what}: {first_line(error)}") from None
 
 
 def rebuild(config: Mapping[str, Any], architecture: str | None = None) -> Any:
@@ -61,10 +107,10 @@ def rebuild(config: Mapping[str, Any], architecture: str | None = None) -> Any:
     """
     import transformers
 
-    settings = dict(config)
+    settings = {name: value for name, value in config.items() if name != "auto_map"}
     described = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     if architecture is None:
-        return transformers.AutoModel.from_config(described)
+        return transformers.AutoModel.from_config(described, trust_remote_code=False)
     kind = getattr(transformers, architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise MmclError(f"transformers {transformers.__version__} has no model '{architecture}'; upgrade it")
@@ -125,5 +171,4 @@ def local_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({reason})") from None
+        raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({first_line(error)})") from None

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmcl.models.tensor_files import read_tensors
 from mmcl.runtime.errors import MmclError
 
 
@@ -44,12 +44,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises:
         MmclError: the file is missing, damaged, or of another architecture.
     """
+    tensors = read_tensors(path)
     try:
-        module.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model") from None
-    except SafetensorError as error:
-        raise MmclError(f"{path}: the weights are damaged ({error}); take a fresh copy of the model") from None
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise MmclError(f"{path}: not the weights of the model that the folder describes: {reason}") from None

@@ -25,6 +25,15 @@ class DivergedError(MmclError):
     exit_code = 1
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind; a long one is cut."""
+    text = str(error).strip()
+    line = text.splitlines()[0] if text else ""
+    if isinstance(error, (KeyError, IndexError)) or not line:  # whose text says little alone
+        line = f"{type(error).__name__} {line}".strip()
+    return line if len(line) <= 300 else f"{line[:300]} …"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence fragment naming the known name closest to ``name``, or listing what is known; "" if nothing is."""
     options = sorted(known)

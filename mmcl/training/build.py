@@ -24,6 +24,7 @@ from mmcl.models.image_tower import ImageTower
 from mmcl.models.lora import add_lora, merge_lora
 from mmcl.models.start import start_from
 from mmcl.models.text_tower import SCRATCH_MAX_TOKENS, TextTower
+from mmcl.models.tokenize import read_tokenizer
 from mmcl.models.tokenizer import train_tokenizer
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime import distributed
@@ -164,8 +165,6 @@ def _text_tower(config: Config, roles: Sequence[str], folder: Path) -> TextTower
     assert section is not None  # narrowed by the caller
     if section.name != "scratch" or section.tokenizer.name:
         return TextTower.build(section)
-    from transformers import AutoTokenizer
-
     kept = folder / "tokenizer"
     if not kept.is_dir() and distributed.rank() == 0:
         with atomic_folder(kept) as beside:
@@ -174,4 +173,4 @@ def _text_tower(config: Config, roles: Sequence[str], folder: Path) -> TextTower
             with full_disk_is_oserror(beside):
                 tokenizer.save_pretrained(beside)
     distributed.barrier()
-    return TextTower.build(section, tokenizer=AutoTokenizer.from_pretrained(kept))
+    return TextTower.build(section, tokenizer=read_tokenizer(kept))

@@ -192,7 +192,7 @@ class FeatureColumn(Column):
         _, example, self._feature_of = np.unique(column.contents, return_index=True, return_inverse=True)
         if not path.is_file():
             self._compute(example, tower, path, device)
-        self.features = np.load(path, mmap_mode="r")
+        self.features = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
         return self.column.choose(rows, seeds)

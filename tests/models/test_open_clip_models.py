@@ -13,6 +13,7 @@ import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig
 from mmcl.encoding.encode import _model_name
+from mmcl.models.checkpoint_files import read_state
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.start import start_from
 from mmcl.models.text_tower import TextTower
@@ -260,3 +261,47 @@ def test_folders_of_the_first_format_are_still_read(tmp_path):
     assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
         name: value.shape for name, value in image.state_dict().items()
     }
+
+
+WRAPPED = {
+    "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "compiled within data parallelism": lambda state: {
+        f"module._orig_mod.{key}": value for key, value in state.items()
+    },
+    "lightning": lambda state: {
+        "state_dict": {**{f"model.{key}": value for key, value in state.items()}, "loss.scale": torch.ones(1)},
+        "epoch": 3,
+    },
+    "under model": lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+    "under model_state_dict": lambda state: {"model_state_dict": state, "loss": np.float64(0.5)},
+    "sharded": lambda state: {f"net._fsdp_wrapped_module.{key}": value for key, value in state.items()},
+    "with an average": lambda state: {
+        "state_dict": state,
+        "state_dict_ema": {key: 0 * value for key, value in state.items()},
+    },
+    "parts compiled": lambda state: {
+        key.replace("visual.", "visual._orig_mod."): value for key, value in state.items()
+    },
+}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_trainers_put_around_the_weights_is_taken_off(tmp_path):
+    expected = library_features(*open_clip_folder(tmp_path / "theirs", TINY))
+    state = load_file(tmp_path / "theirs" / "open_clip_model.safetensors")
+    for name, wrap in WRAPPED.items():
+        torch.save(wrap(state), tmp_path / "epoch.pt")
+        read, layout = read_state(tmp_path / "epoch.pt")
+        assert layout == "open_clip", name
+        assert read.keys() == state.keys(), name
+        assert all(torch.equal(read[key], state[key]) for key in state), name
+    check_equal(mmcl.load(f"tiny-ViT/{tmp_path / 'epoch.pt'}"), *expected)
+
+
+def test_a_file_of_several_models_is_refused(tmp_path):
+    parts = {f"{name}.visual.proj": torch.zeros(2) for name in ("student", "other")}
+    torch.save(parts, tmp_path / "two.pt")
+    assert "several models ('other', 'student')" in refusal(tmp_path / "two.pt")
+    parts["student.visual.proj"][0] = float("nan")
+    torch.save({"student.visual.proj": parts["student.visual.proj"]}, tmp_path / "nan.pt")
+    assert "'visual.proj' has 1 values that are NaN" in refusal(tmp_path / "nan.pt")

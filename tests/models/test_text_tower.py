@@ -305,7 +305,7 @@ def spoil(folder, how):
         ("no tokenizer at all", "the tokenizer's files are missing"),
         ("half a tokenizer", "the tokenizer's files are missing or damaged"),
         ("no weights", "cannot be opened"),
-        ("half the weights", "cannot be opened"),
+        ("half the weights", "the weights are damaged"),
         ("fewer weights", r"its weights lack 16 tensors, such as 'encoder\.layer\.1\."),
         ("a larger tokenizer", "entries but the model only .*; they do not belong together"),
         ("another vocabulary", "cannot be opened"),

@@ -1,0 +1,197 @@
+"""Tensors from files of other programs: safetensors, PyTorch's, TorchScript archives. No code of a file is ever run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmcl.models.torchscript import is_torchscript, read_torchscript
+from mmcl.runtime.errors import MmclError
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+"""What transformers and sentence-transformers call the files of weights in a model's folder."""
+
+_LFS, _ZIP = b"version https://git-lfs", b"PK\x03\x04"
+_DEPTH = 4  # of mappings within mappings: a trainer's checkpoint has two
+_NUMBERS = [type(np.dtype(kind)) for kind in "?bhilqBHILQefdgFD"]
+# numpy 1 and 2 call the same function differently, and files of both are about.
+_PLAIN_NUMPY: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *_NUMBERS,
+    *(
+        (getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that holds one state dict, on the CPU.
+
+    Raises:
+        MmclError: see :func:`read_groups`; or it holds several.
+    """
+    groups = read_groups(path)
+    for name in ("state_dict", ""):
+        if name in groups:
+            return groups[name]
+    if len(groups) == 1:
+        return next(iter(groups.values()))
+    what = "several sets of tensors: " + ", ".join(sorted(groups)) if groups else "no tensors"
+    raise MmclError(f"{path}: holds {what}; save the model's state dict alone")
+
+
+def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file by the mapping that they lie in: ``""`` for the outermost one, ``state_dict`` for a mapping
+    of that name in it, ``checkpoint.model`` for one in another. What is no tensor or plain number is not read.
+
+    Raises:
+        MmclError: the file is missing, cannot be read, is damaged, or holds Python objects.
+    """
+    require_readable(path)
+    try:
+        if is_safetensors(path):
+            return {"": load_file(path)}
+        if is_torchscript(path):
+            return {"": read_torchscript(path)}
+        # An open file, since by the name alone torch would go by the suffix.
+        with torch.serialization.safe_globals(_PLAIN_NUMPY), path.open("rb") as file:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused(path, error) from None
+    except Exception as error:  # whatever the parsers of four formats meet in damaged bytes
+        raise damaged(path, error) from None
+    groups: dict[str, dict[str, Tensor]] = {}
+    _collect(found, "", groups, set(), path)
+    return groups
+
+
+def require_readable(path: Path) -> None:
+    """Look at the beginning of a file of weights.
+
+    Raises:
+        MmclError: it is missing, may not be read, or is plainly something else: empty, a git-lfs pointer, a web page.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model") from None
+    except PermissionError:
+        raise MmclError(f"{path}: there is no permission to read it; chmod +r, or ask its owner") from None
+    except OSError as error:
+        raise MmclError(f"{path}: cannot be read ({error.strerror})") from None
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        raise MmclError(f"{path}: the file is empty; take a fresh copy of the model")
+    if start.startswith(_LFS):
+        raise MmclError(f"{path}: a git-lfs pointer, not the weights themselves; run 'git lfs pull' in its folder")
+    if re.match(rb"<(!doctype|html|head|\?xml|!--)", start, re.IGNORECASE):
+        raise MmclError(f"{path}: a web page, not weights: the download went wrong; take a fresh copy of the model")
+
+
+def require_readable_weights(folder: Path) -> None:
+    """:func:`require_readable` for each file of weights in a model's folder, before another library meets it."""
+    for pattern in WEIGHT_FILES:
+        for path in sorted(folder.glob(pattern)):
+            require_readable(path)
+
+
+def require_whole_weights(folder: Path) -> None:
+    """Read each file of weights in a model's folder, and say what is wrong with the first that cannot be.
+
+    Raises:
+        MmclError: see :func:`read_groups`.
+    """
+    for pattern in WEIGHT_FILES:
+        for path in sorted(folder.glob(pattern)):
+            read_groups(path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """By its first bytes, the length of a JSON object and that object; or by its suffix, unless it is an archive."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    begins = head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+    return begins or (path.suffix == ".safetensors" and not head.startswith(_ZIP))
+
+
+def require_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
+    """Raise ``MmclError`` with the name of the first tensor that holds NaN or an infinity.
+
+    Args:
+        tensors: names and tensors.
+        where: for the message.
+    """
+    for name, tensor in tensors:
+        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+            continue
+        # One pass without a mask: only a sum that is not finite is looked into.
+        if not bool(torch.isfinite(tensor.detach().float().sum())):
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                kinds = "values that are NaN or infinite"
+                raise MmclError(f"{where}: its tensor '{name}' has {bad} {kinds}; take another copy of the model")
+
+
+def damaged(path: Path, error: BaseException) -> MmclError:
+    """What to say of a file that a library cannot read, without that library's advice."""
+    with path.open("rb") as file:
+        archive = file.read(4) == _ZIP
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    if isinstance(error, SafetensorError):
+        reason = reason.removeprefix("Error while deserializing header: ")
+    elif archive and "central directory" in reason:
+        reason = "the end of its archive is missing: it was cut off"
+    elif isinstance(error, EOFError):
+        reason = "it ends too early"
+    return MmclError(f"{path}: the weights are damaged, or no weights at all ({reason}); take a fresh copy")
+
+
+def _refused(path: Path, error: Exception) -> MmclError:
+    """A pickle with more than tensors in it, or with none: torch's own message advises to run it all the same."""
+    text = str(error)
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if found is None and not re.search(r"unrecognized function|Can only (create|build)|allowlist", text):
+        return damaged(path, ValueError("not a file of PyTorch's"))
+    objects = f"Python objects ({found[1]})" if found else "Python objects"
+    return MmclError(
+        f"{path}: holds {objects} beside its tensors, and those are never unpickled; save its state dict alone, as a "
+        ".safetensors file"
+    )
+
+
+def _collect(node: Any, name: str, groups: dict[str, dict[str, Tensor]], seen: set[int], path: Path) -> None:
+    if not isinstance(node, Mapping) or id(node) in seen or name.count(".") >= _DEPTH:
+        return
+    seen.add(id(node))  # mappings that hold each other many times over are read once
+    tensors = {str(key): tensor for key, value in node.items() if (tensor := _tensor(value)) is not None}
+    for key, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            raise MmclError(f"{path}: its tensor '{key}' is quantised, sparse or without values; save a plain one")
+    if tensors:
+        groups[name] = tensors
+    for key, value in node.items():
+        _collect(value, f"{name}.{key}" if name else str(key), groups, seen, path)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "biuf":
+        try:
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
+        except TypeError:  # torch lacks the type
+            return None
+    return None
