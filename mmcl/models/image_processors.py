@@ -7,9 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from mmcl.models.open_clip_nets import first_line
 from mmcl.models.transformers_nets import quiet_transformers
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, first_line
 
 _PLAIN = ("preprocess", "_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize")
 

@@ -29,9 +29,9 @@ _PLAIN_NUMPY: list[Any] = [
     np.dtype,
     *_NUMBERS,
     *(
-        (getattr(np._core.multiarray, name), f"numpy.{core}.multiarray.{name}")
+        (makes, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
+        for name, makes in (("scalar", np.float64(0).__reduce__()[0]), ("_reconstruct", np.zeros(0).__reduce__()[0]))
     ),
 ]
 
