@@ -17,6 +17,7 @@ from mmcl.runtime.errors import MmclError
 log = logging.getLogger("mmcl")
 
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+_PUNCTUATION = ",;"  # other separators hardly ever stand in a text
 _LOOKED_AT = 1000  # lines in which header and first row are looked for
 _BLOCK = 10_000
 _LONGEST = 64 * 2**20  # characters of a field; a quote that nothing closes would read the whole file into one
@@ -35,9 +36,9 @@ class _QuoteError(Exception):
 class DelimitedFiles:
     """Files with the same columns in their headers, quoted as spreadsheets do. Types are not guessed.
 
-    Where fields are separated by tabs and quotes do not hold, a quote is a character like any other: sentences begin
-    with ``"`` that nothing closes. Elsewhere that is an error. A column without a name is called ``Unnamed: NUMBER``,
-    as in pandas; empty cells beyond the header are no cells.
+    Where quotes do not hold, a quote is a character like any other (sentences begin with ``"`` that nothing closes),
+    but an error where commas or semicolons separate. A column without a name is called ``Unnamed: NUMBER``, as in
+    pandas; empty cells beyond the header are no cells.
     """
 
     def __init__(self, files: Sequence[Path], separator: str | None = None) -> None:
@@ -68,7 +69,7 @@ class DelimitedFiles:
                     yield pa.record_batch({name: pa.array(cells[name], pa.string()) for name in columns})
             except _QuoteError as error:
                 where = f"line {error.line}"
-                if separator != "\t":
+                if separator in _PUNCTUATION:
                     raise MmclError(
                         f"{printable(file)}: {where}: the quote that opens there {error.reason}; put a field that has "
                         'quotes in quotes, each of them doubled: "say ""hi"""'
@@ -118,7 +119,7 @@ class DelimitedFiles:
             if len(record) < named:
                 short = [short[0] + 1, short[1] or line]
             if lines and _like_rows(lines, separator, len(header)):
-                if separator == "\t":
+                if separator not in _PUNCTUATION:
                     raise _QuoteError(line, f"would run over rows up to line {line + len(lines) - 1}")
                 swallowed = [swallowed[0] + 1, swallowed[1] or line]
             rows.append([*record, *[None] * (len(header) - len(record))])
@@ -152,7 +153,7 @@ def _header(record: Sequence[str], file: Path) -> tuple[list[str], int]:
 def _like_rows(lines: Sequence[str], separator: str, fields: int) -> bool:
     """Whether the lines of a record are rows, as far as the number of separators says."""
     rows = [line.count(separator) == fields - 1 for line in lines]
-    if separator == "\t":  # which hardly ever stands in a text
+    if separator not in _PUNCTUATION:
         return fields > 1 and sum(line.count(separator) for line in lines) > fields - 1
     return fields > 1 and (any(rows[1:-1]) or all(rows))
 

@@ -61,7 +61,7 @@ class _Found:
     hidden_images: int = 0
     others: Counter[str] = field(default_factory=Counter)  # suffixes that are no images'
     circles: int = 0
-    dead: int = 0  # links that lead nowhere
+    dead: int = 0  # links that lead nowhere, and what is no file
     closed: int = 0  # folders that may not be read
     damaged: int = 0  # captions
 
@@ -125,27 +125,33 @@ def _walk(folder: Path, found: _Found, above: tuple[tuple[int, int], ...]) -> No
     texts: list[Path] = []
     for entry in entries:
         path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
-        if entry.is_dir():
-            state = path.stat()
-            if is_junk(entry.name):
+        if is_junk(entry.name):
+            if _is_folder(entry):
                 found.hidden.append(printable(entry.name))
-            elif (state.st_dev, state.st_ino) in above:
+            found.hidden_images += suffix in image_suffixes()
+        elif _is_folder(entry):
+            state = path.stat()
+            if (state.st_dev, state.st_ino) in above:
                 found.circles += 1
             else:
                 _walk(path, found, above)
-        elif is_junk(entry.name):
-            found.hidden_images += suffix in image_suffixes()
+        elif not path.is_file():
+            found.dead += 1
         elif suffix in image_suffixes():
-            if entry.is_file():
-                found.images.append(path)
-                stems.add(path.stem)
-            else:
-                found.dead += 1
+            found.images.append(path)
+            stems.add(path.stem)
         elif suffix in (".txt", ".json"):
             texts.append(path)
         elif entry.name != "Thumbs.db":
             found.others[printable(suffix)] += 1
     found.beside.update(text for text in texts if text.stem in stems)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _written(relative: Path, image: Path) -> str:
