@@ -94,12 +94,12 @@ def _search(index: Index, encoder: Encoder, queries: list[str], k: int) -> dict[
 
 def _query(query: str) -> str | Path:
     """The path of a file that exists, or text; a picture that is missing is searched as text, but not in silence."""
-    from mmcl.data.images import PICTURE_SUFFIXES
+    from mmcl.data.images import image_suffixes
 
     path = Path(query)
     if path.is_file():
         return path
-    if path.suffix.lower() in PICTURE_SUFFIXES and " " not in query:
+    if path.suffix.lower() in image_suffixes() and " " not in query:
         log.warning("%s: there is no such file, so it is searched as text", query)
     return query
 

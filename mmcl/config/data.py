@@ -13,9 +13,11 @@ class SourceConfig(Section):
     """Where rows come from."""
 
     source: str
-    """A CSV, TSV, JSON-lines or Parquet file, a folder, `sample:NAME`, or the name of a data set on the hub."""
+    """A CSV, TSV, JSON-lines, Parquet or text file, a folder, `sample:NAME`, or the name of a data set on the hub."""
     split: str | None = None
     """The part of the source to read, where it has parts."""
+    separator: str | None = None
+    """The character between the fields of a CSV file, where it is neither `,` nor a tab, `;` or `|`."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Role to column name in this source, where it differs from `data.columns`."""
 
@@ -106,6 +108,8 @@ class ImageConfig(Section):
     exact_decoding: bool = False
     """Decode JPEG files much larger than `size` at their full size, rather than at a half, a quarter or an eighth of
     it. Slower; otherwise pixels differ a little, and vectors by up to 8e-3, from those of other libraries."""
+    root: str | None = None
+    """The folder that paths of images in tables start from; if absent, that of the table."""
 
 
 class DataConfig(Section):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -17,13 +17,24 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmcl.data.image_modes import ImageError, as_rgb, unknown_format, upright
 
-__all__ = ["ImageError", "ImageInput", "ResizeMode", "decode", "decode_many", "load_pixels", "resize", "usable_cpus"]
+__all__ = [
+    "ImageError",
+    "ImageInput",
+    "ResizeMode",
+    "decode",
+    "decode_many",
+    "image_suffixes",
+    "load_pixels",
+    "resize",
+    "usable_cpus",
+]
 
 ImageInput: TypeAlias = bytes | str | Path | Image.Image | np.ndarray
 ResizeMode: TypeAlias = str
 """``crop``, ``squash``, ``pad`` or ``keep``, and variants behind dashes: see :func:`resize`."""
 
-PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# Formats that Pillow knows by name only, or reads by another program.
+_STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DRAFT = 2  # a JPEG is decoded at no less than this times the target, so that the resampling filter still sets quality
 _STRIP_PIXELS = 2**23  # of a resized strip of which the centre is cut out; a longer strip is cut before
 _HELD_PIXELS = 2**27  # decoded at a time by all threads together; one image of more is decoded alone
@@ -67,6 +78,13 @@ _budget = _PixelBudget(_HELD_PIXELS)
 # A thread that holds room may be in the middle of decoding when the process forks: the child begins anew.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _budget.__init__(_HELD_PIXELS))  # type: ignore[misc]
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of files that Pillow reads as images, in lower case, with their dots."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _STUBS)
 
 
 def decode(image: ImageInput | None, target: int | None = None) -> Image.Image:

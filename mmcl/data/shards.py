@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mmcl.data.identity import stable_hash
-from mmcl.data.images import PICTURE_SUFFIXES
+from mmcl.data.images import image_suffixes
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, cache_dir
 from mmcl.runtime.progress import progress
@@ -358,6 +358,6 @@ def write_shards(rows: Iterable[Mapping[str, Any]], folder: str | Path, per_shar
 def _encoded(extension: str, content: Any) -> bytes:
     if isinstance(content, bytes):
         return content
-    if isinstance(content, Path) or (isinstance(content, str) and f".{extension.lower()}" in PICTURE_SUFFIXES):
+    if isinstance(content, Path) or (isinstance(content, str) and f".{extension.lower()}" in image_suffixes()):
         return Path(content).read_bytes()
     return (content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)).encode("utf-8")

@@ -12,9 +12,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-from PIL.Image import registered_extensions
 
-from mmcl.data.images import ImageError, decode, usable_cpus
+from mmcl.data.images import ImageError, decode, image_suffixes, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.encoding.changes import COLUMNS, changed, state
 from mmcl.encoding.vectors import Vectors, open_vectors
@@ -249,7 +248,7 @@ def _modality_of(rows: Rows, column: str) -> Modality:
     if not values or not all(isinstance(value, str) for value in values.values()):
         return "text"
     paths = [path for path in head.images(column, list(values)) if isinstance(path, Path)]
-    pictures = all(path.suffix.lower() in registered_extensions() for path in paths)
+    pictures = all(path.suffix.lower() in image_suffixes() for path in paths)
     return "image" if pictures or any(map(_is_file, paths)) else "text"
 
 

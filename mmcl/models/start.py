@@ -81,7 +81,7 @@ def _changed(section: Section) -> set[str]:
 
 def _adapt_image(tower: ImageTower, section: Any, image: ImageConfig, name: str) -> None:
     tower.exact_decoding |= image.exact_decoding
-    for key in sorted(_changed(image) - {"exact_decoding"}):
+    for key in sorted(_changed(image) - {"exact_decoding", "root"}):  # root says where images lie
         wanted, own = getattr(image, key), tower.spec[key]
         if wanted != own and not (key == "resize" and str(own).startswith(wanted)):
             raise MmclError(f"data.image.{key} is {wanted}, but '{name}' takes {own}; leave it out")

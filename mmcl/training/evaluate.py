@@ -16,6 +16,7 @@ from mmcl.config.data import JudgedSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.beir import Beir, is_beir, open_beir
 from mmcl.data.shards import is_shards
+from mmcl.data.sources import open_source
 from mmcl.evaluation import beir_retrieval, diagnose, open_sts, retrieval_pairs, sts
 from mmcl.evaluation.retrieval import SelfMatches
 from mmcl.evaluation.sentence_pairs import SentencePairs
@@ -79,7 +80,7 @@ def open_judge(
     if settings.task == "sts":
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: sts compares texts, which the model does not embed")
-        pairs = open_sts(settings.source, split=settings.split, tasks=settings.tasks, columns=settings.columns)
+        pairs = _open_pairs(settings)
         named = config.data.prompts
         # Neither sentence searches for the other, so both are read as what training compares: `text`, or an `anchor`.
         return StsJudge(pairs, named.get("text", named.get("anchor")))
@@ -101,6 +102,14 @@ def open_judge(
     table = Table([settings], roles, config, encoder, scratch, device=device, show_progress=show_progress)
     table.require_rows()
     return PairsJudge(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
+
+
+def _open_pairs(settings: JudgedSourceConfig) -> SentencePairs:
+    tasks, columns = settings.tasks, settings.columns
+    if settings.separator is None:
+        return open_sts(settings.source, split=settings.split, tasks=tasks, columns=columns)
+    rows = open_source(settings.source, split=settings.split, separator=settings.separator)
+    return open_sts(rows, split=None, tasks=tasks, columns=columns)
 
 
 def _require_best(name: str, ways: Sequence[str], config: Config) -> None:

@@ -356,6 +356,8 @@ def _refuse(sources: Sequence[SourceConfig], method: Method, config: Config) -> 
     for source in sources:
         if source.split is not None:
             raise MmclError(f"{source.source}: tar shards have no splits; leave out split '{source.split}'")
+        if source.separator is not None:
+            raise MmclError(f"{source.source}: a separator is of CSV files; leave it out of tar shards")
         for key in ("columns", "prompts"):
             if getattr(source, key, {}) != getattr(first, key, {}):
                 raise MmclError(

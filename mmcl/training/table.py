@@ -64,7 +64,10 @@ class Table:
     ) -> None:
         self.config = config
         self.settings = sources
-        self.sources = [open_source(source.source, split=source.split) for source in sources]
+        self.sources = [
+            open_source(source.source, split=source.split, separator=source.separator, root=config.data.image.root)
+            for source in sources
+        ]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self._scratch, self._device, self._show_progress = scratch, device, show_progress
         self._augmentation: TextAugmentation | None = None

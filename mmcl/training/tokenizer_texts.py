@@ -32,7 +32,7 @@ def training_texts(config: Config, roles: Sequence[str], characters: int = CHARA
         return _of_shards(config, roles, characters)
     tables = []
     for source in sources:
-        rows = open_source(source.source, split=source.split)
+        rows = open_source(source.source, split=source.split, separator=source.separator, root=config.data.image.root)
         columns = list(dict.fromkeys(source.columns.get(role, config.data.columns.get(role, role)) for role in roles))
         rows.require(columns)
         tables.append((rows, columns))

@@ -293,3 +293,15 @@ def test_captions_change_in_training_only(pictures, shapes_config):
     items, _ = moving.columns["text"].items(np.arange(6))
     judged = [feed.columns["text"].inputs(items)["input_ids"] for feed in (moving, still)]
     assert torch.equal(*judged)
+
+
+def test_a_table_with_a_separator_and_images_below_a_root(pictures, shapes_config, tmp_path):
+    table = tmp_path / "tables" / "rows.csv"
+    table.parent.mkdir()
+    table.write_text("image^text\n0.png^one, two\n1.png^three\n")
+    data = {"train": {"source": str(table), "separator": "^"}, "image": {"size": 32, "root": str(pictures)}}
+    config = load_config(shapes_config | {"data": data})
+    method = build_method(config, tmp_path / "run")
+    feed = open_feed([config.data.train], method.eval(), config, tmp_path, augmented=False, device=torch.device("cpu"))
+    assert feed.problems() == []
+    assert len(feed.positions) == 2

@@ -349,6 +349,8 @@ def test_what_a_stream_cannot_do_is_refused(config, method, shards, monkeypatch)
         make_feed(config, method, "data.distinct=true")
     with pytest.raises(MmclError, match="no splits"):
         make_feed(config, method, "data.train.split=train")
+    with pytest.raises(MmclError, match="a separator is of CSV files"):
+        make_feed(config, method, "data.train.separator=;")
     with pytest.raises(MmclError, match="20 shards cannot be dealt over 1 processes × 21 workers"):
         make_feed(config, method, "data.workers=21")
     feed = make_feed(config, method)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
+from mmcl.data.images import image_suffixes
 from mmcl.data.rows import Rows
 from mmcl.data.sources.captions import open_captions
 from mmcl.data.sources.files import FORMATS, fingerprint, format_of, stem_of
 from mmcl.data.sources.hub import no_split, open_saved
-from mmcl.data.sources.image_folders import image_suffixes, is_img2dataset, is_junk, open_images
+from mmcl.data.sources.image_folders import is_img2dataset, is_junk, open_images
 from mmcl.data.sources.tables import Loaded, load_tables, open_tables, rows_of
 from mmcl.runtime.errors import MmclError
 
@@ -19,10 +21,20 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 _ABOUT = {"dataset_info", "dataset_infos", "readme", "license"}  # of a data set, no rows of it
 
 
-def open_folder(folder: Path, split: str | None, *, name: str, separator: str | None = None) -> Rows:
+class _Options(TypedDict):
+    """How tables are read, and where paths in them start from."""
+
+    separator: str | None
+    root: Path | None
+
+
+def open_folder(
+    folder: Path, split: str | None, *, name: str, separator: str | None = None, root: Path | None = None
+) -> Rows:
     """The rows of a folder: what its files say it is, tables before images."""
+    options = _Options(separator=separator, root=root)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return open_saved(folder, split, name=name)
+        return open_saved(folder, split, name=name, root=root)
     if is_img2dataset(folder):
         if split is not None:
             no_split(name, split, [])
@@ -32,26 +44,30 @@ def open_folder(folder: Path, split: str | None, *, name: str, separator: str | 
     if metadata:
         if split is not None:
             no_split(name, split, [])
-        return _open_captioned(metadata[0], name=name, separator=separator)
+        return _open_captioned(metadata[0], name, options)
     if split is not None and (folder / split).is_dir() and not _of_split(tables, split):
-        return open_folder(folder / split, None, name=f"{name} ({split})", separator=separator)
+        return open_folder(folder / split, None, name=f"{name} ({split})", **options)
     if tables:
-        return _open_split(tables, split, folder, name, separator)
+        return _open_split(tables, split, name, options)
     captions = folder / "captions.txt"
-    if split is None and captions.is_file() and (rows := open_captions(captions, None, name=name)) is not None:
+    if (
+        split is None
+        and captions.is_file()
+        and (rows := open_captions(captions, None, name=name, root=root)) is not None
+    ):
         return rows
     inside = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_junk(entry.name)]
     if inside and {entry.name.lower() for entry in inside} <= _SPLITS and not _has_images(folder):
         parts = [entry.name for entry in inside]
         if split is None and len(parts) == 1:
-            return open_folder(inside[0], None, name=f"{name} ({parts[0]})", separator=separator)
+            return open_folder(inside[0], None, name=f"{name} ({parts[0]})", **options)
         if split is None:
             raise MmclError(f"{name}: it has the splits {', '.join(parts)}; name one as split")
         no_split(name, split, parts)
     if split is None and (rows := open_images(folder, name=name)) is not None:
         return rows
     if texts:
-        return _open_split(texts, split, folder, name, separator)
+        return _open_split(texts, split, name, options)
     if split is not None:
         no_split(name, split, [entry.name for entry in inside])
     raise MmclError(f"{name}: the folder holds neither tables ({', '.join(FORMATS)}) nor images")
@@ -87,8 +103,9 @@ def _part(file: Path) -> str:
     return _SHARD_NUMBER.sub("", stem_of(file)) or stem_of(file)
 
 
-def _open_split(files: list[Path], split: str | None, folder: Path, name: str, separator: str | None) -> Rows:
+def _open_split(files: list[Path], split: str | None, name: str, options: _Options) -> Rows:
     """The tables of one split."""
+    root = options["root"]
     parts = sorted({_part(file) for file in files})
     if split is None:
         if len(parts) > 1:
@@ -97,19 +114,19 @@ def _open_split(files: list[Path], split: str | None, folder: Path, name: str, s
     else:
         chosen, label = _of_split(files, split), f"{name} ({split})"
     if not chosen:
-        if len(files) == 1 and (rows := open_captions(files[0], split, name=label)) is not None:
+        if len(files) == 1 and (rows := open_captions(files[0], split, name=label, root=root)) is not None:
             return rows  # of Karpathy's, one file has all splits
         no_split(name, split or "", parts)
-    if len(chosen) == 1 and (rows := open_captions(chosen[0], None, name=label)) is not None:
+    if len(chosen) == 1 and (rows := open_captions(chosen[0], None, name=label, root=root)) is not None:
         return rows
     if len(suffixes := sorted({str(format_of(file)) for file in chosen})) > 1:
         raise MmclError(f"{name}: one split in several formats ({', '.join(suffixes)}); keep one of them")
-    return open_tables(chosen, name=label, folder=folder, separator=separator)
+    return open_tables(chosen, name=label, folder=root or chosen[0].parent, separator=options["separator"])
 
 
-def _open_captioned(metadata: Path, *, name: str, separator: str | None) -> Rows:
+def _open_captioned(metadata: Path, name: str, options: _Options) -> Rows:
     """A folder of images whose captions stand in a table."""
-    loaded = load_tables([metadata], name, separator)
+    loaded = load_tables([metadata], name, options["separator"])
     table = loaded.dataset
     if "image" not in table.column_names:
         if "file_name" not in table.column_names:
@@ -117,4 +134,5 @@ def _open_captioned(metadata: Path, *, name: str, separator: str | None) -> Rows
             raise MmclError(f"{metadata}: no column 'file_name' with the paths of the images; it has {have}")
         table = table.rename_column("file_name", "image")
     loaded = Loaded(table, loaded.unreadable)
-    return rows_of(loaded, name=name, fingerprint=fingerprint([metadata]), folder=metadata.parent.resolve())
+    folder = options["root"] or metadata.parent.resolve()
+    return rows_of(loaded, name=name, fingerprint=fingerprint([metadata]), folder=folder)

@@ -17,17 +17,17 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import cache_dir
 
 
-def open_saved(folder: Path, split: str | None, *, name: str) -> Rows:
+def open_saved(folder: Path, split: str | None, *, name: str, root: Path | None = None) -> Rows:
     """A folder written by ``save_to_disk``."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     with _reading(name):
         saved = datasets.load_from_disk(str(folder))
     dataset = _choose(saved, split, name)
-    return rows_of(Loaded(dataset), name=name, fingerprint=fingerprint(files, split), folder=folder.resolve())
+    return rows_of(Loaded(dataset), name=name, fingerprint=fingerprint(files, split), folder=root or folder.resolve())
 
 
-def open_hub(hub_name: str, config: str | None, split: str | None, *, name: str) -> Rows:
-    """A data set on the hub, by way of the cache."""
+def open_hub(hub_name: str, config: str | None, split: str | None, *, name: str, folder: Path | None = None) -> Rows:
+    """A data set on the hub, by way of the cache; paths in it start from ``folder``."""
     with _reading(name):
         try:
             loaded = datasets.load_dataset(hub_name, config, cache_dir=str(cache_dir("datasets")))
@@ -37,7 +37,7 @@ def open_hub(hub_name: str, config: str | None, split: str | None, *, name: str)
             raise MmclError(f"{name}: no such file or folder here, and no such data set on the hub") from error
     dataset = _choose(loaded, split, name)
     label = f"{name} ({split})" if split else name
-    return rows_of(Loaded(dataset), name=label, fingerprint=dataset._fingerprint, folder=None)
+    return rows_of(Loaded(dataset), name=label, fingerprint=dataset._fingerprint, folder=folder)
 
 
 def no_split(name: str, split: str, parts: Sequence[str]) -> NoReturn:

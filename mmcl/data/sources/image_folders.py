@@ -8,13 +8,12 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
 
+from mmcl.data.images import image_suffixes
 from mmcl.data.rows import Rows
 from mmcl.data.sources.files import fingerprint, printable
 from mmcl.data.sources.tables import Loaded, rows_of
@@ -23,22 +22,7 @@ from mmcl.runtime.errors import MmclError
 log = logging.getLogger("mmcl")
 
 _JUNK = {"__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found"}
-_STUBS = {
-    "BUFR",
-    "EPS",
-    "GRIB",
-    "HDF5",
-    "MPEG",
-    "WMF",
-}  # formats that Pillow knows by name, or reads by another program
 _STATS = re.compile(r"(\d+)_stats\.json")
-
-
-@cache
-def image_suffixes() -> frozenset[str]:
-    """The suffixes of files that Pillow reads as images, in lower case, with their dots."""
-    known = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _STUBS)
 
 
 def is_junk(name: str) -> bool:

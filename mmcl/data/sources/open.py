@@ -41,14 +41,11 @@ def open_source(
 
     ``split`` names the part to read: of a single file, the rows whose column ``split`` says so, or without it all rows.
     Otherwise it may be left out where there is only one. ``separator`` is the character between the fields of a CSV
-    file, or of a ``.txt`` file that is one. ``root`` is the folder that paths of images start from; by default that of
-    the table. Raises ``MmclError`` if there is no such thing, if it is empty or malformed, or if ``split`` does not
-    choose one part.
+    file, or of a ``.txt`` file that is one. ``root`` is the folder that paths of images in tables start from; by
+    default that of the table. Raises ``MmclError`` if there is no such thing, if it is empty or malformed, or if
+    ``split`` does not choose one part.
     """
-    rows = _open(source, split, separator, None if root is None else _root(root))
-    if root is not None:
-        rows.folder = _root(root)
-    return rows
+    return _open(source, split, separator, None if root is None else _root(root))
 
 
 def _root(root: str | Path) -> Path:
@@ -66,16 +63,16 @@ def _open(source: str | Path, split: str | None, separator: str | None, root: Pa
     except OSError as error:
         raise MmclError(f"{text[:200]}: cannot be read: {error.strerror}") from error
     if kind == "folder":
-        return open_folder(path, split, name=text, separator=separator)
+        return open_folder(path, split, name=text, separator=separator, root=root)
     if kind == "file":
         if (rows := open_captions(path, split, name=text, root=root)) is not None:
             return rows
-        rows = open_tables([path], name=text, folder=path.parent, separator=separator)
+        rows = open_tables([path], name=text, folder=root or path.parent, separator=separator)
         return rows if split is None else rows.of_split(split)
     if text.startswith("sample:"):
         from mmcl.data import samples
 
-        return open_folder(samples.get(text.removeprefix("sample:")), split, name=text, separator=None)
+        return open_folder(samples.get(text.removeprefix("sample:")), split, name=text, root=root)
     if format_of(path) is None and isinstance(source, str) and (hub := _HUB_NAME.fullmatch(source)):
-        return open_hub(hub["name"], hub["config"], split, name=text)
+        return open_hub(hub["name"], hub["config"], split, name=text, folder=root)
     raise MmclError(f"{text}: no such file or folder (a data set on the hub is written user/name)")

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmcl.data.images import decode
+from mmcl.data.images import decode, image_suffixes
 from mmcl.data.sources import open_source
-from mmcl.data.sources.image_folders import image_suffixes
 from mmcl.runtime.errors import MmclError
 
 
