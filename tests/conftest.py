@@ -1,10 +1,18 @@
-"""What many tests need: a cache of their own, and a small data set."""
+"""What many tests need: a cache of their own, and a small data set; and hardware that this machine may not have."""
 
 from __future__ import annotations
 
 import os
+import runpy
+from pathlib import Path
 
 import pytest
+
+if os.environ.get("MMCL_TEST_NATIVE_BFLOAT16") == "1":
+    # As on a CPU with AMX, `precision: auto` is bfloat16 here, and in the processes that tests start.
+    units = Path(__file__).parent / "native_bfloat16"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(units), os.environ.get("PYTHONPATH")]))
+    runpy.run_path(str(units / "sitecustomize.py"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

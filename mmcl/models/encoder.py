@@ -53,7 +53,7 @@ class Encoder(nn.Module):
             It is no module of the encoder: it neither runs in ``encode`` nor is among the parameters or in the state.
     """
 
-    _compute = "float32"  # what encode computes in, see set_compute
+    _compute = "auto"  # what encode computes in, see set_compute
     _text: TextCompute | None = None  # what encode prepared of the text tower's weights
     _fingerprint: dict[str, str] | None = None  # of a backend, which does not hold the weights
 

@@ -30,7 +30,7 @@ CAPTIONS = [
 NET = {"name": "timm:resnet10t", "args": {"channels": [8, 8, 8, 8], "stem_width": 8}}
 
 
-def make_encoder(*, image=True, text=True, head="mlp"):
+def make_encoder(*, image=True, text=True, head="mlp", dtype="float32"):
     torch.manual_seed(0)
     embedders = {}
     if image:
@@ -40,7 +40,9 @@ def make_encoder(*, image=True, text=True, head="mlp"):
         settings = TextTowerConfig(layers=1, width=16, heads=2, tokenizer={"vocab_size": 60})
         tower = TextTower.build(settings, train_tokenizer(CAPTIONS, settings.tokenizer, 64))
         embedders["text"] = Embedder(tower, Head(HeadConfig(kind=head), tower.width, 16))
-    return Encoder(embedders, 16, "tiny").eval()
+    encoder = Encoder(embedders, 16, "tiny").eval()
+    encoder.set_compute(dtype)
+    return encoder
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +158,8 @@ def test_unknown_image_towers_are_named_with_the_nearest(settings, message):
         ImageTower.build(ImageTowerConfig(**settings), ImageConfig(size=32))
 
 
-def test_what_is_saved_is_loaded_and_saves_to_the_same_bytes(encoder, picture, tmp_path):
+def test_what_is_saved_is_loaded_and_saves_to_the_same_bytes(picture, tmp_path):
+    encoder = make_encoder(dtype="auto")  # as it is made, and as it is loaded
     encoder.save(tmp_path / "one")
     loaded = mmcl.load(tmp_path / "one")
     inputs = [*CAPTIONS, picture]
@@ -180,7 +183,7 @@ def test_a_text_only_folder_is_a_sentence_transformers_folder(tmp_path, head):
     texts = [*CAPTIONS, "dog " * 100]
     expected = encoder.encode(texts)
     np.testing.assert_allclose(theirs.encode(texts), expected, atol=1e-5)
-    np.testing.assert_allclose(mmcl.load(tmp_path / "model").encode(texts), expected, atol=1e-6)
+    np.testing.assert_allclose(mmcl.load(tmp_path / "model", dtype="float32").encode(texts), expected, atol=1e-6)
 
 
 def test_a_sentence_transformers_folder_is_opened_as_that_library_opens_it(tmp_path):
@@ -188,7 +191,8 @@ def test_a_sentence_transformers_folder_is_opened_as_that_library_opens_it(tmp_p
     make_encoder(image=False, head="none").save(tmp_path / "model")
     (tmp_path / "model" / "mmcl.json").unlink()  # now it is theirs alone
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "model"), device="cpu")
-    np.testing.assert_allclose(mmcl.load(tmp_path / "model").encode(CAPTIONS), theirs.encode(CAPTIONS), atol=1e-5)
+    ours = mmcl.load(tmp_path / "model", dtype="float32")
+    np.testing.assert_allclose(ours.encode(CAPTIONS), theirs.encode(CAPTIONS), atol=1e-5)
 
 
 def test_damaged_newer_and_missing_models_are_told_apart(encoder, tmp_path):

@@ -39,14 +39,18 @@ def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="li
         TextTower.build(settings, tokenizer),
     )
     embedders = {tower.modality: Embedder(tower, Head(HeadConfig(kind=head), tower.width, dim)) for tower in towers}
-    return Encoder(embedders, dim, "ours")
+    encoder = Encoder(embedders, dim, "ours")
+    encoder.set_compute("float32")  # as the libraries do
+    return encoder
 
 
 def sentences(pooling="mean", **prompts):
     """An encoder of texts alone."""
     settings = TextTowerConfig(width=32, layers=1, heads=2, dropout=0.0, pooling=pooling, prompts=prompts)
     tower = TextTower.build(settings, train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20))
-    return Encoder({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words").eval()
+    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words").eval()
+    encoder.set_compute("float32")
+    return encoder
 
 
 @pytest.mark.usefixtures("tiny")
@@ -64,7 +68,7 @@ def test_a_model_trained_here_opens_in_open_clip_with_its_head_folded_in(tmp_pat
     np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
     assert (library[0].logit_scale.item(), library[0].logit_bias.item()) == (2.5, -7.0)
-    again = mmcl.load(folder)
+    again = mmcl.load(folder, dtype="float32")
     np.testing.assert_allclose(again.encode(CAPTIONS), texts, atol=1e-5)
     assert (again.logit_scale, again.logit_bias) == (2.5, -7.0)
 
@@ -93,7 +97,7 @@ def test_the_contrastive_part_of_a_coca_opens_in_open_clip(tmp_path):
     expected = library_features(
         library, open_clip.image_transform(32, False), open_clip.SimpleTokenizer(context_length=20)
     )
-    encoder = mmcl.load(tmp_path / "theirs")
+    encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     np.testing.assert_allclose(encoder.encode(pictures()), expected[0], atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), expected[1], atol=1e-5)
     export(encoder, "open-clip", tmp_path / "back")
@@ -140,7 +144,7 @@ def test_what_came_from_transformers_goes_back(tmp_path, make):
     for ours, theirs in zip(transformers_features(again, tokenizer, processor), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert again.logit_scale.item() == 1.25
-    np.testing.assert_allclose(mmcl.load(tmp_path / "back").encode(CAPTIONS), expected[1], atol=1e-5)
+    np.testing.assert_allclose(mmcl.load(tmp_path / "back", dtype="float32").encode(CAPTIONS), expected[1], atol=1e-5)
 
 
 def test_single_towers_go_to_transformers_and_sentence_transformers(tmp_path):
@@ -167,7 +171,7 @@ def test_onnx_goes_to_its_own_writer(tmp_path, monkeypatch):
 
     monkeypatch.setattr("mmcl.models.onnx_graph.export_onnx", write)
     text = sentences()
-    again = mmcl.load(export(text, "onnx", tmp_path / "graph"))
+    again = mmcl.load(export(text, "onnx", tmp_path / "graph"), dtype="float32")
     np.testing.assert_allclose(again.encode(SHORT), text.encode(SHORT), atol=1e-5)
 
 

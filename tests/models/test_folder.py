@@ -26,7 +26,9 @@ def encoder():
     settings = TextTowerConfig(layers=1, width=16, heads=2, prompts={"query": "a | b: ", "document": ""})
     tower = TextTower.build(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
     tower.set_prompts(settings.prompts, "query")
-    return Encoder({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8, "tiny").eval()
+    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8, "tiny").eval()
+    encoder.set_compute("float32")
+    return encoder
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first_last"])  # a folder of sentence-transformers', and one of ours alone
@@ -53,6 +55,7 @@ def test_heads_of_any_dense_layers_come_back(encoder, tmp_path, pooling):
     tower.set_pooling(pooling)
     head = Head.from_layers(16, [Dense(12, activation="relu"), Dense(6, bias=False)], dropout=0.25)
     ours = Encoder({"text": Embedder(tower, head)}, 6, "tiny").eval()
+    ours.set_compute("float32")
     loaded = mmcl.load(ours.save(tmp_path / "model"), dtype="float32")
     np.testing.assert_array_equal(loaded.encode(TEXTS), ours.encode(TEXTS))
     assert loaded.embedder("text").head.spec() == head.spec()

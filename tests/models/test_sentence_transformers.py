@@ -110,7 +110,9 @@ def made_here(source, pooling, head=None, **options):
     tower = TextTower(tower.net, tower.tokenizer, pooling=pooling, **options)
     torch.manual_seed(1)
     head = Head.from_layers(tower.width, head or [])
-    return Encoder({"text": Embedder(tower, head)}, head.layers[-1].width if head.layers else tower.width, "m").eval()
+    encoder = Encoder({"text": Embedder(tower, head)}, head.layers[-1].width if head.layers else tower.width, "m")
+    encoder.set_compute("float32")
+    return encoder.eval()
 
 
 def same(ours, others):

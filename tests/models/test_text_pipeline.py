@@ -37,7 +37,9 @@ def make_encoder(pooling="mean", dim=16) -> Encoder:
     settings = TextTowerConfig(layers=2, width=32, heads=2, pooling=pooling, tokenizer={"vocab_size": 80})
     tower = TextTower.build(settings, train_tokenizer(TEXTS, settings.tokenizer, 64))
     tower.set_prompts({"query": "the big ", "plain": ""})
-    return Encoder({"text": Embedder(tower, Head(HeadConfig(), tower.width, dim))}, dim, "tiny").eval()
+    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), tower.width, dim))}, dim, "tiny").eval()
+    encoder.set_compute("float32")
+    return encoder
 
 
 @pytest.fixture(scope="module")

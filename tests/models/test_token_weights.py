@@ -32,7 +32,9 @@ def encoder(tokenizer) -> Encoder:
     config = TextTowerConfig(layers=1, width=16, heads=2, token_weights=0.01)
     tower = TextTower.build(config, tokenizer)
     head = Head(HeadConfig(), 16, 8)
-    return Encoder({"text": Embedder(tower, head)}, 8, "weighted").eval()
+    encoder = Encoder({"text": Embedder(tower, head)}, 8, "weighted").eval()
+    encoder.set_compute("float32")
+    return encoder
 
 
 def test_weights_start_from_the_frequencies_of_the_pieces(tokenizer):

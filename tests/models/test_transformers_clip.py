@@ -76,6 +76,7 @@ def library_features(model, tokenizer, processor):
 
 
 def check_equal(encoder, images, texts):
+    encoder.set_compute("float32")
     np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
 
@@ -107,13 +108,13 @@ def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path):
     expected = library_features(*siglip_folder(tmp_path / "theirs"))[1]
     short = [0, 2, 4]
     captions = [CAPTIONS[i] for i in short]
-    encoder = mmcl.load(tmp_path / "theirs")
+    encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     tower = encoder.embedder("text").tower
     tower.max_tokens = 19
     assert tower.tokenize(captions)[1] == 0
     np.testing.assert_allclose(encoder.encode(captions), expected[short], atol=1e-5)
     encoder.save(tmp_path / "ours")
-    np.testing.assert_allclose(mmcl.load(tmp_path / "ours").encode(captions), expected[short], atol=1e-5)
+    np.testing.assert_allclose(mmcl.load(tmp_path / "ours", dtype="float32").encode(captions), expected[short], atol=1e-5)
 
 
 def test_a_checkpoint_file_opens_by_the_configs_beside_it(tmp_path):
