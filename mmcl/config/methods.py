@@ -94,7 +94,7 @@ class GuideConfig(Section):
     Solatorio 2024, arXiv:2402.16829)."""
 
     name: str
-    """As `mmcl.load` takes it. It embeds every text once."""
+    """As `mmcl.load` takes it. It embeds every text once, in float32 whatever `training.precision` is."""
     margin: float = 0.0
     """A candidate is no negative if the guide's cosine to it exceeds that to the positive less this margin."""
 

@@ -8,7 +8,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -39,6 +39,7 @@ class Progress:
         best: the best value of the named metric, or None before the first.
         best_step: the step that had it.
         data: identifies the training rows: a run cannot go on with others.
+        precision: of the towers, which a resumed run keeps wherever it goes on; empty in checkpoints of older versions.
         window: the losses, and their parts, of the steps since the last line of metrics.
         scaler: state of float16's gradient scaler.
         position: where this process's stream of samples stands, for a source that is a stream.
@@ -49,6 +50,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     data: str = ""
+    precision: Literal["", "float32", "bfloat16", "float16"] = ""
     window: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     position: Any = None
@@ -154,9 +156,22 @@ def load_checkpoint(
     return progress
 
 
-def _verified_state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
-    """``state.json`` of a checkpoint, and the checksums of its files, which are those of the files there."""
-    cure = f"remove {checkpoint} to resume from the one before"
+def recorded_precision(checkpoint: Path) -> str:
+    """What the towers were computed in when a checkpoint was written; empty if its version did not say so yet.
+
+    Raises:
+        MmclError: its ``state.json`` is damaged, or of another version.
+    """
+    return _read_state(checkpoint)[0].precision
+
+
+def _cure(checkpoint: Path) -> str:
+    return f"remove {checkpoint} to resume from the one before"
+
+
+def _read_state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
+    """``state.json`` of a checkpoint: where the run stood, and the checksums of the other files."""
+    cure = _cure(checkpoint)
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         version = int(state.pop("format_version"))
@@ -172,6 +187,13 @@ def _verified_state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
             raise ValueError("of another step")
     except _DAMAGED as error:
         raise MmclError(f"{checkpoint}/state.json: damaged checkpoint ({type(error).__name__}); {cure}") from None
+    return progress, checksums
+
+
+def _verified_state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
+    """As :func:`_read_state`, of a checkpoint whose other files are those that were written."""
+    progress, checksums = _read_state(checkpoint)
+    cure = _cure(checkpoint)
     for name, checksum in checksums.items():
         path = checkpoint / name
         if not path.is_file():

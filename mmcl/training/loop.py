@@ -30,7 +30,14 @@ from mmcl.training.announce import announce, card_of
 from mmcl.training.average import WeightAverage
 from mmcl.training.batch_norm import prepare_batch_norm
 from mmcl.training.build import build_method, finish_encoder, require_tokens
-from mmcl.training.checkpoint import Progress, learned_names, list_checkpoints, load_checkpoint, save_checkpoint
+from mmcl.training.checkpoint import (
+    Progress,
+    learned_names,
+    list_checkpoints,
+    load_checkpoint,
+    recorded_precision,
+    save_checkpoint,
+)
 from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
 from mmcl.training.evaluate import Judge, open_judge
@@ -111,9 +118,9 @@ class Trainer:
         self.show_progress = show_progress
         settings = config.training
         self.device = _start_device(settings.device, timedelta(minutes=settings.timeout))
-        self.precision = resolve_precision(settings.precision, self.device)
         self.main = distributed.rank() == 0
         checkpoints = prepare_folder(folder, config, resume)
+        self.precision = choose_precision(settings.precision, self.device, checkpoints)
         self.skipped = SkippedList(folder)
 
         self.method: Method = build_method(config, folder).to(self.device)
@@ -140,7 +147,7 @@ class Trainer:
         decay = settings.average
         self.average = WeightAverage(self.method, learned_names(self.method), decay) if decay else None
         self.step = Stepper(self.method, wrapped, optimizer, settings, self.device, self.precision, self.average)
-        self.progress = Progress(data=self.feed.fingerprint)
+        self.progress = Progress(data=self.feed.fingerprint, precision=self.precision)
         if checkpoints:
             self._resume(checkpoints[-1])
         elif settings.wise_ft:
@@ -237,6 +244,7 @@ class Trainer:
 
     def _resume(self, checkpoint: Path) -> None:
         self.progress = load_checkpoint(checkpoint, self.method, self.step.optimizer, self.average)
+        self.progress.precision = self.precision
         self.step.scaler.load_state_dict(self.progress.scaler)
         if self.progress.data != self.feed.fingerprint:
             raise MmclError(
@@ -384,6 +392,24 @@ class Trainer:
             f"{self.folder}: {error} at step {step + 1}; the batch's row ids are in {path} (first: "
             f"{', '.join(ids[:3])}); last good checkpoint: {last}; start anew with a lower training.lr"
         )
+
+
+def choose_precision(wanted: str, device: torch.device, checkpoints: Sequence[Path]) -> str:
+    """The precision of the towers, in all processes, which call this together.
+
+    ``auto`` is what the run began in if it is resumed from ``checkpoints``, so that it goes on in it on other machines;
+    else bfloat16, where the devices of all processes multiply it natively.
+    """
+    if wanted != "auto":
+        return wanted
+    begun = recorded_precision(checkpoints[-1]) if checkpoints else ""
+    here = resolve_precision(wanted, device)
+    if distributed.largest(float(here == "float32"), device):
+        here = "float32"
+    if begun and begun != here and distributed.rank() == 0:
+        slow = f", which not every {device.type} here multiplies natively: it is slow" if begun == "bfloat16" else ""
+        log.warning("resumed in %s, in which the run began%s", begun, slow)
+    return begun or here
 
 
 def _start_device(name: str, timeout: timedelta) -> torch.device:

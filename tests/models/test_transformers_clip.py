@@ -114,7 +114,9 @@ def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path):
     assert tower.tokenize(captions)[1] == 0
     np.testing.assert_allclose(encoder.encode(captions), expected[short], atol=1e-5)
     encoder.save(tmp_path / "ours")
-    np.testing.assert_allclose(mmcl.load(tmp_path / "ours", dtype="float32").encode(captions), expected[short], atol=1e-5)
+    np.testing.assert_allclose(
+        mmcl.load(tmp_path / "ours", dtype="float32").encode(captions), expected[short], atol=1e-5
+    )
 
 
 def test_a_checkpoint_file_opens_by_the_configs_beside_it(tmp_path):

@@ -1,7 +1,7 @@
 """Have torch see the matrix units of bfloat16 that this CPU lacks, in this process; Python runs it when it starts.
 
-Products of bfloat16 tensors are then computed without the units, slowly. torch is patched when it is imported, and is not
-imported for this.
+Products of bfloat16 tensors are then computed without the units, slowly. torch is patched when it is imported, and it
+is not imported for this.
 """
 
 import importlib.abc

@@ -66,6 +66,7 @@ def config(tmp_path):
             "tensorboard": False,
             "save_every": 1,
             "keep": 99,
+            "precision": "float32",
         },
     }
 
@@ -86,6 +87,7 @@ def texts(cell):
 def encoder_at(config, folder, step):
     method = build_method(load_config(config), folder)
     load_checkpoint(folder / "checkpoints" / f"step-{step:08d}", method, None)
+    method.encoder.set_compute("float32")
     return method.encoder.eval()
 
 
@@ -295,7 +297,7 @@ def test_limits_and_a_guide_keep_out_what_is_too_close(tmp_path, config):
         f"data.mining.guide={guide}",
         "data.mining.start=6",
     )
-    model, judge = encoder_at(config, run.folder, 6), mmcl.load(guide)
+    model, judge = encoder_at(config, run.folder, 6), mmcl.load(guide, dtype="float32")
     closer = {}
     for row, (anchor, positive) in enumerate(PAIRS):
         vector = judge.encode(anchor)
@@ -322,7 +324,9 @@ def test_a_guide_of_the_loss_sees_mined_negatives_too(tmp_path, config):
     batches.close()
     views = trainer.method.train()(batch)
     texts_of = dict(zip(trainer.feed.columns["positive"].hashes.tolist(), flat_positives(), strict=True))
-    expected = mmcl.load(guide).encode([texts_of[identity] for identity in batch.extra_ids[MINED][:, 1].tolist()])
+    expected = mmcl.load(guide, dtype="float32").encode(
+        [texts_of[identity] for identity in batch.extra_ids[MINED][:, 1].tolist()]
+    )
     got = torch.nn.functional.normalize(views[f"guide_{MINED}"], dim=1).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert torch.isfinite(trainer.method.loss(views).value)

@@ -99,7 +99,7 @@ def test_dropout_pairs_are_learned_from_sentences_alone_and_judged_by_labelled_o
         line["evaluation"]["dev/spearman"] for line in run.lines() if "evaluation" in line
     )
     assert "dev/spearman" in run.card["scores"]
-    vectors = run.model.encode(SENTENCES[:5])
+    vectors = mmcl.load(run.folder, dtype="float32").encode(SENTENCES[:5])
     assert vectors.shape == (5, 32)
     library = pytest.importorskip("sentence_transformers")
     theirs = library.SentenceTransformer(str(run.folder / "model"), device="cpu").encode(SENTENCES[:5])
@@ -324,7 +324,7 @@ def test_a_guide_has_features_of_every_text_role(tmp_path, sentences):
     config = config_of(sentences["triplets"], {"guide": {"name": str(folder)}}, TRIPLETS)
     feed, method = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.5")
     batch = feed.batch(draw(5, 2))
-    encoder = mmcl.load(folder)
+    encoder = mmcl.load(folder, dtype="float32")
     for role in TRIPLETS:
         texts = [feed.sources[0].column(role)[row] for row in (5, 2)]
         vectors = encoder.embedder("text").head(batch.inputs[f"guide_{role}"]["features"])
