@@ -205,6 +205,23 @@ def test_weights_are_compared_by_the_first_rows_that_have_vectors(tmp_path, unus
         encode_source(HashEncoder(seed=1), source, "text", tmp_path / "out")
 
 
+@pytest.mark.parametrize("share", [0.02, 0.05])
+def test_vectors_that_were_begun_in_another_precision_are_the_models_own(tmp_path, share):
+    """bfloat16 moves unit vectors of few dimensions by some 0.02; another model moves them further."""
+
+    class Moved(HashEncoder):
+        def vector(self, item):
+            return super().vector(item) + np.float32(share / 4)  # in each of 16 dimensions
+
+    source = rows(tmp_path / "s", text=TEXTS)
+    encode_source(HashEncoder(), source, "text", tmp_path / "out")
+    if share == 0.02:
+        assert len(encode_source(Moved(), source, "text", tmp_path / "out")) == len(TEXTS)
+    else:
+        with pytest.raises(MmclError, match="other vectors for the first rows"):
+            encode_source(Moved(), source, "text", tmp_path / "out")
+
+
 def test_pictures_that_are_gone_do_not_keep_a_finished_encode_from_being_opened(tmp_path):
     (tmp_path / "red.png").write_bytes(picture(200))
     source = rows(tmp_path / "s", file=["red.png"])
