@@ -8,10 +8,10 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     data: str = ""
-    precision: Literal["", "float32", "bfloat16", "float16"] = ""
+    precision: Annotated[str, Field(pattern="^(float32|bfloat16|float16|)$")] = ""
     window: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     position: Any = None
