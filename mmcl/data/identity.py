@@ -12,6 +12,9 @@ import hashlib
 import torch
 from torch import Tensor
 
+NOTHING = -(2**63)
+"""In place of an identity, for what a row does not have."""
+
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the increment of SplitMix64
 
 

@@ -20,6 +20,10 @@ _DEFAULTS = {"image": "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif", "text": "txt;js
 _LOOKED_AT = 100  # samples, before a run, in which a role that all of them lack is a mistake in its name
 
 
+class NoTextError(SampleError):
+    """A sample has no text where one was looked for, and nothing in it is damaged."""
+
+
 class ShardColumn:
     """Where a role stands in a sample: the first of several extensions that the sample has.
 
@@ -59,15 +63,16 @@ class ShardColumn:
         raise self._missing(sample)
 
     def captions(self, sample: Sample) -> list[str]:
-        """The texts that are not blank, one or more. Raises ``SampleError`` if there is none."""
+        """The texts that are not blank, one or more. Raises ``SampleError`` if they cannot be read, ``NoTextError`` if
+        there are none."""
         for choice in self.choices:
             value = self._value(sample, choice)
             if value is None:
                 continue
             if texts := texts_of(self._texts(value)):
                 return texts
-            raise SampleError(self.role, "no text")
-        raise self._missing(sample)
+            raise NoTextError(self.role, "no text")
+        raise NoTextError(self.role, self._missing(sample).reason)
 
     def number(self, sample: Sample) -> float:
         """The number. Raises ``SampleError`` if there is none."""

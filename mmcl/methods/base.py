@@ -201,6 +201,12 @@ class Method(nn.Module, ABC):
         return {}
 
     @property
+    def optional(self) -> frozenset[str]:
+        """Roles of texts that a row may lack, which is used all the same: its identity is ``NOTHING`` there, and
+        whatever stands in for the item is to be left out; none by default."""
+        return frozenset()
+
+    @property
     def minable(self) -> tuple[str, str] | None:
         """Two roles: hard negatives of the first can be mined among the items of the second, and are taken from
         ``Batch.extra`` under ``MINED``; None where the method has no use for them."""

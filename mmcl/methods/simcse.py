@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Unpack, cast
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmcl.config.methods import SimcseConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
-from mmcl.data.identity import mix
+from mmcl.data.identity import NOTHING, mix
 from mmcl.losses import Guide, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
 from mmcl.methods.base import MINED, Batch, Loss, Setting, Views, roles_named
 from mmcl.methods.masked_language import MaskedLanguage
@@ -97,6 +97,11 @@ class Simcse(Paired):
         return (*super().compared, *self.negatives, MINED)
 
     @property
+    def optional(self) -> frozenset[str]:
+        """Hard negatives: a row without them has those of the batch alone."""
+        return frozenset(self.negatives)
+
+    @property
     def minable(self) -> tuple[str, str] | None:
         """Other rows' positives, for anchors."""
         return self.sides if "anchor" in self.inputs and self.config.loss == "info_nce" else None
@@ -174,9 +179,15 @@ class Simcse(Paired):
         further = self._further(views, key)
         options: dict[str, Any] = {"ids": ids[query], "key_ids": ids[key], "symmetric": symmetric}
         if further:
-            options["negatives"] = torch.cat([views[name] for name in further])
-            options["negative_ids"] = torch.cat([self._identities_of_negatives(views, name, key) for name in further])
-            options["negative_owner"] = torch.cat([self._owners(views, name) for name in further])
+            there = {name: self._there(views, name) for name in further}
+
+            def joined(of: Callable[[str], Tensor]) -> Tensor:
+                parts = [(of(name), there[name]) for name in further]
+                return torch.cat([part if some is None else part[some] for part, some in parts])
+
+            options["negatives"] = joined(lambda name: views[name])
+            options["negative_ids"] = joined(lambda name: self._identities_of_negatives(views, name, key))
+            options["negative_owner"] = joined(lambda name: self._owners(views, name))
             options["own_weight"] = config.hard_negative_weight
         if config.debias or config.hardness:
             options |= {"debias": config.debias, "hardness": config.hardness}
@@ -185,7 +196,7 @@ class Simcse(Paired):
             views[query],
             key_of(views, key),
             self.temperature,
-            guide=self._guide(views, query, key, further),
+            guide=self._guide(views, query, key, joined) if further else self._guide(views, query, key),
             label_smoothing=config.label_smoothing,
             across=self.across,
             **options,
@@ -243,6 +254,13 @@ class Simcse(Paired):
             return views["ids"][:, 2 + self.negatives.index(name), None].expand(-1, 4)
         return self._identities(views[f"{MINED}_ids" if name == MINED else "past_ids"])[key]
 
+    def _there(self, views: Views, name: str) -> Tensor | None:
+        """(N,) bool: which rows have a hard negative of a role; None where every row of a view counts."""
+        if name not in self.negatives:
+            return None
+        there = views["ids"][:, 2 + self.negatives.index(name)] != NOTHING
+        return None if bool(there.all()) else there
+
     def _owners(self, views: Views, name: str) -> Tensor:
         """The row whose hard negative each one of a view is; -1 for past keys, which are nobody's."""
         rows = torch.arange(len(views["anchor"]), device=views["anchor"].device)
@@ -251,11 +269,13 @@ class Simcse(Paired):
         # Of mined ones those of the first row come first, then those of the next.
         return rows.repeat_interleave(self.mined) if name == MINED else rows.new_full((len(views[name]),), -1)
 
-    def _guide(self, views: Views, query: str, key: str, further: Sequence[str]) -> Guide | None:
+    def _guide(
+        self, views: Views, query: str, key: str, joined: Callable[[Callable[[str], Tensor]], Tensor] | None = None
+    ) -> Guide | None:
         if self.config.guide is None:
             return None
-        seen = [views[f"past_guide_{key}" if name == f"past_{key}" else f"guide_{name}"] for name in further]
-        negatives = torch.cat(seen) if seen else None
+        seen = {f"past_{key}": f"past_guide_{key}"}
+        negatives = None if joined is None else joined(lambda name: views[seen.get(name, f"guide_{name}")])
         return Guide(views[f"guide_{query}"], views[f"guide_{key}"], negatives, self.config.guide.margin)
 
     def _targets(self, score: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.data.identity import uniforms
+from mmcl.data.identity import NOTHING, uniforms
 from mmcl.data.pixels import Pixels
 from mmcl.data.rows import Rows
 from mmcl.data.text_augment import TextAugmentation
@@ -50,6 +50,10 @@ class Column(ABC):
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
         """One item of each row."""
         return rows
+
+    def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(N,) int64 identities of the chosen items of N rows; ``NOTHING`` of a row without any."""
+        return np.asarray(self.hashes[items])
 
     def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All items of the rows, and for each the position in ``rows`` that it belongs to."""
@@ -114,9 +118,14 @@ class TextPart(NamedTuple):
 
 
 class TokenColumn(Column):
-    """Texts: any number a row, of which a row's seed chooses one, and changes it where an augmentation is given."""
+    """Texts: any number a row, of which a row's seed chooses one, and changes it where an augmentation is given.
 
-    def __init__(self, parts: Sequence[TextPart], augmentation: TextAugmentation | None = None) -> None:
+    With ``optional``, a row without texts is no problem: another row's stands in for its own, named ``NOTHING``.
+    """
+
+    def __init__(
+        self, parts: Sequence[TextPart], augmentation: TextAugmentation | None = None, optional: bool = False
+    ) -> None:
         self._parts = parts
         self._augmentation = augmentation
         tokens = [part.tokens for part in parts]
@@ -126,7 +135,8 @@ class TokenColumn(Column):
         self._first = np.concatenate([*firsts, self._starts[-1:]])
         self.hashes = _joined([part.hashes for part in tokens])
         self.contents = _joined([part.contents for part in tokens])
-        self.problems = dict.fromkeys(np.flatnonzero(np.diff(self._first) == 0).tolist(), "no text")
+        self.lacking = np.flatnonzero(np.diff(self._first) == 0)
+        self.problems = {} if optional and len(self.hashes) else dict.fromkeys(self.lacking.tolist(), "no text")
 
     @property
     def longest(self) -> int:
@@ -137,7 +147,11 @@ class TokenColumn(Column):
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
         first = self._first[rows]
-        return first + choose_caption(self._first[rows + 1] - first, seeds)
+        chosen = first + choose_caption(self._first[rows + 1] - first, seeds)
+        return np.minimum(chosen, len(self.hashes) - 1)  # where the last rows have none
+
+    def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return np.where(self._first[rows + 1] == self._first[rows], NOTHING, self.hashes[items])
 
     def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         owner = np.repeat(np.arange(len(rows)), self._first[rows + 1] - self._first[rows])
@@ -196,6 +210,9 @@ class FeatureColumn(Column):
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
         return self.column.choose(rows, seeds)
+
+    def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return self.column.names(rows, items)
 
     def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.column.items(rows)

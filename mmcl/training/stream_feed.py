@@ -18,8 +18,8 @@ from torch.utils.data import get_worker_info
 
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
-from mmcl.data.identity import mix, stable_hash
-from mmcl.data.shard_columns import ShardColumn, require_columns
+from mmcl.data.identity import NOTHING, mix, stable_hash
+from mmcl.data.shard_columns import NoTextError, ShardColumn, require_columns
 from mmcl.data.shard_stream import Mixture, Order, Walk
 from mmcl.data.shards import Sample, count_samples, is_local, list_shards, shard_name
 from mmcl.data.text_augment import TextAugmentation
@@ -256,23 +256,33 @@ class _Chosen(NamedTuple):
 
     texts: list[str]
     tokens: list[np.ndarray]
+    there: list[bool]
+    """Of a sample without a text, an empty one stands in for it."""
 
 
 class _Texts(_Column):
     """Any number of texts a sample, of which its seed chooses one, and changes it where an augmentation is given."""
 
-    def __init__(self, source: ShardColumn, reader: TextReader, augmentation: TextAugmentation | None) -> None:
+    def __init__(
+        self, source: ShardColumn, reader: TextReader, augmentation: TextAugmentation | None, optional: bool
+    ) -> None:
         super().__init__(source)
         self.reader = reader
         self.augmentation = augmentation
+        self.optional = optional
 
     def load(self, sample: Sample) -> list[str]:
-        return self.source.captions(sample)
+        try:
+            return self.source.captions(sample)
+        except NoTextError:
+            if not self.optional:
+                raise
+            return []
 
     def choose(self, items: Sequence[list[str]], seeds: Tensor) -> _Chosen:
         chosen = choose_caption(np.array([len(texts) for texts in items]), seeds)
-        texts = [texts[number] for texts, number in zip(items, chosen, strict=True)]
-        return _Chosen(texts, self.reader.tokenize(texts)[0])
+        texts = [texts[number] if texts else "" for texts, number in zip(items, chosen, strict=True)]
+        return _Chosen(texts, self.reader.tokenize(texts)[0], [bool(texts) for texts in items])
 
     def inputs(self, chosen: _Chosen, seeds: Tensor) -> dict[str, Tensor]:
         reader, tokens = self.reader, chosen.tokens
@@ -281,7 +291,8 @@ class _Texts(_Column):
         return text_inputs(reader.tower, tokens, reader.skipped)
 
     def hashes(self, chosen: _Chosen) -> list[int]:
-        hashes: list[int] = self.reader.identities(chosen.texts, chosen.tokens).tolist()
+        names = self.reader.identities(chosen.texts, chosen.tokens)
+        hashes: list[int] = np.where(chosen.there, names, NOTHING).tolist()
         return hashes
 
 
@@ -311,7 +322,7 @@ def _column(
     if isinstance(tower, ImageTower):
         return _Pictures(source, tower)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
-    return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation)
+    return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation, role in method.optional)
 
 
 @dataclass

@@ -38,6 +38,7 @@ class Table:
         config: of the run.
         encoder: its towers say what their inputs are.
         scratch: folder for the features of frozen towers.
+        optional: roles of texts that a row may lack.
         augmented: whether items are changed at random, as the config says: to learn from, not to judge by.
         device: where frozen towers run.
         show_progress: a bar on stderr; for a terminal if absent.
@@ -58,12 +59,14 @@ class Table:
         encoder: Encoder,
         scratch: Path,
         *,
+        optional: frozenset[str] = frozenset(),
         augmented: bool = False,
         device: torch.device,
         show_progress: bool | None = None,
     ) -> None:
         self.config = config
         self.settings = sources
+        self._optional = optional
         self.sources = [
             open_source(source.source, split=source.split, separator=source.separator, root=config.data.image.root)
             for source in sources
@@ -165,6 +168,8 @@ class Table:
             return PixelColumn(
                 [open_pixels(rows, name, **common) for rows, name in zip(self.sources, names, strict=True)]
             )
+        if role in self._optional:
+            common["on_error"] = "skip"
         parts = []
         for number, (rows, name) in enumerate(zip(self.sources, names, strict=True)):
             reader = self._reader(role, number, tower, foreign)
@@ -178,7 +183,12 @@ class Table:
                     "" if foreign else "; model.text.max_tokens raises the limit where the model can read more",
                 )
             parts.append(TextPart(tokens, reader, rows, name))
-        return TokenColumn(parts, self._augmentation if changed else None)
+        column = TokenColumn(parts, self._augmentation if changed else None, role in self._optional)
+        if role in self._optional and len(column.lacking) and not foreign and distributed.rank() == 0:
+            log.info(
+                "%s: %d of %d rows have no %s, and are used without", self.name, len(column.lacking), self.total, role
+            )
+        return column
 
     def _numbers(self, role: str) -> Column:
         values = []

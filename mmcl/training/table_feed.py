@@ -72,6 +72,7 @@ class TableFeed(Table):
             config,
             method.encoder,
             scratch,
+            optional=method.optional,
             augmented=augmented,
             device=device,
             show_progress=show_progress,
@@ -149,7 +150,7 @@ class TableFeed(Table):
             # A reference's items are numbered as ours are.
             inputs |= {name: features.inputs(items) for name, features in self._references[role].items()}
             if column.identified:
-                ids.append(torch.from_numpy(np.asarray(column.hashes[items])))
+                ids.append(torch.from_numpy(column.names(draw.rows, items)))
         batch = Batch(inputs, torch.stack(ids, dim=1), seeds, rows)
         for role, count in self._extra.items():
             pool, pool_ids = self._pools[role]
@@ -244,7 +245,7 @@ class TableFeed(Table):
         items, rows = items[first], self.positions[owner[first]]
         seeds = torch.zeros(len(rows), dtype=torch.int64)
         ids = [
-            column.hashes[items if name == role else column.choose(rows, seeds)]
+            column.names(rows, items if name == role else column.choose(rows, seeds))
             for name, column in self.columns.items()
             if column.identified
         ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +15,10 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.load import load_config
-from mmcl.data.identity import mix
+from mmcl.data.identity import NOTHING, mix
 from mmcl.data.sampler import Draw
 from mmcl.evaluation import sts
+from mmcl.losses import Guide, info_nce
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
@@ -299,6 +303,55 @@ def test_texts_of_equal_tokens_are_the_same_thing_in_training(tmp_path):
     distinct, _ = feed_of(config, tmp_path / "run", "training.batch_size=2", "data.distinct=true")
     for batch in distinct.batches(0, len(distinct)):
         assert len(batch.ids[:, 0].unique()) == len(batch.ids)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tar"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_pair_without_a_hard_negative_is_learned_from_without(tmp_path, caplog, kind, guided):
+    """The loss is InfoNCE among the negatives that there are; none is made up, and lists are as long as they like."""
+    negatives = [["no 0", "never 0"], [], None, ["no 3"], ["no 4", "never 4", "nowhere 4"], []]
+    positives = [["yes 0"], ["yes 1", "sure 1"], ["yes 2"], ["yes 3", "sure 3", "true 3"], ["yes 4"], ["yes 5"]]
+    rows = [
+        {"anchor": f"ask {n}", "pos": pos, "neg": neg}
+        for n, (pos, neg) in enumerate(zip(positives, negatives, strict=True))
+    ]
+    source = write(tmp_path / "rows.jsonl", rows)
+    if kind == "tar":
+        source = str(tmp_path / "rows-000000.tar")
+        with tarfile.open(source, "w") as tar:
+            for n, row in enumerate(rows):
+                content = json.dumps(row).encode()
+                info = tarfile.TarInfo(f"{n}.json")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    prefix = "json." if kind == "tar" else ""
+    columns = {"anchor": f"{prefix}anchor", "positive": f"{prefix}pos", "negative": f"{prefix}neg"}
+    config = config_of(source, {"hard_negative_weight": 2.0}, columns=columns)
+    config["model"]["text"]["dropout"] = 0.0
+    with caplog.at_level("INFO", logger="mmcl"):
+        feed, method = feed_of(config, tmp_path / "run", "training.batch_size=6", "data.on_error=fail")
+    assert feed.problems() == []
+    if kind == "jsonl":
+        assert "3 of 6 rows have no negative, and are used without" in caplog.text
+    batch = next(iter(feed.batches(0, 1)))
+    views = method(batch)
+    there = batch.ids[:, 2] != NOTHING
+    assert there.sum() == 3
+    if guided:
+        method.config = method.config.model_copy(update={"guide": SimpleNamespace(margin=0.0)})
+        views |= {f"guide_{role}": views[role].detach() for role in ("anchor", "positive", "negative")}
+    guide = Guide(views["anchor"], views["positive"], views["negative"][there], 0.0) if guided else None
+    expected = info_nce(
+        views["anchor"],
+        views["positive"],
+        method.temperature,
+        negatives=views["negative"][there],
+        negative_owner=torch.arange(6)[there],
+        own_weight=2.0,
+        guide=guide,
+        symmetric=method.config.symmetric,
+    )
+    torch.testing.assert_close(method.loss(views).value, expected)
 
 
 def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
