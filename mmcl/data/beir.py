@@ -1,5 +1,5 @@
 """Retrieval tasks in BEIR's layout (Thakur et al. 2021, arXiv:2104.08663): ``corpus.jsonl``, ``queries.jsonl`` and
-``qrels/SPLIT.tsv`` in one folder."""
+``qrels/SPLIT.tsv`` in one folder; each compressed (``.gz``) or not, and the judgements in BEIR's columns or TREC's."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmcl.data.sources.files import open_bytes
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
+_JUDGEMENTS = (".tsv", ".txt", ".qrels", ".trec")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Beir:
 def is_beir(source: str | Path) -> bool:
     """Whether ``source`` is a folder of that layout, or of most of it."""
     folder = Path(source).expanduser()
-    parts = (folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels")
-    return folder.is_dir() and sum(part.exists() for part in parts) > 1
+    parts = [_packed(folder / name).is_file() for name in ("corpus.jsonl", "queries.jsonl")]
+    return folder.is_dir() and sum([*parts, (folder / "qrels").is_dir()]) > 1
 
 
 def open_beir(folder: str | Path, split: str | None = None) -> Beir:
@@ -77,14 +79,14 @@ def open_beir(folder: str | Path, split: str | None = None) -> Beir:
             f"{folder}: no such folder; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
         )
     judged = _split_file(path, split)
-    documents, all_queries = _texts(path / "corpus.jsonl"), _texts(path / "queries.jsonl")
+    documents, all_queries = _texts(_packed(path / "corpus.jsonl")), _texts(_packed(path / "queries.jsonl"))
     qrels = _judgements(judged, documents.keys() | all_queries.keys())
     corpus = {key: text for key, text in documents.items() if text}
     queries = {key: all_queries[key] for key in qrels if all_queries.get(key)}
     unknown = [document for grades in qrels.values() for document in grades if document not in documents]
     strangers = [query for query in qrels if query not in all_queries]
     beir = Beir(
-        name=f"{folder} ({judged.stem})",
+        name=f"{folder} ({_split_of(judged)})",
         corpus=corpus,
         queries=queries,
         qrels=qrels,
@@ -128,9 +130,13 @@ def _say(beir: Beir, judgements: int, unknown: list[str], strangers: list[str]) 
 
 
 def _split_file(folder: Path, split: str | None) -> Path:
-    files = {file.stem: file for file in sorted((folder / "qrels").glob("*.tsv"))}
+    found = [file for file in sorted((folder / "qrels").glob("*")) if _split_of(file) and file.is_file()]
+    files = {_split_of(file): file for file in found}
     if not files:
         raise MmclError(f"{folder / 'qrels'}: no judgements there; a BEIR folder has qrels/SPLIT.tsv, such as test.tsv")
+    for file in found:
+        if files[_split_of(file)] != file:
+            raise MmclError(f"{file}: {files[_split_of(file)].name} is of the same split; keep one of them")
     if split is None and len(files) == 1:
         return next(iter(files.values()))
     if split is None:
@@ -145,12 +151,24 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     if not file.is_file():
         raise MmclError(f"{file}: no such file; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv")
     try:
-        with file.open(encoding="utf-8-sig", newline="\n") as lines:
+        with open_bytes(file) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, line.rstrip("\r\n")
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise MmclError(f"{file}: not a UTF-8 file ({error}); save it as UTF-8") from error
+
+
+def _packed(file: Path) -> Path:
+    """The file, or where that is missing the compressed one."""
+    packed = file.with_name(f"{file.name}.gz")
+    return packed if packed.is_file() and not file.is_file() else file
+
+
+def _split_of(file: Path) -> str:
+    """What a file of judgements is named, without ``.tsv`` and ``.gz``; empty for other files."""
+    name = file.name.removesuffix(".gz")
+    return next((name.removesuffix(suffix) for suffix in _JUDGEMENTS if name.endswith(suffix)), "")
 
 
 def _texts(file: Path) -> dict[str, str]:
@@ -182,13 +200,16 @@ def _text(item: dict[str, Any], name: str, file: Path, number: int) -> str:
 def _judgements(file: Path, ids: Set[str]) -> dict[str, dict[str, float]]:
     qrels: dict[str, dict[str, float]] = {}
     for number, line in _lines(file):
-        fields = [field.strip() for field in line.split("\t")]
+        fields = _fields(line)
         if number == 1 and _is_header(fields, ids):
             continue
-        grade = _number(fields[2]) if len(fields) == 3 else None
+        grade = _number(fields[-1]) if len(fields) in (3, 4) else None
         if grade is None or not math.isfinite(grade):
-            raise MmclError(f"{file}: line {number} is not query id, document id and grade, separated by tabs")
-        query, document, _ = fields
+            raise MmclError(
+                f"{file}: line {number} is not query id, document id and grade, separated by tabs or blanks, nor "
+                "TREC's query id, iteration, document id and grade"
+            )
+        query, document = fields[0], fields[-2]
         if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
             raise MmclError(f"{file}: line {number} judges document '{document}' for query '{query}' a second time")
     if not qrels:
@@ -196,9 +217,16 @@ def _judgements(file: Path, ids: Set[str]) -> dict[str, dict[str, float]]:
     return qrels
 
 
+def _fields(line: str) -> list[str]:
+    """Three columns, or TREC's four, separated by tabs, else by blanks: an id may have blanks where tabs separate."""
+    fields = [field.strip() for field in line.split("\t")]
+    return fields if len(fields) in (3, 4) else line.split()
+
+
 def _is_header(fields: Sequence[str], ids: Set[str]) -> bool:
-    """Whether these name three columns, such as query-id, corpus-id and score, and are no broken judgement."""
-    return len(fields) == 3 and all(fields) and _number(fields[2]) is None and ids.isdisjoint(fields)
+    """Whether these name columns, such as query-id, corpus-id and score, and are no broken judgement."""
+    named = len(fields) in (3, 4) and all(fields) and _number(fields[-1]) is None
+    return named and ids.isdisjoint((fields[0], fields[-2]))
 
 
 def _number(field: str) -> float | None:

@@ -157,7 +157,8 @@ class Rows:
         return [str(value) for value in ids]
 
     def texts(self, column: str) -> list[str | list[str] | None]:
-        """A column of texts, or of lists of texts. Numbers become text, class labels their names; None stays None.
+        """A column of texts, or of lists of texts. Numbers become text, class labels their names, passages with
+        ``text`` and perhaps ``title`` (Tevatron's ``positive_passages``) title and text; None stays None.
 
         Raises ``MmclError`` for a column of anything else.
         """
@@ -217,6 +218,8 @@ class Rows:
             return value
         if isinstance(value, list):
             return [text for item in value if isinstance(text := self._text(item, column), str)]
+        if (passage := passage_of(value)) is not None:
+            return passage
         if isinstance(value, (bytes, dict)):
             raise MmclError(
                 f"{self.name}: column '{column}' holds {type(value).__name__}, not text; name a text column"
@@ -236,6 +239,16 @@ class Rows:
             f"{self.name}: column '{column}' holds {type(value).__name__}, not pictures; "
             "a picture is encoded bytes or the path of a file"
         )
+
+
+def passage_of(value: Any) -> str | None:
+    """Title and text of a passage, joined as BEIR joins them; None for what is none."""
+    if not (isinstance(value, dict) and "text" in value):
+        return None
+    parts = [value.get("title"), value["text"]]
+    if not all(part is None or isinstance(part, str) for part in parts):
+        return None
+    return " ".join(part.strip() for part in parts if part and part.strip())
 
 
 def _number(value: Any) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.images import ImageError, ImageInput, PreparedImage
+from mmcl.data.rows import passage_of
 from mmcl.data.shard_stream import SampleError
 from mmcl.data.shards import Sample, ShardError, is_local, read_shard, shard_name
 from mmcl.data.tokens import texts_of
@@ -99,7 +100,9 @@ class ShardColumn:
 
     def _texts(self, value: Any) -> str | list[str]:
         if isinstance(value, list):
-            return [str(item) for item in value if item is not None]
+            return [text for item in value if item is not None for text in texts_of(self._texts(item))]
+        if (passage := passage_of(value)) is not None:
+            return passage
         if isinstance(value, dict):
             raise SampleError(self.role, "a JSON object, not text; name one of its fields, such as json.caption")
         return str(value)

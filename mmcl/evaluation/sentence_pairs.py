@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
+from mmcl.evaluation.sts_files import Labelled, original_files, read_original, text_lines
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
@@ -78,9 +79,11 @@ def open_sts(
 
     Args:
         table: a Parquet, CSV, JSON-lines or TSV file (of TSV a quote is a character like any other, as in the files of
-            the STS tasks), a folder, the name of a data set on the hub, ``Rows``, or a ``pyarrow.Table``; without one,
-            the seven tasks of ``HUB``. Columns are ``sentence1``, ``sentence2`` and ``score`` (or what SICK and GLUE
-            call them), and where there are several tasks or splits in one table, ``task`` and ``split``.
+            the STS tasks), a folder, the tasks' own files or a folder of them (``STS.input.NAME.txt`` with
+            ``STS.gs.NAME.txt`` beside it, ``sts-test.csv``, ``SICK.txt``; SentEval's folders), the name of a data set
+            on the hub, ``Rows``, or a ``pyarrow.Table``; without one, the seven tasks of ``HUB``. Columns are
+            ``sentence1``, ``sentence2`` and ``score`` (or what SICK and GLUE call them), and where there are several
+            tasks or splits in one table, ``task`` and ``split``.
         split: the part to read; a table without splits counts as a test split. None: all rows.
         tasks: the tasks to keep; all if empty.
         columns: what ``sentence1``, ``sentence2`` and ``score`` are called, where it is something else.
@@ -133,6 +136,10 @@ def _open(table: Table, split: str | None) -> tuple[Rows, bool]:
     if isinstance(table, pa.Table):
         return _as_rows(table, _UNNAMED), False
     path = Path(table).expanduser()
+    if files := original_files(path):
+        pairs = read_original(files)
+        columns = {name: [getattr(pair, name) for pair in pairs] for name in Labelled._fields}
+        return _as_rows(pa.table(columns), str(table)), False
     if path.is_file():
         return (_read_tsv(path) if path.suffix.lower() == ".tsv" else open_source(path)), False
     return open_source(table, split=split), split is not None
@@ -146,11 +153,7 @@ def _as_rows(table: pa.Table, name: str) -> Rows:
 
 def _read_tsv(path: Path) -> Rows:
     """Not by way of a CSV reader: sentences may begin with a quote that nothing closes."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            lines = [line.rstrip("\r\n").split("\t") for line in file]
-    except UnicodeDecodeError as error:
-        raise MmclError(f"{path}: not a UTF-8 file ({error}); save it as UTF-8") from error
+    lines = [line.split("\t") for line in text_lines(path)]
     header = lines[0] if lines else []
     for number, line in enumerate(lines, 1):
         if len(line) != len(header):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -68,6 +69,38 @@ def test_queries_whose_id_is_a_documents_are_counted_and_equal_ids_of_other_text
     assert "1 queries have the id of a document with another text" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("test.tsv", "q1 d1 2\nq1 4 1\nq1   d3 0\n  \n"),
+        ("test.tsv", "q1 0 d1 2\nq1 0 4 1\nq1 0 d3 0\n\n"),
+        ("test.txt", "q1\tQ0\td1\t2\r\nq1\tQ0\t4\t1\r\nq1\tQ0\td3\t0\r\n\r\n"),
+        ("test.qrels", "qid iter docid rel\nq1 0\td1 2\nq1 0 4 1\nq1 0 d3 0"),
+        ("test.tsv.gz", "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\t4\t1\nq1\td3\t0\n"),
+    ],
+)
+def test_judgements_in_columns_of_blanks_or_of_trec_and_compressed_files_are_read(folder, file, content):
+    expected = open_beir(folder)
+    (folder / "qrels" / "test.tsv").unlink()
+    (folder / "qrels" / file).write_bytes(gzip.compress(content.encode()) if file.endswith("gz") else content.encode())
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+        (folder / name).unlink()
+    assert is_beir(folder)
+    assert open_beir(folder) == expected
+    assert open_beir(folder, "test").fingerprint == expected.fingerprint
+
+
+def test_two_files_of_a_split_and_a_damaged_archive_are_said(folder):
+    (folder / "qrels" / "test.txt").write_text("q1 d1 2\n")
+    with pytest.raises(MmclError, match=r"test\.\w+ is of the same split; keep one"):
+        open_beir(folder)
+    (folder / "qrels" / "test.txt").unlink()
+    (folder / "corpus.jsonl").rename(folder / "corpus.jsonl.gz")
+    with pytest.raises(MmclError, match=r"corpus\.jsonl\.gz: damaged gzip file"):
+        open_beir(folder)
+
+
 def test_a_split_is_chosen_and_a_file_without_header_has_none(folder):
     (folder / "qrels" / "dev.tsv").write_text("q2\td2\t1\n")
     assert open_beir(folder, "dev").qrels == {"q2": {"d2": 1}}
@@ -93,11 +126,11 @@ def test_a_split_is_chosen_and_a_file_without_header_has_none(folder):
         ("qrels/test.tsv", None, "no judgements there; a BEIR folder has qrels/SPLIT.tsv"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "test.tsv: there are no judgements"),
         ("qrels/test.tsv", "q\td\ts\nq1\td1\thigh\n", "line 2 is not query id, document id and grade"),
-        ("qrels/test.tsv", "q\td\ts\nq1 0 d1 1\n", "line 2 is not query id, document id and grade"),
+        ("qrels/test.tsv", "q\td\ts\nq1 d1\n", "line 2 is not query id, document id and grade"),
         ("qrels/test.tsv", "q1\td1\thigh\nq1\td3\t1\n", "line 1 is not query id, document id and grade"),
         ("qrels/test.tsv", "query\td1\thigh\nq1\td3\t1\n", "line 1 is not query id, document id and grade"),
         ("qrels/test.tsv", "q7\td7\tnan\nq1\td3\t1\n", "line 1 is not query id, document id and grade"),
-        ("qrels/test.tsv", "q1 d1 1\nq1\td3\t1\n", "line 1 is not query id, document id and grade"),
+        ("qrels/test.tsv", "q1 0 d1 1 run\nq1\td3\t1\n", "line 1 is not query id, document id and grade"),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td1\t2\n", "line 2 judges document 'd1' for query 'q1' a second time"),
         ("corpus.jsonl", b"\xff\xfe", "not a UTF-8 file"),
     ],

@@ -305,6 +305,19 @@ def test_texts_of_equal_tokens_are_the_same_thing_in_training(tmp_path):
         assert len(batch.ids[:, 0].unique()) == len(batch.ids)
 
 
+def test_passages_of_tevatron_are_title_and_text(tmp_path):
+    passages = [{"docid": "1", "title": "a cat", "text": "sleeps"}, {"docid": "2", "title": "", "text": "a dog runs"}]
+    rows = [{"query_id": str(n), "query": f"what {n}", "positive_passages": passages} for n in range(4)]
+    rows = [row | {"negative_passages": passages[:n] if n else []} for n, row in enumerate(rows)]
+    columns = {"anchor": "query", "positive": "positive_passages", "negative": "negative_passages"}
+    feed, method = feed_of(config_of(write(tmp_path / "t.jsonl", rows), columns=columns), tmp_path / "run")
+    tower = method.encoder.embedder("text").tower
+    items, owner = feed.columns["positive"].items(np.array([1]))
+    assert owner.tolist() == [0, 0]
+    assert feed.columns["positive"].hashes[items].tolist() == tower.identities(["a cat sleeps", "a dog runs"]).tolist()
+    assert len(feed.positions) == 4
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "tar"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_pair_without_a_hard_negative_is_learned_from_without(tmp_path, caplog, kind, guided):
