@@ -19,6 +19,9 @@ def encode(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Rows: a file, folder or name.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder for the vectors.", show_default=False)],
     column: Annotated[str | None, typer.Option(help="What to encode.", show_default="image, else text")] = None,
+    modality: Annotated[
+        Literal["image", "text"] | None, typer.Option(help="What it holds.", show_default="as it looks")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="The part of the source to encode.")] = None,
     label: Annotated[str | None, typer.Option(help="A column to show in search results.")] = None,
     precision: Annotated[
@@ -52,6 +55,7 @@ def encode(
         rows,
         column,
         out,
+        modality=modality,
         dtype=precision,
         label_column=label,
         prompt=prompt,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +15,6 @@ from mmcl.cli.output import JsonPath, print_table, write_json
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
-
-if TYPE_CHECKING:
-    from mmcl.models import Encoder
-    from mmcl.retrieval import Index
 
 app = typer.Typer(rich_markup_mode=None, help="Build and inspect FAISS indexes.", no_args_is_help=True)
 
@@ -51,58 +50,64 @@ def info(
 def search(
     index: Annotated[Path, typer.Argument(help="An index folder.", show_default=False)],
     queries: Annotated[
-        list[str], typer.Argument(metavar="QUERY ...", help="Texts, or paths of image files.", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[QUERY ...]",
+            help="Texts, or paths of image files; without any, a line of input is a query.",
+            show_default=False,
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Results for each query.")] = 10,
+    text: Annotated[
+        bool, typer.Option("--text", help="Take every query for text, also if a file is called so.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="The encoder of the queries.", show_default="the one the index was made with")
     ] = None,
     json: JsonPath = None,
 ) -> None:
-    """Search an index with words or pictures."""
-    from mmcl.retrieval import Index
+    """Search an index with words or images."""
+    from mmcl.retrieval.search import Search
 
-    opened = Index.load(index)
-    name = model or opened.model
-    if name is None:
-        raise MmclError(f"{index}: it does not say which model made its vectors; name it with --model")
-    import mmcl
-
-    answers = _search(opened, mmcl.load(name), queries, k)
+    opened = Search(index, model)
+    answers: dict[str, Any] = {}
+    for some in [queries] if queries else _lines():
+        try:
+            found = opened.answers(some, k, as_text=text)
+        except MmclError as error:
+            if queries or not sys.stdin.isatty():
+                raise
+            log.error("error: %s", error)  # and the next one is asked for
+            continue
+        answers |= found
+        for query, hits in found.items():
+            rows = [[hit["rank"], hit["score"], hit["id"], hit["label"] or ""] for hit in hits]
+            labelled = any(row[3] for row in rows)
+            columns = ["rank", "score", "id", "label"]
+            shown = rows if labelled else [row[:3] for row in rows]
+            print_table(columns if labelled else columns[:3], shown, title=query)
     write_json(json, answers)
-    for query, hits in answers.items():
-        rows = [[hit["rank"], hit["score"], hit["id"], hit["label"] or ""] for hit in hits]
-        labelled = any(row[3] for row in rows)
-        columns = ["rank", "score", "id", "label"]
-        print_table(columns if labelled else columns[:3], rows if labelled else [row[:3] for row in rows], title=query)
 
 
-def _search(index: Index, encoder: Encoder, queries: list[str], k: int) -> dict[str, list[dict[str, Any]]]:
-    if encoder.dim != index.dim:
-        raise MmclError(f"model '{encoder.name}' gives {encoder.dim} dimensions, the index has {index.dim}")
-    inputs = [_query(query) for query in queries]
-    ids, scores = index.search(encoder.encode(inputs, show_progress=False), k)
-    answers = {}
-    for query, found, how_near in zip(queries, ids.tolist(), scores.tolist(), strict=True):
-        hits = zip(found, how_near, index.labels_of(found), strict=True)
-        answers[query] = [
-            {"rank": rank, "score": score, "id": name, "label": label}
-            for rank, (name, score, label) in enumerate(hits, start=1)
-        ]
-    return answers
+def _lines() -> Iterator[list[str]]:
+    """The lines of standard input that are not blank, each alone; on a terminal they are asked for."""
+    asked = sys.stdin.isatty()
+    if asked:
+        import readline  # noqa: F401  # gives input() its editing keys and history
 
-
-def _query(query: str) -> str | Path:
-    """The path of a file that exists, or text; a picture that is missing is searched as text, but not in silence."""
-    from mmcl.data.images import image_suffixes
-
-    path = Path(query)
-    if path.is_file():
-        return path
-    if path.suffix.lower() in image_suffixes() and " " not in query:
-        log.warning("%s: there is no such file, so it is searched as text", query)
-    return query
+        log.info("a query a line; Ctrl-D ends")
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    while True:
+        try:
+            line = input("query> ") if asked else next(sys.stdin)
+        except (EOFError, StopIteration):
+            if asked:
+                print(file=sys.stderr)  # noqa: T201  # the prompt stays on a line of its own
+            return
+        if line.strip():
+            yield [line.strip()]
 
 
 def _print_info(about: dict[str, Any]) -> None:
-    print_table(["index", ""], [[key, value] for key, value in about.items() if value is not None])
+    print_table(["index", ""], [[key, value] for key, value in about.items() if value is not None and key != "encoder"])

@@ -20,6 +20,7 @@ from mmcl.encoding.vectors import Vectors, open_vectors
 from mmcl.encoding.writer import VectorWriter, with_columns
 from mmcl.retrieval.stored import id_table
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import existing_file
 from mmcl.runtime.lock import exclusive
 from mmcl.runtime.progress import progress
 
@@ -123,7 +124,7 @@ def encode_source(
         column: texts, lists of texts (each text gets a vector, under its row's id), or pictures.
         out: a new folder, or one of an earlier run with the same encoder, rows, column, modality, dtype, prompt and
             dimension.
-        modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are pictures.
+        modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are images.
         dtype: ``float32`` or ``float16`` on disk.
         shard_rows: a shard is written once it has this many vectors, and after a minute at the latest: what a killed
             process can cost.
@@ -242,7 +243,7 @@ def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:
 
 
 def _modality_of(rows: Rows, column: str) -> Modality:
-    """What the first rows hold: pictures, names of files that exist or end as pictures do, or text."""
+    """What the first rows hold: images, names of files that end as images do or of which most exist, or text."""
     head = rows.select(range(min(_SAMPLE_ROWS, len(rows))))
     values = {row: value for row, value in enumerate(head.column(column)) if value is not None and value != ""}
     if any(isinstance(value, bytes | dict) for value in values.values()):
@@ -250,15 +251,8 @@ def _modality_of(rows: Rows, column: str) -> Modality:
     if not values or not all(isinstance(value, str) for value in values.values()):
         return "text"
     paths = [path for path in head.images(column, list(values)) if isinstance(path, Path)]
-    pictures = all(path.suffix.lower() in image_suffixes() for path in paths)
-    return "image" if pictures or any(map(_is_file, paths)) else "text"
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a long text is no path
-        return False
+    named = all(path.suffix.lower() in image_suffixes() for path in paths)
+    return "image" if named or sum(existing_file(path) is not None for path in paths) > len(paths) / 2 else "text"
 
 
 def _model_name(encoder: Encodes) -> str:

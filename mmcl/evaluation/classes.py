@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mmcl.evaluation.templates import read_lines
 from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import existing_file
+from mmcl.runtime.printable import shortened
 
 IMAGENET = "imagenet"
 
@@ -26,9 +28,12 @@ def class_names(given: str | Path | Sequence[str]) -> list[str]:
 
         return list(IMAGENET_CLASSNAMES)
     if isinstance(given, str | Path):
-        if not Path(given).is_file():
-            raise MmclError(f"classes '{given}': no such file; write one name a line, or say '{IMAGENET}'")
-        names, where = read_lines(Path(given)), str(given)
+        path = existing_file(given)
+        if path is None:
+            raise MmclError(
+                f"classes '{shortened(str(given))}': no such file; write one name a line, or say '{IMAGENET}'"
+            )
+        names, where = read_lines(path), str(given)
     else:
         names, where = list(given), "classes"
     for number, name in enumerate(names):

@@ -19,6 +19,7 @@ from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
 from mmcl.evaluation.sts_files import Labelled, original_files, read_original, text_lines
 from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import existing_file
 
 log = logging.getLogger("mmcl")
 
@@ -140,7 +141,7 @@ def _open(table: Table, split: str | None) -> tuple[Rows, bool]:
         pairs = read_original(files)
         columns = {name: [getattr(pair, name) for pair in pairs] for name in Labelled._fields}
         return _as_rows(pa.table(columns), str(table)), False
-    if path.is_file():
+    if existing_file(path) is not None:
         return (_read_tsv(path) if path.suffix.lower() == ".tsv" else open_source(path)), False
     return open_source(table, split=split), split is not None
 

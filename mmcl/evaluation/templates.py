@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import existing_file
+from mmcl.runtime.printable import shortened
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
@@ -64,12 +66,12 @@ def _meant(given: str | Path) -> Sequence[str]:
             return [template("{}") for template in getattr(zero_shot_metadata, _OF_OPEN_CLIP[given])]
         if _has_place(given):
             return [given]
-    if Path(given).is_file():
-        return _of_file(Path(given))
+    if (path := existing_file(given)) is not None:
+        return _of_file(path)
     known = nearest(str(given), [*TEMPLATES, *_OF_OPEN_CLIP])
     raise MmclError(
-        f"template '{given}': it has no place {{}} for the class name, and is neither a file nor a set of templates"
-        f" ({known})"
+        f"template '{shortened(str(given))}': it has no place {{}} for the class name, and is neither a file "
+        f"nor a set of templates ({known})"
     )
 
 

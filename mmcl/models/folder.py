@@ -36,7 +36,7 @@ from mmcl.models.transformers_nets import count_positions, local_folder
 from mmcl.models.weights import load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError, first_line
-from mmcl.runtime.files import atomic_folder, read_json, write_json
+from mmcl.runtime.files import atomic_folder, existing_file, read_json, write_json
 
 log = logging.getLogger("mmcl")
 
@@ -104,10 +104,9 @@ def load(
 
 
 def _open(text: str) -> Encoder:
-    path = Path(text).expanduser()
     if text.startswith("hf-hub:"):
         return open_clip_models.open_hub(text.removeprefix("hf-hub:"))
-    if path.is_file():
+    if (path := existing_file(text)) is not None:
         encoder = open_clip_models.open_file(path)
         encoder.path = path
         return encoder

@@ -5,21 +5,28 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Annotated, Any, Literal, Protocol, cast, get_args
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from mmcl.retrieval import specs
 from mmcl.retrieval.stored import (
+    FileRecord,
+    Fingerprint,
+    Stored,
     check_file,
     file_record,
+    found_model,
     id_table,
+    near,
     read_description,
     read_table,
     to_numpy,
+    validated,
     write_description,
     write_table,
 )
@@ -34,6 +41,21 @@ _REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
 _BLOCK = 65_536
 _CHECKSUM_BELOW = 256 * 2**20
 _TIED_CELLS = 2**24
+
+
+class _About(Stored):
+    spec: str
+    reason: str
+    similarity: Similarity
+    dim: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1)]
+    model: str | None
+    near: str | None = None
+    encoder: Fingerprint | None = None
+    trained_on: int
+    nprobe: Annotated[int, Field(ge=1)] | None
+    recall: float | None
+    files: dict[str, FileRecord]
 
 
 class VectorShards(Protocol):
@@ -62,6 +84,7 @@ class Index:
         similarity: ``cosine``, ``dot`` or ``euclidean``.
         spec: the FAISS factory string of the index.
         model: name or folder of the encoder whose vectors these are, if known.
+        encoder: its fingerprint, see :class:`mmcl.retrieval.stored.Fingerprint`, if known.
 
     Several threads may search one index at once.
 
@@ -80,6 +103,7 @@ class Index:
         self.similarity: Similarity = about["similarity"]
         self.spec: str = about["spec"]
         self.model: str | None = about["model"]
+        self.encoder: dict[str, str] | None = about["encoder"]
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -135,6 +159,7 @@ class Index:
             "dim": dim,
             "count": count,
             "model": model if model is not None else shards.model,
+            "encoder": getattr(shards, "encoder", None) if model in (None, shards.model) else None,
             "trained_on": trained_on,
             "nprobe": None,
             "recall": None,
@@ -202,6 +227,10 @@ class Index:
         scores, positions = self._index.search(queries, depth, params=specs.visiting(self._index, cells))
         if self.similarity == "euclidean":
             scores = -np.sqrt(np.maximum(scores, 0))  # FAISS gives the squared distance
+        if positions.max() >= len(self):
+            raise MmclError(
+                f"the index is damaged: it holds a vector number {positions.max():,} of {len(self):,}; {_REBUILD}"
+            )
         scores[positions < 0] = -np.inf
         order = np.lexsort((np.where(positions < 0, len(self), positions), -scores))
         return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
@@ -250,6 +279,7 @@ class Index:
         if folder.exists() and not (folder / "index.json").exists() and (folder.is_file() or any(folder.iterdir())):
             raise MmclError(f"{folder}: exists and is no index, so it is not replaced; choose another folder")
         columns = {"id": self._ids} | ({"label": self._labels} if self._labels is not None else {})
+        about = self._about | {"near": near(folder, self.model)}
         with atomic_folder(folder) as beside:
             write_table(beside / "ids.parquet", pa.table(columns))
             try:
@@ -259,7 +289,7 @@ class Index:
                     raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from None
                 raise
             files = {name: file_record(beside / name) for name in ("index.faiss", "ids.parquet")}
-            write_description(beside / "index.json", _FORMAT, _VERSION, self._about | {"files": files})
+            write_description(beside / "index.json", _FORMAT, _VERSION, about | {"files": files})
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool | None = None) -> Index:
@@ -273,31 +303,31 @@ class Index:
             MmclError: not an index, a file missing or damaged, or written by a newer mmcl.
         """
         folder = Path(folder).expanduser()
-        about = read_description(folder / "index.json", _FORMAT, _VERSION, _REBUILD)
+        path = folder / "index.json"
+        about = validated(_About, read_description(path, _FORMAT, _VERSION, _REBUILD), path, _REBUILD).model_dump()
+        files, nearby = about.pop("files"), about.pop("near")
+        for name in ("index.faiss", "ids.parquet"):
+            if name not in files:
+                raise MmclError(f"{path}: damaged, '{name}' is not among its files; {_REBUILD}")
+        whole = sum(record["bytes"] for record in files.values()) < _CHECKSUM_BELOW if verify is None else verify
+        for name in ("index.faiss", "ids.parquet"):
+            check_file(folder / name, files[name], checksum=whole, cure=_REBUILD)
+        table = read_table(folder / "ids.parquet")
         try:
-            files = about.pop("files")
-            size = sum(record["bytes"] for record in files.values())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise MmclError(
-                f"{folder / 'index.json'}: damaged, its files are not listed ({error}); {_REBUILD}"
-            ) from None
-        try:
-            for name in ("index.faiss", "ids.parquet"):
-                whole = size < _CHECKSUM_BELOW if verify is None else verify
-                check_file(folder / name, files[name], checksum=whole, cure=_REBUILD)
-            table = read_table(folder / "ids.parquet")
             index = faiss.read_index(str(folder / "index.faiss"))
-            if not index.ntotal == len(table) == about["count"] or index.d != about["dim"]:
-                raise MmclError(f"{folder}: its files do not belong together; {_REBUILD}")
-            return cls(
-                index,
-                table,
-                {key: value for key, value in about.items() if key not in ("format", "format_version", "mmcl_version")},
-            )
-        except KeyError as error:
-            raise MmclError(f"{folder / 'index.json'}: damaged, {error} is missing; {_REBUILD}") from None
-        except RuntimeError as error:
-            raise MmclError(f"{folder / 'index.faiss'}: damaged ({specs.reason(error)}); {_REBUILD}") from None
+        except MemoryError:
+            raise MmclError(
+                f"{folder / 'index.faiss'}: damaged, or larger than the memory there is; {_REBUILD}"
+            ) from None
+        except Exception as error:  # RuntimeError, and what the wrapper makes of other C++ exceptions
+            raise MmclError(f"{folder / 'index.faiss'}: damaged ({specs.reason(error):.200}); {_REBUILD}") from None
+        together = index.ntotal == len(table) == about["count"] and index.d == about["dim"]
+        if not together or index.metric_type != specs.METRICS[about["similarity"]]:
+            raise MmclError(f"{folder}: its files do not belong together; {_REBUILD}")
+        if specs.inverted_file(index) is not None and about["nprobe"] is None:
+            raise MmclError(f"{path}: damaged, 'nprobe' is missing; {_REBUILD}")
+        about["model"] = found_model(folder, about["model"], nearby)
+        return cls(index, table, about)
 
 
 class _InMemory:

@@ -74,9 +74,9 @@ def _subtracts_the_mean(index: Any) -> bool:
     return any(isinstance(step, faiss.PCAMatrix | faiss.ITQTransform | faiss.CenteringTransform) for step in steps)
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: Exception) -> str:
     """What FAISS says, without the C++ signature it says it in."""
-    return str(error).rpartition(".cpp:")[2].partition(": ")[2] or str(error)
+    return str(error).rpartition(".cpp:")[2].partition(": ")[2] or str(error) or type(error).__name__
 
 
 def training_rows(index: Any, count: int) -> np.ndarray:

@@ -1,0 +1,114 @@
+"""Searching an index with texts and images, by the model that its vectors are from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import existing_file
+
+if TYPE_CHECKING:
+    from mmcl.models import Encoder
+    from mmcl.retrieval.index import Index
+
+log = logging.getLogger("mmcl")
+
+
+class Search:
+    """An index with the encoder of its queries.
+
+    Args:
+        folder: of the index.
+        model: the encoder's name or folder; the one that the index names if absent.
+
+    Raises:
+        MmclError: there is no index or no model, the index names none, or its vectors are another model's: of other
+            weights, another prompt, or another dimension.
+    """
+
+    def __init__(self, folder: str | Path, model: str | None = None) -> None:
+        import mmcl
+        from mmcl.retrieval.index import Index
+
+        self.index: Index = Index.load(folder)
+        name = model or self.index.model
+        if name is None:
+            raise MmclError(f"{folder}: it does not say which model made its vectors; name it with --model")
+        if model is None and Path(name).is_absolute() and not Path(name).exists():
+            raise MmclError(f"{folder}: its model is no longer at {name}; say with --model where it is now")
+        self.encoder: Encoder = mmcl.load(name)
+        self._check(folder)
+
+    def _check(self, folder: str | Path) -> None:
+        index, encoder = self.index, self.encoder
+        if index.encoder is None:
+            if index.dim != encoder.dim:
+                raise MmclError(f"model '{encoder.name}' gives {encoder.dim} dimensions, the index has {index.dim}")
+            log.warning(
+                "%s: does not say by which weights its vectors were made, so that it is not known whether '%s' still "
+                "has these; encode and index anew to have it checked",
+                folder,
+                encoder.name,
+            )
+            return
+        now = encoder.fingerprint()
+        if now["weights"] != index.encoder["weights"]:
+            raise MmclError(
+                f"{folder}: its vectors were made by other weights than those of '{encoder.name}'; name the model that "
+                "made them with --model, or encode and index anew with this one"
+            )
+        if now["prompt"] != index.encoder["prompt"]:
+            raise MmclError(
+                f"{folder}: '{encoder.name}' now puts {now['prompt']!r} before a text, and put "
+                f"{index.encoder['prompt']!r} when the vectors were made; give it that prompt, or encode and index anew"
+            )
+
+    def answers(self, queries: Sequence[str], k: int, *, as_text: bool = False) -> dict[str, list[dict[str, Any]]]:
+        """The k best for each query: ``rank``, ``score``, ``id`` and ``label``.
+
+        Args:
+            queries: texts, or paths of image files that exist, where the model embeds images.
+            k: how many.
+            as_text: take all for text.
+        """
+        if not queries:
+            return {}
+        inputs = [query if as_text else self._meant(query) for query in queries]
+        truncate_dim = self.index.dim if self.index.dim != self.encoder.dim else None
+        vectors = self.encoder.encode(inputs, truncate_dim=truncate_dim, show_progress=False)
+        ids, scores = self.index.search(vectors, k)
+        found = {}
+        for query, names, how_near in zip(queries, ids.tolist(), scores.tolist(), strict=True):
+            hits = zip(names, how_near, self.index.labels_of(names), strict=True)
+            found[query] = [
+                {"rank": rank, "score": score, "id": name, "label": label}
+                for rank, (name, score, label) in enumerate(hits, start=1)
+            ]
+        return found
+
+    def _meant(self, query: str) -> str | Path:
+        """The path of an image file, or text; what looks like the one and is taken for the other is said."""
+        from mmcl.data.images import image_suffixes
+
+        path = existing_file(query)
+        named = Path(query).suffix.lower() in image_suffixes() and " " not in query
+        if path is not None and "image" in self.encoder.modalities and (named or _is_image(path)):
+            return path
+        if path is not None:
+            log.warning("%s: there is such a file, but it is searched as text", query)
+        elif named:
+            log.warning("%s: there is no such file, so it is searched as text", query)
+        return query
+
+
+def _is_image(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # whatever the readers of some fifty formats meet
+        return False

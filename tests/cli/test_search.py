@@ -1,0 +1,157 @@
+"""Searching an index from the command line: what a query is, and whose vectors it is compared with."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import mmcl
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.sources import open_source
+from mmcl.encoding import encode_source, open_vectors
+from mmcl.models.embedder import Embedder
+from mmcl.models.encoder import Encoder
+from mmcl.models.heads import Head
+from mmcl.models.image_tower import ImageTower
+from mmcl.models.text_tower import TextTower
+from mmcl.models.tokenizer import train_tokenizer
+from mmcl.retrieval import Index
+
+TEXTS = ["a red dog", "a blue car", "a green tree", "dog.png"]
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    image = ImageTower.build(
+        ImageTowerConfig(name="timm:resnet10t", args={"channels": [8, 8, 8, 8], "stem_width": 8}), ImageConfig(size=32)
+    )
+    settings = TextTowerConfig(layers=1, width=16, heads=2)
+    text = TextTower.build(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
+    embedders = {"image": Embedder(image, Head(HeadConfig(), image.width, 8))}
+    return Encoder(embedders | {"text": Embedder(text, Head(HeadConfig(), 16, 8))}, 8, "tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a model, vectors of four texts by it, and their index."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny().save(folder / "model")
+    pq.write_table(pa.table({"id": ["a", "b", "c", "d"], "text": TEXTS}), folder / "texts.parquet")
+    source = open_source(folder / "texts.parquet")
+    encoder = mmcl.load(folder / "model", dtype="float32")
+    encode_source(encoder, source, "text", folder / "vectors", modality="text")
+    Index.build(open_vectors(folder / "vectors")).save(folder / "index")
+    return folder
+
+
+@pytest.fixture
+def moved(made, tmp_path):
+    """A copy of the folder, of which the original is not to be found."""
+    shutil.copytree(made, tmp_path / "copy")
+    for name, key in (("index/index.json", "model"), ("vectors/manifest.json", "model")):
+        path = tmp_path / "copy" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: "/gone/model"}))
+    return tmp_path / "copy"
+
+
+def ids(mmcl_, tmp_path, *arguments):
+    code, _, err = mmcl_("search", *arguments, "--json", tmp_path / "answers.json")
+    assert code == 0, err
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    return {query: [hit["id"] for hit in hits] for query, hits in answers.items()}
+
+
+def test_a_model_that_moved_with_its_index_is_found(mmcl_, moved, tmp_path):
+    assert ids(mmcl_, tmp_path, moved / "index", "a blue car", "-k", 1) == {"a blue car": ["b"]}
+    (moved / "model").rename(moved / "elsewhere")
+    code, _, err = mmcl_("search", moved / "index", "a blue car")
+    assert code == 2
+    assert "/gone/model" in err
+    assert "--model" in err
+    named = ("--model", moved / "elsewhere")
+    assert ids(mmcl_, tmp_path, moved / "index", "a blue car", "-k", 1, *named) == {"a blue car": ["b"]}
+
+
+@pytest.mark.parametrize("change", ["seed", "weight", "prompt"])
+def test_a_model_replaced_under_the_same_path_is_refused(mmcl_, moved, change):
+    encoder = tiny(seed=change == "seed")
+    if change == "weight":
+        next(encoder.embedder("text").parameters()).data[-1, -1] += 1e-3
+    if change == "prompt":
+        encoder.embedder("text").tower.set_prompts({"query": "a "}, "query")
+    encoder.save(moved / "model")
+    code, out, err = mmcl_("search", moved / "index", "a blue car")
+    assert (code, out) == (2, "")
+    assert ("now puts 'a '" if change == "prompt" else "other weights") in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_index_without_a_fingerprint_opens_with_a_line(mmcl_, moved, tmp_path):
+    path = moved / "index" / "index.json"
+    about = json.loads(path.read_text())
+    del about["encoder"], about["near"]
+    path.write_text(json.dumps(about | {"model": str(moved / "model")}))
+    code, out, err = mmcl_("search", moved / "index", "a blue car", "-k", 1)
+    assert code == 0
+    assert "b" in out
+    assert "not known whether" in err
+
+
+def test_vectors_cut_to_fewer_dimensions_are_searched_in_these(mmcl_, made, tmp_path):
+    encoder = mmcl.load(made / "model", dtype="float32")
+    source = open_source(made / "texts.parquet")
+    stored = encode_source(encoder, source, "text", tmp_path / "vectors", modality="text", truncate_dim=5)
+    Index.build(stored).save(tmp_path / "index")
+    assert ids(mmcl_, tmp_path, tmp_path / "index", "a blue car", "-k", 1) == {"a blue car": ["b"]}
+
+
+def test_what_a_query_is(mmcl_, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save("dog.png")
+    shutil.copy("dog.png", "extensionless")
+    (tmp_path / "a red dog").write_text("a file that is no image")
+    encoder = mmcl.load(made / "model", dtype="float32")
+    index = Index.load(made / "index")
+    long = "a red dog " * 300
+    as_image = index.search(encoder.encode(tmp_path / "dog.png"), 4)[0][0].tolist()
+    expected = {"dog.png": as_image, "extensionless": as_image}
+    expected |= {text: index.search(encoder.encode(text), 4)[0][0].tolist() for text in ("a red dog", long)}
+    assert ids(mmcl_, tmp_path, made / "index", *expected) == expected
+    assert ids(mmcl_, tmp_path, made / "index", "dog.png", "-k", 1, "--text") == {"dog.png": ["d"]}
+
+
+@pytest.mark.parametrize("lines", ["a blue car\n\n  dog\n", "a blue car\ndog"])
+def test_queries_are_read_from_standard_input(mmcl_, made, tmp_path, monkeypatch, lines):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    found = ids(mmcl_, tmp_path, made / "index", "-k", 1)
+    assert found["a blue car"] == ["b"]
+    assert set(found) == {"a blue car", "dog"}
+
+
+def test_on_a_terminal_queries_are_asked_for_and_a_mistake_does_not_end_it(mmcl_, made, tmp_path, monkeypatch):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    typed = iter([str(tmp_path / "broken.png"), "a blue car"])
+
+    def typing(prompt):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("builtins.input", typing)
+    code, out, err = mmcl_("search", made / "index", "-k", 1)
+    assert code == 0
+    assert "a blue car" in out
+    assert "broken.png" in err
