@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
+from mmcl.cli.config import Overrides
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 from mmcl.config.load import load_config
 
 
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file: one experiment.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as training.lr=3e-4.")
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     find_batch: Annotated[
         bool, typer.Option("--find-batch", help="Take the largest batch that fits into memory.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder
 
 log = logging.getLogger("mmcl")
+TARGETS = ("open-clip", "transformers", "sentence-transformers", "onnx")
 _UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
 
 
@@ -42,23 +44,33 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     Raises:
         MmclError: that library has no such model, and the message says why; or ``folder`` holds something.
     """
-    ways = {
-        "open-clip": _to_open_clip,
-        "transformers": _to_transformers,
-        "sentence-transformers": _to_sentence_transformers,
-        "onnx": _to_onnx,
-    }
-    if to not in ways:
-        raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
+    write = _writer(encoder, to)
     folder = folder.expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise MmclError(f"{folder}: holds something already, which is not replaced; choose another folder, or empty it")
     with torch.no_grad(), atomic_folder(folder) as beside:
-        ways[to](encoder, beside)
+        write(beside)
     return folder
 
 
-def _to_open_clip(encoder: Encoder, folder: Path) -> None:
+def cannot_export(encoder: Encoder, to: str) -> str | None:
+    """Why ``encoder`` cannot be exported to one of ``TARGETS``, found out without writing anything; None if it can."""
+    try:
+        _writer(encoder, to)
+    except MmclError as error:
+        return str(error)
+    return None
+
+
+def _writer(encoder: Encoder, to: str) -> Callable[[Path], None]:
+    """What writes ``encoder`` into a folder; raises ``MmclError`` if the library has no such model."""
+    ways = dict(zip(TARGETS, (_open_clip, _transformers, _sentence_transformers, _onnx), strict=True))
+    if to not in ways:
+        raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
+    return ways[to](encoder)
+
+
+def _open_clip(encoder: Encoder) -> Callable[[Path], None]:
     why = "open-clip needs an image and a text tower of open_clip's"
     if encoder.modalities != {"image", "text"}:
         raise MmclError(f"{why}; '{encoder.name}' embeds {' and '.join(encoder.modalities)} only")
@@ -69,9 +81,22 @@ def _to_open_clip(encoder: Encoder, folder: Path) -> None:
         raise MmclError(
             f"{why}; '{encoder.name}' has {other}. Train with open_clip:NAME for both towers to export there"
         )
-    state = _folded(image, "visual") | _folded(text, "text")
-    state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
     config = _model_config(encoder, seeing.spec, reading.spec())
+    halves = {half: (embedder, _projection(embedder, half)) for half, embedder in (("visual", image), ("text", text))}
+
+    def write(folder: Path) -> None:
+        state = {
+            name: of for half, (embedder, at) in halves.items() for name, of in _folded(embedder, half, at).items()
+        }
+        _write_open_clip(encoder, folder, config, state)
+
+    return write
+
+
+def _write_open_clip(encoder: Encoder, folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    seeing = cast(ImageTower, encoder.embedder("image").tower)
+    reading = cast(OpenClipTextTower, encoder.embedder("text").tower)
+    state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
     if encoder.logit_bias is not None:
         config["init_logit_bias"] = encoder.logit_bias
         state["logit_bias"] = torch.tensor(encoder.logit_bias)
@@ -105,16 +130,15 @@ def _model_config(encoder: Encoder, image: dict[str, Any], text: dict[str, Any])
     return config | ({"quick_gelu": True} if quick else {})
 
 
-def _folded(embedder: Embedder, half: str) -> dict[str, Tensor]:
-    """A tower's weights under open_clip's names, with a linear head multiplied into its projection."""
-    state = {f"{half}.{name}": tensor.clone() for name, tensor in embedder.tower.net.state_dict().items()}
+def _projection(embedder: Embedder, half: str) -> str | None:
+    """Which of a tower's weights its head can be multiplied into, by open_clip's name; None where there is no head."""
+    state = {f"{half}.{name}" for name in embedder.tower.net.state_dict()}
     layers = embedder.head.layers
     if not layers:
-        return state
+        return None
     if len(layers) > 1 or layers[0].bias or layers[0].activation != "identity":
         kind = embedder.head.config.kind if embedder.head.config else "such"
         raise MmclError(f"open-clip has no {kind} heads; '{half}' can be exported with a head of kind none or linear")
-    weight = embedder.head.linear_layers()[0].weight.to("cpu", torch.float64)  # (D, width)
     projection = next(
         (name for name in ("proj", "text_projection", "attnpool.c_proj", "head.proj", "proj.weight")
          if f"{half}.{name}" in state or f"{half}.{name}.weight" in state),
@@ -122,7 +146,15 @@ def _folded(embedder: Embedder, half: str) -> dict[str, Tensor]:
     )  # fmt: skip
     if projection is None:
         raise MmclError(f"the head cannot be multiplied into a projection: open_clip's '{half}' tower here has none")
-    name = f"{half}.{projection}"
+    return f"{half}.{projection}"
+
+
+def _folded(embedder: Embedder, half: str, name: str | None) -> dict[str, Tensor]:
+    """A tower's weights under open_clip's names, with a linear head multiplied into the projection ``name``."""
+    state = {f"{half}.{key}": tensor.clone() for key, tensor in embedder.tower.net.state_dict().items()}
+    if name is None:
+        return state
+    weight = embedder.head.linear_layers()[0].weight.to("cpu", torch.float64)  # (D, width)
     if name in state and not name.endswith(".weight"):  # a parameter (inner, width), which stands on the right
         state[name] = (state[name].cpu().double() @ weight.T).float()
         return state
@@ -145,7 +177,7 @@ def _preprocess_config(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _to_transformers(encoder: Encoder, folder: Path) -> None:
+def _transformers(encoder: Encoder) -> Callable[[Path], None]:
     for modality in sorted(encoder.modalities):
         embedder = encoder.embedder(modality)
         if not _is_transformers(embedder):
@@ -154,6 +186,12 @@ def _to_transformers(encoder: Encoder, folder: Path) -> None:
             )
         if embedder.head.layers:
             raise MmclError(f"transformers has no place for the {modality} head of '{encoder.name}'; it would be lost")
+    if len(encoder.modalities) > 1:
+        _whole_kind(encoder)
+    return lambda folder: _write_transformers(encoder, folder)
+
+
+def _write_transformers(encoder: Encoder, folder: Path) -> None:
     if len(encoder.modalities) == 1:
         model: Any = encoder.embedder(next(iter(encoder.modalities))).tower.net
     else:
@@ -179,28 +217,35 @@ def _is_transformers(embedder: Embedder) -> bool:
     return not isinstance(tower, OpenClipTextTower)
 
 
+def _whole_kind(encoder: Encoder) -> str:
+    """``clip`` or ``siglip``, of which the two halves are."""
+    nets: list[Any] = [encoder.embedder(modality).tower.net for modality in ("image", "text")]
+    types = {str(net.config.model_type) for net in nets}
+    for kind in ("clip", "siglip"):
+        if types == {f"{kind}_vision_model", f"{kind}_text_model"}:
+            return kind
+    kinds = " with ".join(sorted(types))
+    raise MmclError(f"transformers has no model of {kinds}; only the halves of a CLIPModel or SiglipModel are one")
+
+
 def _whole(encoder: Encoder) -> Any:
     """The ``CLIPModel`` or ``SiglipModel`` that the two halves are of."""
     from transformers import CLIPConfig, SiglipConfig
 
     halves: dict[str, Any] = {modality: encoder.embedder(modality).tower.net for modality in ("image", "text")}
-    types = {net.config.model_type for net in halves.values()}
     settings = {
         "vision_config": halves["image"].config.to_diff_dict(),
         "text_config": halves["text"].config.to_diff_dict(),
     }
     prefixes = {"vision_model.": halves["image"], "text_model.": halves["text"]}
     config: Any
-    if types == {"clip_vision_model", "clip_text_model"}:
+    if _whole_kind(encoder) == "clip":
         config = CLIPConfig(**settings, projection_dim=encoder.dim)
         state = {name: tensor for net in halves.values() for name, tensor in net.state_dict().items()}
-    elif types == {"siglip_vision_model", "siglip_text_model"}:
+    else:
         config = SiglipConfig(**settings)
         state = {prefix + name: tensor for prefix, net in prefixes.items() for name, tensor in net.state_dict().items()}
         state["logit_bias"] = torch.tensor([encoder.logit_bias or 0.0])
-    else:
-        kinds = " with ".join(sorted(types))
-        raise MmclError(f"transformers has no model of {kinds}; only the halves of a CLIPModel or SiglipModel are one")
     scale = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
     model = rebuild(config.to_diff_dict())
     state["logit_scale"] = scale.reshape(model.logit_scale.shape)
@@ -208,15 +253,17 @@ def _whole(encoder: Encoder) -> Any:
     return model
 
 
-def _to_sentence_transformers(encoder: Encoder, folder: Path) -> None:
+def _sentence_transformers(encoder: Encoder) -> Callable[[Path], None]:
     if "text" not in encoder.modalities:
         raise MmclError(f"sentence-transformers needs a text tower; '{encoder.name}' embeds images only")
     if why := cannot_express(encoder.embedder("text")):
         raise MmclError(f"sentence-transformers cannot embed as '{encoder.name}' does: {why}; mmcl's own folders can")
-    write(encoder, folder)
+    return lambda folder: write(encoder, folder)
 
 
-def _to_onnx(encoder: Encoder, folder: Path) -> None:
-    from mmcl.models.onnx_graph import export_onnx
+def _onnx(encoder: Encoder) -> Callable[[Path], None]:
+    from mmcl.models.onnx_graph import export_onnx, exportable, require
 
-    export_onnx(encoder, folder)
+    exportable(encoder)
+    require("onnx", "onnx")
+    return lambda folder: export_onnx(encoder, folder)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mmcl.config.training import TrainingConfig
+from mmcl.models.export import TARGETS, cannot_export
 from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
 from mmcl.training.batch_norm import tell_of_statistics
 from mmcl.training.optim import describe_learning
 from mmcl.training.run import Run
@@ -34,7 +38,7 @@ def announce(run: Trainer) -> None:
         run.precision,
         settings.batch_size,
         f" and {settings.accumulate} of them a step" if settings.accumulate > 1 else "",
-        _negatives(run),
+        count_negatives(run),
         run.steps,
         run.progress.step,
     )
@@ -46,9 +50,40 @@ def announce(run: Trainer) -> None:
             run.steps,
         )
     tell_of_statistics(run.method, settings)
+    encoder = run.method.encoder
+    possible = [target for target in TARGETS if cannot_export(encoder, target) is None]
+    others = [target for target in TARGETS if target not in possible]
+    log.info(
+        "the model can be exported to %s%s",
+        ", ".join(possible) or "no other library",
+        f", not to {', '.join(others)} (mmcl config check says why)" if others else "",
+    )
 
 
-def _negatives(run: Trainer) -> str:
+def require_whole_steps(settings: TrainingConfig, batches: int) -> None:
+    """Raise ``MmclError`` where a single step takes more batches than the run has; warn where rounding adds some.
+
+    Args:
+        settings: of the training.
+        batches: of an epoch.
+    """
+    count, epochs = settings.accumulate, settings.epochs
+    asked = max(1, math.ceil(epochs * batches))
+    if count > asked:
+        raise MmclError(
+            f"training.accumulate: {count} batches a step, but training.epochs: {epochs:g} has {asked}, an epoch being "
+            f"{batches} of training.batch_size {settings.batch_size}; lower it to {asked} at most, or raise the epochs"
+        )
+    taken = max(1, round(epochs * batches / count)) * count
+    if taken > asked and distributed.rank() == 0:
+        log.warning(
+            "training.accumulate: steps of %d batches take %d of them in all, more than the %d of %g epochs: some rows "
+            "come once more",
+            *(count, taken, asked, epochs),
+        )
+
+
+def count_negatives(run: Trainer) -> str:
     """What each query is told from."""
     modalities = list(run.method.inputs.values())
     if "number" in modalities:

@@ -43,6 +43,7 @@ class Progress:
         window: the losses, and their parts, of the steps since the last line of metrics.
         scaler: state of float16's gradient scaler.
         position: where this process's stream of samples stands, for a source that is a stream.
+        judged: whether the evaluation that is due at this step, if one is, has been made.
     """
 
     step: int = 0
@@ -54,6 +55,7 @@ class Progress:
     window: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     position: Any = None
+    judged: bool = True
 
 
 _PROGRESS = TypeAdapter(Progress)

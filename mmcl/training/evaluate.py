@@ -56,7 +56,7 @@ def open_judge(
     settings: JudgedSourceConfig,
     encoder: Encoder,
     config: Config,
-    scratch: Path,
+    scratch: Path | None,
     *,
     device: torch.device,
     show_progress: bool | None = None,
@@ -68,7 +68,7 @@ def open_judge(
         settings: of the source.
         encoder: to judge; its towers say what their inputs are.
         config: of the run.
-        scratch: folder for the features of frozen towers.
+        scratch: folder for the features of frozen towers; None: they are not computed ahead.
         device: where frozen towers run.
         show_progress: a bar on stderr; for a terminal if absent.
 

@@ -70,7 +70,7 @@ def open_feed(
     sources: Sequence[SourceConfig],
     method: Method,
     config: Config,
-    scratch: Path,
+    scratch: Path | None,
     *,
     augmented: bool,
     device: torch.device,
@@ -82,7 +82,7 @@ def open_feed(
         sources: where the samples come from; several are mixed by their weights.
         method: what they are for: its roles, and the towers that say what their inputs are.
         config: of the run.
-        scratch: folder for the features of frozen towers and of references.
+        scratch: folder for the features of frozen towers and of references; None: they are not computed ahead.
         augmented: to learn from: samples are changed at random, as the config says, and stand beside what else the
             method asks for, as second draws, features of its references and further items.
         device: where frozen towers run, and batches go to.

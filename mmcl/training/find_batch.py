@@ -17,8 +17,9 @@ from mmcl.methods import MINED, Batch
 from mmcl.methods.queue import MemoryQueue
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.training.loop import Trainer
+from mmcl.training.not_finite import NotFiniteError
 from mmcl.training.run import Run
 from mmcl.training.run_folder import has_begun
 
@@ -65,6 +66,11 @@ def find_batch(config: Config, folder: Path) -> int:
         memory.reset()
         try:
             trainer.step([grown(batch, rows)], len(fitted), 0.0)
+        except NotFiniteError as error:
+            raise DivergedError(
+                f"--find-batch: {error} before anything was learned; the model that the config starts from gives such "
+                "numbers, in this training.precision at least"
+            ) from None
         except torch.OutOfMemoryError:
             if world > 1:  # the others wait for this process in a collective call, and there is no way back to them
                 cure = f"{max(fitted)} did not: set training.batch_size yourself" if fitted else SMALLER

@@ -26,7 +26,7 @@ from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import write_json
-from mmcl.training.announce import announce, card_of
+from mmcl.training.announce import announce, card_of, require_whole_steps
 from mmcl.training.average import WeightAverage
 from mmcl.training.batch_norm import prepare_batch_norm
 from mmcl.training.build import build_method, finish_encoder, require_tokens
@@ -42,12 +42,22 @@ from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
 from mmcl.training.evaluate import Judge, open_judge
 from mmcl.training.feed import Feed, open_feed
+from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.mining import Miner
+from mmcl.training.not_finite import NotFiniteError, require_finite_weights
 from mmcl.training.optim import build_optimizer, freeze_groups, learning_rate
 from mmcl.training.run import Run
-from mmcl.training.run_folder import SkippedList, alone_in, gone_if_refused, has_begun, prepare_folder
-from mmcl.training.step import NotFiniteError, Stepper, StepResult, parallel_method
+from mmcl.training.run_folder import (
+    FolderError,
+    SkippedList,
+    alone_in,
+    gone_if_refused,
+    has_begun,
+    prepare_folder,
+    write_config,
+)
+from mmcl.training.step import Stepper, StepResult, parallel_method
 
 log = logging.getLogger("mmcl")
 T = TypeVar("T")
@@ -88,14 +98,23 @@ def train(
 
 def _train(config: Config, folder: Path, resume: bool, find_batch: bool, show_progress: bool | None) -> Run:
     with alone_in(folder) as new:
-        with gone_if_refused(folder, new):
-            if find_batch:
-                from mmcl.training.find_batch import fitting
+        try:
+            with gone_if_refused(folder, new):
+                if find_batch:
+                    from mmcl.training.find_batch import fitting
 
-                config = fitting(config, folder, resume)
-            trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
+                    config = fitting(config, folder, resume)
+                trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
+        except FolderError:
+            if distributed.world_size() == 1:
+                from mmcl.training.check_config import check_config
+
+                check_config(config, show_progress)  # its mistakes come first: another folder would not mend them
+            raise
         try:
             trainer.fit()
+        except NotFiniteError as error:
+            raise trainer.diverged(error) from None
         except KeyboardInterrupt:
             told = f"interrupted at step {trainer.progress.step} of {trainer.steps}; {_how_to_go_on(folder, 'it')}"
             raise KeyboardInterrupt(told) from None
@@ -110,11 +129,22 @@ def _how_to_go_on(folder: Path, run: str) -> str:
 
 
 class Trainer:
-    """Everything of one run in progress."""
+    """Everything of one run in progress.
 
-    def __init__(self, config: Config, folder: Path, *, resume: bool, show_progress: bool | None = None) -> None:
+    Args:
+        config: of the run.
+        folder: of the run.
+        resume: go on from the newest checkpoint there.
+        features: compute those of frozen towers, once, as training needs them.
+        show_progress: as :func:`train`.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, *, resume: bool, features: bool = True, show_progress: bool | None = None
+    ) -> None:
         self.config = config
         self.folder = folder
+        self.scratch = folder / "features" if features else None
         self.show_progress = show_progress
         settings = config.training
         self.device = _start_device(settings.device, timedelta(minutes=settings.timeout))
@@ -128,7 +158,8 @@ class Trainer:
         require_tokens(self.method, config)
         self.feed = self._open_feed([config.data.train, *config.data.mix])
         self.judges = {name: self._open_judge(name, source) for name, source in config.evaluation.sources.items()}
-        self.steps = max(1, round(settings.epochs * len(self.feed) / settings.accumulate))
+        self.steps = self._steps_of(config)
+        require_whole_steps(settings, len(self.feed))
         queue = getattr(config.method, "queue", None)
         if queue is not None and queue.start >= self.steps and not checkpoints:
             raise MmclError(
@@ -149,7 +180,7 @@ class Trainer:
         self.step = Stepper(self.method, wrapped, optimizer, settings, self.device, self.precision, self.average)
         self.progress = Progress(data=self.feed.fingerprint, precision=self.precision)
         if checkpoints:
-            self._resume(checkpoints[-1])
+            self._resume(checkpoints[-1], Run(folder).config)
         elif settings.wise_ft:
             save_start(self.method, learned_names(self.method), folder / START)
         if self.miner is not None:
@@ -159,7 +190,21 @@ class Trainer:
         )
 
     def fit(self) -> None:
-        """Train to the last step and write the model folder."""
+        """Train to the last step and write the model folder.
+
+        Raises:
+            NotFiniteError: the loss, the gradient, the weights or the vectors stopped being finite.
+            KeyboardInterrupt: as it comes, but between two steps; a checkpoint of what was learned has been written.
+        """
+        with Interrupts() as interrupts:
+            try:
+                self._fit(interrupts)
+            except KeyboardInterrupt:
+                if not interrupts.torn and distributed.world_size() == 1:
+                    self._save_what_is_new()
+                raise
+
+    def _fit(self, interrupts: Interrupts) -> None:
         self.method.train()
         announce(self)
         settings, progress, accumulate = self.config.training, self.progress, self.config.training.accumulate
@@ -170,6 +215,8 @@ class Trainer:
         self._judge_start()
         started = time.monotonic() - progress.seconds
         try:
+            with clock.aside():
+                self._judge_and_save()  # what an interrupted run owes
             for step in range(progress.step, self.steps):
                 if step == until:
                     batches.close()
@@ -178,20 +225,20 @@ class Trainer:
                 rate = learning_rate(settings, step, self.steps)
                 with clock.waiting():
                     taken = list(itertools.islice(batches, accumulate))
-                with clock.step():
-                    result = self._step(taken, step, rate)
-                progress.window.append({"loss": result.loss, **result.parts})
-                progress.position = taken[-1].position
-                progress.step, progress.seconds = step + 1, time.monotonic() - started
-                if progress.step % settings.log_every == 0 or progress.step == self.steps:
-                    self._log(ticker, result, rate, clock.rate() * settings.batch_size * accumulate)
-                del result
-                shares = clock.tick()
-                if shares:
-                    self.metrics.write(progress.step, {"time": shares._asdict()})
+                with interrupts.held():
+                    with clock.step():
+                        result = self._step(taken, step, rate)
+                    progress.window.append({"loss": result.loss, **result.parts})
+                    progress.position = taken[-1].position
+                    progress.step, progress.seconds = step + 1, time.monotonic() - started
+                    progress.judged = not self._due(self.evaluate_every)
+                    if progress.step % settings.log_every == 0 or progress.step == self.steps:
+                        self._log(ticker, result, rate, clock.rate() * settings.batch_size * accumulate)
+                    del result
+                    if shares := clock.tick():
+                        self.metrics.write(progress.step, {"time": shares._asdict()})
                 with clock.aside():
-                    improved = self._evaluate() if self._due(self.evaluate_every) else False
-                    if improved or self._due(settings.save_every):
+                    if not self._judge_and_save() and self._due(settings.save_every):
                         self._save()
             batches.close()
             ticker.close()
@@ -216,10 +263,7 @@ class Trainer:
         for batch in taken:
             if batch.problems:
                 self.skipped.add(self.feed.name, batch.problems)
-        try:
-            return self.step(taken, step, rate)
-        except NotFiniteError as error:
-            raise self._diverged(error, step) from None
+        return self.step(taken, step, rate)
 
     def _log(self, ticker: Ticker, result: StepResult, rate: float, pairs_per_second: float) -> None:
         progress = self.progress
@@ -235,14 +279,32 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.steps
 
+    def _judge_and_save(self) -> bool:
+        """Make the evaluation that is due, if one is; returns whether it was the best so far, and so has been saved."""
+        improved = False
+        if not self.progress.judged:
+            improved = self._evaluate()
+            self.progress.judged = True
+            if improved:
+                self._save()
+        return improved
+
+    def _save_what_is_new(self) -> None:
+        """Write a checkpoint, unless there is one of this step."""
+        step = self.progress.step
+        if step and not (self.folder / "checkpoints" / f"step-{step:08d}").is_dir():
+            self._save()
+
     def _save(self) -> None:
+        require_finite_weights(self.method, self.device)
         self.progress.scaler = self.step.scaler.state_dict()
         for embedder in embedders(self.method).values():  # a checkpoint has those of one process, with which all go on
             distributed.same_buffers(embedder)
         keep = self.config.training.keep
         save_checkpoint(self.folder, self.method, self.step.optimizer, self.progress, keep=keep, average=self.average)
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _resume(self, checkpoint: Path, before: Config) -> None:
+        """Go on from a checkpoint, by a config that may differ from the one ``before`` in what is yet to come."""
         self.progress = load_checkpoint(checkpoint, self.method, self.step.optimizer, self.average)
         self.progress.precision = self.precision
         self.step.scaler.load_state_dict(self.progress.scaler)
@@ -250,6 +312,29 @@ class Trainer:
             raise MmclError(
                 f"{self.feed.name}: changed since the run in {self.folder} began; start a new one with --out"
             )
+        done, settings = self.progress.step, self.config.training
+        if done > self.steps:
+            raise MmclError(
+                f"training.epochs: {settings.epochs:g} are {self.steps} steps, of which {self.folder} has done {done} "
+                f"already; set it to {before.training.epochs:g}, as it was, or more"
+            )
+        steps = self._steps_of(before)
+        old, new = (learning_rate(settings, done, total) for total in (steps, self.steps))
+        if old != new and self.main:
+            log.warning(
+                "training.epochs was %g and is %g: %d steps instead of %d. The learning rate follows the new schedule "
+                "from step %d on (%.3g instead of %.3g), which a run of that length from its start would have done all "
+                "along",
+                *(before.training.epochs, settings.epochs, self.steps, steps, done + 1, new, old),
+            )
+        if _chosen_by(before) != _chosen_by(self.config):
+            self.progress.best = self.progress.best_step = None
+        if self.main:
+            write_config(self.folder, self.config)
+
+    def _steps_of(self, config: Config) -> int:
+        """Optimizer steps that ``config`` makes of the feed."""
+        return max(1, round(config.training.epochs * len(self.feed) / config.training.accumulate))
 
     def _judged_weights(self) -> AbstractContextManager[None]:
         """Within, the method holds the weights that are judged and saved."""
@@ -338,7 +423,7 @@ class Trainer:
                 sources,
                 self.method,
                 self.config,
-                self.folder / "features",
+                self.scratch,
                 augmented=True,
                 device=self.device,
                 show_progress=self.show_progress,
@@ -358,7 +443,7 @@ class Trainer:
                 source,
                 self.method.encoder,
                 self.config,
-                self.folder / "features",
+                self.scratch,
                 device=self.device,
                 show_progress=self.show_progress,
             )
@@ -380,17 +465,23 @@ class Trainer:
         if self.main and self.skipped.add(source, problems):
             log.warning("%s: %d rows skipped, listed in %s", source, len(problems), self.skipped.path)
 
-    def _diverged(self, error: NotFiniteError, step: int) -> DivergedError:
-        ids = distributed.gather_lists(self.feed.names(error.batch))
-        path = self.folder / "diverged.json"
-        if self.main:
-            told = {"step": step + 1, "what": error.what, "rows": ids}
-            write_json(path, told)
+    def diverged(self, error: NotFiniteError) -> DivergedError:
+        """What a run says that ends so; the rows of the batch, if it was one, are written to ``diverged.json``."""
+        step, rows = self.progress.step, ""
+        if error.batch is not None:
+            step += 1
+            ids = distributed.gather_lists(self.feed.names(error.batch))
+            path = self.folder / "diverged.json"
+            if self.main:
+                write_json(path, {"step": step, "what": error.what, "rows": ids})
+            rows = f"the batch's row ids are in {path} (first: {', '.join(ids[:3])}); "
+        if not step:
+            return DivergedError(f"{self.folder}: {error} before the first step, by the model that it starts from")
         checkpoints = list_checkpoints(self.folder)
         last = checkpoints[-1] if checkpoints else "none yet"
         return DivergedError(
-            f"{self.folder}: {error} at step {step + 1}; the batch's row ids are in {path} (first: "
-            f"{', '.join(ids[:3])}); last good checkpoint: {last}; start anew with a lower training.lr"
+            f"{self.folder}: diverged: {error} at step {step}; {rows}last good checkpoint: {last}; start anew with a "
+            "lower training.lr"
         )
 
 
@@ -410,6 +501,12 @@ def choose_precision(wanted: str, device: torch.device, checkpoints: Sequence[Pa
         slow = f", which not every {device.type} here multiplies natively: it is slow" if begun == "bfloat16" else ""
         log.warning("resumed in %s, in which the run began%s", begun, slow)
     return begun or here
+
+
+def _chosen_by(config: Config) -> tuple[str | None, JudgedSourceConfig | None]:
+    """The metric by which the model is chosen, and the source that it is measured on."""
+    best = config.evaluation.best
+    return best, config.evaluation.sources.get(best.partition("/")[0]) if best else None
 
 
 def _start_device(name: str, timeout: timedelta) -> torch.device:

@@ -27,6 +27,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.training.columns import Column
 from mmcl.training.feed import Feed
+from mmcl.training.not_finite import NotFiniteError
 from mmcl.training.shares import embed, from_shares, share_of
 from mmcl.training.table_feed import HardNegatives, TableFeed
 
@@ -217,7 +218,10 @@ class Miner:
         assert self._guide_model is not None, "it is asked for once"
         encoder, columns = self._guide_model
         self._guide_model = None  # its weights have done their work
-        return self._vectors(encoder, columns)
+        try:
+            return self._vectors(encoder, columns)
+        except NotFiniteError as error:
+            raise MmclError(f"data.mining.guide: of model '{self.settings.guide}' {error}; name another one") from None
 
     def _open_guide(self, name: str) -> tuple[Encoder, list[Column]]:
         """The guide and its features of both roles."""
@@ -233,11 +237,15 @@ class Miner:
         _, first, of_rows = np.unique(anchors.contents[self._anchors], return_index=True, return_inverse=True)
         one, other = (self.method.inputs[role] for role in self.roles)
         distinct, corpus = self._anchors[first], self._corpus
-        return _Vectors(
+        seen = _Vectors(
             embed(encoder, one, lambda places: anchors.inputs(distinct[places]), len(distinct)),
             of_rows,
             embed(encoder, other, lambda places: positives.inputs(corpus[places]), len(corpus)),
         )
+        for role, vectors in zip(self.roles, (seen.distinct, seen.corpus), strict=True):
+            if zero := int((~vectors.any(1)).sum()):
+                raise NotFiniteError(f"{zero:,} of {len(vectors):,} vectors of role '{role}' became zero", "vectors")
+        return seen
 
     def _write(self, step: int, mined: Mined, positive: np.ndarray) -> None:
         self.folder.mkdir(exist_ok=True)

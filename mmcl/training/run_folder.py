@@ -22,37 +22,44 @@ from mmcl.training.run import Run, read_lines
 SKIPPED = "skipped.jsonl"
 
 
+class FolderError(MmclError):
+    """A folder in which a run cannot begin, or be resumed, whatever its config."""
+
+
 def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
     """Make or check the run folder; returns the checkpoints to resume from. All processes call this together.
 
     A folder in which nothing was learned yet (a first start that failed, say) is taken over.
 
     Raises:
-        MmclError: the folder is something else, or holds a run that was not asked for.
+        FolderError: the folder is something else, holds a run that was not to be resumed, or none that could be.
+        MmclError: the run there has another config.
     """
     distributed.barrier()
     ours = (folder / "config.yaml").is_file() and (folder / "features").is_dir()
     if folder.is_file() or (folder.is_dir() and entries(folder) and not ours):
-        raise MmclError(f"{folder}: exists and is no run folder; choose another --out")
+        raise FolderError(f"{folder}: exists and is no run folder; choose another --out")
     checkpoints = list_checkpoints(folder)
     begun = has_begun(folder)
     distributed.barrier()  # nobody writes before everybody has looked
     if begun and not resume:
-        raise MmclError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
+        raise FolderError(f"{folder}: holds a run already; continue it with --resume, or choose another --out")
     if begun:
         different = first_difference(_what_is_learned(Run(folder).config), _what_is_learned(config))
         if different:
-            raise MmclError(f"{folder}: '{different}' is not as in its config.yaml; a resumed run keeps its config")
+            raise MmclError(
+                f"{folder}: '{different}' is not as in its config.yaml, and the steps done depend on it; set it as it "
+                "was, or start a new run with --out"
+            )
     elif resume and not ours:
-        raise MmclError(f"{folder}: no run to resume there; leave out --resume to start one")
+        raise FolderError(f"{folder}: no run to resume there; leave out --resume to start one")
     if distributed.rank() == 0:
         if not begun:
             for stale in ("tokenizer", "features", "mined"):
                 shutil.rmtree(folder / stale, ignore_errors=True)
             for file in folder.glob("skipped*.jsonl"):
                 file.unlink()
-            with atomic_file(folder / "config.yaml") as beside:
-                beside.write_text(to_yaml(config), encoding="utf-8")
+            write_config(folder, config)
         for unfinished in folder.glob("checkpoints/.step-*"):  # of a run that was killed while it wrote or removed one
             shutil.rmtree(unfinished, ignore_errors=True)
         for unfinished in folder.glob("mined/.step-*.part"):
@@ -60,6 +67,12 @@ def prepare_folder(folder: Path, config: Config, resume: bool) -> list[Path]:
         (folder / "features").mkdir(exist_ok=True)
     distributed.barrier()
     return checkpoints
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write ``config.yaml`` of a run folder."""
+    with atomic_file(folder / "config.yaml") as beside:
+        beside.write_text(to_yaml(config), encoding="utf-8")
 
 
 @contextmanager
@@ -98,12 +111,15 @@ def has_begun(folder: Path) -> bool:
 
 
 def _what_is_learned(config: Config) -> dict[str, Any]:
-    """The config without what decides only how fast or how safely the same thing is learned."""
+    """The config without what the steps that are done do not depend on: how fast and how safely they were made, what
+    was measured and written on the way, and how many more are to come."""
     return config.model_dump(
         mode="json",
         exclude={
+            "name": True,
             "data": {"workers", "prefetch", "cache_gb"},
-            "training": {"timeout", "save_every", "keep", "tensorboard"},
+            "training": {"epochs", "log_every", "device", "compile", "timeout", "save_every", "keep", "tensorboard"},
+            "evaluation": True,
         },
     )
 

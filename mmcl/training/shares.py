@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcl.models.encoder import Encoder
 from mmcl.runtime import distributed, sharding
 from mmcl.training.columns import FEATURES_A_BATCH
+from mmcl.training.not_finite import NotFiniteError
 
 
 def share_of(count: int) -> np.ndarray:
@@ -51,6 +52,9 @@ def embed(
         inputs: the embedder's inputs for the items at these places.
         count: of the items, at least 1.
         normalize: to unit length.
+
+    Raises:
+        NotFiniteError: a vector holds a NaN or an infinity; in all processes.
     """
     mine, embedder = share_of(count), encoder.embedder(modality)
     distributed.same_buffers(embedder)
@@ -64,4 +68,7 @@ def embed(
         out[start : start + len(chunk)] = F.normalize(vectors, dim=1) if normalize else vectors
     encoder.train(training)
     sharding.reshard(embedder)
-    return from_shares(out, count).cpu().numpy()
+    found = from_shares(out, count)
+    if broken := int((~found.isfinite().all(1)).sum()):
+        raise NotFiniteError(f"{broken:,} of {count:,} {modality} vectors became nan or infinite", "vectors")
+    return found.cpu().numpy()

@@ -26,6 +26,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.training.average import WeightAverage
 from mmcl.training.gradient_cache import backward
 from mmcl.training.micro_batch import micro_batches
+from mmcl.training.not_finite import NotFiniteError
 from mmcl.training.optim import without_gradient
 
 log = logging.getLogger("mmcl")
@@ -46,20 +47,6 @@ class StepResult:
     norm: float
     views: Views
     parts: dict[str, float] = field(default_factory=dict)
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss or the gradient is no finite number.
-
-    Attributes:
-        what: ``loss`` or ``gradient``.
-        value: what it became.
-        batch: this process's share of the batch.
-    """
-
-    def __init__(self, what: str, value: float, batch: Batch) -> None:
-        super().__init__(f"the {what} became {value}")
-        self.what, self.value, self.batch = what, value, batch
 
 
 class Stepper:
@@ -122,7 +109,7 @@ class Stepper:
             views = self.method.global_views(views)
             loss = self.method.loss(views)
             if not torch.isfinite(loss.value):
-                raise NotFiniteError("loss", loss.value.item(), batch)
+                raise NotFiniteError(f"the loss became {loss.value.item()}", "loss", batch)
             parts = {name: part.detach() for name, part in loss.parts.items()}
             seen.append((Loss(loss.value.detach(), parts), {name: view.detach() for name, view in views.items()}))
             return self.scaler.scale(loss.value / count)
@@ -150,7 +137,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.method, self.settings.clip_grad or math.inf)
         if not math.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips such a step by itself
-            raise NotFiniteError("gradient", norm, batch)
+            raise NotFiniteError(f"the gradient became {norm}", "gradient", batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -54,7 +54,7 @@ class StreamFeed:
         sources: Sequence[SourceConfig],
         method: Method,
         config: Config,
-        scratch: Path,
+        scratch: Path | None,
         *,
         augmented: bool,
         device: torch.device,

@@ -37,7 +37,7 @@ class Table:
         roles: role to modality.
         config: of the run.
         encoder: its towers say what their inputs are.
-        scratch: folder for the features of frozen towers.
+        scratch: folder for the features of frozen towers; None: they stay inputs, and the towers run in every step.
         optional: roles of texts that a row may lack.
         augmented: whether items are changed at random, as the config says: to learn from, not to judge by.
         device: where frozen towers run.
@@ -57,7 +57,7 @@ class Table:
         roles: Mapping[str, str],
         config: Config,
         encoder: Encoder,
-        scratch: Path,
+        scratch: Path | None,
         *,
         optional: frozenset[str] = frozenset(),
         augmented: bool = False,
@@ -87,7 +87,7 @@ class Table:
                 continue
             embedder, changed = encoder.embedder(modality), augmented and changes(modality, config)
             column = self._open(role, embedder.tower, changed)
-            if embedder.frozen and not changed:
+            if embedder.frozen and not changed and scratch is not None:
                 column = FeatureColumn(column, embedder.tower, scratch / modality, device)
             self.columns[role] = column
         problems = {row for column in self.columns.values() for row in column.problems}
@@ -141,6 +141,8 @@ class Table:
         """
         tower = encoder.embedder(modality).tower
         plain = self._open(role, tower, changed=False, foreign=True)
+        if self._scratch is None:
+            return plain
         return FeatureColumn(plain, tower, self._scratch / f"{name}_{modality}", self._device)
 
     def _name(self, role: str, source: int) -> str:

@@ -60,7 +60,7 @@ class TableFeed(Table):
         sources: Sequence[SourceConfig],
         method: Method,
         config: Config,
-        scratch: Path,
+        scratch: Path | None,
         *,
         augmented: bool,
         device: torch.device,

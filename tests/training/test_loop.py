@@ -94,8 +94,8 @@ def test_a_run_folder_is_never_overwritten(tmp_path, tiny):
     train(tiny, out=tmp_path / "run", overrides=["training.epochs=0.05"])
     with pytest.raises(MmclError, match="--resume"):
         train(tiny, out=tmp_path / "run")
-    with pytest.raises(MmclError, match=r"'training\.epochs' is not as in"):
-        train(tiny, out=tmp_path / "run", resume=True)
+    with pytest.raises(MmclError, match=r"'training\.batch_size' is not as in"):
+        train(tiny, out=tmp_path / "run", overrides=["training.batch_size=32"], resume=True)
     with pytest.raises(MmclError, match="no run to resume"):
         train(tiny, out=tmp_path / "elsewhere", resume=True)
 

@@ -1,0 +1,66 @@
+"""What a config would do, found out by reading its data and model, without training."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mmcl.config.schema import Config
+from mmcl.models.export import TARGETS, cannot_export
+from mmcl.training.announce import count_negatives
+from mmcl.training.loop import Trainer
+from mmcl.training.optim import describe_learning
+
+
+def check_config(config: Config, show_progress: bool | None = None) -> dict[str, Any]:
+    """Set up what ``config`` describes as a run does, in a folder that is gone afterwards, and make its first batch.
+
+    Texts and images are read, and kept in the cache for the run to come; features of frozen towers are not computed.
+
+    Args:
+        config: of the run.
+        show_progress: bars on stderr; for a terminal if absent.
+
+    Returns:
+        Facts, in values that JSON can hold.
+
+    Raises:
+        MmclError: as :func:`mmcl.training.train` does before its first step.
+    """
+    plain = config.model_copy(update={"training": config.training.model_copy(update={"tensorboard": False})})
+    with tempfile.TemporaryDirectory(prefix="mmcl-check-") as folder:
+        trainer = Trainer(plain, Path(folder) / "run", resume=False, features=False, show_progress=show_progress)
+        try:
+            batches = trainer.feed.batches(0, 1)
+            try:
+                next(batches)
+            finally:
+                batches.close()
+            return _facts(trainer)
+        finally:
+            trainer.metrics.close()
+
+
+def _facts(trainer: Trainer) -> dict[str, Any]:
+    config, feed, encoder = trainer.config, trainer.feed, trainer.method.encoder
+    reasons = {target: cannot_export(encoder, target) for target in TARGETS}
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "data": feed.name,
+        "rows": feed.samples,
+        "skipped": len(feed.problems()),
+        "judged": {
+            name: {"data": judge.source, "skipped": len(judge.problems())} for name, judge in trainer.judges.items()
+        },
+        "device": trainer.device.type,
+        "precision": trainer.precision,
+        "batch_size": config.training.batch_size,
+        "negatives": count_negatives(trainer),
+        "steps": trainer.steps,
+        "dim": encoder.dim,
+        "learned": describe_learning(trainer.method),
+        "exports": [target for target, reason in reasons.items() if reason is None],
+        "no_exports": {target: reason for target, reason in reasons.items() if reason is not None},
+    }

@@ -1,0 +1,39 @@
+"""Numbers that stopped being finite: what tells that a run has diverged."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from mmcl.methods import Batch
+from mmcl.runtime import distributed
+
+
+class NotFiniteError(ArithmeticError):
+    """Something that a run computes is no finite number. All processes raise it together.
+
+    Attributes:
+        what: ``loss``, ``gradient``, ``weights`` or ``vectors``.
+        batch: this process's share of the batch in which it came about; None outside of a step.
+    """
+
+    def __init__(self, message: str, what: str, batch: Batch | None = None) -> None:
+        super().__init__(message)
+        self.what, self.batch = what, batch
+
+
+@torch.no_grad()
+def require_finite_weights(module: nn.Module, device: torch.device) -> None:
+    """Raise :class:`NotFiniteError` if a weight that learns is not finite; all processes call this together.
+
+    The loss and the gradient are looked at in every step, but what the last update has made of the weights shows in
+    the step after it only, which a run that ends, or a checkpoint, does not wait for.
+    """
+    learned = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in learned.values()]
+    finite = torch.stack([weight.isfinite().all() for weight in local]).tolist() if local else []
+    wrong = [name for name, sound in zip(learned, finite, strict=True) if not sound]
+    if distributed.largest(float(len(wrong)), device):
+        example = f", such as {wrong[0]}" if wrong else ""
+        raise NotFiniteError(f"weights became nan or infinite{example}", "weights")
