@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmcl.cli.columns import names_columns
+from mmcl.cli.models import AllowPipe
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def check(
     text: Annotated[str | None, typer.Option(help="The column of captions.", show_default="text")] = None,
     model: Annotated[str | None, typer.Option(help="A model or run folder, or a name: count its tokens.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side that pictures will be resized to; faster.")] = None,
+    allow_pipe: AllowPipe = False,
     json: JsonPath = None,
 ) -> None:
     """Read all pictures and captions once and say what is wrong with them.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from mmcl.cli.columns import names_columns
-from mmcl.cli.models import Backend, Device, Dtype, ExactDecoding, Model, load
+from mmcl.cli.models import AllowPipe, Backend, Device, Dtype, ExactDecoding, Model, load
 from mmcl.cli.output import say
 from mmcl.runtime.errors import MmclError
 
@@ -38,13 +38,14 @@ def encode(
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     exact_decoding: ExactDecoding = None,
+    allow_pipe: AllowPipe = False,
 ) -> None:
     """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
-    from mmcl.data.sources import open_source
+    from mmcl.data.shard_rows import open_rows
     from mmcl.encoding import encode_source
 
     encoder = load(model, device, dtype, backend, exact_decoding)
-    rows = open_source(source, split=split)
+    rows = open_rows(source, split=split)
     usual = [name for name in ("image", "text") if name in encoder.modalities]
     column = column or next((name for name in usual if name in rows.column_names), None)
     if column is None:

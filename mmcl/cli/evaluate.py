@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmcl.cli.columns import names_columns
-from mmcl.cli.models import Backend, Device, Dtype, Model, load
+from mmcl.cli.models import AllowPipe, Backend, Device, Dtype, Model, load
 from mmcl.cli.output import JsonPath, write_json
 from mmcl.cli.scores import (
     print_comparison,
@@ -107,6 +107,7 @@ def retrieval(
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
     json: JsonPath = None,
     per_query: PerQuery = False,
 ) -> None:
@@ -195,6 +196,7 @@ def zero_shot(
     device: Device = "auto",
     dtype: Dtype = "auto",
     exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
     json: JsonPath = None,
     per_query: PerQuery = False,
 ) -> None:
@@ -202,13 +204,13 @@ def zero_shot(
 
     ImageNet as the CLIP paper does it: --classes imagenet --template openai.
     """
-    from mmcl.data.sources import open_source
+    from mmcl.data.shard_rows import open_rows
     from mmcl.evaluation.rows import zero_shot_of_rows
 
     _check_per_query(per_query, json)
     scores = zero_shot_of_rows(
         load(model, device, dtype, exact_decoding=exact_decoding),
-        open_source(source, split=split),
+        open_rows(source, split=split),
         image=image,
         label=label,
         templates=template or ("{}",),
@@ -243,6 +245,7 @@ def diagnostics(
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
     json: JsonPath = None,
 ) -> None:
     """Is the space used, do the modalities meet, has it collapsed. Name one column to look at one modality alone.
@@ -250,7 +253,7 @@ def diagnostics(
     --pairs sentence1,sentence2: alignment of the pairs scored above 4 of 5 (of all, in a table without scores) and
     uniformity of all their sentences, as in the SimCSE paper.
     """
-    from mmcl.data.sources import open_source
+    from mmcl.data.shard_rows import open_rows
     from mmcl.evaluation import open_sts
     from mmcl.evaluation.rows import diagnostics_of_rows
     from mmcl.evaluation.sts import sts_diagnostics
@@ -260,7 +263,7 @@ def diagnostics(
         table = open_sts(source, split=split, tasks=task or (), columns=columns, scored=score is not None)
         found = sts_diagnostics(load(model, device, dtype, backend, exact_decoding), table)
     else:
-        rows, encoder = open_source(source, split=split), load(model, device, dtype, backend, exact_decoding)
+        rows, encoder = open_rows(source, split=split), load(model, device, dtype, backend, exact_decoding)
         if image is None and text is None:
             image, text = (name if name in encoder.modalities else None for name in ("image", "text"))
         found = diagnostics_of_rows(encoder, rows, image=image, text=text)
@@ -301,6 +304,7 @@ def compare(
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
     json: JsonPath = None,
 ) -> None:
     """Is B better than A, or luckier: differences with 95% intervals and a paired test, over the same queries.
@@ -323,10 +327,10 @@ def compare(
         search = _search(source, split, (image, text or "text"), (query, document), options, _cutoffs(k) if k else None)
         sides = [search(load(model, device, dtype, backend, exact_decoding), 0) for model in (a, b)]
     else:
-        from mmcl.data.sources import open_source
+        from mmcl.data.shard_rows import open_rows
         from mmcl.evaluation.rows import scores_of_rows
 
-        rows, ks = open_source(source, split=split), _cutoffs(k or "1,5,10")
+        rows, ks = open_rows(source, split=split), _cutoffs(k or "1,5,10")
         prompts: dict[str, Any] = {"templates": template or ("{}",), "classes": classes}
         sides = [
             scores_of_rows(
@@ -356,7 +360,7 @@ def _search(
 ) -> Callable[[Encoder, int], dict[str, Scores]]:
     """From a model and a number of resamples to scores: of a BEIR folder, of two columns of text, or of pictures."""
     from mmcl.data.beir import is_beir, open_beir
-    from mmcl.data.sources import open_source
+    from mmcl.data.shard_rows import open_rows
     from mmcl.evaluation import beir_retrieval, retrieval_of_texts
     from mmcl.evaluation.rows import retrieval_of_rows
 
@@ -368,7 +372,7 @@ def _search(
         return lambda encoder, resamples: {
             "query_to_document": beir_retrieval(encoder, beir, ks or (1, 10, 100), bootstrap=resamples, **options)
         }
-    rows = open_source(source, split=split)
+    rows = open_rows(source, split=split)
     if query is not None and document is not None:
         return lambda encoder, resamples: retrieval_of_texts(
             encoder, rows, query=query, document=document, ks=ks or (1, 5, 10), bootstrap=resamples, **options

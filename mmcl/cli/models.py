@@ -24,6 +24,19 @@ ExactDecoding = Annotated[
 ]
 
 
+def _allow_pipe(allowed: bool) -> bool:
+    if allowed:
+        from mmcl.data.shards import allow_pipes
+
+        allow_pipes()
+    return allowed
+
+
+AllowPipe = Annotated[
+    bool, typer.Option("--allow-pipe", callback=_allow_pipe, help="Run the commands of pipe: sources, in a shell.")
+]
+
+
 def load(
     model: str, device: str, dtype: str = "auto", backend: str = "torch", exact_decoding: bool | None = None
 ) -> Encoder:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mmcl.cli.config import Overrides
+from mmcl.cli.models import AllowPipe
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 from mmcl.config.load import load_config
 
@@ -20,6 +21,7 @@ def train(
         bool, typer.Option("--find-batch", help="Take the largest batch that fits into memory.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
+    allow_pipe: AllowPipe = False,
     json: JsonPath = None,
 ) -> None:
     """Train what a config describes: runs/NAME gets the model, metrics, checkpoints and a report."""

@@ -47,7 +47,8 @@ class JudgedSourceConfig(SourceConfig):
 
 class TrainSourceConfig(SourceConfig):
     """Where training rows come from. Beside tables and folders: WebDataset tar shards, read as a stream, named by a
-    path, a URL or `pipe:COMMAND` with braces for numbers, such as `shards/train-{0000..0019}.tar`."""
+    path, a URL or `pipe:COMMAND` with braces for numbers, such as `shards/train-{0000..0019}.tar`. A command is run in
+    a shell, and only under `mmcl train --allow-pipe`."""
 
     weight: Positive | None = None
     """Share of the samples drawn from this source, relative to the others'. Without weights every row of every source

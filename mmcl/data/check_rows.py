@@ -10,7 +10,7 @@ from mmcl.data.images import ImageError
 from mmcl.data.rows import Rows
 from mmcl.data.shard_columns import ShardColumn, require_columns
 from mmcl.data.shard_stream import SampleError
-from mmcl.data.shards import Sample, ShardError, is_shards, list_shards, read_shard
+from mmcl.data.shards import Reachable, Sample, ShardError, is_shards, list_shards, read_shard
 from mmcl.data.sources import open_source
 from mmcl.data.tokens import texts_of
 from mmcl.runtime.errors import MmclError
@@ -96,15 +96,18 @@ def _open_shards(source: str | Path, image: str | None, text: str | None, damage
     wanted = set().union(*(column.files for role, column in columns.items() if role not in problems))
 
     def blocks() -> Iterator[list[CheckedRow]]:
+        reachable = Reachable()
         for shard in shards:
             block: list[CheckedRow] = []
             try:
                 for sample in read_shard(shard, wanted=wanted):
+                    reachable.read()
                     block.append(_row_of(sample, columns["image"], columns["text"]))
                     if len(block) == _BLOCK:
                         yield block
                         block = []
             except ShardError as error:  # what came before it counts
+                reachable.failed(shard, error)
                 damaged.append({"id": error.name, "reason": error.reason})
             yield block
 

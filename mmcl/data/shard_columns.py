@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from mmcl.data.images import ImageError, ImageInput, PreparedImage
 from mmcl.data.rows import passage_of
 from mmcl.data.shard_stream import SampleError
-from mmcl.data.shards import Sample, ShardError, is_local, read_shard, shard_name
+from mmcl.data.shards import Reachable, Sample, ShardError, is_local, read_shard, shard_name
 from mmcl.data.tokens import texts_of
 from mmcl.runtime.errors import MmclError
 
@@ -64,29 +65,24 @@ class ShardColumn:
         raise self._missing(sample)
 
     def captions(self, sample: Sample) -> list[str]:
-        """The texts that are not blank, one or more. Raises ``SampleError`` if they cannot be read, ``NoTextError`` if
-        there are none."""
-        for choice in self.choices:
-            value = self._value(sample, choice)
-            if value is None:
-                continue
+        """The texts that are not blank, one or more, of the first choice with any. Raises ``SampleError`` if they
+        cannot be read, ``NoTextError`` if there are none."""
+        for value in self._values(sample):
             if texts := texts_of(self._texts(value)):
                 return texts
-            raise NoTextError(self.role, "no text")
-        raise NoTextError(self.role, self._missing(sample).reason)
+        raise NoTextError(self.role, self._missing(sample, "no text").reason)
 
     def number(self, sample: Sample) -> float:
-        """The number. Raises ``SampleError`` if there is none."""
-        for choice in self.choices:
-            if (value := self._value(sample, choice)) is not None:
-                try:
-                    number = float(value)
-                except (TypeError, ValueError):
-                    number = math.nan
-                if math.isfinite(number):
+        """The number of the first choice with one. Raises ``SampleError`` if there is none."""
+        for value in self._values(sample):
+            with suppress(TypeError, ValueError):
+                if math.isfinite(number := float(value)):
                     return number
-                raise SampleError(self.role, "no number")
-        raise self._missing(sample)
+        raise self._missing(sample, "no number")
+
+    def _values(self, sample: Sample) -> Iterator[Any]:
+        """What the choices name, of those that the sample has."""
+        return (value for choice in self.choices if (value := self._value(sample, choice)) is not None)
 
     def _value(self, sample: Sample, choice: str) -> Any:
         """What one of the choices names; None if the sample lacks it."""
@@ -119,13 +115,36 @@ class ShardColumn:
         except ValueError as error:
             raise SampleError(self.role, f"not JSON: {error}") from error
 
-    def _missing(self, sample: Sample) -> SampleError:
-        return SampleError(self.role, f"no {self}; the sample has {', '.join(sorted(sample.files)) or 'no files'}")
+    def _missing(self, sample: Sample, empty: str = "") -> SampleError:
+        """What to raise for a sample without the role, or whose files of it are ``empty``."""
+        if empty and any(self._value(sample, choice) is not None for choice in self.choices):
+            return SampleError(self.role, empty)
+        have = ", ".join(sorted(sample.files)) or "no files"
+        return SampleError(self.role, f"no {self}; the sample has {have}{self.advice([sample])}")
+
+    def advice(self, samples: Sequence[Sample]) -> str:
+        """What else may be wrong where the samples seem to lack the role; "" if nothing is."""
+        if any(sample.apart for sample in samples):
+            return (
+                "; the files of a sample do not stand one after the other, as they must: sort the tar by name, as "
+                "tar --sort=name does"
+            )
+        wanted = {choice.split(".")[0] if choice.startswith("json.") else choice for choice in self.files}
+        for sample in samples:
+            for extension in sample.files:
+                key, _, last = extension.rpartition(".")
+                if key and last in wanted:
+                    name = f"{sample.key}.{extension}"
+                    return (
+                        f"; a sample's key ends at the first dot of a file's name, so that {name} has the extension "
+                        f"{extension}: rename it, for example to {sample.key}_{key.replace('.', '_')}.{last}"
+                    )
+        return ""
 
 
-def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn]) -> None:
+def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn], cure: str = "") -> None:
     """Raise ``MmclError`` if a whole run would find nothing: the first local shard has a column in none of its first
-    samples."""
+    samples. ``cure`` says what to do about it."""
     shard = next(filter(is_local, shards), None)
     if shard is None:
         return
@@ -134,23 +153,49 @@ def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn]) -> No
         first.extend(islice(read_shard(shard, wanted=()), _LOOKED_AT))
     except ShardError:
         return  # told when it is read to learn from
+    complete = any(all(column.stands_in(sample) for column in columns) for sample in first)
     for column in columns:
-        if first and not any(column.stands_in(sample) for sample in first):
+        if first and not complete and (lacking := [sample for sample in first if not column.stands_in(sample)]):
+            advice = column.advice([*lacking, *_apart(shard)])
+            if any(column.stands_in(sample) for sample in first) and not advice:
+                continue
             have = ", ".join(sorted({extension for sample in first for extension in sample.files}))
             raise MmclError(
-                f"{shard_name(shard)}: no sample has {column} for '{column.role}'; they have {have}; "
-                f"name what to read as data.columns.{column.role}"
+                f"{shard_name(shard)}: no sample has {column} for '{column.role}'; they have {have}"
+                + (advice or f"; {cure or f'name what to read as data.columns.{column.role}'}")
             )
 
 
+def _apart(shard: str) -> Iterator[Sample]:
+    """The first sample of a shard whose files do not stand together, if there is one."""
+    try:
+        yield from islice((sample for sample in read_shard(shard, wanted=()) if sample.apart), 1)
+    except ShardError:
+        return
+
+
 def shard_captions(shards: Sequence[str], column: ShardColumn) -> Iterator[str]:
-    """The captions of all samples, in the order of the shards; what cannot be read is left out."""
+    """The captions of all samples, in the order of the shards; what cannot be read is left out.
+
+    Raises:
+        MmclError: nothing can be read of any shard.
+    """
+    found = False
+    first: ShardError | SampleError | None = None
+    where, reachable = "", Reachable()
     for shard in shards:
         try:
             for sample in read_shard(shard, wanted=column.files):
+                reachable.read()
                 try:
-                    yield from column.captions(sample)
-                except SampleError:
+                    captions = column.captions(sample)
+                except (SampleError, ShardError) as error:
+                    first, where = first or error, where or sample.name
                     continue
-        except ShardError:
-            continue
+                found = True
+                yield from captions
+        except ShardError as error:
+            reachable.failed(shard, error)
+            first, where = first or error, where or error.name
+    if not found and first is not None:
+        raise MmclError(f"{where}: {first.reason}; of {len(shards)} shards none gave a text")

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from mmcl.data.shards import Sample, ShardError, read_shard, shard_name
+from mmcl.data.shards import Reachable, Sample, ShardError, read_shard, shard_name
 from mmcl.runtime.errors import MmclError
 
 T = TypeVar("T")
@@ -108,6 +108,7 @@ class Walk(Generic[T]):
         self._from_start = self._at == _Place(epoch=self._at.epoch)
         self._useful = False
         self._first_problem = ""
+        self._reachable = Reachable()
 
     @property
     def place(self) -> dict[str, int]:
@@ -174,8 +175,8 @@ class Walk(Generic[T]):
         if self._from_start and not self._useful:
             raise MmclError(
                 f"{shard_name(self.shards[0])} and the other shards ({len(self.shards)} in all): a whole pass gave no "
-                f"sample that can be used{self._first_problem and f'; the first problem was {self._first_problem}'}; "
-                "name the extensions to read in data.columns"
+                f"sample that can be used{self._first_problem and f'; the first problem was {self._first_problem}'}"
+                + ("" if ": shard: " in self._first_problem else "; name the extensions to read in data.columns")
             )
         self._at = _Place(self._at.epoch + 1)
         self._samples = None
@@ -189,8 +190,10 @@ class Walk(Generic[T]):
             try:
                 samples = enumerate(read_shard(shards[number], self.wanted))
                 for position, sample in islice(samples, start, None):
+                    self._reachable.read()
                     yield number, position, sample
             except ShardError as error:
+                self._reachable.failed(shards[number], error)
                 self._skip(error.name, "shard", error.reason)
 
     def _skip(self, name: str, role: str, reason: str) -> None:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
-import shlex
+import select
+import signal
+import subprocess
 import tarfile
+import tempfile
 import weakref
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from textwrap import shorten
+from typing import Any, BinaryIO, TypeAlias
 
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import image_suffixes
@@ -27,12 +32,28 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, cache_dir
 from mmcl.runtime.progress import progress
 
+log = logging.getLogger("mmcl")
+
 _TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 _TAR_IN_COMMAND = re.compile(r"[^\s/'\"=]+\.(?:tar\.gz|tar|tgz)\b", re.IGNORECASE)
 _URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # two letters at least: C: is a drive
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")  # about the shard rather than of a sample
 _CHUNK = 2**16
+# Never forever: a host that does not answer, or no longer, ends the shard.
+_CURL = [
+    *("curl", "--fail", "--silent", "--show-error", "--location", "--globoff"),
+    *("--connect-timeout", "20", "--retry", "3", "--retry-delay", "2", "--speed-limit", "1", "--speed-time", "60"),
+]
+_SILENCE = 60.0  # seconds; gsutil tries for hours
+_UNREACHABLE = 3
+_CURL_SCHEMES = ("ftp", "ftps", "http", "https", "scp", "sftp")
+_CURL_WRITE_ERROR = 23
+_PROGRAMS = {
+    "s3": ("aws", "--cli-connect-timeout", "20", "--cli-read-timeout", "60", "s3", "cp", "{shard}", "-"),
+    "gs": ("gsutil", "-o", "Boto:num_retries=3", "-o", "Boto:http_socket_timeout=20", "cat", "{shard}"),
+    "ais": ("ais", "get", "{shard}", "-"),
+}
 _DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
 
 
@@ -73,15 +94,21 @@ _Content: TypeAlias = bytes | _Place | None
 class Sample:
     """The files of one sample.
 
+    Two files with one extension cannot be told apart: of such a sample nothing can be read.
+
     Attributes:
         shard: name of the shard's file.
         key: what the files' names share.
         files: extension, in lower case, to the content: bytes, or where they are.
+        doubled: an extension that two of the files have; empty if none.
+        apart: whether other files of the key stand further up in the shard.
     """
 
     shard: str
     key: str
     files: dict[str, _Content]
+    doubled: str = ""
+    apart: bool = False
 
     @property
     def name(self) -> str:
@@ -91,6 +118,11 @@ class Sample:
     def read(self, extension: str) -> bytes:
         """The bytes of the file with this extension. Raises ``ShardError`` if they can no longer be read."""
         content = self.files[extension]
+        if self.doubled:
+            raise ShardError(
+                self.name,
+                f"two files '{self.doubled}' with this key, of which one would be lost; give each its own key",
+            )
         if isinstance(content, _Place):
             try:
                 data = content.file.read(content.start, content.size)
@@ -111,7 +143,7 @@ def is_shards(source: str | Path) -> bool:
         return False
     if _is_file(text):
         return _TAR.search(text) is not None
-    if _TAR.search(text) or text.startswith("pipe:") or "://" in text:
+    if "://" in text or any(_TAR.search(part) or _is_command(part) for part in text.split("::")):
         return True
     folder = Path(text).expanduser()
     return folder.is_dir() and bool(_in_folder(folder)) and not any(folder.glob("metadata.*"))
@@ -124,20 +156,25 @@ def list_shards(source: str | Path) -> list[str]:
     (``train-{0000..0019}.tar``) and ``::`` between several; or a folder with ``.tar`` files.
 
     Raises:
-        MmclError: a local shard is missing, or the braces do not match.
+        MmclError: a local shard is missing, the braces do not match, nothing reads such a URL, or there is a command
+            and :func:`allow_pipes` was not called.
     """
     text = str(source)
-    folder = Path(text).expanduser()
-    if "://" not in text and folder.is_dir():
-        return _in_folder(folder)
+    path = Path(text).expanduser()
+    if "://" not in text and path.is_dir():
+        return _in_folder(path)
     if _is_file(text):  # whatever braces are in its name
-        return [str(folder)]
+        return [str(path)]
     from webdataset.shardlists import expand_urls
 
     try:
         shards = [_local_path(shard) if is_local(shard) else shard for shard in expand_urls(text)]
     except (ValueError, AssertionError) as error:  # unbalanced braces; ${NAME} without WDS_NAME
         raise MmclError(f"{text}: {error}") from None
+    _check_commands([shard for shard in shards if _is_command(shard)])
+    for shard in shards:
+        if not is_local(shard) and not _is_command(shard):
+            _reading(shard)
     missing = [shard for shard in shards if is_local(shard) and not Path(shard).is_file()]
     if missing:
         raise MmclError(
@@ -152,6 +189,37 @@ def _is_file(path: str) -> bool:
         return Path(path).expanduser().is_file()
     except (OSError, RuntimeError, ValueError):  # a command is too long for a path
         return False
+
+
+_pipes_allowed = False
+_told: set[str] = set()
+
+
+def allow_pipes() -> None:
+    """Let :func:`list_shards` take ``pipe:COMMAND`` in this process.
+
+    A command does whatever its author likes, and a config is passed around. Only who starts the process may say this.
+    """
+    global _pipes_allowed
+    _pipes_allowed = True
+
+
+def _is_command(shard: str) -> bool:
+    return shard[:5].lower() == "pipe:"
+
+
+def _check_commands(commands: Sequence[str]) -> None:
+    if not commands:
+        return
+    first = shorten(commands[0], 200, placeholder=" …")
+    if not _pipes_allowed:
+        raise MmclError(
+            f"{first}: this runs a command in a shell, with all your rights; if you trust whoever wrote it, say "
+            "so with --allow-pipe (in Python: mmcl.data.shards.allow_pipes())"
+        )
+    if first not in _told:
+        _told.add(first)
+        log.warning("--allow-pipe: shell commands are run to read shards (%d): %s", len(commands), first)
 
 
 def _in_folder(folder: Path) -> list[str]:
@@ -169,7 +237,7 @@ def _local_path(shard: str) -> str:
 
 def shard_name(shard: str) -> str:
     """How messages and names of samples call a shard: the name of its file, or of the last tar in a command."""
-    if not shard.startswith("pipe:"):
+    if not _is_command(shard):
         return re.split(r"[?#]", shard)[0].rstrip("/").split("/")[-1]
     tars = _TAR_IN_COMMAND.findall(shard)
     return tars[-1] if tars else f"pipe-{stable_hash(shard) % 2**32:08x}"
@@ -186,6 +254,7 @@ def read_shard(shard: str, wanted: Collection[str] | None = None) -> Iterator[Sa
     """
     name = shard_name(shard)
     sample: Sample | None = None
+    keys: set[str] = set()
     try:
         for path, content in _files(shard, wanted):
             key, extension = _split(path)
@@ -194,7 +263,10 @@ def read_shard(shard: str, wanted: Collection[str] | None = None) -> Iterator[Sa
             if sample is None or key != sample.key:
                 if sample is not None:
                     yield sample
-                sample = Sample(name, key, {})
+                sample = Sample(name, key, {}, apart=key in keys)
+                keys.add(key)
+            if extension in sample.files:
+                sample.doubled = extension
             sample.files.setdefault(extension, content)
     except _DamageError as error:
         key, _ = _split(error.path)
@@ -261,25 +333,130 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("there is no end mark: it seems to be cut off") from error
 
 
+def _reading(shard: str) -> list[str] | str:
+    """The program and its arguments that write a remote shard to standard output; of ``pipe:`` the shell's command.
+
+    Raises:
+        MmclError: nothing reads such a URL.
+    """
+    if _is_command(shard):
+        return shard[5:]
+    scheme = shard.partition(":")[0].lower()
+    if scheme == "hf":
+        from huggingface_hub import HfFileSystem, get_token
+
+        url = HfFileSystem().url(shard)
+        token = get_token()
+        return [*_CURL, *(["--header", f"Authorization: Bearer {token}"] if token else []), "--url", url]
+    if scheme in _CURL_SCHEMES:
+        return [*_CURL, "--url", shard]
+    if scheme in _PROGRAMS:
+        return [part.format(shard=shard) for part in _PROGRAMS[scheme]]
+    known = ", ".join(f"{name}://" for name in sorted([*_CURL_SCHEMES, *_PROGRAMS, "hf"]))
+    raise MmclError(f"{shard}: tar shards are read from files and from {known}")
+
+
 @contextmanager
 def _opened(shard: str) -> Iterator[Any]:
+    """The bytes of a shard. Whether a command failed is known at its end only, and then raised as ``OSError``."""
     if is_local(shard):
         with Path(shard).open("rb") as file:
             yield file
         return
-    from webdataset import gopen
-
-    # gopen knows no s3; its documentation pipes from the command line client, too.
-    stream = gopen(f"pipe:aws s3 cp {shlex.quote(shard)} -" if shard.startswith("s3://") else shard)
     try:
-        yield stream
-    except BaseException:
-        with suppress(OSError):  # the command fails for want of a reader
-            stream.close()
-        raise
-    while stream.read(_CHUNK):  # what pads the tar
-        pass
-    stream.close()  # raises if the command failed
+        command = _reading(shard)
+    except Exception as error:  # the hub's own, for hf://
+        raise OSError(str(error)) from error
+    shell = isinstance(command, str)
+    with tempfile.TemporaryFile() as said:
+        try:
+            process = subprocess.Popen(
+                command, bufsize=0, shell=shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+            )
+        except FileNotFoundError:
+            raise OSError(f"{command[0]} is not installed, which reads {shard.partition(':')[0]}:// URLs") from None
+        assert process.stdout is not None
+        stream = io.BufferedReader(_Impatient(process.stdout, None if shell else _SILENCE), _CHUNK)
+        try:
+            yield stream
+            while stream.read(_CHUNK):  # what pads the tar
+                pass
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            process.stdout.close()
+            if (
+                isinstance(error, Exception)
+                and not isinstance(error, TimeoutError)
+                and (why := _failure(process, command, said, wait=1.0))
+            ):
+                raise OSError(why) from error
+            raise
+        else:
+            if why := _failure(process, command, said):
+                raise OSError(why)
+        finally:
+            process.stdout.close()
+            process.kill()
+            process.wait()
+
+
+class _Impatient(io.RawIOBase):
+    """What a program writes, as long as it does not fall silent for ``seconds``."""
+
+    def __init__(self, stream: Any, seconds: float | None) -> None:
+        self._stream = stream
+        self._seconds = seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._seconds is not None and not select.select([self._stream], [], [], self._seconds)[0]:
+            raise TimeoutError(f"nothing came for {self._seconds:g} seconds")
+        return int(self._stream.readinto(buffer))
+
+
+class Reachable:
+    """Gives up where the first shards of a source cannot be read over the network, rather than try thousands more."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+
+    def read(self) -> None:
+        """A sample was read."""
+        self._failed = -1
+
+    def failed(self, shard: str, error: ShardError) -> None:
+        """A shard cannot be read.
+
+        Raises:
+            MmclError: so were all that were tried before, and it is a remote one.
+        """
+        if self._failed < 0 or is_local(shard):
+            return
+        self._failed += 1
+        if self._failed == _UNREACHABLE:
+            raise MmclError(
+                f"{error.name}: {error.reason}; the first {_UNREACHABLE} shards cannot be read: check the address, the "
+                "network and the login"
+            )
+
+
+def _failure(
+    process: subprocess.Popen[bytes], command: list[str] | str, said: BinaryIO, wait: float | None = None
+) -> str | None:
+    """Why a command failed; None if it did not, or only for want of a reader."""
+    try:
+        code = process.wait(wait)
+    except subprocess.TimeoutExpired:
+        return None
+    if code in (0, -signal.SIGPIPE, 128 + signal.SIGPIPE, _CURL_WRITE_ERROR):
+        return None
+    said.seek(0)
+    lines = said.read()[-4096:].decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"{command if isinstance(command, str) else command[0]}: exit {code} ({last})"
 
 
 def count_samples(shards: Sequence[str], show_progress: bool | None = None) -> int:

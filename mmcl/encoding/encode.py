@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from mmcl.data.images import ImageError, decode, image_suffixes, usable_cpus
 from mmcl.data.rows import Rows
+from mmcl.data.shard_rows import ShardRows
 from mmcl.encoding.changes import COLUMNS, changed, state
 from mmcl.encoding.vectors import Vectors, open_vectors
 from mmcl.encoding.writer import VectorWriter, with_columns
@@ -96,7 +97,7 @@ class _Block:
 
 def encode_source(
     encoder: Encodes,
-    rows: Rows,
+    rows: Rows | ShardRows,
     column: str,
     out: str | Path,
     *,
@@ -120,7 +121,7 @@ def encode_source(
     Args:
         encoder: its ``encode`` is called with lists of texts or of images: as its ``prepare_image`` gives them, small
             and in the threads that decode, or without one as PIL images.
-        rows: the corpus.
+        rows: the corpus; as ``open_rows`` opens it, tar shards too, which are read as a stream.
         column: texts, lists of texts (each text gets a vector, under its row's id), or pictures.
         out: a new folder, or one of an earlier run with the same encoder, rows, column, modality, dtype, prompt and
             dimension.
@@ -229,6 +230,8 @@ def _encode_changed(writer: VectorWriter, encode: Encode, reader: _Reader, on_er
 
 
 def _take_skipped(block: _Block, reader: _Reader, writer: VectorWriter, on_error: str) -> None:
+    if on_error == "fail" and isinstance(reader.rows, ShardRows):
+        reader.rows.refuse_damage()
     if block.skipped and on_error == "fail":
         row, id_, reason = block.skipped[0]
         raise MmclError(f"{reader.rows.name}: row {row} (id {id_!r}), column '{reader.column}': {reason}")
@@ -242,8 +245,10 @@ def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:
     return min(asked or _BLOCK_ROWS[modality], shard_rows)
 
 
-def _modality_of(rows: Rows, column: str) -> Modality:
+def _modality_of(rows: Rows | ShardRows, column: str) -> Modality:
     """What the first rows hold: images, names of files that end as images do or of which most exist, or text."""
+    if isinstance(rows, ShardRows):
+        return rows.modality(column)
     head = rows.select(range(min(_SAMPLE_ROWS, len(rows))))
     values = {row: value for row, value in enumerate(head.column(column)) if value is not None and value != ""}
     if any(isinstance(value, bytes | dict) for value in values.values()):
@@ -265,7 +270,7 @@ def _model_name(encoder: Encodes) -> str:
 class _Reader:
     """Reads and decodes a column, block by block."""
 
-    rows: Rows
+    rows: Rows | ShardRows
     column: str
     modality: Modality
     label_column: str | None = None
@@ -284,7 +289,7 @@ class _Reader:
             if due:
                 yield due.result()
 
-    def images(self, rows: Sequence[int]) -> list[bytes | Path | None]:
+    def images(self, rows: Sequence[int]) -> Sequence[bytes | Path | ImageError | None]:
         """The undecoded images of some rows."""
         return self.rows.images(self.column, rows)
 
@@ -318,10 +323,10 @@ class _Reader:
                     block.columns[name].append(value)
         return block
 
-    def _prepared(self, image: bytes | Path | None) -> Any:
+    def _prepared(self, image: bytes | Path | ImageError | None) -> Any:
         """The image as the encoder takes it, or the error that says why there is none."""
         try:
-            return self.prepare(image)
+            return image if isinstance(image, ImageError) else self.prepare(image)
         except ImageError as error:
             return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
 

@@ -16,6 +16,7 @@ import numpy as np
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import ImageError, ImageInput, PreparedImage, decode, usable_cpus
 from mmcl.data.rows import Rows
+from mmcl.data.shard_rows import ShardRows
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.classes import class_names, class_numbers
 from mmcl.evaluation.diagnostics import Diagnostics, diagnose
@@ -50,7 +51,7 @@ class PairVectors:
         return [f"{self.row_ids[row]}#{place}" for row, place in zip(self.owner.tolist(), number.tolist(), strict=True)]
 
 
-def embed_pairs(encoder: Encodes, rows: Rows, *, image: str = "image", text: str = "text") -> PairVectors:
+def embed_pairs(encoder: Encodes, rows: Rows | ShardRows, *, image: str = "image", text: str = "text") -> PairVectors:
     """Embed the pictures of a column and the captions of another, one or a list a row.
 
     Rows with an unreadable picture or without a caption are left out, and their number is logged. Pictures are decoded
@@ -80,7 +81,7 @@ def embed_pairs(encoder: Encodes, rows: Rows, *, image: str = "image", text: str
 
 def retrieval_of_rows(
     encoder: Encodes,
-    rows: Rows,
+    rows: Rows | ShardRows,
     *,
     image: str = "image",
     text: str = "text",
@@ -133,7 +134,7 @@ def retrieval_of_vectors(
 
 def zero_shot_of_rows(
     encoder: Encodes,
-    rows: Rows,
+    rows: Rows | ShardRows,
     *,
     label: str,
     image: str = "image",
@@ -203,7 +204,7 @@ def _distinct_names(encoder: Encodes, labels: list[str]) -> tuple[list[str], dic
 
 def scores_of_rows(
     encoder: Encodes,
-    rows: Rows,
+    rows: Rows | ShardRows,
     *,
     image: str = "image",
     text: str | None = None,
@@ -229,7 +230,7 @@ def scores_of_rows(
 
 
 def diagnostics_of_rows(
-    encoder: Encodes, rows: Rows, *, image: str | None = "image", text: str | None = "text"
+    encoder: Encodes, rows: Rows | ShardRows, *, image: str | None = "image", text: str | None = "text"
 ) -> Diagnostics:
     """The geometry of the embeddings of a column of pictures, of a column of texts, or of both and how they lie.
 
@@ -258,15 +259,15 @@ def _fingerprint(*content: Sequence[Any]) -> str:
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
-def _image_vectors(encoder: Encodes, rows: Rows, column: str) -> tuple[np.ndarray, list[int], np.ndarray]:
+def _image_vectors(encoder: Encodes, rows: Rows | ShardRows, column: str) -> tuple[np.ndarray, list[int], np.ndarray]:
     """Vectors of the readable images, the rows they are of, and hashes that are equal for equal ones, as the model
     takes them."""
     parts, readable, hashes = [], [], []
     prepare = getattr(encoder, "prepare_image", decode)
 
-    def prepared(image: ImageInput | None) -> Any:
+    def prepared(image: ImageInput | ImageError | None) -> Any:
         try:
-            return prepare(image)
+            return None if isinstance(image, ImageError) else prepare(image)
         except ImageError:
             return None
 
@@ -289,7 +290,7 @@ def _identity(image: Any) -> int:
     return stable_hash((image.pixels if isinstance(image, PreparedImage) else image).tobytes())
 
 
-def _report(rows: Rows, left_out: int, why: str) -> None:
+def _report(rows: Rows | ShardRows, left_out: int, why: str) -> None:
     if left_out == len(rows):
         raise MmclError(f"{rows.name}: every row has {why}")
     if left_out:

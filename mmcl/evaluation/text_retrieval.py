@@ -12,6 +12,7 @@ import numpy as np
 
 from mmcl.data.beir import Beir
 from mmcl.data.rows import Rows
+from mmcl.data.shard_rows import ShardRows
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.retrieval import Scores, SelfMatches, retrieval, retrieval_pairs
 from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt, text_identities
@@ -67,7 +68,7 @@ def beir_retrieval(
 
 def retrieval_of_texts(
     encoder: Encodes,
-    rows: Rows,
+    rows: Rows | ShardRows,
     *,
     query: str,
     document: str,

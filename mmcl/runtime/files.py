@@ -21,13 +21,34 @@ from mmcl.runtime.errors import MmclError
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder under ``$MMCL_CACHE`` (default ``$XDG_CACHE_HOME/mmcl`` or ``~/.cache/mmcl``), made if absent."""
-    base = os.environ.get("MMCL_CACHE")
-    if base is None:
-        base = str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "mmcl")
-    folder = Path(base).expanduser().joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    """A folder under ``$MMCL_CACHE`` (default ``$XDG_CACHE_HOME/mmcl`` or ``~/.cache/mmcl``), made if absent.
+
+    Raises:
+        MmclError: it cannot be made or written to, or there is no home folder to put it in.
+    """
+    cure = "set MMCL_CACHE to a folder that can be written"
+    try:
+        folder = _cache_base().expanduser().joinpath(*parts)
+    except RuntimeError:
+        raise MmclError(f"the cache folder: there is no home folder; {cure}") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise MmclError(f"{folder}: the cache folder cannot be used ({reason}); {cure}") from None
     return folder
+
+
+def _cache_base() -> Path:
+    """An empty variable is none; a relative ``XDG_CACHE_HOME`` is to be ignored, as its specification says."""
+    if own := os.environ.get("MMCL_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(shared if shared.startswith(("/", "~")) else "~/.cache") / "mmcl"
 
 
 def sha256_file(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -82,3 +83,47 @@ def test_a_column_that_no_sample_has_is_refused_before_the_run(tmp_path):
         require_columns(shards, [text, ShardColumn("image", "image", "png")])
     assert list(shard_captions(shards, text)) == ["a", "b", "c", "d"]
     assert sorted(text.files) == ["json", "json.caption", "json.text", "txt"]
+
+
+@pytest.mark.parametrize("blank", [b"", b" \n", b"\xef\xbb\xbf"])
+def test_a_blank_text_file_does_not_hide_the_caption_in_the_json(blank):
+    both = sample(txt=blank, json=b'{"caption": "a cat"}')
+    assert ShardColumn("text", "text").captions(both) == ["a cat"]
+    with pytest.raises(SampleError, match="no text"):
+        ShardColumn("text", "text").captions(sample(txt=blank, json=b'{"caption": null}'))
+    assert ShardColumn("score", "number", "cls;json.score").number(sample(cls=blank, json=b'{"score": 2}')) == 2
+
+
+def tar_of(path, names):
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(b"x"))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "cure"),
+    [
+        (["a.jpg", "b.jpg", "a.txt", "b.txt"], "sort the tar by name"),
+        ([f"{n}.jpg" for n in range(150)] + [f"{n}.txt" for n in range(150)], "sort the tar by name"),
+        (["a.v1.jpg", "a.v1.txt", "b.v1.jpg", "b.v1.txt"], r"rename it, for example to a_v1\.jpg"),
+        (["img.2021.01.jpg", "img.2021.01.txt"], r"rename it, for example to img_2021_01\.jpg"),
+        (["a.png.txt", "a.png"], r"rename it, for example to a_png\.txt"),
+        (["a.jpg", "a.cap"], r"name what to read as data\.columns\.text"),
+    ],
+)
+def test_columns_that_are_missing_are_explained_by_the_order_and_the_names_of_files(tmp_path, names, cure):
+    with pytest.raises(MmclError, match=cure):
+        require_columns(
+            [tar_of(tmp_path / "a.tar", names)], [ShardColumn("image", "image"), ShardColumn("text", "text")]
+        )
+
+
+def test_captions_of_shards_that_cannot_be_read_end_in_the_reason(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"<html>not found</html>")
+    with pytest.raises(MmclError, match=r"a\.tar: .*none gave a text"):
+        list(shard_captions([str(tmp_path / "a.tar")], ShardColumn("text", "text")))
+    doubled = tar_of(tmp_path / "b.tar", ["a.txt", "a.txt", "b.txt"])
+    assert list(shard_captions([doubled], ShardColumn("text", "text"))) == ["x"]

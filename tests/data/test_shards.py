@@ -8,7 +8,17 @@ import tarfile
 
 import pytest
 
-from mmcl.data.shards import ShardError, count_samples, is_shards, list_shards, read_shard, shard_name, write_shards
+from mmcl.data import shards as module
+from mmcl.data.shards import (
+    Reachable,
+    ShardError,
+    count_samples,
+    is_shards,
+    list_shards,
+    read_shard,
+    shard_name,
+    write_shards,
+)
 from mmcl.runtime.errors import MmclError
 
 
@@ -125,7 +135,7 @@ def test_a_shard_is_called_by_its_file():
     assert a.startswith("pipe-")
 
 
-def test_sources_are_told_from_tables_and_expanded(tmp_path):
+def test_sources_are_told_from_tables_and_expanded(tmp_path, monkeypatch):
     paths = write_shards(rows(5), tmp_path / "shards", per_shard=1)
     folder = paths[0].parent
     names = [str(path) for path in paths]
@@ -135,6 +145,7 @@ def test_sources_are_told_from_tables_and_expanded(tmp_path):
     assert list_shards(f"{folder}/0000{{0,3}}.tar::file:{folder}/00001.tar") == [names[0], names[3], names[1]]
     remote = "https://example.org/{00..11}.tar::s3://bucket/x.tar::pipe:cat y{1..2}.tar"
     assert is_shards(remote)
+    monkeypatch.setattr(module, "_pipes_allowed", True)
     assert len(list_shards(remote)) == 15
     for other in ("sample:shapes", "rows.csv", "user/name", "user/name:config", str(tmp_path)):
         assert not is_shards(other)
@@ -188,3 +199,74 @@ def test_a_path_under_an_extension_of_pictures_is_read_and_a_text_is_not(tmp_pat
     (sample,) = read_shard(str(shard))
     assert sample.read("jpg") == b"pixels"
     assert sample.read("txt") == str(picture).encode()
+
+
+@pytest.mark.parametrize("source", ["pipe:cat x.tar", "PIPE:touch x", "a.tar::pipe:touch x", "pipe:{cat,tac} x"])
+def test_commands_are_listed_only_where_they_are_allowed(source, monkeypatch, caplog):
+    assert is_shards(source)
+    with pytest.raises(MmclError, match="--allow-pipe"):
+        list_shards(source)
+    monkeypatch.setattr(module, "_pipes_allowed", False)  # whatever is called next is undone
+    module.allow_pipes()
+    if not source.startswith("a.tar"):
+        list_shards(source)
+        assert "shell commands are run" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/'; touch {0}; '.tar", "http://127.0.0.1:9/$(touch {0}).tar"])
+def test_no_address_reaches_a_shell(address, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    shard = address.format(tmp_path / "written")
+    with pytest.raises(ShardError, match=r"curl: exit \d+ \(curl: .*\)"):
+        list(read_shard(shard))
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize("source", ["htgs://x/y.tar", "foo://x/y.tar", "gopen://x"])
+def test_addresses_that_nothing_reads_are_refused(source):
+    with pytest.raises(MmclError, match=r"are read from files and from .*https://.*s3://"):
+        list_shards(source)
+
+
+def test_a_program_that_is_missing_or_silent_ends_the_shard(monkeypatch):
+    monkeypatch.setattr(module, "_PROGRAMS", {"s3": ("no_such_program", "{shard}"), "gs": ("sleep", "30")})
+    monkeypatch.setattr(module, "_SILENCE", 0.05)
+    with pytest.raises(ShardError, match="no_such_program is not installed, which reads s3://"):
+        list(read_shard("s3://bucket/a.tar"))
+    with pytest.raises(ShardError, match="nothing came for"):
+        list(read_shard("gs://bucket/a.tar"))
+
+
+def test_three_unreachable_shards_at_the_start_are_enough():
+    reachable, error = Reachable(), ShardError("a.tar", "refused")
+    for _ in range(5):
+        reachable.failed("a.tar", error)  # a local one
+    reachable.failed("s3://b/a.tar", error)
+    reachable.failed("s3://b/a.tar", error)
+    with pytest.raises(MmclError, match=r"a\.tar: refused; the first 3 shards cannot be read"):
+        reachable.failed("s3://b/a.tar", error)
+    reachable = Reachable()
+    reachable.read()
+    for _ in range(5):
+        reachable.failed("s3://b/a.tar", error)
+
+
+def make_tar(path, names):
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            add(tar, name, name.encode())
+    return str(path)
+
+
+def test_of_a_doubled_key_nothing_is_read_and_nothing_is_lost_in_silence(tmp_path):
+    shard = make_tar(tmp_path / "a.tar", ["a.jpg", "a.txt", "b.jpg", "b.txt", "b.jpg", "b.txt", "c.txt"])
+    samples = list(read_shard(shard))
+    assert [sample.key for sample in samples] == ["a", "b", "c"]
+    assert [sample.read("txt") for sample in (samples[0], samples[2])] == [b"a.txt", b"c.txt"]
+    with pytest.raises(ShardError, match=r"a\.tar:b: two files '(jpg|txt)' with this key"):
+        samples[1].read("txt")
+
+
+def test_files_of_a_key_that_stand_apart_are_marked(tmp_path):
+    shard = make_tar(tmp_path / "a.tar", ["a.jpg", "b.jpg", "a.txt", "b.txt", "c.jpg"])
+    assert [sample.apart for sample in read_shard(shard)] == [False, False, True, True, False]

@@ -11,7 +11,7 @@ import pytest
 
 from mmcl.runtime import files
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import atomic_file, atomic_folder, existing_file, write_json
+from mmcl.runtime.files import atomic_file, atomic_folder, cache_dir, existing_file, write_json
 
 DEAD = 2**22 + 1  # above the kernel's largest process id
 
@@ -166,3 +166,47 @@ def test_a_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypat
 @pytest.mark.parametrize("text", ["x" * 5_000, "nul\0", "~nobody-of-this-name/x", "", ".", "x\n" * 200])
 def test_what_names_no_file_is_none(text):
     assert existing_file(text) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "expected"),
+    [
+        (None, None, "home/.cache/mmcl"),
+        ("", None, "home/.cache/mmcl"),
+        ("", "", "home/.cache/mmcl"),
+        (None, "relative", "home/.cache/mmcl"),
+        (None, "{}/shared", "shared/mmcl"),
+        ("~/own", "{}/shared", "home/own"),
+        ("{}/own", None, "own"),
+    ],
+)
+def test_the_cache_is_where_the_variables_say_and_an_empty_one_says_nothing(
+    own, shared, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in (("MMCL_CACHE", own), ("XDG_CACHE_HOME", shared)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value.format(tmp_path))
+    assert cache_dir("pixels") == tmp_path / expected / "pixels"
+    assert (tmp_path / expected / "pixels").is_dir()
+
+
+def test_a_cache_that_cannot_be_used_is_an_error_that_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(MmclError, match=r"file.*cannot be used \(.*\); set MMCL_CACHE"):
+        cache_dir()
+    with pytest.raises(MmclError, match="set MMCL_CACHE"):
+        cache_dir("pixels")
+    monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "closed"))
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write anywhere
+    with pytest.raises(
+        MmclError, match=r"closed: the cache folder cannot be used \(Permission denied\); set MMCL_CACHE"
+    ):
+        cache_dir()
+    monkeypatch.setenv("MMCL_CACHE", "~nobody_of_this_name/x")
+    with pytest.raises(MmclError, match="there is no home folder; set MMCL_CACHE"):
+        cache_dir()

@@ -323,8 +323,11 @@ def test_weights_mix_sources_and_without_them_each_sample_comes_once(config, met
         assert_equal(batch, expected)
 
 
-def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(config, method, shards):
+def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(config, method, shards, monkeypatch):
     piped = f"data.train.source=pipe:cat {shards}/{{00..19}}.tar"
+    with pytest.raises(MmclError, match="--allow-pipe"):
+        make_feed(config, method, piped, "data.train.samples=50")
+    monkeypatch.setattr("mmcl.data.shards._pipes_allowed", True)
     with pytest.raises(MmclError, match=r"data\.train\.samples"):
         make_feed(config, method, piped)
     feed = make_feed(config, method, piped, "data.train.samples=50")
