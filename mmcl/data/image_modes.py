@@ -6,6 +6,7 @@ import gzip
 import io
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 import numpy as np
@@ -44,8 +45,21 @@ class ImageError(ValueError):
     """An image that cannot be used, with the reason."""
 
 
+def forget_tags(image: Image.Image) -> None:
+    """Keep only the orientation of the EXIF tags of an image that is not loaded yet.
+
+    Of a TIFF Pillow reads others too while it loads, and fails at those of odd types."""
+    with suppress(Exception):  # as in upright
+        exif = image.getexif()
+        for tag in list(exif):
+            if tag != _ORIENTATION:
+                with suppress(Exception):
+                    del exif[tag]
+
+
 def upright(image: Image.Image) -> Image.Image:
     """``image`` turned as its EXIF orientation says. No other tag is looked at: what is wrong there harms no pixel."""
+    image.load()  # by which Pillow turns a TIFF, and takes the orientation out
     try:
         method = _TRANSPOSED.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises SyntaxError, struct.error, TypeError and more for damaged tags

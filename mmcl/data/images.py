@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from mmcl.data.image_modes import ImageError, as_rgb, unknown_format, upright
+from mmcl.data.image_modes import ImageError, as_rgb, forget_tags, unknown_format, upright
 
 __all__ = [
     "ImageError",
@@ -137,6 +137,7 @@ def _read(image: ImageInput | None, target: int | None, stack: ExitStack) -> Ima
     _refuse_bomb(opened)
     if target is not None:
         opened.draft(None, (_DRAFT * target, _DRAFT * target))
+    forget_tags(opened)
     stack.enter_context(_budget.hold(opened.width * opened.height))
     return as_rgb(upright(opened))
 

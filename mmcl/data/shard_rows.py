@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from mmcl.data.images import PICTURE_SUFFIXES, ImageError
+from mmcl.data.images import ImageError, image_suffixes
 from mmcl.data.rows import Rows
 from mmcl.data.shard_columns import ShardColumn, require_columns
 from mmcl.data.shard_stream import SampleError
@@ -141,7 +141,7 @@ class ShardRows:
     def modality(self, column: str) -> Literal["image", "text"]:
         """``image`` or ``text``, by the name and the extensions of a column."""
         choices = [choice.split(".")[-1].lower() for choice in _column(column).choices[:1]]
-        return "image" if column == "image" or any(f".{choice}" in PICTURE_SUFFIXES for choice in choices) else "text"
+        return "image" if column == "image" or any(f".{choice}" in image_suffixes() for choice in choices) else "text"
 
     def holds_numbers(self, column: str) -> bool:
         """False: what is no JSON is text."""

@@ -41,11 +41,12 @@ def test_bytes_paths_pil_and_arrays_are_the_same_picture(tmp_path: Path) -> None
         np.testing.assert_array_equal(np.asarray(decoded), array)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(PICTURE, "PNG", exif=exif)
+    data = encoded(PICTURE, kind, exif=exif)
     by_hand = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -75,6 +76,20 @@ def test_a_tag_of_an_odd_type_harms_neither_pixels_nor_orientation(kind: str, ta
     body = body[: 10 + 12 * count] + entry + body[10 + 12 * count :]
     data = encoded(PICTURE, kind, exif=head[:6] + bytes(body))
     assert decode(data).size == (PICTURE.height, PICTURE.width)
+
+
+@pytest.mark.parametrize("tag", [0x8769, 0x8825, 0x011A, 0x0128, 0x9286, 0xC4A5])
+def test_a_tiff_with_a_tag_of_an_odd_type_is_read_and_turned(tag: int) -> None:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    tags = ImageFileDirectory_v2()
+    tags[0x0112] = 6
+    tags.tagtype[tag] = 2
+    tags[tag] = "abc"
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, "TIFF", tiffinfo=tags)
+    expected = np.rot90(np.asarray(PICTURE), -1)
+    np.testing.assert_array_equal(np.asarray(decode(buffer.getvalue())), expected)
 
 
 def test_transparency_is_composited_on_white() -> None:
