@@ -24,6 +24,7 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.text_inputs import text_inputs
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
+from mmcl.runtime.device import resolve_precision
 from mmcl.runtime.errors import MmclError
 from mmcl.training.columns import Column
 from mmcl.training.shares import embed
@@ -286,11 +287,20 @@ class LiveTexts:
             return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
 
         vectors = np.empty((len(texts), self._encoder.width), dtype=np.float32)
-        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize)
+        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize, _served(self._encoder))
         return vectors
 
 
 def _embed(encoder: Encoder, side: str, column: Column, items: np.ndarray) -> np.ndarray:
     """(len(items), D) unit vectors."""
     modality = "image" if side == "image" else "text"
-    return embed(encoder, modality, lambda places: column.inputs(items[places]), len(items))
+
+    def inputs(places: np.ndarray) -> dict[str, Tensor]:
+        return column.inputs(items[places])
+
+    return embed(encoder, modality, inputs, len(items), precision=_served(encoder))
+
+
+def _served(encoder: Encoder) -> str:
+    """What a loaded model computes in on this device, so that training judges what is searched with later."""
+    return resolve_precision("auto", encoder.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mmcl.models.encoder import Encoder
 from mmcl.runtime import distributed, sharding
+from mmcl.runtime.device import DTYPES
 from mmcl.training.columns import FEATURES_A_BATCH
 from mmcl.training.not_finite import NotFiniteError
 
@@ -32,6 +34,12 @@ def from_shares(mine: Tensor, count: int) -> Tensor:
     return gathered.transpose(0, 1).flatten(0, 1)[:count]  # place i was made by process i % W
 
 
+def _computing_in(precision: str | None, device: torch.device) -> AbstractContextManager[object]:
+    if precision is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "float32")
+
+
 @torch.no_grad()
 def embed(
     encoder: Encoder,
@@ -39,6 +47,7 @@ def embed(
     inputs: Callable[[np.ndarray], dict[str, Tensor]],
     count: int,
     normalize: bool = True,
+    precision: str | None = None,
 ) -> np.ndarray:
     """(count, D) float32 vectors, without dropout and augmentation; all processes call this together.
 
@@ -52,6 +61,7 @@ def embed(
         inputs: the embedder's inputs for the items at these places.
         count: of the items, at least 1.
         normalize: to unit length.
+        precision: of the towers; what autocast has chosen around the call if absent.
 
     Raises:
         NotFiniteError: a vector holds a NaN or an infinity; in all processes.
@@ -64,7 +74,8 @@ def embed(
     for start in range(0, len(mine), FEATURES_A_BATCH):
         chunk = mine[start : start + FEATURES_A_BATCH]
         moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
-        vectors = embedder(**moved).float()
+        with _computing_in(precision, encoder.device):
+            vectors = embedder(**moved).float()
         out[start : start + len(chunk)] = F.normalize(vectors, dim=1) if normalize else vectors
     encoder.train(training)
     sharding.reshard(embedder)

@@ -1,0 +1,34 @@
+"""Judging during training: what is judged is what is searched with later."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.models.embedder import Embedder
+from mmcl.models.encoder import Encoder
+from mmcl.models.heads import Head
+from mmcl.models.text_tower import TextTower
+from mmcl.models.tokenizer import train_tokenizer
+from mmcl.training.evaluate import LiveTexts
+
+TEXTS = ["a red dog", "a small blue car under the big dog", "cars", "the dog sits"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_texts_are_judged_in_the_precision_of_a_loaded_model(monkeypatch, native):
+    monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: native)
+    torch.manual_seed(0)
+    tower = TextTower.build(
+        TextTowerConfig(layers=2, width=32, heads=2), train_tokenizer(TEXTS, TokenizerConfig(vocab_size=50), 20)
+    )
+    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), 32, 16))}, 16).eval()
+    served = encoder.encode(TEXTS)
+    encoder.set_compute("float32")
+    exact = encoder.encode(TEXTS)
+    judged = LiveTexts(encoder).encode(TEXTS)
+    assert np.allclose(judged, exact, atol=1e-5) != native
+    np.testing.assert_allclose(judged, served, atol=2e-2 if native else 1e-5)
+    assert not np.array_equal(served, exact) or not native
