@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl.data import samples
+from mmcl.models.hub import fetch
 from mmcl.models.plausible import require_plausible, require_size, weights_bytes
 from mmcl.models.tensor_files import require_finite, require_readable_weights, require_whole_weights
 from mmcl.runtime.errors import MmclError, first_line
@@ -164,11 +165,4 @@ def local_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    files = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise MmclError(f"'{name}': no such folder, and not to be had from the hub ({first_line(error)})") from None
+    return fetch(name)
