@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmcl.models.encoder import Encoder
 from mmcl.models.onnx_graph import LAYER, exportable, open_graph, output_names, quantised, require, weights_key
+from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, cache_dir
 
@@ -143,6 +144,6 @@ def _compressed(core: Any, graph: Path, key: str) -> Path:
         nncf = require("nncf", "openvino")
         openvino = require("openvino", "openvino")
         model = nncf.compress_weights(core.read_model(graph), mode=nncf.CompressWeightsMode.INT8_ASYM)
-        with atomic_folder(kept) as beside:
+        with atomic_folder(kept) as beside, full_disk_is_oserror(kept):
             openvino.save_model(model, beside / "openvino_model.xml", compress_to_fp16=False)
     return kept / "openvino_model.xml"

@@ -21,7 +21,7 @@ from mmcl.models.open_clip_text import OpenClipTextTower
 from mmcl.models.sentence_transformers_writer import cannot_express, write
 from mmcl.models.text_tower import TextTower
 from mmcl.models.transformers_nets import quiet_transformers, rebuild
-from mmcl.models.weights import save_tensors
+from mmcl.models.weights import full_disk_is_oserror, save_tensors
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder
 
@@ -48,7 +48,7 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     folder = folder.expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise MmclError(f"{folder}: holds something already, which is not replaced; choose another folder, or empty it")
-    with torch.no_grad(), atomic_folder(folder) as beside:
+    with torch.no_grad(), atomic_folder(folder) as beside, full_disk_is_oserror(folder):
         write(beside)
     return folder
 
@@ -207,7 +207,7 @@ def _write_transformers(encoder: Encoder, folder: Path) -> None:
         spec = cast(ImageTower, encoder.embedder("image").tower).spec
         if spec["resize"] == "pad":
             log.warning("transformers has no white borders: its image processor squashes, '%s' pads", encoder.name)
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n")
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n", "utf-8")
 
 
 def _is_transformers(embedder: Embedder) -> bool:

@@ -33,7 +33,7 @@ from mmcl.models.text_tower import TextTower
 from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenize import read_tokenizer
 from mmcl.models.transformers_nets import count_positions, local_folder
-from mmcl.models.weights import load_weights, save_tensors
+from mmcl.models.weights import full_disk_is_oserror, load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.files import atomic_folder, existing_file, read_json, write_json
@@ -224,7 +224,7 @@ def save(encoder: Encoder, folder: Path) -> Path:
         "logit_bias": encoder.logit_bias,
         "card": encoder.card,
     }
-    with atomic_folder(folder) as beside:
+    with atomic_folder(folder) as beside, full_disk_is_oserror(folder):
         if (training := encoder.training_head) is not None:
             linear = training.linear_layers()
             description["training_head"] = {

@@ -20,7 +20,7 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.open_clip_text import OpenClipTextTower
 from mmcl.models.pooling import reads_layers
 from mmcl.models.text_tower import OWN_VECTOR, TextTower
-from mmcl.models.weights import weights_hash
+from mmcl.models.weights import full_disk_is_oserror, weights_hash
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, atomic_folder, cache_dir
 
@@ -98,7 +98,7 @@ def quantised(graph: Path, key: str) -> Path:
         quantization = require("onnxruntime.quantization", "onnx")
         log.info("quantising to int8, which is done once, to %s", kept)
         large = graph.stat().st_size > _EXTERNAL or graph.with_name(graph.name + ".data").is_file()
-        with atomic_file(kept) as beside, _quiet_libraries():
+        with atomic_file(kept) as beside, _quiet_libraries(), full_disk_is_oserror(kept):
             quantization.quantize_dynamic(
                 graph,
                 beside,
@@ -183,7 +183,7 @@ def _write(tower: TextTower, path: Path, extra: str) -> None:
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     size = sum(tensor.nbytes for tensor in tower.net.state_dict().values())
     try:
-        with torch.no_grad(), _quiet_libraries():
+        with torch.no_grad(), _quiet_libraries(), full_disk_is_oserror(path):
             torch.onnx.export(
                 network.eval(),
                 (ids, mask),

@@ -21,6 +21,7 @@ from mmcl.data.tokens import pad
 from mmcl.models import tokenize
 from mmcl.models.activations import checkpoint_activations
 from mmcl.models.dropout import speed_up_dropout
+from mmcl.models.plausible import weights_bytes
 from mmcl.models.pooling import pool, reads_layers, split_pooling
 from mmcl.models.sentence_transformers import read_settings, read_token_weights
 from mmcl.models.token_weights import TokenWeights
@@ -251,7 +252,7 @@ class TextTower(nn.Module):
             from mmcl.models.open_clip_text import OpenClipTextTower
 
             return OpenClipTextTower.from_spec(spec, folder)
-        net = rebuild(spec["config"], spec.get("architecture"))
+        net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
         names = ("prompts", "default_prompt", "include_prompt", "lowercase", "padded", "masked")
         optional: dict[str, Any] = {name: spec[name] for name in names if name in spec}
         tokenizer = tokenize.read_tokenizer(folder)

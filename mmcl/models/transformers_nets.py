@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +97,25 @@ def opening(what: str, folder: Path | None = None) -> Iterator[None]:
         raise MmclError(f"{what}: {first_line(error)}") from None
 
 
-def rebuild(config: Mapping[str, Any], architecture: str | None = None) -> Any:
+def rebuild(config: Mapping[str, Any], architecture: str | None = None, most: int | None = None) -> Any:
     """A model with fresh weights from what ``config.to_diff_dict()`` gave.
 
     Args:
         config: with its ``model_type``.
         architecture: the class, such as ``CLIPTextModelWithProjection``; the type's base model if absent.
+        most: bytes of the weights that it is to have.
 
     Raises:
-        MmclError: this version of transformers has no such architecture.
+        MmclError: this version of transformers has no such architecture, or it is far larger than ``most``.
     """
     import transformers
 
     settings = {name: value for name, value in config.items() if name != "auto_map"}
     described = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     if architecture is None:
+        if most is not None:
+            build = partial(transformers.AutoModel.from_config, described, trust_remote_code=False)
+            require_size(build, most, f"a {described.model_type} model")
         return transformers.AutoModel.from_config(described, trust_remote_code=False)
     kind = getattr(transformers, architecture, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):

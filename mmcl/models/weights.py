@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,15 +28,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def full_disk_is_oserror(path: Path) -> Iterator[None]:
-    """Libraries written in Rust report a full disk as an exception of their own, known by its text alone."""
+    """Libraries written in Rust and C++ report what the system refuses, a full disk above all, as exceptions of their
+    own, known by their text alone."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        if "os error 28" not in str(error):
+        found = re.search(r"os error (\d+)|[Ee]rrno (\d+)", str(error))
+        code = int(found[1] or found[2]) if found else errno.ENOSPC
+        if found is None and os.strerror(errno.ENOSPC) not in str(error):
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise OSError(code, os.strerror(code), str(path)) from None
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -100,3 +101,128 @@ def test_precision_and_backend_are_passed_on(encoder, tmp_path):
         mmcl.load(tmp_path / "model", backend="openvimo")
     with pytest.raises(MmclError, match="'onnx' computes in a precision of its own"):
         mmcl.load(tmp_path / "model", dtype="bfloat16", backend="onnx")
+
+
+def change(path, keys, value):
+    """Put ``value`` at ``keys`` of a JSON file."""
+    content = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+TOWER = ("towers", "text", "tower")
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        ("mmcl.json", ("towers",), "x"),
+        ("mmcl.json", ("towers",), [1]),
+        ("mmcl.json", ("towers",), {"sound": {}}),
+        ("mmcl.json", ("towers", "text"), None),
+        ("mmcl.json", ("format_version",), "3"),
+        ("mmcl.json", ("dim",), 1 << 40),
+        ("mmcl.json", ("dim",), "x"),
+        ("mmcl.json", ("name",), 3),
+        ("mmcl.json", ("card",), []),
+        ("mmcl.json", ("conventions",), "x"),
+        ("mmcl.json", ("logit_scale",), float("inf")),
+        ("mmcl.json", (*TOWER, "max_tokens"), 1 << 40),
+        ("mmcl.json", (*TOWER, "max_tokens"), float("nan")),
+        ("mmcl.json", (*TOWER, "prompts"), {"query": None}),
+        ("mmcl.json", (*TOWER, "pooling"), 7),
+        ("mmcl.json", (*TOWER, "config"), []),
+        ("mmcl.json", (*TOWER, "config", "num_hidden_layers"), 1 << 40),
+        ("mmcl.json", (*TOWER, "config", "vocab_size"), 1 << 40),
+        ("mmcl.json", (*TOWER, "config", "vocab_size"), 1 << 22),
+        ("mmcl.json", (*TOWER, "config", "num_attention_heads"), -1),
+        ("mmcl.json", (*TOWER, "config", "model_type"), {"a": 1}),
+        ("config.json", ("num_hidden_layers",), 1 << 40),
+        ("config.json", ("hidden_size",), 1e30),
+        ("config.json", ("vocab_size",), "x"),
+        ("config.json", ("max_position_embeddings",), 1 << 23),
+        ("config.json", ("num_attention_heads",), 0),
+        ("config.json", ("model_type",), "no-such-model"),
+        ("config.json", ("model_type",), [1]),
+        ("modules.json", (0, "path"), None),
+        ("modules.json", (0, "type"), 3),
+        ("modules.json", (1,), "x"),
+        ("1_Pooling/config.json", ("pooling_mode",), 3),
+        ("2_Dense/config.json", ("out_features",), 1 << 40),
+        ("2_Dense/config.json", ("activation_function",), "torch.nn.__import__"),
+        ("sentence_bert_config.json", ("max_seq_length",), "x"),
+        ("tokenizer.json", ("model",), {"type": "Unigram", "vocab": [], "unk_id": 5}),
+        ("tokenizer.json", ("post_processor", "special_tokens"), {}),
+        ("tokenizer_config.json", ("tokenizer_class",), [1]),
+    ],
+)
+def test_a_file_with_a_value_of_another_kind_or_size_is_refused_in_one_line(encoder, tmp_path, file, keys, value):
+    folder = encoder.save(tmp_path / "model")
+    if file != "mmcl.json":
+        (folder / "mmcl.json").unlink()
+    change(folder / file, keys, value)
+    with pytest.raises(MmclError) as caught:
+        mmcl.load(folder).encode(TEXTS)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_weights_that_are_not_finite_are_refused_by_name(encoder, tmp_path, ours):
+    with torch.no_grad():
+        encoder.embedder("text").tower.net.embeddings.word_embeddings.weight[3, 2] = float("nan")
+    folder = encoder.save(tmp_path / "model")
+    if not ours:
+        (folder / "mmcl.json").unlink()
+    with pytest.raises(MmclError, match=r"tensor '.*word_embeddings\.weight' has 1 values that are NaN"):
+        mmcl.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"), (b"<html>", "a web page")],
+)
+def test_what_stands_in_a_folder_in_the_place_of_weights_is_told(encoder, tmp_path, name, content, message):
+    folder = encoder.save(tmp_path / "model")
+    (folder / "mmcl.json").unlink()
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(MmclError, match=message) as caught:
+        mmcl.load(folder)
+    assert name in str(caught.value)
+
+
+def test_a_pickle_among_a_folders_weights_is_not_run_and_its_object_is_named(encoder, tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'written'}",)
+
+    folder = encoder.save(tmp_path / "model")
+    (folder / "mmcl.json").unlink()
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(2), "other": Runs()}, folder / "pytorch_model.bin")
+    with pytest.raises(MmclError, match=r"\(posix\.system\) beside its tensors") as caught:
+        mmcl.load(folder)
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize("kind", ["auto_map", "kernel"])
+def test_code_that_a_folder_brings_or_names_is_not_run(encoder, tmp_path, kind):
+    folder = encoder.save(tmp_path / "model")
+    (folder / "mmcl.json").unlink()
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'written')!r}).write_text('')\nclass Own: pass\n"
+    (folder / "own.py").write_text(code)
+    if kind == "auto_map":
+        own = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+        change(folder / "config.json", ("auto_map",), own)
+        change(folder / "config.json", ("model_type",), "own")
+        change(folder / "tokenizer_config.json", ("auto_map",), {"AutoTokenizer": ["own.Own", "own.Own"]})
+    else:
+        change(folder / "config.json", ("attn_implementation",), "somebody/attention")
+    with pytest.raises(MmclError, match=r"config\.json cannot be opened"):
+        mmcl.load(folder)
+    assert not (tmp_path / "written").exists()
