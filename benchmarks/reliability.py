@@ -98,7 +98,7 @@ def interrupt(name: str, corpus: Corpus, folder: Path, random: random.Random) ->
     out = folder / name
     sent = random.choice((signal.SIGINT, signal.SIGTERM))
     done = corpus.run(name, out, cut=Cut(after=random.uniform(0, corpus.seconds[name]), signal=sent))
-    ends = (0, 130) if sent == signal.SIGINT else (0, 143, -signal.SIGTERM)
+    ends = (0, 130) if sent == signal.SIGINT else (0, 130, 143, -signal.SIGTERM)
     expect(done.code in ends, f"exit code {done.code} after {sent.name}: {done.stderr.strip()[-300:]}")
     expect("Traceback" not in done.stderr, f"a traceback after {sent.name}: {done.stderr.strip()[-300:]}")
     completes(corpus, name, out)
