@@ -53,6 +53,8 @@ def _infer_object(values: Sequence[dict[str, Any]], depth: int) -> pa.DataType:
     keys = keys_of(values)
     if len(keys) > _MOST_KEYS:
         raise MixedError(f"its objects have more than {_MOST_KEYS:,} different keys")
+    if any("\0" in key for key in keys):  # where others end a name
+        raise MixedError("a key of its objects holds a null character")
     return pa.struct([(key, infer([value.get(key) for value in values], depth)) for key in keys])
 
 

@@ -137,6 +137,8 @@ def _write_rows(reader: Reader, file: Path, name: str) -> None:
     if not first.schema.names:
         column, reason = next(iter(reader.unreadable.items()), ("", "it has no columns"))
         raise MmclError(f"{name}: cannot be read: {f'column {column!r}: ' if column else ''}{reason}")
+    if odd := [column for column in first.schema.names if "\0" in column]:  # where others end a name
+        raise MmclError(f"{name}: the name of column {odd[0]!r} holds a null character; rename it")
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
         writer.write_table(pa.Table.from_batches([first]), max_chunksize=_CHUNK)
         for batch in batches:
