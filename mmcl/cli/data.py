@@ -9,6 +9,7 @@ import typer
 from mmcl.cli.columns import names_columns
 from mmcl.cli.models import AllowPipe
 from mmcl.cli.output import JsonPath, print_table, say, write_json
+from mmcl.cli.sources import ImageRoot, Separator
 
 if TYPE_CHECKING:
     from mmcl.data.check import Check
@@ -44,6 +45,8 @@ def check(
     text: Annotated[str | None, typer.Option(help="The column of captions.", show_default="text")] = None,
     model: Annotated[str | None, typer.Option(help="A model or run folder, or a name: count its tokens.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Side that pictures will be resized to; faster.")] = None,
+    separator: Separator = None,
+    image_root: ImageRoot = None,
     allow_pipe: AllowPipe = False,
     json: JsonPath = None,
 ) -> None:
@@ -60,7 +63,9 @@ def check(
 
         tower = mmcl.load(model).embedder("text").tower
         tokens = {"tokenize": tower.tokenize, "max_tokens": tower.max_tokens}
-    found = check_source(source, split=split, image=image, text=text, size=size, **tokens)
+    found = check_source(
+        source, split=split, image=image, text=text, size=size, separator=separator, root=image_root, **tokens
+    )
     write_json(json, {**found.facts, "advice": found.advice})
     print_check(found)
 

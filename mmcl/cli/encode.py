@@ -10,6 +10,7 @@ import typer
 from mmcl.cli.columns import names_columns
 from mmcl.cli.models import AllowPipe, Backend, Device, Dtype, ExactDecoding, Model, load
 from mmcl.cli.output import say
+from mmcl.cli.sources import ImageRoot, Separator
 from mmcl.runtime.errors import MmclError
 
 
@@ -31,6 +32,8 @@ def encode(
         str | None, typer.Option(help="The model's prompt to put before texts.", show_default="the model's own")
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many dimensions.")] = None,
+    separator: Separator = None,
+    image_root: ImageRoot = None,
     retry_skipped: Annotated[
         bool, typer.Option("--retry-skipped", help="Try the images again that an earlier run left out.")
     ] = False,
@@ -45,7 +48,7 @@ def encode(
     from mmcl.encoding import encode_source
 
     encoder = load(model, device, dtype, backend, exact_decoding)
-    rows = open_rows(source, split=split)
+    rows = open_rows(source, split=split, separator=separator, root=image_root)
     usual = [name for name in ("image", "text") if name in encoder.modalities]
     column = column or next((name for name in usual if name in rows.column_names), None)
     if column is None:

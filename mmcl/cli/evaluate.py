@@ -20,6 +20,7 @@ from mmcl.cli.scores import (
     print_sts_comparison,
     print_what_counts,
 )
+from mmcl.cli.sources import ImageRoot, Separator
 from mmcl.runtime.errors import MmclError
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def retrieval(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
     exact_decoding: Exact = True,
     allow_pipe: AllowPipe = False,
     json: JsonPath = None,
@@ -123,7 +126,8 @@ def retrieval(
     """
     _check_per_query(per_query, json)
     options = {"query_prompt": query_prompt, "document_prompt": document_prompt, **_self_matches(self_matches)}
-    search = _search(source, split, (image, text), (query, document), options, _cutoffs(k) if k else None)
+    table = {"separator": separator, "root": image_root}
+    search = _search(source, split, table, (image, text), (query, document), options, _cutoffs(k) if k else None)
     scores = search(load(model, device, dtype, backend, exact_decoding), 1000)
     theirs = {name: value for judged in scores.values() for name, value in judged.clip_benchmark.items()}
     found = None
@@ -195,6 +199,8 @@ def zero_shot(
     classes: Classes = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
     exact_decoding: Exact = True,
     allow_pipe: AllowPipe = False,
     json: JsonPath = None,
@@ -210,7 +216,7 @@ def zero_shot(
     _check_per_query(per_query, json)
     scores = zero_shot_of_rows(
         load(model, device, dtype, exact_decoding=exact_decoding),
-        open_rows(source, split=split),
+        open_rows(source, split=split, separator=separator, root=image_root),
         image=image,
         label=label,
         templates=template or ("{}",),
@@ -244,6 +250,8 @@ def diagnostics(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
     exact_decoding: Exact = True,
     allow_pipe: AllowPipe = False,
     json: JsonPath = None,
@@ -263,7 +271,8 @@ def diagnostics(
         table = open_sts(source, split=split, tasks=task or (), columns=columns, scored=score is not None)
         found = sts_diagnostics(load(model, device, dtype, backend, exact_decoding), table)
     else:
-        rows, encoder = open_rows(source, split=split), load(model, device, dtype, backend, exact_decoding)
+        rows = open_rows(source, split=split, separator=separator, root=image_root)
+        encoder = load(model, device, dtype, backend, exact_decoding)
         if image is None and text is None:
             image, text = (name if name in encoder.modalities else None for name in ("image", "text"))
         found = diagnostics_of_rows(encoder, rows, image=image, text=text)
@@ -303,6 +312,8 @@ def compare(
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
     exact_decoding: Exact = True,
     allow_pipe: AllowPipe = False,
     json: JsonPath = None,
@@ -324,13 +335,16 @@ def compare(
         sides: list[Mapping[str, Any]] = [read_per_query(a), read_per_query(b)]
     elif label is None:
         options = _self_matches(self_matches)
-        search = _search(source, split, (image, text or "text"), (query, document), options, _cutoffs(k) if k else None)
+        table = {"separator": separator, "root": image_root}
+        columns = (image, text or "text"), (query, document)
+        search = _search(source, split, table, *columns, options, _cutoffs(k) if k else None)
         sides = [search(load(model, device, dtype, backend, exact_decoding), 0) for model in (a, b)]
     else:
         from mmcl.data.shard_rows import open_rows
         from mmcl.evaluation.rows import scores_of_rows
 
-        rows, ks = open_rows(source, split=split), _cutoffs(k or "1,5,10")
+        rows = open_rows(source, split=split, separator=separator, root=image_root)
+        ks = _cutoffs(k or "1,5,10")
         prompts: dict[str, Any] = {"templates": template or ("{}",), "classes": classes}
         sides = [
             scores_of_rows(
@@ -353,6 +367,7 @@ def compare(
 def _search(
     source: str,
     split: str | None,
+    table: Mapping[str, Any],
     pictures: tuple[str, str],
     texts: tuple[str | None, str | None],
     options: dict[str, Any],
@@ -372,7 +387,7 @@ def _search(
         return lambda encoder, resamples: {
             "query_to_document": beir_retrieval(encoder, beir, ks or (1, 10, 100), bootstrap=resamples, **options)
         }
-    rows = open_rows(source, split=split)
+    rows = open_rows(source, split=split, **table)
     if query is not None and document is not None:
         return lambda encoder, resamples: retrieval_of_texts(
             encoder, rows, query=query, document=document, ks=ks or (1, 5, 10), bootstrap=resamples, **options

@@ -9,6 +9,7 @@ import typer
 
 from mmcl.cli.columns import names_columns
 from mmcl.cli.output import say
+from mmcl.cli.sources import Separator
 
 app = typer.Typer(rich_markup_mode=None, help="Tokenizers trained on your own text.", no_args_is_help=True)
 
@@ -25,6 +26,7 @@ def train(
     out: Annotated[Path, typer.Option(help="The folder for the tokenizer.", show_default=False)],
     column: Annotated[str, typer.Option(help="The column of texts, one or a list a row.")] = "text",
     split: Annotated[str | None, typer.Option(help="The part of the source to read.")] = None,
+    separator: Separator = None,
     vocab_size: Annotated[int, typer.Option(min=16, help="Largest number of pieces.")] = 8000,
     lowercase: Annotated[bool, typer.Option(help="Fold case before splitting.")] = True,
     character_coverage: Annotated[
@@ -37,7 +39,7 @@ def train(
     from mmcl.data.sources import open_source
     from mmcl.models.tokenizer import save_trained, segmentation
 
-    rows = open_source(source, split=split)
+    rows = open_source(source, split=split, separator=separator)
     settings = TokenizerConfig(vocab_size=vocab_size, lowercase=lowercase, character_coverage=character_coverage)
     tokenizer, example = save_trained(rows, column, settings, out)
     say(f"{len(tokenizer):,} pieces in {out}")

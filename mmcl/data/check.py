@@ -96,6 +96,8 @@ def check_source(
     tokenize: Tokenize | None = None,
     max_tokens: int | None = None,
     size: int | None = None,
+    separator: str | None = None,
+    root: str | Path | None = None,
     show_progress: bool | None = None,
 ) -> Check:
     """Read all pictures and captions of a source once.
@@ -109,13 +111,15 @@ def check_source(
         max_tokens: where ``tokenize`` cuts.
         size: side that the pictures will be resized to. JPEGs are then decoded at reduced scale, as in training, which
             is faster; and pictures that are smaller are counted.
+        separator: the character between the fields of a CSV file.
+        root: the folder that paths of images in a table start from.
         show_progress: a bar on stderr; shown for a terminal if absent.
 
     Raises:
         MmclError: the source cannot be read, or lacks a column that was named, or both default ones.
     """
     tally = _Tally()
-    found = open_checked(source, split, image, text, tally.damaged)
+    found = open_checked(source, split, image, text, tally.damaged, separator=separator, root=root)
     with ThreadPoolExecutor(usable_cpus()) as pool, progress("check", found.total, "rows", show_progress) as advance:
 
         def look(row: CheckedRow) -> _Look | str:

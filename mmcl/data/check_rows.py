@@ -45,7 +45,14 @@ class Checked(NamedTuple):
 
 
 def open_checked(
-    source: str | Path, split: str | None, image: str | None, text: str | None, damaged: list[dict[str, str]]
+    source: str | Path,
+    split: str | None,
+    image: str | None,
+    text: str | None,
+    damaged: list[dict[str, str]],
+    *,
+    separator: str | None = None,
+    root: str | Path | None = None,
 ) -> Checked:
     """The rows of a table, a folder or tar shards.
 
@@ -55,6 +62,8 @@ def open_checked(
         image: the column of pictures; ``image`` if absent, where there is one.
         text: the column of captions; ``text`` if absent, where there is one.
         damaged: shards that cannot be read to their end are added here while the blocks are taken.
+        separator: the character between the fields of a CSV file.
+        root: the folder that paths of images in a table start from.
 
     Raises:
         MmclError: the source cannot be read, or lacks a column that was named, or both default ones.
@@ -62,8 +71,10 @@ def open_checked(
     if is_shards(source):
         if split is not None:
             raise MmclError(f"{source}: tar shards have no splits; leave out split '{split}'")
+        if separator is not None or root is not None:
+            raise MmclError(f"{source}: a separator and an image root are of tables; leave them out of tar shards")
         return _open_shards(source, image, text, damaged)
-    rows = open_source(source, split=split)
+    rows = open_source(source, split=split, separator=separator, root=root)
     rows.require(name for name in (image, text) if name is not None)
     image = image or ("image" if "image" in rows.column_names else None)
     text = text or ("text" if "text" in rows.column_names else None)

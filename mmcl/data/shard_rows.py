@@ -32,16 +32,20 @@ log = logging.getLogger("mmcl")
 _LOOKED_AT = 100
 
 
-def open_rows(source: str | Path, *, split: str | None = None) -> Rows | ShardRows:
+def open_rows(
+    source: str | Path, *, split: str | None = None, separator: str | None = None, root: str | Path | None = None
+) -> Rows | ShardRows:
     """The rows of a source of any kind: tar shards, or what ``open_source`` opens.
 
     Raises:
-        MmclError: there is no such source, it is damaged, or tar shards are asked for a split.
+        MmclError: there is no such source, it is damaged, or tar shards are asked for a split or a separator.
     """
     if not is_shards(source):
-        return open_source(source, split=split)
+        return open_source(source, split=split, separator=separator, root=root)
     if split is not None:
         raise MmclError(f"{source}: tar shards have no splits; leave out split '{split}'")
+    if separator is not None or root is not None:
+        raise MmclError(f"{source}: a separator and an image root are of tables; leave them out of tar shards")
     return ShardRows(source)
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from mmcl.config.data import JudgedSourceConfig
 from mmcl.data.beir import is_beir, open_beir
 from mmcl.data.rows import Rows
-from mmcl.data.sources import open_source
-from mmcl.evaluation import Scores, StsScores, beir_retrieval, open_sts, retrieval_of_texts, sts
+from mmcl.data.sources import open_described
+from mmcl.evaluation import Scores, StsScores, beir_retrieval, retrieval_of_texts, sts
 from mmcl.evaluation.examples import examples, worst_answers
 from mmcl.evaluation.rows import PairVectors, embed_pairs, retrieval_of_vectors
 from mmcl.models import Encoder
 from mmcl.reports.shown import Hit, Mistake, Search
+from mmcl.training.evaluate import open_pairs
 from mmcl.training.run import Run
 
 SEARCHES, HITS, MISTAKES = 4, 8, 12
@@ -51,13 +52,13 @@ def judge_run(run: Run) -> Judged:
     encoder, judged = run.model, Judged()
     for name, source in run.config.evaluation.sources.items():
         if source.task == "sts":
-            pairs = open_sts(source.source, split=source.split, tasks=source.tasks, columns=source.columns)
+            pairs = open_pairs(source)
             prompts = run.config.data.prompts
             judged.scores[name] = sts(encoder, pairs, prompt=prompts.get("text", prompts.get("anchor")))
         elif is_beir(source.source):
             judged.scores[name] = {"query_to_document": _search_beir(encoder, run, source)}
         elif "image" in encoder.modalities:
-            rows = open_source(source.source, split=source.split)
+            rows = open_described(source, run.config.data.image)
             image, text = (_column(run, source, role) for role in ("image", "text"))
             vectors = embed_pairs(encoder, rows, image=image, text=text)
             judged.scores[name] = retrieval_of_vectors(vectors, run.config.evaluation.ks)
@@ -142,7 +143,7 @@ def _search_texts(encoder: Encoder, run: Run, source: JudgedSourceConfig) -> dic
     names, prompts = ("anchor", "positive"), run.config.data.prompts
     return retrieval_of_texts(
         encoder,
-        open_source(source.source, split=source.split),
+        open_described(source, run.config.data.image),
         query=_column(run, source, names[0]),
         document=_column(run, source, names[1]),
         ks=run.config.evaluation.ks,

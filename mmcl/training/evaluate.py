@@ -81,7 +81,7 @@ def open_judge(
     if settings.task == "sts":
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: sts compares texts, which the model does not embed")
-        pairs = _open_pairs(settings)
+        pairs = open_pairs(settings)
         named = config.data.prompts
         # Neither sentence searches for the other, so both are read as what training compares: `text`, or an `anchor`.
         return StsJudge(pairs, named.get("text", named.get("anchor")))
@@ -105,7 +105,8 @@ def open_judge(
     return PairsJudge(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
 
 
-def _open_pairs(settings: JudgedSourceConfig) -> SentencePairs:
+def open_pairs(settings: JudgedSourceConfig) -> SentencePairs:
+    """The labelled pairs that a source with the task ``sts`` describes."""
     tasks, columns = settings.tasks, settings.columns
     if settings.separator is None:
         return open_sts(settings.source, split=settings.split, tasks=tasks, columns=columns)

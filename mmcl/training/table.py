@@ -14,7 +14,7 @@ from mmcl.config.data import SourceConfig, TrainSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.pixels import open_pixels
 from mmcl.data.rows import columns_named_by
-from mmcl.data.sources import open_source
+from mmcl.data.sources import open_described
 from mmcl.data.text_augment import TextAugmentation
 from mmcl.data.tokens import open_tokens
 from mmcl.models.encoder import Encoder
@@ -67,10 +67,7 @@ class Table:
         self.config = config
         self.settings = sources
         self._optional = optional
-        self.sources = [
-            open_source(source.source, split=source.split, separator=source.separator, root=config.data.image.root)
-            for source in sources
-        ]
+        self.sources = [open_described(source, config.data.image) for source in sources]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self._scratch, self._device, self._show_progress = scratch, device, show_progress
         self._augmentation: TextAugmentation | None = None

@@ -11,7 +11,7 @@ from mmcl.config.schema import Config
 from mmcl.data.rows import Rows
 from mmcl.data.shard_columns import ShardColumn, require_columns, shard_captions
 from mmcl.data.shards import is_shards, list_shards
-from mmcl.data.sources import open_source
+from mmcl.data.sources import open_described
 from mmcl.data.tokens import texts_of
 
 log = logging.getLogger("mmcl")
@@ -32,7 +32,7 @@ def training_texts(config: Config, roles: Sequence[str], characters: int = CHARA
         return _of_shards(config, roles, characters)
     tables = []
     for source in sources:
-        rows = open_source(source.source, split=source.split, separator=source.separator, root=config.data.image.root)
+        rows = open_described(source, config.data.image)
         columns = list(dict.fromkeys(source.columns.get(role, config.data.columns.get(role, role)) for role in roles))
         rows.require(columns)
         tables.append((rows, columns))

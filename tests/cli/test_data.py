@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from PIL import Image
 from typer.testing import CliRunner
 
 from mmcl.cli.data import app
@@ -20,3 +21,16 @@ def test_check_prints_a_table_and_advice_and_writes_every_number(tmp_path):
     written = json.loads((tmp_path / "t.json").read_text())
     assert written["captions"]["most_frequent"] == [{"text": "a dog", "count": 2}]
     assert len(written["advice"]) == 2
+
+
+def test_check_reads_a_table_with_a_separator_whose_images_lie_below_a_root(mmcl_, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "t[1].csv").write_text("image^text\na.png^one\nb.png^two\n")
+    (tmp_path / "t1.csv").write_text("image^text\na.png^another\n")
+    options = ("--separator", "^", "--image-root", tmp_path / "images", "--json", tmp_path / "found.json")
+    code, _, err = mmcl_("data", "check", tmp_path / "t[1].csv", *options)
+    assert code == 0, err
+    facts = json.loads((tmp_path / "found.json").read_text())
+    assert (facts["rows"], facts["images"]["readable"], facts["captions"]["count"]) == (2, 2, 2)

@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 
 from mmcl.data.rows import Rows
-from mmcl.data.sources.files import fingerprint, open_text, printable
+from mmcl.data.sources.files import fingerprint, open_text, path_text
 from mmcl.data.sources.tables import Loaded, rows_of
 from mmcl.runtime.errors import MmclError
 
@@ -139,7 +139,7 @@ def _read_flickr(file: Path, folder: Path) -> dict[str, list[Any]] | None:
         log.warning("%s: %d lines name no image with a caption, such as line %d: left out", file, len(odd), odd[0])
     images = list(captions)
     if not images:
-        raise MmclError(f"{printable(file)}: there are no captions")
+        raise MmclError(f"{path_text(file)}: there are no captions")
 
     def path(image: str, inside: str) -> PurePosixPath:
         return PurePosixPath(inside, image)
@@ -176,4 +176,4 @@ def _first_that_finds(
         if any((folder / path(image, way)).is_file() for image in images[:_TRIED]):
             return way
     tried = dict.fromkeys(str(folder / path(images[0], way)) for way in ways) if images else {"any": None}
-    raise MmclError(f"{printable(file)}: its images are not there; looked for {', '.join(tried)}; name their root")
+    raise MmclError(f"{path_text(file)}: its images are not there; looked for {', '.join(tried)}; name their root")

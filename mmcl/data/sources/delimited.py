@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mmcl.data.sources.files import open_text, printable
+from mmcl.data.sources.files import open_text, path_text
 from mmcl.data.sources.restart import Restart
 from mmcl.runtime.errors import MmclError
 
@@ -62,7 +62,7 @@ class DelimitedFiles:
                     columns = columns or header
                     if sorted(columns) != sorted(header):
                         raise MmclError(
-                            f"{printable(file)}: its header differs from that of {self.files[0].name}; "
+                            f"{path_text(file)}: its header differs from that of {self.files[0].name}; "
                             "give the files the same columns"
                         )
                     cells = dict(zip(header, zip(*rows, strict=True), strict=True))
@@ -71,7 +71,7 @@ class DelimitedFiles:
                 where = f"line {error.line}"
                 if separator in _PUNCTUATION:
                     raise MmclError(
-                        f"{printable(file)}: {where}: the quote that opens there {error.reason}; put a field that has "
+                        f"{path_text(file)}: {where}: the quote that opens there {error.reason}; put a field that has "
                         'quotes in quotes, each of them doubled: "say ""hi"""'
                     ) from None
                 self._unquoted[file] = (
@@ -92,7 +92,7 @@ class DelimitedFiles:
                 continue
             if len(header) == len(first) > 1:
                 if separator != ",":
-                    log.info("%s: read as separated by %s", printable(file), called)
+                    log.info("%s: read as separated by %s", path_text(file), called)
                 return separator
         return ","
 
@@ -113,7 +113,7 @@ class DelimitedFiles:
                 record.pop()
             if len(record) > len(header):
                 raise MmclError(
-                    f"{printable(file)}: line {line} has {len(record)} fields, the header {len(header)}; "
+                    f"{path_text(file)}: line {line} has {len(record)} fields, the header {len(header)}; "
                     "quote fields that contain the separator"
                 )
             if len(record) < named:
@@ -129,7 +129,7 @@ class DelimitedFiles:
         if rows:
             yield header, rows
         if not number:
-            raise MmclError(f"{printable(file)}: there are no rows{' below the header' if header else ''}")
+            raise MmclError(f"{path_text(file)}: there are no rows{' below the header' if header else ''}")
         if short[0]:
             self.notes.append(
                 f"{short[0]:,} of {number:,} rows of {file.name} have fewer fields than the header, the first in line "
@@ -146,7 +146,7 @@ def _header(record: Sequence[str], file: Path) -> tuple[list[str], int]:
     """Names of the columns, and how many of them up to the last that is named in the file."""
     names = [name if name.strip() else f"Unnamed: {place}" for place, name in enumerate(record)]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise MmclError(f"{printable(file)}: the header names {repeated[0]!r} twice; rename one")
+        raise MmclError(f"{path_text(file)}: the header names {repeated[0]!r} twice; rename one")
     return names, max((place for place, name in enumerate(record, 1) if name.strip()), default=len(names))
 
 
@@ -185,7 +185,7 @@ def _records(file: Path, separator: str, *, quoted: bool) -> Iterator[tuple[int,
                 return
             except csv.Error as error:
                 if not quoted:
-                    raise MmclError(f"{printable(file)}: line {number + 1}: {error}") from error
+                    raise MmclError(f"{path_text(file)}: line {number + 1}: {error}") from error
                 raise _QuoteError(number + _opening(kept, separator), _reason(error)) from None
             number += len(kept)
             if record:

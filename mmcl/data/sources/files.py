@@ -32,7 +32,7 @@ def stem_of(file: Path) -> str:
     return Path(file.stem).stem if file.suffix.lower() == ".gz" else file.stem
 
 
-def printable(path: str | Path) -> str:
+def path_text(path: str | Path) -> str:
     """A path for messages and tables: bytes of its name that are no UTF-8 are written as ``\\xe9``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -60,9 +60,9 @@ def open_bytes(file: Path) -> Iterator[BinaryIO]:
             else:
                 yield plain
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise MmclError(f"{printable(file)}: damaged gzip file ({error}); take a fresh copy") from error
+        raise MmclError(f"{path_text(file)}: damaged gzip file ({error}); take a fresh copy") from error
     except OSError as error:
-        raise MmclError(f"{printable(file)}: cannot be read: {error.strerror or error}") from error
+        raise MmclError(f"{path_text(file)}: cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def open_text(file: Path) -> Iterator[io.TextIOWrapper]:
         with open_bytes(file) as opened, io.TextIOWrapper(opened, encoding=encoding, newline="") as text:
             yield text
     except UnicodeError as error:
-        raise MmclError(f"{printable(file)}: {_undecodable(file) or error}; save it as UTF-8") from error
+        raise MmclError(f"{path_text(file)}: {_undecodable(file) or error}; save it as UTF-8") from error
 
 
 def _undecodable(file: Path) -> str | None:

@@ -15,7 +15,7 @@ import datasets
 
 from mmcl.data.images import image_suffixes
 from mmcl.data.rows import Rows
-from mmcl.data.sources.files import fingerprint, printable
+from mmcl.data.sources.files import fingerprint, path_text
 from mmcl.data.sources.tables import Loaded, rows_of
 from mmcl.runtime.errors import MmclError
 
@@ -76,7 +76,7 @@ def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | Non
         return None
     images = sorted(found.images)
     relative = [image.relative_to(folder) for image in images]
-    ids = [printable(path.as_posix()) for path in relative]
+    ids = [path_text(path.as_posix()) for path in relative]
     columns: dict[str, list[Any]] = {
         "id": ids,
         "image": [_written(*pair) for pair in zip(relative, images, strict=True)],
@@ -84,7 +84,7 @@ def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | Non
     captions = [_caption(image, found) for image in images]
     if any(file.with_suffix(suffix) in found.beside for file in images for suffix in (".txt", ".json")):
         columns["text"] = captions
-    labels = [printable(path.parts[0]) if len(path.parts) > 1 else None for path in relative]
+    labels = [path_text(path.parts[0]) if len(path.parts) > 1 else None for path in relative]
     if labelled and None not in labels and len(set(labels)) > 1:
         columns["label"] = labels
     if told := found.told():
@@ -111,7 +111,7 @@ def _walk(folder: Path, found: _Found, above: tuple[tuple[int, int], ...]) -> No
         path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
         if is_junk(entry.name):
             if _is_folder(entry):
-                found.hidden.append(printable(entry.name))
+                found.hidden.append(path_text(entry.name))
             found.hidden_images += suffix in image_suffixes()
         elif _is_folder(entry):
             state = path.stat()
@@ -127,7 +127,7 @@ def _walk(folder: Path, found: _Found, above: tuple[tuple[int, int], ...]) -> No
         elif suffix in (".txt", ".json"):
             texts.append(path)
         elif entry.name != "Thumbs.db":
-            found.others[printable(suffix)] += 1
+            found.others[path_text(suffix)] += 1
     found.beside.update(text for text in texts if text.stem in stems)
 
 
@@ -155,7 +155,7 @@ def _caption(image: Path, found: _Found) -> str | None:
         try:
             said = text.read_text(encoding="utf-8-sig").strip()
         except UnicodeDecodeError as error:
-            raise MmclError(f"{printable(text)}: not UTF-8 text: {error}; save it as UTF-8") from error
+            raise MmclError(f"{path_text(text)}: not UTF-8 text: {error}; save it as UTF-8") from error
     if not said and described in found.beside:
         try:
             content = json.loads(described.read_bytes())

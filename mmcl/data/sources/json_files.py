@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmcl.data.sources.files import format_of, open_bytes, printable
+from mmcl.data.sources.files import format_of, open_bytes, path_text
 from mmcl.data.sources.json_types import MixedError, infer, keys_of, to_array, unify
 from mmcl.data.sources.restart import Restart
 from mmcl.runtime.errors import MmclError
@@ -106,7 +106,7 @@ class JsonFiles:
                 if not isinstance(row, dict):
                     shown = json.dumps(row, ensure_ascii=False)
                     shown = shown if len(shown) <= 40 else f"{shown[:40]} …"
-                    raise MmclError(f"{printable(file)}: {place} is {shown}; every row must be an object, {{…}}")
+                    raise MmclError(f"{path_text(file)}: {place} is {shown}; every row must be an object, {{…}}")
                 places.append(f"{place} of {file.name}")
                 rows.append(row)
                 size += length
@@ -125,7 +125,7 @@ def _objects(file: Path) -> Iterator[tuple[str, int, Any]]:
     """Where each value stands, its length, and the value."""
     if format_of(file) == ".json" and not _by_lines(file):
         with open_bytes(file) as opened:
-            content = _parsed(opened.read().removeprefix(_BOM), printable(file), "it")
+            content = _parsed(opened.read().removeprefix(_BOM), path_text(file), "it")
         items = content if isinstance(content, list) else [content]
         yield from ((f"item {number}", 0, item) for number, item in enumerate(items, 1))
         return
@@ -134,7 +134,7 @@ def _objects(file: Path) -> Iterator[tuple[str, int, Any]]:
             if number == 1:
                 line = line.removeprefix(_BOM)
             if line := line.strip():
-                yield f"line {number}", len(line), _parsed(line, printable(file), f"line {number}")
+                yield f"line {number}", len(line), _parsed(line, path_text(file), f"line {number}")
 
 
 def _by_lines(file: Path) -> bool:

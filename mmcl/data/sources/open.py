@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mmcl.config.data import ImageConfig, SourceConfig
 from mmcl.data.rows import Rows
 from mmcl.data.sources.captions import open_captions
-from mmcl.data.sources.files import format_of, printable
+from mmcl.data.sources.files import format_of, path_text
 from mmcl.data.sources.folders import open_folder
 from mmcl.data.sources.hub import open_hub
 from mmcl.data.sources.tables import open_tables
@@ -48,15 +49,20 @@ def open_source(
     return _open(source, split, separator, None if root is None else _root(root))
 
 
+def open_described(settings: SourceConfig, image: ImageConfig) -> Rows:
+    """What a config describes as a source: :func:`open_source` with its split, separator and images' root."""
+    return open_source(settings.source, split=settings.split, separator=settings.separator, root=image.root)
+
+
 def _root(root: str | Path) -> Path:
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise MmclError(f"{printable(root)}: no such folder, from which the paths of images are to start")
+        raise MmclError(f"{path_text(root)}: no such folder, from which the paths of images are to start")
     return folder.resolve()
 
 
 def _open(source: str | Path, split: str | None, separator: str | None, root: Path | None) -> Rows:
-    text = printable(source)
+    text = path_text(source)
     path = Path(source).expanduser()
     try:
         kind = "folder" if path.is_dir() else "file" if path.is_file() else None

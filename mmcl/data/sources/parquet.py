@@ -9,7 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmcl.data.sources.files import printable
+from mmcl.data.sources.files import path_text
 from mmcl.runtime.errors import MmclError
 
 _BLOCK = 1000
@@ -47,12 +47,12 @@ class ParquetFiles:
         names = list(dict.fromkeys(schemas[0].names))
         if len(names) < len(schemas[0].names):
             twice = next(name for name in names if schemas[0].names.count(name) > 1)
-            raise MmclError(f"{printable(self.files[0])}: two columns are called {twice!r}; rename one")
+            raise MmclError(f"{path_text(self.files[0])}: two columns are called {twice!r}; rename one")
         for file, schema in zip(self.files, schemas, strict=True):
             if sorted(schema.names) != sorted(names):
                 odd = sorted(set(schema.names) ^ set(names))[0]
                 raise MmclError(
-                    f"{printable(file)}: its columns differ from those of {self.files[0].name}, "
+                    f"{path_text(file)}: its columns differ from those of {self.files[0].name}, "
                     f"such as {odd!r}; give the files the same columns"
                 )
         fields = []
@@ -95,4 +95,4 @@ def _metadata(schema: pa.Schema) -> dict[bytes, bytes] | None:
 
 def _damaged(file: Path, error: Exception) -> MmclError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return MmclError(f"{printable(file)}: cannot be read: {reason[:300]}")
+    return MmclError(f"{path_text(file)}: cannot be read: {reason[:300]}")

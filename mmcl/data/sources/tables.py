@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mmcl.data.rows import Rows
 from mmcl.data.sources.delimited import DelimitedFiles
-from mmcl.data.sources.files import FORMATS, fingerprint, format_of, printable
+from mmcl.data.sources.files import FORMATS, fingerprint, format_of, path_text
 from mmcl.data.sources.json_files import JsonFiles
 from mmcl.data.sources.parquet import ParquetFiles
 from mmcl.data.sources.restart import Restart
@@ -82,7 +82,7 @@ def load_tables(files: Sequence[Path], name: str, separator: str | None = None) 
     files = [file.resolve() for file in files]
     for file in files:
         if file.stat().st_size == 0:
-            raise MmclError(f"{printable(file)}: the file is empty")
+            raise MmclError(f"{path_text(file)}: the file is empty")
     reader = _reader(form, files, separator)
     try:
         home = cache_dir("tables") / fingerprint(files, _VERSION, separator)
@@ -113,7 +113,7 @@ def _reader(form: str, files: Sequence[Path], separator: str | None) -> Reader:
     if form in (".csv", ".tsv") or (form == ".txt" and separator is not None):
         return DelimitedFiles(files, "\t" if form == ".tsv" and separator is None else separator)
     if separator is not None:
-        raise MmclError(f"{printable(files[0])}: a separator is of CSV files; leave it out")
+        raise MmclError(f"{path_text(files[0])}: a separator is of CSV files; leave it out")
     if form == ".parquet":
         return ParquetFiles(files)
     return TextFiles(files) if form == ".txt" else JsonFiles(files)
