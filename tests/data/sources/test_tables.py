@@ -54,7 +54,7 @@ def test_folders_of_datasets_and_of_images_are_what_they_are_called(tmp_path: Pa
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(MmclError, match=r"file.* cannot be written: .*; set MMCL_CACHE"):
+    with pytest.raises(MmclError, match=r"file.*; set MMCL_CACHE"):
         open_source(write(tmp_path / "t.csv", "a"))
 
 
