@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from mmcl.models.text_tower import TextTower
+from mmcl.models.transformers_nets import UNLIMITED
 
 if TYPE_CHECKING:
     from mmcl.models.encoder import Encoder
@@ -57,7 +58,11 @@ def _example(encoder: Encoder) -> str:
 def _texts(encoder: Encoder) -> dict[str, Any]:
     """How texts become vectors, as far as who uses them has to know."""
     tower = cast(TextTower, encoder.embedder("text").tower)
-    facts = {"tokens": f"longer texts are cut after {tower.max_tokens}", "pooling": tower.pooling}
+    limited = tower.max_tokens < UNLIMITED
+    facts = {
+        "tokens": f"longer texts are cut after {tower.max_tokens}" if limited else "texts of any length are read whole",
+        "pooling": tower.pooling,
+    }
     if tower.lowercase:
         facts["case"] = "folded"
     for name, words in sorted(tower.prompts.items()):

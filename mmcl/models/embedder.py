@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmcl.models.grouping import group_by_length
+from mmcl.models.grouping import equal_lengths, group_by_length
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.text_inputs import take_rows, token_counts
@@ -63,19 +63,21 @@ class Embedder(nn.Module):
         if "features" in inputs:
             return self.head(inputs["features"])
         mask = inputs.get("attention_mask")
-        if mask is not None and mask.device.type == "cpu" and self.in_groups:
+        mixes = isinstance(self.tower, TextTower) and self.tower.mixes_padding
+        if mask is not None and (mask.device.type == "cpu" or mixes) and self.in_groups:
             return self.head(self._by_length(**inputs))
         return self.head(self.tower(**inputs))
 
     def _by_length(self, **texts: Tensor) -> Tensor:
         """The tower's features of texts taken in groups of similar length: most of a mixed batch would be padding.
 
-        A GPU is better off with the whole batch at once.
+        A GPU is better off with the whole batch at once, unless padding would change what a text gives.
         """
         lengths, order = token_counts(texts).sort(descending=True, stable=True)
         tower = cast(TextTower, self.tower)
         cost = COST_WITH_TABLE if tower.table_gradients else COST_OF_A_GROUP
-        cuts = group_by_length(lengths.clamp(min=1).tolist(), TOKENS_A_GROUP, cost)
+        most = lengths.clamp(min=1).tolist()
+        cuts = equal_lengths(most) if tower.mixes_padding else group_by_length(most, TOKENS_A_GROUP, cost)
         groups = [take_rows(texts, order[start:stop]) for start, stop in cuts]
         embeddings = tower.look_up([group["input_ids"] for group in groups]) if len(groups) > 1 else None
         features = []

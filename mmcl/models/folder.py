@@ -32,7 +32,7 @@ from mmcl.models.tensor_files import require_finite, require_readable_weights
 from mmcl.models.text_tower import TextTower
 from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenize import read_tokenizer
-from mmcl.models.transformers_nets import count_positions, local_folder
+from mmcl.models.transformers_nets import count_positions, local_folder, tightest
 from mmcl.models.weights import full_disk_is_oserror, load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError, first_line
@@ -188,14 +188,13 @@ def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettin
     tower = cast(TextTower, _load_folder(base).embedder("text").tower)
     merge_adapter(tower.net, source)
     tokenizer = read_tokenizer(source) if (source / "tokenizer_config.json").is_file() else tower.tokenizer
-    limit = min(settings.max_tokens or tokenizer.model_max_length, count_positions(tower.net))
     weighted = settings.token_weights
     return TextTower(
         tower.net,
         tokenizer,
         token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
         pooling=settings.pooling,
-        max_tokens=int(limit),
+        max_tokens=tightest(settings.max_tokens or tokenizer.model_max_length, count_positions(tower.net)),
         prompts=settings.prompts,
         default_prompt=settings.default_prompt,
         include_prompt=settings.include_prompt,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 
 
 def group_by_length(lengths: Sequence[int], most: int, cost: int) -> list[tuple[int, int]]:
@@ -21,9 +21,7 @@ def group_by_length(lengths: Sequence[int], most: int, cost: int) -> list[tuple[
     Returns:
         First text of each group and the one after its last.
     """
-    starts = [0]
-    for _, equal in groupby(lengths):
-        starts.append(starts[-1] + sum(1 for _ in equal))
+    starts = [0, *(stop for _, stop in equal_lengths(lengths))]
     best, came_from = [0], [0]
     for stop in range(1, len(starts)):
         least, begin = _alone(lengths[starts[stop - 1]], starts[stop] - starts[stop - 1], most, cost), stop - 1
@@ -43,6 +41,12 @@ def group_by_length(lengths: Sequence[int], most: int, cost: int) -> list[tuple[
         groups[:0] = _split(starts[start], starts[stop], max(1, most // lengths[starts[start]]))
         stop = start
     return groups
+
+
+def equal_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """The groups of equal neighbours in ``lengths``: first text of each, and the one after its last."""
+    cuts = [0, *accumulate(sum(1 for _ in equal) for _, equal in groupby(lengths))]
+    return list(pairwise(cuts))
 
 
 def _alone(length: int, count: int, most: int, cost: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmcl.data.identity import stable_hash
 from mmcl.models.open_clip_nets import quiet, text_net
 from mmcl.models.text_tower import TextTower
-from mmcl.models.tokenize import forget_limits, reading_tokenizer
+from mmcl.models.tokenize import check_tokenizer, forget_limits, pads_left, reading_tokenizer
 from mmcl.runtime.errors import MmclError
 
 
@@ -50,7 +50,8 @@ class OpenClipTextTower(TextTower):
         limit = max_tokens or context
         if hasattr(net, "attn_mask"):
             net.transformer.register_forward_pre_hook(_shorten_mask, with_kwargs=True)
-        padded = 0 if _ends_early(net) else context
+        # What pads on the left moves a text's positions, as that library does.
+        padded = 0 if _ends_early(net) and not pads_left(inner) else context
         super().__init__(
             net,
             inner,
@@ -59,6 +60,7 @@ class OpenClipTextTower(TextTower):
             prompts=prompts,
             default_prompt=default_prompt,
             padded=padded,
+            mixes_padding=False,
         )
 
     @classmethod
@@ -148,8 +150,10 @@ class OpenClipTextTower(TextTower):
             ids = self._tokenize(list(texts), context_length=length).numpy().astype(np.int32)
         # Some tokenizers pad with the end token: the first of these is the text's own.
         own = int(self.padding_id == getattr(self.tokenizer, "eos_token_id", None))
-        ends = length - (ids[:, ::-1] != self.padding_id).argmax(axis=1)
-        return [row[: max(1, end + own)] for row, end in zip(ids, ends, strict=True)]
+        read = ids != self.padding_id
+        ends = np.where(read.any(axis=1), length - read[:, ::-1].argmax(axis=1), 0)
+        starts = read.argmax(axis=1)  # behind what is padded on the left
+        return [row[start : max(1, end + own)] for row, start, end in zip(ids, starts, ends, strict=True)]
 
 
 def _ends_early(net: Any) -> bool:
@@ -180,4 +184,6 @@ def _tokenizer(name: str, settings: Mapping[str, Any], folder: Path | None) -> A
     options["trust_remote_code"] = False  # whatever a folder's config says
     options["tokenizer_mode"] = settings.get("tokenizer_mode")
     with quiet(), reading_tokenizer(f"{name}: its tokenizer '{source}' cannot be had"):
-        return HFTokenizer(source, context_length=length, **options)
+        tokenizer = HFTokenizer(source, context_length=length, **options)
+    check_tokenizer(tokenizer.tokenizer, f"{name}: '{source}'")
+    return tokenizer

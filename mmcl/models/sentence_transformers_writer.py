@@ -19,7 +19,7 @@ from mmcl.models.sentence_transformers import (
 )
 from mmcl.models.text_tower import TextTower
 from mmcl.models.token_weights import TokenWeights
-from mmcl.models.transformers_nets import quiet_transformers
+from mmcl.models.transformers_nets import UNLIMITED, fill, quiet_transformers
 from mmcl.models.weights import load_weights, save_tensors
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import write_json
@@ -58,7 +58,8 @@ def write(encoder: Encoder, folder: Path) -> None:
     with quiet_transformers():
         tower.net.save_pretrained(folder)
     tower.save_tokenizer(folder)
-    limits = {"max_seq_length": tower.max_tokens, "do_lower_case": tower.lowercase}
+    limit = tower.max_tokens if tower.max_tokens < UNLIMITED else None
+    limits = {"max_seq_length": limit, "do_lower_case": tower.lowercase}
     write_json(folder / TRANSFORMER_CONFIGS[0], limits)
     kinds = ["Transformer", *_weighted(tower), "Pooling", *("Dense" for _ in _dense_layers(embedder))]
     kinds += ["Normalize"] if conventions.normalize else []
@@ -98,7 +99,7 @@ def read_weights(embedder: Embedder, folder: Path) -> None:
     Raises:
         MmclError: a file is missing, damaged, or of another architecture.
     """
-    load_weights(embedder.tower.net, folder / WEIGHTS)
+    fill(embedder.tower.net, folder)
     tower = cast(TextTower, embedder.tower)
     if tower.token_weights is not None:
         values = read_token_weights(folder / "1_WordWeights")

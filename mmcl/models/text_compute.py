@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl.models.embedder import Embedder
+from mmcl.models.grouping import equal_lengths
 from mmcl.models.packed_bert import PackedBert, packs
 from mmcl.models.pooling import pool, reads_layers
 from mmcl.models.text_tower import OWN_VECTOR, TextTower
@@ -28,7 +29,8 @@ class TextCompute:
     """Embeds tokenized texts; keeps what it prepared (joined or cast weights) until the weights change.
 
     On a CPU, BERT and its kin run packed (:class:`PackedBert`); others, and all on a GPU, in padded batches of
-    similar, where there are enough of them equal length, for which the tower needs no mask.
+    similar, where there are enough of them equal length, for which the tower needs no mask. A network that mixes
+    padding in has batches of equal length alone.
 
     Args:
         embedder: of texts, in evaluation mode.
@@ -68,6 +70,11 @@ class TextCompute:
             texts: so many at once; filled up to a number of tokens if absent.
         """
         order = np.argsort(-lengths, kind="stable")
+        if self.tower.mixes_padding:
+            for begin, end in equal_lengths(lengths[order].tolist()):
+                most = texts or max(1, self._budget // int(lengths[order[begin]]))
+                yield from (order[start : min(start + most, end)] for start in range(begin, end, most))
+            return
         if texts is not None:
             yield from (order[start : start + texts] for start in range(0, len(order), texts))
             return

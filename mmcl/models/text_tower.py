@@ -21,12 +21,21 @@ from mmcl.data.tokens import pad
 from mmcl.models import tokenize
 from mmcl.models.activations import checkpoint_activations
 from mmcl.models.dropout import speed_up_dropout
+from mmcl.models.packed_bert import packs
 from mmcl.models.plausible import weights_bytes
 from mmcl.models.pooling import pool, reads_layers, split_pooling
 from mmcl.models.sentence_transformers import read_settings, read_token_weights
 from mmcl.models.token_weights import TokenWeights
 from mmcl.models.tokenizer import open_tokenizer
-from mmcl.models.transformers_nets import count_positions, local_folder, open_net, own_vector, position_padding, rebuild
+from mmcl.models.transformers_nets import (
+    count_positions,
+    local_folder,
+    open_net,
+    own_vector,
+    position_padding,
+    rebuild,
+    tightest,
+)
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
@@ -34,6 +43,8 @@ log = logging.getLogger("mmcl")
 SCRATCH_MAX_TOKENS = 64
 FULL_TABLE = 0.9
 """The least part of a table of embeddings that its own tokenizer uses: tables are padded by a few percent."""
+MIXED = 2e-5
+"""The least part of its largest feature by which padding that is mixed in changes a text: rounding changes less."""
 OWN_VECTOR = ("pooled", "pooler")
 """Poolings of the model itself: ``pooler``, a text encoder's dense layer and tanh on its first token; ``pooled``,
 whatever one vector a text the model gives, such as CLIP's projection."""
@@ -51,7 +62,11 @@ class TextTower(nn.Module):
         include_prompt: whether the prompt's tokens enter the pooling.
         lowercase: whether texts are lower-cased before they are tokenized.
         padded: the length to which ``forward`` pads every text for a model that reads padding, as SigLIP does, whatever
-            ``max_tokens``: such a model reads the last of all its positions; 0 for others.
+            ``max_tokens``: such a model reads the last of all its positions; 0 for others. It pads on the tokenizer's
+            side.
+        mixes_padding: whether padding changes a text's features although it is masked, as it does where a network mixes
+            tokens by convolutions or a Fourier transform: such texts are to be batched by equal length.
+        least_tokens: shorter texts are padded to so many, fewer of which the network cannot read (Funnel's attention).
     """
 
     modality: ClassVar[str] = "text"
@@ -70,6 +85,8 @@ class TextTower(nn.Module):
         lowercase: bool = False,
         padded: int = 0,
         masked: bool = True,
+        mixes_padding: bool | None = None,
+        least_tokens: int = 1,
         token_weights: TokenWeights | None = None,
     ) -> None:
         super().__init__()
@@ -93,7 +110,11 @@ class TextTower(nn.Module):
         self._options = {"use_cache": False} if "use_cache" in takes else {}
         self._takes_embeddings = "inputs_embeds" in takes and not padded
         speed_up_dropout(net)
+        self.mixes_padding, self.least_tokens = bool(mixes_padding), least_tokens
         self.set_pooling(pooling)
+        if mixes_padding is None and not padded and not packs(net):
+            self._measure_padding()
+        self._takes_embeddings &= self.least_tokens == 1
 
     def set_pooling(self, pooling: str) -> None:
         """Pool in another way from now on.
@@ -212,9 +233,9 @@ class TextTower(nn.Module):
         source = folder / settings.transformer
         net, fresh = open_net(name, source, weights)
         tokenizer = tokenize.read_tokenizer(source)
-        positions = min(count_positions(net), tokenizer.model_max_length)
+        positions = tightest(count_positions(net), tokenizer.model_max_length)
         if max_tokens is not None and max_tokens > positions:
-            raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {int(positions)}")
+            raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {positions}")
         if pooling == "pooler" and fresh:
             log.warning("text model '%s': its weights have no pooler; it starts anew, and is to be trained", name)
         weighted = settings.token_weights
@@ -223,7 +244,7 @@ class TextTower(nn.Module):
             tokenizer,
             token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
             pooling=pooling or settings.pooling,
-            max_tokens=int(max_tokens or min(settings.max_tokens or positions, positions)),
+            max_tokens=max_tokens or tightest(settings.max_tokens, positions),
             prompts=settings.prompts,
             default_prompt=settings.default_prompt,
             include_prompt=settings.include_prompt,
@@ -242,6 +263,7 @@ class TextTower(nn.Module):
             "lowercase": self.lowercase,
             **({"architecture": type(self.net).__name__} if self.pooling in OWN_VECTOR else {}),
             **({"padded": self.padded, "masked": self.masked} if self.padded else {}),
+            **({} if self.padded else {"mixes_padding": self.mixes_padding, "least_tokens": self.least_tokens}),
             **({"token_weights": True} if self.token_weights is not None else {}),
         }
 
@@ -253,7 +275,8 @@ class TextTower(nn.Module):
 
             return OpenClipTextTower.from_spec(spec, folder)
         net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
-        names = ("prompts", "default_prompt", "include_prompt", "lowercase", "padded", "masked")
+        names = ["prompts", "default_prompt", "include_prompt", "lowercase"]
+        names += ["padded", "masked", "mixes_padding", "least_tokens"]
         optional: dict[str, Any] = {name: spec[name] for name in names if name in spec}
         tokenizer = tokenize.read_tokenizer(folder)
         if spec["max_tokens"] > (positions := count_positions(net)):
@@ -411,12 +434,16 @@ class TextTower(nn.Module):
         return self.net(**inputs, attention_mask=attention_mask if self.masked else None, **self._options)
 
     def _fill_up(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """With padding, for a model that reads it."""
-        missing = self.padded - input_ids.shape[1]
-        if missing <= 0:
+        """With padding, on the tokenizer's side, for a model that reads it."""
+        missing = max(0, max(self.padded, self.least_tokens) - input_ids.shape[1])
+        if not (missing or self.padded):
             return input_ids, attention_mask
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.pad(input_ids, (0, missing), value=self.padding_id), F.pad(mask, (0, missing))
+        ids, mask = F.pad(input_ids, (0, missing), value=self.padding_id), F.pad(mask, (0, missing))
+        if self.padded and tokenize.pads_left(self.tokenizer):
+            places = torch.arange(ids.shape[1], device=ids.device) + mask.sum(dim=1, keepdim=True)
+            ids, mask = (rows.gather(1, places % ids.shape[1]) for rows in (ids, mask))
+        return ids, mask
 
     @property
     def padding_id(self) -> int:
@@ -442,7 +469,47 @@ class TextTower(nn.Module):
         """Ask the network itself: libraries disagree about the attribute that holds the width after projection."""
         training = self.net.training
         self.net.eval()
-        ids = torch.zeros(1, self.max_tokens, dtype=torch.int64)
+        ids = torch.zeros(1, min(self.max_tokens, 8), dtype=torch.int64)
         width = self(ids, torch.ones_like(ids)).shape[1]
         self.net.train(training)
         return int(width)
+
+    @torch.no_grad()
+    def _measure_padding(self) -> None:
+        """Ask the network itself how few tokens it reads, and whether a text has other features beside a longer one.
+
+        Raises:
+            MmclError: it gives no features for texts.
+        """
+        training = self.net.training
+        self.net.eval()
+        tokens = torch.arange(10, 10 + int(self.net.config.vocab_size)) % int(self.net.config.vocab_size)
+        long = tokens[tokens != self.padding_id][None, : max(2, min(self.max_tokens, 40))]
+        with torch.random.fork_rng(devices=[]):
+            self.least_tokens = self._fewest(long)
+            short = max(self.least_tokens, long.shape[1] // 8)
+            mask = torch.ones_like(long)
+            mask[:, short:] = 0
+            padded = torch.where(mask == 1, long, self.padding_id)
+            beside = self(torch.cat([long, padded]), torch.cat([torch.ones_like(mask), mask]))[1]
+            alone = self(long[:, :short])[0]
+        self.net.train(training)
+        self.mixes_padding = bool((beside - alone).abs().max() > MIXED * alone.abs().max())
+
+    def _fewest(self, tokens: Tensor) -> int:
+        """The fewest of (1, L) tokens from which on the network reads every number of them."""
+
+        def fails(count: int) -> Exception | None:
+            try:
+                self(tokens[:, :count])
+            except Exception as error:  # whatever a network meets that wants images, or boxes, beside the text
+                return error
+            return None
+
+        if not any(fails(count) for count in (1, 2, 4)):
+            return 1
+        most = min(24, tokens.shape[1])
+        if (error := fails(most)) is not None:
+            reason, kind = " ".join(str(error).split())[:200], type(self.net).__name__
+            raise MmclError(f"a {kind} gives no features for texts alone: {reason}")
+        return next((count + 1 for count in range(most - 1, 0, -1) if fails(count)), 1)

@@ -14,12 +14,17 @@ from mmcl.data.identity import stable_hash
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError, first_line
 
+_PROBED = 200
+"""Entries of a vocabulary that are looked at: many may be unused or bytes that are no text alone."""
+_OWN = 0.05
+"""The least part of these that their own texts give."""
+
 
 def read_tokenizer(folder: Path) -> Any:
     """The transformers tokenizer in ``folder``.
 
     Raises:
-        MmclError: its files are missing or damaged.
+        MmclError: its files are missing or damaged, or it tells no two texts apart.
     """
     from transformers import AutoTokenizer
 
@@ -31,6 +36,7 @@ def read_tokenizer(folder: Path) -> Any:
     if missing and not (folder / "tokenizer.json").is_file():
         files = " and ".join(missing)
         raise MmclError(f"{folder}: the tokenizer's files are missing: neither tokenizer.json nor {files} is there")
+    check_tokenizer(tokenizer, str(folder))
     return tokenizer
 
 
@@ -52,10 +58,40 @@ def reading_tokenizer(what: str) -> Iterator[None]:
         raise MmclError(f"{what} ({first_line(error)})") from None
 
 
+def check_tokenizer(tokenizer: Any, where: str) -> None:
+    """Refuse a tokenizer that gives the same for all texts, as then any model behind it does, or that cannot put its
+    own vocabulary together.
+
+    It is asked with entries of the vocabulary, whatever language or alphabet that is for.
+
+    Raises:
+        MmclError: it is such a one.
+    """
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    entries = np.unique(np.linspace(0, len(tokenizer) - 1, min(len(tokenizer), _PROBED)).astype(int)).tolist()
+    texts = {entry: tokenizer.decode([entry]) for entry in entries if entry not in special}
+    texts = {entry: text for entry, text in texts.items() if text.strip()}
+    rows, _ = token_ids(tokenizer, list(texts.values()), _PROBED)
+    given = {tuple(entry for entry in row.tolist() if entry not in special) for row in rows}
+    if len(given - {()}) < 2:
+        raise MmclError(
+            f"{where}: the tokenizer gives the same for all texts; its vocabulary is missing or empty, take a fresh "
+            "copy of its files"
+        )
+    # About half of a vocabulary are beginnings of words, whose texts give them; without its merges, letters alone are.
+    own = sum(entry in row for entry, row in zip(texts, rows, strict=True))
+    if len(texts) > _PROBED // 2 and own < _OWN * len(texts):
+        raise MmclError(
+            f"{where}: the tokenizer does not give the entries of its own vocabulary; a file of it is missing or of "
+            "another model (merges.txt?), take a fresh copy"
+        )
+
+
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer's own files."""
     for name in ("is_local", "local_files_only"):  # how it was loaded, noted as if it were a setting
         tokenizer.init_kwargs.pop(name, None)
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # whose default changes with transformers
     forget_limits(tokenizer)
     with full_disk_is_oserror(folder):
         tokenizer.save_pretrained(folder)
@@ -67,6 +103,11 @@ def forget_limits(tokenizer: Any) -> None:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
+
+
+def pads_left(tokenizer: Any) -> bool:
+    """Whether texts are filled up before their first token, as several tokenizers of transformers do."""
+    return getattr(tokenizer, "padding_side", "right") == "left"
 
 
 def fold_case(tokenizer: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.rows import Rows
 from mmcl.data.tokens import texts_of
-from mmcl.models.tokenize import reading_tokenizer
+from mmcl.models.tokenize import check_tokenizer, reading_tokenizer
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
@@ -103,6 +103,7 @@ def open_tokenizer(name: str):  # type: ignore[no-untyped-def]
 
     with reading_tokenizer(f"model.text.tokenizer.name: no tokenizer '{name}' can be opened"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    check_tokenizer(tokenizer, f"model.text.tokenizer.name: '{name}'")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise MmclError(f"model.text.tokenizer.name: '{name}' has no token to pad with; choose another")

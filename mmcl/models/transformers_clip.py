@@ -20,7 +20,7 @@ from mmcl.models.plausible import require_plausible, require_size, weights_bytes
 from mmcl.models.tensor_files import require_finite
 from mmcl.models.text_tower import TextTower
 from mmcl.models.tokenize import read_tokenizer
-from mmcl.models.transformers_nets import opening, read_config
+from mmcl.models.transformers_nets import opening, read_config, tightest
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -93,7 +93,7 @@ def assemble(name: str, model: Any, tokenizer: Any, processor: Any) -> Encoder:
     image = ImageTower(seeing, {**spec, "config": seeing.config.to_diff_dict(), **pictures})
     # SigLIP reads the last of 64 positions, padding or not; a mask only where its tokenizer gives one.
     masked = not siglip or "attention_mask" in tokenizer.model_input_names
-    limit = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
+    limit = tightest(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
     padded = limit if siglip else 0
     text = TextTower(reading, tokenizer, pooling="pooled", max_tokens=limit, padded=padded, masked=masked)
     towers: tuple[ImageTower, TextTower] = (image, text)

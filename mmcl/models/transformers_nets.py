@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -97,6 +97,34 @@ def opening(what: str, folder: Path | None = None) -> Iterator[None]:
         raise MmclError(f"{what}: {first_line(error)}") from None
 
 
+def fill(net: Any, folder: Path) -> None:
+    """Give ``net`` the weights that its ``save_pretrained`` wrote into ``folder``.
+
+    transformers reads them, since it writes the tensors of several architectures, such as NomicBERT's, under the names
+    that they have on the hub, and leaves out what is tied.
+
+    Raises:
+        MmclError: they are missing, damaged, or of another architecture.
+    """
+    if not any(folder.glob("model*.safetensors")):
+        raise MmclError(f"{folder / 'model.safetensors'}: the weights are missing; take a fresh copy of the model")
+    others = f"{folder}: not the weights of the model that the folder describes"
+    with opening(others, folder):
+        read, report = type(net).from_pretrained(
+            folder,
+            trust_remote_code=False,
+            config=copy.deepcopy(net.config),
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    for kind in ("missing", "unexpected"):
+        if keys := sorted(report[f"{kind}_keys"]):
+            raise MmclError(f"{others}: {kind} {keys[0]} and {len(keys) - 1} more")
+    require_finite(read.named_parameters(), folder)
+    net.load_state_dict(read.state_dict())
+
+
 def rebuild(config: Mapping[str, Any], architecture: str | None = None, most: int | None = None) -> Any:
     """A model with fresh weights from what ``config.to_diff_dict()`` gave.
 
@@ -147,11 +175,21 @@ def quiet_transformers() -> Iterator[None]:
             settings.enable_progress_bar()
 
 
-def count_positions(net: Any) -> float:
-    """How many tokens a text may have: what ``net`` has positions for, infinity without a limit."""
-    count = getattr(net.config, "max_position_embeddings", math.inf)
+UNLIMITED = int(1e30)
+"""Tokens of a text where nothing limits them: transformers' own number for it."""
+
+
+def tightest(*limits: object) -> int:
+    """The least of several limits of a text's tokens. Below 2 (XLNet's -1) it is none, nor is what is no number."""
+    numbers = [limit for limit in limits if isinstance(limit, int | float) and not isinstance(limit, bool)]
+    return int(min([UNLIMITED, *(limit for limit in numbers if limit >= 2)]))
+
+
+def count_positions(net: Any) -> int:
+    """How many tokens a text may have: what ``net`` has positions for, :data:`UNLIMITED` without a limit."""
+    count = tightest(*(getattr(net.config, name, None) for name in ("max_position_embeddings", "max_seq_len")))
     padding = position_padding(net)
-    return count if padding is None else count - padding - 1
+    return count if padding is None or count == UNLIMITED else count - padding - 1
 
 
 def position_padding(net: Any) -> int | None:

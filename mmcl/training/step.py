@@ -204,6 +204,9 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
         for embedder in learning:
             sharding.shard(embedder, blocks(embedder.tower.net), device)
             embedder.in_groups = False
+            if getattr(embedder.tower, "mixes_padding", False):
+                name = type(embedder.tower.net).__name__
+                log.warning("a %s mixes padding in; under fsdp texts of different lengths are padded in training", name)
         if learning:
             return method
     queues = [(path, part) for path, part in method.named_modules() if isinstance(part, MemoryQueue)]

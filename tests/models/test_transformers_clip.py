@@ -40,9 +40,10 @@ def clip_folder(folder, *, tokenizer_masks=True, end=None):
     return finish(transformers.CLIPModel(config), tokenizer, "CLIPImageProcessorPil", folder, {"shortest_edge": 32})
 
 
-def siglip_folder(folder, *, tokenizer_masks=False):
+def siglip_folder(folder, *, tokenizer_masks=False, padding_side="right"):
     """A tiny random ``SiglipModel``, whose tokenizer gives no mask, as the published ones do not."""
     tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = padding_side
     if not tokenizer_masks:
         tokenizer.model_input_names = ["input_ids"]
     config = transformers.SiglipConfig(
@@ -88,6 +89,8 @@ def check_equal(encoder, images, texts):
         (clip_folder, {"end": 2}),  # as OpenAI's configs say: the highest id is read
         (siglip_folder, {}),
         (siglip_folder, {"tokenizer_masks": True}),
+        (siglip_folder, {"padding_side": "left"}),
+        (siglip_folder, {"padding_side": "left", "tokenizer_masks": True}),
     ],
 )
 def test_a_folder_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_path, make, settings):
@@ -117,6 +120,15 @@ def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path):
     np.testing.assert_allclose(
         mmcl.load(tmp_path / "ours", dtype="float32").encode(captions), expected[short], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("make", [clip_folder, siglip_folder])
+def test_a_folder_without_its_tokenizers_files_is_refused(tmp_path, make):
+    make(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(MmclError, match="tokenizer's files are missing"):
+        mmcl.load(tmp_path)
 
 
 def test_a_checkpoint_file_opens_by_the_configs_beside_it(tmp_path):
