@@ -48,12 +48,20 @@ def check(
     separator: Separator = None,
     image_root: ImageRoot = None,
     allow_pipe: AllowPipe = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another split of the source, or another source (SOURCE:SPLIT), such as the training rows: list what "
+            "stands there too. Repeat it.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonPath = None,
 ) -> None:
     """Read all pictures and captions once and say what is wrong with them.
 
-    Unreadable pictures, rows without captions, what repeats, sizes, shapes, formats and lengths. With --json every
-    unusable row is listed in the file.
+    Unreadable pictures, rows without captions, what repeats exactly or nearly, what stands in --against as well, sizes,
+    shapes, formats and lengths. With --json every such row is listed in the file.
     """
     from mmcl.data.check import check_source
 
@@ -64,7 +72,15 @@ def check(
         tower = mmcl.load(model).embedder("text").tower
         tokens = {"tokenize": tower.tokenize, "max_tokens": tower.max_tokens}
     found = check_source(
-        source, split=split, image=image, text=text, size=size, separator=separator, root=image_root, **tokens
+        source,
+        split=split,
+        image=image,
+        text=text,
+        size=size,
+        separator=separator,
+        root=image_root,
+        against=against or (),
+        **tokens,
     )
     write_json(json, {**found.facts, "advice": found.advice})
     print_check(found)
@@ -81,7 +97,12 @@ def print_check(found: Check) -> None:
     if "captions" in facts:
         lines += _caption_lines(facts["captions"])
     if "pairs" in facts:
-        lines.append(["repeated pairs", _share(facts["pairs"]["repeated"], facts["pairs"]["count"])])
+        pairs = facts["pairs"]
+        lines.append(["repeated pairs", _groups(_share(pairs["repeated"], pairs["count"]), pairs["repeated_rows"])])
+    if "leaks" in facts:
+        rows = facts["leaks"]["rows"]
+        others = [[row["id"], f"{row['in']}: {row['as']}"] for row in rows]
+        lines.append(["rows that stand in --against", _groups(_share(len(rows), facts["rows"]), others)])
     print_table([facts["source"], "number, or smallest / median / largest"], lines)
     if frequent := facts.get("captions", {}).get("most_frequent"):
         print_table(["times", "most frequent captions"], [[f"{line['count']:,}", line["text"]] for line in frequent])
@@ -96,7 +117,8 @@ def _image_lines(images: dict[str, Any]) -> list[list[object]]:
     readable = images["readable"]
     lines: list[list[object]] = [
         ["unreadable pictures", _named(images["unreadable"])],
-        ["repeated pictures", _share(images["repeated"], readable)],
+        ["repeated pictures", _groups(_share(images["repeated"], readable), images["repeated_rows"])],
+        ["nearly repeated pictures", _groups(_share(images["near"], readable), images["near_rows"])],
         ["width, pixels", _spread(images["width"])],
         ["height, pixels", _spread(images["height"])],
         ["longer to shorter side", _spread(images["longer_to_shorter_side"])],
@@ -115,7 +137,11 @@ def _caption_lines(captions: dict[str, Any]) -> list[list[object]]:
         ["captions", f"{captions['count']:,}"],
         ["captions a row", _spread(captions["a_row"])],
         ["rows without a caption", f"{len(empty):,}" + (f": {', '.join(empty[:_NAMED])}" if empty else "")],
-        ["repeated captions", _share(captions["repeated"], captions["count"])],
+        ["repeated captions", _groups(_share(captions["repeated"], captions["count"]), captions["repeated_rows"])],
+        [
+            "repeated but for case and punctuation",
+            _groups(_share(captions["near"], captions["count"]), captions["near_rows"]),
+        ],
         ["words", _spread(captions["words"])],
         ["characters", _spread(captions["characters"])],
     ]
@@ -129,6 +155,12 @@ def _named(problems: list[dict[str, str]]) -> str:
     """How many, and what is wrong with the first."""
     first = "; ".join(f"{problem['id']}: {problem['reason']}" for problem in problems[:_NAMED])
     return f"{len(problems):,}" + (f": {first}" if problems else "")
+
+
+def _groups(share: str, groups: list[list[str]]) -> str:
+    """The share, and the first groups of rows."""
+    shown = "; ".join(" = ".join(group[:_NAMED]) for group in groups[:_NAMED])
+    return f"{share}: {shown}{' …' if len(groups) > _NAMED else ''}" if groups else share
 
 
 def _share(count: int, whole: int) -> str:

@@ -14,15 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mmcl.data.check_copies import Items, Names, across, copies, fingerprints, leaks
 from mmcl.data.check_rows import Checked, CheckedRow, open_checked
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import ImageError, decoded, usable_cpus
+from mmcl.data.near_copies import image_fingerprint, members, normalised, same
+from mmcl.data.shards import is_shards
+from mmcl.data.sources import open_source
 from mmcl.data.tokens import Tokenize
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
 
 _LONG = 2.0  # aspect ratio beyond which a centre crop loses half of the picture
 _SHOWN = 5
+_NAMED = 3  # rows, and groups of rows, that advice names; all are in the facts
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class _Look(NamedTuple):
     format: str
     mode: str
     identity: int
+    fingerprint: bytes
 
 
 @dataclass
@@ -53,6 +59,9 @@ class _Tally:
     """What grows while rows are read: a few bytes a row."""
 
     rows: int = 0
+    names: Names = field(default_factory=Names)
+    fingerprints: bytearray = field(default_factory=bytearray)
+    normalised: array[int] = field(default_factory=lambda: array("q"))
     unreadable: list[dict[str, str]] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     damaged: list[dict[str, str]] = field(default_factory=list)
@@ -98,6 +107,7 @@ def check_source(
     size: int | None = None,
     separator: str | None = None,
     root: str | Path | None = None,
+    against: Sequence[str | Path] = (),
     show_progress: bool | None = None,
 ) -> Check:
     """Read all pictures and captions of a source once.
@@ -113,13 +123,52 @@ def check_source(
             is faster; and pictures that are smaller are counted.
         separator: the character between the fields of a CSV file.
         root: the folder that paths of images in a table start from.
+        against: other splits of the source, or other sources, as ``SOURCE`` or ``SOURCE:SPLIT``, such as what a model
+            is trained on: rows that stand there too, exactly or nearly, are listed.
         show_progress: a bar on stderr; shown for a terminal if absent.
 
     Raises:
-        MmclError: the source cannot be read, or lacks a column that was named, or both default ones.
+        MmclError: a source cannot be read, or lacks a column that was named, or both default ones.
     """
-    tally = _Tally()
-    found = open_checked(source, split, image, text, tally.damaged, separator=separator, root=root)
+    table: dict[str, Any] = {"separator": separator, "root": root}
+
+    def read(source: str | Path, split: str | None, tokenize: Tokenize | None = None) -> tuple[_Tally, Checked]:
+        tally = _Tally()
+        found = open_checked(source, split, image, text, tally.damaged, **table)
+        _read(tally, found, str(source), size, tokenize, show_progress)
+        return tally, found
+
+    tally, found = read(source, split, tokenize)
+    facts = _facts(tally, str(source), found, max_tokens if tokenize else None, size)
+    if split is None and "split" in found.columns:
+        labels = np.unique([str(label) for label in open_source(source, **table).texts("split")], return_inverse=True)[
+            1
+        ]
+        rows = across((_images if found.has_image else _captions)(tally, str(source)), labels)
+        facts["across_splits"] = {"count": sum(map(len, rows)), "rows": rows}
+    others = []
+    for other in against:
+        theirs, of = read(*_part_of(source, str(other)))
+        others.append((str(other), theirs, of))
+    if others:
+        facts["leaks"] = _leaks((str(source), tally, found), others)
+    return Check(facts, _advice(facts))
+
+
+def _part_of(source: str | Path, other: str) -> tuple[str | Path, str | None]:
+    """The source and split that ``other`` names: a source; one with a split after a colon; or a split of ``source``."""
+    path, _, part = other.rpartition(":")
+    if Path(other).expanduser().exists() or "://" in other or is_shards(other):
+        return other, None
+    if path.startswith("sample:") or (path and Path(path).expanduser().exists()):
+        return path, part
+    return (other, None) if "/" in other or path == "sample" else (source, other)
+
+
+def _read(
+    tally: _Tally, found: Checked, source: str, size: int | None, tokenize: Tokenize | None, show_progress: bool | None
+) -> None:
+    """Fill the tally."""
     with ThreadPoolExecutor(usable_cpus()) as pool, progress("check", found.total, "rows", show_progress) as advance:
 
         def look(row: CheckedRow) -> _Look | str:
@@ -131,12 +180,12 @@ def check_source(
             if found.has_text:
                 _add_texts(tally, block, tokenize)
             tally.rows += len(block)
+            for row in block:
+                tally.names.add(row.name)
             advance(len(block))
     if not tally.rows:
         reason = f": {tally.damaged[0]['reason']}" if tally.damaged else ""
         raise MmclError(f"{source}: no sample can be read{reason}")
-    facts = _facts(tally, str(source), found, max_tokens if tokenize else None, size)
-    return Check(facts, _advice(facts))
 
 
 def _look(image: bytes | Path | ImageError | None, size: int | None) -> _Look | str:
@@ -146,11 +195,12 @@ def _look(image: bytes | Path | ImageError | None, size: int | None) -> _Look | 
             raise image
         with decoded(image, target=size) as pixels:
             identity = stable_hash(repr(pixels.size).encode() + pixels.tobytes())
+            fingerprint = image_fingerprint(pixels)
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as header:  # type: ignore[arg-type]
             shape, kind, mode = header.size, header.format or "unknown", header.mode
     except ImageError as error:
         return f"{image}: {error}" if isinstance(image, Path) else str(error)
-    return _Look(*shape, kind, mode, identity)
+    return _Look(*shape, kind, mode, identity, fingerprint)
 
 
 def _add_images(tally: _Tally, block: Sequence[CheckedRow], looks: Iterable[_Look | str]) -> None:
@@ -160,6 +210,7 @@ def _add_images(tally: _Tally, block: Sequence[CheckedRow], looks: Iterable[_Loo
         if isinstance(look, str):
             tally.unreadable.append({"id": row.name, "reason": look})
             continue
+        tally.fingerprints += look.fingerprint
         tally.widths.append(look.width)
         tally.heights.append(look.height)
         tally.formats[look.format] += 1
@@ -174,6 +225,7 @@ def _add_texts(tally: _Tally, block: Sequence[CheckedRow], tokenize: Tokenize | 
         if not row.texts:
             tally.empty.append(row.name)
     tally.captions.extend(map(stable_hash, texts))
+    tally.normalised.extend(stable_hash(normalised(text)) for text in texts)
     tally.words.extend(len(text.split()) for text in texts)
     tally.characters.extend(map(len, texts))
     tally.frequent.add(texts)
@@ -188,16 +240,43 @@ def _facts(tally: _Tally, source: str, found: Checked, max_tokens: int | None, s
     if tally.damaged:
         facts["damaged_shards"] = tally.damaged
     if found.has_image:
-        facts["images"] = _image_facts(tally, size)
+        facts["images"] = _image_facts(tally, size) | copies(_images(tally, source))
     if found.has_text:
-        facts["captions"] = _caption_facts(tally, max_tokens)
+        facts["captions"] = _caption_facts(tally, max_tokens) | copies(_captions(tally, source))
     if found.has_image and found.has_text:
         owner = np.repeat(np.arange(tally.rows), _numbers(tally.a_row))
         usable = np.frombuffer(tally.readable, dtype=bool)[owner]
         # Two 64-bit hashes in one: an odd factor keeps the first one's bits apart, and int64 products wrap.
         pairs = (_numbers(tally.images)[owner] * -7046029254386353131 + _numbers(tally.captions))[usable]
-        facts["pairs"] = {"count": len(pairs), "repeated": len(pairs) - len(np.unique(pairs))}
+        groups = [dict.fromkeys(owner[usable][group].tolist()) for group in members(same(pairs))]
+        facts["pairs"] = {
+            "count": len(pairs),
+            "repeated": len(pairs) - len(np.unique(pairs)),
+            "repeated_rows": [[tally.names[row] for row in group] for group in groups],
+        }
     return facts
+
+
+def _images(tally: _Tally, part: str) -> Items:
+    rows = np.flatnonzero(np.frombuffer(tally.readable, dtype=bool))
+    return Items(part, tally.names, rows, _numbers(tally.images)[rows], fingerprints(tally.fingerprints))
+
+
+def _captions(tally: _Tally, part: str) -> Items:
+    rows = np.repeat(np.arange(tally.rows), _numbers(tally.a_row))
+    return Items(part, tally.names, rows, _numbers(tally.captions), _numbers(tally.normalised))
+
+
+def _leaks(own: tuple[str, _Tally, Checked], others: Sequence[tuple[str, _Tally, Checked]]) -> dict[str, Any]:
+    """What stands in other parts too: images where there are any, else texts, since captions may well repeat."""
+    _, tally, found = own
+    take = _images if found.has_image else _captions
+    sides = [take(theirs, name) for name, theirs, of in others if (of.has_image if found.has_image else of.has_text)]
+    if len(sides) < len(others):
+        kind = "images" if found.has_image else "texts"
+        raise MmclError(f"{own[0]}: it has {kind}, which not all that it is to be compared with have")
+    rows = leaks(take(tally, own[0]), sides)
+    return {"of": "images" if found.has_image else "captions", "count": len(rows), "rows": rows}
 
 
 def _image_facts(tally: _Tally, size: int | None) -> dict[str, Any]:
@@ -254,6 +333,12 @@ def _spread(values: np.ndarray) -> dict[str, float] | None:
     return {name: round(float(value), 2) for name, value in found.items()}
 
 
+def _first(groups: Sequence[Sequence[str]]) -> str:
+    """The first groups of rows, for a line."""
+    shown = "; ".join(" = ".join(group[:_NAMED]) + (" = …" if len(group) > _NAMED else "") for group in groups[:_NAMED])
+    return shown + ("; …" if len(groups) > _NAMED else "")
+
+
 def _advice(facts: dict[str, Any]) -> list[str]:
     """What is off, and what to do about it."""
     images, captions, pairs = (facts.get(name, {}) for name in ("images", "captions", "pairs"))
@@ -279,6 +364,21 @@ def _advice(facts: dict[str, Any]) -> list[str]:
             (captions["repeated"], captions["count"], "captions repeat another; they are not each other's negatives"),
             (captions.get("cut", 0), captions["count"], "captions are longer than the model reads, and are cut"),
         ]
+    if images:
+        found.append((images["near"], images["readable"], "pictures are nearly another one, scaled or compressed anew"))
+    if captions:
+        found.append((captions["near"], captions["count"], "captions are another one but for case and punctuation"))
     if pairs:
-        found.append((pairs["repeated"], pairs["count"], "pairs stand there more than once; remove the copies"))
+        rows = _first(pairs["repeated_rows"])
+        found.append(
+            (pairs["repeated"], pairs["count"], f"pairs stand there more than once; remove the copies: {rows}")
+        )
+    if shared := facts.get("across_splits"):
+        rows = _first(shared["rows"])
+        found.append((shared["count"], facts["rows"], f"rows stand in several splits, exactly or nearly: {rows}"))
+    if leaked := facts.get("leaks"):
+        first = ", ".join(f"{row['id']} ({row['in']}: {row['as']})" for row in leaked["rows"][:_NAMED])
+        found.append(
+            (leaked["count"], facts["rows"], f"rows stand in what they are to be judged against, too: {first}")
+        )
     return [f"{count:,} ({count / max(whole, 1):.2%}) {what}" for count, whole, what in found if count]

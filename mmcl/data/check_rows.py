@@ -16,6 +16,7 @@ from mmcl.data.tokens import texts_of
 from mmcl.runtime.errors import MmclError
 
 _BLOCK = 512
+_TEXTS = 8192  # rows at a time where there are no images to decode
 
 
 class CheckedRow(NamedTuple):
@@ -86,8 +87,9 @@ def open_checked(
 
 
 def _table_blocks(rows: Rows, image: str | None, text: str | None) -> Iterator[list[CheckedRow]]:
-    for start in range(0, len(rows), _BLOCK):
-        block = rows.select(range(start, min(start + _BLOCK, len(rows))))
+    size = _BLOCK if image else _TEXTS
+    for start in range(0, len(rows), size):
+        block = rows.select(range(start, min(start + size, len(rows))))
         images = block.images(image, range(len(block))) if image else [None] * len(block)
         texts = [texts_of(value) for value in block.texts(text)] if text else [[]] * len(block)
         yield [CheckedRow(*row) for row in zip(block.ids(), images, texts, strict=True)]

@@ -73,7 +73,12 @@ def test_every_fault_is_counted(tmp_path, faulty, kind):
     assert captions["most_frequent"] == [{"text": "a dog", "count": 4}]
     assert captions["words"] == {"min": 1.0, "median": 2.0, "max": 3.0}
     assert captions["a_row"]["max"] == 2
-    assert facts["pairs"] == {"count": 9, "repeated": 1}
+    assert {name: facts["pairs"][name] for name in ("count", "repeated")} == {"count": 9, "repeated": 1}
+    assert [[name.rsplit(":")[-1] for name in group] for group in facts["pairs"]["repeated_rows"]] == [["r0", "r1"]]
+    assert [[name.rsplit(":")[-1] for name in group] for group in pictures["repeated_rows"]] == [["r0", "r1"]]
+    assert [[name.rsplit(":")[-1] for name in group] for group in captions["repeated_rows"]] == [
+        ["r0", "r1", "r2", "r7"]
+    ]
     assert any(line.startswith("3 (27.27%) captions repeat") for line in found.advice)
     json.dumps(facts)
 
@@ -100,6 +105,52 @@ def test_with_a_size_and_a_tokenizer_it_counts_what_is_too_small_and_too_long(tm
 def test_a_clean_data_set_gets_no_advice(tmp_path):
     pq.write_table(pa.table({"image": [picture(9, 8), picture(8, 9)], "text": ["a", "b"]}), tmp_path / "rows.parquet")
     assert check_source(tmp_path / "rows.parquet").advice == []
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """Four images: one, the same compressed anew at half the size, and two others."""
+    images = [Image.fromarray(RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((160, 120)) for _ in range(3)]
+    files = [io.BytesIO() for _ in range(4)]
+    for file, image in zip(files, [images[0], images[0].resize((80, 60)), *images[1:]], strict=True):
+        image.save(file, "JPEG" if file is files[1] else "PNG")
+    return [file.getvalue() for file in files]
+
+
+def table_of(path, images, texts, **more):
+    pq.write_table(pa.table({"image": images, "text": texts, **more}), path)
+    return path
+
+
+def test_near_copies_are_listed_by_row(tmp_path, twins):
+    texts = ["A dog, running!", "a cat", "a dog running", "A cat"]
+    found = check_source(table_of(tmp_path / "rows.parquet", twins, texts))
+    assert (found.facts["images"]["near"], found.facts["images"]["near_rows"]) == (1, [["0", "1"]])
+    assert found.facts["captions"]["near_rows"] == [["0", "2"], ["1", "3"]]
+    assert found.facts["images"]["repeated_rows"] == found.facts["captions"]["repeated_rows"] == []
+    assert any("nearly another one" in line for line in found.advice)
+
+
+def test_rows_that_stand_in_another_split_are_listed(tmp_path, twins):
+    train = table_of(tmp_path / "train.parquet", [twins[0], twins[3]], ["one", "two"])
+    table_of(tmp_path / "test.parquet", [twins[2], twins[1], twins[3]], ["three", "four", "five"])
+    expected = [("1", "0", False), ("2", "1", True)]
+    for source, options in (
+        (tmp_path, {"split": "test", "against": ["train"]}),
+        (tmp_path / "test.parquet", {"against": [train]}),
+        (tmp_path / "test.parquet", {"against": [f"{tmp_path}:train"]}),
+    ):
+        found = check_source(source, **options)
+        rows = found.facts["leaks"]["rows"]
+        assert [(row["id"], row["as"], row["equal"]) for row in rows] == expected
+        assert any("rows stand in what they are to be judged against, too: 1 (" in line for line in found.advice)
+    with pytest.raises(MmclError, match="no split 'dev'"):
+        check_source(tmp_path, split="test", against=["dev"])
+    both = [twins[2], twins[1], twins[0], twins[3]]
+    one = table_of(tmp_path / "one.parquet", both, list("abcd"), split=["train", "test", "train", "train"])
+    assert check_source(one).facts["across_splits"] == {"count": 2, "rows": [["1", "2"]]}
+    (tmp_path / "texts.csv").write_text("text,split\nA dog.,train\na dog,test\na cat,test\n")
+    assert check_source(tmp_path / "texts.csv").facts["across_splits"]["rows"] == [["0", "1"]]
 
 
 def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path):
