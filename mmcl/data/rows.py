@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 import datasets
 import numpy as np
@@ -267,7 +268,7 @@ def _image_file(value: str, folder: Path | None) -> Path | bytes:
     """
     written = value
     if value.lower().startswith("file:"):
-        value = os.fsdecode(unquote_to_bytes(urlsplit(value).path))
+        value = path_of_url(value)
     path = Path(value) if folder is None else folder / value
     if ("\\" in value or not value.isascii()) and not _is_file(path):
         path = next(filter(_is_file, _spellings(value, folder)), path)
@@ -279,6 +280,11 @@ def _image_file(value: str, folder: Path | None) -> Path | bytes:
         except OSError:
             return Path(written)
     return path
+
+
+def path_of_url(url: str) -> str:
+    """The path that a ``file://`` URL names."""
+    return os.fsdecode(unquote_to_bytes(re.sub("^file:(//[^/]*)?", "", url, flags=re.IGNORECASE)))
 
 
 def _spellings(value: str, folder: Path | None) -> list[Path]:

@@ -143,10 +143,12 @@ def is_shards(source: str | Path) -> bool:
         return False
     if _is_file(text):
         return _TAR.search(text) is not None
-    if "://" in text or any(_TAR.search(part) or _is_command(part) for part in text.split("::")):
-        return True
     folder = Path(text).expanduser()
-    return folder.is_dir() and bool(_in_folder(folder)) and not any(folder.glob("metadata.*"))
+    if _is_folder(folder):
+        return bool(_in_folder(folder)) and not any(folder.glob("metadata.*"))
+    if text.lower().startswith("file:") and not _TAR.search(text):
+        return False
+    return "://" in text or any(_TAR.search(part) or _is_command(part) for part in text.split("::"))
 
 
 def list_shards(source: str | Path) -> list[str]:
@@ -182,6 +184,13 @@ def list_shards(source: str | Path) -> list[str]:
             "mend the path or its braces"
         )
     return shards
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a command is too long for a path
+        return False
 
 
 def _is_file(path: str) -> bool:

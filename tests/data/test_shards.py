@@ -162,6 +162,8 @@ def test_a_shard_that_exists_is_that_shard(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     assert is_shards(tmp_path / name)
     assert list_shards(tmp_path / name) == [str(tmp_path / name)]
+    (tmp_path / "folder.tar").mkdir()
+    assert not is_shards(tmp_path / "folder.tar")
 
 
 def test_counts_are_kept_until_a_shard_changes(tmp_path, monkeypatch):

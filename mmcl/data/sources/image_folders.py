@@ -23,6 +23,7 @@ log = logging.getLogger("mmcl")
 
 _JUNK = {"__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found"}
 _STATS = re.compile(r"(\d+)_stats\.json")
+_SHARD = re.compile(r"(\d{5,})(_stats\.json|\.parquet)")
 
 
 def is_junk(name: str) -> bool:
@@ -32,7 +33,7 @@ def is_junk(name: str) -> bool:
 
 def is_img2dataset(folder: Path) -> bool:
     """Whether img2dataset wrote the folder as files: ``00000/``, ``00000.parquet``, ``00000_stats.json``."""
-    return any((folder / found[1]).is_dir() for entry in folder.iterdir() if (found := _STATS.fullmatch(entry.name)))
+    return any((folder / found[1]).is_dir() for entry in folder.iterdir() if (found := _SHARD.fullmatch(entry.name)))
 
 
 @dataclass
@@ -59,7 +60,6 @@ class _Found:
             (self.circles, "links back to a folder that they lie in"),
             (self.dead, "links that lead nowhere"),
             (self.closed, "folders that may not be read"),
-            (self.damaged, "caption files that are not JSON"),
         ]
         return ", ".join(f"{count:,} {what}" for count, what in parts if count)
 
@@ -72,6 +72,8 @@ def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | Non
     """
     found = _Found()
     _walk(folder, found, ())
+    if told := found.told():
+        log.warning("%s: left out: %s", name, told)
     if not found.images:
         return None
     images = sorted(found.images)
@@ -87,8 +89,8 @@ def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | Non
     labels = [path_text(path.parts[0]) if len(path.parts) > 1 else None for path in relative]
     if labelled and None not in labels and len(set(labels)) > 1:
         columns["label"] = labels
-    if told := found.told():
-        log.warning("%s: left out: %s", name, told)
+    if found.damaged:
+        log.warning("%s: %d caption files are not JSON: left out", name, found.damaged)
     _report_downloads(folder, name)
     identity = fingerprint([*images, *sorted(found.beside)])
     dataset = datasets.Dataset.from_dict(columns)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mmcl.config.data import ImageConfig, SourceConfig
-from mmcl.data.rows import Rows
+from mmcl.data.rows import Rows, path_of_url
 from mmcl.data.sources.captions import open_captions
 from mmcl.data.sources.files import format_of, path_text
 from mmcl.data.sources.folders import open_folder
@@ -63,7 +63,7 @@ def _root(root: str | Path) -> Path:
 
 def _open(source: str | Path, split: str | None, separator: str | None, root: Path | None) -> Rows:
     text = path_text(source)
-    path = Path(source).expanduser()
+    path = Path(path_of_url(text) if text.lower().startswith("file:") else source).expanduser()
     try:
         kind = "folder" if path.is_dir() else "file" if path.is_file() else None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import shutil
@@ -24,10 +25,12 @@ from mmcl.data.sources.restart import Restart
 from mmcl.data.sources.text_files import TextFiles
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, cache_dir, read_json
+from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
 
 _VERSION = 1  # of what is kept: raise it when a reader gives other rows
+_LARGE = 50 * 2**20  # bytes of files whose reading takes seconds, and shows a bar
 _CHUNK = 1000  # rows: what a scattered read has to touch
 
 
@@ -35,10 +38,12 @@ class Reader(Protocol):
     """Files of one format.
 
     Attributes:
+        files: where they are.
         notes: what is to be said about them, once they are read.
         unreadable: columns that are left out of the batches, and why.
     """
 
+    files: Sequence[Path]
     notes: list[str]
     unreadable: dict[str, str]
 
@@ -139,10 +144,15 @@ def _write_rows(reader: Reader, file: Path, name: str) -> None:
         raise MmclError(f"{name}: cannot be read: {f'column {column!r}: ' if column else ''}{reason}")
     if odd := [column for column in first.schema.names if "\0" in column]:  # where others end a name
         raise MmclError(f"{name}: the name of column {odd[0]!r} holds a null character; rename it")
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
-        writer.write_table(pa.Table.from_batches([first]), max_chunksize=_CHUNK)
-        for batch in batches:
+    large = sum(part.stat().st_size for part in reader.files) > _LARGE
+    with (
+        progress("read", None, "rows", None if large else False) as advance,
+        pa.OSFile(str(file), "wb") as sink,
+        pa.ipc.new_stream(sink, first.schema) as writer,
+    ):
+        for batch in itertools.chain([first], batches):
             writer.write_table(pa.Table.from_batches([batch]), max_chunksize=_CHUNK)
+            advance(batch.num_rows)
 
 
 @cache

@@ -104,6 +104,7 @@ def test_paths_of_images_as_tables_write_them(tmp_path: Path) -> None:
         f"{composed}2.png": f"{apart}2.png",
         "c\\d.png": "c\\d.png",
         f"file://{tmp_path}/missing.png": "missing.png",
+        f"file://{tmp_path}/a#b?.png": "a#b?.png",
         "no\\where.png": "no\\where.png",
     }
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"image": path}) + "\n" for path in written))

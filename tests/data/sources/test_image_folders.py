@@ -77,6 +77,14 @@ def test_hidden_and_system_folders_are_left_out_and_counted(
     assert "2 files that are not images (.heic 1, .pdf 1)" in caplog.text
 
 
+def test_what_was_left_out_is_said_where_nothing_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(tmp_path / ".Trash" / "a.png")
+    (tmp_path / "b.heic").write_bytes(b"")
+    with pytest.raises(MmclError, match=r"neither tables .* nor images"):
+        open_source(tmp_path)
+    assert "left out: 1 hidden or system folders (.Trash), 1 files that are not images (.heic 1)" in caplog.text
+
+
 def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path: Path) -> None:
     draw(tmp_path / ".photos" / "a.png")
     assert open_source(tmp_path / ".photos").ids() == ["a.png"]
@@ -168,6 +176,9 @@ def test_the_default_folder_of_img2dataset(tmp_path: Path, caplog: pytest.LogCap
     assert "1 of 6 images were not downloaded" in caplog.text
     with pytest.raises(MmclError, match="it has no splits"):
         open_source(tmp_path, split="00000_stats")
+    for stats in tmp_path.glob("*_stats.json"):  # as of a download that was interrupted
+        stats.unlink()
+    assert len(open_source(tmp_path)) == len(keys)
 
 
 def test_a_shard_of_img2dataset_is_no_folder_of_tables(tmp_path: Path) -> None:
@@ -186,4 +197,4 @@ def test_a_caption_in_json_that_is_damaged_is_counted(tmp_path: Path, caplog: py
         draw(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.json").write_text(described)
     assert open_source(tmp_path).texts("text") == ["one", None, None, None]
-    assert "1 caption files that are not JSON" in caplog.text
+    assert "1 caption files are not JSON" in caplog.text

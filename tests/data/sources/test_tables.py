@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmcl.data.shards import is_shards
 from mmcl.data.sources import open_source
 from mmcl.runtime.errors import MmclError
 
@@ -39,6 +40,13 @@ def test_a_path_that_exists_is_that_path(tmp_path: Path, suffix: str, odd: str) 
     assert open_source(write(tmp_path / f"{odd}{suffix}", "right")).texts("text") == ["right"]
     assert open_source(write(tmp_path / odd / f"t{suffix}", "right")).texts("text") == ["right"]
     assert open_source(tmp_path / odd).texts("text") == ["right"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "a b#1.csv"])
+def test_a_file_url_is_a_path(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, "right")
+    assert not is_shards(path.as_uri())
+    assert open_source(path.as_uri()).texts("text") == ["right"]
 
 
 def test_folders_of_datasets_and_of_images_are_what_they_are_called(tmp_path: Path) -> None:
