@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmcl.evaluation.inputs import matrix, owners, same_width
 from mmcl.evaluation.ranking import Vectors
+from mmcl.losses.unit import unit_length
 from mmcl.runtime.errors import MmclError
 
 _ROWS = 4096  # of a block
@@ -271,4 +271,4 @@ def _unit(vectors: Vectors, device: torch.device) -> Tensor:
     """(n, D) float64 unit vectors."""
     if not isinstance(vectors, Tensor):
         vectors = torch.from_numpy(np.array(vectors, dtype=np.float64))  # a copy: a memory map may be read-only
-    return F.normalize(vectors.to(device, torch.float64), dim=1)
+    return unit_length(vectors.to(device, torch.float64))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcl.losses.unit import unit_length
 from mmcl.runtime.errors import MmclError, nearest
 
 Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]
@@ -233,12 +234,12 @@ class _DotSpace:
         mapped = self._load(vectors)
         if self._similarity == "euclidean":
             mapped = F.pad((mapped - self._centre) / self._radius, (0, 1), value=1.0)
-        return F.normalize(mapped, dim=1).mul_(_UNITS)
+        return unit_length(mapped).mul_(_UNITS)
 
     def documents(self, vectors: Vectors) -> Tensor:
         mapped = self._load(vectors)
         if self._similarity == "cosine":
-            return F.normalize(mapped, dim=1)
+            return unit_length(mapped)
         mapped = (mapped - self._centre) / self._radius
         if self._similarity == "euclidean":
             mapped = torch.cat([mapped, -0.5 * mapped.square().sum(1, keepdim=True)], 1)

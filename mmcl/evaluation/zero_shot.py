@@ -16,6 +16,7 @@ from mmcl.evaluation.inputs import cutoffs, matrix, same_width
 from mmcl.evaluation.ranking import Judgements, Vectors, relevant_ranks
 from mmcl.evaluation.templates import fill, resolve
 from mmcl.evaluation.texts import Encodes
+from mmcl.losses.unit import unit_rows
 from mmcl.runtime.errors import MmclError
 
 _SENTENCES = 8192  # embedded at once
@@ -110,8 +111,8 @@ def classifier(
     for start in range(0, len(distinct), step):
         some = distinct[start : start + step]
         vectors = encoder.encode([fill(template, name) for name in some for template in sentences])
-        ensemble = _unit(_array("class names", vectors)).reshape(len(some), len(sentences), -1)
-        parts.append(_unit(ensemble.mean(1)))
+        ensemble = unit_rows(_array("class names", vectors)).reshape(len(some), len(sentences), -1)
+        parts.append(unit_rows(ensemble.mean(1)))
     place = {name: number for number, name in enumerate(distinct)}
     return np.concatenate(parts)[[place[name] for name in names]]
 
@@ -225,7 +226,3 @@ def _array(name: str, vectors: Any) -> np.ndarray:
     if isinstance(vectors, torch.Tensor):
         vectors = vectors.float().cpu().numpy()
     return np.asarray(matrix(name, vectors), dtype=np.float32)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

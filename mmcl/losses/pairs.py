@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mmcl.losses.unit import unit_length
 
 Similarity = Literal["cosine", "dot", "euclidean"]
 
@@ -61,7 +62,7 @@ def prepare(*embeddings: Tensor, similarity: Similarity) -> tuple[Tensor, ...]:
     for x in embeddings:
         dtype = torch.promote_types(dtype, x.dtype)
     ready = (x.to(dtype) for x in embeddings)
-    return tuple(F.normalize(x, dim=1) if similarity == "cosine" else x for x in ready)
+    return tuple(unit_length(x) if similarity == "cosine" else x for x in ready)
 
 
 def similarities(a: Tensor, b: Tensor, similarity: Similarity) -> Tensor:

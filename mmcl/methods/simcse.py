@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.config.methods import SimcseConfig
@@ -16,6 +15,7 @@ from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
 from mmcl.data.identity import NOTHING, mix
 from mmcl.losses import Guide, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
+from mmcl.losses.unit import unit_length
 from mmcl.methods.base import MINED, Batch, Loss, Setting, Views, roles_named
 from mmcl.methods.masked_language import MaskedLanguage
 from mmcl.methods.paired import Paired, key_of
@@ -214,7 +214,7 @@ class Simcse(Paired):
         query, key = (views[side] for side in self.sides)
         temperature = {} if self.config.loss == "cosine_mse" else {"temperature": self.temperature.item()}
         if self.config.loss != "info_nce":
-            cosines = F.cosine_similarity(query.float(), key.float())
+            cosines = (unit_length(query.float()) * unit_length(key.float())).sum(dim=1)
             correlation = torch.corrcoef(torch.stack([cosines, views["score"].float()]))[0, 1]
             return {"correlation": correlation.nan_to_num().item(), **temperature}
         ids = self._identities(views["ids"])

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.data.images import ImageInput, PreparedImage
+from mmcl.losses.unit import unit_length
 from mmcl.models.embedder import Embedder
 from mmcl.models.fingerprint import fingerprint
 from mmcl.models.heads import Head
@@ -451,4 +451,4 @@ class Encoder(nn.Module):
 
 def _finish(embeddings: Tensor, options: Options) -> np.ndarray:
     vectors = embeddings.float()[:, : options.dim]
-    return (F.normalize(vectors, dim=1) if options.normalize else vectors).cpu().numpy()
+    return (unit_length(vectors) if options.normalize else vectors).cpu().numpy()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from mmcl.losses.unit import unit_rows
 from mmcl.retrieval import specs
 from mmcl.retrieval.stored import (
     FileRecord,
@@ -401,8 +402,7 @@ def _ready(block: np.ndarray, similarity: Similarity, name: Any) -> np.ndarray:
         raise MmclError(f"{name(broken[0])} holds NaN or infinity ({len(broken):,} such vectors); leave them out")
     if similarity != "cosine":
         return block
-    norms = np.linalg.norm(block, axis=1, keepdims=True)
-    zero = np.flatnonzero(norms == 0)
+    zero = np.flatnonzero(~block.any(axis=1))
     if len(zero):
         raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out or use 'dot'")
-    return block / norms
+    return unit_rows(block)

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mmcl.losses.unit import unit_length
 from mmcl.models.encoder import Encoder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
@@ -76,7 +76,7 @@ def embed(
         moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
         with _computing_in(precision, encoder.device):
             vectors = embedder(**moved).float()
-        out[start : start + len(chunk)] = F.normalize(vectors, dim=1) if normalize else vectors
+        out[start : start + len(chunk)] = unit_length(vectors) if normalize else vectors
     encoder.train(training)
     sharding.reshard(embedder)
     found = from_shares(out, count)
