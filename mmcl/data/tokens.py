@@ -6,14 +6,17 @@ import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmcl.data.identity import stable_hash
-from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, cache_dir
 from mmcl.runtime.progress import progress
+
+if TYPE_CHECKING:  # to read tokens takes no tables, and the library for them half a second
+    from mmcl.data.rows import Rows
 
 _BLOCK = 10_000
 _VERSION = 3  # of what is kept

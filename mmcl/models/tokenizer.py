@@ -6,15 +6,17 @@ import io
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmcl.config.model import TokenizerConfig
-from mmcl.data.rows import Rows
 from mmcl.data.tokens import texts_of
 from mmcl.models.tokenize import check_tokenizer, reading_tokenizer
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
+
+if TYPE_CHECKING:
+    from mmcl.data.rows import Rows
 
 log = logging.getLogger("mmcl")
 VERY_LONG = 1_000_000  # the model sets the limit, not a tokenizer that is trained apart from it

@@ -170,7 +170,8 @@ def read_table(path: Path) -> pa.Table:
         MmclError: the file is no Parquet file, or has no column ``id``.
     """
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # read_table() would import pandas first
+            table = file.read()
         table.validate(full=True)  # bytes that are no UTF-8, among others
     except FileNotFoundError:
         raise MmclError(f"{path}: missing") from None

@@ -230,6 +230,12 @@ def test_a_manifest_that_cannot_be_used_is_answered_in_one_line(tmp_path, conten
         (("dim",), None, "'dim' is missing"),
         (("dtype",), "float64", "'dtype' is 'float64'"),
         (("count",), 24, "'count' is 24, its shards have 25"),
+        (("dim",), 2**40, "'dim' is 1099511627776"),
+        (("dim",), 2**20, "'shard-00000.npy' is too small"),
+        (("shards", 1, "rows"), -1, r"'shards\.1\.rows' is -1"),
+        (("shards", 1, "name"), "../../secret", r"'shards\.1\.name' is"),
+        (("encoder",), "x", "'encoder' is 'x'"),
+        (("skipped", "ranges"), [[0, 2**62]], "'skipped.ranges' are more rows"),
         (("skipped", "rows"), None, "'skipped.rows' is missing"),
         (("skipped", "rows"), [{"row": 0, "id": "r0"}], "'skipped.rows.0.reason' is missing"),
         (("shards",), "x" * 1000, "'shards' is 'x+"),
@@ -260,6 +266,28 @@ def test_a_damaged_entry_of_a_manifest_is_named_by_whoever_reads_it(tmp_path, en
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < len(str(tmp_path)) + 200
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\xff\xff",
+        b"\x93NUMPY\x01\x00\x10\x00" + b"{'descr': [(('a', ",
+        b"\x93NUMPY\x01\x00\x10\x00" + b"\xff\xfe" * 8,
+        b"\x93NUMPY\x01\x00\x40\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2**70, 8)}".ljust(64),
+        b"\x93NUMPY\x01\x00\x50\x00" + b"{'descr':'|O','fortran_order':False,'shape':(10,8)}".ljust(80),
+        b"\x93NUMPY\x01\x00\x50\x00" + b"{'descr':'<f4','fortran_order':False,'shape':(99999999999999,8)}".ljust(80),
+    ],
+)
+def test_a_header_that_numpy_cannot_read_is_one_line(tmp_path, header):
+    write(tmp_path)
+    path = tmp_path / "shard-00001.npy"
+    path.write_bytes(header.ljust(path.stat().st_size, b"\0"))
+    with pytest.raises(MmclError, match=r"shard-00001\.npy: (cannot be read|holds)") as error:
+        np.asarray(open_vectors(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_full_disk_leaves_the_listed_shards_and_nothing_half_written(tmp_path, monkeypatch):

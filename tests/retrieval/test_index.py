@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,6 +8,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -274,6 +277,45 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(MmclError, match=message):
         Index.load(tmp_path)
+
+
+def parquet(**columns) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+NO_UTF8 = pa.array([b"\xff\xfe"] * 500, pa.large_binary()).view(pa.large_string())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ids.parquet", b""),
+        ("ids.parquet", b"PAR1" + b"\xff" * 50 + b"PAR1"),
+        ("ids.parquet", parquet(id=NO_UTF8)),
+        ("ids.parquet", parquet(id=pa.array(["x"] * 500, pa.large_string()), label=NO_UTF8)),
+        ("ids.parquet", parquet(id=[0.5] * 500)),
+        ("ids.parquet", parquet(id=[[1]] * 500)),
+        ("ids.parquet", parquet(id=[None, *range(499)])),
+        ("ids.parquet", parquet(name=[1] * 500)),
+        ("index.faiss", b""),
+        ("index.faiss", b"\xff" * 100),
+        ("index.faiss", b"IxFI" + np.array([16], np.int32).tobytes() + np.array([2**40] * 3, np.int64).tobytes()),
+        ("index.faiss", b"IxFI" + np.array([2**30], np.int32).tobytes() + b"\xff" * 60),
+        ("index.faiss", b"IwFl" + b"\x7f" * 200),
+    ],
+)
+def test_a_file_that_was_damaged_before_its_checksum_was_taken_is_named(tmp_path, name, content):
+    Index.build(CORPUS, ids=[f"i{n}" for n in range(500)]).save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path / "index.json"
+    about = json.loads(path.read_text())
+    about["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(about))
+    with pytest.raises(MmclError, match=name) as error:
+        Index.load(tmp_path)
+    assert len(str(error.value)) < len(str(tmp_path)) + 400
 
 
 def test_what_is_no_index_is_refused(tmp_path):
