@@ -18,6 +18,8 @@ from mmcl.runtime.device import widest
 from mmcl.runtime.errors import MmclError
 
 PATIENCE = timedelta(days=30)  # at a barrier
+# Newer releases of PyTorch have it by another name, and warn of this one.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def world_size() -> int:
@@ -104,7 +106,7 @@ class _GatherRows(torch.autograd.Function):
             padded = shard.new_zeros(longest, *shard.shape[1:])
             padded[: len(shard)] = shard
         shards = shard.new_empty(len(counts) * longest, *shard.shape[1:])
-        dist.all_gather_into_tensor(shards, padded)
+        _all_gather(shards, padded)
         if min(counts) == longest:
             return shards
         return torch.cat([rows[:count] for rows, count in zip(shards.split(longest), counts, strict=True)])

@@ -80,7 +80,9 @@ def make_text_encoder(tokenizer):
         tower = TextTower.build(config, tokenizer=tokenizer)
         for name, parameter in tower.named_parameters():  # else it is so near to linear that all texts are alike
             parameter.data.mul_(10 if "weight" in name and parameter.ndim == 2 else 1)
-        return Encoder({"text": Embedder(tower, Head(HeadConfig(), width, dim), frozen=frozen)}, dim)
+        encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), width, dim), frozen=frozen)}, dim)
+        encoder.set_compute("float32")  # as what is compared with it
+        return encoder
 
     return make
 
