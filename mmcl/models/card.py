@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from mmcl.models.text_tower import TextTower
 from mmcl.models.transformers_nets import UNLIMITED
+from mmcl.runtime.printable import printable
 
 if TYPE_CHECKING:
     from mmcl.models.encoder import Encoder
@@ -26,7 +29,7 @@ def model_card(encoder: Encoder) -> str:
         "tags: [mmcl, contrastive, feature-extraction]",
         "---",
         "",
-        f"# {encoder.name}",
+        f"# {_plain(encoder.name)}",
         "",
         f"Embeds {kinds} into {encoder.dim} dimensions; compare the vectors by their cosine.",
         "",
@@ -38,14 +41,14 @@ def model_card(encoder: Encoder) -> str:
         "```",
     ]
     if "text" in encoder.modalities:
-        lines += ["", "## Texts", "", *_table(_texts(encoder))]
+        lines += ["", "## Texts", "", *_table(_texts(encoder), str)]
         if encoder.training_head is not None:
             lines += [
                 "",
                 f"`{TRAINING_HEAD}` stood before the loss in training; encoding does without it.",
             ]
     for title, values in encoder.card.items():
-        lines += ["", f"## {title.capitalize()}", "", *_table(values)]
+        lines += ["", f"## {_plain(title.capitalize())}", "", *_table(values)]
     return "\n".join(lines) + "\n"
 
 
@@ -61,28 +64,43 @@ def _texts(encoder: Encoder) -> dict[str, Any]:
     limited = tower.max_tokens < UNLIMITED
     facts = {
         "tokens": f"longer texts are cut after {tower.max_tokens}" if limited else "texts of any length are read whole",
-        "pooling": tower.pooling,
+        "pooling": _plain(tower.pooling),
     }
     if tower.lowercase:
         facts["case"] = "folded"
     for name, words in sorted(tower.prompts.items()):
         default = ", the default" if name == tower.default_prompt else ""
-        facts[f"prompt `{name}`{default}"] = f"`{json.dumps(words, ensure_ascii=False)}`" if words else "none"
+        facts[f"prompt {_code(name)}{default}"] = _code(json.dumps(words, ensure_ascii=False)) if words else "none"
     if tower.prompts and not tower.include_prompt:
         facts["prompts"] = "read, but left out of the pooling"
     sizes = encoder.card.get("training", {}).get("matryoshka")
-    trained = f", as it was trained to: {', '.join(map(str, sizes))}" if sizes else ""
+    trained = f", as it was trained to: {_show(sizes)}" if sizes else ""
     facts["fewer dimensions"] = f"`encode(truncate_dim=…)` keeps the first{trained}"
     return facts
 
 
-def _table(values: Any) -> list[str]:
+def _table(values: Any, show: Callable[[Any], str] | None = None) -> list[str]:
+    """Two columns; ``show`` makes Markdown of keys and values, which are plain where it is absent."""
+    show = show or _show
     if not isinstance(values, Mapping):
-        return [str(values)]
-    return ["| | |", "|---|---|", *(f"| {key} | {_show(value)} |" for key, value in values.items())]
+        return [show(values)]
+    return ["| | |", "|---|---|", *(f"| {show(key)} | {show(value)} |" for key, value in values.items())]
 
 
 def _show(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+        return ", ".join(map(_show, value))
+    return f"{value:.4g}" if isinstance(value, float) else _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """Markdown that shows ``text``, such as a run's or a file's name, as it is: no HTML, link or cell begins in it."""
+    one_line = " ".join(printable(text).split())
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(one_line, quote=False))
+
+
+def _code(text: str) -> str:
+    """``text`` as code, where nothing in it would end the code or the cell."""
+    if set(text) & set("`<\n") or printable(text) != text:
+        return _plain(text)
+    return "`" + text.replace("|", "\\|") + "`"

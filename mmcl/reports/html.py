@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from mmcl.config.load import to_yaml
 from mmcl.evaluation import Scores, StsScores
@@ -18,6 +19,7 @@ from mmcl.reports.pictures import data_uri
 from mmcl.reports.plots import learning_curves
 from mmcl.reports.shown import Mistake, Search
 from mmcl.runtime.files import atomic_file
+from mmcl.runtime.printable import printable
 from mmcl.training.run import Run, read_lines
 
 
@@ -100,10 +102,16 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     environment.filters |= {"value": _value, "interval": _interval, "chance": _chance, "start": _start, "along": _along}
     environment.globals |= {"data_uri": data_uri}
     return environment
+
+
+def _visible(value: object) -> object:
+    """Text of others as a page shows it: nothing in it turns the direction of what follows."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _value(row: results.Row) -> str:

@@ -165,6 +165,16 @@ def test_text_of_users_is_inert(tmp_path: Path, scores: Judged, fake_run: FakeRu
         assert not [name for _, name, _ in page.attributes if name == "onerror"]
 
 
+def test_control_characters_are_shown_escaped(tmp_path: Path, fake_run: FakeRun) -> None:
+    run = fake_run(tmp_path, [])
+    page = write_report(tmp_path / "r.html", run, title="a\u202eb\x1b[2J", notes=["c\x9bd\te"]).read_text(
+        encoding="utf-8"
+    )
+    assert "a\\u202eb\\x1b[2J" in page
+    assert "c\\x9bd\te" in page
+    assert not set(page) & set("\u202e\x1b\x9b")
+
+
 @pytest.mark.parametrize("count", [None, 0, 1, 3])
 def test_an_unfinished_run_has_a_report(tmp_path: Path, count: int | None, steps: Steps, fake_run: FakeRun) -> None:
     run = fake_run(tmp_path, None if count is None else steps(count))
