@@ -14,6 +14,7 @@ from mmcl.models.tokenize import check_tokenizer, reading_tokenizer
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
+from mmcl.runtime.progress import spoken
 
 if TYPE_CHECKING:
     from mmcl.data.rows import Rows
@@ -36,25 +37,26 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
 
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_clean(texts),
-            model_writer=model,
-            vocab_size=config.vocab_size,
-            hard_vocab_limit=False,  # a small corpus gives fewer pieces rather than an error
-            character_coverage=config.character_coverage,
-            normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece=PAD,
-            unk_piece=UNKNOWN,
-            bos_piece=START,
-            eos_piece=END,
-            max_sentence_length=1 << 20,  # bytes; longer texts would be left out without a word
-            num_threads=1,  # more threads sum in another order, and so give another vocabulary
-            minloglevel=2,
-        )
+        with spoken("train the tokenizer", None):
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_clean(texts),
+                model_writer=model,
+                vocab_size=config.vocab_size,
+                hard_vocab_limit=False,  # a small corpus gives fewer pieces rather than an error
+                character_coverage=config.character_coverage,
+                normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                pad_piece=PAD,
+                unk_piece=UNKNOWN,
+                bos_piece=START,
+                eos_piece=END,
+                max_sentence_length=1 << 20,  # bytes; longer texts would be left out without a word
+                num_threads=1,  # more threads sum in another order, and so give another vocabulary
+                minloglevel=2,
+            )
     except RuntimeError as error:
         cure = "give more text or another model.text.tokenizer.vocab_size"
         raise MmclError(f"the tokenizer cannot be trained on these captions; {cure} ({error})") from None

@@ -20,6 +20,7 @@ from mmcl.config.section import Section
 from mmcl.data.images import usable_cpus
 from mmcl.models.folder import DESCRIPTION
 from mmcl.runtime.files import read_json
+from mmcl.runtime.progress import duration
 from mmcl.training.run import Run
 
 
@@ -135,16 +136,6 @@ def machine() -> str:
     if torch.cuda.is_available():
         parts += [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 48 s, 3 min 12 s, 5 h 20 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def skipped(rows: Sequence[Mapping[str, Any]], shown: int = 5) -> list[dict[str, str]]:

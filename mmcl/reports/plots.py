@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from mmcl.reports.results import split_key, title_of
@@ -106,8 +107,8 @@ def draw(curves: Sequence[Curve], *, prefix: str, fractions: bool = False, mark:
         fractions: the values are fractions in [0, 1], shown in percent.
         mark: a step to mark with a vertical line.
     """
-    figure = Figure(figsize=(3.9, 2.2))
-    figure.subplots_adjust(left=0.13, right=0.98, top=0.96, bottom=0.19)
+    # Room is made for the numbers beside the axes: those of a single value of 12,345.678 are long.
+    figure = Figure(figsize=(3.9, 2.2), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
     with matplotlib.rc_context(_STYLE):
         axes = figure.add_subplot()
         for number, curve in enumerate(curves):
@@ -123,7 +124,7 @@ def draw(curves: Sequence[Curve], *, prefix: str, fractions: bool = False, mark:
         axes.tick_params(colors=_INK, length=0, pad=4)
         axes.grid(axis="y", color=_RULE, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=0, right=max(1.0, axes.get_xlim()[1]))
         axes.set_xlabel("step", color=_INK)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))

@@ -33,7 +33,7 @@ from mmcl.retrieval.stored import (
 )
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder
-from mmcl.runtime.progress import progress
+from mmcl.runtime.progress import progress, spoken
 
 Similarity = Literal["cosine", "dot", "euclidean"]
 
@@ -379,7 +379,8 @@ def _fill(
     try:
         if len(rows):
             sample = _ready(shards.take(rows), similarity, lambda row: f"id {table['id'][int(rows[row])].as_py()!r}")
-            index.train(sample)
+            with spoken(f"train the index on {len(rows):,} vectors", None):
+                index.train(sample)
         with progress("index", len(shards), "vectors", show) as advance:
             for _, shard in shards.iter_shards():
                 for start in range(0, len(shard), _BLOCK):

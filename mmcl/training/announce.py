@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from mmcl.config.training import TrainingConfig
 from mmcl.models.export import TARGETS, cannot_export
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.progress import duration
 from mmcl.training.batch_norm import tell_of_statistics
 from mmcl.training.optim import describe_learning
 from mmcl.training.run import Run
@@ -94,6 +97,13 @@ def count_negatives(run: Trainer) -> str:
     queue = getattr(run.config.method, "queue", None)
     past = f" and up to {queue.size} past ones" if queue is not None else ""
     return f"{batch - 1 + hard * batch + run.feed.extra_count} negatives per query{how}{past}"
+
+
+def tell_of_speed(folder: Path, steps: int, seconds: float) -> None:
+    """Log how long a run took, and its rate, which is that of its report."""
+    rates = [line["pairs_per_second"] for line in Run(folder).lines() if "pairs_per_second" in line]
+    speed = f", {statistics.median(rates):,.0f} pairs/s (median)" if rates else ""
+    log.info("%d steps in %s%s", steps, duration(seconds), speed)
 
 
 def card_of(run: Trainer, step: int) -> dict[str, Any]:

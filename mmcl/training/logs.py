@@ -6,14 +6,17 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mmcl.runtime.files import atomic_file
+from mmcl.runtime.progress import duration
 from mmcl.training.run import read_metrics
 
 log = logging.getLogger("mmcl")
 SECONDS_BETWEEN_LINES = 15.0
+LONGEST_SILENCE = 25.0
 
 
 class MetricsLog:
@@ -63,45 +66,59 @@ class MetricsLog:
 
 
 class Ticker:
-    """Loss, accuracy, temperature, rate and time left: a bar on a terminal, else a line now and then."""
+    """Step, time left, and the newest metrics: a bar on a terminal, else a line now and then.
+
+    Args:
+        steps: of the run.
+        done: of them, before this process began.
+        show: a bar, or nothing at all; a bar for a terminal if None, else lines.
+    """
 
     def __init__(self, steps: int, done: int, *, show: bool | None) -> None:
         self.steps = steps
         self._started, self._first = time.monotonic(), done
         self._spoke = self._started
-        self._bar = None
+        self._words = ""
+        self._bar: Any = None
         self._silent = show is False
         if show is None:
             show = sys.stderr.isatty()
         if show:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                ProgressColumn,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            words = TextColumn("{task.fields[words]}")
-            columns: list[str | ProgressColumn] = ["train", BarColumn(), MofNCompleteColumn(), words, "ETA"]
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task("train", total=steps, completed=done, words="")
+            self._bar, self._task = _bar(steps, done, lambda: self._words)
             self._bar.start()
 
-    def show(self, step: int, values: dict[str, float]) -> None:
-        """The state after ``step``; ``values`` are the newest logged ones."""
-        words = "  ".join(f"{name} {value:,.4g}" for name, value in values.items())
+    def show(self, step: int, values: dict[str, float] | None = None) -> None:
+        """The state after ``step``; ``values`` are what was logged there, if anything was."""
+        if values is not None:
+            self._words = "  ".join(f"{name} {value:,.4g}" for name, value in values.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, words=words)
+            self._bar.update(self._task, completed=step)
             return
         now = time.monotonic()
-        if not self._silent and now - self._spoke >= SECONDS_BETWEEN_LINES:
+        passed = now - self._spoke
+        # With the newest metrics if there are any soon, without them rather than not at all.
+        if not self._silent and passed >= (SECONDS_BETWEEN_LINES if values is not None else LONGEST_SILENCE):
             self._spoke = now
             left = (now - self._started) / max(1, step - self._first) * (self.steps - step)
-            log.info("step %d/%d  %s  ETA %.0f s", step, self.steps, words, left)
+            log.info("step %d/%d  %s  ETA %s", step, self.steps, self._words, duration(left))
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _bar(steps: int, done: int, words: Callable[[], str]) -> tuple[Any, Any]:
+    """A bar that has a line to itself, above one of ``words``: together they would not fit into 80 columns."""
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Bar(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            if shown := words():
+                yield Text(shown, no_wrap=True, overflow="ellipsis")
+
+    columns: list[str | ProgressColumn] = ["train", BarColumn(bar_width=None), MofNCompleteColumn(), "ETA"]
+    bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), expand=True)
+    return bar, bar.add_task("train", total=steps, completed=done)

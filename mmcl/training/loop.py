@@ -26,7 +26,7 @@ from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import pick_device, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import write_json
-from mmcl.training.announce import announce, card_of, require_whole_steps
+from mmcl.training.announce import announce, card_of, require_whole_steps, tell_of_speed
 from mmcl.training.average import WeightAverage
 from mmcl.training.batch_norm import prepare_batch_norm
 from mmcl.training.build import build_method, finish_encoder, require_tokens
@@ -232,7 +232,9 @@ class Trainer:
                     progress.position = taken[-1].position
                     progress.step, progress.seconds = step + 1, time.monotonic() - started
                     progress.judged = not self._due(self.evaluate_every)
-                    if progress.step % settings.log_every == 0 or progress.step == self.steps:
+                    if progress.step % settings.log_every and progress.step < self.steps:
+                        ticker.show(progress.step)
+                    else:
                         self._log(ticker, result, rate, clock.rate() * settings.batch_size * accumulate)
                     del result
                     if shares := clock.tick():
@@ -242,6 +244,8 @@ class Trainer:
                         self._save()
             batches.close()
             ticker.close()
+            if self.main:
+                tell_of_speed(self.folder, self.steps, progress.seconds)
             self._finish()
         finally:
             batches.close()
@@ -270,7 +274,7 @@ class Trainer:
         means = {name: statistics.fmean(step[name] for step in progress.window) for name in progress.window[0]}
         with torch.no_grad():
             values = {**means, **self.method.metrics(result.views)}
-        ticker.show(progress.step, {**values, "samples/s": pairs_per_second})
+        ticker.show(progress.step, {**values, "pairs/s": pairs_per_second})
         epoch = progress.step * self.config.training.accumulate / len(self.feed)
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}
         self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})

@@ -25,6 +25,7 @@ from mmcl.runtime import distributed
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
+from mmcl.runtime.progress import spoken
 from mmcl.training.columns import Column
 from mmcl.training.feed import Feed
 from mmcl.training.not_finite import NotFiniteError
@@ -191,13 +192,15 @@ class Miner:
         found: list[tuple[Mined, np.ndarray]] = []
         count = len(self._anchors)
         share = share_of(count)
-        for start in range(0, len(share), ANCHORS_AT_ONCE):
-            rows = share[start : start + ANCHORS_AT_ONCE]
-            anchors, own = seen.anchors(rows), self._own.of(rows)
-            positive = self._own.similarity(rows, anchors, seen.corpus)
-            seeds = mix(torch.from_numpy(rows), self.seed, step).numpy()
-            mined = mine(index, seen.corpus, anchors, positive, own, self.rules, seeds, self._guide(rows))
-            found.append((mined, positive))
+        with spoken("mine", len(share)) as advance:
+            for start in range(0, len(share), ANCHORS_AT_ONCE):
+                rows = share[start : start + ANCHORS_AT_ONCE]
+                anchors, own = seen.anchors(rows), self._own.of(rows)
+                positive = self._own.similarity(rows, anchors, seen.corpus)
+                seeds = mix(torch.from_numpy(rows), self.seed, step).numpy()
+                mined = mine(index, seen.corpus, anchors, positive, own, self.rules, seeds, self._guide(rows))
+                found.append((mined, positive))
+                advance(len(rows))
         parts, positives = zip(*found, strict=True)
         columns = [*map(np.concatenate, zip(*parts, strict=True)), np.concatenate(positives)]
         items, scores, ranks, positive = (

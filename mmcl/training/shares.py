@@ -14,6 +14,7 @@ from mmcl.losses.unit import unit_length
 from mmcl.models.encoder import Encoder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
+from mmcl.runtime.progress import spoken
 from mmcl.training.columns import FEATURES_A_BATCH
 from mmcl.training.not_finite import NotFiniteError
 
@@ -71,12 +72,14 @@ def embed(
     out = torch.empty(len(mine), encoder.width, device=encoder.device)
     training = encoder.training
     encoder.eval()
-    for start in range(0, len(mine), FEATURES_A_BATCH):
-        chunk = mine[start : start + FEATURES_A_BATCH]
-        moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
-        with _computing_in(precision, encoder.device):
-            vectors = embedder(**moved).float()
-        out[start : start + len(chunk)] = unit_length(vectors) if normalize else vectors
+    with spoken(f"embed {modality}s", len(mine), "items") as advance:
+        for start in range(0, len(mine), FEATURES_A_BATCH):
+            chunk = mine[start : start + FEATURES_A_BATCH]
+            moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}
+            with _computing_in(precision, encoder.device):
+                vectors = embedder(**moved).float()
+            out[start : start + len(chunk)] = unit_length(vectors) if normalize else vectors
+            advance(len(chunk))
     encoder.train(training)
     sharding.reshard(embedder)
     found = from_shares(out, count)

@@ -4,7 +4,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from mmcl.reports.facts import History, duration, facts
+from mmcl.reports.facts import History, facts
+from mmcl.runtime.progress import duration
 from mmcl.training.run import Run
 
 Steps: TypeAlias = Callable[..., list[dict[str, Any]]]

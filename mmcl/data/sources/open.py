@@ -13,6 +13,7 @@ from mmcl.data.sources.folders import open_folder
 from mmcl.data.sources.hub import open_hub
 from mmcl.data.sources.tables import open_tables
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.progress import spoken
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 
@@ -46,7 +47,8 @@ def open_source(
     default that of the table. Raises ``MmclError`` if there is no such thing, if it is empty or malformed, or if
     ``split`` does not choose one part.
     """
-    return _open(source, split, separator, None if root is None else _root(root))
+    with spoken(f"read {source}", None):
+        return _open(source, split, separator, None if root is None else _root(root))
 
 
 def open_described(settings: SourceConfig, image: ImageConfig) -> Rows:
