@@ -57,7 +57,7 @@ class Rows:
 
     ``name`` is how messages call them. ``fingerprint`` is a hexadecimal string that changes when the content does, and
     with the selection; two equal selections of the same content have the same one. ``folder`` is what relative image
-    paths start from. ``unreadable`` maps columns of the source that are not among the rows' to the reason.
+    paths start from. ``unreadable`` maps columns of the source that ``dataset`` lacks to the reason.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class Rows:
 
     @property
     def column_names(self) -> list[str]:
-        """The columns, in the order of the source."""
-        return list(self._dataset.column_names)
+        """The columns, in the order of the source, and then those that cannot be read."""
+        return [*self._dataset.column_names, *self.unreadable]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,7 +130,7 @@ class Rows:
     def of_split(self, split: str) -> Rows:
         """The rows whose column ``split`` says ``split``, which the new rows' name tells. Raises ``MmclError`` if there
         is none, or no such column."""
-        if "split" not in {*self.column_names, *self.unreadable}:
+        if "split" not in self.column_names:
             raise MmclError(f"{self.name}: there is no column 'split' to choose '{split}' by; leave the split out")
         values = self.texts("split")
         chosen = [row for row, value in enumerate(values) if value == split]
@@ -147,8 +147,7 @@ class Rows:
 
     def ids(self) -> list[str]:
         """A name for each row: the column ``id`` (``_id`` in BEIR's files) as text, else its number in the source."""
-        named = {*self.column_names, *self.unreadable}
-        column = next((name for name in ("id", "_id") if name in named), None)
+        column = next((name for name in ("id", "_id") if name in self.column_names), None)
         if column is None:
             numbers = range(len(self)) if self._selection is None else self._selection.tolist()
             return [str(number) for number in numbers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical ba
 _PUNCTUATION = ",;"  # other separators hardly ever stand in a text
 _LOOKED_AT = 1000  # lines in which header and first row are looked for
 _BLOCK = 10_000
+_MOST_COLUMNS = 10_000
 _LONGEST = 64 * 2**20  # characters of a field; a quote that nothing closes would read the whole file into one
 
 csv.field_size_limit(_LONGEST)  # from 131,072, for all of the process
@@ -144,8 +146,10 @@ class DelimitedFiles:
 
 def _header(record: Sequence[str], file: Path) -> tuple[list[str], int]:
     """Names of the columns, and how many of them up to the last that is named in the file."""
+    if len(record) > _MOST_COLUMNS:
+        raise MmclError(f"{path_text(file)}: the header has {len(record):,} fields; is it one?")
     names = [name if name.strip() else f"Unnamed: {place}" for place, name in enumerate(record)]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise MmclError(f"{path_text(file)}: the header names {repeated[0]!r} twice; rename one")
     return names, max((place for place, name in enumerate(record, 1) if name.strip()), default=len(names))
 

@@ -56,20 +56,20 @@ def open_folder(
         and (rows := open_captions(captions, None, name=name, root=root)) is not None
     ):
         return rows
-    inside = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_junk(entry.name)]
-    if inside and {entry.name.lower() for entry in inside} <= _SPLITS and not _has_images(folder):
-        parts = [entry.name for entry in inside]
-        if split is None and len(parts) == 1:
-            return open_folder(inside[0], None, name=f"{name} ({parts[0]})", **options)
-        if split is None:
+    inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_junk(entry.name)]
+    parts = [] if _has_images(folder) else [entry for entry in inside if _named_as_split(entry)]
+    if len(parts) > 1 or (parts and parts == inside):
+        if split is not None:
+            no_split(name, split, inside)
+        if len(parts) > 1:
             raise MmclError(f"{name}: it has the splits {', '.join(parts)}; name one as split")
-        no_split(name, split, parts)
+        return open_folder(folder / parts[0], None, name=f"{name} ({parts[0]})", **options)
     if split is None and (rows := open_images(folder, name=name)) is not None:
         return rows
     if texts:
         return _open_split(texts, split, name, options)
     if split is not None:
-        no_split(name, split, [entry.name for entry in inside])
+        no_split(name, split, inside)
     raise MmclError(f"{name}: the folder holds neither tables ({', '.join(FORMATS)}) nor images")
 
 
@@ -88,6 +88,11 @@ def _tables(folder: Path) -> tuple[list[Path], list[Path]]:
     files = [file for file in files if stem_of(file).lower() not in _ABOUT and file.stem not in images]
     tables = [file for file in files if format_of(file) not in (None, ".txt")]
     return tables, [file for file in files if format_of(file) == ".txt"]
+
+
+def _named_as_split(name: str) -> bool:
+    """Whether a folder is called as splits are; COCO adds the year."""
+    return re.sub(r"[-_]?\d{4}$", "", name.lower()) in _SPLITS
 
 
 def _has_images(folder: Path) -> bool:

@@ -48,7 +48,10 @@ class JsonFiles:
 
     def _learn(self, places: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
         """Widen the types by those of a block."""
-        for column in keys_of(rows):
+        columns = keys_of(rows)
+        if len({*columns, *self._types}) > _MOST_COLUMNS:
+            raise MmclError(f"{places[-1]}: more than {_MOST_COLUMNS:,} different keys by then; are they columns?")
+        for column in columns:
             if column in self.unreadable:
                 continue
             values = [row.get(column) for row in rows]
@@ -59,8 +62,6 @@ class JsonFiles:
                     to_array(values, self._types[column])
             except (ValueError, pa.ArrowException):
                 self._leave_out(column, places, values, known)
-        if len(self._types) > _MOST_COLUMNS:
-            raise MmclError(f"{places[-1]}: more than {_MOST_COLUMNS:,} different keys by then; are they columns?")
 
     def _leave_out(self, column: str, places: Sequence[str], values: Sequence[Any], known: pa.DataType) -> None:
         """Note the first value that does not fit those before it."""

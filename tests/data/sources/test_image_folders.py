@@ -128,18 +128,21 @@ def test_subfolders_are_labels_where_all_images_lie_in_several(tmp_path: Path) -
     assert "label" not in open_source(tmp_path).column_names
 
 
-@pytest.mark.parametrize("parts", [("train", "val"), ("Train", "test"), ("train", "validation", "test")])
+@pytest.mark.parametrize(
+    "parts", [("train", "val"), ("Train", "test"), ("train", "validation", "test"), ("train2017", "val2017")]
+)
 def test_folders_called_as_splits_are_splits(tmp_path: Path, parts: tuple[str, ...]) -> None:
     for part in parts:
         for name in ("cat", "dog"):
             draw(tmp_path / part / name / f"{part}.png")
     draw(tmp_path / "__MACOSX" / "a.png")
+    (tmp_path / "devkit").mkdir()
     rows = open_source(tmp_path, split=parts[1])
     assert rows.texts("label") == ["cat", "dog"]
     assert rows.ids() == [f"cat/{parts[1]}.png", f"dog/{parts[1]}.png"]
     with pytest.raises(MmclError, match=f"it has the splits {', '.join(sorted(parts))}; name one"):
         open_source(tmp_path)
-    with pytest.raises(MmclError, match=f"no split 'none'; it has {', '.join(sorted(parts))}"):
+    with pytest.raises(MmclError, match="no split 'none'; it has "):
         open_source(tmp_path, split="none")
 
 

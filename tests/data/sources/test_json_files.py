@@ -113,6 +113,11 @@ def test_what_no_column_can_hold_names_line_and_column_where_it_is_asked_for(
         rows.select([0]).require(["x"])
 
 
+def test_countless_keys_are_no_columns(tmp_path: Path) -> None:
+    with pytest.raises(MmclError, match=r"line 1 of t\.jsonl: more than 10,000 different keys"):
+        objects(tmp_path, {f"k{n}": 1 for n in range(10_001)})
+
+
 def test_objects_of_countless_keys_are_no_column(tmp_path: Path) -> None:
     rows = lines(tmp_path, *({f"k{row}-{key}": 1 for key in range(600)} for row in range(3)))
     assert rows.texts("text") == ["0", "1", "2"]
