@@ -50,6 +50,7 @@ class _Look(NamedTuple):
     height: int
     format: str
     mode: str
+    transparent: bool
     identity: int
     fingerprint: bytes
 
@@ -69,6 +70,7 @@ class _Tally:
     heights: array[int] = field(default_factory=lambda: array("q"))
     formats: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
+    transparent: int = 0
     images: array[int] = field(default_factory=lambda: array("q"))
     readable: array[int] = field(default_factory=lambda: array("b"))
     captions: array[int] = field(default_factory=lambda: array("q"))
@@ -198,9 +200,10 @@ def _look(image: bytes | Path | ImageError | None, size: int | None) -> _Look | 
             fingerprint = image_fingerprint(pixels)
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as header:  # type: ignore[arg-type]
             shape, kind, mode = header.size, header.format or "unknown", header.mode
+            transparent = header.has_transparency_data
     except ImageError as error:
         return f"{image}: {error}" if isinstance(image, Path) else str(error)
-    return _Look(*shape, kind, mode, identity, fingerprint)
+    return _Look(*shape, kind, mode, transparent, identity, fingerprint)
 
 
 def _add_images(tally: _Tally, block: Sequence[CheckedRow], looks: Iterable[_Look | str]) -> None:
@@ -215,6 +218,7 @@ def _add_images(tally: _Tally, block: Sequence[CheckedRow], looks: Iterable[_Loo
         tally.heights.append(look.height)
         tally.formats[look.format] += 1
         tally.modes[look.mode] += 1
+        tally.transparent += look.transparent
 
 
 def _add_texts(tally: _Tally, block: Sequence[CheckedRow], tokenize: Tokenize | None) -> None:
@@ -294,6 +298,7 @@ def _image_facts(tally: _Tally, size: int | None) -> dict[str, Any]:
         "beyond_2_to_1": int((ratios > _LONG).sum()),
         "formats": dict(tally.formats.most_common()),
         "modes": dict(tally.modes.most_common()),
+        "transparent": tally.transparent,
     }
     if size is not None:
         facts |= {"size": size, "smaller_than_size": int((shorter < size).sum())}
@@ -356,6 +361,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
                 "pictures are more than twice as long as wide or wide as long, and a centre crop loses half of "
                 "them; see data.image.resize",
             ),
+            (images["transparent"], count, "images have transparency, which is composited on white"),
             (images.get("smaller_than_size", 0), count, f"pictures are smaller than {images.get('size')} pixels"),
         ]
     if captions:

@@ -173,3 +173,11 @@ def test_frequent_texts_survive_a_flood_of_rare_ones():
         frequent.add([f"rare {n}" for n in range(start, start + 10)] + ["often", "often", "now and then"])
     assert [text for text, _ in frequent.counts.most_common(2)] == ["often", "now and then"]
     assert len(frequent.counts) <= 40
+
+
+def test_transparent_images_are_counted_and_the_background_is_named(tmp_path):
+    for name, mode in (("a", "RGBA"), ("b", "LA"), ("c", "RGB")):
+        Image.new(mode, (8, 8)).save(tmp_path / f"{name}.png")
+    check = check_source(tmp_path)
+    assert check.facts["images"]["transparent"] == 2
+    assert any("composited on white" in line for line in check.advice)

@@ -1,0 +1,72 @@
+"""Images are prepared by the threads that decode them, as the encoder itself would, and exactly on request."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from torch import nn
+
+from mmcl.config.model import HeadConfig
+from mmcl.data.images import decode
+from mmcl.data.sources import open_source
+from mmcl.encoding import encode_source
+from mmcl.evaluation.rows import diagnostics_of_rows
+from mmcl.models.embedder import Embedder
+from mmcl.models.encoder import Encoder
+from mmcl.models.heads import Head
+from mmcl.models.image_tower import ImageTower
+from mmcl.runtime.errors import MmclError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def encoder():
+    """Its vectors are the pixels of what it is given, pooled."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    spec = {"name": "tiny", "size": 16, "resize": "crop-24-floor", "mean": [0.5] * 3, "std": [0.5] * 3}
+    tower = ImageTower(net, spec)
+    return Encoder({"image": Embedder(tower, Head(HeadConfig(kind="none"), 48, 48))}, 48, "tiny").eval()
+
+
+def jpeg(seed, height=500, width=400):
+    noise = np.random.default_rng(seed).integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((width, height)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def table(tmp_path, images):
+    pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
+    return open_source(tmp_path / "images.parquet")
+
+
+def test_a_prepared_image_has_the_vector_of_the_image(encoder, tmp_path):
+    images = [jpeg(0), jpeg(1)]
+    expected = encoder.encode(images)
+    np.testing.assert_array_equal(encoder.encode([encoder.prepare_image(image) for image in images]), expected)
+    np.testing.assert_array_equal(encoder.encode(encoder.prepare_image(images[1])), expected[1])
+    stored = encode_source(encoder, table(tmp_path, images), "image", tmp_path / "v")
+    np.testing.assert_array_equal(np.concatenate([vectors for _, vectors in stored.iter_shards()]), expected)
+
+
+def test_exact_decoding_gives_the_vectors_of_decoded_images(encoder, tmp_path):
+    images = [jpeg(0), jpeg(1)]
+    fast, exact = encoder.encode(images), encoder.encode([decode(image) for image in images])
+    assert not np.array_equal(fast, exact)
+    rows = table(tmp_path, images)
+    similar = diagnostics_of_rows(encoder, rows, text=None).to_dict()
+    encode_source(encoder, rows, "image", tmp_path / "v")
+    encoder.exact_decoding = True
+    np.testing.assert_array_equal(encoder.encode(images), exact)
+    assert diagnostics_of_rows(encoder, rows, text=None).to_dict() != similar
+    with pytest.raises(MmclError, match="exact_decoding"):
+        encode_source(encoder, rows, "image", tmp_path / "v")
