@@ -12,6 +12,7 @@ from mmcl.cli.columns import names_columns
 from mmcl.cli.models import AllowPipe, Backend, Device, Dtype, Model, load
 from mmcl.cli.output import JsonPath, write_json
 from mmcl.cli.scores import (
+    print_classes,
     print_comparison,
     print_diagnostics,
     print_metrics,
@@ -228,6 +229,7 @@ def zero_shot(
     if scores.empty_classes:
         title += f", {scores.empty_classes:,} of them without a picture"
     print_metrics(scores, theirs, title)
+    print_classes(scores)
 
 
 @app.command()

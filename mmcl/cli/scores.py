@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from mmcl.evaluation import Comparison, Diagnostics, Scores, StsScores, ZeroShotScores
 
 
+_CLASSES = 20  # shown of a zero-shot classification
+
+
 def print_scores(scores: Mapping[str, Scores]) -> None:
     """One table a direction: the metrics, their intervals, what chance would give, and clip_benchmark's names."""
     for way, judged in scores.items():
@@ -120,6 +123,18 @@ def _print_differences(found: Comparison, a: str, b: str, what: str, show: Calla
 
 def _print_footing(told: str, found: Comparison) -> None:
     say(f"paired over {told}; {found.resamples:,} resamples; ahead: interval without 0 and p (Holm) < 0.05")
+
+
+def print_classes(scores: ZeroShotScores) -> None:
+    """The share of the largest class, and how well each class is told, or the worst of many."""
+    name, share = scores.largest_class
+    say(f"always answering the largest class, {name}, would score top@1 {share:.4f}")
+    sizes = scores.class_images
+    worst = sorted(scores.per_class, key=lambda name: (scores.per_class[name], -sizes[name]))[:_CLASSES]
+    title = None if len(worst) == len(sizes) else f"the worst {len(worst)} of {len(sizes):,} classes; --json has all"
+    print_table(
+        ["class", "images", "top@1"], [[name, sizes[name], scores.per_class[name]] for name in worst], title=title
+    )
 
 
 def print_metrics(judged: Scores | ZeroShotScores, theirs: Mapping[str, str], title: str) -> None:

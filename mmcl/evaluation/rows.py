@@ -24,6 +24,7 @@ from mmcl.evaluation.inputs import cutoffs
 from mmcl.evaluation.retrieval import Scores, retrieval_pairs
 from mmcl.evaluation.templates import resolve
 from mmcl.evaluation.texts import Encodes, embed_texts, text_identities
+from mmcl.evaluation.trained_on import warn_of_training_rows
 from mmcl.evaluation.zero_shot import ZeroShotScores, classifier, zero_shot
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
@@ -101,7 +102,9 @@ def retrieval_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row.
     """
-    return retrieval_of_vectors(embed_pairs(encoder, rows, image=image, text=text), ks, bootstrap=bootstrap)
+    pairs = embed_pairs(encoder, rows, image=image, text=text)
+    warn_of_training_rows(encoder, rows, image=image)
+    return retrieval_of_vectors(pairs, ks, bootstrap=bootstrap)
 
 
 def retrieval_of_vectors(
@@ -179,6 +182,7 @@ def zero_shot_of_rows(
     else:
         names = class_names(classes)
         codes = class_numbers(labels, names, where=f"{rows.name}: column '{label}'")
+    warn_of_training_rows(encoder, rows, image=image)
     vectors, readable, _ = _image_vectors(encoder, rows, image)
     kept = [position for position, row in enumerate(readable) if codes[row] is not None]
     _report(rows, len(rows) - len(kept), "an unreadable picture or no class name")

@@ -16,6 +16,7 @@ from mmcl.data.shard_rows import ShardRows
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.retrieval import Scores, SelfMatches, retrieval, retrieval_pairs
 from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt, text_identities
+from mmcl.evaluation.trained_on import warn_of_training_rows
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -103,6 +104,7 @@ def retrieval_of_texts(
         MmclError: there is no such column, no usable row, or a row has several queries.
     """
     rows.require([query, document])
+    warn_of_training_rows(encoder, rows, texts=(query, document))
     queries, documents = ([texts_of(value) for value in rows.texts(column)] for column in (query, document))
     if (several := next((row for row in range(len(rows)) if len(queries[row]) > 1), None)) is not None:
         raise MmclError(f"{rows.name}: row {several} has several texts in '{query}'; give each query a row of its own")

@@ -53,6 +53,17 @@ class ZeroShotScores:
         return len(self.ranks)
 
     @property
+    def class_images(self) -> dict[Any, int]:
+        """How many images each class has, of those that have any."""
+        return dict(zip(self.per_class, np.unique(self.labels, return_counts=True)[1].tolist(), strict=True))
+
+    @property
+    def largest_class(self) -> tuple[Any, float]:
+        """The class with the most images, and its share of them: what a model scores that always answers it."""
+        name, images = max(self.class_images.items(), key=lambda item: item[1])
+        return name, images / self.images
+
+    @property
     def per_query(self) -> dict[str, np.ndarray]:
         """(N,) values of each image whose mean is the metric."""
         values = {
@@ -79,6 +90,8 @@ class ZeroShotScores:
             "chance": self.chance(),
             "clip_benchmark": dict(self.clip_benchmark),
             "per_class": {str(name): value for name, value in self.per_class.items()},
+            "class_images": {str(name): count for name, count in self.class_images.items()},
+            "largest_class": {"name": str(self.largest_class[0]), "share": self.largest_class[1]},
             "images": self.images,
             "classes": self.classes,
             "empty_classes": self.empty_classes,

@@ -172,6 +172,31 @@ class PairsJudge:
             log.warning("%s: %s", self.source, reason)
         return metrics | {f"space/{name}": value for name, value in space.metrics().items()}
 
+    def warn_of_shared(self, name: str, training: Table) -> None:
+        """Log a warning if rows of the source ``name`` stand among the usable ones of ``training``: with an equal
+        image, or without images with both texts as a pair."""
+        if not set(self.sides) <= training.columns.keys():
+            return
+        keys, owner = self._keys(self.table)
+        shared = len(np.unique(owner[np.isin(keys, self._keys(training)[0])]))
+        if shared:
+            log.warning(
+                "evaluation.sources.%s: %d of %d rows of %s stand in the training rows, too: its numbers are better "
+                "than on new rows; mmcl data check --against lists them",
+                *(name, shared, len(self.table.positions), self.source),
+            )
+
+    def _keys(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
+        """What the rows of a table are, and the rows."""
+        one, other = (table.columns[side] for side in self.sides)
+        items, owner = one.items(table.positions)
+        first = one.hashes[items[np.unique(owner, return_index=True)[1]]]
+        if self.sides[0] == "image":
+            return first, np.arange(len(first))
+        others, owner = other.items(table.positions)
+        # Two 64-bit hashes in one: an odd factor keeps the first one's bits apart, and int64 products wrap.
+        return first[owner] * -7046029254386353131 + other.hashes[others], owner
+
     def problems(self) -> list[dict[str, str]]:
         """The rows without one of the sides."""
         return self.table.problems()

@@ -40,7 +40,7 @@ from mmcl.training.checkpoint import (
 )
 from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
-from mmcl.training.evaluate import Judge, open_judge
+from mmcl.training.evaluate import Judge, PairsJudge, open_judge
 from mmcl.training.feed import Feed, open_feed
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
@@ -58,6 +58,7 @@ from mmcl.training.run_folder import (
     write_config,
 )
 from mmcl.training.step import Stepper, StepResult, parallel_method
+from mmcl.training.table import Table
 
 log = logging.getLogger("mmcl")
 T = TypeVar("T")
@@ -454,6 +455,8 @@ class Trainer:
 
         judge = self._opened(make)
         self._note_skipped(judge.source, judge.problems())
+        if self.main and isinstance(judge, PairsJudge) and isinstance(self.feed, Table):
+            judge.warn_of_shared(name, self.feed)
         return judge
 
     def _opened(self, make: Callable[[], T]) -> T:

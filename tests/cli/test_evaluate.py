@@ -82,6 +82,12 @@ def test_zero_shot_by_numbers_and_templates_from_a_file(evaluate, table, tmp_pat
     assert saved["per_class"] == {"red": 1.0, "green": 1.0, "blue": 1.0, "white": 1.0}
     assert "mean_per_class_recall" in out
     assert "40 pictures, 4 classes" in out
+    assert "always answering the largest class, red, would score top@1 0.2500" in out
+    assert saved["largest_class"] == {"name": "red", "share": 0.25}
+    assert saved["class_images"] == {"red": 10, "green": 10, "blue": 10, "white": 10}
+    assert [line.split() for line in out.splitlines() if line.lstrip().startswith("green")] == [
+        ["green", "10", "1.0000"]
+    ]
 
 
 def test_diagnostics_of_one_column_or_two(evaluate, table, tmp_path):

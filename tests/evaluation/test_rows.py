@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
-from mmcl.evaluation import compare, retrieval_pairs
+from mmcl.evaluation import compare, retrieval_of_texts, retrieval_pairs
 from mmcl.evaluation.rows import diagnostics_of_rows, retrieval_of_rows, scores_of_rows, zero_shot_of_rows
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
@@ -217,6 +217,32 @@ def test_class_names_and_captions_that_the_model_reads_as_the_same_are_one(colou
     assert "class names in column 'mixed' read the same as another" in caplog.text
     found = retrieval_of_rows(Uncased(), rows, text="mixed", bootstrap=0)["image_to_text"]
     assert found.relevant.tolist() == [names.count(name) for name in names]
+
+
+@pytest.mark.parametrize("kind", ["table", "texts"])
+def test_rows_that_the_model_was_trained_on_are_warned_of(tmp_path: Path, caplog, kind: str) -> None:
+    def write(name: str, numbers: list[int]) -> Rows:
+        lines = [f"{n}.png,picture {n},answer {n}" for n in numbers]
+        (tmp_path / name).write_text("\n".join(["image,text,answer", *lines]) + "\n")
+        return open_source(tmp_path / name)
+
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(png((200, 40 * number, 0), number))
+    train, other, new = write("train.csv", [0, 1, 2, 3]), write("other.csv", [2, 3, 4]), write("new.csv", [4, 5])
+    encoder = SmallEncoder()
+    encoder.card = {"data": {"source": str(tmp_path / "train.csv")}}
+    for rows, said in (
+        (train, "train.csv: 4 of 4 rows stand in"),
+        (other, "other.csv: 2 of 3 rows stand in"),
+        (new, ""),
+    ):
+        caplog.clear()
+        if kind == "table":
+            retrieval_of_rows(encoder, rows, bootstrap=0)
+        else:
+            retrieval_of_texts(encoder, rows, query="text", document="answer", bootstrap=0)
+        assert said in caplog.text
+        assert bool(said) == ("trained on" in caplog.text)
 
 
 def test_diagnostics_of_pairs_or_of_one_column(colours: Rows) -> None:

@@ -259,6 +259,19 @@ def test_both_sentences_are_judged_behind_the_prompt_of_text_or_anchor(
     assert len({round(value, 5) for value in expected.values()}) == 3
 
 
+def test_judging_on_rows_that_are_learned_from_is_warned_of(tmp_path, sentences, caplog):
+    rows = [json.loads(line) for line in Path(sentences["triplets"]).read_text().splitlines()]
+    crossed = [row | {"positive": other["positive"]} for row, other in zip(rows[:9], rows[9:18], strict=True)]
+    mixed = write(tmp_path / "mixed.jsonl", [*rows[:3], *crossed])
+    other = write(tmp_path / "crossed.jsonl", crossed)
+    sources = {"same": sentences["triplets"], "mixed": mixed, "crossed": other}
+    more = {"evaluation": {"sources": {name: {"source": path} for name, path in sources.items()}}}
+    Trainer(load_config(config_of(sentences["triplets"], columns=TRIPLETS) | more), tmp_path / "run", resume=False)
+    assert "evaluation.sources.same: 36 of 36 rows" in caplog.text
+    assert "evaluation.sources.mixed: 3 of 12 rows" in caplog.text
+    assert "evaluation.sources.crossed" not in caplog.text, "a sentence of a pair may come again in another"
+
+
 def test_a_search_in_training_leaves_queries_out_of_their_own_ranking_as_the_source_says(tmp_path, sentences, caplog):
     beir = tmp_path / "beir"
     (beir / "qrels").mkdir(parents=True)
