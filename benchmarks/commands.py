@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from faults import Outcome, run
 from PIL import Image, ImageDraw
+
+from mmcl.encoding import open_vectors
 
 COLOURS, KINDS = ("red", "green", "blue", "grey", "black", "white"), ("cup", "car", "dog", "bird", "house", "tree")
 WORDS = COLOURS + KINDS
@@ -134,10 +137,12 @@ def results(name: str, out: Path) -> dict[str, bytes]:
     """What must be equal whatever happened on the way: the bytes of a command's results."""
     if name == "train":
         return {"weights": (out / "model" / "model.safetensors").read_bytes()}
+    if name == "encode":  # an interruption closes the shard at hand, so that shards may end elsewhere
+        vectors = open_vectors(out)
+        return {"vectors": np.asarray(vectors).tobytes(), "ids": repr(vectors.table().to_pylist()).encode()}
     names = {
-        "encode": ("*.npy", "*.ids.parquet"),
         "index": ("*.faiss", "*.parquet"),
         "export": ("*.safetensors", "*.json"),
     }
     files = sorted(file for pattern in names[name] for file in out.glob(pattern))
-    return {file.name: file.read_bytes() for file in files if name != "encode" or file.name != "manifest.json"}
+    return {file.name: file.read_bytes() for file in files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -37,6 +38,10 @@ def _checked(context: typer.Context, path: Path | None) -> Path | None:
     """``path``, looked at before anything is computed."""
     if path is not None and path.is_dir():
         raise MmclError(f"--json {path}: is a folder; name a file, or - for stdout")
+    if path is not None and not path.exists():
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise MmclError(f"--json {path}: nothing can be written in {above}; name another file")
     if path is not None and is_stdout(path):
         context.with_resource(_only_numbers_on_stdout())
     return path

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from mmcl.config.read_yaml import parse_yaml, problem_of, read_yaml
 from mmcl.config.schema import Config
 from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import as_path
 from mmcl.runtime.printable import shortened, shown
 
 
@@ -34,7 +35,7 @@ def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iter
     elif isinstance(config, Mapping):
         where, values = "config", copy.deepcopy(dict(config))
     else:
-        where, values = str(config), read_yaml(Path(config))
+        where, values = str(config), read_yaml(as_path(config))
     for override in overrides:
         _set(values, override)
     try:

@@ -21,7 +21,7 @@ from mmcl.encoding.vectors import Vectors, open_vectors
 from mmcl.encoding.writer import VectorWriter, with_columns
 from mmcl.retrieval.stored import id_table
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import existing_file
+from mmcl.runtime.files import as_path, existing_file
 from mmcl.runtime.lock import exclusive
 from mmcl.runtime.progress import progress
 
@@ -156,7 +156,7 @@ def encode_source(
     def encode(inputs: list[Any]) -> np.ndarray:
         return _encode(encoder, inputs, modality, wanted)
 
-    with exclusive(Path(out).expanduser(), "encoding into"):
+    with exclusive(as_path(out), "encoding into"):
         writer = _open_writer(encoder, reader, out, dtype, shard_rows, wanted)
         if modality == "image":
             _encode_changed(writer, encode, reader, on_error)

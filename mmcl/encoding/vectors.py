@@ -12,6 +12,7 @@ import pyarrow as pa
 from mmcl.encoding.manifest import AGAIN, ENCODE, check_shard, read_manifest
 from mmcl.retrieval.stored import found_model, id_table, read_table, to_numpy
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import as_path
 
 
 class Vectors:
@@ -152,7 +153,7 @@ def open_vectors(folder: str | Path, *, partial: bool = False) -> Vectors:
         MmclError: no vectors there, not finished, damaged, a shard missing or of another size, or written by a newer
             mmcl.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     manifest = read_manifest(folder, ENCODE)
     vectors = Vectors(folder, manifest)
     for shard in manifest["shards"]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from mmcl.encoding.manifest import MANIFEST, Dtype, check_shard, read_manifest, write_manifest
 from mmcl.retrieval.stored import file_record, id_table, near, read_table, write_table
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import atomic_file
+from mmcl.runtime.files import as_path, atomic_file
 from mmcl.runtime.lock import entries
 
 _LISTED = 1_000
@@ -65,7 +65,7 @@ class VectorWriter:
             raise MmclError(f"vectors are stored as float32 or float16, not '{dtype}'")
         if shard_rows < 1:
             raise MmclError(f"shard_rows is {shard_rows}; it must be 1 or more")
-        self.folder = Path(folder).expanduser()
+        self.folder = as_path(folder)
         self._dtype = np.dtype(dtype)
         self._shard_rows, self._shard_seconds = shard_rows, shard_seconds
         self._manifest: dict[str, Any] = {

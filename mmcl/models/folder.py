@@ -36,7 +36,7 @@ from mmcl.models.transformers_nets import count_positions, local_folder, tightes
 from mmcl.models.weights import full_disk_is_oserror, load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError, first_line
-from mmcl.runtime.files import atomic_folder, existing_file, read_json, write_json
+from mmcl.runtime.files import as_path, atomic_folder, read_json, write_json
 
 log = logging.getLogger("mmcl")
 
@@ -106,7 +106,8 @@ def load(
 def _open(text: str) -> Encoder:
     if text.startswith("hf-hub:"):
         return open_clip_models.open_hub(text.removeprefix("hf-hub:"))
-    if (path := existing_file(text)) is not None:
+    path = as_path(text)
+    if path.is_file():
         encoder = open_clip_models.open_file(path)
         encoder.path = path
         return encoder

@@ -32,7 +32,7 @@ from mmcl.retrieval.stored import (
     write_table,
 )
 from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import atomic_folder
+from mmcl.runtime.files import as_path, atomic_folder
 from mmcl.runtime.progress import progress, spoken
 
 Similarity = Literal["cosine", "dot", "euclidean"]
@@ -276,7 +276,7 @@ class Index:
             MmclError: ``folder`` is a file, or a folder that holds something other than an index.
             OSError: the disk is full or refuses.
         """
-        folder = Path(folder).expanduser().absolute()
+        folder = as_path(folder).absolute()
         if folder.exists() and not (folder / "index.json").exists() and (folder.is_file() or any(folder.iterdir())):
             raise MmclError(f"{folder}: exists and is no index, so it is not replaced; choose another folder")
         columns = {"id": self._ids} | ({"label": self._labels} if self._labels is not None else {})
@@ -303,7 +303,7 @@ class Index:
         Raises:
             MmclError: not an index, a file missing or damaged, or written by a newer mmcl.
         """
-        folder = Path(folder).expanduser()
+        folder = as_path(folder)
         path = folder / "index.json"
         about = validated(_About, read_description(path, _FORMAT, _VERSION, _REBUILD), path, _REBUILD).model_dump()
         files, nearby = about.pop("files"), about.pop("near")

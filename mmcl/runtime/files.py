@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.printable import shortened
 
 
 def cache_dir(*parts: str) -> Path:
@@ -57,12 +58,29 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def as_path(text: str | Path) -> Path:
+    """The path that ``text`` is, of something that may or may not be there; ``~`` is expanded.
+
+    Raises:
+        MmclError: it can be no path: too long, with a NUL in it, or in the home of nobody.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.lstat()
+    except (ValueError, RuntimeError) as error:  # RuntimeError: "~name" of nobody
+        raise MmclError(f"'{shortened(str(text))}': can be no path ({error})") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise MmclError(f"'{shortened(str(text))}': too long for a path") from None
+    return path
+
+
 def existing_file(text: str | Path) -> Path | None:
     """The file of this name, if there is one; None also for what can be no path: too long, or with a NUL in it."""
     try:
-        path = Path(text).expanduser()
+        path = as_path(text)
         return path if path.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: "~name" of nobody
+    except (OSError, MmclError):
         return None
 
 

@@ -27,6 +27,13 @@ def test_json_on_stdout_stands_there_alone(mmcl_, index, tmp_path, monkeypatch):
     assert "similarity" in mmcl_("index", "info", index)[1]
 
 
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_computed(mmcl_, index, tmp_path):
+    (tmp_path / "file").touch()
+    code, out, err = mmcl_("index", "info", index, "--json", tmp_path / "file" / "x.json")
+    assert (code, out) == (2, "")
+    assert "nothing can be written" in err
+
+
 def test_a_folder_is_refused_before_anything_is_computed(mmcl_, index, tmp_path):
     code, out, err = mmcl_("index", "info", index, "--json", tmp_path)
     assert (code, out) == (2, "")

@@ -9,9 +9,12 @@ import threading
 
 import pytest
 
+import mmcl
+from mmcl.encoding import open_vectors
+from mmcl.retrieval import Index
 from mmcl.runtime import files
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import atomic_file, atomic_folder, cache_dir, existing_file, write_json
+from mmcl.runtime.files import as_path, atomic_file, atomic_folder, cache_dir, existing_file, write_json
 
 DEAD = 2**22 + 1  # above the kernel's largest process id
 
@@ -161,6 +164,14 @@ def test_a_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypat
     for folder in (".", "..", "/proc"):
         with pytest.raises(MmclError, match="cannot be replaced"), atomic_folder(files.Path(folder)):
             raise AssertionError
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "x" * 5_000, "nul\0", "~nobody-of-this-name/x"])
+def test_what_can_be_no_path_is_one_short_line(text):
+    for use in (as_path, Index.load, open_vectors, mmcl.load):
+        with pytest.raises(MmclError, match="path") as error:
+            use(text)
+        assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("text", ["x" * 5_000, "nul\0", "~nobody-of-this-name/x", "", ".", "x\n" * 200])

@@ -13,6 +13,7 @@ from mmcl.data.sources.folders import open_folder
 from mmcl.data.sources.hub import open_hub
 from mmcl.data.sources.tables import open_tables
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import as_path
 from mmcl.runtime.progress import spoken
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
@@ -57,7 +58,7 @@ def open_described(settings: SourceConfig, image: ImageConfig) -> Rows:
 
 
 def _root(root: str | Path) -> Path:
-    folder = Path(root).expanduser()
+    folder = as_path(root)
     if not folder.is_dir():
         raise MmclError(f"{path_text(root)}: no such folder, from which the paths of images are to start")
     return folder.resolve()
@@ -65,7 +66,7 @@ def _root(root: str | Path) -> Path:
 
 def _open(source: str | Path, split: str | None, separator: str | None, root: Path | None) -> Rows:
     text = path_text(source)
-    path = Path(path_of_url(text) if text.lower().startswith("file:") else source).expanduser()
+    path = as_path(path_of_url(text) if text.lower().startswith("file:") else source)
     try:
         kind = "folder" if path.is_dir() else "file" if path.is_file() else None
     except OSError as error:
