@@ -134,6 +134,8 @@ class ShardRows:
         wanted = [_column(column) for column in columns]
         require_columns(self.shards, wanted, cure="name another column, such as jpg;png or json.caption")
         first = self._first()
+        if not first and all(map(is_local, self.shards)) and not len(self):
+            raise MmclError(f"{self.name}: the shards hold no samples")
         for column in wanted:
             if first and not any(_image(sample, column) or _texts(sample, column) for sample in first):
                 have = ", ".join(sorted({extension for sample in first for extension in sample.files}))

@@ -171,7 +171,7 @@ def _preprocess_config(spec: dict[str, Any]) -> dict[str, Any]:
         "mode": "RGB",
         "mean": spec["mean"],
         "std": spec["std"],
-        "interpolation": "bilinear" if spec["resize"].endswith("-bilinear") else "bicubic",
+        "interpolation": next((each for each in ("bilinear", "nearest") if f"-{each}" in spec["resize"]), "bicubic"),
         "resize_mode": {"crop": "shortest", "squash": "squash", "pad": "longest"}[how],
         "fill_color": 255 if how == "pad" else 0,
     }

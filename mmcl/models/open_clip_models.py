@@ -208,6 +208,8 @@ def colours(pictures: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     mean = pictures.get("mean") or open_clip.OPENAI_DATASET_MEAN
     std = pictures.get("std") or open_clip.OPENAI_DATASET_STD
     mean, std = (list(each) if isinstance(each, (list, tuple)) else [each] * 3 for each in (mean, std))
+    if not len(mean) == len(std) == 3 or not all(isinstance(value, int | float) for value in (*mean, *std)):
+        raise MmclError(f"preprocess_cfg: mean {mean} and std {std} are not numbers of three channels")
     return mean, std
 
 
@@ -216,13 +218,17 @@ def _preprocessing(name: str, visual: Any, pictures: Mapping[str, Any]) -> dict[
     sides = visual.image_size if isinstance(visual.image_size, (tuple, list)) else (visual.image_size,) * 2
     if sides[0] != sides[-1]:
         raise MmclError(f"{name}: takes pictures of {sides[0]} × {sides[-1]} pixels; only squares are supported")
-    how = pictures.get("resize_mode") or "shortest"
-    resize = {"shortest": "crop", "squash": "squash", "longest": "pad"}[how]
-    bilinear = pictures.get("interpolation") == "bilinear"
-    if resize == "pad" and (bilinear or pictures.get("fill_color") != 255):
-        log.warning("%s: was trained on pictures padded in another way than here: white, bicubic", name)
-    elif bilinear and resize != "pad":
-        resize += "-bilinear"
+    modes = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+    how, filter = pictures.get("resize_mode") or "shortest", pictures.get("interpolation") or "bicubic"
+    if how not in modes:
+        raise MmclError(f"{name}: its preprocess_cfg has the resize_mode '{how}'; {nearest(str(how), modes)}")
+    if filter not in ("bicubic", "bilinear", "nearest"):
+        raise MmclError(
+            f"{name}: its preprocess_cfg has the interpolation '{filter}'; use bicubic, bilinear or nearest"
+        )
+    if how == "longest" and pictures.get("fill_color") != 255:
+        log.warning("%s: was trained on images padded with another colour than here, which is white", name)
+    resize = modes[how] + ("" if filter == "bicubic" else f"-{filter}")
     mean, std = colours(pictures)
     return {"size": int(sides[0]), "resize": resize, "mean": mean, "std": std}
 

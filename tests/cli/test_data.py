@@ -34,3 +34,16 @@ def test_check_reads_a_table_with_a_separator_whose_images_lie_below_a_root(mmcl
     assert code == 0, err
     facts = json.loads((tmp_path / "found.json").read_text())
     assert (facts["rows"], facts["images"]["readable"], facts["captions"]["count"]) == (2, 2, 2)
+
+
+def test_commands_as_a_source_run_only_where_the_command_line_says_so(mmcl_, tmp_path, monkeypatch):
+    from mmcl.data.shards import write_shards
+
+    monkeypatch.setattr("mmcl.data.shards._pipes_allowed", False)
+    (shard,) = write_shards([{"txt": "a cat"}, {"txt": "a dog"}], tmp_path)
+    code, _, told = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt")
+    assert code == 2
+    assert "--allow-pipe" in told
+    code, _, told = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt", "--allow-pipe")
+    assert code == 0
+    assert f"shell commands are run to read shards (1): pipe:cat {shard}" in " ".join(told.split())

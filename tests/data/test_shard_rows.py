@@ -129,6 +129,15 @@ def test_what_cannot_be_read_is_listed_and_damage_said(both, tmp_path, caplog):
         encode_source(Colours(), open_rows(both[1][0]), "image", tmp_path / "w", on_error="fail")
 
 
+def test_shards_without_samples_are_refused(tmp_path):
+    import tarfile
+
+    for name in ("a.tar", "b.tar"):
+        tarfile.open(tmp_path / name, "w").close()
+    with pytest.raises(MmclError, match="the shards hold no samples"):
+        open_rows(tmp_path).require(["image"])
+
+
 def test_shards_have_no_splits_and_name_their_columns(both):
     source = both[1][0]
     with pytest.raises(MmclError, match="no splits"):

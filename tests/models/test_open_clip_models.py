@@ -308,3 +308,21 @@ def test_a_file_of_several_models_is_refused(tmp_path):
     parts["student.visual.proj"][0] = float("nan")
     torch.save({"student.visual.proj": parts["student.visual.proj"]}, tmp_path / "nan.pt")
     assert "'visual.proj' has 1 values that are NaN" in refusal(tmp_path / "nan.pt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"resize_mode": "shorter"}, "resize_mode 'shorter'"),
+        ({"interpolation": "random"}, "interpolation 'random'"),
+        ({"mean": [0.5]}, "three channels"),
+        ({"std": ["a", "b", "c"]}, "three channels"),
+    ],
+)
+def test_preprocessing_that_is_not_known_is_refused_in_one_line(settings, why):
+    from types import SimpleNamespace
+
+    from mmcl.models.open_clip_models import _preprocessing
+
+    with pytest.raises(MmclError, match=why):
+        _preprocessing("tiny", SimpleNamespace(image_size=32), settings)
