@@ -19,7 +19,16 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.fingerprint import fingerprint
 from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
-from mmcl.models.inputs import Options, first_of_equals, is_whole, listed, modality_of, read_pictures
+from mmcl.models.inputs import (
+    Options,
+    check_collection,
+    first_of_equals,
+    hint_at_files,
+    is_whole,
+    listed,
+    modality_of,
+    read_pictures,
+)
 from mmcl.models.quantize import RANGED, check_precision, quantize
 from mmcl.models.sentence_transformers import Conventions
 from mmcl.models.text_compute import TextCompute
@@ -204,6 +213,7 @@ class Encoder(nn.Module):
         return_truncated: bool = False,
         devices: Devices | None = None,
         calibration: Any = None,
+        on_error: str = "raise",
     ) -> Any:
         """Embed one input or a list of them.
 
@@ -212,8 +222,9 @@ class Encoder(nn.Module):
         another order, and their sums are then rounded to 8 bits.
 
         Args:
-            inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array or encoded bytes is an image;
-                or a list of these, mixed if both modalities are there. A text without words is one like any other.
+            inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array, encoded bytes or file opened as
+                bytes is an image; or a list, column or generator of these, mixed if both modalities are there. A text
+                without words is one like any other.
             modality: ``text`` or ``image`` for all inputs, so that a str can name a picture's file; by type if absent.
             batch_size: inputs a forward pass; ``auto`` fills text batches up to a number of tokens.
             normalize: give every vector unit length.
@@ -227,33 +238,57 @@ class Encoder(nn.Module):
                 (``["cpu", "cpu"]``), or a number of processes on the CPU, which share its threads.
             calibration: for ``int8`` and ``uint8``: (M, D) vectors, or inputs to encode, that give each dimension's
                 range; the encoded vectors themselves if absent.
+            on_error: ``raise`` for the first image that cannot be read, or ``skip`` all such of a list.
 
         Returns:
             (N, D) in the order of the inputs; (D,) for a single input; (0, D) for an empty list. With
-            ``return_truncated`` a pair of this and (N,) bool, or one bool.
+            ``return_truncated`` a pair of this and (N,) bool, or one bool. With ``on_error="skip"``, one more: a
+            mapping from the position of each input that was left out to the reason; N counts the others.
 
         Raises:
             MmclError: an input is of no known kind, a picture cannot be read, the model lacks the modality, or a
                 worker process ended.
         """
         options = self._options(batch_size, normalize, truncate_dim, prompt, precision)
+        if on_error not in ("raise", "skip"):
+            raise MmclError(f"encode: on_error is {on_error!r}; use 'raise' or 'skip'")
         if calibration is not None and precision in RANGED:
             calibration = self._calibration(calibration, options, modality)
         items, single = listed(inputs)
         kinds = self._kinds(items, modality, prompt)
+        if on_error == "skip" and not single:
+            if devices is not None:
+                raise MmclError("encode: on_error='skip' does not go with devices=; leave one of them out")
+            options = options._replace(skip=True)
+        if modality is None:
+            hint_at_files(item for item in items if type(item) is str)
         out = np.zeros((len(items), options.dim), "float16" if precision == "float16" else "float32")
         cut = np.zeros(len(items), dtype=bool)
+        skipped: dict[int, str] = {}
         first, repeated, originals = first_of_equals(items)
         shown = False if show_progress is None and len(items) <= FEW_INPUTS else show_progress
         with progress("encode", len(first), "inputs", shown) as advance:
-            for places, embedded in self._embedded(items, kinds, first, options, self._elsewhere(devices), advance):
-                out[places], cut[places] = embedded
+            for places, part in self._embedded(items, kinds, first, options, self._elsewhere(devices), advance):
+                out[places], cut[places] = part.vectors, part.cut
+                skipped |= {int(places[position]): reason for position, reason in (part.errors or {}).items()}
         out[repeated], cut[repeated] = out[originals], cut[originals]
+        pairs = zip(repeated.tolist(), originals.tolist(), strict=True)
+        skipped |= {place: skipped[original] for place, original in pairs if original in skipped}
         self._report_cut(int(cut.sum()), kinds.count("text"))
+        if skipped:
+            place = min(skipped)
+            log.warning(
+                "%d of %d inputs left out; the first, input %d: %s", len(skipped), len(items), place, skipped[place]
+            )
+            kept = [place for place in range(len(items)) if place not in skipped]
+            out, cut = out[kept], cut[kept]
         vectors = quantize(out, precision, calibration)
+        given = [vectors[0] if single else vectors]
         if return_truncated:
-            return (vectors[0], bool(cut[0])) if single else (vectors, cut)
-        return vectors[0] if single else vectors
+            given.append(bool(cut[0]) if single else cut)
+        if on_error == "skip":
+            given.append(dict(sorted(skipped.items())))
+        return given[0] if len(given) == 1 else tuple(given)
 
     def encode_stream(
         self,
@@ -295,8 +330,7 @@ class Encoder(nn.Module):
         self.embedder("text")
         if isinstance(texts, str):
             raise MmclError("encode_stream: got one text; give an iterable of them, or use encode")
-        if not isinstance(texts, Iterable):
-            raise MmclError(f"encode_stream: got a {type(texts).__name__}; give an iterable of texts")
+        check_collection(texts, "encode_stream")
         if chunk < 1:
             raise MmclError(f"encode_stream: chunk is {chunk}; it must be 1 or more")
         if precision in RANGED:
@@ -414,10 +448,11 @@ class Encoder(nn.Module):
         dtype = DTYPES[options.compute]
         size = options.batch_size or IMAGES_A_BATCH
         for number, chunk in enumerate(chunked(images, size)):
-            pixels = torch.from_numpy(read_pictures(chunk, tower, number * size))
+            read, errors = read_pictures(chunk, tower, number * size, options.skip)
+            pixels = torch.from_numpy(read)
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 vectors = embedder(pixels=pixels.to(self.device))
-            yield Embedded(_finish(vectors, options), np.zeros(len(chunk), dtype=bool))
+            yield Embedded(_finish(vectors, options), np.zeros(len(chunk), dtype=bool), errors)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -48,7 +48,7 @@ DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 def load(
     name: str | Path,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     dtype: str = "auto",
     backend: str = "torch",
     exact_decoding: bool | None = None,
@@ -64,7 +64,7 @@ def load(
             ``hf-hub:org/name``, or a folder with an ``open_clip_config.json``;
             a folder or hub name of a transformers ``CLIPModel`` or ``SiglipModel``, of a sentence-transformers or
             transformers text encoder, of LoRA adapters for one as peft saves them, or ``sample:minilm``.
-        device: where its weights go.
+        device: where its weights go; ``auto`` is a GPU where there is one, as on the command line.
         dtype: what ``encode`` computes in: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 where the hardware
             multiplies it natively. A ``backend`` other than torch computes texts in a precision of its own.
         backend: what ``encode`` runs texts with: ``torch``; ``onnx`` or ``openvino``, or their quantised forms

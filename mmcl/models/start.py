@@ -37,7 +37,7 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
     assert config.name is not None, "the caller looks"
     for modality in sorted(modalities):
         _refuse_settings_of_new_towers(config.name, modality, getattr(config, modality))
-    encoder = load(config.name)
+    encoder = load(config.name, device="cpu")
     if "dim" in _changed(config) and config.dim != encoder.width:
         raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {encoder.width}; leave it out")
     embedders: dict[str, Embedder] = {}

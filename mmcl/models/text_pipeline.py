@@ -22,10 +22,12 @@ Made = TypeVar("Made")
 
 
 class Embedded(NamedTuple):
-    """Some consecutive texts: ``vectors`` (n, D), and ``cut`` (n,) bool, which were longer than the model reads."""
+    """Some consecutive inputs: ``vectors`` (n, D); ``cut`` (n,) bool, which texts were longer than the model reads; and
+    ``errors``, why some images could not be read, by their position."""
 
     vectors: np.ndarray
     cut: np.ndarray
+    errors: dict[int, str] | None = None
 
 
 @torch.inference_mode()

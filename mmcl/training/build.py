@@ -66,7 +66,7 @@ def build_method(config: Config, folder: Path) -> Method:
         batch_size=config.training.batch_size,
         across=config.training.exchange if distributed.world_size() > 1 else None,
         mined=config.data.mining.count if config.data.mining else 0,
-        references={name: load(section.name) for name, section in named.items() if section is not None},
+        references={name: load(section.name, device="cpu") for name, section in named.items() if section is not None},
     )
     _refuse_equal_views(method, config)
     return method
