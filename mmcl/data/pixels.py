@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -22,14 +20,14 @@ from mmcl.data.identity import stable_hash
 from mmcl.data.images import ResizeMode, decode_many, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import cache_dir
+from mmcl.runtime.files import atomic_folder, cache_dir
 from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
 
 _FORMAT = 2  # part of the key: raise it when decoding or resizing changes
 _BLOCK_BYTES = 64 * 2**20  # decoded pixels held in memory at a time
-_ABANDONED = 24 * 3600  # seconds after which a half-written cache belongs to a process that was killed
+_ERRORS = "errors.json"  # written last
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ def _load(home: Path, pictures: _Pictures) -> Pixels | None:
         return None
     try:
         hashes = np.load(home / "hashes.npy", allow_pickle=False)
-        errors = {int(row): reason for row, reason in json.loads((home / "errors.json").read_text("utf-8")).items()}
+        errors = {int(row): reason for row, reason in json.loads((home / _ERRORS).read_text("utf-8")).items()}
         file = home / "pixels.npy"
         array = np.load(file, mmap_mode="r", allow_pickle=False) if file.exists() else None
         if hashes.shape != pictures.shape[:1] or (array is not None and array.shape != pictures.shape):
@@ -196,7 +194,7 @@ def _build(home: Path, pictures: _Pictures, stored: bool, on_error: str, show_pr
     hashes = np.zeros(count, dtype=np.int64)
     errors: dict[int, str] = {}
     with (
-        _beside(home) as part,
+        atomic_folder(home, unless=home / _ERRORS) as part,
         _pixel_file(part / "pixels.npy", pictures.shape) if stored else nullcontext() as file,
         ThreadPoolExecutor(usable_cpus()) as pool,
         progress("Decoding pictures", count, unit="pictures", show=show_progress) as advance,
@@ -212,7 +210,7 @@ def _build(home: Path, pictures: _Pictures, stored: bool, on_error: str, show_pr
             advance(len(block))
         hashes[list(errors)] = 0
         np.save(part / "hashes.npy", hashes)
-        (part / "errors.json").write_text(json.dumps(errors, ensure_ascii=False), "utf-8")
+        (part / _ERRORS).write_text(json.dumps(errors, ensure_ascii=False), "utf-8")
 
 
 @contextmanager
@@ -224,24 +222,6 @@ def _pixel_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         yield file
-
-
-@contextmanager
-def _beside(home: Path) -> Iterator[Path]:
-    """A new folder that takes the name ``home`` if the block ends without an error and no other process was first."""
-    for old in home.parent.glob(".*.part-*"):
-        if time.time() - max((entry.stat().st_mtime for entry in [old, *old.glob("*")]), default=0) > _ABANDONED:
-            shutil.rmtree(old, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{home.name}.part-", dir=home.parent))
-    try:
-        yield part
-        try:
-            part.rename(home)
-        except OSError:  # a folder that is not empty is never replaced
-            if not home.exists():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _fail_on(errors: dict[int, str], rows: Rows) -> None:

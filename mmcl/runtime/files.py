@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.printable import shortened
+
+_claimed: set[Path] = set()  # what the threads of this process are at
+_claims = threading.Lock()
 
 
 def cache_dir(*parts: str) -> Path:
@@ -109,18 +113,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
     _sweep(destination)
-    beside = _beside(destination, "part")
-    try:
-        yield beside
-        _keep_owner_and_mode(destination, beside)
+    with _beside(destination, "part") as beside:
         try:
-            beside.replace(destination)
-        except OSError as error:
-            if error.errno != errno.EBUSY:  # a file that is mounted by itself, as into a container
-                raise
-            _send(beside, destination)
-    finally:
-        beside.unlink(missing_ok=True)
+            yield beside
+            _keep_owner_and_mode(destination, beside)
+            try:
+                beside.replace(destination)
+            except OSError as error:
+                if error.errno != errno.EBUSY:  # a file that is mounted by itself, as into a container
+                    raise
+                _send(beside, destination)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -141,16 +145,16 @@ def atomic_folder(path: Path, unless: Path | None = None) -> Iterator[Path]:
         raise MmclError(f"{path}: is a mount point, which cannot be replaced; choose a folder in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    beside = _beside(path, "part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        if unless is None or not unless.is_file():
-            _keep_owner_and_mode(path, beside)
-            replace_folder(beside, path, unless)
-    finally:
+    with _beside(path, "part") as beside:
         shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        try:
+            yield beside
+            if unless is None or not unless.is_file():
+                _keep_owner_and_mode(path, beside)
+                replace_folder(beside, path, unless)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def replace_folder(new: Path, path: Path, unless: Path | None = None) -> None:
@@ -164,20 +168,21 @@ def replace_folder(new: Path, path: Path, unless: Path | None = None) -> None:
                 raise
         # A full folder cannot be replaced by one rename. Swapped in one step, the name is never missing; where the
         # file system cannot do that, a process killed between two renames leaves the old one for _sweep to restore.
-        if not _swap(new, path):
-            old = _beside(path, "old")
+        if _swap(new, path):
+            shutil.rmtree(new, ignore_errors=True)
+            return
+        with _beside(path, "old") as old:
             path.rename(old)
             new.rename(path)
-            new = old
-        shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         return
 
 
 def remove_folder(path: Path) -> None:
     """Delete a folder, of which no process finds a part under its name, even if this one is killed meanwhile."""
-    going = _beside(path, "part")
-    path.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+    with _beside(path, "part") as going:
+        path.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def _replaceable(path: Path) -> bool:
@@ -191,9 +196,17 @@ def _replaceable(path: Path) -> bool:
     return path.is_file() and os.access(path.parent, os.W_OK)
 
 
-def _beside(path: Path, kind: str) -> Path:
-    """The hidden name under which this process prepares ``path`` or removes what was there."""
-    return path.with_name(f"{_hidden(path)}{os.getpid()}.{kind}")
+@contextmanager
+def _beside(path: Path, kind: str) -> Iterator[Path]:
+    """A hidden name under which this thread prepares ``path`` or removes what was there: ``.NAME.PROCESS.part``."""
+    with _claims:
+        names = (f"{_hidden(path)}{os.getpid()}{again}.{kind}" for again in ("", *(f"-{n}" for n in range(1, 1000))))
+        beside = next(path.with_name(name) for name in names if path.with_name(name) not in _claimed)
+        _claimed.add(beside)
+    try:
+        yield beside
+    finally:
+        _claimed.discard(beside)
 
 
 def _hidden(path: Path) -> str:
@@ -203,12 +216,12 @@ def _hidden(path: Path) -> str:
 
 def _sweep(path: Path) -> None:
     """Remove what processes that ended while they wrote ``path`` left beside it, or restore what they had renamed."""
-    pattern = re.compile(re.escape(_hidden(path)) + r"(\d+)\.(part|old)")
+    pattern = re.compile(re.escape(_hidden(path)) + r"(\d+)(?:-\d+)?\.(part|old)")
     with os.scandir(path.parent) as entries:
         found = [match for entry in entries if (match := pattern.fullmatch(entry.name))]
     for match in found:
         left, of = path.with_name(match[0]), int(match[1])
-        if of != os.getpid() and _is_running(of):
+        if left in _claimed or (of != os.getpid() and _is_running(of)):
             continue
         with suppress(OSError):  # another process was faster
             if match[2] == "old" and not path.exists():

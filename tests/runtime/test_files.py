@@ -107,6 +107,16 @@ def test_a_folder_that_a_killed_process_had_renamed_is_restored(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
+def test_threads_that_write_the_same_folder_do_not_meet(tmp_path):
+    with atomic_folder(tmp_path / "home") as one:
+        (one / "x").write_text("one")
+        with atomic_folder(tmp_path / "home") as other:
+            (other / "x").write_text("other")
+        assert (tmp_path / "home" / "x").read_text() == "other"
+    assert (tmp_path / "home" / "x").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 class Killed(BaseException):
     """Nothing after it runs, as after SIGKILL."""
 
