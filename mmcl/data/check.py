@@ -21,6 +21,7 @@ from mmcl.data.images import ImageError, decoded, usable_cpus
 from mmcl.data.near_copies import image_fingerprint, members, normalised, same
 from mmcl.data.shards import is_shards
 from mmcl.data.sources import open_source
+from mmcl.data.sources.files import format_of
 from mmcl.data.tokens import Tokenize
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
@@ -150,7 +151,10 @@ def check_source(
         facts["across_splits"] = {"count": sum(map(len, rows)), "rows": rows}
     others = []
     for other in against:
-        theirs, of = read(*_part_of(source, str(other)))
+        try:
+            theirs, of = read(*_part_of(source, str(other)))
+        except MmclError as error:
+            raise MmclError(f"against {other}: {error}") from None
         others.append((str(other), theirs, of))
     if others:
         facts["leaks"] = _leaks((str(source), tally, found), others)
@@ -164,7 +168,8 @@ def _part_of(source: str | Path, other: str) -> tuple[str | Path, str | None]:
         return other, None
     if path.startswith("sample:") or (path and Path(path).expanduser().exists()):
         return path, part
-    return (other, None) if "/" in other or path == "sample" else (source, other)
+    named = "/" in other or path == "sample" or format_of(Path(other)) is not None
+    return (other, None) if named else (source, other)
 
 
 def _read(

@@ -20,6 +20,7 @@ from mmcl.evaluation.correlation import pearson, spearman
 from mmcl.evaluation.diagnostics import Diagnostics, diagnose_pairs
 from mmcl.evaluation.sentence_pairs import SentencePairs, Table, open_sts
 from mmcl.evaluation.texts import Encodes, embed_texts
+from mmcl.evaluation.trained_on import warn_of_training_pairs
 from mmcl.runtime.errors import MmclError, nearest
 
 PairSimilarity: TypeAlias = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -108,6 +109,7 @@ def sts(
     if similarity not in get_args(PairSimilarity):
         raise MmclError(f"similarity '{similarity}' is not known; {nearest(similarity, get_args(PairSimilarity))}")
     pairs = table if isinstance(table, SentencePairs) else open_sts(table, split=split)
+    warn_of_training_pairs(encoder, pairs.name, list(zip(pairs.first, pairs.second, strict=True)), "pairs")
     alike = _similarities(encoder, pairs, similarity, prompt)
     similarities, scores = {}, {}
     metrics: dict[str, float] = {}

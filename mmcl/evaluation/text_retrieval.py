@@ -16,7 +16,7 @@ from mmcl.data.shard_rows import ShardRows
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.retrieval import Scores, SelfMatches, retrieval, retrieval_pairs
 from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt, text_identities
-from mmcl.evaluation.trained_on import warn_of_training_rows
+from mmcl.evaluation.trained_on import warn_of_training_pairs, warn_of_training_rows
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -54,6 +54,13 @@ def beir_retrieval(
     Raises:
         MmclError: as ``retrieval``, and what ``encode`` raises.
     """
+    judged = [
+        (beir.queries[query], beir.corpus[document])
+        for query in beir.queries
+        for document, grade in beir.qrels[query].items()
+        if grade > 0 and document in beir.corpus
+    ]
+    warn_of_training_pairs(encoder, beir.name, judged, "relevant pairs of query and document")
     queries = embed_texts(encoder, list(beir.queries.values()), prompt=_prompt(encoder, query_prompt, _QUERY))
     corpus = embed_texts(encoder, list(beir.corpus.values()), prompt=_prompt(encoder, document_prompt, _DOCUMENT))
     scores = retrieval(

@@ -11,6 +11,7 @@ from mmcl.data.identity import stable_hash
 from mmcl.data.rows import Rows
 from mmcl.data.shard_rows import ShardRows
 from mmcl.data.sources import open_source
+from mmcl.data.tokens import texts_of
 from mmcl.evaluation.texts import Encodes
 from mmcl.runtime.errors import MmclError
 
@@ -34,19 +35,47 @@ def warn_of_training_rows(
         image: the column of images.
         texts: the columns of texts, where there is none of images.
     """
-    card = getattr(encoder, "card", None)
-    data = card.get("data") if isinstance(card, dict) else None
-    names = str(data.get("source", "")) if isinstance(data, dict) else ""
-    for name in filter(None, re.split(r" \+ |::", names)):
+    for name in _training_sources(encoder):
         shared = len(rows) if name == rows.name else 0
         if not shared and isinstance(rows, Rows):
             shared = _shared(name, rows, image, texts)
-        if shared:
-            log.warning(
-                "%s: %d of %d rows stand in what the model was trained on (%s): its numbers are better here than on "
-                "new rows",
-                *(rows.name, shared, len(rows), name),
-            )
+        _warn(rows.name, shared, len(rows), "rows", name)
+
+
+def warn_of_training_pairs(encoder: Encodes, where: str, pairs: Sequence[tuple[str, str]], what: str) -> None:
+    """Log a warning if ``pairs`` of texts, which messages call ``what``, stand together in rows of what the model was
+    trained on."""
+    for name in _training_sources(encoder):
+        training = _open(name)
+        if training is None or len(training) > _COMPARED:
+            continue
+        rows_of: dict[str, set[int]] = {}
+        for column in training.column_names:
+            try:
+                cells = training.texts(column)
+            except MmclError:  # no texts
+                continue
+            for row, cell in enumerate(cells):
+                for text in texts_of(cell):
+                    rows_of.setdefault(text, set()).add(row)
+        nowhere: set[int] = set()
+        shared = sum(not rows_of.get(a, nowhere).isdisjoint(rows_of.get(b, nowhere)) for a, b in pairs if a != b)
+        _warn(where, shared, len(pairs), what, name)
+
+
+def _training_sources(encoder: Encodes) -> list[str]:
+    card = getattr(encoder, "card", None)
+    data = card.get("data") if isinstance(card, dict) else None
+    names = str(data.get("source", "")) if isinstance(data, dict) else ""
+    return [name for name in re.split(r" \+ |::", names) if name]
+
+
+def _warn(where: str, shared: int, total: int, what: str, name: str) -> None:
+    if shared:
+        log.warning(
+            "%s: %d of %d %s stand in what the model was trained on (%s): its numbers are better here than on new ones",
+            *(where, shared, total, what, name),
+        )
 
 
 def _shared(name: str, rows: Rows, image: str | None, texts: Sequence[str]) -> int:

@@ -146,6 +146,8 @@ def test_rows_that_stand_in_another_split_are_listed(tmp_path, twins):
         assert any("rows stand in what they are to be judged against, too: 1 (" in line for line in found.advice)
     with pytest.raises(MmclError, match="no split 'dev'"):
         check_source(tmp_path, split="test", against=["dev"])
+    with pytest.raises(MmclError, match=r"against nope\.csv: nope\.csv: no such file"):
+        check_source(tmp_path, split="test", against=["nope.csv"])
     both = [twins[2], twins[1], twins[0], twins[3]]
     one = table_of(tmp_path / "one.parquet", both, list("abcd"), split=["train", "test", "train", "train"])
     assert check_source(one).facts["across_splits"] == {"count": 2, "rows": [["1", "2"]]}

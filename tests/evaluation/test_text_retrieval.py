@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import zlib
 from pathlib import Path
@@ -117,6 +118,22 @@ def test_columns_are_searched_both_ways_and_equal_texts_are_the_same_thing(caplo
     assert back.relevant.tolist() == [2, 2, 2, 2, 2]
     assert forth.metrics["hit@3"] >= 0.75
     assert forth.data == back.data != ""
+
+
+def test_pairs_that_stand_together_in_the_training_rows_are_warned_of(tmp_path: Path, caplog) -> None:
+    beir, encoder = small(), Random()
+    (query, document), *_ = (
+        (q, d) for q, grades in beir.qrels.items() for d, g in grades.items() if g and d in beir.corpus
+    )
+    rows = [
+        {"q": beir.queries[query], "d": ["other", beir.corpus[document]]},
+        {"q": beir.queries["q1"], "d": ["other"]},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder.card = {"data": {"source": str(tmp_path / "train.jsonl")}}
+    beir_retrieval(encoder, beir, bootstrap=0)
+    assert "small: 1 of " in caplog.text
+    assert "relevant pairs of query and document stand in what the model was trained on" in caplog.text
 
 
 class Uncased(Random):
