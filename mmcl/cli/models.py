@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from mmcl.models.encoder import Encoder
+
+log = logging.getLogger("mmcl")
 
 Model = Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
@@ -43,4 +46,8 @@ def load(
     """The model as the options ask for it."""
     import mmcl
 
-    return mmcl.load(model, device=device, dtype=dtype, backend=backend, exact_decoding=exact_decoding)
+    encoder = mmcl.load(model, device=device, dtype=dtype, backend=backend, exact_decoding=exact_decoding)
+    # The same model gives other numbers in another precision, in their third or fourth digit.
+    how = encoder.computes_in if backend == "torch" else f"{backend} for texts"
+    log.info("%s: computed in %s on %s", model, how, encoder.device.type)
+    return encoder

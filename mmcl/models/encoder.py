@@ -193,6 +193,11 @@ class Encoder(nn.Module):
             raise MmclError(f"encode cannot compute in '{dtype}'; {nearest(dtype, known)}")
         self._compute = dtype
 
+    @property
+    def computes_in(self) -> str:
+        """The precision that :meth:`encode` computes in here: ``float32`` or ``bfloat16``."""
+        return resolve_precision(self._compute, self.device)
+
     def train(self, mode: bool = True) -> Encoder:
         """As of every module; what :meth:`encode` had prepared of the weights is dropped, since they will change."""
         if mode:

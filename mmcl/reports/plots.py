@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,9 @@ def draw(curves: Sequence[Curve], *, prefix: str, fractions: bool = False, mark:
             marker = "o" if len(steps) <= MARKED else ""
             color, dash = _SERIES[number % len(_SERIES)], _DASHES[number % len(_DASHES)]
             axes.plot(steps, values, color=color, linestyle=dash, linewidth=1.3, marker=marker, markersize=2.6)
-            axes.lines[-1].set_label(curve.label or f"_{number}")
+            axes.lines[-1].set_label(
+                textwrap.shorten(curve.label, 32, placeholder="…") if curve.label else f"_{number}"
+            )
         if mark is not None:
             axes.axvline(mark, color=_INK, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
         axes.spines[["top", "right"]].set_visible(False)

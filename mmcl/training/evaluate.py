@@ -313,7 +313,7 @@ class LiveTexts:
             return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
 
         vectors = np.empty((len(texts), self._encoder.width), dtype=np.float32)
-        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize, _served(self._encoder))
+        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize, served_precision(self._encoder))
         return vectors
 
 
@@ -324,9 +324,9 @@ def _embed(encoder: Encoder, side: str, column: Column, items: np.ndarray) -> np
     def inputs(places: np.ndarray) -> dict[str, Tensor]:
         return column.inputs(items[places])
 
-    return embed(encoder, modality, inputs, len(items), precision=_served(encoder))
+    return embed(encoder, modality, inputs, len(items), precision=served_precision(encoder))
 
 
-def _served(encoder: Encoder) -> str:
+def served_precision(encoder: Encoder) -> str:
     """What a loaded model computes in on this device, so that training judges what is searched with later."""
     return resolve_precision("auto", encoder.device)

@@ -40,7 +40,7 @@ from mmcl.training.checkpoint import (
 )
 from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
-from mmcl.training.evaluate import Judge, PairsJudge, open_judge
+from mmcl.training.evaluate import Judge, PairsJudge, open_judge, served_precision
 from mmcl.training.feed import Feed, open_feed
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
@@ -356,7 +356,7 @@ class Trainer:
     def _judge_start(self) -> None:
         """Note the metrics before the first step, for the report to compare with."""
         if self.judges and self.progress.step == 0 and (values := self._judge(warn=False)):
-            self.metrics.write(0, {"start": values})
+            self.metrics.write(0, {"start": values, "precision": served_precision(self.method.encoder)})
         self.method.train()
 
     def _evaluate(self) -> bool:
@@ -367,10 +367,16 @@ class Trainer:
             values = self._judge()
         improved = False
         if self.main:
-            self.metrics.write(self.progress.step, {"evaluation": values})
+            precision = served_precision(self.method.encoder)
+            self.metrics.write(self.progress.step, {"evaluation": values, "precision": precision})
             best = self.config.evaluation.best
             shown = {key: value for key, value in values.items() if key == best or (not best and key.endswith(SHOWN))}
-            log.info("step %d  %s", self.progress.step, "  ".join(f"{key} {value:.4f}" for key, value in shown.items()))
+            log.info(
+                "step %d, judged in %s  %s",
+                self.progress.step,
+                precision,
+                "  ".join(f"{key} {value:.4f}" for key, value in shown.items()),
+            )
             improved = self._is_best(values)
         return distributed.same_everywhere(improved, self.device)
 

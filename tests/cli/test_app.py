@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,8 +109,9 @@ def test_vectors_have_the_precision_asked_for_and_are_computed_in_the_dtype(mmcl
 def test_judging_a_run(mmcl_, pairs, run, tmp_path):
     table = pairs / "pairs.csv"
     columns = ["--image", "path", "--text", "caption"]
-    code, out, _ = mmcl_("eval", "retrieval", run, table, *columns, "-k", "1,10", "--json", tmp_path / "r.json")
+    code, out, err = mmcl_("eval", "retrieval", run, table, *columns, "-k", "1,10", "--json", tmp_path / "r.json")
     assert code == 0
+    assert re.search("computed in (float32|bfloat16) on ", err)
     scores = json.loads((tmp_path / "r.json").read_text())
     assert scores["image_to_text"]["metrics"]["hit@1"] == 1.0  # equal captions are right answers for each other
     assert scores["text_to_image"]["metrics"]["recall@10"] == 1.0

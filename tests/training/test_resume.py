@@ -134,6 +134,14 @@ def test_a_finished_run_may_train_longer_and_log_judge_and_load_otherwise(tmp_pa
     assert "learning rate follows" not in caplog.text  # a constant one is the same for every length
 
 
+def test_evaluations_say_what_they_are_computed_in(tmp_path, words, caplog):
+    caplog.set_level("INFO")
+    run = run_of(words, tmp_path / "run", "training.epochs=0.2")
+    precision = run.model.computes_in
+    assert f"step 1, judged in {precision}  same/" in caplog.text
+    assert [line["precision"] for line in run.lines() if "evaluation" in line] == [precision]
+
+
 def test_another_length_of_a_schedule_is_said(tmp_path, words, caplog):
     run_of(words, tmp_path / "run")
     run_of(words, tmp_path / "run", "training.epochs=3", resume=True)
