@@ -108,7 +108,7 @@ def _coco(
     strangers = 0
     for said in annotations:
         if said["image_id"] in captions:
-            captions[said["image_id"]].append(said["caption"])
+            captions[said["image_id"]].append(str(said["caption"] or ""))
         else:
             strangers += 1
     if strangers:
@@ -175,5 +175,7 @@ def _first_that_finds(
     for way in ways:
         if any((folder / path(image, way)).is_file() for image in images[:_TRIED]):
             return way
-    tried = dict.fromkeys(str(folder / path(images[0], way)) for way in ways) if images else {"any": None}
+    if not images:
+        raise MmclError(f"{path_text(file)}: it lists no images")
+    tried = dict.fromkeys(str(folder / path(images[0], way)) for way in ways)
     raise MmclError(f"{path_text(file)}: its images are not there; looked for {', '.join(tried)}; name their root")

@@ -6,7 +6,7 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,6 +111,8 @@ class DelimitedFiles:
             if len(record) == 1 and len(header) > 1 and not record[0].strip():
                 continue
             number += 1
+            if number == 1 and separator not in _PUNCTUATION and len(record) == len(header) + 1 and record[-1].strip():
+                header, named = _header(["", *header], file)  # R's write.table names rows, and no column for them
             while len(record) > len(header) and not record[-1].strip():
                 record.pop()
             if len(record) > len(header):
@@ -148,18 +150,24 @@ def _header(record: Sequence[str], file: Path) -> tuple[list[str], int]:
     """Names of the columns, and how many of them up to the last that is named in the file."""
     if len(record) > _MOST_COLUMNS:
         raise MmclError(f"{path_text(file)}: the header has {len(record):,} fields; is it one?")
-    names = [name if name.strip() else f"Unnamed: {place}" for place, name in enumerate(record)]
-    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+    names = list(record)
+    for place, name in enumerate(record):
+        if not name.strip():
+            free = (f"Unnamed: {place}{suffix}" for suffix in chain([""], (f".{number}" for number in count(1))))
+            names[place] = next(name for name in free if name not in record)
+    if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
         raise MmclError(f"{path_text(file)}: the header names {repeated[0]!r} twice; rename one")
     return names, max((place for place, name in enumerate(record, 1) if name.strip()), default=len(names))
 
 
 def _like_rows(lines: Sequence[str], separator: str, fields: int) -> bool:
     """Whether the lines of a record are rows, as far as the number of separators says."""
-    rows = [line.count(separator) == fields - 1 for line in lines]
+    if fields == 1:
+        return True
     if separator not in _PUNCTUATION:
-        return fields > 1 and sum(line.count(separator) for line in lines) > fields - 1
-    return fields > 1 and (any(rows[1:-1]) or all(rows))
+        return sum(line.count(separator) for line in lines) > fields - 1
+    rows = [line.count(separator) == fields - 1 for line in lines]
+    return any(rows[1:-1]) or all(rows)
 
 
 def _records(file: Path, separator: str, *, quoted: bool) -> Iterator[tuple[int, list[str], list[str]]]:

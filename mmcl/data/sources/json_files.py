@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from mmcl.data.sources.files import format_of, open_bytes, path_text
-from mmcl.data.sources.json_types import MixedError, infer, keys_of, to_array, unify
+from mmcl.data.sources.json_types import infer, keys_of, to_array, unify
 from mmcl.data.sources.restart import Restart
 from mmcl.runtime.errors import MmclError
 
@@ -74,9 +75,6 @@ class JsonFiles:
             except UnicodeEncodeError:  # an escape such as \ud83d without its other half
                 reason = f"{place} has half of a surrogate pair; write the character whole"
                 break
-            except MixedError as error:
-                reason = f"{place} has {error}" if str(error).startswith("an ") else f"{place}: {error}"
-                break
             except (ValueError, pa.ArrowException) as error:
                 reason = f"{place}: {' '.join(str(error).split())}"
                 break
@@ -127,7 +125,7 @@ def _objects(file: Path) -> Iterator[tuple[str, int, Any]]:
     if format_of(file) == ".json" and not _by_lines(file):
         with open_bytes(file) as opened:
             content = _parsed(opened.read().removeprefix(_BOM), path_text(file), "it")
-        items = content if isinstance(content, list) else [content]
+        items = content if isinstance(content, list) else _rows_of(content)
         yield from ((f"item {number}", 0, item) for number, item in enumerate(items, 1))
         return
     with open_bytes(file) as lines:
@@ -138,10 +136,20 @@ def _objects(file: Path) -> Iterator[tuple[str, int, Any]]:
                 yield f"line {number}", len(line), _parsed(line, path_text(file), f"line {number}")
 
 
+def _rows_of(content: Any) -> list[Any]:
+    """An object as a row; or of columns that map the same keys to their cells, as pandas writes them, the rows."""
+    columns = list(content.values()) if isinstance(content, dict) else []
+    if not columns or not all(isinstance(cells, dict) and cells.keys() == columns[0].keys() for cells in columns):
+        return [content]
+    return [{name: cells[key] for name, cells in content.items()} for key in columns[0]]
+
+
 def _by_lines(file: Path) -> bool:
-    """Whether the first line is an object of its own."""
+    """Whether the first of several lines is an object of its own."""
     with open_bytes(file) as lines:
-        first = next((line for line in lines if line.removeprefix(_BOM).strip()), b"")
+        first, *more = [*islice((line for line in lines if line.removeprefix(_BOM).strip()), 2), b""]
+    if not any(more):
+        return False
     try:
         return isinstance(json.loads(first.removeprefix(_BOM).decode()), dict)
     except (ValueError, RecursionError):

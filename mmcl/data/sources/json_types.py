@@ -26,8 +26,7 @@ def infer(values: Sequence[Any], depth: int = 0) -> pa.DataType:
     kinds = set(map(type, values)) - {type(None)}
     if dict in kinds:
         if kinds != {dict}:
-            other = "a list" if list in kinds else "a single value"
-            raise MixedError(f"an object where other rows have {other}")
+            raise MixedError("objects and other values in one column")
         return _infer_object([value for value in values if value is not None], depth + 1)
     if list in kinds:
         if depth >= _DEEPEST:
@@ -71,7 +70,7 @@ def unify(a: pa.DataType, b: pa.DataType) -> pa.DataType:
         return b
     if pa.types.is_struct(a) or pa.types.is_struct(b):
         if not (pa.types.is_struct(a) and pa.types.is_struct(b)):
-            raise MixedError("an object where other rows have other values")
+            raise MixedError("objects and other values in one column")
         names = list(dict.fromkeys(field.name for field in [*a, *b]))
         if len(names) > _MOST_KEYS:
             raise MixedError(f"its objects have more than {_MOST_KEYS:,} different keys")

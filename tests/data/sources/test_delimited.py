@@ -112,6 +112,32 @@ def test_cells_without_a_name_and_commas_at_the_end_are_no_obstacle(
     assert not caplog.text
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_an_index_that_pandas_wrote_again_and_again(tmp_path: Path, times: int) -> None:
+    frame = pd.DataFrame({"text": ["a", "b"]})
+    for _ in range(times):
+        frame.to_csv(tmp_path / "t.csv")
+        frame = pd.read_csv(tmp_path / "t.csv")
+    rows = open_source(tmp_path / "t.csv")
+    assert rows.column_names == list(frame.columns)
+    assert rows.texts("text") == ["a", "b"]
+
+
+def test_rs_write_table_names_no_column_for_the_names_of_rows(tmp_path: Path) -> None:
+    rows = opened(tmp_path, '"text"\t"label"\n"1"\t"a"\t"x"\n"2"\t"b"\t"y"\n', "t.tsv")
+    assert rows.column_names == ["Unnamed: 0", "text", "label"]
+    assert (rows.texts("text"), rows.texts("label")) == (["a", "b"], ["x", "y"])
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_lines_in_quotes_of_a_single_column_are_said(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = opened(tmp_path, 'text\n"a\nb\nc"\nd\n', name)
+    assert rows.texts("text") == (["a\nb\nc", "d"] if name == "t.csv" else ['"a', "b", 'c"', "d"])
+    assert "line 2" in caplog.text
+
+
 def test_rows_that_are_too_short_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = opened(tmp_path, "id,text\n1,a\n2\n3,c\n")
     assert rows.texts("text") == ["a", None, "c"]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mmcl.data.sources import Rows, json_files, open_source
@@ -91,8 +92,8 @@ def test_ten_megabytes_with_a_late_change_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ([1, 2, {"a": 1}], r"line 3 of t\.jsonl has an object"),
-        ([{"a": 1}, {"a": 2}, ["a"]], r"line 3 of t\.jsonl has an object"),
+        ([1, 2, {"a": 1}], r"line 3 of t\.jsonl: objects and other values in one column"),
+        ([{"a": 1}, {"a": 2}, ["a"]], r"line 3 of t\.jsonl: objects and other values in one column"),
         (["a", "b", "\ud83d"], r"line 3 of t\.jsonl has half of a surrogate pair"),
         (["a", "b", json.loads("[" * 40 + "]" * 40)], r"line 3 of t\.jsonl: it is nested more than 16"),
     ],
@@ -160,6 +161,13 @@ def test_a_json_file_may_hold_a_list(tmp_path: Path, indent: int | None) -> None
     (tmp_path / "t.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(records, indent=indent).encode())
     rows = open_source(tmp_path / "t.json")
     assert (rows.texts("text"), rows.column("n")) == (["a", "b"], [1.0, 2.5])
+
+
+def test_columns_as_pandas_writes_them_are_rows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["a", "b"], "when": ["2020-01-01", "x"]}, index=[7, 3])
+    frame.to_json(tmp_path / "t.json")
+    rows = open_source(tmp_path / "t.json")
+    assert (rows.texts("text"), rows.column("when")) == (["a", "b"], ["2020-01-01", "x"])
 
 
 def test_compressed_lines_are_read_and_damage_of_theirs_named(tmp_path: Path) -> None:
