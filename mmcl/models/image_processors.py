@@ -10,6 +10,7 @@ from PIL import Image
 from mmcl.models.transformers_nets import quiet_transformers
 from mmcl.runtime.errors import MmclError, first_line
 
+_FILES = ("preprocessor_config.json", "processor_config.json")
 _PLAIN = ("preprocess", "_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize")
 
 
@@ -23,13 +24,13 @@ def read_processor(source: str | Path, where: str) -> Any:
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    except OSError:
-        return None
-    if not settings:
-        return None
-    try:
         with quiet_transformers():
+            try:
+                ImageProcessingMixin.get_image_processor_dict(source)
+            except OSError:
+                if any((Path(source) / name).is_file() for name in _FILES):  # but it is no JSON
+                    raise
+                return None
             return AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
     except Exception as error:  # whatever the constructors of a hundred processors meet
         raise MmclError(f"{where}: its image processor cannot be opened: {first_line(error)}") from None

@@ -52,7 +52,7 @@ class ImageTower(nn.Module):
             MmclError: the name, its weights or its arguments are not known.
         """
         net, about = create_net(config, image.size)
-        tower = cls(net, {**about, **image.model_dump()})
+        tower = cls(net, {**about, **image.model_dump(exclude={"root"})})
         if config.checkpointing:
             checkpoint_activations(net, f"model.image.checkpointing: '{config.name}'")
         if config.patch_dropout:

@@ -50,7 +50,7 @@ def cache_dir(*parts: str) -> Path:
 
 def _cache_base() -> Path:
     """An empty variable is none; a relative ``XDG_CACHE_HOME`` is to be ignored, as its specification says."""
-    if own := os.environ.get("MMCL_CACHE"):
+    if own := os.environ.get("MMCL_CACHE", "").strip():
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME", "")
     return Path(shared if shared.startswith(("/", "~")) else "~/.cache") / "mmcl"

@@ -239,3 +239,10 @@ def test_image_processors_that_cannot_be_followed_are_refused_in_one_line(clip_t
     )
     with pytest.raises(MmclError, match=why):
         mmcl.load(clip_to_change)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", "", '{"size": {"shortest_edge": "a"}}'])
+def test_damaged_settings_of_images_are_not_taken_for_none(tmp_path, text):
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(MmclError):
+        preprocessing(read_processor(tmp_path, "tiny"), "tiny")
