@@ -19,6 +19,7 @@ from mmcl.models.heads import Head
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.open_clip_nets import QUICK, build_whole, fill, model_config, quiet, tower_config
 from mmcl.models.open_clip_text import OpenClipTextTower
+from mmcl.models.plausible import require_plausible, require_size
 from mmcl.runtime.errors import MmclError, first_line, nearest
 
 log = logging.getLogger("mmcl")
@@ -234,6 +235,10 @@ def _preprocessing(name: str, visual: Any, pictures: Mapping[str, Any]) -> dict[
 
 
 def _with_weights(config: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> Any:
+    most = sum(tensor.nbytes for tensor in state.values())
+    require_plausible(config, most, where)
+    if "hf_model_name" not in config["text_cfg"]:  # whose config may come from the hub, which is asked once
+        require_size(lambda: build_whole(config), most, where)
     whole = build_whole(config)
     fill(whole, state, where)
     return whole.eval()

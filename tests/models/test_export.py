@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
@@ -201,3 +203,19 @@ def test_a_folder_that_holds_anything_is_never_replaced(tmp_path, file):
     with pytest.raises(MmclError, match="not replaced"):
         export(trained_here(), "open-clip", tmp_path)
     assert (tmp_path / "only_copy.safetensors").read_text() == "weights"
+
+
+@pytest.mark.parametrize("to", ["mmcl", "transformers", "sentence-transformers"])
+def test_a_disk_that_is_full_is_told_as_such(tmp_path, monkeypatch, to):
+    """Libraries in Rust raise an exception of their own, in which only the text says so."""
+    encoder = sentences()
+
+    def full(*_, **__):
+        raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28) "model"')
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        encoder.save(tmp_path / "out") if to == "mmcl" else export(encoder, to, tmp_path / "out")
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]

@@ -326,3 +326,54 @@ def test_preprocessing_that_is_not_known_is_refused_in_one_line(settings, why):
 
     with pytest.raises(MmclError, match=why):
         _preprocessing("tiny", SimpleNamespace(image_size=32), settings)
+
+
+def test_a_folders_settings_cannot_have_a_tokenizer_or_a_text_half_of_code(tmp_path, monkeypatch):
+    """``tokenizer_kwargs`` go to transformers, which would run a tokenizer's Python if they said so."""
+    import transformers
+
+    asked = []
+
+    def ask(source, **options):
+        asked.append(options["trust_remote_code"])
+        raise OSError("none there")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", ask)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", ask)
+    trusting = {"hf_tokenizer_name": "org/name", "tokenizer_kwargs": {"trust_remote_code": True}}
+    open_clip_folder(tmp_path / "model", TINY)
+    for text in ({**TEXT, **trusting}, {"hf_model_name": "org/name", **trusting}):
+        config = {"model_cfg": {**TINY, "text_cfg": text}}
+        (tmp_path / "model" / "open_clip_config.json").write_text(json.dumps(config))
+        assert "none there" in refusal(tmp_path / "model")
+    assert asked == [False, False]
+
+
+ODD = [
+    (("model_cfg",), "x"),
+    (("model_cfg", "embed_dim"), "x"),
+    (("model_cfg", "embed_dim"), 1 << 40),
+    (("model_cfg", "vision_cfg"), None),
+    (("model_cfg", "vision_cfg", "layers"), 1 << 40),
+    (("model_cfg", "vision_cfg", "patch_size"), 0),
+    (("model_cfg", "vision_cfg", "image_size"), [32]),
+    (("model_cfg", "text_cfg", "vocab_size"), 1 << 26),
+    (("model_cfg", "text_cfg", "heads"), 0),
+    (("preprocess_cfg",), "x"),
+    (("preprocess_cfg", "mean"), ["x"]),
+    (("preprocess_cfg", "resize_mode"), "x"),
+    (("preprocess_cfg", "std"), [0.5, 0.5]),
+]
+
+
+def test_a_description_of_another_kind_or_size_is_refused_in_one_line(tmp_path):
+    open_clip_folder(tmp_path / "model", TINY, mean=[0.5] * 3)
+    path = tmp_path / "model" / "open_clip_config.json"
+    whole = path.read_text()
+    for keys, value in ODD:
+        content = inner = json.loads(whole)
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        path.write_text(json.dumps(content))
+        refusal(tmp_path / "model")
