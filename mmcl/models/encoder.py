@@ -176,6 +176,11 @@ class Encoder(nn.Module):
         """
         return cast(TextTower, self.embedder("text").tower).identities(texts, prompt)
 
+    @property
+    def compute(self) -> str:
+        """What :meth:`encode` computes in on the device where the weights are: ``float32`` or ``bfloat16``."""
+        return resolve_precision(self._compute, self.device)
+
     def set_compute(self, dtype: str = "auto") -> None:
         """Have :meth:`encode` compute in another precision than ``auto`` from now on; the weights stay as they are.
 
@@ -376,7 +381,7 @@ class Encoder(nn.Module):
         if batch_size != "auto" and not (is_whole(batch_size) and int(batch_size) >= 1):
             raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
         size = None if isinstance(batch_size, str) else batch_size
-        return Options(size, normalize, truncate_dim or self.dim, prompt, resolve_precision(self._compute, self.device))
+        return Options(size, normalize, truncate_dim or self.dim, prompt, self.compute)
 
     def _kinds(self, items: Sequence[Any], modality: str | None, prompt: str | None) -> list[str]:
         """The modality of each input, all of which this encoder has."""

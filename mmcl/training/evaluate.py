@@ -24,7 +24,6 @@ from mmcl.models.encoder import Encoder
 from mmcl.models.text_inputs import text_inputs
 from mmcl.models.text_tower import TextTower
 from mmcl.runtime import distributed
-from mmcl.runtime.device import resolve_precision
 from mmcl.runtime.errors import MmclError
 from mmcl.training.columns import Column
 from mmcl.training.shares import embed
@@ -313,7 +312,7 @@ class LiveTexts:
             return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
 
         vectors = np.empty((len(texts), self._encoder.width), dtype=np.float32)
-        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize, served_precision(self._encoder))
+        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize, self._encoder.compute)
         return vectors
 
 
@@ -324,9 +323,4 @@ def _embed(encoder: Encoder, side: str, column: Column, items: np.ndarray) -> np
     def inputs(places: np.ndarray) -> dict[str, Tensor]:
         return column.inputs(items[places])
 
-    return embed(encoder, modality, inputs, len(items), precision=served_precision(encoder))
-
-
-def served_precision(encoder: Encoder) -> str:
-    """What a loaded model computes in on this device, so that training judges what is searched with later."""
-    return resolve_precision("auto", encoder.device)
+    return embed(encoder, modality, inputs, len(items), precision=encoder.compute)

@@ -40,7 +40,7 @@ from mmcl.training.checkpoint import (
 )
 from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
-from mmcl.training.evaluate import Judge, PairsJudge, open_judge, served_precision
+from mmcl.training.evaluate import Judge, PairsJudge, open_judge
 from mmcl.training.feed import Feed, open_feed
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
@@ -356,7 +356,7 @@ class Trainer:
     def _judge_start(self) -> None:
         """Note the metrics before the first step, for the report to compare with."""
         if self.judges and self.progress.step == 0 and (values := self._judge(warn=False)):
-            self.metrics.write(0, {"start": values, "precision": served_precision(self.method.encoder)})
+            self.metrics.write(0, {"start": values, "precision": self.method.encoder.compute})
         self.method.train()
 
     def _evaluate(self) -> bool:
@@ -367,7 +367,7 @@ class Trainer:
             values = self._judge()
         improved = False
         if self.main:
-            precision = served_precision(self.method.encoder)
+            precision = self.method.encoder.compute
             self.metrics.write(self.progress.step, {"evaluation": values, "precision": precision})
             best = self.config.evaluation.best
             shown = {key: value for key, value in values.items() if key == best or (not best and key.endswith(SHOWN))}

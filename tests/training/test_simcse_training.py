@@ -252,6 +252,7 @@ def test_both_sentences_are_judged_behind_the_prompt_of_text_or_anchor(
     values = prompted(config_of(sentences[table], columns=columns), **prompts)
     config = load_config(values | {"evaluation": {"sources": {"dev": {"task": "sts", "source": sentences["sts"]}}}})
     encoder = build_method(config, tmp_path / "run").encoder.eval()
+    encoder.set_compute("float32")
     judge = open_judge("dev", config.evaluation.sources["dev"], encoder, config, tmp_path, device=torch.device("cpu"))
     expected = {name: sts(encoder, sentences["sts"], prompt=name, bootstrap=0).metrics["pearson"] for name in PROMPTS}
     expected[None] = sts(encoder, sentences["sts"], bootstrap=0).metrics["pearson"]
