@@ -35,7 +35,7 @@ from mmcl.models.text_compute import TextCompute
 from mmcl.models.text_pipeline import CHUNK, Embedded, chunked, embed_chunks, only_texts
 from mmcl.models.text_tower import TextTower
 from mmcl.models.workers import embed_in_workers
-from mmcl.runtime.device import DTYPES, Devices, pick_devices, resolve_precision
+from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork, resolve_precision
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.progress import progress
 
@@ -257,7 +257,7 @@ class Encoder(nn.Module):
 
         Raises:
             MmclError: an input is of no known kind, a picture cannot be read, the model lacks the modality, or a
-                worker process ended.
+                worker process ended; or this process was forked, and the model is on a GPU.
         """
         options = self._options(batch_size, normalize, truncate_dim, prompt, precision)
         if on_error not in ("raise", "skip"):
@@ -466,6 +466,7 @@ class Encoder(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
+        ready_after_fork(self.device)
         training = self.training
         if training:
             self.eval()

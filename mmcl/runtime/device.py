@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 
 import torch
 
 from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+_imported_by = os.getpid()
 
 Devices = str | int | torch.device | Sequence[str | torch.device]
 """A device, several of them (one may be there more than once), or a number of processes on the CPU."""
@@ -36,6 +41,25 @@ def pick_device(name: str = "auto") -> torch.device:
     if not available.get(device.type, False):
         raise MmclError(f"device '{name}' is not on this machine; use 'auto' to take what there is")
     return device
+
+
+def ready_after_fork(device: torch.device) -> None:
+    """Let a process that was forked from one that had computed already compute on ``device`` as well.
+
+    The threads of OpenMP are not forked with it, and its next parallel product would wait for them for ever: from now
+    on it computes on one thread, which is said once.
+
+    Raises:
+        MmclError: ``device`` is a GPU, which no forked process can use.
+    """
+    global _imported_by
+    if os.getpid() == _imported_by:
+        return
+    if device.type != "cpu":
+        raise MmclError(f"a forked process cannot compute on {device}; start it by multiprocessing's 'spawn' instead")
+    torch.set_num_threads(1)
+    log.warning("this process was forked: it computes on one thread; one started by 'spawn' has all of them")
+    _imported_by = os.getpid()
 
 
 def pick_devices(devices: Devices) -> list[torch.device]:
