@@ -129,6 +129,13 @@ def test_a_resumed_run_keeps_the_precision_it_began_in(tmp_path, monkeypatch, ca
     assert choose_precision("float16", cpu, checkpoints) == "float16"
 
 
+def test_processes_compute_in_what_all_of_their_devices_have(monkeypatch):
+    monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: True)
+    assert choose_precision("auto", torch.device("cpu"), []) == "bfloat16"
+    monkeypatch.setattr("mmcl.training.loop.distributed.largest", lambda value, device: max(value, 1.0))  # another's
+    assert choose_precision("auto", torch.device("cpu"), []) == "float32"
+
+
 def test_checkpoints_say_what_auto_was(tmp_path, tiny):
     run = train(tiny, out=tmp_path / "run", overrides=["training.epochs=0.01"])
     chosen = run.model.card["training"]["precision"]
