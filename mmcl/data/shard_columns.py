@@ -62,7 +62,7 @@ class ShardColumn:
                     return prepare(sample.read(choice.lower())).pixels
                 except ImageError as error:
                     raise SampleError(self.role, str(error)) from error
-        raise self._missing(sample)
+        raise self.missing(sample)
 
     def captions(self, sample: Sample) -> list[str]:
         """The texts that are not blank, one or more, of the first choice with any. Raises ``SampleError`` if they
@@ -70,7 +70,7 @@ class ShardColumn:
         for value in self._values(sample):
             if texts := texts_of(self._texts(value)):
                 return texts
-        raise NoTextError(self.role, self._missing(sample, "no text").reason)
+        raise NoTextError(self.role, self.missing(sample, "no text").reason)
 
     def number(self, sample: Sample) -> float:
         """The number of the first choice with one. Raises ``SampleError`` if there is none."""
@@ -78,7 +78,7 @@ class ShardColumn:
             with suppress(TypeError, ValueError):
                 if math.isfinite(number := float(value)):
                     return number
-        raise self._missing(sample, "no number")
+        raise self.missing(sample, "no number")
 
     def _values(self, sample: Sample) -> Iterator[Any]:
         """What the choices name, of those that the sample has."""
@@ -115,7 +115,7 @@ class ShardColumn:
         except ValueError as error:
             raise SampleError(self.role, f"not JSON: {error}") from error
 
-    def _missing(self, sample: Sample, empty: str = "") -> SampleError:
+    def missing(self, sample: Sample, empty: str = "") -> SampleError:
         """What to raise for a sample without the role, or whose files of it are ``empty``."""
         if empty and any(self._value(sample, choice) is not None for choice in self.choices):
             return SampleError(self.role, empty)
@@ -159,11 +159,17 @@ def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn], cure:
             advice = column.advice([*lacking, *_apart(shard)])
             if any(column.stands_in(sample) for sample in first) and not advice:
                 continue
-            have = ", ".join(sorted({extension for sample in first for extension in sample.files}))
+            have = extensions_of(first)
             raise MmclError(
                 f"{shard_name(shard)}: no sample has {column} for '{column.role}'; they have {have}"
                 + (advice or f"; {cure or f'name what to read as data.columns.{column.role}'}")
             )
+
+
+def extensions_of(samples: Sequence[Sample]) -> str:
+    """The extensions of some samples, for messages."""
+    found = sorted({extension for sample in samples for extension in sample.files})
+    return ", ".join(found[:12]) + (f" and {len(found) - 12} more" if len(found) > 12 else "")
 
 
 def _apart(shard: str) -> Iterator[Sample]:

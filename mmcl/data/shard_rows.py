@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mmcl.data.images import ImageError, image_suffixes
 from mmcl.data.rows import Rows
-from mmcl.data.shard_columns import ShardColumn, require_columns
+from mmcl.data.shard_columns import ShardColumn, extensions_of, require_columns
 from mmcl.data.shard_stream import SampleError
 from mmcl.data.shards import (
     Reachable,
@@ -62,8 +62,8 @@ class ShardBlock:
         """Shard and key of each sample."""
         return [sample.name for sample in self.samples]
 
-    def images(self, column: str, indices: Iterable[int]) -> list[bytes | ImageError | None]:
-        """Encoded bytes, None where there is no image, or the error why it cannot be read."""
+    def images(self, column: str, indices: Iterable[int]) -> Sequence[bytes | ImageError]:
+        """Encoded bytes, or the error why there is no image that can be read."""
         return [_image(self.samples[index], _column(column)) for index in indices]
 
     def texts(self, column: str) -> list[str | list[str] | None]:
@@ -137,11 +137,12 @@ class ShardRows:
         if not first and all(map(is_local, self.shards)) and not len(self):
             raise MmclError(f"{self.name}: the shards hold no samples")
         for column in wanted:
-            if first and not any(_image(sample, column) or _texts(sample, column) for sample in first):
-                have = ", ".join(sorted({extension for sample in first for extension in sample.files}))
+            if first and not any(
+                isinstance(_image(sample, column), bytes) or _texts(sample, column) for sample in first
+            ):
                 raise MmclError(
-                    f"{self.name}: no sample has a column '{column.role}'; they have {have}; name another one, such as "
-                    "jpg;png or json.caption"
+                    f"{self.name}: no sample has a column '{column.role}'; they have {extensions_of(first)}; name "
+                    "another one, such as jpg;png or json.caption"
                 )
 
     def modality(self, column: str) -> Literal["image", "text"]:
@@ -173,7 +174,7 @@ class ShardRows:
             self._at += 1
         return block
 
-    def images(self, column: str, indices: Sequence[int]) -> list[bytes | ImageError | None]:
+    def images(self, column: str, indices: Sequence[int]) -> Sequence[bytes | ImageError]:
         """As of :class:`ShardBlock`."""
         block = self.select(indices)
         return block.images(column, range(len(block)))
@@ -243,10 +244,10 @@ def _column(name: str) -> ShardColumn:
     return ShardColumn(name, "text", name if named else f"{name};{name}.txt;json.{name}")
 
 
-def _image(sample: Sample, column: ShardColumn) -> bytes | ImageError | None:
+def _image(sample: Sample, column: ShardColumn) -> bytes | ImageError:
     found = next((choice.lower() for choice in column.choices if choice.lower() in sample.files), None)
     try:
-        return None if found is None else sample.read(found)
+        return ImageError(column.missing(sample).reason) if found is None else sample.read(found)
     except ShardError as error:
         return ImageError(error.reason)
 

@@ -129,6 +129,21 @@ def test_what_cannot_be_read_is_listed_and_damage_said(both, tmp_path, caplog):
         encode_source(Colours(), open_rows(both[1][0]), "image", tmp_path / "w", on_error="fail")
 
 
+def test_of_an_unsorted_tar_each_sample_that_is_left_out_says_why(tmp_path):
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("a.png", png("red")), ("b.png", png("red")), ("a.txt", b"red"), ("b.txt", b"red")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    vectors = encode_source(Colours(), open_rows(tmp_path / "a.tar"), "image", tmp_path / "v")
+    assert len(vectors) == 2
+    assert all("sort the tar by name" in row["reason"] for row in vectors.skipped["rows"])
+    with pytest.raises(MmclError, match="sort the tar by name"):
+        retrieval_of_rows(Colours(), open_rows(tmp_path / "a.tar"))
+
+
 def test_shards_without_samples_are_refused(tmp_path):
     import tarfile
 
