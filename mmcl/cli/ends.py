@@ -22,7 +22,9 @@ NO_READER = 141
 """As a shell has it for SIGPIPE: what reads our output, such as ``head``, has enough."""
 
 _NO_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|malloc|unable to (m?map|allocate)", re.I
+    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|malloc|unable to (m?map|allocate)"
+    r"|failed to map segment|can't start new thread|static TLS",
+    re.I,
 )
 
 
@@ -103,10 +105,10 @@ def told(error: BaseException) -> tuple[str, int]:
 
 
 def _lacks_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in the words of Python, NumPy, Arrow, torch or FAISS."""
+    """Whether memory ran out, in the words of Python, NumPy, Arrow, torch, FAISS or the loader of libraries."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def _line(error: BaseException, limit: int = LONGEST_LINE) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmcl.runtime.errors import MmclError
 
+FILES_OF_A_PROCESS = 160  # libraries, caches, logs and connections
+FILES_OF_A_WORKER = 8  # its pipes
+FILES_OF_A_BATCH = 12  # its tensors
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -48,9 +52,31 @@ def by_workers(
     """
     if "fork" not in multiprocessing.get_all_start_methods():
         raise MmclError("data.workers: this system cannot fork processes; set it to 0")
+    require_open_files(workers, ahead)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # how many is the user's choice
         return _results(iter(_loader(make, arguments, workers, ahead, in_worker)))
+
+
+def require_open_files(workers: int, ahead: int) -> None:
+    """Have this process, and so its children, hold as many open files as the batches under way need.
+
+    A tensor that goes from process to process is an open file in both. A child that has no more of them loses its
+    batch, and the loop would wait for it for ever.
+
+    Raises:
+        MmclError: the limit cannot be raised that far.
+    """
+    needed = FILES_OF_A_PROCESS + workers * (FILES_OF_A_WORKER + ahead * FILES_OF_A_BATCH)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise MmclError(
+            f"data.workers: {workers} processes that prepare {ahead} batches each take about {needed} open files, and "
+            f"the system allows {hard}; lower data.workers or data.prefetch, or raise the limit (ulimit -n {needed})"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _loader(make: Any, arguments: Any, workers: int, ahead: int, in_worker: Callable[[], None]) -> DataLoader[Any]:

@@ -39,6 +39,9 @@ def _raises(error):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), 2, "not enough memory ([enf"),
         (RuntimeError("std::bad_alloc"), 2, "not enough memory (std::bad_alloc)"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "not enough memory (CUDA out of memory"),
+        (RuntimeError("can't start new thread"), 2, "not enough memory (can't start new thread)"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, "not enough memory (libtorch"),
+        (ImportError("cannot import name 'x'"), 1, "unforeseen ImportError: cannot import name 'x'"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 2, "not enough memory"),
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 2, "the disk is full (x.bin); make room"),
         (OSError(errno.EMFILE, "Too many open files"), 2, "too many open files; raise the limit (ulimit -n"),
@@ -52,7 +55,7 @@ def _raises(error):
     ],
 )
 def test_whatever_stops_a_command_is_one_line_and_an_exit_code(mmcl_, monkeypatch, error, code, said):
-    monkeypatch.setattr(config_command.json, "dumps", _raises(error))
+    monkeypatch.setattr(config_command.json_, "dumps", _raises(error))
     got, out, err = mmcl_("config", "schema")
     assert got == code
     assert out == ""
@@ -63,7 +66,7 @@ def test_whatever_stops_a_command_is_one_line_and_an_exit_code(mmcl_, monkeypatc
 
 
 def test_debug_shows_the_traceback_before_the_same_line_and_code(mmcl_, monkeypatch):
-    monkeypatch.setattr(config_command.json, "dumps", _raises(PanicException("oh \x1b[31m")))
+    monkeypatch.setattr(config_command.json_, "dumps", _raises(PanicException("oh \x1b[31m")))
     code, _, err = mmcl_("config", "schema", "--debug")
     assert code == 1
     assert "Traceback" in err
