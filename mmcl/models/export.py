@@ -21,7 +21,7 @@ from mmcl.models.open_clip_text import OpenClipTextTower
 from mmcl.models.sentence_transformers_writer import cannot_express, write
 from mmcl.models.text_tower import TextTower
 from mmcl.models.transformers_nets import quiet_transformers, rebuild
-from mmcl.models.weights import full_disk_is_oserror, save_tensors
+from mmcl.models.weights import full_disk_is_oserror, pass_on, save_tensors
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder
 
@@ -198,6 +198,8 @@ def _write_transformers(encoder: Encoder, folder: Path) -> None:
         model = _whole(encoder)
     with quiet_transformers():
         model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        pass_on(path)
     if "text" in encoder.modalities:
         tower = cast(TextTower, encoder.embedder("text").tower)
         tower.save_tokenizer(folder)

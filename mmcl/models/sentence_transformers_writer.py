@@ -20,7 +20,7 @@ from mmcl.models.sentence_transformers import (
 from mmcl.models.text_tower import TextTower
 from mmcl.models.token_weights import TokenWeights
 from mmcl.models.transformers_nets import UNLIMITED, fill, quiet_transformers
-from mmcl.models.weights import load_weights, save_tensors
+from mmcl.models.weights import load_weights, pass_on, save_tensors
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import write_json
 
@@ -57,6 +57,8 @@ def write(encoder: Encoder, folder: Path) -> None:
         tower.tokenizer.pad_token = tower.tokenizer.eos_token
     with quiet_transformers():
         tower.net.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        pass_on(path)
     tower.save_tokenizer(folder)
     limit = tower.max_tokens if tower.max_tokens < UNLIMITED else None
     limits = {"max_seq_length": limit, "do_lower_case": tower.lowercase}

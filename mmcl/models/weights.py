@@ -22,7 +22,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors. Raises ``OSError`` if the disk is full."""
     with full_disk_is_oserror(path):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    # safetensors makes files that only their owner can read; a model folder is meant to be passed on.
+    pass_on(path)
+
+
+def pass_on(path: Path) -> None:
+    """Safetensors makes files that only their owner can read; a model folder is meant to be passed on."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 

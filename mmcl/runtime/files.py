@@ -305,11 +305,13 @@ def read_any_json(path: Path) -> Any:
     """What a JSON file holds, be it an object, a list or a single value.
 
     Raises:
-        MmclError: it is damaged.
+        MmclError: it is damaged, or may not be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except PermissionError:
+        raise MmclError(f"{path}: there is no permission to read it; chmod +r, or ask its owner") from None
+    except (OSError, ValueError, RecursionError) as error:  # deep nesting; a number of thousands of digits
         raise MmclError(f"{path}: damaged ({error}); take a fresh copy") from None
 
 

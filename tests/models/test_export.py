@@ -219,3 +219,12 @@ def test_a_disk_that_is_full_is_told_as_such(tmp_path, monkeypatch, to):
     assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+@pytest.mark.parametrize("to", ["mmcl", "transformers", "sentence-transformers"])
+def test_weights_can_be_read_by_whoever_may_read_the_folder(tmp_path, to):
+    """Safetensors makes files for their owner alone."""
+    encoder = sentences()
+    folder = encoder.save(tmp_path / "out") if to == "mmcl" else export(encoder, to, tmp_path / "out")
+    modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*.safetensors")}
+    assert modes == {folder.stat().st_mode & 0o666}

@@ -226,3 +226,11 @@ def test_code_that_a_folder_brings_or_names_is_not_run(encoder, tmp_path, kind):
     with pytest.raises(MmclError, match=r"config\.json cannot be opened"):
         mmcl.load(folder)
     assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"dim": ' + "9" * 5000 + "}", "\ufeff{}", "nul"])
+def test_a_description_that_no_parser_takes_is_damaged(encoder, tmp_path, content):
+    folder = encoder.save(tmp_path / "model")
+    (folder / "mmcl.json").write_text(content)
+    with pytest.raises(MmclError, match=r"mmcl\.json: damaged"):
+        mmcl.load(folder)
