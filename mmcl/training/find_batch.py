@@ -16,6 +16,7 @@ from mmcl.config.schema import Config
 from mmcl.methods import MINED, Batch
 from mmcl.methods.queue import MemoryQueue
 from mmcl.models.text_tower import TextTower
+from mmcl.models.transformers_nets import UNLIMITED
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.training.loop import Trainer
@@ -119,7 +120,8 @@ def _ready(config: Config, folder: Path, size: int) -> tuple[Trainer, Batch]:
     finally:
         batches.close()
         trainer.metrics.close()
-    if longest := trainer.feed.longest_texts:
+    # A model without a limit keeps the texts of the batch that was drawn.
+    if longest := {role: most for role, most in trainer.feed.longest_texts.items() if most < UNLIMITED}:
         padding = cast(TextTower, trainer.method.encoder.embedder("text").tower).padding_id
         for named in (batch.inputs, batch.extra):
             for role, inputs in named.items():
