@@ -62,7 +62,7 @@ def run(config, pairs):
     command = [sys.executable, "-m", "mmcl", "train", str(config), "--out", str(pairs / "run")]
     done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "global batch 8, 7 negatives per query" in done.stderr.splitlines()[0]
+    assert "global batch 8, 7 negatives per query" in done.stderr
     return pairs / "run"
 
 
