@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mmcl.config.load import load_config, to_yaml
 from mmcl.losses import info_nce
+from mmcl.runtime.device import resolve_precision
 
 from .processes import TRAIN, launch, run_all
 
@@ -132,11 +133,13 @@ def same_run(one, two):
     """Assert that two runs have learned the same; returns the lines of their metrics."""
     logs = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (one, two)]
     assert len(logs[0]) == len(logs[1])
+    # Judging computes as a loaded model does, whatever training does; a rank of 400 may move by a few.
+    limit = 1e-3 if resolve_precision("auto", torch.device("cpu")) == "float32" else 0.02
     for alone, shared in zip(*logs, strict=True):
         if "loss" in alone:
             assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
             assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
-        assert shared.get("evaluation", {}) == pytest.approx(alone.get("evaluation", {}), rel=1e-3, abs=1e-3)
+        assert shared.get("evaluation", {}) == pytest.approx(alone.get("evaluation", {}), rel=limit, abs=limit)
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
     for name, alone in weights[0].items():
         torch.testing.assert_close(weights[1][name], alone, rtol=1e-3, atol=1e-4)
