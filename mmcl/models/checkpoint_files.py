@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmcl.models.open_clip_nets import QUICK, build_whole, model_config
+from mmcl.models.open_clip_nets import CAPTIONER, QUICK, build_whole, model_config
 from mmcl.models.tensor_files import is_safetensors, read_groups, require_finite
 from mmcl.models.torchscript import is_torchscript
 from mmcl.runtime.errors import MmclError
@@ -40,7 +40,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Layout]:
         for name, tensors in read_groups(path).items()
     }
     state = _model(groups, path)
-    require_finite(state.items(), path)
+    require_finite(((name, tensor) for name, tensor in state.items() if not name.startswith(CAPTIONER)), path)
     if any(key.startswith(("text_model.", "vision_model.")) for key in state):
         return state, "transformers"
     scripted = not is_safetensors(path) and is_torchscript(path)
@@ -105,7 +105,7 @@ def _as_halves(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     from open_clip.model import convert_to_custom_text_state_dict
 
     halves = convert_to_custom_text_state_dict(dict(state))
-    outside = ("logit", "text_decoder.")
+    outside = ("logit", CAPTIONER)
     return {name: tensor.shape for name, tensor in halves.items() if not name.startswith(outside)}
 
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from mmcl.models.transformers_nets import read_config
 from mmcl.runtime.errors import MmclError, first_line, nearest
 
+CAPTIONER = "text_decoder."
+"""How the names of CoCa's tensors begin that write captions, and embed nothing."""
 QUICK = "-quickgelu"
 # Where only one half is wanted, the other is built as small as can be.
 _NO_IMAGE = {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 8}
@@ -107,7 +109,7 @@ def fill(model: Any, state: Mapping[str, Tensor], where: str) -> None:
     from open_clip.factory import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 
-    kept = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's captions
+    kept = {key: value for key, value in state.items() if not key.startswith(CAPTIONER)}
     try:
         kept = convert_state_dict(model, kept)
         if "positional_embedding" in kept:
