@@ -91,7 +91,14 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     write_description(folder / MANIFEST, FORMAT, VERSION, manifest)
 
 
-def check_shard(folder: Path, shard: dict[str, Any], *, checksum: bool) -> None:
-    """Compare a shard's files with the manifest. Raises ``MmclError`` for one that is missing or damaged."""
+def check_shard(folder: Path, shard: dict[str, Any]) -> None:
+    """Compare the sizes of a shard's files with the manifest. Raises ``MmclError`` for one that is not as recorded."""
     for name in (f"{shard['name']}.npy", f"{shard['name']}.ids.parquet"):
-        check_file(folder / name, shard["files"][name], checksum=checksum, cure=AGAIN)
+        check_file(folder / name, shard["files"][name], checksum=False, cure=AGAIN)
+
+
+def sound_file(folder: Path, shard: dict[str, Any], kind: str) -> Path:
+    """A shard's ``npy`` or ``ids.parquet``, every byte of which is as it was written. Raises ``MmclError`` if not."""
+    name = f"{shard['name']}.{kind}"
+    check_file(folder / name, shard["files"][name], checksum=True, cure=AGAIN)
+    return folder / name

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmcl.encoding.manifest import AGAIN, ENCODE, check_shard, read_manifest
+from mmcl.encoding.manifest import AGAIN, ENCODE, check_shard, read_manifest, sound_file
 from mmcl.retrieval.stored import found_model, id_table, read_table, to_numpy
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
@@ -17,6 +17,9 @@ from mmcl.runtime.files import as_path
 
 class Vectors:
     """Vectors on disk, memory-mapped: opening a folder reads its manifest only. Made by :func:`open_vectors`.
+
+    Whatever reads a whole shard, or the ids, compares it with the manifest's SHA-256 the first time; to gather single
+    vectors reads no more than these.
 
     Attributes:
         folder: where they are.
@@ -41,6 +44,7 @@ class Vectors:
         self._shards: list[dict[str, Any]] = manifest["shards"]
         self._ends = np.cumsum([shard["rows"] for shard in self._shards], dtype=np.int64)
         self._maps: dict[int, np.ndarray] = {}
+        self._sound: set[tuple[int, str]] = set()  # files whose checksum has been compared
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -81,15 +85,20 @@ class Vectors:
         return table.select([name for name in ("id", "label") if name in table.column_names])
 
     def iter_shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Ids (n,) and memory-mapped vectors (n, D), in their dtype on disk, of each shard in order."""
+        """Ids (n,) and memory-mapped vectors (n, D), in their dtype on disk, of each shard in order.
+
+        Raises:
+            MmclError: naming the file that is damaged.
+        """
         for number in range(len(self._shards)):
-            yield to_numpy(self._table(number)["id"]), self._map(number)
+            yield to_numpy(self._table(number)["id"]), self._map(number, whole=True)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors at these positions, in this order, as float32 (n, D).
 
         Raises:
             IndexError: a position outside [0, N).
+            MmclError: naming the file that is damaged, of a shard that is read whole.
         """
         positions = np.asarray(indices, dtype=np.int64)
         if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
@@ -100,8 +109,9 @@ class Vectors:
         numbers = np.searchsorted(self._ends, positions, side="right")
         for number in np.unique(numbers):
             here = numbers == number
-            start = self._ends[number] - self._shards[number]["rows"]
-            result[here] = self._map(int(number))[positions[here] - start]
+            rows = self._shards[number]["rows"]
+            vectors = self._map(int(number), whole=bool(here.sum() >= rows))
+            result[here] = vectors[positions[here] - (self._ends[number] - rows)]
         return result
 
     def verify(self) -> None:
@@ -110,12 +120,19 @@ class Vectors:
         Raises:
             MmclError: naming the file that is damaged or missing.
         """
-        for number, shard in enumerate(self._shards):
-            check_shard(self.folder, shard, checksum=True)
-            self._map(number)
+        self._sound.clear()
+        for number in range(len(self._shards)):
+            self._map(number, whole=True)
             self._table(number)
 
-    def _map(self, number: int) -> np.ndarray:
+    def _check(self, number: int, kind: str) -> None:
+        if (number, kind) not in self._sound:
+            sound_file(self.folder, self._shards[number], kind)
+            self._sound.add((number, kind))
+
+    def _map(self, number: int, *, whole: bool = False) -> np.ndarray:
+        if whole:
+            self._check(number, "npy")
         if number not in self._maps:
             shard = self._shards[number]
             path = self.folder / f"{shard['name']}.npy"
@@ -136,6 +153,7 @@ class Vectors:
     def _table(self, number: int) -> pa.Table:
         shard = self._shards[number]
         path = self.folder / f"{shard['name']}.ids.parquet"
+        self._check(number, "ids.parquet")
         table = read_table(path)
         if len(table) != shard["rows"]:
             raise MmclError(f"{path}: holds {len(table):,} ids, the manifest says {shard['rows']:,}; {AGAIN}")
@@ -157,7 +175,7 @@ def open_vectors(folder: str | Path, *, partial: bool = False) -> Vectors:
     manifest = read_manifest(folder, ENCODE)
     vectors = Vectors(folder, manifest)
     for shard in manifest["shards"]:
-        check_shard(folder, shard, checksum=False)
+        check_shard(folder, shard)
     if not vectors.complete and not partial:
         raise MmclError(
             f"{folder}: not finished, {len(vectors):,} vectors so far; give the same encode command again to go on"

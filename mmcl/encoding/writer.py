@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
-from mmcl.encoding.manifest import MANIFEST, Dtype, check_shard, read_manifest, write_manifest
+from mmcl.encoding.manifest import MANIFEST, Dtype, check_shard, read_manifest, sound_file, write_manifest
 from mmcl.retrieval.stored import file_record, id_table, near, read_table, write_table
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path, atomic_file
@@ -113,7 +113,7 @@ class VectorWriter:
                 "delete it or choose another --out"
             )
         for shard in found["shards"]:
-            check_shard(self.folder, shard, checksum=False)
+            check_shard(self.folder, shard)
         if not found["shards"] and found["skipped"]["count"]:  # nothing could be encoded: all is tried again
             found |= {"complete": False, "skipped": self.skipped}
         now = {key: self._manifest[key] for key in ("model", "near", "encoder")}
@@ -222,8 +222,8 @@ class VectorWriter:
         self.skipped["rows"] = [entry for entry in self.skipped["rows"] if entry["row"] not in rows]
 
     def table(self, number: int) -> pa.Table:
-        """Ids, labels and further columns of a listed shard."""
-        return read_table(self.folder / f"{self.shards[number]['name']}.ids.parquet")
+        """Ids, labels and further columns of a listed shard. Raises ``MmclError`` if they are damaged."""
+        return read_table(sound_file(self.folder, self.shards[number], "ids.parquet"))
 
     def adopt_encoder(self) -> None:
         """Keep the fingerprint of the encoder, which has been found to give the vectors that are there."""
@@ -239,9 +239,12 @@ class VectorWriter:
             positions: the P places in it that change.
             vectors: (n, D), n ≤ P; each goes to the place of its row.
             table: their ids, labels and columns, among them ``row``. Rows of the P that it lacks are left out.
+
+        Raises:
+            MmclError: the shard is damaged.
         """
         shard = self.shards[number]
-        stored = np.load(self.folder / f"{shard['name']}.npy", mmap_mode="r", allow_pickle=False)
+        stored = np.load(sound_file(self.folder, shard, "npy"), mmap_mode="r", allow_pickle=False)
         old = self.table(number)
         kept = np.setdiff1d(np.arange(len(stored)), positions)
         merged = pa.concat_tables([old.take(kept), table.cast(old.schema)])

@@ -40,7 +40,6 @@ Similarity = Literal["cosine", "dot", "euclidean"]
 _FORMAT, _VERSION = "mmcl index", 1
 _REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
 _BLOCK = 65_536
-_CHECKSUM_BELOW = 256 * 2**20
 _TIED_CELLS = 2**24
 
 
@@ -293,12 +292,12 @@ class Index:
             write_description(beside / "index.json", _FORMAT, _VERSION, about | {"files": files})
 
     @classmethod
-    def load(cls, folder: str | Path, *, verify: bool | None = None) -> Index:
+    def load(cls, folder: str | Path, *, verify: bool = True) -> Index:
         """Read an index from its folder.
 
         Args:
             folder: what :meth:`save` wrote.
-            verify: compare the files' SHA-256, not their sizes alone; by default only while they are under 256 MiB.
+            verify: compare the files' SHA-256, which takes a second or two per GB; else their sizes alone.
 
         Raises:
             MmclError: not an index, a file missing or damaged, or written by a newer mmcl.
@@ -310,9 +309,8 @@ class Index:
         for name in ("index.faiss", "ids.parquet"):
             if name not in files:
                 raise MmclError(f"{path}: damaged, '{name}' is not among its files; {_REBUILD}")
-        whole = sum(record["bytes"] for record in files.values()) < _CHECKSUM_BELOW if verify is None else verify
         for name in ("index.faiss", "ids.parquet"):
-            check_file(folder / name, files[name], checksum=whole, cure=_REBUILD)
+            check_file(folder / name, files[name], checksum=verify, cure=_REBUILD)
         table = read_table(folder / "ids.parquet")
         try:
             index = faiss.read_index(str(folder / "index.faiss"))

@@ -195,6 +195,41 @@ def test_a_damaged_shard_is_named(tmp_path, name, damage):
             VectorWriter(tmp_path, **SETTINGS)
 
 
+READ_WHOLE = {
+    "index": Index.build,
+    "array": np.asarray,
+    "iteration": list,
+    "shards": lambda vectors: list(vectors.iter_shards()),
+    "take": lambda vectors: vectors.take(range(10, 20)),
+    "slice": lambda vectors: vectors[5:21],
+}
+
+
+@pytest.mark.parametrize("read", READ_WHOLE)
+def test_whoever_reads_a_shard_whole_notices_a_flipped_bit(tmp_path, read):
+    write(tmp_path)
+    stored = open_vectors(tmp_path)
+    flip(tmp_path / "shard-00001.npy")
+    assert stored.take([3, 24]).shape == (2, 8)
+    with pytest.raises(MmclError, match=r"shard-00001\.npy: damaged, its SHA-256"):
+        READ_WHOLE[read](stored)
+
+
+@pytest.mark.parametrize("read", ["ids", "table"])
+def test_whoever_reads_the_ids_notices_a_flipped_bit(tmp_path, read):
+    flip(write(tmp_path) / "shard-00002.ids.parquet")
+    with pytest.raises(MmclError, match=r"shard-00002\.ids\.parquet: damaged"):
+        getattr(open_vectors(tmp_path), read)()
+
+
+def test_a_damaged_shard_is_not_revised(tmp_path):
+    write(tmp_path, finish=False)
+    flip(tmp_path / "shard-00000.npy")
+    writer = VectorWriter(tmp_path, **SETTINGS)
+    with pytest.raises(MmclError, match=r"shard-00000\.npy: damaged"):
+        writer.revise(0, [1], ROWS[:1], writer.table(0).slice(1, 1))
+
+
 def test_a_shard_of_another_shape_than_the_manifest_says_is_named(tmp_path):
     write(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -286,7 +321,7 @@ def test_a_header_that_numpy_cannot_read_is_one_line(tmp_path, header):
     path = tmp_path / "shard-00001.npy"
     path.write_bytes(header.ljust(path.stat().st_size, b"\0"))
     with pytest.raises(MmclError, match=r"shard-00001\.npy: (cannot be read|holds)") as error:
-        np.asarray(open_vectors(tmp_path))
+        open_vectors(tmp_path).take([12])
     assert "\n" not in str(error.value)
 
 
