@@ -25,6 +25,10 @@ def encode(
     ] = None,
     split: Annotated[str | None, typer.Option(help="The part of the source to encode.")] = None,
     label: Annotated[str | None, typer.Option(help="A column to show in search results.")] = None,
+    id: Annotated[
+        str | None,
+        typer.Option(help="The column of ids, which searches return.", show_default="id, _id, or row numbers"),
+    ] = None,
     precision: Annotated[
         Literal["float32", "float16"], typer.Option(help="Of the vectors on disk; an index may have fewer bits.")
     ] = "float32",
@@ -62,6 +66,7 @@ def encode(
         modality=modality,
         dtype=precision,
         label_column=label,
+        id_column=id,
         prompt=prompt,
         truncate_dim=truncate_dim,
         retry_skipped=retry_skipped,

@@ -24,8 +24,8 @@ from mmcl.runtime.errors import MmclError, nearest
 _BLOCK = 1000  # scattered rows are gathered this many at a time: each costs an Arrow slice while it is held
 
 
-class MissingColumnError(MmclError):
-    """Rows lack a column.
+class ColumnError(MmclError):
+    """Rows lack a column, or it does not hold what is asked of it.
 
     Attributes:
         column: its name.
@@ -38,14 +38,14 @@ class MissingColumnError(MmclError):
 
 @contextmanager
 def columns_named_by(settings: Mapping[str, str | Iterable[str] | None]) -> Iterator[None]:
-    """Within, an error about a missing column says which setting names that column.
+    """Within, an error about a column says which setting names it.
 
     Args:
         settings: setting, such as ``--image`` or ``data.columns.image``, to the column or columns that it names.
     """
     try:
         yield
-    except MissingColumnError as error:
+    except ColumnError as error:
         for setting, named in settings.items():
             if named is not None and error.column in ([named] if isinstance(named, str) else named):
                 raise MmclError(f"{error}; name another with {setting}") from None
@@ -100,7 +100,7 @@ class Rows:
         return hashlib.blake2b(self._content.encode() + self._selection.tobytes(), digest_size=16).hexdigest()
 
     def require(self, columns: Iterable[str]) -> None:
-        """Raise ``MmclError`` unless there is each of ``columns``; ``MissingColumnError`` for one that there is not."""
+        """Raise ``MmclError`` unless there is each of ``columns``; ``ColumnError`` for one that there is not."""
         for column in columns:
             if column in self.unreadable:
                 raise MmclError(f"{self.name}: column '{column}' cannot be read: {self.unreadable[column]}")
@@ -108,7 +108,7 @@ class Rows:
                 have = ", ".join(self.column_names)
                 hint = nearest(column, self.column_names) if self.column_names else ""
                 hint = f"; {hint}" if hint.startswith("did") else ""
-                raise MissingColumnError(f"{self.name}: no column '{column}'; it has {have}{hint}", column)
+                raise ColumnError(f"{self.name}: no column '{column}'; it has {have}{hint}", column)
 
     def select(self, indices: Sequence[int] | np.ndarray | range) -> Rows:
         """The rows at ``indices``, in that order. Raises ``IndexError`` for one outside [0, len)."""
@@ -145,15 +145,26 @@ class Rows:
         """A column as Python objects, one a row. The cells of a CSV or TSV file are text."""
         return self._read(name, self._selection)
 
-    def ids(self) -> list[str]:
-        """A name for each row: the column ``id`` (``_id`` in BEIR's files) as text, else its number in the source."""
-        column = next((name for name in ("id", "_id") if name in self.column_names), None)
+    def ids(self, column: str | None = None) -> list[str]:
+        """A name for each row: ``column``, or ``id`` (``_id`` in BEIR's files), as text, else its number in the source.
+
+        Raises ``MmclError`` for a row without one, or a column of what is neither text nor numbers.
+        """
+        column = column or next((name for name in ("id", "_id") if name in self.column_names), None)
+        numbers = range(len(self)) if self._selection is None else self._selection.tolist()
         if column is None:
-            numbers = range(len(self)) if self._selection is None else self._selection.tolist()
             return [str(number) for number in numbers]
         ids = self.column(column)
-        if None in ids:
-            raise MmclError(f"{self.name}: row {ids.index(None)} has no id; fill the column '{column}' or rename it")
+        for number, value in zip(numbers, ids, strict=True):
+            if value is None or value == "" or value != value:
+                raise ColumnError(
+                    f"{self.name}: row {number} has no id; fill the column '{column}' or rename it", column
+                )
+        odd = next((value for value in ids if isinstance(value, bytes | list | dict)), None)
+        if odd is not None:
+            raise ColumnError(
+                f"{self.name}: column '{column}' holds {type(odd).__name__}, where ids are text or numbers", column
+            )
         return [str(value) for value in ids]
 
     def texts(self, column: str) -> list[str | list[str] | None]:

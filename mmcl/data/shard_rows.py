@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmcl.data.images import ImageError, image_suffixes
-from mmcl.data.rows import Rows
+from mmcl.data.rows import ColumnError, Rows
 from mmcl.data.shard_columns import ShardColumn, extensions_of, require_columns
 from mmcl.data.shard_stream import SampleError
 from mmcl.data.shards import (
@@ -58,9 +58,17 @@ class ShardBlock:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def ids(self) -> list[str]:
-        """Shard and key of each sample."""
-        return [sample.name for sample in self.samples]
+    def ids(self, column: str | None = None) -> list[str]:
+        """Shard and key of each sample, or its one text in ``column``. Raises ``MmclError`` for a sample without."""
+        if column is None:
+            return [sample.name for sample in self.samples]
+        ids: list[str] = []
+        for sample, text in zip(self.samples, self.texts(column), strict=True):
+            if not isinstance(text, str):
+                what = "no id" if text is None else "several ids"
+                raise ColumnError(f"{sample.name}: has {what} in column '{column}'; write the shard anew", column)
+            ids.append(text)
+        return ids
 
     def images(self, column: str, indices: Iterable[int]) -> Sequence[bytes | ImageError]:
         """Encoded bytes, or the error why there is no image that can be read."""
@@ -140,9 +148,10 @@ class ShardRows:
             if first and not any(
                 isinstance(_image(sample, column), bytes) or _texts(sample, column) for sample in first
             ):
-                raise MmclError(
-                    f"{self.name}: no sample has a column '{column.role}'; they have {extensions_of(first)}; name "
-                    "another one, such as jpg;png or json.caption"
+                raise ColumnError(
+                    f"{self.name}: no sample has a column '{column.role}'; they have {extensions_of(first)}, of which "
+                    "a column may be made, such as jpg;png or json.caption",
+                    column.role,
                 )
 
     def modality(self, column: str) -> Literal["image", "text"]:

@@ -106,6 +106,7 @@ def encode_source(
     shard_rows: int = 100_000,
     batch_rows: int | None = None,
     label_column: str | None = None,
+    id_column: str | None = None,
     on_error: Literal["skip", "fail"] = "skip",
     show_progress: bool | None = None,
     prompt: str | None = None,
@@ -131,6 +132,8 @@ def encode_source(
             process can cost.
         batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 pictures.
         label_column: what tables of results show; by default the text, cut at 200 characters, or the picture's path.
+        id_column: what searches return for a vector; by default ``id`` or ``_id``, else the number of the row. Of tar
+            shards, the shard and key of the sample.
         on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
         show_progress: a bar on stderr; None shows it on a terminal.
         prompt: name of the model's prompt to put before every text; its default one if None.
@@ -146,10 +149,10 @@ def encode_source(
         OSError: the disk is full. Give the same call again once there is room.
         KeyboardInterrupt: as it comes, saying where the same call goes on.
     """
-    rows.require([column] if label_column is None else [column, label_column])
+    rows.require([name for name in (column, label_column, id_column) if name is not None])
     modality = modality or _modality_of(rows, column)
     size = _block_rows(batch_rows, modality, shard_rows)
-    reader = _Reader(rows, column, modality, label_column, getattr(encoder, "prepare_image", decode))
+    reader = _Reader(rows, column, modality, label_column, id_column, getattr(encoder, "prepare_image", decode))
     wanted = Wanted(prompt, truncate_dim)
     _check_wanted(encoder, wanted, modality)
 
@@ -274,6 +277,7 @@ class _Reader:
     column: str
     modality: Modality
     label_column: str | None = None
+    id_column: str | None = None
     prepare: Callable[[Any], Any] = decode
 
     def blocks(self, rows: Sequence[int], size: int) -> Iterator[_Block]:
@@ -297,7 +301,7 @@ class _Reader:
         part = self.rows.select(rows)
         labels: list[Any] = part.column(self.label_column) if self.label_column else [None] * len(part)
         block = _Block(rows)
-        for row, id_, value, label in zip(rows, part.ids(), part.texts(self.column), labels, strict=True):
+        for row, id_, value, label in zip(rows, part.ids(self.id_column), part.texts(self.column), labels, strict=True):
             texts: list[str | None] = [*value] if isinstance(value, list) else [value]
             for text in texts or [None]:
                 if text is None or not text.strip():
@@ -314,7 +318,9 @@ class _Reader:
         block = _Block(rows, columns={name: [] for name in COLUMNS})
         states = list(map(state, images))  # before they are read, so that a change meanwhile is noticed
         pictures = decoders.map(self._prepared, images)
-        for row, id_, picture, label, known in zip(rows, part.ids(), pictures, labels, states, strict=True):
+        for row, id_, picture, label, known in zip(
+            rows, part.ids(self.id_column), pictures, labels, states, strict=True
+        ):
             if isinstance(picture, ImageError):
                 block.skipped.append((row, id_, str(picture)))
             else:
@@ -363,6 +369,8 @@ def _open_writer(
         "label_column": reader.label_column,
         "normalized": True,
     }
+    if reader.id_column is not None:
+        source["id_column"] = reader.id_column
     if words := _prompt_words(encoder, wanted.prompt, modality):
         source["prompt"] = words
     if modality == "image" and getattr(encoder, "exact_decoding", False):

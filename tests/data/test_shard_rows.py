@@ -85,6 +85,8 @@ def test_shards_give_the_vectors_and_scores_of_the_same_table(both, which, tmp_p
         assert found[way].metrics == expected[way].metrics
     zero = zero_shot_of_rows(Colours(), rows, label="class", bootstrap=0)
     assert zero.metrics["top@1"] == 1.0
+    named = encode_source(Colours(), rows, "image", tmp_path / "named", batch_rows=2, id_column="class")
+    assert named.ids().tolist() == ["red", "green", "blue", "red", "blue"]
     assert (
         diagnostics_of_rows(Colours(), open_rows(sources[which]), text=None).to_dict()
         == diagnostics_of_rows(Colours(), table, text=None).to_dict()

@@ -114,6 +114,30 @@ def test_every_text_of_a_list_gets_a_vector_under_its_rows_id(tmp_path):
     assert [entry["row"] for entry in stored.skipped["rows"]] == [1, 2, 3]
 
 
+def test_ids_come_from_the_column_that_is_named_and_the_manifest_says_so(tmp_path):
+    source = rows(tmp_path / "s", text=["a", "b", "c"], id=["x", "y", "z"], sku=[7, 8, 9])
+    stored = encode_source(HashEncoder(), source, "text", tmp_path / "out", id_column="sku", batch_rows=2)
+    assert stored.ids().tolist() == ["7", "8", "9"]
+    assert stored.source["id_column"] == "sku"
+    with pytest.raises(MmclError, match=r"another source: id_column \('sku', now None\)"):
+        encode_source(HashEncoder(), source, "text", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["a", "b", None], "row 2 has no id"),
+        (["a", "b", ""], "row 2 has no id"),
+        ([1.0, 2.0, float("nan")], "row 2 has no id"),
+        ([["a"], ["b"], ["c"]], "column 'sku' holds list, where ids are text or numbers"),
+    ],
+)
+def test_rows_without_an_id_in_the_column_that_is_named_are_told(tmp_path, ids, said):
+    source = rows(tmp_path / "s", text=["a", "b", "c"], sku=ids)
+    with pytest.raises(MmclError, match=said):
+        encode_source(HashEncoder(), source, "text", tmp_path / "out", id_column="sku", batch_rows=2)
+
+
 def test_paths_of_pictures_are_found_from_the_tables_folder_and_become_labels(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "red.png").write_bytes(picture(200))
