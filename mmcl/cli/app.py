@@ -82,7 +82,8 @@ def main() -> None:
     prepare_streams()
     debug = "--debug" in sys.argv or bool(os.environ.get("MMCL_DEBUG"))
     logger = logging.getLogger("mmcl")
-    logger.addHandler(_ToStderr())
+    if not any(isinstance(handler, _ToStderr) for handler in logger.handlers):  # in one process again
+        logger.addHandler(_ToStderr())
     logger.setLevel(logging.INFO)
     logger.propagate = False  # some libraries give the root logger a handler of their own
     try:

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mmcl
@@ -18,6 +19,7 @@ class Untrained:
     """Average colour as the picture's vector; a text's is random, or near that of the colour it names."""
 
     modalities = frozenset({"image", "text"})
+    computes_in, device = "float32", torch.device("cpu")
 
     def __init__(self, blind: bool) -> None:
         self._blind = blind
@@ -174,6 +176,7 @@ class Words:
     """Counts words into a few places (coarse) or many; texts that share words are alike."""
 
     modalities = frozenset({"text"})
+    computes_in, device = "float32", torch.device("cpu")
 
     def __init__(self, dim: int) -> None:
         self._dim = dim
@@ -365,11 +368,13 @@ def test_mistakes_with_texts_get_one_line(of_texts, texts, arguments, said):
         (("eval", "zero-shot", "sample:minilm", "{}", "--label", "kind"), "--image"),
         (("data", "check", "{}", "--text", "captions"), "--text"),
         (("encode", "sample:minilm", "{}", "--out", "{}-out", "--column", "caption", "--label", "kind"), "--label"),
+        (("encode", "sample:minilm", "{}", "--out", "{}-out", "--column", "caption", "--id", "sku"), "--id"),
+        (("encode", "sample:minilm", "{}", "--out", "{}-out", "--column", "caption", "--id", "empty"), "--id"),
     ],
 )
-def test_a_missing_column_comes_with_the_option_that_names_it(mmcl_, tmp_path, command, flag):
-    (tmp_path / "rows.csv").write_text("path,caption\na.png,a cat\n")
+def test_a_column_that_will_not_do_comes_with_the_option_that_names_it(mmcl_, tmp_path, command, flag):
+    (tmp_path / "rows.csv").write_text("path,caption,empty\na.png,a cat,\n")
     code, _, err = mmcl_(*(str(word).format(tmp_path / "rows.csv") for word in command))
     assert code == 2
     assert f"name another with {flag}" in err
-    assert len(err.strip().splitlines()) == 1
+    assert [line.startswith("error: ") for line in err.strip().splitlines()].count(True) == 1
