@@ -14,6 +14,7 @@ from typing import Any
 
 from mmcl.data.sources.files import open_bytes
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import as_path, existing_folder
 
 log = logging.getLogger("mmcl")
 _JUDGEMENTS = (".tsv", ".txt", ".qrels", ".trec")
@@ -59,9 +60,11 @@ class Beir:
 
 def is_beir(source: str | Path) -> bool:
     """Whether ``source`` is a folder of that layout, or of most of it."""
-    folder = Path(source).expanduser()
+    folder = existing_folder(source)
+    if folder is None:
+        return False
     parts = [_packed(folder / name).is_file() for name in ("corpus.jsonl", "queries.jsonl")]
-    return folder.is_dir() and sum([*parts, (folder / "qrels").is_dir()]) > 1
+    return sum([*parts, (folder / "qrels").is_dir()]) > 1
 
 
 def open_beir(folder: str | Path, split: str | None = None) -> Beir:
@@ -73,7 +76,7 @@ def open_beir(folder: str | Path, split: str | None = None) -> Beir:
         MmclError: there is no such folder, file or split; a line cannot be read; an id stands twice; or the judgements
             fit none of the queries or of the documents.
     """
-    path = Path(folder).expanduser()
+    path = as_path(folder)
     if not path.is_dir():
         raise MmclError(
             f"{folder}: no such folder; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"

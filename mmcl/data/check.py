@@ -24,6 +24,7 @@ from mmcl.data.sources import open_source
 from mmcl.data.sources.files import format_of
 from mmcl.data.tokens import Tokenize
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import existing_file, existing_folder
 from mmcl.runtime.progress import progress
 
 _LONG = 2.0  # aspect ratio beyond which a centre crop loses half of the picture
@@ -164,12 +165,16 @@ def check_source(
 def _part_of(source: str | Path, other: str) -> tuple[str | Path, str | None]:
     """The source and split that ``other`` names: a source; one with a split after a colon; or a split of ``source``."""
     path, _, part = other.rpartition(":")
-    if Path(other).expanduser().exists() or "://" in other or is_shards(other):
+    if _exists(other) or "://" in other or is_shards(other):
         return other, None
-    if path.startswith("sample:") or (path and Path(path).expanduser().exists()):
+    if path.startswith("sample:") or _exists(path):
         return path, part
     named = "/" in other or path == "sample" or format_of(Path(other)) is not None
     return (other, None) if named else (source, other)
+
+
+def _exists(path: str) -> bool:
+    return existing_file(path) is not None or existing_folder(path) is not None
 
 
 def _read(

@@ -281,7 +281,9 @@ def _image_file(value: str, folder: Path | None) -> Path | bytes:
         value = path_of_url(value)
     path = Path(value) if folder is None else folder / value
     if ("\\" in value or not value.isascii()) and not _is_file(path):
-        path = next(filter(_is_file, _spellings(value, folder)), path)
+        slashed = value.replace("\\", "/")
+        tried = (_spelled(path if folder is None else folder / path) for path in map(Path, (value, slashed)))
+        path = next((found for found in tried if found is not None and _is_file(found)), path)
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -293,14 +295,20 @@ def _image_file(value: str, folder: Path | None) -> Path | bytes:
 
 
 def path_of_url(url: str) -> str:
-    """The path that a ``file://`` URL names."""
-    return os.fsdecode(unquote_to_bytes(re.sub("^file:(//[^/]*)?", "", url, flags=re.IGNORECASE)))
+    """The path that a ``file://`` URL names; what stands where a host would is the first folder of a relative path."""
+    return os.fsdecode(unquote_to_bytes(re.sub("^file:(//(localhost(?=/))?)?", "", url, flags=re.IGNORECASE)))
 
 
-def _spellings(value: str, folder: Path | None) -> list[Path]:
-    slashed = dict.fromkeys((value, value.replace("\\", "/")))
-    forms = [unicodedata.normalize(form, text) for text in slashed for form in ("NFC", "NFD")]
-    return [Path(text) if folder is None else folder / text for text in (*slashed, *forms)]
+def _spelled(path: Path) -> Path | None:
+    """``path`` with each of its names composed or decomposed as the folder has it; None if it leads nowhere."""
+    found = Path(path.anchor)
+    for name in path.parts[1:] if path.anchor else path.parts:
+        forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+        here = next((found / form for form in forms if os.path.lexists(found / form)), None)
+        if here is None:
+            return None
+        found = here
+    return found
 
 
 def _is_file(path: Path) -> bool:

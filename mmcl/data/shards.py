@@ -28,8 +28,10 @@ from typing import Any, BinaryIO, TypeAlias
 
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import image_suffixes
+from mmcl.data.rows import path_of_url
+from mmcl.data.sources.image_folders import is_junk
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import atomic_file, cache_dir
+from mmcl.runtime.files import as_path, atomic_file, cache_dir, existing_file, existing_folder
 from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
@@ -141,10 +143,9 @@ def is_shards(source: str | Path) -> bool:
     text = str(source)
     if text.startswith("sample:"):
         return False
-    if _is_file(text):
+    if existing_file(text) is not None:
         return _TAR.search(text) is not None
-    folder = Path(text).expanduser()
-    if _is_folder(folder):
+    if (folder := existing_folder(text)) is not None:
         return bool(_in_folder(folder)) and not any(folder.glob("metadata.*"))
     if text.lower().startswith("file:") and not _TAR.search(text):
         return False
@@ -162,17 +163,10 @@ def list_shards(source: str | Path) -> list[str]:
             and :func:`allow_pipes` was not called.
     """
     text = str(source)
-    path = Path(text).expanduser()
-    if "://" not in text and path.is_dir():
-        return _in_folder(path)
-    if _is_file(text):  # whatever braces are in its name
-        return [str(path)]
-    from webdataset.shardlists import expand_urls
-
-    try:
-        shards = [_local_path(shard) if is_local(shard) else shard for shard in expand_urls(text)]
-    except (ValueError, AssertionError) as error:  # unbalanced braces; ${NAME} without WDS_NAME
-        raise MmclError(f"{text}: {error}") from None
+    folder, file = existing_folder(text), existing_file(text)
+    if file is not None:  # whatever braces are in its name
+        return [str(file)]
+    shards = _expanded(text) if folder is None else _in_folder(folder)
     _check_commands([shard for shard in shards if _is_command(shard)])
     for shard in shards:
         if not is_local(shard) and not _is_command(shard):
@@ -184,20 +178,6 @@ def list_shards(source: str | Path) -> list[str]:
             "mend the path or its braces"
         )
     return shards
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a command is too long for a path
-        return False
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):  # a command is too long for a path
-        return False
 
 
 _pipes_allowed = False
@@ -231,8 +211,21 @@ def _check_commands(commands: Sequence[str]) -> None:
         log.warning("--allow-pipe: shell commands are run to read shards (%d): %s", len(commands), first)
 
 
+def _expanded(text: str) -> list[str]:
+    from webdataset.shardlists import expand_urls
+
+    try:
+        return [_local_path(shard) if is_local(shard) else shard for shard in expand_urls(text)]
+    except (ValueError, AssertionError) as error:  # unbalanced braces; ${NAME} without WDS_NAME
+        raise MmclError(f"{text}: {error}") from None
+
+
 def _in_folder(folder: Path) -> list[str]:
-    return [str(path) for path in sorted(folder.iterdir()) if path.suffix == ".tar" and path.is_file()]
+    """The tar files of a folder; of one that has other files, only if some are not compressed: a backup is no shard."""
+    names = [path.name for path in sorted(folder.iterdir()) if not is_junk(path.name) and not path.is_dir()]
+    tars = [name for name in names if _TAR.search(name)]
+    shards = len(tars) == len(names) or any(name.lower().endswith(".tar") for name in tars)
+    return [str(folder / name) for name in tars] if shards else []
 
 
 def is_local(shard: str) -> bool:
@@ -241,7 +234,7 @@ def is_local(shard: str) -> bool:
 
 
 def _local_path(shard: str) -> str:
-    return str(Path(re.sub("^file:(//)?", "", shard)).expanduser())
+    return str(as_path(path_of_url(shard) if shard.lower().startswith("file:") else shard))
 
 
 def shard_name(shard: str) -> str:

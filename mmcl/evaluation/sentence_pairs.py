@@ -19,7 +19,7 @@ from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
 from mmcl.evaluation.sts_files import Labelled, original_files, read_original, text_lines
 from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import existing_file
+from mmcl.runtime.files import existing_file, existing_folder
 
 log = logging.getLogger("mmcl")
 
@@ -136,12 +136,12 @@ def _open(table: Table, split: str | None) -> tuple[Rows, bool]:
         return table, False
     if isinstance(table, pa.Table):
         return _as_rows(table, _UNNAMED), False
-    path = Path(table).expanduser()
-    if files := original_files(path):
+    path = existing_folder(table) or existing_file(table)
+    if path is not None and (files := original_files(path)):
         pairs = read_original(files)
         columns = {name: [getattr(pair, name) for pair in pairs] for name in Labelled._fields}
         return _as_rows(pa.table(columns), str(table)), False
-    if existing_file(path) is not None:
+    if path is not None and path.is_file():
         return (_read_tsv(path) if path.suffix.lower() == ".tsv" else open_source(path)), False
     return open_source(table, split=split), split is not None
 

@@ -14,6 +14,7 @@ from mmcl.data.sources import open_source
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.texts import Encodes
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import existing_file, existing_folder
 
 log = logging.getLogger("mmcl")
 _NAME = re.compile(r"(?P<source>.+?)(?: \((?P<split>[^()]+)\))?")
@@ -99,7 +100,7 @@ def _open(name: str) -> Rows | None:
     found = _NAME.fullmatch(name)
     assert found is not None, "a name is not empty"
     for source, split in ((name, None), (found["source"], found["split"])):
-        if source.startswith("sample:") or Path(source).expanduser().exists():
+        if source.startswith("sample:") or existing_file(source) is not None or existing_folder(source) is not None:
             try:
                 return open_source(source, split=split)
             except (MmclError, OSError):

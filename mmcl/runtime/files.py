@@ -63,13 +63,18 @@ def sha256_file(path: Path) -> str:
 
 
 def as_path(text: str | Path) -> Path:
-    """The path that ``text`` is, of something that may or may not be there; ``~`` is expanded.
+    """The path that ``text`` is, of something that may or may not be there; ``~`` is expanded, except in the name of
+    something that exists and is no home folder (``~backup.csv``).
 
     Raises:
-        MmclError: it can be no path: too long, with a NUL in it, or in the home of nobody.
+        MmclError: it can be no path: empty, too long, with a NUL in it, or in the home of nobody.
     """
+    if not str(text):
+        raise MmclError("'': an empty name, where a file or folder is to be named")
     try:
-        path = Path(text).expanduser()
+        path = Path(text)
+        if path.parts and (path.parts[0] == "~" or not os.path.lexists(path)):
+            path = path.expanduser()
         path.lstat()
     except (ValueError, RuntimeError) as error:  # RuntimeError: "~name" of nobody
         raise MmclError(f"'{shortened(str(text))}': can be no path ({error})") from None
@@ -84,6 +89,15 @@ def existing_file(text: str | Path) -> Path | None:
     try:
         path = as_path(text)
         return path if path.is_file() else None
+    except (OSError, MmclError):
+        return None
+
+
+def existing_folder(text: str | Path) -> Path | None:
+    """As :func:`existing_file`, of folders."""
+    try:
+        path = as_path(text)
+        return path if path.is_dir() else None
     except (OSError, MmclError):
         return None
 

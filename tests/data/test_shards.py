@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -272,3 +273,24 @@ def test_of_a_doubled_key_nothing_is_read_and_nothing_is_lost_in_silence(tmp_pat
 def test_files_of_a_key_that_stand_apart_are_marked(tmp_path):
     shard = make_tar(tmp_path / "a.tar", ["a.jpg", "b.jpg", "a.txt", "b.txt", "c.jpg"])
     assert [sample.apart for sample in read_shard(shard)] == [False, False, True, True, False]
+
+
+def test_a_folder_gives_all_of_its_tars_and_none_that_is_hidden(tmp_path):
+    for name in ("a.tar", "b.TAR", "c.tar.gz", "._a.tar", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [Path(shard).name for shard in list_shards(tmp_path)] == ["a.tar", "b.TAR", "c.tar.gz"]
+    for name in ("a.tar", "b.TAR"):
+        (tmp_path / name).unlink()
+    assert not is_shards(tmp_path)  # a compressed tar beside other files is a backup
+    (tmp_path / "notes.txt").unlink()
+    assert is_shards(tmp_path)
+    (tmp_path / "d.tar").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(MmclError, match=r"no shard .*d\.tar \(1 of 2"):
+        list_shards(tmp_path)
+
+
+def test_shards_are_named_by_urls_and_behind_a_tilde_that_is_no_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("~a b.tar").write_bytes(b"")
+    assert list_shards("~a b.tar") == ["~a b.tar"]
+    assert list_shards((tmp_path / "~a b.tar").as_uri()) == [str(tmp_path / "~a b.tar")]

@@ -45,7 +45,7 @@ def open_folder(
         if split is not None:
             no_split(name, split, [])
         return _open_captioned(metadata[0], name, options)
-    if split is not None and (folder / split).is_dir() and not _of_split(tables, split):
+    if split is not None and _has_folder(folder, split) and not _of_split(tables, split):
         return open_folder(folder / split, None, name=f"{name} ({split})", **options)
     if tables:
         return _open_split(tables, split, name, options)
@@ -93,6 +93,10 @@ def _tables(folder: Path) -> tuple[list[Path], list[Path]]:
 def _named_as_split(name: str) -> bool:
     """Whether a folder is called as splits are; COCO adds the year."""
     return re.sub(r"[-_]?\d{4}$", "", name.lower()) in _SPLITS
+
+
+def _has_folder(folder: Path, name: str) -> bool:
+    return any(entry.name == name and entry.is_dir() for entry in folder.iterdir())
 
 
 def _has_images(folder: Path) -> bool:

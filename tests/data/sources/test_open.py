@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmcl.data.beir import is_beir, open_beir
+from mmcl.data.shard_rows import open_rows
 from mmcl.data.sources import Rows, open_source
+from mmcl.evaluation.sentence_pairs import open_sts
 from mmcl.runtime.errors import MmclError
 
 TABLE = {"id": ["a", "b", "c"], "text": ["one", "", 'three, "quoted"\nline'], "score": [0.5, 1.0, None]}
@@ -319,3 +322,38 @@ def test_beirs_ids_are_ids(tmp_path: Path) -> None:
     rows = open_source(write(tmp_path / "corpus.jsonl", {"_id": ["d7", "d9"], "text": ["one", "two"]}))
     assert rows.ids() == ["d7", "d9"]
     assert rows.select([1]).ids() == ["d9"]
+
+
+def test_a_file_that_begins_with_a_tilde_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("~one.csv").write_text("text\nOne\n")
+    assert open_rows("~one.csv").texts("text") == ["One"]
+    assert open_sts("~one.csv", columns=dict.fromkeys(("sentence1", "sentence2"), "text"), scored=False).first == [
+        "One"
+    ]
+    assert not is_beir("~nobody-of-this-name/x")
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path / "rows.csv", TABLE).parent)
+    for use in (open_rows, open_beir):
+        with pytest.raises(MmclError, match="an empty name"):
+            use("")
+
+
+def test_a_split_is_a_folder_inside(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.csv", TABLE)
+    for split in ("../b", ".", ".."):
+        with pytest.raises(MmclError, match=f"no split '{split}'"):
+            open_source(tmp_path / "a", split=split)
+
+
+def test_paths_are_found_however_each_of_their_names_is_composed(tmp_path):
+    (tmp_path / "cafe\u0301").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "cafe\u0301" / "caf\xe9.png")
+    paths = ["caf\xe9/cafe\u0301.png", "cafe\u0301\\cafe\u0301.png", "file://caf%C3%A9/caf%C3%A9.png"]
+    (tmp_path / "rows.csv").write_text("\n".join(["image", *paths]), encoding="utf-8")
+    rows = open_source(tmp_path / "rows.csv")
+    assert rows.images("image", range(3)) == [tmp_path / "cafe\u0301" / "caf\xe9.png"] * 3
