@@ -148,6 +148,10 @@ class DataConfig(Section):
     shuffle: int = Field(default=5000, ge=1)
     """Tar shards: samples that a worker shuffles at a time, block by block; whole shards are shuffled besides."""
 
+    def column_of(self, role: str, source: SourceConfig) -> str:
+        """What a role's column is called in a table."""
+        return source.columns.get(role, self.columns.get(role, role))
+
 
 class AugmentationConfig(Section):
     """Random changes of a training picture, drawn anew for every sample. The defaults change nothing."""

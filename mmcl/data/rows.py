@@ -228,7 +228,7 @@ class Rows:
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, list):
-            return [text for item in value if isinstance(text := self._text(item, column), str)]
+            return [text for item in value for text in _as_list(self._text(item, column))]
         if (passage := passage_of(value)) is not None:
             return passage
         if isinstance(value, (bytes, dict)):
@@ -260,6 +260,10 @@ def passage_of(value: Any) -> str | None:
     if not all(part is None or isinstance(part, str) for part in parts):
         return None
     return " ".join(part.strip() for part in parts if part and part.strip())
+
+
+def _as_list(texts: str | list[str] | None) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts or []
 
 
 def _number(value: Any) -> float:

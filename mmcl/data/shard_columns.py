@@ -166,6 +166,24 @@ def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn], cure:
             )
 
 
+def count_lacking(shards: Sequence[str], column: ShardColumn) -> tuple[int, int]:
+    """How many of the first samples of the first local shard have no text, and how many were looked at."""
+    shard = next(filter(is_local, shards), None)
+    lacking = looked_at = 0
+    try:
+        for sample in islice(read_shard(shard, wanted=column.files), _LOOKED_AT) if shard else ():
+            looked_at += 1
+            try:
+                column.captions(sample)
+            except NoTextError:
+                lacking += 1
+            except SampleError:
+                continue  # told when it is read to learn from
+    except ShardError:
+        pass
+    return lacking, looked_at
+
+
 def extensions_of(samples: Sequence[Sample]) -> str:
     """The extensions of some samples, for messages."""
     found = sorted({extension for sample in samples for extension in sample.files})

@@ -75,7 +75,7 @@ class Tokens:
 
 def open_tokens(
     rows: Rows,
-    column: str,
+    column: str | None,
     tokenize: Tokenize,
     *,
     tokenizer_key: str,
@@ -87,7 +87,7 @@ def open_tokens(
 
     Args:
         rows: where the column is.
-        column: its name.
+        column: its name; None: no row has a text.
         tokenize: from texts to the token ids of each, and how many were cut short.
         tokenizer_key: changes whenever ``tokenize`` or ``identify`` would give something else.
         identify: which texts are the same; by default those of equal token ids.
@@ -97,7 +97,7 @@ def open_tokens(
     Raises:
         MmclError: there is no such column, or a row has no text and ``on_error`` is ``fail``.
     """
-    rows.require([column])
+    rows.require([column] if column is not None else [])
     content = repr((_VERSION, rows.fingerprint, column, tokenizer_key))
     key = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     folder = cache_dir("tokens") / key
@@ -116,7 +116,7 @@ def open_tokens(
 
 def _write(
     rows: Rows,
-    column: str,
+    column: str | None,
     tokenize: Tokenize,
     identify: Identify | None,
     folder: Path,
@@ -127,7 +127,8 @@ def _write(
     with (folder / "tokens.bin").open("wb") as file, progress("tokenize", len(rows), "rows", show_progress) as advance:
         for start in range(0, len(rows), _BLOCK):
             block = rows.select(range(start, min(start + _BLOCK, len(rows))))
-            captions = [texts_of(value) for value in block.texts(column)]
+            cells = [None] * len(block) if column is None else block.texts(column)
+            captions = [texts_of(value) for value in cells]
             flat = [text for texts in captions for text in texts]
             tokenized, longer = tokenize(flat)
             cut += longer

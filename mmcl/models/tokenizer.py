@@ -32,14 +32,24 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
 
     Raises:
         MmclError: there is no text to learn from, or too little for any vocabulary.
+        Exception: what ``texts`` raise.
     """
     import sentencepiece
 
     model = io.BytesIO()
+    raised: list[BaseException] = []
+
+    def remembered() -> Iterator[str]:  # SentencePiece makes its own error of every other
+        try:
+            yield from _clean(texts)
+        except (Exception, KeyboardInterrupt) as error:
+            raised.append(error)
+            raise
+
     try:
         with spoken("train the tokenizer", None):
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_clean(texts),
+                sentence_iterator=remembered(),
                 model_writer=model,
                 vocab_size=config.vocab_size,
                 hard_vocab_limit=False,  # a small corpus gives fewer pieces rather than an error
@@ -58,6 +68,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
                 minloglevel=2,
             )
     except RuntimeError as error:
+        if raised:
+            raise raised[0] from None
         cure = "give more text or another model.text.tokenizer.vocab_size"
         raise MmclError(f"the tokenizer cannot be trained on these captions; {cure} ({error})") from None
     return to_transformers(model.getvalue(), max_tokens)

@@ -102,16 +102,17 @@ class TextPart(NamedTuple):
         tokens: of every text.
         reader: what made them.
         rows: where the texts stand.
-        column: the name of their column there.
+        column: the name of their column there; None where no row has any.
     """
 
     tokens: Tokens
     reader: TextReader
     rows: Rows
-    column: str
+    column: str | None
 
     def texts(self, items: np.ndarray) -> list[str]:
         """The texts themselves, read again."""
+        assert self.column is not None, "items stand somewhere"
         rows, numbers = self.tokens.row_of(items)
         cells = self.rows.select(rows).texts(self.column)
         return [texts_of(cell)[number] for cell, number in zip(cells, numbers, strict=True)]
@@ -136,7 +137,7 @@ class TokenColumn(Column):
         self.hashes = _joined([part.hashes for part in tokens])
         self.contents = _joined([part.contents for part in tokens])
         self.lacking = np.flatnonzero(np.diff(self._first) == 0)
-        self.problems = {} if optional and len(self.hashes) else dict.fromkeys(self.lacking.tolist(), "no text")
+        self.problems = {} if optional else dict.fromkeys(self.lacking.tolist(), "no text")
 
     @property
     def longest(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch.utils.data import get_worker_info
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.identity import NOTHING, mix, stable_hash
-from mmcl.data.shard_columns import NoTextError, ShardColumn, require_columns
+from mmcl.data.shard_columns import NoTextError, ShardColumn, count_lacking, require_columns
 from mmcl.data.shard_stream import Mixture, Order, Walk
 from mmcl.data.shards import Sample, count_samples, is_local, list_shards, shard_name
 from mmcl.data.text_augment import TextAugmentation
@@ -33,6 +34,8 @@ from mmcl.training.columns import choose_caption
 from mmcl.training.feed import REDRAWN, pinned, prefetch
 from mmcl.training.text_reader import TextReader
 from mmcl.training.workers import by_workers
+
+log = logging.getLogger("mmcl")
 
 
 class StreamFeed:
@@ -74,8 +77,12 @@ class StreamFeed:
             _column(role, of, sources[0], method, config, augmentation) for role, of in method.inputs.items()
         ]
         self._again = {new: role for new, role in method.redrawn.items() if augmented and changes("text", config)}
+        needed = [column.source for column in self._columns if column.source.role not in method.optional]
+        spare = [column.source for column in self._columns if column.source.role in method.optional]
         for shards in listed:
-            require_columns(shards, [column.source for column in self._columns])
+            require_columns(shards, needed)
+        for column in spare if distributed.rank() == 0 else ():
+            _tell_of_lacking(listed, column)
         self._share = self._check_slots()
         stated = [getattr(source, "samples", None) for source in sources]
         self.samples = sum(n or count_samples(shards, show_progress) for n, shards in zip(stated, listed, strict=True))
@@ -374,6 +381,19 @@ def _refuse(sources: Sequence[SourceConfig], method: Method, config: Config) -> 
                 raise MmclError(
                     f"{source.source}: {key} of its own, which tar shards that are mixed cannot have; set data.{key}"
                 )
+
+
+def _tell_of_lacking(listed: Sequence[Sequence[str]], column: ShardColumn) -> None:
+    """Log how many of the first samples have nothing of an optional role, if any."""
+    lacking, looked_at = map(sum, zip(*(count_lacking(shards, column) for shards in listed), strict=True))
+    if lacking == looked_at > 0:
+        log.warning(
+            "none of the first %d samples has a text in %s: they are used without %s; name what to read as "
+            "data.columns.%s",
+            *(looked_at, column, column.role, column.role),
+        )
+    elif lacking:
+        log.info("%d of the first %d samples have no %s, and are used without", lacking, looked_at, column.role)
 
 
 def _pools(sources: Sequence[SourceConfig], listed: list[list[str]]) -> tuple[list[list[str]], list[float]]:

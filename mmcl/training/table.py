@@ -38,7 +38,7 @@ class Table:
         config: of the run.
         encoder: its towers say what their inputs are.
         scratch: folder for the features of frozen towers; None: they stay inputs, and the towers run in every step.
-        optional: roles of texts that a row may lack.
+        optional: roles of texts that a row may lack, and all of a source's rows if another has some.
         augmented: whether items are changed at random, as the config says: to learn from, not to judge by.
         device: where frozen towers run.
         show_progress: a bar on stderr; for a terminal if absent.
@@ -74,9 +74,9 @@ class Table:
         if augmented and changes("text", config):
             self._augmentation = TextAugmentation(config.text_augmentation)
         for number, rows in enumerate(self.sources):
-            names = {f"data.columns.{role}": self._name(role, number) for role in roles}
+            names = {f"data.columns.{role}": self._names(role)[number] for role in roles}
             with columns_named_by(names):
-                rows.require(names.values())
+                rows.require(name for name in names.values() if name is not None)
         self.columns: dict[str, Column] = {}
         for role, modality in roles.items():
             if modality == "number":
@@ -142,9 +142,14 @@ class Table:
             return plain
         return FeatureColumn(plain, tower, self._scratch / f"{name}_{modality}", self._device)
 
-    def _name(self, role: str, source: int) -> str:
-        """The column of a role in a source."""
-        return self.settings[source].columns.get(role, self.config.data.columns.get(role, role))
+    def _names(self, role: str) -> list[str | None]:
+        """The column of a role in each source; None in one that need not have it, since others have."""
+        names = [self.config.data.column_of(role, source) for source in self.settings]
+        there = [name in rows.column_names for name, rows in zip(names, self.sources, strict=True)]
+        if role not in self._optional or not any(there):
+            return list(names)
+        named_here = [role in source.columns for source in self.settings]
+        return [name if here or named else None for name, here, named in zip(names, there, named_here, strict=True)]
 
     def _reader(self, role: str, source: int, tower: TextTower, foreign: bool) -> TextReader:
         """How ``tower`` reads a role in a source; one that is ``foreign`` need not have the prompt."""
@@ -160,12 +165,12 @@ class Table:
         """The column of a role in every source, as ``tower`` wants it."""
         data = self.config.data
         common: dict[str, Any] = {"on_error": data.on_error, "show_progress": self._show_progress}
-        names = [self._name(role, number) for number in range(len(self.sources))]
+        names = self._names(role)
         if isinstance(tower, ImageTower):
             common |= {"size": tower.size, "resize": tower.resize, "exact_decoding": tower.exact_decoding}
             common["cache_gb"] = data.cache_gb
             return PixelColumn(
-                [open_pixels(rows, name, **common) for rows, name in zip(self.sources, names, strict=True)]
+                [open_pixels(rows, str(name), **common) for rows, name in zip(self.sources, names, strict=True)]
             )
         if role in self._optional:
             common["on_error"] = "skip"
@@ -183,6 +188,12 @@ class Table:
                 )
             parts.append(TextPart(tokens, reader, rows, name))
         column = TokenColumn(parts, self._augmentation if changed else None, role in self._optional)
+        if role in self._optional and not len(column.hashes):
+            column_name = data.column_of(role, self.settings[0])
+            raise MmclError(
+                f"{self.name}: none of the {self.total} rows has a text in column '{column_name}'; leave {role} out of "
+                "data.columns, or name another column"
+            )
         if role in self._optional and len(column.lacking) and not foreign and distributed.rank() == 0:
             log.info(
                 "%s: %d of %d rows have no %s, and are used without", self.name, len(column.lacking), self.total, role
@@ -192,7 +203,7 @@ class Table:
     def _numbers(self, role: str) -> Column:
         values = []
         for number, rows in enumerate(self.sources):
-            name = self._name(role, number)
+            name = self.config.data.column_of(role, self.settings[number])
             values.append(rows.numbers(name))
             bad = np.flatnonzero(~np.isfinite(values[-1]))
             if len(bad) and self.config.data.on_error == "fail":

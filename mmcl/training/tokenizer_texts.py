@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mmcl.config.schema import Config
-from mmcl.data.rows import Rows
+from mmcl.data.rows import Rows, columns_named_by
 from mmcl.data.shard_columns import ShardColumn, require_columns, shard_captions
 from mmcl.data.shards import is_shards, list_shards
 from mmcl.data.sources import open_described
 from mmcl.data.tokens import texts_of
+from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 CHARACTERS = 5_000_000  # half a minute to a minute of training, and of each of 8,000 pieces hundreds of examples
@@ -30,13 +31,18 @@ def training_texts(config: Config, roles: Sequence[str], characters: int = CHARA
     sources = [config.data.train, *config.data.mix]
     if is_shards(sources[0].source):
         return _of_shards(config, roles, characters)
-    tables = []
-    for source in sources:
-        rows = open_described(source, config.data.image)
-        columns = list(dict.fromkeys(source.columns.get(role, config.data.columns.get(role, role)) for role in roles))
-        rows.require(columns)
-        tables.append((rows, columns))
-    return _of_tables(tables, characters)
+    rows = [open_described(source, config.data.image) for source in sources]
+    columns: list[list[str]] = [[] for _ in sources]
+    for role in roles:
+        names = [config.data.column_of(role, source) for source in sources]
+        there = [name in table.column_names for name, table in zip(names, rows, strict=True)]
+        if not any(there):  # what all of the sources need is seen to when they are opened to learn from
+            with columns_named_by({f"data.columns.{role}": names[0]}):
+                rows[0].require(names[:1])
+        for number, name in enumerate(names):
+            if there[number] and name not in columns[number]:
+                columns[number].append(name)
+    return _of_tables(list(zip(rows, columns, strict=True)), characters)
 
 
 def _of_tables(tables: Sequence[tuple[Rows, list[str]]], characters: int) -> Iterator[str]:
@@ -58,14 +64,20 @@ def _of_tables(tables: Sequence[tuple[Rows, list[str]]], characters: int) -> Ite
 
 def _of_shards(config: Config, roles: Sequence[str], characters: int) -> Iterator[str]:
     sources = [config.data.train, *config.data.mix]
+    failures: dict[str, list[MmclError]] = {role: [] for role in roles}
     for source in sources:
         shards = list_shards(source.source)
         for role in roles:
             column = ShardColumn(role, "text", source.columns.get(role, config.data.columns.get(role)))
-            require_columns(shards, [column])
             read = 0
-            for text in shard_captions(shards, column):
-                if read >= characters / len(sources) / len(roles):
-                    break
-                yield text
-                read += len(text)
+            try:
+                require_columns(shards, [column])
+                for text in shard_captions(shards, column):
+                    if read >= characters / len(sources) / len(roles):
+                        break
+                    yield text
+                    read += len(text)
+            except MmclError as error:  # another source may have the role
+                failures[role].append(error)
+                if len(failures[role]) == len(sources):
+                    raise

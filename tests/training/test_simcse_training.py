@@ -332,6 +332,50 @@ def test_passages_of_tevatron_are_title_and_text(tmp_path):
     assert len(feed.positions) == 4
 
 
+def test_a_mixed_source_may_have_no_column_of_hard_negatives(tmp_path):
+    pairs = [{"anchor": f"ask {n}", "positive": f"yes {n}"} for n in range(6)]
+    with_hard = write(tmp_path / "with.jsonl", [row | {"negative": f"no {n}"} for n, row in enumerate(pairs)])
+    without = write(tmp_path / "without.jsonl", [{name: f"{text}!" for name, text in row.items()} for row in pairs])
+    config = config_of(without, columns=TRIPLETS, data={"mix": [{"source": with_hard}]})
+    feed, method = feed_of(config, tmp_path / "run", "training.batch_size=12")
+    batch = next(iter(feed.batches(0, 1)))
+    assert ((batch.ids[:, 2] == NOTHING) == (batch.rows < 6)).all()
+    assert method(batch)["negative"].isfinite().all()
+    config["data"]["mix"] = [{"source": with_hard, "columns": {"negative": "negativ"}}]
+    with pytest.raises(MmclError, match=r"without.jsonl: no column 'negative'.* data\.columns\.negative"):
+        feed_of(config, tmp_path / "other")
+
+
+def test_hard_negatives_that_no_row_has_are_an_error_that_names_the_column(tmp_path):
+    rows = [{"anchor": f"ask {n}", "positive": f"yes {n}", "negative": [[], None][n % 2]} for n in range(24)]
+    with pytest.raises(MmclError, match=r"none of the 24 rows has a text in column 'negative'; leave negative out of"):
+        feed_of(config_of(write(tmp_path / "rows.jsonl", rows), columns=TRIPLETS), tmp_path / "run")
+
+
+def test_a_stream_without_hard_negatives_says_so(tmp_path, caplog):
+    shards = {}
+    for name, hard in (("with", True), ("without", False)):
+        shards[name] = str(tmp_path / f"{name}-000000.tar")
+        with tarfile.open(shards[name], "w") as tar:
+            for n in range(12):
+                row = {"anchor": f"ask {n}", "positive": f"yes {n}"} | ({"negative": f"no {n}"} if hard else {})
+                info = tarfile.TarInfo(f"{name}{n}.json")
+                info.size = len(json.dumps(row))
+                tar.addfile(info, io.BytesIO(json.dumps(row).encode()))
+    columns = {role: f"json.{role}" for role in TRIPLETS}
+    config = config_of(shards["without"], columns=columns, data={"mix": [{"source": shards["with"]}]})
+    with caplog.at_level("INFO", logger="mmcl"):
+        feed_of(config, tmp_path / "run")
+    assert "12 of the first 24 samples have no negative, and are used without" in caplog.text
+    config = config_of(shards["without"], columns=columns)
+    with pytest.raises(MmclError, match=r"^\S*without-000000.tar:without0: no json.negative; the sample has json"):
+        feed_of(config, tmp_path / "other")
+    config["model"]["text"]["tokenizer"] = {"name": str(tmp_path / "run" / "tokenizer")}
+    with caplog.at_level("WARNING", logger="mmcl"):
+        feed_of(config, tmp_path / "other")
+    assert "none of the first 12 samples has a text in json.negative" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "tar"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_pair_without_a_hard_negative_is_learned_from_without(tmp_path, caplog, kind, guided):

@@ -66,10 +66,14 @@ def test_csv_cells_are_text_as_written(tmp_path: Path) -> None:
 
 def test_texts_may_be_lists_numbers_none_or_class_labels(tmp_path: Path) -> None:
     rows = open_source(
-        write(tmp_path / "t.parquet", {"n": [1, None], "captions": [["x", "y"], None], "b": [b"0", b"1"]})
+        write(
+            tmp_path / "t.parquet",
+            {"n": [1, None], "captions": [["x", "y"], None], "nested": [[["x"], [None, "y"]], []], "b": [b"0", b"1"]},
+        )
     )
     assert rows.texts("n") == ["1", None]
     assert rows.texts("captions") == [["x", "y"], None]
+    assert rows.texts("nested") == [["x", "y"], []]
     assert rows.ids() == ["0", "1"]
     with pytest.raises(MmclError, match=r"column 'b' holds bytes, not text"):
         rows.texts("b")
