@@ -34,7 +34,8 @@ def speed_up_dropout(net: nn.Module) -> None:
                 faster = Dropout(child.p)
                 faster.training = child.training
                 setattr(parent, name, faster)
-    if getattr(getattr(net, "config", None), "_attn_implementation", None) == "sdpa":
-        from mmcl.models.attention import ATTENTION
+    for module in net.modules():  # transformers' models may be the network or, as in open_clip's text halves, within it
+        if hasattr(module, "set_attn_implementation") and module.config._attn_implementation == "sdpa":
+            from mmcl.models.attention import ATTENTION
 
-        net.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+            module.set_attn_implementation(ATTENTION)

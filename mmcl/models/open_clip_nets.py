@@ -156,4 +156,5 @@ def _hf_folder(text: dict[str, Any]) -> Iterator[str | None]:
     with tempfile.TemporaryDirectory() as folder:
         plain = {name: value for name, value in config.items() if name != "auto_map"}
         (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+        read_config(folder, f"text model '{text['hf_model_name']}'")  # which refuses code of the hub
         yield folder

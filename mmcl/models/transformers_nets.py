@@ -67,10 +67,22 @@ def read_config(source: str | Path, where: str) -> Any:
 
     with opening(f"{where}: its config.json cannot be opened"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        for kind in ("_attn_implementation", "_experts_implementation"):
-            if isinstance(code := getattr(config, kind, None), str) and "/" in code:
-                raise ValueError(f"it names code of the hub, '{code}', which is not run; remove that line")
+        refuse_code(config, f"{where}: its config.json")
         return config
+
+
+def refuse_code(config: Any, where: str) -> None:
+    """Look for names of the hub's code in a transformers config and in those within it.
+
+    Raises:
+        MmclError: it has one, and transformers would fetch and run it when the model is built.
+    """
+    for kind in ("_attn_implementation", "_experts_implementation"):
+        if isinstance(code := getattr(config, kind, None), str) and "/" in code:
+            raise MmclError(f"{where} names code of the hub, '{code}', which is not run; remove that line")
+    for name in getattr(config, "sub_configs", {}):
+        if (within := getattr(config, name, None)) is not None:
+            refuse_code(within, where)
 
 
 @contextmanager
@@ -140,6 +152,7 @@ def rebuild(config: Mapping[str, Any], architecture: str | None = None, most: in
 
     settings = {name: value for name, value in config.items() if name != "auto_map"}
     described = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    refuse_code(described, f"the description of a {described.model_type} model")
     if architecture is None:
         if most is not None:
             build = partial(transformers.AutoModel.from_config, described, trust_remote_code=False)

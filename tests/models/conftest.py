@@ -40,7 +40,7 @@ def open_clip_folder(folder, config, **preprocessing):
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
     model = kind(**{key: value for key, value in config.items() if key != "custom_text"})
     with torch.no_grad():

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 import mmcl
 from mmcl.config.data import ImageConfig
-from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig
+from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, TokenizerConfig
 from mmcl.encoding.encode import _model_name
 from mmcl.models.checkpoint_files import read_state
 from mmcl.models.image_tower import ImageTower
 from mmcl.models.start import start_from
 from mmcl.models.text_tower import TextTower
+from mmcl.models.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 
 from .conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, pictures
@@ -347,6 +348,39 @@ def test_a_folders_settings_cannot_have_a_tokenizer_or_a_text_half_of_code(tmp_p
         (tmp_path / "model" / "open_clip_config.json").write_text(json.dumps(config))
         assert "none there" in refusal(tmp_path / "model")
     assert asked == [False, False]
+
+
+def with_text_half_of_transformers(folder):
+    """A folder of open_clip's whose text half is a BERT; the library's own model of it."""
+    import transformers
+
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    bert = transformers.BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    bert.save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "theirs")
+    text = {"hf_model_name": str(folder / "bert"), "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    text |= {"hf_tokenizer_name": "org/name", "context_length": 20, "hf_model_pretrained": False}
+    return open_clip_folder(folder / "theirs", {**TINY, "text_cfg": text, "custom_text": True})
+
+
+def test_a_text_half_of_transformers_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_path):
+    expected = library_features(*with_text_half_of_transformers(tmp_path))
+    encoder = mmcl.load(tmp_path / "theirs")
+    check_equal(encoder, *expected)
+    encoder.save(tmp_path / "ours")
+    shutil.rmtree(tmp_path / "bert")  # nothing else is needed
+    check_equal(mmcl.load(tmp_path / "ours"), *expected)
+
+
+def test_a_text_half_of_transformers_names_no_code_of_the_hub(tmp_path):
+    with_text_half_of_transformers(tmp_path)
+    mmcl.load(tmp_path / "theirs").save(tmp_path / "ours")
+    path = tmp_path / "ours" / "mmcl.json"
+    described = json.loads(path.read_text())
+    described["towers"]["text"]["tower"]["config"]["text_cfg"]["hf_config"]["attn_implementation"] = "org/kernel"
+    path.write_text(json.dumps(described))
+    assert "names code of the hub, 'org/kernel', which is not run" in refusal(tmp_path / "ours")
 
 
 ODD = [

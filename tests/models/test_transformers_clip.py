@@ -246,3 +246,27 @@ def test_damaged_settings_of_images_are_not_taken_for_none(tmp_path, text):
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(MmclError):
         preprocessing(read_processor(tmp_path, "tiny"), "tiny")
+
+
+@pytest.mark.parametrize("where", ["config", "config of one half", "ours", "ours, image"])
+def test_code_of_the_hub_is_named_by_no_description(tmp_path, monkeypatch, where):
+    """transformers fetches a kernel by such a name when a model is built, and runs it."""
+    fetched = []
+    monkeypatch.setattr(
+        "transformers.integrations.hub_kernels.load_and_register_attn_kernel", lambda name, *_: fetched.append(name)
+    )
+    clip_folder(tmp_path / "theirs")
+    path, code = tmp_path / "theirs" / "config.json", "org/kernel"
+    if where.startswith("ours"):
+        mmcl.load(tmp_path / "theirs").save(tmp_path / "ours")
+        path = tmp_path / "ours" / "mmcl.json"
+    described = json.loads(path.read_text())
+    if where.startswith("ours"):
+        half = "image" if where.endswith("image") else "text"
+        described["towers"][half]["tower"]["config"]["attn_implementation"] = code
+    else:
+        described["attn_implementation"] = code if where == "config" else {"text_config": code}
+    path.write_text(json.dumps(described))
+    with pytest.raises(MmclError, match=r"names code of the hub, 'org/kernel', which is not run; remove that line"):
+        mmcl.load(path.parent)
+    assert fetched == []
