@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +36,9 @@ def speed_up_dropout(net: nn.Module) -> None:
                 faster = Dropout(child.p)
                 faster.training = child.training
                 setattr(parent, name, faster)
-    for module in net.modules():  # transformers' models may be the network or, as in open_clip's text halves, within it
-        if hasattr(module, "set_attn_implementation") and module.config._attn_implementation == "sdpa":
+    # A transformers model may be the network or, as in open_clip's text halves, lie within it.
+    for model in (cast(Any, module) for module in net.modules() if hasattr(module, "set_attn_implementation")):
+        if getattr(model.config, "_attn_implementation", None) == "sdpa":
             from mmcl.models.attention import ATTENTION
 
-            module.set_attn_implementation(ATTENTION)
+            model.set_attn_implementation(ATTENTION)

@@ -22,6 +22,7 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 _LFS, _ZIP = b"version https://git-lfs", b"PK\x03\x04"
 _DEPTH = 4  # of mappings within mappings: a trainer's checkpoint has two
+_MOST_REPEATED = 1 << 24  # elements of a tensor that are the same ones in memory: a small file may have any number
 _NUMBERS = [type(np.dtype(kind)) for kind in "?bhilqBHILQefdgFD"]
 # numpy 1 and 2 call the same function differently, and files of both are about.
 _PLAIN_NUMPY: list[Any] = [
@@ -64,12 +65,16 @@ def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
         if is_safetensors(path):
             return {"": load_file(path)}
         if is_torchscript(path):
-            return {"": read_torchscript(path)}
+            scripted = read_torchscript(path)
+            _require_values(scripted, path)
+            return {"": scripted}
         # An open file, since by the name alone torch would go by the suffix.
         with torch.serialization.safe_globals(_PLAIN_NUMPY), path.open("rb") as file:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
+    except MmclError:
+        raise
     except Exception as error:  # whatever the parsers of four formats meet in damaged bytes
         raise damaged(path, error) from None
     groups: dict[str, dict[str, Tensor]] = {}
@@ -177,13 +182,19 @@ def _collect(node: Any, name: str, groups: dict[str, dict[str, Tensor]], seen: s
         return
     seen.add(id(node))  # mappings that hold each other many times over are read once
     tensors = {str(key): tensor for key, value in node.items() if (tensor := _tensor(value)) is not None}
-    for key, tensor in tensors.items():
-        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
-            raise MmclError(f"{path}: its tensor '{key}' is quantised, sparse or without values; save a plain one")
+    _require_values(tensors, path)
     if tensors:
         groups[name] = tensors
     for key, value in node.items():
         _collect(value, f"{name}.{key}" if name else str(key), groups, seen, path)
+
+
+def _require_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for key, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            raise MmclError(f"{path}: its tensor '{key}' is quantised, sparse or without values; save a plain one")
+        if tensor.numel() > _MOST_REPEATED and tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise MmclError(f"{path}: its tensor '{key}' repeats few values {tensor.numel():,} times; save a plain one")
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -26,8 +26,12 @@ class DivergedError(MmclError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind; a long one is cut."""
+    """The first line of what an error says, or its kind; a long one is cut. Advice to run a file's code is left out."""
     text = str(error).strip()
+    if "weights_only" in text or "Weights only load failed" in text:
+        return (
+            "its weights hold code or Python objects, which are never run: save its state dict as a .safetensors file"
+        )
     line = text.splitlines()[0] if text else ""
     if isinstance(error, (KeyError, IndexError)) or not line:  # whose text says little alone
         line = f"{type(error).__name__} {line}".strip()

@@ -218,3 +218,19 @@ def test_values_that_are_not_finite_are_refused_with_their_tensors_name(value):
     require_finite([("good", good), ("count", torch.tensor(3))], "model")
     with pytest.raises(MmclError, match=r"model: its tensor 'layer\.bias' has 1 values"):
         require_finite([("good", good), ("layer.bias", torch.tensor([1.0, value]))], "model")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("form", ["plain", "torchscript"])
+def test_few_values_repeated_without_end_are_refused(tmp_path, form):
+    """A file of a kilobyte may describe a tensor that no memory holds, and a look at its values would never end."""
+    path = tmp_path / "endless.pt"
+    if form == "plain":
+        torch.save({"weight": torch.zeros(1).expand(1 << 40)}, path)
+    else:
+        endless = Whole()
+        endless.weight = nn.Parameter(torch.zeros(1).expand(1 << 40))
+        torch.jit.save(torch.jit.script(endless), str(path))
+    assert "'weight' repeats few values 1,099,511,627,776 times" in refusal(path)
+    torch.save({"weight": torch.arange(3.0).expand(2, 3)}, path)
+    assert read_tensors(path)["weight"].tolist() == [[0, 1, 2]] * 2

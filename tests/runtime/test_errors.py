@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmcl.runtime.errors import first_line
+
+
+class Writes(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:'torch.load' received")
+@pytest.mark.parametrize("kind", ["objects", "torchscript"])
+def test_a_librarys_advice_to_run_a_files_code_is_not_passed_on(tmp_path, kind):
+    path = tmp_path / "pytorch_model.bin"
+    if kind == "objects":
+        torch.save({"object": Writes()}, path)
+    else:
+        torch.jit.save(torch.jit.script(Writes()), str(path))
+    with pytest.raises(Exception, match="weights_only") as caught:
+        torch.load(path, weights_only=True)
+    assert "weights_only" not in first_line(caught.value)
+    assert ".safetensors" in first_line(caught.value)
