@@ -83,7 +83,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     for row in cells:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH_OF_FILES
-    console = Console(highlight=False, markup=False, width=width)
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     with console.capture() as captured:
         if title:
             console.print(printable(title))

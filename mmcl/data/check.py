@@ -381,7 +381,9 @@ def _advice(facts: dict[str, Any]) -> list[str]:
             (captions.get("cut", 0), captions["count"], "captions are longer than the model reads, and are cut"),
         ]
     if images:
-        found.append((images["near"], images["readable"], "pictures are nearly another one, scaled or compressed anew"))
+        more = ", at least: so many look alike that not all were compared" if images.get("near_incomplete") else ""
+        near = f"pictures are nearly another one, scaled or compressed anew{more}"
+        found.append((images["near"], images["readable"], near))
     if captions:
         found.append((captions["near"], captions["count"], "captions are another one but for case and punctuation"))
     if pairs:

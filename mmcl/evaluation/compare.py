@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmcl.evaluation import bootstrap as bootstrapping
-from mmcl.evaluation.retrieval import Scores
+from mmcl.evaluation.retrieval import WITHOUT_OWN, Scores
 from mmcl.evaluation.zero_shot import ZeroShotScores
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -235,6 +235,11 @@ def _part(
     part: str, a: Queries, b: Queries, metrics: Sequence[str] | None, resamples: int, seed: int
 ) -> dict[str, Difference]:
     if a.ids != b.ids or a.data != b.data:
+        if _same_but_for_own(a, b):
+            raise MmclError(
+                f"compare: {part}: A and B differ in what becomes of queries that stand in the corpus: judge both with "
+                "the same --self-matches"
+            )
         what = f"{len(a.ids)} and {len(b.ids)} queries" if len(a.ids) != len(b.ids) else "different queries or answers"
         raise MmclError(f"compare: {part} has {what} in A and B: judge both on the same rows")
     shared = [name for name in a.values if name in b.values]
@@ -265,6 +270,11 @@ def _part(
         )
         for column, name in enumerate(wanted)
     }
+
+
+def _same_but_for_own(a: Queries, b: Queries) -> bool:
+    """Whether the rows are the same, but one side left queries out of their own ranking and the other did not."""
+    return a.data != b.data and a.data.removesuffix(WITHOUT_OWN) == b.data.removesuffix(WITHOUT_OWN)
 
 
 def _group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

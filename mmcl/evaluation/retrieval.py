@@ -20,6 +20,10 @@ SelfMatches: TypeAlias = Literal["keep", "drop"]
 """Of a query that stands in the corpus itself: rank it like any other document, or leave it out of its own ranking."""
 
 
+WITHOUT_OWN = "-without-own"
+"""Ends ``Scores.data`` where queries were left out of their own ranking."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """What ``retrieval`` measured. Keys are hit@k, recall@k, precision@k, ndcg@k, map@k, map, mrr and

@@ -14,7 +14,7 @@ from mmcl.data.beir import Beir
 from mmcl.data.rows import Rows
 from mmcl.data.shard_rows import ShardRows
 from mmcl.data.tokens import texts_of
-from mmcl.evaluation.retrieval import Scores, SelfMatches, retrieval, retrieval_pairs
+from mmcl.evaluation.retrieval import WITHOUT_OWN, Scores, SelfMatches, retrieval, retrieval_pairs
 from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt, text_identities
 from mmcl.evaluation.trained_on import warn_of_training_pairs, warn_of_training_rows
 from mmcl.runtime.errors import MmclError
@@ -152,7 +152,7 @@ def retrieval_of_texts(
 
 def _judged_on(data: str, scores: Scores) -> str:
     """Differs, too, where what was ranked does."""
-    return f"{data}-without-own" if scores.self_matches == "drop" and scores.queries_in_corpus else data
+    return f"{data}{WITHOUT_OWN}" if scores.self_matches == "drop" and scores.queries_in_corpus else data
 
 
 def _prompt(encoder: Encodes, given: str | None, names: Iterable[str]) -> str | None:

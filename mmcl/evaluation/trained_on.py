@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 from mmcl.data.identity import stable_hash
@@ -18,6 +18,7 @@ from mmcl.runtime.files import existing_file, existing_folder
 
 log = logging.getLogger("mmcl")
 _NAME = re.compile(r"(?P<source>.+?)(?: \((?P<split>[^()]+)\))?")
+_BLOCK = 256  # images in memory
 _COMPARED = 100_000  # training rows that are read for it
 
 
@@ -26,9 +27,9 @@ def warn_of_training_rows(
 ) -> None:
     """Log a warning if ``rows`` are, or are among, what the model was trained on, by the name of its source.
 
-    Rows are the same if their images are: the same file, or the same bytes; without images, if their texts are. A
-    source that cannot be read here is passed over, and of one with over 100,000 rows it is only told whether it is the
-    very same.
+    Rows are the same if their images are: the same bytes, in one file or in several; without images, if their texts
+    are. A source that cannot be read here is passed over, and of one with over 100,000 rows it is only told whether it
+    is the very same.
 
     Args:
         encoder: one that knows its training source is told by its ``card``.
@@ -89,8 +90,10 @@ def _shared(name: str, rows: Rows, image: str | None, texts: Sequence[str]) -> i
     if len(training) > _COMPARED or not columns or not set(columns) <= set(training.column_names):
         return 0
     try:
-        known = set(_keys(training, image, texts))
-        return sum(key in known for key in _keys(rows, image, texts))
+        if image is not None:
+            return _shared_images(training, rows, image)
+        known = set(_keys(training, texts))
+        return sum(key in known for key in _keys(rows, texts))
     except MmclError:  # a column of that name that holds something else
         return 0
 
@@ -108,14 +111,31 @@ def _open(name: str) -> Rows | None:
     return None
 
 
-def _keys(rows: Rows, image: str | None, texts: Sequence[str]) -> list[Hashable]:
+def _shared_images(training: Rows, rows: Rows, image: str) -> int:
+    """How many images of ``rows`` are the same file or the same bytes as one of ``training``, wherever they lie. Only
+    the contents of those are looked at that are as long as one of the others."""
+    sizes = {_size(value) for value in _images(training, image)} & {_size(value) for value in _images(rows, image)}
+    known = {_content(value) for value in _images(training, image) if _size(value) in sizes}
+    return sum(_size(value) in sizes and _content(value) in known for value in _images(rows, image))
+
+
+def _images(rows: Rows, image: str) -> Iterator[bytes | Path]:
+    """Those that there are, a few at a time."""
+    for start in range(0, len(rows), _BLOCK):
+        for value in rows.images(image, range(start, min(start + _BLOCK, len(rows)))):
+            if isinstance(value, bytes) or (value is not None and value.is_file()):
+                yield value
+
+
+def _size(image: bytes | Path) -> int:
+    return len(image) if isinstance(image, bytes) else image.stat().st_size
+
+
+def _content(image: bytes | Path) -> int:
+    return stable_hash(image if isinstance(image, bytes) else image.read_bytes())
+
+
+def _keys(rows: Rows, texts: Sequence[str]) -> list[Hashable]:
     """What each row is; a row without content is like no other."""
-    if image is not None:
-        images = rows.images(image, range(len(rows)))
-        return [_image_key(value) if value is not None else object() for value in images]
     columns = [rows.texts(column) for column in texts]
     return [tuple(str(value) for value in row) if all(row) else object() for row in zip(*columns, strict=True)]
-
-
-def _image_key(value: bytes | Path) -> Hashable:
-    return stable_hash(value) if isinstance(value, bytes) else str(value.resolve())

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from mmcl.cli.output import print_table
 from mmcl.retrieval import Index
 
 
@@ -38,3 +39,9 @@ def test_a_folder_is_refused_before_anything_is_computed(mmcl_, index, tmp_path)
     code, out, err = mmcl_("index", "info", index, "--json", tmp_path)
     assert (code, out) == (2, "")
     assert "is a folder" in err
+
+
+def test_cells_stand_as_they_are(capsys):
+    print_table([":cat:", "[b]n[/b]"], [["rows.csv:train: a :smile:", 1]], title=":dog: [i]x[/i]")
+    out = capsys.readouterr().out
+    assert all(part in out for part in (":cat:", "[b]n[/b]", "rows.csv:train: a :smile:", ":dog: [i]x[/i]"))

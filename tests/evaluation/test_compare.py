@@ -9,6 +9,7 @@ from scipy.stats import binomtest, permutation_test
 
 from mmcl.evaluation import compare, retrieval_pairs, zero_shot
 from mmcl.evaluation.compare import Queries, holm, read_per_query, sign_flip_test
+from mmcl.evaluation.retrieval import WITHOUT_OWN
 from mmcl.runtime.errors import MmclError
 
 
@@ -141,3 +142,6 @@ def test_what_cannot_be_compared_is_told_in_one_line() -> None:
     elsewhere = {"part": Queries([0, 1, 2], None, one["part"].values, data="other rows")}
     with pytest.raises(MmclError, match="different queries or answers"):
         compare(one, elsewhere)
+    without_own = {"part": Queries([0, 1, 2], None, one["part"].values, data=f"other rows{WITHOUT_OWN}")}
+    with pytest.raises(MmclError, match="judge both with the same --self-matches"):
+        compare(without_own, elsewhere)

@@ -219,6 +219,26 @@ def test_class_names_and_captions_that_the_model_reads_as_the_same_are_one(colou
     assert found.relevant.tolist() == [names.count(name) for name in names]
 
 
+def test_copies_of_the_training_images_are_warned_of_wherever_they_lie(tmp_path: Path, caplog) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png((200, 40 * number, 0), number))
+        (tmp_path / "elsewhere" / f"copy {number}.png").write_bytes(png((200, 40 * number, 0), number % 3))
+    (tmp_path / "train.csv").write_text("image,text\n" + "".join(f"{n}.png,text {n}\n" for n in range(4)))
+    encoder = SmallEncoder()
+    encoder.card = {"data": {"source": str(tmp_path / "train.csv")}}
+    names = [f"elsewhere/copy {n}.png" for n in range(4)]
+    (tmp_path / "dev.csv").write_text("image,text\n" + "".join(f"{name},word {name}\n" for name in names))
+    embedded = {"image": [(tmp_path / name).read_bytes() for name in names], "text": names}
+    for rows in (
+        open_source(tmp_path / "dev.csv"),
+        Rows(datasets.Dataset.from_dict(embedded), name="embedded", fingerprint=""),
+    ):
+        caplog.clear()
+        retrieval_of_rows(encoder, rows, bootstrap=0)
+        assert f"{rows.name}: 3 of 4 rows stand in what the model was trained on" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["table", "texts"])
 def test_rows_that_the_model_was_trained_on_are_warned_of(tmp_path: Path, caplog, kind: str) -> None:
     def write(name: str, numbers: list[int]) -> Rows:
