@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, count, islice
@@ -23,6 +24,8 @@ _LOOKED_AT = 1000  # lines in which header and first row are looked for
 _BLOCK = 10_000
 _MOST_COLUMNS = 10_000
 _LONGEST = 64 * 2**20  # characters of a field; a quote that nothing closes would read the whole file into one
+
+_EXCEL = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # the line by which a spreadsheet is told the separator
 
 csv.field_size_limit(_LONGEST)  # from 131,072, for all of the process
 
@@ -86,6 +89,8 @@ class DelimitedFiles:
         separator are neither."""
         with open_text(file) as lines:
             head = list(islice(lines, _LOOKED_AT))
+        if head and (told := _EXCEL.fullmatch(head[0])):
+            return told[1]
         for separator, called in _SEPARATORS.items():
             reader = csv.reader(head, delimiter=separator, skipinitialspace=separator == "|")
             try:
@@ -106,7 +111,8 @@ class DelimitedFiles:
         short, swallowed, number = [0, 0], [0, 0], 0  # how many, and the first one's line
         for line, lines, record in records:
             if not header:
-                header, named = _header(record, file)
+                if line > 1 or not _EXCEL.fullmatch(separator.join(record)):
+                    header, named = _header(record, file)
                 continue
             if len(record) == 1 and len(header) > 1 and not record[0].strip():
                 continue
@@ -118,7 +124,7 @@ class DelimitedFiles:
             if len(record) > len(header):
                 raise MmclError(
                     f"{path_text(file)}: line {line} has {len(record)} fields, the header {len(header)}; "
-                    "quote fields that contain the separator"
+                    f"{_cure(number, record, header)}"
                 )
             if len(record) < named:
                 short = [short[0] + 1, short[1] or line]
@@ -144,6 +150,15 @@ class DelimitedFiles:
                 f"{swallowed[0]:,} quoted fields of {file.name} hold lines that look like rows, the first from line "
                 f"{swallowed[1]} on; if that quote is text, write it doubled and in quotes"
             )
+
+
+def _cure(number: int, record: Sequence[str], header: Sequence[str]) -> str:
+    """What to do about row ``number``, which has more fields than the header."""
+    if any(field.lstrip() != field and field.lstrip()[:1] == '"' for field in record):
+        return "no blank may stand between a separator and the quote behind it"
+    if number == 1 and len(record) == len(header) + 1:
+        return "quote fields that contain the separator; if rows begin with their names, name that column too"
+    return "quote fields that contain the separator"
 
 
 def _header(record: Sequence[str], file: Path) -> tuple[list[str], int]:

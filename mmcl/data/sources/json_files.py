@@ -137,11 +137,14 @@ def _objects(file: Path) -> Iterator[tuple[str, int, Any]]:
 
 
 def _rows_of(content: Any) -> list[Any]:
-    """An object as a row; or of columns that map the same keys to their cells, as pandas writes them, the rows."""
+    """An object as a row; or of columns the rows: columns that map the same keys to their cells, as pandas writes
+    them, or several lists of as many cells."""
     columns = list(content.values()) if isinstance(content, dict) else []
-    if not columns or not all(isinstance(cells, dict) and cells.keys() == columns[0].keys() for cells in columns):
-        return [content]
-    return [{name: cells[key] for name, cells in content.items()} for key in columns[0]]
+    if columns and all(isinstance(cells, dict) and cells.keys() == columns[0].keys() for cells in columns):
+        return [{name: cells[key] for name, cells in content.items()} for key in columns[0]]
+    if len(columns) > 1 and all(isinstance(cells, list) and len(cells) == len(columns[0]) > 1 for cells in columns):
+        return [dict(zip(content, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return [content]
 
 
 def _by_lines(file: Path) -> bool:

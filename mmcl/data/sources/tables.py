@@ -29,7 +29,7 @@ from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
 
-_VERSION = 1  # of what is kept: raise it when a reader gives other rows
+_VERSION = 2  # of what is kept: raise it when a reader gives other rows
 _LARGE = 50 * 2**20  # bytes of files whose reading takes seconds, and shows a bar
 _CHUNK = 1000  # rows: what a scattered read has to touch
 

@@ -208,3 +208,22 @@ def test_several_files_are_matched_by_their_headers(tmp_path: Path) -> None:
     (tmp_path / "train-1.csv").write_text("text,ident\nb,2\n")
     with pytest.raises(MmclError, match=r"train-1\.csv: its header differs from that of train-0\.csv"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("separator", [";", ",", "\t", "|"])
+def test_the_line_by_which_excel_learns_the_separator_is_no_header(tmp_path: Path, separator: str) -> None:
+    rows = opened(tmp_path, f"\ufeffsep={separator}\r\na{separator}b\r\n1{separator}2\r\n")
+    assert [rows.column("a"), rows.column("b")] == [["1"], ["2"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "cure"),
+    [
+        ('"text","n"\n"1","A",1\n', "if rows begin with their names, name that column too"),
+        ('id, text\n1, "A, b"\n', "no blank may stand between a separator and the quote"),
+        ("id,text\n1,A\n2,B, c\n", "has 3 fields, the header 2; quote fields that contain the separator$"),
+    ],
+)
+def test_a_row_with_too_many_fields_comes_with_its_cure(tmp_path: Path, content: str, cure: str) -> None:
+    with pytest.raises(MmclError, match=cure):
+        opened(tmp_path, content)

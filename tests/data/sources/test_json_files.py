@@ -179,3 +179,15 @@ def test_compressed_lines_are_read_and_damage_of_theirs_named(tmp_path: Path) ->
     for name in ("cut", "not"):
         with pytest.raises(MmclError, match=rf"{name}\.jsonl\.gz: damaged gzip file"):
             open_source(tmp_path / f"{name}.jsonl.gz")
+
+
+@pytest.mark.parametrize("content", ['{"text": ["A", "B"], "n": [1, 2]}', '{"text": {"x": "A", "y": "B"}}'])
+def test_columns_of_one_length_are_rows(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t.json").write_text(content)
+    assert open_source(tmp_path / "t.json").texts("text") == ["A", "B"]
+
+
+@pytest.mark.parametrize("content", ['{"text": ["A", "B"]}', '{"text": ["A", "B"], "n": [1]}', '{"text": "A"}'])
+def test_an_object_that_is_no_columns_is_one_row(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t.json").write_text(content)
+    assert len(open_source(tmp_path / "t.json")) == 1
