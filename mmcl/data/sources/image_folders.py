@@ -15,9 +15,8 @@ import datasets
 
 from mmcl.data.images import image_suffixes
 from mmcl.data.rows import Rows
-from mmcl.data.sources.files import fingerprint, path_text
+from mmcl.data.sources.files import fingerprint, open_text, path_text
 from mmcl.data.sources.tables import Loaded, rows_of
-from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 
@@ -41,7 +40,7 @@ class _Found:
     """The files below a folder, and what was left out."""
 
     images: list[Path] = field(default_factory=list)
-    beside: set[Path] = field(default_factory=set)  # files that may hold captions
+    beside: dict[Path, Path] = field(default_factory=dict)  # files that may hold captions, by name in lower case suffix
     hidden: list[str] = field(default_factory=list)
     hidden_images: int = 0
     others: Counter[str] = field(default_factory=Counter)  # suffixes that are no images'
@@ -58,7 +57,7 @@ class _Found:
             (self.hidden_images, "hidden image files"),
             (sum(self.others.values()), f"files that are not images ({others})"),
             (self.circles, "links back to a folder that they lie in"),
-            (self.dead, "links that lead nowhere"),
+            (self.dead, "links that lead nowhere, or what is neither file nor folder"),
             (self.closed, "folders that may not be read"),
         ]
         return ", ".join(f"{count:,} {what}" for count, what in parts if count)
@@ -92,7 +91,7 @@ def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | Non
     if found.damaged:
         log.warning("%s: %d caption files are not JSON: left out", name, found.damaged)
     _report_downloads(folder, name)
-    identity = fingerprint([*images, *sorted(found.beside)])
+    identity = fingerprint([*images, *sorted(found.beside.values())])
     dataset = datasets.Dataset.from_dict(columns)
     return rows_of(Loaded(dataset), name=name, fingerprint=identity, folder=folder.resolve())
 
@@ -130,7 +129,11 @@ def _walk(folder: Path, found: _Found, above: tuple[tuple[int, int], ...]) -> No
             texts.append(path)
         elif entry.name != "Thumbs.db":
             found.others[path_text(suffix)] += 1
-    found.beside.update(text for text in texts if text.stem in stems)
+    for text in texts:
+        if text.stem in stems:
+            found.beside[text.with_suffix(text.suffix.lower())] = text
+        elif not _STATS.fullmatch(text.name):
+            found.others[text.suffix.lower()] += 1
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -154,13 +157,11 @@ def _caption(image: Path, found: _Found) -> str | None:
     text, described = image.with_suffix(".txt"), image.with_suffix(".json")
     said = None
     if text in found.beside:
-        try:
-            said = text.read_text(encoding="utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise MmclError(f"{path_text(text)}: not UTF-8 text: {error}; save it as UTF-8") from error
+        with open_text(found.beside[text]) as opened:
+            said = opened.read().strip()
     if not said and described in found.beside:
         try:
-            content = json.loads(described.read_bytes())
+            content = json.loads(found.beside[described].read_bytes())
         except (ValueError, RecursionError):
             found.damaged += 1
             return said

@@ -201,3 +201,17 @@ def test_a_caption_in_json_that_is_damaged_is_counted(tmp_path: Path, caplog: py
         (tmp_path / f"{name}.json").write_text(described)
     assert open_source(tmp_path).texts("text") == ["one", None, None, None]
     assert "1 caption files are not JSON" in caplog.text
+
+
+def test_captions_are_read_whatever_the_case_of_their_suffix_and_those_of_no_image_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        draw(tmp_path / name)
+    (tmp_path / "a.TXT").write_text("one")
+    (tmp_path / "b.txt").write_bytes("zwei ü".encode("utf-16"))
+    (tmp_path / "c.Json").write_text('{"caption": "three"}')
+    for name in ("c.png.txt", "d.txt"):
+        (tmp_path / name).write_text("of nobody")
+    assert open_source(tmp_path).texts("text") == ["one", "zwei ü", "three"]
+    assert "2 files that are not images (.txt 2)" in caplog.text
