@@ -14,13 +14,16 @@ from typing import Any
 import datasets
 
 from mmcl.data.rows import Rows
-from mmcl.data.sources.files import fingerprint, open_text, path_text
+from mmcl.data.sources.files import fingerprint, format_of, open_bytes, open_text, path_text
 from mmcl.data.sources.tables import Loaded, rows_of
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 
-_OBJECT = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"(dataset|images|info|licenses|annotations|type)"\s*:\s*["\[{]')
+_OBJECT = re.compile(
+    rb'(\xef\xbb\xbf)?\s*\{\s*"(dataset|images|info|licenses|annotations|type|contributors|categories|version|description)"'
+    rb'\s*:\s*["\[{\d]'
+)
 _LISTED = re.compile(r"image(_name)?\s*,\s*(caption|comment|text)s?\s*", re.IGNORECASE)
 _TOKEN = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
 _FLICKR_FOLDERS = (
@@ -48,7 +51,7 @@ def open_captions(file: Path, split: str | None, *, name: str, root: Path | None
     """
     folder = root or file.resolve().parent
     columns = None
-    if file.suffix.lower() == ".json":
+    if format_of(file) == ".json":
         columns = _read_json(file, split, folder)
     elif file.suffix.lower() in (".txt", ".token") and split is None:
         columns = _read_flickr(file, folder)
@@ -60,11 +63,12 @@ def open_captions(file: Path, split: str | None, *, name: str, root: Path | None
 
 
 def _read_json(file: Path, split: str | None, folder: Path) -> dict[str, list[Any]] | None:
-    with file.open("rb") as opened:
+    with open_bytes(file) as opened:
         if _OBJECT.match(opened.read(4096)) is None:
             return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        with open_bytes(file) as opened:
+            content = json.loads(opened.read().decode("utf-8-sig"))
         images = content["images"]
         if all(image.keys() >= _KARPATHY and all("raw" in s for s in image["sentences"]) for image in images):
             return _karpathy(file, images, split, folder)

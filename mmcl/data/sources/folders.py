@@ -45,16 +45,13 @@ def open_folder(
         if split is not None:
             no_split(name, split, [])
         return _open_captioned(metadata[0], name, options)
+    if split is not None and (rows := _listed(folder, split, name, root)) is not None:
+        return rows
     if split is not None and _has_folder(folder, split) and not _of_split(tables, split):
         return open_folder(folder / split, None, name=f"{name} ({split})", **options)
     if tables:
         return _open_split(tables, split, name, options)
-    captions = folder / "captions.txt"
-    if (
-        split is None
-        and captions.is_file()
-        and (rows := open_captions(captions, None, name=name, root=root)) is not None
-    ):
+    if split is None and (rows := _listed(folder, None, name, root)) is not None:
         return rows
     inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir() and not is_junk(entry.name)]
     parts = [] if _has_images(folder) else [entry for entry in inside if _named_as_split(entry)]
@@ -71,6 +68,17 @@ def open_folder(
     if split is not None:
         no_split(name, split, inside)
     raise MmclError(f"{name}: the folder holds neither tables ({', '.join(FORMATS)}) nor images")
+
+
+def _listed(folder: Path, split: str | None, name: str, root: Path | None) -> Rows | None:
+    """The captions that a data set's folder has where the data set's authors put them, of COCO a file a split."""
+    if split is not None:
+        files, name = [folder / "annotations" / f"captions_{split}.json"], f"{name} ({split})"
+    else:
+        tokens = (file for file in sorted(folder.iterdir()) if re.search(r"\.token(\.txt)?$", file.name))
+        files = [folder / "captions.txt", *(file for file in tokens if "lemma" not in file.name)]
+    files = [file for file in files if file.is_file() and not is_junk(file.name)]
+    return next((rows for file in files if (rows := open_captions(file, None, name=name, root=root)) is not None), None)
 
 
 def _images(folder: Path, name: str) -> Rows:

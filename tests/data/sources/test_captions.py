@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import unicodedata
 from pathlib import Path
@@ -122,3 +123,21 @@ def test_a_root_is_where_paths_start(tmp_path: Path) -> None:
     assert rows.select([0]).images("image", [0]) == [tmp_path / "images" / "a.png"]
     with pytest.raises(MmclError, match=r"nowhere: no such folder"):
         open_source(tmp_path / "tables" / "t.csv", root=tmp_path / "nowhere")
+
+
+def test_a_folder_is_read_with_the_captions_that_lie_in_it(tmp_path: Path) -> None:
+    coco(tmp_path / "coco" / "annotations" / "captions_val2014.json")
+    flickr = tmp_path / "flickr"
+    draw(tmp_path / "coco" / "val2014" / "000000000009.jpg", flickr / "Flicker8k_Dataset" / "a.jpg")
+    for name in ("Flickr8k.token.txt", "Flickr8k.lemma.token.txt"):
+        (flickr / name).write_text(f"a.jpg#0\t{name}\n")
+    assert open_source(tmp_path / "coco", split="val2014").texts("text")[0] == ["food"]
+    assert open_source(flickr).texts("text") == [["Flickr8k.token.txt"]]
+
+
+@pytest.mark.parametrize("first", ["contributors", "annotations", "version"])
+def test_cocos_captions_whatever_comes_first_and_compressed(tmp_path: Path, first: str) -> None:
+    content = {first: "1.0", **json.loads(coco(tmp_path / "c.json").read_text())}
+    (tmp_path / "c.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    draw(tmp_path / "000000000009.jpg")
+    assert open_source(tmp_path / "c.json.gz").texts("text")[0] == ["food"]
