@@ -34,6 +34,10 @@ _OTHER_FILES = {
     re.compile(rb".{4}ftyp(heic|heix|heim|heis|hevc|mif1|msf1)", re.DOTALL): (
         "a HEIC image, which Pillow does not read; convert it (to JPEG, for example)"
     ),
+    re.compile(rb"II\*\x00|MM\x00\*|II\+\x00|MM\x00\+"): (
+        "a TIFF of a kind that Pillow does not read (of 64-bit or several floating-point channels, for example); save "
+        "it with 8 or 16 bits a channel"
+    ),
     re.compile(rb"\xff\x0a|\x00\x00\x00\x0cJXL "): (
         "a JPEG XL image, which Pillow does not read; convert it (to JPEG, for example)"
     ),
@@ -112,7 +116,8 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         low, high = _extrema(image)
         if low >= -0.5 and high <= 1.5:  # resampling overshoots
             return lambda part: _eight_bits(255 * _finite(part))
-        if low >= -16 and high <= 271:
+        # Levels of 8 bits that are so low are a black image, unless they are a few that were not scaled.
+        if low >= -16 and high <= 271 and (high > 16 or (low >= 0 and _whole(image))):
             return lambda part: _eight_bits(_finite(part))
         raise ImageError(f"floating-point levels from {low:g} to {high:g}; scale them to 0…1, or save 8 or 16 bits")
     if mode == "I":
@@ -131,6 +136,11 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 def _extrema(image: Image.Image) -> tuple[float, float]:
     low, high = cast(tuple[float, float], image.getextrema())  # a pair a channel is for other modes
     return low, high
+
+
+def _whole(image: Image.Image) -> bool:
+    levels = np.asarray(image)
+    return bool((levels == np.rint(levels)).all())
 
 
 def _eight_bits(levels: np.ndarray) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,7 +151,8 @@ def _in_words(image: ImageInput | None) -> Iterator[None]:
     except (ImageError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise ImageError("no such file") from error
+        url = re.search(r"https?:/", str(image))
+        raise ImageError("a URL, not a file here: download the images first" if url else "no such file") from error
     except UnidentifiedImageError as error:
         raise ImageError(unknown_format(_first_bytes(image))) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more

@@ -149,7 +149,17 @@ def test_whole_numbers_of_32_bits_are_read_by_their_range(low: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "levels", [[-1000.0, 400.0], [0.0, 4000.0], [0.5, np.nan], [0.5, np.inf], np.array([-5, 9], np.int32), [70000, 1]]
+    "levels",
+    [
+        [-1000.0, 400.0],
+        [0.0, 4000.0],
+        [0.5, np.nan],
+        [0.5, np.inf],
+        [-1.0, 1.0],
+        [0.0, 2.5],
+        np.array([-5, 9], np.int32),
+        [70000, 1],
+    ],
 )
 def test_levels_of_which_nobody_knows_what_is_white_are_refused(levels: object) -> None:
     array = np.array([levels])
@@ -194,6 +204,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         (b"hello", "not an image in a format that Pillow reads"),
         (tmp_path / "a.jpg", "empty"),
         (tmp_path / "none.jpg", "no such file"),
+        (tmp_path / "https://example.org/a.jpg", "a URL, not a file here"),
         (tmp_path, "Is a directory"),
         (np.zeros((2, 2, 3)), "an array of float64"),
         (np.zeros((2, 2, 5), np.uint8), "an array of uint8"),
@@ -216,6 +227,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "convert it"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0", "video"),
         (b"\x1f\x8bdamaged", "not an image"),
+        (b"II*\0\x08\0\0\0\0\0\0\0\0\0", "a TIFF of a kind"),
     ],
 )
 def test_other_files_are_called_what_they_are(data: bytes, cure: str, tmp_path: Path) -> None:
