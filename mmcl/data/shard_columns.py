@@ -18,7 +18,10 @@ from mmcl.data.shards import Reachable, Sample, ShardError, is_local, read_shard
 from mmcl.data.tokens import texts_of
 from mmcl.runtime.errors import MmclError
 
-_DEFAULTS = {"image": "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif", "text": "txt;json.caption;json.text"}
+_DEFAULTS = {
+    "image": "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;jfif;jpe;ppm;pgm;jp2",
+    "text": "txt;json.caption;json.text",
+}
 _LOOKED_AT = 100  # samples, before a run, in which a role that all of them lack is a mistake in its name
 
 
@@ -75,7 +78,7 @@ class ShardColumn:
     def number(self, sample: Sample) -> float:
         """The number of the first choice with one. Raises ``SampleError`` if there is none."""
         for value in self._values(sample):
-            with suppress(TypeError, ValueError):
+            with suppress(TypeError, ValueError, OverflowError):
                 if math.isfinite(number := float(value)):
                     return number
         raise self.missing(sample, "no number")
@@ -114,6 +117,8 @@ class ShardColumn:
             return json.loads(self._decoded(data))
         except ValueError as error:
             raise SampleError(self.role, f"not JSON: {error}") from error
+        except RecursionError:
+            raise SampleError(self.role, "JSON that is nested too deeply") from None
 
     def missing(self, sample: Sample, empty: str = "") -> SampleError:
         """What to raise for a sample without the role, or whose files of it are ``empty``."""

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import lzma
 import os
 import re
 import select
@@ -29,6 +30,7 @@ from typing import Any, BinaryIO, TypeAlias
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import image_suffixes
 from mmcl.data.rows import path_of_url
+from mmcl.data.sources.files import path_text
 from mmcl.data.sources.image_folders import is_junk
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path, atomic_file, cache_dir, existing_file, existing_folder
@@ -36,7 +38,7 @@ from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
 
-_TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
+_TAR = re.compile(r"\.(tar|tar\.gz|tgz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
 _TAR_IN_COMMAND = re.compile(r"[^\s/'\"=]+\.(?:tar\.gz|tar|tgz)\b", re.IGNORECASE)
 _URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # two letters at least: C: is a drive
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)")
@@ -56,7 +58,7 @@ _PROGRAMS = {
     "gs": ("gsutil", "-o", "Boto:num_retries=3", "-o", "Boto:http_socket_timeout=20", "cat", "{shard}"),
     "ais": ("ais", "get", "{shard}", "-"),
 }
-_DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError)
+_DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 
 
 class ShardError(Exception):
@@ -115,7 +117,7 @@ class Sample:
     @property
     def name(self) -> str:
         """What messages call the sample."""
-        return f"{self.shard}:{self.key}"
+        return path_text(f"{self.shard}:{self.key}")
 
     def read(self, extension: str) -> bytes:
         """The bytes of the file with this extension. Raises ``ShardError`` if they can no longer be read."""
@@ -295,9 +297,9 @@ class _DamageError(Exception):
 def _files(shard: str, wanted: Collection[str] | None) -> Iterator[tuple[str, _Content]]:
     """Path and content of the regular files of a tar."""
     local = is_local(shard)
-    seekable = local and shard.lower().endswith(".tar")
     at = ""
     try:
+        seekable = local and not _compressed(shard)
         with _opened(shard) as stream, tarfile.open(fileobj=stream, mode="r:" if seekable else "r|*") as tar:
             file = _File(shard) if seekable else None
             end = os.fstat(stream.fileno()).st_size if seekable else 0
@@ -319,6 +321,12 @@ def _files(shard: str, wanted: Collection[str] | None) -> Iterator[tuple[str, _C
                 at = ""
     except _DAMAGE as error:
         raise _DamageError(at, error) from error
+
+
+def _compressed(path: str) -> bool:
+    """By its first bytes: what its name ends in is what somebody called it."""
+    with Path(path).open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"))
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -127,3 +127,15 @@ def test_captions_of_shards_that_cannot_be_read_end_in_the_reason(tmp_path):
         list(shard_captions([str(tmp_path / "a.tar")], ShardColumn("text", "text")))
     doubled = tar_of(tmp_path / "b.tar", ["a.txt", "a.txt", "b.txt"])
     assert list(shard_captions([doubled], ShardColumn("text", "text"))) == ["x"]
+
+
+def test_json_without_end_and_numbers_without_bound_are_errors_of_the_sample():
+    with pytest.raises(SampleError, match="nested too deeply"):
+        ShardColumn("text", "text").captions(sample(json=b"[" * 100_000))
+    with pytest.raises(SampleError, match="no number"):
+        ShardColumn("score", "number", "json.score").number(sample(json=b'{"score": 1' + b"0" * 400 + b"}"))
+
+
+@pytest.mark.parametrize("extension", ["jfif", "jpe", "ppm"])
+def test_images_are_found_by_their_other_extensions(extension):
+    assert ShardColumn("image", "image").stands_in(sample(**{extension: b""}))

@@ -294,3 +294,18 @@ def test_shards_are_named_by_urls_and_behind_a_tilde_that_is_no_home(tmp_path, m
     Path("~a b.tar").write_bytes(b"")
     assert list_shards("~a b.tar") == ["~a b.tar"]
     assert list_shards((tmp_path / "~a b.tar").as_uri()) == [str(tmp_path / "~a b.tar")]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.bz2", "a.tar.xz"])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_compression_is_known_by_the_bytes_and_not_by_the_name(tmp_path, name, mode):
+    with tarfile.open(tmp_path / name, mode) as tar:
+        add(tar, "k.txt")
+    assert is_shards(tmp_path / name)
+    assert contents(str(tmp_path / name)) == by_tarfile(tmp_path / name)
+
+
+def test_a_sample_whose_name_is_no_utf_8_has_an_id_that_can_be_written(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "caf\xe9.txt")
+    assert [sample.name for sample in read_shard(str(tmp_path / "a.tar"))] == ["a.tar:caf\\xe9"]
