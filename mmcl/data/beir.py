@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.data.sources.files import open_bytes
+from mmcl.data.sources.image_folders import is_junk
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path, existing_folder
 
 log = logging.getLogger("mmcl")
-_JUDGEMENTS = (".tsv", ".txt", ".qrels", ".trec")
+_JUDGEMENTS = (".tsv", ".csv", ".txt", ".qrels", ".trec")
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,9 @@ def _packed(file: Path) -> Path:
 
 def _split_of(file: Path) -> str:
     """What a file of judgements is named, without ``.tsv`` and ``.gz``; empty for other files."""
-    name = file.name.removesuffix(".gz")
-    return next((name.removesuffix(suffix) for suffix in _JUDGEMENTS if name.endswith(suffix)), "")
+    name = file.name[:-3] if file.name.lower().endswith(".gz") else file.name
+    known = not is_junk(name) and name.lower().endswith(_JUDGEMENTS)
+    return name.rpartition(".")[0] if known else ""
 
 
 def _texts(file: Path) -> dict[str, str]:
@@ -182,6 +185,8 @@ def _texts(file: Path) -> dict[str, str]:
             item = json.loads(line)
         except ValueError as error:
             raise MmclError(f"{file}: line {number} is not JSON ({error})") from error
+        except RecursionError:
+            raise MmclError(f"{file}: line {number} is nested too deeply") from None
         key = item.get("_id") if isinstance(item, dict) else None
         if not isinstance(key, str | int):
             raise MmclError(f"{file}: line {number} has no '_id'; it should be an object with _id and text")
@@ -209,8 +214,8 @@ def _judgements(file: Path, ids: Set[str]) -> dict[str, dict[str, float]]:
         grade = _number(fields[-1]) if len(fields) in (3, 4) else None
         if grade is None or not math.isfinite(grade):
             raise MmclError(
-                f"{file}: line {number} is not query id, document id and grade, separated by tabs or blanks, nor "
-                "TREC's query id, iteration, document id and grade"
+                f"{file}: line {number} is not query id, document id and grade, separated by tabs, blanks or commas, "
+                "nor TREC's query id, iteration, document id and grade"
             )
         query, document = fields[0], fields[-2]
         if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
@@ -221,9 +226,13 @@ def _judgements(file: Path, ids: Set[str]) -> dict[str, dict[str, float]]:
 
 
 def _fields(line: str) -> list[str]:
-    """Three columns, or TREC's four, separated by tabs, else by blanks: an id may have blanks where tabs separate."""
+    """Three columns, or TREC's four, separated by tabs, else by blanks, else by commas: an id may have blanks where
+    tabs separate."""
     fields = [field.strip() for field in line.split("\t")]
-    return fields if len(fields) in (3, 4) else line.split()
+    if len(fields) in (3, 4):
+        return fields
+    fields = line.split()
+    return fields if len(fields) in (3, 4) else [field.strip() for field in next(csv.reader([line]))]
 
 
 def _is_header(fields: Sequence[str], ids: Set[str]) -> bool:

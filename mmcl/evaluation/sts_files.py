@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from mmcl.data.sources.files import open_bytes
+from mmcl.data.sources.image_folders import is_junk
 from mmcl.runtime.errors import MmclError
 
-_INPUT = re.compile(r"STS\.input\.(?P<part>.+)\.txt")
+_INPUT = re.compile(r"STS(?P<year>20\d\d)?\.input\.(?P<part>.+)\.txt")
 _BENCHMARK = re.compile(r"sts-(?P<split>train|dev|test)\.csv")
 _SICK = re.compile(r"SICK(?:_(?P<split>train|trial|test(?:_annotated)?))?\.txt", re.IGNORECASE)
 _YEAR = re.compile(r"STS-?(?:20)?(?P<year>1[2-7])", re.IGNORECASE)
@@ -40,7 +43,11 @@ def original_files(source: Path) -> list[Path]:
     candidates: Iterable[Path] = [source] if source.is_file() else ()
     if source.is_dir():
         candidates = sorted(file for file in source.rglob("*") if file.suffix in (".txt", ".csv") and file.is_file())
+    candidates = [file for file in candidates if not any(map(is_junk, file.relative_to(source).parts))]
     found = [file for file in candidates if _INPUT.fullmatch(file.name) or _is_benchmark(file) or _is_sick(file)]
+    parts = Counter(file.parent for file in found if _INPUT.fullmatch(file.name))
+    # Some years have a file of all parts beside these.
+    found = [file for file in found if not (file.name.endswith(".input.ALL.txt") and parts[file.parent] > 1)]
     whole = {file.parent: file for file in found if file.name.lower() == "sick.txt"}  # its parts may lie beside it
     return [file for file in found if not _SICK.fullmatch(file.name) or whole.get(file.parent, file) == file]
 
@@ -53,8 +60,8 @@ def read_original(files: Iterable[Path]) -> list[Labelled]:
     """
     pairs: list[Labelled] = []
     for file in files:
-        if found := _INPUT.fullmatch(file.name):
-            pairs += _semeval(file, file.with_name(f"STS.gs.{found['part']}.txt"))
+        if _INPUT.fullmatch(file.name):
+            pairs += _semeval(file)
         elif _BENCHMARK.fullmatch(file.name):
             pairs += _benchmark(file)
         else:
@@ -78,12 +85,16 @@ def text_lines(file: Path) -> list[str]:
     return lines
 
 
-def _semeval(file: Path, gold: Path) -> list[Labelled]:
-    """Of a year: sentences, and further columns in some years; beside them a file of scores, blank where there are
-    none."""
+def _semeval(file: Path) -> list[Labelled]:
+    """Of a year: sentences, and further columns in some years; beside them, or in the folder beside theirs, a file of
+    scores, blank where there are none."""
+    gold = file.with_name(file.name.replace(".input.", ".gs.", 1))
     if not gold.is_file():
-        raise MmclError(f"{file}: its scores are missing; {gold.name} belongs beside it")
-    years = (_YEAR.search(part) for part in reversed(file.resolve().parent.parts))
+        beside = sorted(path for path in file.resolve().parent.parent.glob(f"*/{escape(gold.name)}") if path.is_file())
+        if len(beside) != 1:
+            raise MmclError(f"{file}: its scores are missing; {gold.name} belongs beside it")
+        gold = beside[0]
+    years = (_YEAR.search(part) for part in (file.name, *reversed(file.resolve().parent.parts)))
     task = next((f"STS{year['year']}" for year in years if year), file.resolve().parent.name)
     sentences, scores = [line.split("\t") for line in text_lines(file)], text_lines(gold)
     scores += [""] * (len(sentences) - len(scores))  # blank lines at the end are scores that are missing

@@ -160,3 +160,24 @@ def test_cranfield_is_read_whole(caplog):
         beir = open_beir(CRANFIELD, "test")
     assert (len(beir.corpus), len(beir.queries), sum(map(len, beir.qrels.values()))) == (1398, 225, 1836)
     assert {grade for grades in beir.qrels.values() for grade in grades.values()} == {1, 2, 3, 4}
+
+
+def test_hidden_files_are_no_splits(folder):
+    (folder / "qrels" / "._test.tsv").write_bytes(b"\0")
+    assert open_beir(folder).name.endswith("(test)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("test.csv", 'query-id,corpus-id,score\nq1,d1,2\n"q1",4,1\nq1,d3,0\n'), ("TEST.TSV", "q1\td1\t2\nq1\t4\t1\n")],
+)
+def test_judgements_between_commas_and_in_capitals(folder, name, content):
+    (folder / "qrels" / "test.tsv").unlink()
+    (folder / "qrels" / name).write_text(content)
+    assert open_beir(folder).qrels["q1"]["4"] == 1
+
+
+def test_a_line_that_never_ends_its_lists_is_named(folder):
+    (folder / "queries.jsonl").write_text("[" * 100_000)
+    with pytest.raises(MmclError, match="line 1 is nested too deeply"):
+        open_beir(folder)

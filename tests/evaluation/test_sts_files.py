@@ -85,3 +85,27 @@ def test_mistakes_are_one_line_with_file_and_line(
     with pytest.raises(MmclError, match=message) as caught:
         open_sts(senteval)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "task"),
+    [
+        (("STS2016.input.answer.txt", "STS2016.gs.answer.txt"), "STS16"),
+        (("STS2017.eval.v1.1/STS.input.track5.en-en.txt", "STS2017.gs/STS.gs.track5.en-en.txt"), "STS17"),
+        (("STS14/STS.input.x.txt", "STS14/STS.gs.x.txt", "__MACOSX/STS.input.x.txt", "STS14/._STS.gs.x.txt"), "STS14"),
+    ],
+)
+def test_the_files_of_a_year_as_they_were_handed_out(tmp_path: Path, files: tuple[str, ...], task: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a\tb\n" if ".input." in name else "2\n")
+    pairs = open_sts(tmp_path)
+    assert (pairs.tasks, pairs.first, pairs.score.tolist()) == ([task], ["a"], [2.0])
+
+
+def test_a_file_of_all_parts_beside_them_does_not_count_twice(tmp_path: Path) -> None:
+    for part in ("x", "ALL"):
+        (tmp_path / f"STS.input.{part}.txt").write_text("a\tb\n")
+        (tmp_path / f"STS.gs.{part}.txt").write_text("2\n")
+    assert len(open_sts(tmp_path)) == 1
+    assert len(open_sts(tmp_path / "STS.input.ALL.txt")) == 1
