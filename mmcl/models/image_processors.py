@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmcl.models.transformers_nets import quiet_transformers
 from mmcl.runtime.errors import MmclError, first_line
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
+_LARGEST = 16_384  # pixels
 _PLAIN = ("preprocess", "_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize")
 
 
@@ -63,7 +65,7 @@ def preprocessing(processor: Any, where: str) -> dict[str, Any]:
         if getattr(processor, setting, None):
             raise _refused(where, f"{setting} is set")
     if processor.do_normalize and (processor.image_mean is None or processor.image_std is None):
-        raise _refused(where, "image_mean or image_std is missing")
+        raise _refused(where, "image_mean or image_std is missing", "lists of three numbers")
     mean, std = colours(processor, where)
     return {**_geometry(processor, where), "mean": mean, "std": std}
 
@@ -74,13 +76,15 @@ def colours(processor: Any, where: str) -> tuple[list[float], list[float]]:
     Raises:
         MmclError: they are not those of three channels.
     """
-    factor = float(getattr(processor, "rescale_factor", 1 / 255) or 0.0) if _does(processor, "do_rescale") else 1.0
+    factor = 1.0
+    if _does(processor, "do_rescale"):
+        factor = _number(getattr(processor, "rescale_factor", 1 / 255) or 0.0, "rescale_factor", where)
     offset = 1.0 if getattr(processor, "rescale_offset", False) else 0.0
     mean, std = [0.0] * 3, [1.0] * 3
     if _does(processor, "do_normalize"):
         mean, std = (_channels(processor, name, where) for name in ("image_mean", "image_std"))
     if factor == 0.0 or 0.0 in std:
-        raise _refused(where, "rescale_factor or image_std is 0")
+        raise _refused(where, "rescale_factor or image_std is 0", "numbers above 0")
     if (factor, offset) == (1 / 255, 0.0):
         return mean, std
     return [(value + offset) / (255 * factor) for value in mean], [value / (255 * factor) for value in std]
@@ -94,10 +98,16 @@ def _channels(processor: Any, name: str, where: str) -> list[float]:
     value = getattr(processor, name, None)
     if value is None:
         return [0.5] * 3
-    values = [float(value)] * 3 if isinstance(value, int | float) else [float(each) for each in value]
+    values = [_number(each, name, where) for each in (value if isinstance(value, list | tuple) else [value] * 3)]
     if len(values) != 3:
-        raise _refused(where, f"{name} is of {len(values)} channels")
+        raise _refused(where, f"{name} is of {len(values)} channels", "one number or three")
     return values
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _refused(where, f"{name} holds {str(value)[:40]!r}, which is no number", "numbers")
+    return float(value)
 
 
 def _geometry(processor: Any, where: str) -> dict[str, Any]:
@@ -120,7 +130,7 @@ def _geometry(processor: Any, where: str) -> dict[str, Any]:
             return {"size": side, "resize": f"squash{suffix}"}
         return {"size": crop, "resize": f"squash-{side}-floor{suffix}"}
     if size.keys() == {"shortest_edge"} and crop is not None:
-        side = int(size["shortest_edge"])
+        side = _side(size["shortest_edge"], "size", where)
         return {"size": crop, "resize": f"crop-floor{suffix}" if side == crop else f"crop-{side}-floor{suffix}"}
     if size.keys() == {"shortest_edge"}:
         raise _refused(where, "size is that of the shortest edge and do_center_crop is false: no square comes out")
@@ -131,11 +141,14 @@ def _square(size: dict[str, Any], name: str, where: str) -> int:
     height, width = size.get("height"), size.get("width")
     if not height or height != width:
         raise _refused(where, f"{name} is {height} × {width}; only squares are supported")
-    return int(height)
+    return _side(height, name, where)
 
 
-def _refused(where: str, why: str) -> MmclError:
-    return MmclError(
-        f"{where}: its image processor cannot be followed: {why}; change preprocessor_config.json to a square size or "
-        "to shortest_edge with a square crop_size"
-    )
+def _side(value: Any, name: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
+        raise _refused(where, f"{name} is {str(value)[:40]!r}, not a whole number of pixels from 1 to {_LARGEST:,}")
+    return value
+
+
+def _refused(where: str, why: str, to: str = "a square size or to shortest_edge with a square crop_size") -> MmclError:
+    return MmclError(f"{where}: its image processor cannot be followed: {why}; change preprocessor_config.json to {to}")
