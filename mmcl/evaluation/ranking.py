@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmcl.losses.unit import unit_length
+from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
 
 Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]
@@ -106,7 +107,9 @@ def relevant_ranks(
     """
     if similarity not in get_args(Similarity):
         raise MmclError(f"unknown similarity '{similarity}': {nearest(similarity, get_args(Similarity))}")
-    space = _DotSpace(corpus, similarity, _device(queries, device))
+    device = _device(queries, device)
+    ready_after_fork(device)
+    space = _DotSpace(corpus, similarity, device)
     apart_query, apart_document = _NO_PAIRS if left_out is None else left_out
     ranked = judgements.keeps(apart_query, apart_document, len(corpus))
     found = np.flatnonzero((judgements.documents != MISSING) & ranked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, cast, get_args
@@ -11,6 +12,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from pydantic import Field
 
 from mmcl.losses.unit import unit_rows
@@ -31,6 +33,7 @@ from mmcl.retrieval.stored import (
     write_description,
     write_table,
 )
+from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import as_path, atomic_folder
 from mmcl.runtime.progress import progress, spoken
@@ -41,6 +44,7 @@ _FORMAT, _VERSION = "mmcl index", 1
 _REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
 _BLOCK = 65_536
 _TIED_CELLS = 2**24
+_imported_by = os.getpid()
 
 
 class _About(Stored):
@@ -86,7 +90,7 @@ class Index:
         model: name or folder of the encoder whose vectors these are, if known.
         encoder: its fingerprint, see :class:`mmcl.retrieval.stored.Fingerprint`, if known.
 
-    Several threads may search one index at once.
+    Several threads may search one index at once. A forked process searches on one thread.
 
     >>> index = Index.build(np.eye(3, dtype="float32"), ids=["a", "b", "c"])
     >>> ids, scores = index.search([0.0, 1.0, 0.1], k=2)
@@ -142,6 +146,7 @@ class Index:
         """
         if similarity not in get_args(Similarity):
             raise MmclError(f"unknown similarity '{similarity}'; {nearest(str(similarity), get_args(Similarity))}")
+        _usable_after_fork()
         shards = _as_shards(vectors)
         count, dim = len(shards), shards.dim
         if count == 0 or dim == 0:
@@ -188,6 +193,7 @@ class Index:
         Raises:
             MmclError: queries of another dimension, NaN or infinity among them, a zero query under cosine, k < 1.
         """
+        _usable_after_fork()
         queries = _array(queries)
         queries = queries[None] if queries.ndim == 1 else queries
         if queries.ndim != 2 or queries.shape[1] != self.dim:
@@ -405,3 +411,12 @@ def _ready(block: np.ndarray, similarity: Similarity, name: Any) -> np.ndarray:
     if len(zero):
         raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out or use 'dot'")
     return unit_rows(block)
+
+
+def _usable_after_fork() -> None:
+    """FAISS, as torch, would wait for ever for threads that were not forked with this process."""
+    global _imported_by
+    ready_after_fork(torch.device("cpu"))
+    if os.getpid() != _imported_by:
+        faiss.omp_set_num_threads(1)
+        _imported_by = os.getpid()

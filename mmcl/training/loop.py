@@ -23,7 +23,7 @@ from mmcl.config.schema import Config
 from mmcl.methods import Batch, Method
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
-from mmcl.runtime.device import pick_device, resolve_precision
+from mmcl.runtime.device import pick_device, ready_after_fork, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import write_json
 from mmcl.training.announce import announce, card_of, require_whole_steps, tell_of_speed
@@ -533,6 +533,8 @@ def _start_device(name: str, timeout: timedelta) -> torch.device:
         MmclError: there is no such device, an earlier run has joined the processes for another, or not all come.
     """
     device = pick_device(name)
+    if device.type == "cpu":  # a launcher may well fork processes that use a GPU
+        ready_after_fork(device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     try:
