@@ -99,6 +99,8 @@ def told(error: BaseException) -> tuple[str, int]:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             cure = "raise the limit (ulimit -n 4096), or lower data.workers"
             return f"error: too many open files{where}; {cure}", 2
+        if error.strerror and name is not None:
+            return f"error: {shortened(str(name))}: {error.strerror}; --debug shows where", 2
         return f"error: {_line(error)}; --debug shows where", 2
     kind = type(error).__name__
     return f"error: unforeseen {kind}: {_line(error)}; --debug shows the traceback, which a bug report needs", 1

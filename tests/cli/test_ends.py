@@ -45,7 +45,8 @@ def _raises(error):
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 2, "not enough memory"),
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 2, "the disk is full (x.bin); make room"),
         (OSError(errno.EMFILE, "Too many open files"), 2, "too many open files; raise the limit (ulimit -n"),
-        (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 2, "Permission denied: 'x.bin'; --debug shows"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 2, "x.bin: Permission denied; --debug shows"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 999), 2, "characters) …"),
         (EOFError("Compressed file ended"), 1, "unforeseen EOFError: Compressed file ended"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 2, "error: [Errno 32] Broken pipe"),  # not stdout's
         (ValueError("x" * 1_000_000), 1, "characters) …"),
