@@ -35,34 +35,34 @@ class Search:
 
         self.index: Index = Index.load(folder)
         name = model or self.index.model
-        if name is None:
+        if not name:
             raise MmclError(f"{folder}: it does not say which model made its vectors; name it with --model")
         if model is None and Path(name).is_absolute() and not Path(name).exists():
             raise MmclError(f"{folder}: its model is no longer at {name}; say with --model where it is now")
         self.encoder: Encoder = mmcl.load(name)
-        self._check(folder)
+        self._check(folder, name)
 
-    def _check(self, folder: str | Path) -> None:
+    def _check(self, folder: str | Path, name: str) -> None:
         index, encoder = self.index, self.encoder
         if index.encoder is None:
             if index.dim != encoder.dim:
-                raise MmclError(f"model '{encoder.name}' gives {encoder.dim} dimensions, the index has {index.dim}")
+                raise MmclError(f"model '{name}' gives {encoder.dim} dimensions, the index has {index.dim}")
             log.warning(
                 "%s: does not say by which weights its vectors were made, so that it is not known whether '%s' still "
                 "has these; encode and index anew to have it checked",
                 folder,
-                encoder.name,
+                name,
             )
             return
         now = encoder.fingerprint()
         if now["weights"] != index.encoder["weights"]:
             raise MmclError(
-                f"{folder}: its vectors were made by other weights than those of '{encoder.name}'; name the model that "
-                "made them with --model, or encode and index anew with this one"
+                f"{folder}: its vectors were made by other weights or settings than those of '{name}'; name the model "
+                "that made them with --model, or encode and index anew with this one"
             )
         if now["prompt"] != index.encoder["prompt"]:
             raise MmclError(
-                f"{folder}: '{encoder.name}' now puts {now['prompt']!r} before a text, and put "
+                f"{folder}: '{name}' now puts {now['prompt']!r} before a text, and put "
                 f"{index.encoder['prompt']!r} when the vectors were made; give it that prompt, or encode and index anew"
             )
 
@@ -73,12 +73,18 @@ class Search:
             queries: texts, or paths of image files that exist, where the model embeds images.
             k: how many.
             as_text: take all for text.
+
+        Raises:
+            MmclError: a query is empty.
         """
         if not queries:
             return {}
+        if not all(map(str.strip, queries)):
+            raise MmclError("a query is empty; name words, or an image file")
         inputs = [query if as_text else self._meant(query) for query in queries]
         truncate_dim = self.index.dim if self.index.dim != self.encoder.dim else None
-        vectors = self.encoder.encode(inputs, truncate_dim=truncate_dim, show_progress=False)
+        modality = "text" if as_text else None
+        vectors = self.encoder.encode(inputs, modality, truncate_dim=truncate_dim, show_progress=False)
         ids, scores = self.index.search(vectors, k)
         found = {}
         for query, names, how_near in zip(queries, ids.tolist(), scores.tolist(), strict=True):

@@ -155,3 +155,16 @@ def test_on_a_terminal_queries_are_asked_for_and_a_mistake_does_not_end_it(mmcl_
     assert code == 0
     assert "a blue car" in out
     assert "broken.png" in err
+
+
+@pytest.mark.parametrize("query", ["", "  "])
+def test_an_empty_query_is_refused(mmcl_, made, query):
+    code, out, err = mmcl_("search", made / "index", query)
+    assert (code, out, err) == (2, "", "error: a query is empty; name words, or an image file\n")
+
+
+def test_a_query_that_is_to_be_text_is_not_said_to_be_the_name_of_a_file(mmcl_, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("dog.png")
+    code, _, err = mmcl_("search", made / "index", "dog.png", "--text")
+    assert (code, err) == (0, "")
