@@ -23,7 +23,7 @@ from mmcl.models.text_tower import TextTower
 from mmcl.models.transformers_nets import quiet_transformers, rebuild
 from mmcl.models.weights import full_disk_is_oserror, pass_on, save_tensors
 from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import atomic_folder
+from mmcl.runtime.files import atomic_folder, folder_to_write
 
 log = logging.getLogger("mmcl")
 TARGETS = ("open-clip", "transformers", "sentence-transformers", "onnx")
@@ -46,7 +46,7 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     """
     write = _writer(encoder, to)
     folder = folder.expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder_to_write(folder).is_dir() and any(folder.iterdir()):
         raise MmclError(f"{folder}: holds something already, which is not replaced; choose another folder, or empty it")
     with torch.no_grad(), atomic_folder(folder) as beside, full_disk_is_oserror(folder):
         write(beside)

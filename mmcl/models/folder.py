@@ -36,7 +36,7 @@ from mmcl.models.transformers_nets import count_positions, local_folder, tightes
 from mmcl.models.weights import full_disk_is_oserror, load_weights, save_tensors
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError, first_line
-from mmcl.runtime.files import as_path, atomic_folder, read_json, write_json
+from mmcl.runtime.files import as_path, atomic_folder, folder_to_write, read_json, write_json
 
 log = logging.getLogger("mmcl")
 
@@ -211,7 +211,7 @@ def _dim(head: Head, width: int) -> int:
 def save(encoder: Encoder, folder: Path) -> Path:
     """Write ``encoder`` as a model folder; see :meth:`Encoder.save`."""
     folder = folder.expanduser()
-    if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
+    if folder_to_write(folder).exists() and not (folder / DESCRIPTION).is_file() and any(folder.iterdir()):
         raise MmclError(f"{folder}: exists and is no model folder, so it is not replaced; choose another")
     description = {
         "format_version": FORMAT_VERSION,

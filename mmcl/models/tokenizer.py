@@ -13,7 +13,7 @@ from mmcl.data.tokens import texts_of
 from mmcl.models.tokenize import check_tokenizer, reading_tokenizer
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import atomic_folder
+from mmcl.runtime.files import atomic_folder, folder_to_write
 from mmcl.runtime.progress import spoken
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def save_trained(rows: Rows, column: str, config: TokenizerConfig, folder: Path)
     """
     rows.require([column])
     folder = folder.expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "tokenizer.json").is_file()):
+    if folder_to_write(folder).is_dir() and any(folder.iterdir()) and not (folder / "tokenizer.json").is_file():
         raise MmclError(f"{folder}: exists and is no tokenizer, so it is not replaced; choose another")
     if (folder / "config.json").is_file() or (folder / "mmcl.json").is_file():
         raise MmclError(f"{folder}: holds a model, which is not replaced by a tokenizer; choose another")

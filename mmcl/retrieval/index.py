@@ -35,7 +35,7 @@ from mmcl.retrieval.stored import (
 )
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import as_path, atomic_folder
+from mmcl.runtime.files import as_path, atomic_folder, folder_to_write
 from mmcl.runtime.progress import progress, spoken
 
 Similarity = Literal["cosine", "dot", "euclidean"]
@@ -281,9 +281,7 @@ class Index:
             MmclError: ``folder`` is a file, or a folder that holds something other than an index.
             OSError: the disk is full or refuses.
         """
-        folder = as_path(folder).absolute()
-        if folder.exists() and not (folder / "index.json").exists() and (folder.is_file() or any(folder.iterdir())):
-            raise MmclError(f"{folder}: exists and is no index, so it is not replaced; choose another folder")
+        folder = check_free(folder)
         columns = {"id": self._ids} | ({"label": self._labels} if self._labels is not None else {})
         about = self._about | {"near": near(folder, self.model)}
         with atomic_folder(folder) as beside:
@@ -333,6 +331,15 @@ class Index:
             raise MmclError(f"{path}: damaged, 'nprobe' is missing; {_REBUILD}")
         about["model"] = found_model(folder, about["model"], nearby)
         return cls(index, table, about)
+
+
+def check_free(folder: str | Path) -> Path:
+    """The absolute path of a folder that :meth:`Index.save` may write. Raises ``MmclError`` if it may not."""
+    folder_to_write(folder)
+    folder = as_path(folder).absolute()
+    if folder.exists() and not (folder / "index.json").exists() and any(folder.iterdir()):
+        raise MmclError(f"{folder}: exists and is no index, so it is not replaced; choose another folder")
+    return folder
 
 
 class _InMemory:

@@ -84,6 +84,23 @@ def as_path(text: str | Path) -> Path:
     return path
 
 
+def folder_to_write(text: str | Path) -> Path:
+    """The folder that ``text`` is or leads to, of something that is to be written there.
+
+    Raises:
+        MmclError: it can be none: it is a file, a device or a pipe, or ``-``, which is standard output.
+    """
+    path = as_path(text)
+    if str(path) == "-":
+        raise MmclError("-: a folder cannot be written to standard output; name one")
+    folder = Path(os.path.realpath(path))  # a link to what is not there yet is followed
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise MmclError(
+            f"{path}: is {'a file' if folder.is_file() else 'no folder'}, where a folder is needed; choose another"
+        )
+    return folder
+
+
 def existing_file(text: str | Path) -> Path | None:
     """The file of this name, if there is one; None also for what can be no path: too long, or with a NUL in it."""
     try:
@@ -150,9 +167,9 @@ def atomic_folder(path: Path, unless: Path | None = None) -> Iterator[Path]:
     is removed by the next one that writes to ``path``.
 
     Raises:
-        MmclError: ``path`` cannot be replaced: it is the current folder, one above it, or a mount point.
+        MmclError: ``path`` is no folder, or cannot be replaced: it is the current one, one above it, or a mount point.
     """
-    path = path.resolve()
+    path = folder_to_write(path)
     if path == Path.cwd() or path in Path.cwd().parents:
         raise MmclError(f"{path}: you are in this folder, so that it cannot be replaced; choose another")
     if os.path.ismount(path):
@@ -280,6 +297,8 @@ def _destination(path: Path) -> Path | int:
     for _ in range(40):
         folder = path.parent.resolve()
         if folder == Path(f"/proc/{os.getpid()}/fd") and path.name.isdigit():
+            if not path.is_symlink():
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF), str(path))
             return int(path.name)
         path = folder / path.name
         if not path.is_symlink():

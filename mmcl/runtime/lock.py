@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import folder_to_write
 
 LOCK = ".lock"
 """The file in a folder that its one writer holds; it is there no longer than the writer."""
@@ -34,8 +35,7 @@ def exclusive(folder: Path, what: str) -> Iterator[bool]:
     Raises:
         MmclError: another one is, or ``folder`` is a file.
     """
-    if folder.is_file():
-        raise MmclError(f"{folder}: is a file, where a folder is needed; choose another")
+    folder = folder_to_write(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(folder, what)

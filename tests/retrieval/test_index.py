@@ -329,7 +329,7 @@ def test_what_is_no_index_is_refused(tmp_path):
 def test_saving_never_replaces_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for target in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(MmclError, match="not replaced"):
+        with pytest.raises(MmclError, match=r"not replaced|is a file"):
             Index.build(CORPUS).save(target)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
