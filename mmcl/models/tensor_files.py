@@ -178,9 +178,13 @@ def _refused(path: Path, error: Exception) -> MmclError:
 
 
 def _collect(node: Any, name: str, groups: dict[str, dict[str, Tensor]], seen: set[int], path: Path) -> None:
-    if not isinstance(node, Mapping) or id(node) in seen or name.count(".") >= _DEPTH:
+    if id(node) in seen or name.count(".") >= _DEPTH:
         return
     seen.add(id(node))  # mappings that hold each other many times over are read once
+    if isinstance(node, (list, tuple)) and any(isinstance(value, Mapping) for value in node):
+        node = dict(enumerate(node))  # such as (state dict, epoch)
+    if not isinstance(node, Mapping):
+        return
     tensors = {str(key): tensor for key, value in node.items() if (tensor := _tensor(value)) is not None}
     _require_values(tensors, path)
     if tensors:
@@ -200,7 +204,7 @@ def _require_values(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, np.ndarray) and value.ndim and value.dtype.kind in "biuf":
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         try:
             return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
         except TypeError:  # torch lacks the type

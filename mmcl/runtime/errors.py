@@ -28,6 +28,8 @@ class DivergedError(MmclError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind; a long one is cut. Advice to run a file's code is left out."""
     text = str(error).strip()
+    if "custom code" in text and ("trust_remote_code" in text or "must be executed" in text):
+        return "it comes with Python code of its own, which is never run: take one that transformers itself knows"
     if "weights_only" in text or "Weights only load failed" in text:
         return (
             "its weights hold code or Python objects, which are never run: save its state dict as a .safetensors file"

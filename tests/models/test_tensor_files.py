@@ -234,3 +234,13 @@ def test_few_values_repeated_without_end_are_refused(tmp_path, form):
     assert "'weight' repeats few values 1,099,511,627,776 times" in refusal(path)
     torch.save({"weight": torch.arange(3.0).expand(2, 3)}, path)
     assert read_tensors(path)["weight"].tolist() == [[0, 1, 2]] * 2
+
+
+def test_a_state_of_numpy_arrays_or_within_a_pair_is_read(tmp_path):
+    arrays = {"weight": np.arange(6.0).reshape(2, 3), "scale": np.array(2.5)}
+    torch.save((arrays, 3), tmp_path / "pair.pt")
+    tensors = read_tensors(tmp_path / "pair.pt")
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        "weight": [[0, 1, 2], [3, 4, 5]],
+        "scale": 2.5,
+    }
