@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from mmcl.config.model import LoraConfig
 from mmcl.models.blocks import blocks
 from mmcl.models.tensor_files import read_tensors, require_finite
 from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import read_json
 
 log = logging.getLogger("mmcl")
 _CODE = ("megatron_config", "corda_config", "lora_ga_config", "eva_config")
@@ -85,10 +85,10 @@ def adapter_base(folder: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         kind, base, whole = config["peft_type"], config.get("base_model_name_or_path"), config.get("modules_to_save")
         named = [config.get(key) for key in _CODE]
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise MmclError(f"{path}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
     if kind != "LORA":
         raise MmclError(

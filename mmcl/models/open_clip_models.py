@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from math import isqrt
@@ -21,6 +20,7 @@ from mmcl.models.open_clip_nets import QUICK, build_whole, fill, model_config, q
 from mmcl.models.open_clip_text import OpenClipTextTower
 from mmcl.models.plausible import require_plausible, require_size
 from mmcl.runtime.errors import MmclError, first_line, nearest
+from mmcl.runtime.files import read_json
 
 log = logging.getLogger("mmcl")
 CONFIG = "open_clip_config.json"
@@ -93,10 +93,10 @@ def open_folder(folder: Path, weights: Path | None = None) -> Encoder:
         MmclError: something is missing or damaged.
     """
     try:
-        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        description = read_json(folder / CONFIG)
         config = description["model_cfg"]
         found = weights or next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise MmclError(f"{folder / CONFIG}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
     if found is None:
         raise MmclError(f"{folder}: the weights are missing; expected {' or '.join(_WEIGHTS[::2])}")

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from mmcl.models.torchscript import is_torchscript, read_torchscript
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import read_json, require_itself
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 """What transformers and sentence-transformers call the files of weights in a model's folder."""
 
-_LFS, _ZIP = b"version https://git-lfs", b"PK\x03\x04"
+_ZIP = b"PK\x03\x04"
 _DEPTH = 4  # of mappings within mappings: a trainer's checkpoint has two
 _MOST_REPEATED = 1 << 24  # elements of a tensor that are the same ones in memory: a small file may have any number
 _NUMBERS = [type(np.dtype(kind)) for kind in "?bhilqBHILQefdgFD"]
@@ -60,7 +61,7 @@ def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         MmclError: the file is missing, cannot be read, is damaged, or holds Python objects.
     """
-    require_readable(path)
+    require_itself(path)
     try:
         if is_safetensors(path):
             return {"": load_file(path)}
@@ -82,43 +83,27 @@ def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
     return groups
 
 
-def require_readable(path: Path) -> None:
-    """Look at the beginning of a file of weights.
-
-    Raises:
-        MmclError: it is missing, may not be read, or is plainly something else: empty, a git-lfs pointer, a web page.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError:
-        raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model") from None
-    except PermissionError:
-        raise MmclError(f"{path}: there is no permission to read it; chmod +r, or ask its owner") from None
-    except OSError as error:
-        raise MmclError(f"{path}: cannot be read ({error.strerror})") from None
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not head:
-        raise MmclError(f"{path}: the file is empty; take a fresh copy of the model")
-    if start.startswith(_LFS):
-        raise MmclError(f"{path}: a git-lfs pointer, not the weights themselves; run 'git lfs pull' in its folder")
-    if re.match(rb"<(!doctype|html|head|\?xml|!--)", start, re.IGNORECASE):
-        raise MmclError(f"{path}: a web page, not weights: the download went wrong; take a fresh copy of the model")
-
-
 def require_readable_weights(folder: Path) -> None:
-    """:func:`require_readable` for each file of weights in a model's folder, before another library meets it."""
+    """:func:`require_itself` for each file of weights in a model's folder, before another library meets it."""
     for pattern in WEIGHT_FILES:
         for path in sorted(folder.glob(pattern)):
-            require_readable(path)
+            require_itself(path)
 
 
 def require_whole_weights(folder: Path) -> None:
     """Read each file of weights in a model's folder, and say what is wrong with the first that cannot be.
 
     Raises:
-        MmclError: see :func:`read_groups`.
+        MmclError: see :func:`read_groups`; or a part that its list names is missing.
     """
+    for listed in sorted(folder.glob("*.index.json")):
+        parts = read_json(listed).get("weight_map")
+        if not isinstance(parts, dict):
+            raise MmclError(f"{listed}: damaged (no weight_map); take a fresh copy")
+        if missing := sorted({str(part) for part in parts.values() if not (folder / str(part)).is_file()}):
+            raise MmclError(
+                f"{folder / missing[0]}: the weights are missing, and {listed.name} names them; take a fresh copy"
+            )
     for pattern in WEIGHT_FILES:
         for path in sorted(folder.glob(pattern)):
             read_groups(path)
@@ -159,6 +144,8 @@ def damaged(path: Path, error: BaseException) -> MmclError:
         reason = reason.removeprefix("Error while deserializing header: ")
     elif archive and "central directory" in reason:
         reason = "the end of its archive is missing: it was cut off"
+    elif "weights_only" in reason:  # torch takes any file of zeros at the right place for an archive of its oldest kind
+        reason = "not a file of PyTorch's, or one of its oldest format"
     elif isinstance(error, EOFError):
         reason = "it ends too early"
     return MmclError(f"{path}: the weights are damaged, or no weights at all ({reason}); take a fresh copy")

@@ -13,7 +13,9 @@ import numpy as np
 from mmcl.data.identity import stable_hash
 from mmcl.models.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError, first_line
+from mmcl.runtime.files import require_itself
 
+_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model")
 _PROBED = 200
 """Entries of a vocabulary that are looked at: many may be unused or bytes that are no text alone."""
 _OWN = 0.05
@@ -28,7 +30,7 @@ def read_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with reading_tokenizer(f"{folder}: the tokenizer's files are missing or damaged"):
+    with reading_tokenizer(f"{folder}: the tokenizer's files are missing or damaged", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Without them transformers makes a tokenizer that knows its special tokens alone, and says nothing.
     names = {name for key, name in type(tokenizer).vocab_files_names.items() if not key.startswith("tokenizer_")}
@@ -41,8 +43,12 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 @contextmanager
-def reading_tokenizer(what: str) -> Iterator[None]:
-    """Whatever a tokenizer's library raises for a file of somebody's becomes one line that begins with ``what``.
+def reading_tokenizer(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Whatever a tokenizer's library raises for a file of somebody's becomes one line.
+
+    Args:
+        what: how the line begins.
+        folder: with the tokenizer's files; one that is plainly something else is what the line is about.
 
     Raises:
         MmclError: the block raised something.
@@ -55,6 +61,9 @@ def reading_tokenizer(what: str) -> Iterator[None]:
         # The tokenizers library raises nothing narrower than Exception, and its Rust code panics outside of that.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if folder is not None:
+            for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
+                require_itself(path)
         raise MmclError(f"{what} ({first_line(error)})") from None
 
 

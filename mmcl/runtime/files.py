@@ -345,7 +345,32 @@ def read_any_json(path: Path) -> Any:
     except PermissionError:
         raise MmclError(f"{path}: there is no permission to read it; chmod +r, or ask its owner") from None
     except (OSError, ValueError, RecursionError) as error:  # deep nesting; a number of thousands of digits
+        require_itself(path)
         raise MmclError(f"{path}: damaged ({error}); take a fresh copy") from None
+
+
+def require_itself(path: Path) -> None:
+    """Look at the beginning of a file of a model's.
+
+    Raises:
+        MmclError: it is missing, may not be read, or is plainly something else: empty, a git-lfs pointer, a web page.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise MmclError(f"{path}: the file is missing; take a fresh copy") from None
+    except PermissionError:
+        raise MmclError(f"{path}: there is no permission to read it; chmod +r, or ask its owner") from None
+    except OSError as error:
+        raise MmclError(f"{path}: cannot be read ({error.strerror})") from None
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        raise MmclError(f"{path}: the file is empty; take a fresh copy")
+    if start.startswith(b"version https://git-lfs"):
+        raise MmclError(f"{path}: a git-lfs pointer, not the file itself; run 'git lfs pull' in its folder")
+    if re.match(rb"<(!doctype|html|head|\?xml|!--)", start, re.IGNORECASE):
+        raise MmclError(f"{path}: a web page, not the file itself: the download went wrong; take a fresh copy")
 
 
 def write_json(path: Path, values: Any) -> None:

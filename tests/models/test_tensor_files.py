@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmcl.models.tensor_files import read_groups, read_tensors, require_finite
+from mmcl.models.tensor_files import read_groups, read_tensors, require_finite, require_whole_weights
 from mmcl.models.torchscript import is_torchscript, read_torchscript
 from mmcl.runtime.errors import MmclError
 
@@ -148,6 +148,7 @@ def test_a_torchscript_archive_of_odd_tensors_is_damaged(tmp_path):
         (b'{"error": "not found"}', "damaged"),
         (b"PK\x03\x04" + b"\0" * 200, "damaged"),
         (b"1234", "damaged"),
+        (b"\0" * 1000, "damaged"),  # of a download that was not finished
         (b"\x80\x02}q\x00.", "damaged"),
         ((1 << 60).to_bytes(8, "little") + b"{}", "damaged"),
         ((20).to_bytes(8, "little") + b"{", "damaged"),
@@ -244,3 +245,15 @@ def test_a_state_of_numpy_arrays_or_within_a_pair_is_read(tmp_path):
         "weight": [[0, 1, 2], [3, 4, 5]],
         "scale": 2.5,
     }
+
+
+def test_a_list_of_parts_that_is_something_else_or_names_a_missing_one_is_told(tmp_path):
+    listed = tmp_path / "pytorch_model.bin.index.json"
+    for content, message in (
+        ("version https://git-lfs.github.com/spec/v1", r"index.json: a git-lfs pointer"),
+        ('{"error": 1}', "no weight_map"),
+        ('{"weight_map": {"weight": "pytorch_model-1.bin"}}', r"pytorch_model-1\.bin: the weights are missing"),
+    ):
+        listed.write_text(content)
+        with pytest.raises(MmclError, match=message):
+            require_whole_weights(tmp_path)

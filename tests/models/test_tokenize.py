@@ -38,3 +38,10 @@ def test_a_vocabulary_whose_merges_are_lost_is_refused(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(MmclError, match=r"merges\.txt"):
         read_tokenizer(tmp_path)
+
+
+def test_a_tokenizers_file_that_is_a_pointer_is_said_to_be_one(tmp_path):
+    folder = bert_folder(tmp_path, *SPECIAL, "one", "two")
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
+    with pytest.raises(MmclError, match=r"tokenizer\.json: a git-lfs pointer, not the file itself; run 'git lfs pull'"):
+        read_tokenizer(folder)
