@@ -256,8 +256,9 @@ class Encoder(nn.Module):
             mapping from the position of each input that was left out to the reason; N counts the others.
 
         Raises:
-            MmclError: an input is of no known kind, a picture cannot be read, the model lacks the modality, or a
-                worker process ended; or this process was forked, and the model is on a GPU.
+            MmclError: an input is of no known kind, a picture cannot be read, the model lacks the modality, it gave a
+                vector with NaN or infinity in it, or a worker process ended; or this process was forked, and the model
+                is on a GPU.
         """
         options = self._options(batch_size, normalize, truncate_dim, prompt, precision)
         if on_error not in ("raise", "skip"):
@@ -277,7 +278,8 @@ class Encoder(nn.Module):
         skipped: dict[int, str] = {}
         first, repeated, originals = first_of_equals(items)
         shown = False if show_progress is None and len(items) <= FEW_INPUTS else show_progress
-        with progress("encode", len(first), "inputs", shown) as advance:
+        # What float16 cannot hold, quantize tells.
+        with progress("encode", len(first), "inputs", shown) as advance, np.errstate(over="ignore"):
             for places, part in self._embedded(items, kinds, first, options, self._elsewhere(devices), advance):
                 out[places], cut[places] = part.vectors, part.cut
                 skipped |= {int(places[position]): reason for position, reason in (part.errors or {}).items()}
@@ -497,4 +499,10 @@ class Encoder(nn.Module):
 
 def _finish(embeddings: Tensor, options: Options) -> np.ndarray:
     vectors = embeddings.float()[:, : options.dim]
-    return (unit_length(vectors) if options.normalize else vectors).cpu().numpy()
+    given: np.ndarray = (unit_length(vectors) if options.normalize else vectors).cpu().numpy()
+    if broken := int((~np.isfinite(given).all(axis=1)).sum()):
+        raise MmclError(
+            f"encode: the model gives {broken:,} of {len(given):,} inputs NaN or infinity: its weights are damaged, or "
+            "too large for this precision; take another copy of the model, or dtype='float32'"
+        )
+    return given

@@ -33,11 +33,18 @@ def quantize(vectors: np.ndarray, precision: str, calibration: np.ndarray | None
         (N, D), or (N, ⌈D/8⌉) bytes of bits.
 
     Raises:
-        MmclError: unknown precision, or a calibration of another width or, for ranges, of fewer than two vectors.
+        MmclError: unknown precision, numbers that float16 cannot hold, or a calibration of another width or, for
+            ranges, of fewer than two vectors.
     """
     check_precision(precision)
-    if precision in ("float32", "float16"):
+    if precision == "float32":
         return vectors.astype(precision, copy=False)
+    if precision == "float16":
+        with np.errstate(over="ignore"):
+            halves: np.ndarray = vectors.astype(precision, copy=False)
+        if not np.isfinite(halves).all():
+            raise MmclError("encode: float16 holds numbers up to 65,504 only; normalize, or take precision='float32'")
+        return halves
     if precision in RANGED:
         low, high = _ranges(vectors, calibration)
         steps = (high - low) / 255

@@ -61,6 +61,8 @@ def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         MmclError: the file is missing, cannot be read, is damaged, or holds Python objects.
     """
+    if not path.exists():
+        raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model")
     require_itself(path)
     try:
         if is_safetensors(path):

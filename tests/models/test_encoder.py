@@ -82,6 +82,21 @@ def test_order_and_neighbours_do_not_change_a_text_vector(encoder):
     assert np.array_equal(together[0], together[-1])
 
 
+def test_a_vector_that_is_no_finite_number_is_an_error(encoder):
+    weight = next(encoder.embedder("text").parameters())
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[:] = float("nan")
+    try:
+        with pytest.raises(MmclError, match="the model gives 2 of 2 inputs NaN or infinity"):
+            encoder.encode(["a red shoe", "a bag"])
+        with pytest.raises(MmclError, match="NaN or infinity"):
+            list(encoder.encode_stream(["a red shoe"]))
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
 def test_options_of_the_result(encoder):
     whole = encoder.encode(CAPTIONS, normalize=False)
     assert not np.allclose(np.linalg.norm(whole, axis=1), 1)

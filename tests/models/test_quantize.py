@@ -56,3 +56,8 @@ def test_mistakes_are_answered_in_one_line(caplog):
         quantize(VECTORS, "int8", np.where(CALIBRATION > 1, np.nan, CALIBRATION))
     quantize(VECTORS[:9], "int8")
     assert "come from these 9 vectors alone" in caplog.text
+
+
+def test_what_float16_cannot_hold_is_an_error():
+    with pytest.raises(MmclError, match=r"float16 holds numbers up to 65,504 only"):
+        quantize(np.array([[1.0, 70_000.0]], dtype=np.float32), "float16")
