@@ -24,12 +24,12 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 _ZIP = b"PK\x03\x04"
 _DEPTH = 4  # of mappings within mappings: a trainer's checkpoint has two
 _MOST_REPEATED = 1 << 24  # elements of a tensor that are the same ones in memory: a small file may have any number
-_NUMBERS = [type(np.dtype(kind)) for kind in "?bhilqBHILQefdgFD"]
+_PLAIN = [type(np.dtype(kind)) for kind in "?bhilqBHILQefdgFDSUMm"]  # numbers, text and times; no Python objects
 # numpy 1 and 2 call the same function differently, and files of both are about.
 _PLAIN_NUMPY: list[Any] = [
     np.ndarray,
     np.dtype,
-    *_NUMBERS,
+    *_PLAIN,
     *(
         (makes, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
@@ -176,7 +176,8 @@ def _collect(node: Any, name: str, groups: dict[str, dict[str, Tensor]], seen: s
         return
     tensors = {str(key): tensor for key, value in node.items() if (tensor := _tensor(value)) is not None}
     _require_values(tensors, path)
-    if tensors:
+    # Single numbers of numpy's alone are about the training; beside others they are weights, such as logit_scale.
+    if any(tensor.ndim for tensor in tensors.values()) or any(isinstance(value, Tensor) for value in node.values()):
         groups[name] = tensors
     for key, value in node.items():
         _collect(value, f"{name}.{key}" if name else str(key), groups, seen, path)

@@ -182,6 +182,12 @@ def test_a_file_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
 
 def test_numbers_of_numpy_beside_the_weights_are_plain_and_other_objects_are_named(tmp_path):
     numbers = {"loss": np.float64(1.5), "steps": np.int64(3), "done": np.bool_(True), "half": np.float16(1)}
+    numbers |= {
+        "name": np.str_("x"),
+        "tag": np.bytes_(b"x"),
+        "when": np.datetime64("2020-01-01"),
+        "of": np.array(["a"]),
+    }
     for legacy in (False, True):
         contents = {**numbers, "table": np.arange(6.0).reshape(2, 3), "state_dict": {"weight": torch.ones(2)}}
         torch.save(contents, tmp_path / "numbers.pt", _use_new_zipfile_serialization=not legacy)
@@ -195,6 +201,13 @@ def test_numbers_of_numpy_beside_the_weights_are_plain_and_other_objects_are_nam
     ):
         torch.save({"weight": torch.ones(2), "odd": odd}, tmp_path / "odd.pt")
         assert name in refusal(tmp_path / "odd.pt")
+
+
+def test_a_single_number_of_numpys_is_a_weight_where_others_are(tmp_path):
+    weights = {"weight": np.ones(2, np.float32), "logit_scale": np.array(4.5, np.float32)}
+    torch.save({"best": np.array(1.0), "model": weights}, tmp_path / "weights.pt")
+    groups = read_groups(tmp_path / "weights.pt")
+    assert {name: list(tensors) for name, tensors in groups.items()} == {"model": ["weight", "logit_scale"]}
 
 
 def test_a_suffix_that_lies_does_not_matter(tmp_path):
