@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mmcl.data.images import ImageError, image_suffixes
 from mmcl.data.rows import ColumnError, Rows
-from mmcl.data.shard_columns import ShardColumn, extensions_of, require_columns
+from mmcl.data.shard_columns import NoTextError, ShardColumn, extensions_of, require_columns
 from mmcl.data.shard_stream import SampleError
 from mmcl.data.shards import (
     Reachable,
@@ -30,6 +30,7 @@ from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 _LOOKED_AT = 100
+_told: set[str] = set()
 
 
 def open_rows(
@@ -215,6 +216,12 @@ class ShardRows:
             try:
                 for sample in read_shard(shard, wanted):
                     reachable.read()
+                    if sample.apart:
+                        _say(
+                            f"order of {shard}",
+                            f"{sample.name}: its files do not stand one after the other, so that it is several "
+                            "samples; sort the tar by name, as tar --sort=name does",
+                        )
                     yield sample
             except ShardError as error:
                 reachable.failed(shard, error)
@@ -265,5 +272,15 @@ def _texts(sample: Sample, column: ShardColumn) -> str | list[str] | None:
     try:
         texts = column.captions(sample)
         return texts[0] if len(texts) == 1 else texts
-    except (SampleError, ShardError):
+    except NoTextError:
         return None
+    except (SampleError, ShardError) as error:
+        _say(f"a text of {sample.shard}", f"{sample.name}: {error.reason}; of such samples it is as if there were none")
+        return None
+
+
+def _say(about: str, text: str) -> None:
+    """Once a process: the rows may be read several times."""
+    if about not in _told:
+        _told.add(about)
+        log.warning("%s", text)

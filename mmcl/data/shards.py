@@ -32,7 +32,7 @@ from mmcl.data.images import image_suffixes
 from mmcl.data.rows import path_of_url
 from mmcl.data.sources.files import path_text
 from mmcl.data.sources.image_folders import is_junk
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.files import as_path, atomic_file, cache_dir, existing_file, existing_folder
 from mmcl.runtime.progress import progress
 
@@ -355,7 +355,10 @@ def _reading(shard: str) -> list[str] | str:
     if scheme == "hf":
         from huggingface_hub import HfFileSystem, get_token
 
-        url = HfFileSystem().url(shard)
+        try:
+            url = HfFileSystem().url(shard)
+        except Exception as error:  # the hub's own
+            raise MmclError(f"{shard}: {first_line(error)}") from None
         token = get_token()
         return [*_CURL, *(["--header", f"Authorization: Bearer {token}"] if token else []), "--url", url]
     if scheme in _CURL_SCHEMES:

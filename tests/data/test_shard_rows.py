@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import tarfile
 from typing import ClassVar
 
 import numpy as np
@@ -166,3 +167,29 @@ def test_shards_have_no_splits_and_name_their_columns(both):
     assert rows.texts("json.caption") == ["red", "green", "blue", "red", "blue"]
     assert decode(rows.images("png", range(4, 5))[0]).getpixel((0, 0)) == Colours.named["blue"]
     assert isinstance(open_rows(source.parent / "images"), type(both[0]))
+
+
+def test_texts_that_cannot_be_read_and_files_out_of_order_are_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("mmcl.data.shard_rows._told", set())
+    members = [
+        ("a.txt", b"x"),
+        ("a.txt", b"y"),
+        ("b.txt", b"caf\xe9"),
+        ("c.jpg", b""),
+        ("d.txt", b"z"),
+        ("c.txt", b"w"),
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    rows = ShardRows(tmp_path / "a.tar")
+    for _ in range(2):
+        assert rows.texts("text") == [None, None, None, "z", "w"]
+    assert [record.message for record in caplog.records] == [
+        "a.tar:a: two files 'txt' with this key, of which one would be lost; give each its own key; of such samples it "
+        "is as if there were none",
+        "a.tar:c: its files do not stand one after the other, so that it is several samples; sort the tar by name, as "
+        "tar --sort=name does",
+    ]

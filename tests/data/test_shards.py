@@ -231,6 +231,11 @@ def test_addresses_that_nothing_reads_are_refused(source):
         list_shards(source)
 
 
+def test_an_address_on_the_hub_that_is_none_is_refused():
+    with pytest.raises(MmclError, match=r"hf://a/b;c/x\.tar: .*Invalid"):
+        list_shards("hf://a/b;c/x.tar")
+
+
 def test_a_program_that_is_missing_or_silent_ends_the_shard(monkeypatch):
     monkeypatch.setattr(module, "_PROGRAMS", {"s3": ("no_such_program", "{shard}"), "gs": ("sleep", "30")})
     monkeypatch.setattr(module, "_SILENCE", 0.05)
