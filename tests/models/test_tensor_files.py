@@ -186,7 +186,6 @@ def test_numbers_of_numpy_beside_the_weights_are_plain_and_other_objects_are_nam
         "name": np.str_("x"),
         "tag": np.bytes_(b"x"),
         "when": np.datetime64("2020-01-01"),
-        "of": np.array(["a"]),
     }
     for legacy in (False, True):
         contents = {**numbers, "table": np.arange(6.0).reshape(2, 3), "state_dict": {"weight": torch.ones(2)}}
