@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mmcl.cli.models import AllowPipe
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 
 app = typer.Typer(rich_markup_mode=None, help="Experiment files.", no_args_is_help=True)
@@ -29,6 +30,7 @@ def schema() -> None:
 def check(
     config: Annotated[Path, typer.Argument(help="A YAML file: one experiment.", show_default=False)],
     overrides: Overrides = None,
+    allow_pipe: AllowPipe = False,
     json: JsonPath = None,
 ) -> None:
     """Read data and model of a config without training, and say what it would do.

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmcl.cli.data import app
+from mmcl.data.shards import list_shards
 
 
 def test_check_prints_a_table_and_advice_and_writes_every_number(tmp_path):
@@ -47,3 +48,13 @@ def test_commands_as_a_source_run_only_where_the_command_line_says_so(mmcl_, tmp
     code, _, told = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt", "--allow-pipe")
     assert code == 0
     assert f"shell commands are run to read shards (1): pipe:cat {shard}" in " ".join(told.split())
+
+
+def test_a_check_of_a_config_may_run_its_commands_when_told(mmcl_, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcl.data.shards._pipes_allowed", False)
+    seen = []
+    monkeypatch.setattr("mmcl.config.load.load_config", lambda *_: None)
+    monkeypatch.setattr("mmcl.training.check_config.check_config", lambda _: seen.append(list_shards("pipe:true")))
+    for flags in ([], ["--allow-pipe"]):
+        mmcl_("config", "check", tmp_path / "a.yaml", *flags)
+    assert seen == [["pipe:true"]]
