@@ -93,7 +93,10 @@ def _tables(folder: Path) -> tuple[list[Path], list[Path]]:
     what img2dataset writes about an image beside it."""
     files = [entry for entry in sorted(folder.iterdir()) if not is_junk(entry.name) and entry.is_file()]
     images = {file.stem for file in files if file.suffix.lower() in image_suffixes()}
+    beside = {file.stem for file in files if file.suffix.lower() == ".json"}
     files = [file for file in files if stem_of(file).lower() not in _ABOUT and file.stem not in images]
+    if images & beside:  # then those of images that were lost are no tables either
+        files = [file for file in files if file.suffix.lower() != ".json"]
     tables = [file for file in files if format_of(file) not in (None, ".txt")]
     return tables, [file for file in files if format_of(file) == ".txt"]
 

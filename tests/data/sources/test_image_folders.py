@@ -215,3 +215,11 @@ def test_captions_are_read_whatever_the_case_of_their_suffix_and_those_of_no_ima
         (tmp_path / name).write_text("of nobody")
     assert open_source(tmp_path).texts("text") == ["one", "zwei ü", "three"]
     assert "2 files that are not images (.txt 2)" in caplog.text
+
+
+def test_the_description_of_an_image_that_was_lost_is_no_table(tmp_path: Path) -> None:
+    draw(tmp_path / "0.png")
+    for name in ("0.json", "1.json"):
+        (tmp_path / name).write_text('{"caption": "a cat"}')
+    rows = open_source(tmp_path)
+    assert (rows.ids(), rows.texts("text")) == (["0.png"], ["a cat"])
