@@ -340,7 +340,7 @@ class Encoder(nn.Module):
         """
         options = self._options(batch_size, normalize, truncate_dim, prompt, precision)
         self.embedder("text")
-        if isinstance(texts, str):
+        if isinstance(texts, str) or getattr(texts, "ndim", 1) == 0:
             raise MmclError("encode_stream: got one text; give an iterable of them, or use encode")
         check_collection(texts, "encode_stream")
         if chunk < 1:

@@ -92,6 +92,12 @@ class TextTower(nn.Module):
         super().__init__()
         if type(max_tokens) is not int or max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens!r:.60}, and no number from 1 up")
+        special = tokenizer.num_special_tokens_to_add() if hasattr(tokenizer, "num_special_tokens_to_add") else 0
+        if max_tokens <= special:  # all texts would be one
+            raise MmclError(
+                f"texts are cut at {max_tokens} tokens, of which {special} are special: nothing of them is left; set a "
+                "larger max_tokens, or max_seq_length or model_max_length of the model's settings"
+            )
         self.net = net
         self.token_weights = token_weights
         self.tokenizer = tokenizer

@@ -366,9 +366,21 @@ class _InMemory:
 
 def _array(values: Any) -> np.ndarray:
     try:
-        return np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values, dtype=np.float32)
+        if hasattr(values, "detach"):  # a tensor, of a kind that numpy may not have
+            values = values.detach().cpu()
+            values = values.numpy() if str(values.dtype) == "torch.float64" else values.float().numpy()
+        given = np.asarray(values)
+        with np.errstate(over="ignore"):
+            array = given.astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
         raise MmclError(f"vectors must be numbers in rows of one length: {error}") from None
+    if given.dtype == np.float64 and given.ndim:
+        lost = (np.isinf(array) & np.isfinite(given)).any(-1) | ((array == 0).all(-1) & (given != 0).any(-1))
+        if lost.any():
+            raise MmclError(
+                f"vector {int(np.argmax(lost))} has values that float32 cannot hold (1e-38 to 3e38); scale the vectors"
+            )
+    return array
 
 
 def _as_shards(vectors: Any) -> VectorShards:

@@ -279,6 +279,7 @@ def test_odd_texts_have_vectors_like_any_other(encoder, text):
         (lambda encoder: encoder.encode("a", devices=torch.device("meta")), "device 'meta' is not on this machine"),
         (lambda encoder: encoder.encode("a", truncate_dim="8"), "truncate_dim '8' must be between 1 and"),
         (lambda encoder: encoder.encode_stream("a"), "got one text"),
+        (lambda encoder: encoder.encode_stream(np.array("a")), "got one text"),
         (lambda encoder: encoder.encode_stream(None), "encode_stream: got a NoneType; give a text"),
         (lambda encoder: encoder.encode_stream(["a"], chunk=0), "chunk is 0"),
     ],

@@ -394,3 +394,10 @@ def test_texts_are_the_same_where_their_own_tokens_are_as_far_as_they_are_read(t
     for one in range(len(texts)):
         for other in range(len(texts)):
             assert (names[one] == names[other]) == (bytes_of[one] == bytes_of[other])
+
+
+def test_a_limit_that_leaves_nothing_of_a_text_is_refused(folder):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 2}))
+    with pytest.raises(MmclError, match="texts are cut at 2 tokens, of which 2 are special"):
+        TextTower.open(str(folder))

@@ -346,3 +346,12 @@ def test_a_full_disk_leaves_the_old_index(tmp_path, monkeypatch):
     assert error.value.errno == errno.ENOSPC
     assert len(Index.load(tmp_path / "index")) == 500
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_values_that_float32_cannot_hold_are_said_to_be_that(scale):
+    vectors = np.eye(3) * np.array([[1.0], [scale], [1.0]])
+    with pytest.raises(MmclError, match="vector 1 has values that float32 cannot hold"):
+        Index.build(vectors)
+    with pytest.raises(MmclError, match="vector 1 has values that float32 cannot hold"):
+        Index.build(np.eye(3)).search(torch.from_numpy(vectors))
