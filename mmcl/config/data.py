@@ -102,7 +102,7 @@ class MiningConfig(Section):
 class ImageConfig(Section):
     """How a picture becomes pixels."""
 
-    size: int = Field(default=224, ge=8)
+    size: int = Field(default=224, ge=8, le=2**14)
     """Side of the square that the image tower sees, in pixels."""
     resize: Literal["crop", "squash", "pad"] = "crop"
     """`crop`: shorter side to `size`, centre crop. `squash`: ignore the aspect ratio. `pad`: white borders."""

@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mmcl.config.section import Fraction, Positive, Section
 
+MOST_LAYERS, WIDEST = 4096, 2**20
+"""Beyond these a network is built for ever, or takes all memory, before anything could be said."""
+
 
 class HeadConfig(Section):
     """What maps a tower's features to the shared space."""
@@ -15,7 +18,7 @@ class HeadConfig(Section):
     kind: Literal["linear", "mlp", "tanh", "none"] = "linear"
     """`linear`, `mlp` (one hidden layer with GELU), `tanh` (a dense layer with bias and tanh, as BERT's pooler and
     SimCSE's MLP), or `none` where the tower's width already is `model.dim`."""
-    hidden: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1, le=WIDEST)
     """Width of the hidden layer of `mlp`; the tower's own width if absent."""
     dropout: Fraction = 0.0
     """Dropout on the features before the head, in training."""
@@ -25,7 +28,7 @@ class LoraConfig(Section):
     """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), merged when the model is written.
     Needs the extra `mmcl[lora]`."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1, le=WIDEST)
     """Rank of the update of each matrix."""
     alpha: Positive = 16.0
     """The update is scaled by alpha / rank."""
@@ -69,7 +72,7 @@ class ImageTowerConfig(TowerConfig):
 class TokenizerConfig(Section):
     """A SentencePiece unigram tokenizer trained on the run's own captions."""
 
-    vocab_size: int = Field(default=8000, ge=16)
+    vocab_size: int = Field(default=8000, ge=16, le=2**24)
     """Largest number of pieces; small corpora give fewer."""
     lowercase: bool = True
     """Fold case before splitting."""
@@ -102,17 +105,17 @@ class TextTowerConfig(TowerConfig):
     prompts: dict[str, str] | None = None
     """Name to the words put before a text, such as `{query: "query: "}`; kept in the model folder, for
     `encode(prompt="query")`. The model's own if absent."""
-    max_tokens: int | None = Field(default=None, ge=2)
+    max_tokens: int | None = Field(default=None, ge=2, le=2**24)
     """Longer texts are cut here; the model's own limit if absent (64 for `scratch`)."""
     token_weights: Positive | None = None
     """`scratch` with pooling `mean`: every token has a weight of its own in the mean, which is learned from
     a / (a + p) on, p being the token's frequency in the tokenizer's training and a this number, such as 0.002 (SIF,
     Arora et al. 2017). All count alike if absent."""
-    layers: int = Field(default=4, ge=1)
+    layers: int = Field(default=4, ge=1, le=MOST_LAYERS)
     """`scratch`: number of transformer layers."""
-    width: int = Field(default=256, ge=8)
+    width: int = Field(default=256, ge=8, le=WIDEST)
     """`scratch`: width of the transformer."""
-    heads: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1, le=WIDEST)
     """`scratch`: number of attention heads; divides `width`."""
     dropout: Fraction = 0.1
     """`scratch`: dropout within the transformer."""
@@ -138,7 +141,7 @@ class ModelConfig(Section):
     name: str | None = None
     """A whole model to start from, as `mmcl.load` takes it: `ViT-B-32/laion2b_s34b_b79k`, `hf-hub:...`, a folder or a
     run. The sections below then say what to freeze, adapt or change, and name no towers."""
-    dim: int = Field(default=256, ge=2)
+    dim: int = Field(default=256, ge=2, le=WIDEST)
     """Dimension of the embeddings; that of the model where `name` names one."""
     image: ImageTowerConfig | None = None
     """The image tower, where the method has one."""

@@ -18,15 +18,16 @@ MOST_NODES = 10_000
 DEEPEST = 50
 """Levels of nesting."""
 
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, but a key given twice is a mistake, `1e-3`, which YAML 1.1 reads as text, is a number, and what looks like
-    a date is text."""
+    """YAML, but a key given twice is a mistake, numbers are as YAML 1.2 has them (`1e-3` is one, `1:30` is not 90, and
+    `010` not 8), and what looks like a date is text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
-        first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in _PLAIN - _NUMBERS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -67,11 +68,11 @@ class _Loader(yaml.SafeLoader):
             ) from error
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+for _tag, _pattern in {
+    "int": r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)",
+    "float": r"[-+]?(\d[\d_]*\.[\d_]*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_pattern})$"), list("-+.0123456789"))
 
 
 def parse_yaml(text: str) -> Any:
