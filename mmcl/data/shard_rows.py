@@ -101,6 +101,7 @@ class ShardRows:
         self.name = str(source)
         self.shards = list_shards(source)
         self.damage: dict[str, str] = {}
+        self._unreachable: set[str] = set()
         self._ids: list[str] | None = None
         self._stream: Iterator[Sample | ShardError] = iter(())
         self._at: int | None = None  # number of the sample that the stream gives next
@@ -191,8 +192,18 @@ class ShardRows:
 
     def refuse_damage(self) -> None:
         """Raise ``MmclError`` if a shard could not be read to its end so far."""
+        self.refuse_unreachable()
         for name, reason in self.damage.items():
             raise MmclError(f"{self.name}: {name}: {reason}; write the shard anew")
+
+    def refuse_unreachable(self) -> None:
+        """Raise ``MmclError`` if a shard that is no file could not be read to its end so far: it may be the next time,
+        and then its samples have other numbers."""
+        for name in sorted(self._unreachable & self.damage.keys()):
+            raise MmclError(
+                f"{self.name}: {name}: {self.damage[name]}; give the command again once it can be read, or leave the "
+                "shard out"
+            )
 
     def texts(self, column: str) -> list[str | list[str] | None]:
         """The captions of every sample."""
@@ -225,6 +236,8 @@ class ShardRows:
                     yield sample
             except ShardError as error:
                 reachable.failed(shard, error)
+                if not is_local(shard):
+                    self._unreachable.add(error.name)
                 yield error
 
     def _readable(self, wanted: Sequence[str] | None = None) -> Iterator[Sample]:

@@ -187,6 +187,7 @@ def _fill(
                 vectors = encode(block.inputs)
                 writer.append(block.ids, vectors, block.labels, rows_done=block.rows[-1] + 1, columns=block.columns)
                 advance(len(block.rows))
+            _refuse_damage(reader, on_error)  # of the last shards, or of all
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; given again, it goes on at row {writer.rows_done:,} of {len(reader.rows):,}"
@@ -233,13 +234,19 @@ def _encode_changed(writer: VectorWriter, encode: Encode, reader: _Reader, on_er
 
 
 def _take_skipped(block: _Block, reader: _Reader, writer: VectorWriter, on_error: str) -> None:
-    if on_error == "fail" and isinstance(reader.rows, ShardRows):
-        reader.rows.refuse_damage()
+    _refuse_damage(reader, on_error)
     if block.skipped and on_error == "fail":
         row, id_, reason = block.skipped[0]
         raise MmclError(f"{reader.rows.name}: row {row} (id {id_!r}), column '{reader.column}': {reason}")
     for row, id_, reason in block.skipped:
         writer.skip(row, id_, reason)
+
+
+def _refuse_damage(reader: _Reader, on_error: str) -> None:
+    if isinstance(reader.rows, ShardRows):
+        if on_error == "fail":
+            reader.rows.refuse_damage()
+        reader.rows.refuse_unreachable()
 
 
 def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:

@@ -193,3 +193,17 @@ def test_texts_that_cannot_be_read_and_files_out_of_order_are_said_once(tmp_path
         "a.tar:c: its files do not stand one after the other, so that it is several samples; sort the tar by name, as "
         "tar --sort=name does",
     ]
+
+
+@pytest.mark.parametrize("gone", ["00000", "00002"])
+def test_an_encode_does_not_go_on_behind_a_shard_that_could_not_be_reached(both, tmp_path, monkeypatch, gone):
+    from mmcl.data import shard_rows
+
+    monkeypatch.setattr(shard_rows, "is_local", lambda shard: False)  # as if they came over the network
+    path = both[1][0] / f"{gone}.tar"
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    with pytest.raises(MmclError, match=f"{gone}.tar: .*give the command again once it can be read"):
+        encode_source(Colours(), open_rows(both[1][0]), "text", tmp_path / "out", batch_rows=1)
+    path.write_bytes(content)
+    assert len(encode_source(Colours(), open_rows(both[1][0]), "text", tmp_path / "out", batch_rows=1)) == 5
