@@ -81,7 +81,8 @@ def open_checked(
     text = text or ("text" if "text" in rows.column_names else None)
     if image is None and text is None:
         raise MmclError(
-            f"{rows.name}: no column 'image' or 'text'; name which of {', '.join(rows.column_names)} to read"
+            f"{rows.name}: no column 'image' or 'text'; name which of {', '.join(rows.column_names)} to read with "
+            "--image or --text"
         )
     return Checked(_table_blocks(rows, image, text), len(rows), image is not None, text is not None, rows.column_names)
 
@@ -101,7 +102,7 @@ def _open_shards(source: str | Path, image: str | None, text: str | None, damage
     problems: dict[str, MmclError] = {}
     for role, named in (("image", image), ("text", text)):
         try:
-            require_columns(shards, [columns[role]])
+            require_columns(shards, [columns[role]], cure="a column may be made of these")
         except MmclError as error:
             problems[role] = error
             if named is not None or len(problems) == 2:

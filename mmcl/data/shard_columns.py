@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.images import ImageError, ImageInput, PreparedImage
-from mmcl.data.rows import passage_of
+from mmcl.data.rows import ColumnError, passage_of
 from mmcl.data.shard_stream import SampleError
 from mmcl.data.shards import Reachable, Sample, ShardError, is_local, read_shard, shard_name
 from mmcl.data.tokens import texts_of
@@ -148,7 +148,7 @@ class ShardColumn:
 
 
 def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn], cure: str = "") -> None:
-    """Raise ``MmclError`` if a whole run would find nothing: the first local shard has a column in none of its first
+    """Raise ``ColumnError`` if a whole run would find nothing: the first local shard has a column in none of its first
     samples. ``cure`` says what to do about it."""
     shard = next(filter(is_local, shards), None)
     if shard is None:
@@ -165,9 +165,10 @@ def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn], cure:
             if any(column.stands_in(sample) for sample in first) and not advice:
                 continue
             have = extensions_of(first)
-            raise MmclError(
+            raise ColumnError(
                 f"{shard_name(shard)}: no sample has {column} for '{column.role}'; they have {have}"
-                + (advice or f"; {cure or f'name what to read as data.columns.{column.role}'}")
+                + (advice or f"; {cure or f'name what to read as data.columns.{column.role}'}"),
+                column.role,
             )
 
 

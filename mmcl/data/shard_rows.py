@@ -142,7 +142,7 @@ class ShardRows:
     def require(self, columns: Iterable[str]) -> None:
         """Raise ``MmclError`` if the first samples have none of a column's files."""
         wanted = [_column(column) for column in columns]
-        require_columns(self.shards, wanted, cure="name another column, such as jpg;png or json.caption")
+        require_columns(self.shards, wanted, cure="a column may be made of these, such as jpg;png or json.caption")
         first = self._first()
         if not first and all(map(is_local, self.shards)) and not len(self):
             raise MmclError(f"{self.name}: the shards hold no samples")

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import ImageError, ImageInput, PreparedImage, decode, usable_cpus
-from mmcl.data.rows import Rows
+from mmcl.data.rows import ColumnError, Rows
 from mmcl.data.shard_rows import ShardRows
 from mmcl.data.tokens import texts_of
 from mmcl.evaluation.classes import class_names, class_numbers
@@ -267,12 +267,16 @@ def _image_vectors(encoder: Encodes, rows: Rows | ShardRows, column: str) -> tup
     """Vectors of the readable images, the rows they are of, and hashes that are equal for equal ones, as the model
     takes them."""
     parts, readable, hashes = [], [], []
+    reasons: list[str] = []
     prepare = getattr(encoder, "prepare_image", decode)
 
     def prepared(image: ImageInput | ImageError | None) -> Any:
         try:
-            return None if isinstance(image, ImageError) else prepare(image)
-        except ImageError:
+            if image is None or isinstance(image, ImageError):
+                raise image or ImageError("there is no image")
+            return prepare(image)
+        except ImageError as error:
+            reasons.append(f"{image}: {error}" if isinstance(image, Path) else str(error))
             return None
 
     with ThreadPoolExecutor(usable_cpus()) as pool, progress("encode images", len(rows), "images") as advance:
@@ -286,7 +290,10 @@ def _image_vectors(encoder: Encodes, rows: Rows | ShardRows, column: str) -> tup
                 parts.append(np.asarray(encoder.encode(images), dtype=np.float32))
             advance(len(block))
     if not parts:
-        raise MmclError(f"{rows.name}: none of the {len(rows)} pictures in column '{column}' can be read")
+        raise ColumnError(
+            f"{rows.name}: none of the {len(rows)} images in column '{column}' can be read, such as {reasons[0]}",
+            column,
+        )
     return np.concatenate(parts), readable, np.array(hashes)
 
 

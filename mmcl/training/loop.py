@@ -492,6 +492,11 @@ class Trainer:
             return DivergedError(f"{self.folder}: {error} before the first step, by the model that it starts from")
         checkpoints = list_checkpoints(self.folder)
         last = checkpoints[-1] if checkpoints else "none yet"
+        if not self.progress.step and error.what == "loss":  # at any rate, nothing has been learned yet
+            return DivergedError(
+                f"{self.folder}: {error} at step 1, by the model that it starts from or by what is in the batch; {rows}"
+                "look at both"
+            )
         return DivergedError(
             f"{self.folder}: diverged: {error} at step {step}; {rows}last good checkpoint: {last}; start anew with a "
             "lower training.lr"

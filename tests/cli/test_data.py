@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 
 from PIL import Image
 from typer.testing import CliRunner
@@ -58,3 +59,17 @@ def test_a_check_of_a_config_may_run_its_commands_when_told(mmcl_, tmp_path, mon
     for flags in ([], ["--allow-pipe"]):
         mmcl_("config", "check", tmp_path / "a.yaml", *flags)
     assert seen == [["pipe:true"]]
+
+
+def test_errors_about_what_to_read_name_the_option(mmcl_, tmp_path):
+    (tmp_path / "rows.csv").write_text("picture,said\na.png,one\n")
+    with tarfile.open(tmp_path / "said.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0.said"))
+    for source, said in (
+        ("rows.csv", "name which of picture, said to read with --image or --text"),
+        ("said.tar", "they have said; a column may be made of these; name another with --text"),
+    ):
+        code, _, err = mmcl_("data", "check", tmp_path / source)
+        assert code == 2
+        assert said in err
+        assert "data.columns" not in err

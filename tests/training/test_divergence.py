@@ -61,3 +61,17 @@ def test_a_guide_that_gives_nan_is_named(tmp_path, words):
     with pytest.raises(MmclError, match=r"broken") as caught:
         train(words, out=tmp_path / "run", overrides=changes, show_progress=False)
     assert not isinstance(caught.value, DivergedError)
+
+
+def test_a_first_loss_that_is_nan_is_not_blamed_on_the_learning_rate(tmp_path, words, monkeypatch):
+    honest = Trainer.__init__
+
+    def spoiled(self, *args, **kwargs):
+        honest(self, *args, **kwargs)
+        with torch.no_grad():
+            next(p for p in self.method.parameters() if p.requires_grad and p.ndim == 2).fill_(torch.nan)
+
+    monkeypatch.setattr(Trainer, "__init__", spoiled)
+    with pytest.raises(DivergedError, match=r"at step 1, by the model that it starts from") as caught:
+        train(words, out=tmp_path / "run", overrides=["evaluation={}"], show_progress=False)
+    assert "training.lr" not in str(caught.value)
