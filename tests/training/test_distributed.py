@@ -126,7 +126,7 @@ def config_file(tmp_path, shapes_config):
 def test_training_on_two_processes_equals_training_on_one(tmp_path, config_file):
     launch(TRAIN, config_file, tmp_path / "one", processes=1)
     launch(TRAIN, config_file, tmp_path / "two", processes=2)
-    assert len(same_run(tmp_path / "one", tmp_path / "two")) == 9  # eight steps and the evaluation
+    assert len(same_run(tmp_path / "one", tmp_path / "two")) == 10  # eight steps, the evaluations before and after
 
 
 def same_run(one, two):
@@ -139,7 +139,8 @@ def same_run(one, two):
         if "loss" in alone:
             assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
             assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
-        assert shared.get("evaluation", {}) == pytest.approx(alone.get("evaluation", {}), rel=limit, abs=limit)
+        for key in ("start", "evaluation"):
+            assert shared.get(key, {}) == pytest.approx(alone.get(key, {}), rel=limit, abs=limit)
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two)]
     for name, alone in weights[0].items():
         torch.testing.assert_close(weights[1][name], alone, rtol=1e-3, atol=1e-4)
