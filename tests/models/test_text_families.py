@@ -1,7 +1,7 @@
 """Every text network of transformers, tiny: its own states, texts that do not depend on each other, what is saved.
 
 A few run always: those whose weights transformers writes under other names, that mix padding in, or that know no limit.
-The rest, over five hundred, are slow.
+Of the rest, over five hundred, every eighth is slow, and all are the survey.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ SMALL = {
     "block_sizes": [1, 1],
 }
 UNSETTABLE = {"xlnet": ["max_position_embeddings"], "funnel": ["num_hidden_layers"]}
+
+
+def how_often(place, family):
+    """The marks of a family's test."""
+    if family in OFTEN:
+        return []
+    return [pytest.mark.survey] if place % 8 else [pytest.mark.slow, pytest.mark.survey]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,7 @@ def trained_together(encoder):
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in MODEL_MAPPING_NAMES],
+    [pytest.param(name, marks=how_often(place, name)) for place, name in enumerate(MODEL_MAPPING_NAMES)],
 )
 def test_a_family_equals_the_library_text_by_text_and_survives_being_saved(family, tokenizer, tmp_path):
     logging.getLogger("transformers").setLevel(logging.ERROR)
