@@ -107,7 +107,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_with_unequal_rows_equal_one(world: int, tmp_path: Path) -> None:
     """For loss and gradients, of each exchange, in tiles and not, with every rule; of four one has no rows at all."""
     commands = [[sys.executable, "-c", PROCESSES, str(world), str(rank), tmp_path / "store"] for rank in range(world)]

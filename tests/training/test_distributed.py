@@ -147,7 +147,9 @@ def same_run(one, two):
     return logs[0]
 
 
-@pytest.mark.parametrize(("parallel", "exchange"), [("ddp", "gather"), ("fsdp", "ring")])
+@pytest.mark.parametrize(
+    ("parallel", "exchange"), [("ddp", "gather"), pytest.param("fsdp", "ring", marks=pytest.mark.slow)]
+)
 def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, parallel, exchange):
     """Pairs with hard negatives, a head for training, batches without duplicates, and labelled pairs to judge by."""
     animals, verbs = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
@@ -218,6 +220,7 @@ def test_two_processes_resume_to_the_same_weights_bit_for_bit(tmp_path, config_f
         assert torch.equal(tensor, weights[1][name]), name
 
 
+@pytest.mark.slow
 def test_a_network_with_a_parameter_for_another_training_learns_on_two_processes(tmp_path, config_file):
     from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
 
@@ -232,6 +235,7 @@ def test_a_network_with_a_parameter_for_another_training_learns_on_two_processes
     same_run(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_parameters_that_get_no_gradient_are_named_where_several_processes_would_wait_for_them(tmp_path, config_file):
     """timm's BEiT reads the weight of its qkv without calling the layer: the adapter beside it is never asked."""
     pytest.importorskip("peft")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .processes import launch
 
 PREPARE = """
@@ -91,6 +93,7 @@ def test_all_embed_by_the_running_statistics_of_the_first_process():
     launch(STATISTICS)
 
 
+@pytest.mark.slow
 def test_shards_learn_on_from_their_own_weights_after_their_average_was_judged():
     """FSDP keeps whole, for the next pass, what a pass without gradient has gathered: here of the average."""
     launch(AVERAGE)
