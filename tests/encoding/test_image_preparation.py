@@ -53,7 +53,8 @@ def test_a_prepared_image_has_the_vector_of_the_image(encoder, tmp_path):
     images = [jpeg(0), jpeg(1)]
     expected = encoder.encode(images)
     np.testing.assert_array_equal(encoder.encode([encoder.prepare_image(image) for image in images]), expected)
-    np.testing.assert_array_equal(encoder.encode(encoder.prepare_image(images[1])), expected[1])
+    # a batch of one may be multiplied in another order than a batch of two, so one is compared with one
+    np.testing.assert_array_equal(encoder.encode(encoder.prepare_image(images[1])), encoder.encode(images[1]))
     stored = encode_source(encoder, table(tmp_path, images), "image", tmp_path / "v")
     np.testing.assert_array_equal(np.concatenate([vectors for _, vectors in stored.iter_shards()]), expected)
 
