@@ -15,6 +15,8 @@ if os.environ.get("MMCL_TEST_NATIVE_BFLOAT16") == "1":
     runpy.run_path(str(units / "sitecustomize.py"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
