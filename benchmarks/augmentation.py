@@ -10,7 +10,7 @@ from measure import alternate, report
 from torchvision.transforms import v2
 
 from mmcl.config.data import AugmentationConfig
-from mmcl.data.augment import Augmentation
+from mmcl.data.augment.images import Augmentation
 
 BATCHES = [(512, 64), (64, 224)]
 

@@ -38,12 +38,12 @@ from measure import report
 import mmcl
 from mmcl.config.load import load_config
 from mmcl.data.sources import open_source
+from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation import compare, compare_sts, open_sts, sts
 from mmcl.evaluation.compare import Comparison
-from mmcl.evaluation.rows import retrieval_of_rows
+from mmcl.evaluation.tasks.rows import retrieval_of_rows
 from mmcl.methods import Batch, Views
 from mmcl.methods.clip import Clip
-from mmcl.models.encoder import Encoder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -15,7 +15,7 @@ import torch
 from measure import report
 
 import mmcl
-from mmcl.data.beir import open_beir
+from mmcl.data.sources.beir import open_beir
 from mmcl.evaluation import Scores, beir_retrieval, compare
 
 HERE = Path(__file__).parents[1]

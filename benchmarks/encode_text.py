@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from measure import report, show
 
 import mmcl
-from mmcl.models.text_compute import PACKED_TOKENS
+from mmcl.encoding.text_compute import PACKED_TOKENS
 from mmcl.runtime.device import multiplies_bfloat16
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -33,7 +33,8 @@ from measure import report, show
 from open_clip import ClipLoss
 from torch import Tensor
 
-from mmcl.losses import info_nce, triton_tiles
+from mmcl.losses import info_nce
+from mmcl.losses.blockwise import triton_tiles
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 

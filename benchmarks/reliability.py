@@ -37,7 +37,7 @@ from measure import report
 
 IMPORTED = (
     *("datasets", "faiss", "pyarrow.dataset", "timm", "torch", "transformers.models.bert.modeling_bert"),
-    *("mmcl.cli.app", "mmcl.data.check", "mmcl.encoding", "mmcl.models.export", "mmcl.reports", "mmcl.retrieval"),
+    *("mmcl.cli.app", "mmcl.data.check", "mmcl.encoding", "mmcl.formats.export", "mmcl.reports", "mmcl.retrieval"),
     "mmcl.training.loop",
 )
 

@@ -22,7 +22,7 @@ import mmcl
 from mmcl.config import Config, load_config
 from mmcl.data.sources import open_source
 from mmcl.evaluation import StsScores, compare_sts, open_sts, sts
-from mmcl.evaluation.sentence_pairs import SentencePairs
+from mmcl.evaluation.tasks.sentence_pairs import SentencePairs
 from mmcl.training.build import build_method
 
 HERE = Path(__file__).parents[1]

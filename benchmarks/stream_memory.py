@@ -29,11 +29,11 @@ from transformers import BertConfig, BertModel
 import mmcl
 from mmcl.config.model import HeadConfig
 from mmcl.data import samples
-from mmcl.models import Encoder
+from mmcl.encoding import Encoder
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.text_tower import TextTower
-from mmcl.models.tokenizer import open_tokenizer
+from mmcl.models.text.tokenizer import open_tokenizer
+from mmcl.models.text.tower import TextTower
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "wiki_sentences.parquet"
 TINY = "tiny"

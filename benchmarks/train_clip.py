@@ -41,8 +41,8 @@ from open_clip_train.train import train_one_epoch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmcl.config.load import load_config
+from mmcl.data.batches.feed import open_feed
 from mmcl.runtime.device import DTYPES, multiplies_bfloat16, resolve_precision
-from mmcl.training.feed import open_feed
 from mmcl.training.loop import Trainer
 
 Rows: TypeAlias = list[dict[str, Any]]

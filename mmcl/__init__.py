@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mmcl import reports as reports
     from mmcl import retrieval as retrieval
     from mmcl.config import Config as Config
-    from mmcl.models import Encoder as Encoder
-    from mmcl.models import load as load
+    from mmcl.encoding import Encoder as Encoder
+    from mmcl.formats.folder import load as load
     from mmcl.retrieval import Index as Index
     from mmcl.runtime.errors import MmclError as MmclError
     from mmcl.training import Run as Run
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Config": "mmcl.config",
-    "Encoder": "mmcl.models",
+    "Encoder": "mmcl.encoding",
     "Index": "mmcl.retrieval",
     "MmclError": "mmcl.runtime.errors",
     "Run": "mmcl.training",
-    "load": "mmcl.models",
+    "load": "mmcl.formats.folder",
     "train": "mmcl.training",
 }
 _MODULES = ("encoding", "evaluation", "losses", "reports", "retrieval")

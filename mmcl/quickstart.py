@@ -14,10 +14,9 @@ from mmcl.config import Config, load_config
 from mmcl.data import samples
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
-from mmcl.encoding import Vectors, encode_source
+from mmcl.encoding import Encoder, Vectors, encode_source
 from mmcl.evaluation import Scores, retrieval_pairs
-from mmcl.evaluation.rows import PairVectors
-from mmcl.models import Encoder
+from mmcl.evaluation.tasks.rows import PairVectors
 from mmcl.reports import Hit, Search, write_report
 from mmcl.reports.judged import images_of, mistakes_of
 from mmcl.retrieval import Index

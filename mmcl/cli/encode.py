@@ -48,7 +48,7 @@ def encode(
     allow_pipe: AllowPipe = False,
 ) -> None:
     """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
-    from mmcl.data.shard_rows import open_rows
+    from mmcl.data.sources.tar.rows import open_rows
     from mmcl.encoding import encode_source
 
     encoder = load(model, device, dtype, backend, exact_decoding)

@@ -25,8 +25,8 @@ from mmcl.cli.sources import ImageRoot, Separator
 from mmcl.runtime.errors import MmclError
 
 if TYPE_CHECKING:
+    from mmcl.encoding.encoder import Encoder
     from mmcl.evaluation import Scores, ZeroShotScores
-    from mmcl.models.encoder import Encoder
 
 app = typer.Typer(rich_markup_mode=None, help="Judge a model, or compare two.", no_args_is_help=True)
 
@@ -211,8 +211,8 @@ def zero_shot(
 
     ImageNet as the CLIP paper does it: --classes imagenet --template openai.
     """
-    from mmcl.data.shard_rows import open_rows
-    from mmcl.evaluation.rows import zero_shot_of_rows
+    from mmcl.data.sources.tar.rows import open_rows
+    from mmcl.evaluation.tasks.rows import zero_shot_of_rows
 
     _check_per_query(per_query, json)
     scores = zero_shot_of_rows(
@@ -263,10 +263,10 @@ def diagnostics(
     --pairs sentence1,sentence2: alignment of the pairs scored above 4 of 5 (of all, in a table without scores) and
     uniformity of all their sentences, as in the SimCSE paper.
     """
-    from mmcl.data.shard_rows import open_rows
+    from mmcl.data.sources.tar.rows import open_rows
     from mmcl.evaluation import open_sts
-    from mmcl.evaluation.rows import diagnostics_of_rows
-    from mmcl.evaluation.sts import sts_diagnostics
+    from mmcl.evaluation.tasks.rows import diagnostics_of_rows
+    from mmcl.evaluation.tasks.sts import sts_diagnostics
 
     if pairs is not None:
         columns = _pair_columns(pairs, score)
@@ -342,8 +342,8 @@ def compare(
         search = _search(source, split, table, *columns, options, _cutoffs(k) if k else None)
         sides = [search(load(model, device, dtype, backend, exact_decoding), 0) for model in (a, b)]
     else:
-        from mmcl.data.shard_rows import open_rows
-        from mmcl.evaluation.rows import scores_of_rows
+        from mmcl.data.sources.tar.rows import open_rows
+        from mmcl.evaluation.tasks.rows import scores_of_rows
 
         rows = open_rows(source, split=split, separator=separator, root=image_root)
         ks = _cutoffs(k or "1,5,10")
@@ -376,10 +376,10 @@ def _search(
     ks: Sequence[int] | None,
 ) -> Callable[[Encoder, int], dict[str, Scores]]:
     """From a model and a number of resamples to scores: of a BEIR folder, of two columns of text, or of pictures."""
-    from mmcl.data.beir import is_beir, open_beir
-    from mmcl.data.shard_rows import open_rows
+    from mmcl.data.sources.beir import is_beir, open_beir
+    from mmcl.data.sources.tar.rows import open_rows
     from mmcl.evaluation import beir_retrieval, retrieval_of_texts
-    from mmcl.evaluation.rows import retrieval_of_rows
+    from mmcl.evaluation.tasks.rows import retrieval_of_rows
 
     query, document = texts
     if (query is None) != (document is None):
@@ -414,7 +414,7 @@ def _search(
 
 def _self_matches(given: str | None) -> dict[str, str]:
     """The rule as an option of a judge, which has its own otherwise."""
-    from mmcl.evaluation.retrieval import check_self_matches
+    from mmcl.evaluation.tasks.retrieval import check_self_matches
 
     if given is None:
         return {}
@@ -424,7 +424,7 @@ def _self_matches(given: str | None) -> dict[str, str]:
 
 def _headlines(sides: Mapping[str, Any]) -> list[str] | None:
     """What to compare of graded judgements; None for the comparison's own choice."""
-    from mmcl.evaluation.text_retrieval import HEADLINES
+    from mmcl.evaluation.tasks.text_retrieval import HEADLINES
 
     judged = sides.get("query_to_document")
     if judged is None or "document_to_query" in sides:

@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Write a model as a folder that another library opens, with equal outputs there."""
     import mmcl
-    from mmcl.models.export import export as run
+    from mmcl.formats.export import export as run
 
     folder = run(mmcl.load(model), to, out)
     opened = {

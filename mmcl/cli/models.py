@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mmcl.models.encoder import Encoder
+    from mmcl.encoding.encoder import Encoder
 
 log = logging.getLogger("mmcl")
 
@@ -29,7 +29,7 @@ ExactDecoding = Annotated[
 
 def _allow_pipe(allowed: bool) -> bool:
     if allowed:
-        from mmcl.data.shards import allow_pipes
+        from mmcl.data.sources.tar.shards import allow_pipes
 
         allow_pipes()
     return allowed

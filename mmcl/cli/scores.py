@@ -67,7 +67,7 @@ def print_diagnostics(found: Diagnostics) -> None:
 
 def print_sts(scores: StsScores) -> None:
     """The table of the SimCSE paper: a column a task and the average, correlations × 100."""
-    from mmcl.evaluation.sts import FEWEST
+    from mmcl.evaluation.tasks.sts import FEWEST
 
     tasks = scores.tasks
     columns = {task: f"{task}/" for task in tasks} | ({"average": ""} if len(tasks) > 1 else {})

@@ -37,7 +37,7 @@ def train(
     """Train a SentencePiece tokenizer for any language; `model.text.tokenizer.name` of a config takes its folder."""
     from mmcl.config.model import TokenizerConfig
     from mmcl.data.sources import open_source
-    from mmcl.models.tokenizer import save_trained, segmentation
+    from mmcl.models.text.tokenizer import save_trained, segmentation
 
     rows = open_source(source, split=split, separator=separator)
     settings = TokenizerConfig(vocab_size=vocab_size, lowercase=lowercase, character_coverage=character_coverage)

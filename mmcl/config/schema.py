@@ -34,6 +34,11 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """How the model is judged during training."""
 
+    def augments(self, modality: str) -> bool:
+        """Whether training changes the items of a modality at random, so that their features cannot be kept."""
+        section = self.augmentation if modality == "image" else self.text_augmentation
+        return section != type(section)()
+
     @model_validator(mode="after")
     def _sources_are_kept_apart(self) -> Config:
         if self.data.batches == "one_source" and self.data.mix:

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mmcl.data.cache.tokens import Tokenize
 from mmcl.data.check_copies import Items, Names, across, copies, fingerprints, leaks
 from mmcl.data.check_rows import Checked, CheckedRow, open_checked
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import ImageError, decoded, usable_cpus
 from mmcl.data.near_copies import image_fingerprint, members, normalised, same
-from mmcl.data.shards import is_shards
 from mmcl.data.sources import open_source
 from mmcl.data.sources.files import format_of
-from mmcl.data.tokens import Tokenize
+from mmcl.data.sources.tar.shards import is_shards
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file, existing_folder
 from mmcl.runtime.progress import progress

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mmcl.data.cache.tokens import texts_of
 from mmcl.data.images import ImageError
 from mmcl.data.rows import Rows
-from mmcl.data.shard_columns import ShardColumn, require_columns
-from mmcl.data.shard_stream import SampleError
-from mmcl.data.shards import Reachable, Sample, ShardError, is_shards, list_shards, read_shard
 from mmcl.data.sources import open_source
-from mmcl.data.tokens import texts_of
+from mmcl.data.sources.tar.columns import ShardColumn, require_columns
+from mmcl.data.sources.tar.shards import Reachable, Sample, ShardError, is_shards, list_shards, read_shard
+from mmcl.data.sources.tar.stream import SampleError
 from mmcl.runtime.errors import MmclError
 
 _BLOCK = 512

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from mmcl.data.images import ImageError, decode, image_suffixes, usable_cpus
 from mmcl.data.rows import Rows
-from mmcl.data.shard_rows import ShardRows
+from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.encoding.changes import COLUMNS, changed, state
+from mmcl.encoding.stored import id_table
 from mmcl.encoding.vectors import Vectors, open_vectors
 from mmcl.encoding.writer import VectorWriter, with_columns
-from mmcl.retrieval.stored import id_table
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path, existing_file
 from mmcl.runtime.lock import exclusive
@@ -43,7 +43,7 @@ class Encodes(Protocol):
 
     ``prompt`` and ``truncate_dim`` are only passed where they are asked for, so that an encoder without them will do
     for all else. More is used where it is there: ``prepare_image``, ``exact_decoding``, ``path``,
-    ``prompt_words(prompt)`` and ``fingerprint()``, as of :class:`mmcl.models.encoder.Encoder`.
+    ``prompt_words(prompt)`` and ``fingerprint()``, as of :class:`mmcl.encoding.encoder.Encoder`.
     """
 
     @property

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, StringConstraints
 
-from mmcl.retrieval.stored import (
+from mmcl.encoding.stored import (
     FileRecord,
     Fingerprint,
     Stored,

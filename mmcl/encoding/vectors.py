@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmcl.encoding.manifest import AGAIN, ENCODE, check_shard, read_manifest, sound_file
-from mmcl.retrieval.stored import found_model, id_table, read_table, to_numpy
+from mmcl.encoding.stored import found_model, id_table, read_table, to_numpy
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
 
@@ -26,7 +26,7 @@ class Vectors:
         dim: components of a vector.
         dtype: ``float32`` or ``float16`` on disk.
         model: name or folder of the encoder, if known.
-        encoder: its fingerprint, see :class:`mmcl.retrieval.stored.Fingerprint`; None in folders of an older mmcl.
+        encoder: its fingerprint, see :class:`mmcl.encoding.stored.Fingerprint`; None in folders of an older mmcl.
         source: what they come from.
         skipped: ``count`` of the things that got no vector, and ``rows``, the first 1,000 with row, id and reason.
         complete: False while an encode is under way or interrupted.

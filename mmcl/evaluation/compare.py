@@ -24,9 +24,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mmcl.evaluation import bootstrap as bootstrapping
-from mmcl.evaluation.retrieval import WITHOUT_OWN, Scores
-from mmcl.evaluation.zero_shot import ZeroShotScores
+from mmcl.evaluation.metrics import bootstrap as bootstrapping
+from mmcl.evaluation.tasks.retrieval import WITHOUT_OWN, Scores
+from mmcl.evaluation.tasks.zero_shot import ZeroShotScores
 from mmcl.runtime.errors import MmclError, nearest
 
 Judged: TypeAlias = Scores | ZeroShotScores

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from mmcl.evaluation import bootstrap as bootstrapping
 from mmcl.evaluation.compare import LEVEL, Comparison, Difference, adjusted
-from mmcl.evaluation.correlation import spearman
-from mmcl.evaluation.sts import StsScores
+from mmcl.evaluation.metrics import bootstrap as bootstrapping
+from mmcl.evaluation.metrics.correlation import spearman
+from mmcl.evaluation.tasks.sts import StsScores
 from mmcl.runtime.errors import MmclError
 
 AVERAGE = "average"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.evaluation.ranking import Vectors
+from mmcl.evaluation.metrics.ranking import Vectors
 from mmcl.runtime.errors import MmclError
 
 Identified: TypeAlias = Mapping[Any, Any] | tuple[Sequence[Any], Any]  # {id: vector}, or (ids, (N, D) array)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmcl.models.encoder import Encoder
-from mmcl.models.weights import weights_hash
+from mmcl.encoding.encoder import Encoder
+from mmcl.formats.weights import weights_hash
 from mmcl.runtime.errors import MmclError
 
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
+from mmcl.data.cache.tokens import texts_of
 from mmcl.data.identity import stable_hash
 from mmcl.data.rows import Rows
-from mmcl.data.shard_rows import ShardRows
 from mmcl.data.sources import open_source
-from mmcl.data.tokens import texts_of
+from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.evaluation.texts import Encodes
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file, existing_folder

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcl.losses.blockwise.tiled import Statistics, log_sum_exp, own_logits
+from mmcl.losses.blockwise.tiles import Across, Plan, Sweep, Tile, as_scale, in_bfloat16, make_plan
 from mmcl.losses.candidates import Candidates, Guide, Side, candidates, dense_logits, excluded
 from mmcl.losses.pairs import Similarity, check_temperature
-from mmcl.losses.tiled import Statistics, log_sum_exp, own_logits
-from mmcl.losses.tiles import Across, Plan, Sweep, Tile, as_scale, in_bfloat16, make_plan
 
 
 def info_nce(

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcl.losses.blockwise.tiled import own_logits, softplus_sum
+from mmcl.losses.blockwise.tiles import Across, Plan, Tile, as_number, as_scale, in_bfloat16, make_plan
 from mmcl.losses.candidates import Candidates, candidates
 from mmcl.losses.pairs import Similarity, check_number, check_pairs, check_temperature, repeats, scalar, similarities
-from mmcl.losses.tiled import own_logits, softplus_sum
-from mmcl.losses.tiles import Across, Plan, Tile, as_number, as_scale, in_bfloat16, make_plan
 
 
 def sigmoid(

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mmcl.config.schema import Config
 from mmcl.config.section import Section
-from mmcl.data.augment import Augmentation
-from mmcl.models.encoder import Encoder
+from mmcl.data.augment.images import Augmentation
+from mmcl.encoding.encoder import Encoder
 from mmcl.models.heads import Head
-from mmcl.models.text_inputs import join_texts, take_rows
-from mmcl.models.text_tower import TextTower
+from mmcl.models.text.inputs import join_texts, take_rows
+from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         inputs: role (``image``, ``text``, …) to the named inputs of an embedder: ``pixels`` uint8 (N, S, S, 3);
-            those of texts (see :mod:`mmcl.models.text_inputs`); or ``features`` (N, F) of a frozen tower. Numbers,
+            those of texts (see :mod:`mmcl.models.text.inputs`); or ``features`` (N, F) of a frozen tower. Numbers,
             which no embedder takes, are ``values`` (N,) float32. Under ``teacher_ROLE`` and ``guide_ROLE`` the features
             that these have of the same items, unaugmented.
         ids: (N, K) int64, the identities of the items, a column for each role that is no number. What counts as the

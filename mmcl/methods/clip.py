@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mmcl.config.methods import ClipConfig
+from mmcl.encoding.encoder import Encoder
 from mmcl.losses import info_nce
 from mmcl.methods.base import MINED, Batch, Setting, Views
 from mmcl.methods.image_text import ImageText
 from mmcl.methods.paired import key_of
-from mmcl.models.encoder import Encoder
 
 FURTHER = {"text": "negatives", MINED: MINED}  # role of captions without a picture to the view of them
 IDS = {"negatives": "negative_ids", MINED: f"{MINED}_ids"}  # such a view to that of their identities

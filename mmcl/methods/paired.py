@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.config.methods import ClipConfig, QueueConfig, SiglipConfig, SimcseConfig
+from mmcl.encoding.encoder import Encoder
 from mmcl.losses import batch_accuracy, distillation, matryoshka
 from mmcl.methods.base import Loss, Method, Setting, Views
-from mmcl.methods.momentum import MomentumCopy
-from mmcl.methods.queue import MemoryQueue
-from mmcl.models.encoder import Encoder
+from mmcl.methods.parts.momentum import MomentumCopy
+from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.config.methods import SiglipConfig
+from mmcl.encoding.encoder import Encoder
 from mmcl.losses import sigmoid
 from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
-from mmcl.models.encoder import Encoder
 
 
 class Siglip(ImageText):

@@ -1,4 +1,1 @@
-"""Towers, pooling, heads, the encoder made of them, loading and saving."""
-
-from mmcl.models.encoder import Encoder as Encoder
-from mmcl.models.folder import load as load
+"""Neural networks: towers, pooling, heads."""

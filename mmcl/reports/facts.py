@@ -18,7 +18,7 @@ from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
 from mmcl.config.schema import Config
 from mmcl.config.section import Section
 from mmcl.data.images import usable_cpus
-from mmcl.models.folder import DESCRIPTION
+from mmcl.formats.folder import DESCRIPTION
 from mmcl.runtime.files import read_json
 from mmcl.runtime.progress import duration
 from mmcl.training.run import Run

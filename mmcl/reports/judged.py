@@ -11,13 +11,13 @@ from typing import TypeAlias
 import numpy as np
 
 from mmcl.config.data import JudgedSourceConfig
-from mmcl.data.beir import is_beir, open_beir
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_described
+from mmcl.data.sources.beir import is_beir, open_beir
+from mmcl.encoding import Encoder
 from mmcl.evaluation import Scores, StsScores, beir_retrieval, retrieval_of_texts, sts
 from mmcl.evaluation.examples import examples, worst_answers
-from mmcl.evaluation.rows import PairVectors, embed_pairs, retrieval_of_vectors
-from mmcl.models import Encoder
+from mmcl.evaluation.tasks.rows import PairVectors, embed_pairs, retrieval_of_vectors
 from mmcl.reports.shown import Hit, Mistake, Search
 from mmcl.training.evaluate import open_pairs
 from mmcl.training.run import Run

@@ -15,9 +15,7 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from mmcl.losses.unit import unit_rows
-from mmcl.retrieval import specs
-from mmcl.retrieval.stored import (
+from mmcl.encoding.stored import (
     FileRecord,
     Fingerprint,
     Stored,
@@ -33,6 +31,8 @@ from mmcl.retrieval.stored import (
     write_description,
     write_table,
 )
+from mmcl.losses.unit import unit_rows
+from mmcl.retrieval import specs
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import as_path, atomic_folder, folder_to_write
@@ -88,7 +88,7 @@ class Index:
         similarity: ``cosine``, ``dot`` or ``euclidean``.
         spec: the FAISS factory string of the index.
         model: name or folder of the encoder whose vectors these are, if known.
-        encoder: its fingerprint, see :class:`mmcl.retrieval.stored.Fingerprint`, if known.
+        encoder: its fingerprint, see :class:`mmcl.encoding.stored.Fingerprint`, if known.
 
     Several threads may search one index at once. A forked process searches on one thread.
 

@@ -11,7 +11,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file
 
 if TYPE_CHECKING:
-    from mmcl.models import Encoder
+    from mmcl.encoding import Encoder
     from mmcl.retrieval.index import Index
 
 log = logging.getLogger("mmcl")

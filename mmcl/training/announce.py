@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmcl.config.training import TrainingConfig
-from mmcl.models.export import TARGETS, cannot_export
+from mmcl.formats.export import TARGETS, cannot_export
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import duration
-from mmcl.training.batch_norm import tell_of_statistics
-from mmcl.training.optim import describe_learning
+from mmcl.training.optimization.batch_norm import tell_of_statistics
+from mmcl.training.optimization.optim import describe_learning
 from mmcl.training.run import Run
 
 if TYPE_CHECKING:

@@ -11,27 +11,27 @@ from torch import nn
 from mmcl.config.model import TowerConfig
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
-from mmcl.data.augment import Augmentation
-from mmcl.data.shards import is_shards
+from mmcl.data.augment.images import Augmentation
+from mmcl.data.batches.tokenizer_texts import training_texts
+from mmcl.data.sources.tar.shards import is_shards
+from mmcl.encoding.encoder import Encoder
+from mmcl.formats.folder import load
+from mmcl.formats.lora import add_lora, merge_lora
+from mmcl.formats.start import start_from
+from mmcl.formats.weights import full_disk_is_oserror
 from mmcl.methods import METHODS, Method
 from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder
-from mmcl.models.encoder import Encoder
-from mmcl.models.folder import load
 from mmcl.models.heads import Head
-from mmcl.models.image_tower import ImageTower
-from mmcl.models.lora import add_lora, merge_lora
-from mmcl.models.start import start_from
-from mmcl.models.text_tower import SCRATCH_MAX_TOKENS, TextTower
-from mmcl.models.tokenize import read_tokenizer
-from mmcl.models.tokenizer import train_tokenizer
-from mmcl.models.weights import full_disk_is_oserror
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.tokenize import read_tokenizer
+from mmcl.models.text.tokenizer import train_tokenizer
+from mmcl.models.text.tower import SCRATCH_MAX_TOKENS, TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
-from mmcl.training.micro_batch import NO_TOKENS
-from mmcl.training.tokenizer_texts import training_texts
+from mmcl.training.optimization.micro_batch import NO_TOKENS
 
 
 def build_method(config: Config, folder: Path) -> Method:
@@ -56,7 +56,7 @@ def build_method(config: Config, folder: Path) -> Method:
     for modality in sorted(encoder.modalities):
         _adapt(encoder.embedder(modality), _section(config, modality))
     size = encoder.image_size
-    augmentation = Augmentation(config.augmentation, size) if size and changes("image", config) else None
+    augmentation = Augmentation(config.augmentation, size) if size and config.augments("image") else None
     named = {name: getattr(config.method, name, None) for name in REFERENCES}
     method = kind(
         config.method,
@@ -82,15 +82,9 @@ def finish_encoder(method: Method) -> Encoder:
     return encoder
 
 
-def changes(modality: str, config: Config) -> bool:
-    """Whether training changes the items of a modality at random, so that their features cannot be kept."""
-    section = config.augmentation if modality == "image" else config.text_augmentation
-    return section != type(section)()
-
-
 def require_tokens(method: Method, config: Config) -> None:
     """Raise ``MmclError`` where micro-batches are told by tokens, and features stand in for these."""
-    kept = method.encoder.embedder("text").frozen and not changes("text", config)
+    kept = method.encoder.embedder("text").frozen and not config.augments("text")
     if isinstance(config.training.micro_batch, TokenLimit) and kept and not is_shards(config.data.train.source):
         raise MmclError(NO_TOKENS)
 
@@ -100,14 +94,14 @@ def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:
     settings = {"image": ("model.image", "augmentation"), "text": ("model.text", "text_augmentation")}
     for modality in sorted(settings.keys() - modalities):
         tower, section = settings[modality]
-        wrong = [tower] * (getattr(config.model, modality) is not None) + [section] * changes(modality, config)
+        wrong = [tower] * (getattr(config.model, modality) is not None) + [section] * config.augments(modality)
         if wrong:
             raise MmclError(f"{wrong[0]}: method '{config.method.name}' reads no {modality}s; leave it out")
 
 
 def _refuse_equal_views(method: Method, config: Config) -> None:
     """Raise ``MmclError`` where two draws of a text would be the same: there would be nothing to learn."""
-    if not method.redrawn or changes("text", config):
+    if not method.redrawn or config.augments("text"):
         return
     embedder = method.encoder.embedder("text")
     drawn = embedder.head if embedder.frozen else embedder

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.config.schema import Config
-from mmcl.models.export import TARGETS, cannot_export
+from mmcl.formats.export import TARGETS, cannot_export
 from mmcl.training.announce import count_negatives
 from mmcl.training.loop import Trainer
-from mmcl.training.optim import describe_learning
+from mmcl.training.optimization.optim import describe_learning
 
 
 def check_config(config: Config, show_progress: bool | None = None) -> dict[str, Any]:

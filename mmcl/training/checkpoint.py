@@ -15,14 +15,14 @@ from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmcl.methods.state import beside_weights
+from mmcl.formats.weights import save_tensors
+from mmcl.methods.parts.state import beside_weights
 from mmcl.models.embedder import Embedder
-from mmcl.models.weights import save_tensors
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import remove_folder, replace_folder, sha256_file
 from mmcl.runtime.sharding import sharded_like, whole
-from mmcl.training.average import WeightAverage
+from mmcl.training.optimization.average import WeightAverage
 
 FORMAT_VERSION = 2
 _NAME = re.compile(r"step-\d{8}")
@@ -213,7 +213,8 @@ def changed_names(method: nn.Module) -> set[str]:
 
 def learned_names(method: nn.Module) -> set[str]:
     """Names of the weights that training can change, with their statistics: all but the frozen parameters and towers,
-    which the config or its seed gives again, and but what is no weight (:class:`~mmcl.methods.state.MethodState`)."""
+    which the config or its seed gives again, and but what is no weight
+    (:class:`~mmcl.methods.parts.state.MethodState`)."""
     names = set(method.state_dict()) - {name for name, p in method.named_parameters() if not p.requires_grad}
     beside = tuple(beside_weights(method))
     names = {name for name in names if not name.startswith(beside)}

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmcl.models.weights import save_tensors
+from mmcl.formats.weights import save_tensors
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.sharding import sharded_like, whole
-from mmcl.training.average import holding, live_tensors
+from mmcl.training.optimization.average import holding, live_tensors
 
 
 def save_start(module: nn.Module, names: set[str], path: Path) -> None:

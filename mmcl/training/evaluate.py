@@ -14,21 +14,21 @@ from torch import Tensor
 
 from mmcl.config.data import JudgedSourceConfig
 from mmcl.config.schema import Config
-from mmcl.data.beir import Beir, is_beir, open_beir
-from mmcl.data.shards import is_shards
+from mmcl.data.batches.columns import Column
+from mmcl.data.batches.table import Table
+from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.sources import open_source
+from mmcl.data.sources.beir import Beir, is_beir, open_beir
+from mmcl.data.sources.tar.shards import is_shards
+from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation import beir_retrieval, diagnose, open_sts, retrieval_pairs, sts
-from mmcl.evaluation.retrieval import SelfMatches
-from mmcl.evaluation.sentence_pairs import SentencePairs
-from mmcl.models.encoder import Encoder
-from mmcl.models.text_inputs import text_inputs
-from mmcl.models.text_tower import TextTower
+from mmcl.evaluation.tasks.retrieval import SelfMatches
+from mmcl.evaluation.tasks.sentence_pairs import SentencePairs
+from mmcl.models.text.inputs import text_inputs
+from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
-from mmcl.training.columns import Column
 from mmcl.training.shares import embed
-from mmcl.training.table import Table
-from mmcl.training.text_reader import TextReader
 
 log = logging.getLogger("mmcl")
 SEARCH = "query_to_document"
@@ -202,7 +202,7 @@ class PairsJudge:
 
 
 class StsJudge:
-    """Correlation with people's scores; see :func:`mmcl.evaluation.sts`."""
+    """Correlation with people's scores; see :func:`mmcl.evaluation.tasks.sts`."""
 
     def __init__(self, pairs: SentencePairs, prompt: str | None = None) -> None:
         self.pairs, self.prompt = pairs, prompt

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.config.schema import Config
+from mmcl.formats.transformers.nets import UNLIMITED
 from mmcl.methods import MINED, Batch
-from mmcl.methods.queue import MemoryQueue
-from mmcl.models.text_tower import TextTower
-from mmcl.models.transformers_nets import UNLIMITED
+from mmcl.methods.parts.queue import MemoryQueue
+from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.training.loop import Trainer
-from mmcl.training.not_finite import NotFiniteError
+from mmcl.training.optimization.not_finite import NotFiniteError
 from mmcl.training.run import Run
 from mmcl.training.run_folder import has_begun
 

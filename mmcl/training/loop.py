@@ -20,6 +20,8 @@ from accelerate import PartialState
 from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
+from mmcl.data.batches.feed import Feed, open_feed
+from mmcl.data.batches.table import Table
 from mmcl.methods import Batch, Method
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
@@ -27,8 +29,6 @@ from mmcl.runtime.device import pick_device, ready_after_fork, resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.files import write_json
 from mmcl.training.announce import announce, card_of, require_whole_steps, tell_of_speed
-from mmcl.training.average import WeightAverage
-from mmcl.training.batch_norm import prepare_batch_norm
 from mmcl.training.build import build_method, finish_encoder, require_tokens
 from mmcl.training.checkpoint import (
     Progress,
@@ -41,12 +41,14 @@ from mmcl.training.checkpoint import (
 from mmcl.training.clock import Clock
 from mmcl.training.ensemble import choose_share, interpolated, is_better, load_start, save_start
 from mmcl.training.evaluate import Judge, PairsJudge, open_judge
-from mmcl.training.feed import Feed, open_feed
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.mining import Miner
-from mmcl.training.not_finite import NotFiniteError, require_finite_weights
-from mmcl.training.optim import build_optimizer, freeze_groups, learning_rate
+from mmcl.training.optimization.average import WeightAverage
+from mmcl.training.optimization.batch_norm import prepare_batch_norm
+from mmcl.training.optimization.not_finite import NotFiniteError, require_finite_weights
+from mmcl.training.optimization.optim import build_optimizer, freeze_groups, learning_rate
+from mmcl.training.optimization.step import Stepper, StepResult, parallel_method
 from mmcl.training.run import Run
 from mmcl.training.run_folder import (
     FolderError,
@@ -57,8 +59,6 @@ from mmcl.training.run_folder import (
     prepare_folder,
     write_config,
 )
-from mmcl.training.step import Stepper, StepResult, parallel_method
-from mmcl.training.table import Table
 
 log = logging.getLogger("mmcl")
 T = TypeVar("T")

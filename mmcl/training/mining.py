@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 import torch
 
 from mmcl.config.schema import Config
+from mmcl.data.batches.columns import Column
+from mmcl.data.batches.feed import Feed
+from mmcl.data.batches.table_feed import HardNegatives, TableFeed
 from mmcl.data.identity import mix
+from mmcl.encoding.encoder import Encoder
+from mmcl.formats.folder import load
 from mmcl.methods import Method
-from mmcl.models.encoder import Encoder
-from mmcl.models.folder import load
 from mmcl.retrieval import Index
 from mmcl.retrieval.mining import Guide, Mined, Own, Rules, mine
 from mmcl.runtime import distributed
@@ -26,11 +29,8 @@ from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import spoken
-from mmcl.training.columns import Column
-from mmcl.training.feed import Feed
-from mmcl.training.not_finite import NotFiniteError
+from mmcl.training.optimization.not_finite import NotFiniteError
 from mmcl.training.shares import embed, from_shares, share_of
-from mmcl.training.table_feed import HardNegatives, TableFeed
 
 log = logging.getLogger("mmcl")
 ANCHORS_AT_ONCE = 256  # beside them their nearest items, times the guide's dimensions, are in memory

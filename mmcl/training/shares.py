@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl.data.batches.columns import FEATURES_A_BATCH
+from mmcl.encoding.encoder import Encoder
 from mmcl.losses.unit import unit_length
-from mmcl.models.encoder import Encoder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.progress import spoken
-from mmcl.training.columns import FEATURES_A_BATCH
-from mmcl.training.not_finite import NotFiniteError
+from mmcl.training.optimization.not_finite import NotFiniteError
 
 
 def share_of(count: int) -> np.ndarray:

@@ -168,7 +168,7 @@ def test_a_full_disk_is_said_and_loses_nothing(mmcl_, config, tmp_path, monkeypa
     """The second checkpoint finds no room; the first is whole, and the run goes on from it once there is."""
     from safetensors import SafetensorError
 
-    from mmcl.models import weights
+    from mmcl.formats import weights
 
     honest, calls = weights.save_file, []
 

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mmcl.cli.data import app
-from mmcl.data.shards import list_shards
+from mmcl.data.sources.tar.shards import list_shards
 
 
 def test_check_prints_a_table_and_advice_and_writes_every_number(tmp_path):
@@ -39,9 +39,9 @@ def test_check_reads_a_table_with_a_separator_whose_images_lie_below_a_root(mmcl
 
 
 def test_commands_as_a_source_run_only_where_the_command_line_says_so(mmcl_, tmp_path, monkeypatch):
-    from mmcl.data.shards import write_shards
+    from mmcl.data.sources.tar.shards import write_shards
 
-    monkeypatch.setattr("mmcl.data.shards._pipes_allowed", False)
+    monkeypatch.setattr("mmcl.data.sources.tar.shards._pipes_allowed", False)
     (shard,) = write_shards([{"txt": "a cat"}, {"txt": "a dog"}], tmp_path)
     code, _, told = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt")
     assert code == 2
@@ -52,7 +52,7 @@ def test_commands_as_a_source_run_only_where_the_command_line_says_so(mmcl_, tmp
 
 
 def test_a_check_of_a_config_may_run_its_commands_when_told(mmcl_, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmcl.data.shards._pipes_allowed", False)
+    monkeypatch.setattr("mmcl.data.sources.tar.shards._pipes_allowed", False)
     seen = []
     monkeypatch.setattr("mmcl.config.load.load_config", lambda *_: None)
     monkeypatch.setattr("mmcl.training.check_config.check_config", lambda _: seen.append(list_shards("pipe:true")))

@@ -18,12 +18,12 @@ from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.sources import open_source
 from mmcl.encoding import encode_source, open_vectors
+from mmcl.encoding.encoder import Encoder
 from mmcl.models.embedder import Embedder
-from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
-from mmcl.models.image_tower import ImageTower
-from mmcl.models.text_tower import TextTower
-from mmcl.models.tokenizer import train_tokenizer
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.tokenizer import train_tokenizer
+from mmcl.models.text.tower import TextTower
 from mmcl.retrieval import Index
 
 TEXTS = ["a red dog", "a blue car", "a green tree", "dog.png"]

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from mmcl.cli.app import app
 from mmcl.config.model import TextTowerConfig
-from mmcl.models.text_tower import TextTower
+from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError
 
 # A few hundred captions in scripts that share no letter.

@@ -451,11 +451,11 @@ def test_the_words_of_a_prompt_are_compared_where_the_encoder_tells_them(tmp_pat
 
 def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
     from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig  # here: the killed processes need none
+    from mmcl.encoding.encoder import Encoder
     from mmcl.models.embedder import Embedder
-    from mmcl.models.encoder import Encoder
     from mmcl.models.heads import Head
-    from mmcl.models.text_tower import TextTower
-    from mmcl.models.tokenizer import train_tokenizer
+    from mmcl.models.text.tokenizer import train_tokenizer
+    from mmcl.models.text.tower import TextTower
 
     tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 32)
     tower = TextTower.build(TextTowerConfig(layers=1, width=16, heads=2), tokenizer)

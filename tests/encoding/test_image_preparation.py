@@ -15,11 +15,11 @@ from mmcl.config.model import HeadConfig
 from mmcl.data.images import decode
 from mmcl.data.sources import open_source
 from mmcl.encoding import encode_source
-from mmcl.evaluation.rows import diagnostics_of_rows
+from mmcl.encoding.encoder import Encoder
+from mmcl.evaluation.tasks.rows import diagnostics_of_rows
 from mmcl.models.embedder import Embedder
-from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
-from mmcl.models.image_tower import ImageTower
+from mmcl.models.image.tower import ImageTower
 from mmcl.runtime.errors import MmclError
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from mmcl.evaluation.mteb_adapter import mteb_model
-from mmcl.evaluation.retrieval import retrieval
+from mmcl.evaluation.tasks.retrieval import retrieval
 from mmcl.runtime.errors import MmclError
 
 mteb = pytest.importorskip("mteb", minversion="2.0", reason="mteb is not installed")

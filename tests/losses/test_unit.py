@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import mmcl
-from mmcl.evaluation.sts import _compare
+from mmcl.encoding.encoder import _finish
+from mmcl.encoding.inputs import Options
+from mmcl.evaluation.tasks.sts import _compare
 from mmcl.losses.unit import unit_length, unit_rows
-from mmcl.models.encoder import _finish
-from mmcl.models.inputs import Options
 
 SCALES = [1e37, 1e20, 1.0, 1e-25, 1e-37]
 VECTORS = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)

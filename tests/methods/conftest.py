@@ -8,11 +8,11 @@ from torch import nn
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.data.identity import stable_hash
+from mmcl.encoding.encoder import Encoder
 from mmcl.methods import Batch
 from mmcl.models.embedder import Embedder
-from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
-from mmcl.models.text_tower import TextTower
+from mmcl.models.text.tower import TextTower
 
 
 class Tower(nn.Linear):

@@ -17,9 +17,9 @@ from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
 from mmcl.losses import Guide, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
 from mmcl.methods import Simcse
-from mmcl.models.dropout import Dropout
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.dropout import Dropout
 from mmcl.runtime.errors import MmclError
 
 ANCHORS = ["two dogs", "the cat runs", "a bird sings", "two dogs", "a red house"]

@@ -9,8 +9,8 @@ from torch import nn
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.text_tower import TextTower
-from mmcl.models.tokenizer import train_tokenizer
+from mmcl.models.text.tokenizer import train_tokenizer
+from mmcl.models.text.tower import TextTower
 
 
 def make_embedder() -> Embedder:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmcl.config.model import HeadConfig
-from mmcl.models.encoder import Encoder
+from mmcl.encoding.encoder import Encoder
 from mmcl.models.heads import ACTIVATIONS, Dense, Head
 from mmcl.runtime.errors import MmclError
 

@@ -25,13 +25,13 @@ from mmcl import losses
 from mmcl.config.methods import ClipConfig, SiglipConfig, SimcseConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
+from mmcl.encoding.encoder import Encoder
 from mmcl.methods import Batch, Method, clip, paired, siglip, simcse
 from mmcl.models.embedder import Embedder
-from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.runtime.distributed import barrier, gather_rows, rank, world_size
-from mmcl.training.optim import build_optimizer
-from mmcl.training.step import Stepper, parallel_method
+from mmcl.training.optimization.optim import build_optimizer
+from mmcl.training.optimization.step import Stepper, parallel_method
 
 STEPS, ROWS, WIDTH, DIM = 20, 24, 4, 5
 RAGGED = {1: [ROWS], 2: [17, 7], 4: [9, 1, 2, 12]}  # rows of each process

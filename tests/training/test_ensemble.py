@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mmcl.config.model import LoraConfig
-from mmcl.models.lora import add_lora
+from mmcl.formats.lora import add_lora
 from mmcl.runtime.errors import MmclError
-from mmcl.training.average import WeightAverage
 from mmcl.training.ensemble import choose_share, interpolated, load_start, save_start
+from mmcl.training.optimization.average import WeightAverage
 
 
 @pytest.fixture

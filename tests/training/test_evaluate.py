@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.encoding.encoder import Encoder
 from mmcl.models.embedder import Embedder
-from mmcl.models.encoder import Encoder
 from mmcl.models.heads import Head
-from mmcl.models.text_tower import TextTower
-from mmcl.models.tokenizer import train_tokenizer
+from mmcl.models.text.tokenizer import train_tokenizer
+from mmcl.models.text.tower import TextTower
 from mmcl.training.evaluate import LiveTexts
 
 TEXTS = ["a red dog", "a small blue car under the big dog", "cars", "the dog sits"]

@@ -72,7 +72,7 @@ def test_a_run_takes_the_batch_that_was_found_and_keeps_it(tmp_path, shapes_conf
 
 def test_the_queue_is_full_in_every_trial(tmp_path, shapes_config, monkeypatch):
     from mmcl.config.load import load_config
-    from mmcl.methods.queue import MemoryQueue
+    from mmcl.methods.parts.queue import MemoryQueue
     from mmcl.training import find_batch
 
     monkeypatch.setattr(find_batch._HostMemory, "reset", lambda self: None)

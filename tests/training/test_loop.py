@@ -273,7 +273,7 @@ def test_rows_of_which_none_can_be_used_are_told_in_one_line(tmp_path, tiny, cap
 
 
 def test_frozen_towers_do_not_move_and_their_features_are_computed_once(tmp_path, tiny, monkeypatch):
-    from mmcl.models.text_tower import TextTower
+    from mmcl.models.text.tower import TextTower
 
     texts = []
     forward = TextTower.forward

@@ -26,7 +26,7 @@ from mmcl.training.find_batch import grown
 from mmcl.training.logs import MetricsLog
 from mmcl.training.loop import Trainer
 from mmcl.training.mining import Miner
-from mmcl.training.step import Stepper
+from mmcl.training.optimization.step import Stepper
 
 from .processes import TRAIN, launch
 

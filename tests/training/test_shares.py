@@ -12,10 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmcl.config.model import HeadConfig
 from mmcl.models.embedder import Embedder
-from mmcl.models.encoder import Encoder
+from mmcl.encoding.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.runtime.sharding import shard
-from mmcl.training.average import WeightAverage
+from mmcl.training.optimization.average import WeightAverage
 from mmcl.training.shares import embed
 
 dist.init_process_group("gloo")

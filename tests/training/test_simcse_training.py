@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.load import load_config
+from mmcl.data.batches.feed import open_feed
+from mmcl.data.batches.sampler import Draw
 from mmcl.data.identity import NOTHING, mix
-from mmcl.data.sampler import Draw
 from mmcl.evaluation import sts
 from mmcl.losses import Guide, info_nce
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
 from mmcl.training.evaluate import open_judge
-from mmcl.training.feed import open_feed
 from mmcl.training.loop import Trainer
 
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmcl.data.beir import is_beir, open_beir
-from mmcl.data.shard_rows import open_rows
 from mmcl.data.sources import Rows, open_source
-from mmcl.evaluation.sentence_pairs import open_sts
+from mmcl.data.sources.beir import is_beir, open_beir
+from mmcl.data.sources.tar.rows import open_rows
+from mmcl.evaluation.tasks.sentence_pairs import open_sts
 from mmcl.runtime.errors import MmclError
 
 TABLE = {"id": ["a", "b", "c"], "text": ["one", "", 'three, "quoted"\nline'], "score": [0.5, 1.0, None]}

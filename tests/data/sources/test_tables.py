@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmcl.data.shards import is_shards
 from mmcl.data.sources import open_source
+from mmcl.data.sources.tar.shards import is_shards
 from mmcl.runtime.errors import MmclError
 
 

@@ -1,0 +1,260 @@
+"""The roles of the rows, as inputs of a method: pixels, tokens, cached features or numbers, with their identities."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.data.augment.texts import TextAugmentation
+from mmcl.data.batches.text_reader import TextReader
+from mmcl.data.cache.pixels import Pixels
+from mmcl.data.cache.tokens import Tokens, texts_of
+from mmcl.data.identity import NOTHING, uniforms
+from mmcl.data.rows import Rows
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.inputs import text_inputs
+from mmcl.models.text.tower import TextTower
+from mmcl.runtime.files import atomic_file
+from mmcl.runtime.progress import progress
+
+FEATURES_A_BATCH = 256
+CAPTION_STREAM = 0xCA9  # of a row's random numbers, the one that chooses among its captions
+
+
+class Column(ABC):
+    """One role of the rows of one or several sources, as inputs of its embedder.
+
+    Rows are numbered through the sources. A row has one or more *items* (one picture, several captions), numbered
+    through the column.
+
+    Attributes:
+        identified: whether its items are things, of which two can be the same.
+        hashes: (items,) int64 identities: of texts, by what the tower reads of them, whatever the prompt.
+        contents: (items,) int64, equal where the inputs are: of texts, the prompt included.
+        problems: row to the reason why it cannot be used.
+    """
+
+    identified: ClassVar[bool] = True
+    hashes: np.ndarray
+    contents: np.ndarray
+    problems: dict[int, str]
+
+    def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
+        """One item of each row."""
+        return rows
+
+    def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """(N,) int64 identities of the chosen items of N rows; ``NOTHING`` of a row without any."""
+        return np.asarray(self.hashes[items])
+
+    def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All items of the rows, and for each the position in ``rows`` that it belongs to."""
+        return rows, np.arange(len(rows))
+
+    @abstractmethod
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        """The embedder's inputs for these items; with ``seeds`` (N,), changed at random if the column does so."""
+
+    def use_threads(self, count: int) -> None:
+        """Prepare inputs by so many threads, where there is a choice."""
+        return
+
+
+class PixelColumn(Column):
+    """Pictures: one a row."""
+
+    def __init__(self, parts: Sequence[Pixels]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.hashes = self.contents = _joined([part.hashes for part in parts])
+        self.problems = {
+            int(start) + row: why
+            for start, part in zip(self._starts, parts, strict=False)
+            for row, why in part.errors.items()
+        }
+
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        if len(self._parts) == 1:
+            return {"pixels": torch.from_numpy(self._parts[0].take(items))}
+        side = self._parts[0].size
+        pixels = np.empty((len(items), side, side, 3), dtype=np.uint8)
+        for source, where, local in split(items, self._starts):
+            pixels[where] = self._parts[source].take(local)
+        return {"pixels": torch.from_numpy(pixels)}
+
+    def use_threads(self, count: int) -> None:
+        for part in self._parts:
+            part.threads = count
+
+
+class TextPart(NamedTuple):
+    """The texts of a role in one source.
+
+    Attributes:
+        tokens: of every text.
+        reader: what made them.
+        rows: where the texts stand.
+        column: the name of their column there; None where no row has any.
+    """
+
+    tokens: Tokens
+    reader: TextReader
+    rows: Rows
+    column: str | None
+
+    def texts(self, items: np.ndarray) -> list[str]:
+        """The texts themselves, read again."""
+        assert self.column is not None, "items stand somewhere"
+        rows, numbers = self.tokens.row_of(items)
+        cells = self.rows.select(rows).texts(self.column)
+        return [texts_of(cell)[number] for cell, number in zip(cells, numbers, strict=True)]
+
+
+class TokenColumn(Column):
+    """Texts: any number a row, of which a row's seed chooses one, and changes it where an augmentation is given.
+
+    With ``optional``, a row without texts is no problem: another row's stands in for its own, named ``NOTHING``.
+    """
+
+    def __init__(
+        self, parts: Sequence[TextPart], augmentation: TextAugmentation | None = None, optional: bool = False
+    ) -> None:
+        self._parts = parts
+        self._augmentation = augmentation
+        tokens = [part.tokens for part in parts]
+        self._starts = np.cumsum([0, *(len(part.hashes) for part in tokens)])
+        # The item that each row begins with; a source's last entry is the next one's first.
+        firsts = [start + part.first[: len(part)] for start, part in zip(self._starts, tokens, strict=False)]
+        self._first = np.concatenate([*firsts, self._starts[-1:]])
+        self.hashes = _joined([part.hashes for part in tokens])
+        self.contents = _joined([part.contents for part in tokens])
+        self.lacking = np.flatnonzero(np.diff(self._first) == 0)
+        self.problems = {} if optional else dict.fromkeys(self.lacking.tolist(), "no text")
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a text can have."""
+        if self._augmentation is not None:
+            return self._parts[0].reader.tower.max_tokens
+        return max(part.tokens.longest for part in self._parts)
+
+    def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
+        first = self._first[rows]
+        chosen = first + choose_caption(self._first[rows + 1] - first, seeds)
+        return np.minimum(chosen, len(self.hashes) - 1)  # where the last rows have none
+
+    def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return np.where(self._first[rows + 1] == self._first[rows], NOTHING, self.hashes[items])
+
+    def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        owner = np.repeat(np.arange(len(rows)), self._first[rows + 1] - self._first[rows])
+        within = np.arange(len(owner)) - np.searchsorted(owner, owner)
+        return self._first[rows][owner] + within, owner
+
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        tokens: list[np.ndarray] = [np.empty(0, np.int32)] * len(items)
+        skipped = np.zeros(len(items), dtype=np.int64)
+        for source, where, local in split(items, self._starts):
+            part = self._parts[source]
+            ids = part.tokens.take(local)
+            if self._augmentation is not None and seeds is not None:
+                reader, texts = part.reader, functools.partial(part.texts, local)
+                ids = self._augmentation(ids, seeds[where], reader.framing, texts, reader.tokenize)
+            for place, text in zip(where, ids, strict=True):
+                tokens[place] = text
+            skipped[where] = part.reader.skipped
+        return text_inputs(self._parts[0].reader.tower, tokens, skipped)
+
+
+class NumberColumn(Column):
+    """Numbers: one a row. They are no things that could be equal, and have no identity."""
+
+    identified = False
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values.astype(np.float32)
+        self.hashes = self.contents = np.zeros(0, dtype=np.int64)
+        self.problems = dict.fromkeys(np.flatnonzero(~np.isfinite(self.values)).tolist(), "no number")
+
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        return {"values": torch.from_numpy(self.values[items])}
+
+
+class FeatureColumn(Column):
+    """The features of a frozen tower, computed once for each distinct item and kept in a memory map.
+
+    Args:
+        column: the items.
+        tower: what they go through.
+        path: start of the name of the file to keep the features in.
+        device: where the tower runs.
+    """
+
+    def __init__(self, column: Column, tower: ImageTower | TextTower, path: Path, device: torch.device) -> None:
+        self.column = column
+        # The rows of the file are in the order of the contents: other contents, other file.
+        content = hashlib.blake2b(np.ascontiguousarray(column.contents).tobytes(), digest_size=16).hexdigest()
+        path = path.with_name(f"{path.name}-{content}.npy")
+        self.hashes, self.contents, self.problems = column.hashes, column.contents, column.problems
+        _, example, self._feature_of = np.unique(column.contents, return_index=True, return_inverse=True)
+        if not path.is_file():
+            self._compute(example, tower, path, device)
+        self.features = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
+        return self.column.choose(rows, seeds)
+
+    def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return self.column.names(rows, items)
+
+    def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.column.items(rows)
+
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        return {"features": torch.from_numpy(self.features[self._feature_of[items]])}
+
+    @torch.inference_mode()
+    def _compute(self, items: np.ndarray, tower: ImageTower | TextTower, path: Path, device: torch.device) -> None:
+        with atomic_file(path) as beside, progress(f"{tower.modality} features", len(items)) as advance:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), tower.width)}
+            # Written rather than mapped: a disk that fills up under a map kills the process.
+            with beside.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(items), FEATURES_A_BATCH):
+                    chunk = items[start : start + FEATURES_A_BATCH]
+                    inputs = {name: tensor.to(device) for name, tensor in self.column.inputs(chunk).items()}
+                    file.write(tower(**inputs).float().cpu().numpy().tobytes())
+                    advance(len(chunk))
+
+
+def choose_caption(counts: np.ndarray, seeds: Tensor) -> np.ndarray:
+    """For rows with ``counts`` captions each, the number of the one that the row's seed chooses: int64 (N,)."""
+    if counts.max(initial=1) == 1:
+        return np.zeros(len(counts), dtype=np.int64)
+    draw = uniforms(seeds, 1, CAPTION_STREAM)[:, 0].numpy()
+    return (draw * counts).astype(np.int64)
+
+
+def split(numbers: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Numbers that run through several sources, by source: its place, where its numbers stand, and they within it.
+
+    With ``starts`` = (0, 10, 30), the numbers (12, 3, 11) are those at places (1,) of source 0, there (3,), and those
+    at (0, 2) of source 1, there (2, 1).
+    """
+    sources = np.searchsorted(starts, numbers, side="right") - 1
+    for source in np.unique(sources):
+        where = np.flatnonzero(sources == source)
+        yield int(source), where, numbers[where] - starts[source]
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """One after the other; a single one stays the memory map that it may be."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

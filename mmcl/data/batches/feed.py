@@ -1,0 +1,160 @@
+"""What the training loop needs of its data, whether rows of a table or samples of a stream."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmcl.config.data import SourceConfig
+from mmcl.config.schema import Config
+from mmcl.data.sources.tar.shards import is_shards
+from mmcl.methods import Batch, Method
+from mmcl.runtime.errors import MmclError
+
+T = TypeVar("T")
+REDRAWN = 1  # mixed into the seeds of a role's second random draw
+
+
+class Feed(Protocol):
+    """Batches of one or several sources, in an order that seed and batch number alone decide."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the data."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data do, so that a run is not resumed on others."""
+
+    @property
+    def extra_count(self) -> int:
+        """Further items beside a global batch."""
+
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        """Tokens that a text of each role can have; without the roles whose tower's features are kept."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch, at least 1. Raises ``MmclError`` if not one can be filled."""
+
+    def batches(self, start: int, stop: int, position: Any = None) -> Generator[Batch, None, None]:
+        """This process's share of the global batches from ``start`` up to ``stop``, numbered through the epochs.
+
+        They are prepared ahead; closing the generator stops everything that does so.
+
+        Args:
+            start: number of the first batch.
+            stop: number after the last one.
+            position: ``Batch.position`` of the last batch taken before ``start``, for a feed that cannot jump.
+        """
+
+    def problems(self) -> list[dict[str, str]]:
+        """What is known beforehand to be unusable: id, role and reason of each."""
+
+    def names(self, batch: Batch) -> list[str]:
+        """What the rows of a batch are called."""
+
+
+def open_feed(
+    sources: Sequence[SourceConfig],
+    method: Method,
+    config: Config,
+    scratch: Path | None,
+    *,
+    augmented: bool,
+    device: torch.device,
+    show_progress: bool | None = None,
+) -> Feed:
+    """The feed of ``sources``: all of them tables or folders, or all of them tar shards.
+
+    Args:
+        sources: where the samples come from; several are mixed by their weights.
+        method: what they are for: its roles, and the towers that say what their inputs are.
+        config: of the run.
+        scratch: folder for the features of frozen towers and of references; None: they are not computed ahead.
+        augmented: to learn from: samples are changed at random, as the config says, and stand beside what else the
+            method asks for, as second draws, features of its references and further items.
+        device: where frozen towers run, and batches go to.
+        show_progress: a bar on stderr; for a terminal if absent.
+
+    Raises:
+        MmclError: a source cannot be used, or not with the others.
+    """
+    # Imported here, since both are built on what stands below.
+    from mmcl.data.batches.stream_feed import StreamFeed
+    from mmcl.data.batches.table_feed import TableFeed
+
+    streamed = [is_shards(source.source) for source in sources]
+    if any(streamed) and not all(streamed):
+        table = sources[streamed.index(False)].source
+        raise MmclError(f"{table}: tables and tar shards cannot be mixed; write all sources as one or as the other")
+    kind: Any = StreamFeed if any(streamed) else TableFeed
+    return kind(sources, method, config, scratch, augmented=augmented, device=device, show_progress=show_progress)
+
+
+def pinned(batch: Batch) -> Batch:
+    """The same batch in pinned memory, from which a GPU copies while it computes."""
+
+    def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+    return replace(
+        batch,
+        inputs={role: moved(tensors) for role, tensors in batch.inputs.items()},
+        ids=batch.ids.pin_memory(),
+        seeds=batch.seeds.pin_memory(),
+        extra={role: moved(tensors) for role, tensors in batch.extra.items()},
+        extra_ids=moved(batch.extra_ids),
+    )
+
+
+def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
+    """The same items, prepared ``depth`` ahead on a thread while the consumer computes."""
+    ready: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(kind: str, value: T | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                ready.put((kind, value), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stop.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:  # handed over: the consumer raises it
+            put("error", error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value  # type: ignore[misc]
+            yield value  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,407 @@
+"""Batches of WebDataset tar shards, read as a stream that goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from mmcl.config.data import SourceConfig
+from mmcl.config.schema import Config
+from mmcl.data.augment.texts import TextAugmentation
+from mmcl.data.batches.columns import choose_caption
+from mmcl.data.batches.feed import REDRAWN, pinned, prefetch
+from mmcl.data.batches.text_reader import TextReader
+from mmcl.data.batches.workers import by_workers
+from mmcl.data.identity import NOTHING, mix, stable_hash
+from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
+from mmcl.data.sources.tar.shards import Sample, count_samples, is_local, list_shards, shard_name
+from mmcl.data.sources.tar.stream import Mixture, Order, Walk
+from mmcl.methods import Batch, Method
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.inputs import text_inputs
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+
+
+class StreamFeed:
+    """Samples of tar shards, ready to be batched: a :class:`~mmcl.data.batches.feed.Feed`, whose arguments are
+    explained at :func:`~mmcl.data.batches.feed.open_feed`.
+
+    Every epoch deals all shards anew, disjointly, to the workers of all processes, and each worker cuts its batches
+    from one stream that runs on from epoch to epoch: nothing is dropped. Batch ``n`` of a process is made by its worker
+    ``n % workers``. What a batch holds therefore depends on the number of processes and workers.
+
+    Without weights the shards of all sources are one pool, and each sample comes once in an epoch. With weights every
+    source runs through its own epochs. The features of frozen towers are not kept.
+    """
+
+    extra_count = 0
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        method: Method,
+        config: Config,
+        scratch: Path | None,
+        *,
+        augmented: bool,
+        device: torch.device,
+        show_progress: bool | None = None,
+    ) -> None:
+        self.name = "::".join(source.source for source in sources)
+        _refuse(sources, method, config)
+        self.config = config
+        self._pin = device.type == "cuda"
+        self._stand = {"rank": distributed.rank(), "world": distributed.world_size()}
+        self.workers = max(1, config.data.workers)
+        listed = [list_shards(source.source) for source in sources]
+        self.pools, self.weights = _pools(sources, listed)
+        changed = augmented and config.augments("text")
+        augmentation = TextAugmentation(config.text_augmentation) if changed else None
+        self._columns = [
+            _column(role, of, sources[0], method, config, augmentation) for role, of in method.inputs.items()
+        ]
+        self._again = {new: role for new, role in method.redrawn.items() if augmented and config.augments("text")}
+        needed = [column.source for column in self._columns if column.source.role not in method.optional]
+        spare = [column.source for column in self._columns if column.source.role in method.optional]
+        for shards in listed:
+            require_columns(shards, needed)
+        for column in spare if distributed.rank() == 0 else ():
+            _tell_of_lacking(listed, column)
+        self._share = self._check_slots()
+        stated = [getattr(source, "samples", None) for source in sources]
+        self.samples = sum(n or count_samples(shards, show_progress) for n, shards in zip(stated, listed, strict=True))
+
+    def __len__(self) -> int:
+        """Batches of an epoch: the nearest number, at least 1."""
+        return max(1, round(self.samples / self.config.training.batch_size))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the shards do, as far as their names and, of local ones, their sizes tell."""
+        shards = [shard for pool in self.pools for shard in pool]
+        sizes = [Path(shard).stat().st_size if is_local(shard) else 0 for shard in shards]
+        content = repr((list(map(shard_name, shards)), sizes, self.samples))
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+    def problems(self) -> list[dict[str, str]]:
+        """None: they come with the batches."""
+        return []
+
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        """Tokens that a text of each role can have."""
+        texts = [column for column in self._columns if isinstance(column, _Texts)]
+        return {column.source.role: column.reader.tower.max_tokens for column in texts}
+
+    def names(self, batch: Batch) -> list[str]:
+        """Shard and key of a batch's samples."""
+        return batch.names or []
+
+    def batches(self, start: int, stop: int, position: Any = None) -> Generator[Batch, None, None]:
+        """This process's share of the global batches from ``start`` up to ``stop``.
+
+        ``position`` is that of the batch before ``start``; its ``problems`` are those met since the batch before.
+
+        Raises:
+            MmclError: the position is one of another number of processes or workers; a whole pass has no sample that
+                can be used; or one cannot and ``data.on_error`` is ``fail``.
+            ValueError: ``start`` is not 0 and there is no position.
+        """
+        if start and position is None:
+            raise ValueError(f"a stream cannot jump to batch {start}; it needs the position of the batch before")
+        places = [None] * self.workers if position is None else self._places(position)
+        data, maker, numbers = self.config.data, _Maker(self, list(places), start), range(start, stop)
+        made: Iterator[Batch] = map(maker, numbers)
+        if data.workers:
+            made = by_workers(maker, numbers, data.workers, data.prefetch, maker.in_worker)
+        if self._pin:
+            made = map(pinned, made)
+        return self._placed(prefetch(made, data.prefetch), places, start)
+
+    def _placed(
+        self, made: Generator[Batch, None, None], places: list[Any], start: int
+    ) -> Generator[Batch, None, None]:
+        """The batches, each with the places of all workers after it, of which it knows its own worker's."""
+        with closing(made):
+            for number, batch in enumerate(made, start):
+                places[number % self.workers] = batch.position
+                batch.position = {**self._stand, "workers": list(places)}
+                yield batch
+
+    def _places(self, position: dict[str, Any]) -> list[Any]:
+        places = list(position["workers"])
+        if position | self._stand != position or len(places) != self.workers:
+            raise MmclError(
+                f"{self.name}: the run to go on with stopped as process {position['rank']} of {position['world']} with "
+                f"{len(places)} workers, and this is process {self._stand['rank']} of {self._stand['world']} with "
+                f"{self.workers}; launch it as it was"
+            )
+        return places
+
+    def _check_slots(self) -> int:
+        """This process's share of a batch, and a worker's of the shards: there must be one for everybody."""
+        world, batch = self._stand["world"], self.config.training.batch_size
+        if batch % world:
+            raise MmclError(f"training.batch_size {batch} cannot be divided evenly over {world} processes")
+        for pool in self.pools:
+            if len(pool) < world * self.workers:
+                raise MmclError(
+                    f"{self.name}: {len(pool)} shards cannot be dealt over {world} processes × {self.workers} workers; "
+                    "lower data.workers, or write more and smaller shards"
+                )
+        return batch // world
+
+    def stream(self, worker: int, place: dict[str, Any] | None) -> Mixture[list[Any]]:
+        """What a worker of this process reads, from ``place`` on."""
+        rank, world = self._stand["rank"], self._stand["world"]
+        order = Order(
+            self.config.seed,
+            slot=worker * world + rank,
+            slots=world * self.workers,
+            block=self.config.data.shuffle,
+        )
+        place = place or {"drawn": 0, "walks": [None] * len(self.pools)}
+        walks = [
+            Walk(
+                pool,
+                self._load,
+                order,
+                pool=number,
+                wanted={extension for column in self._columns for extension in column.source.files},
+                fail=self.config.data.on_error == "fail",
+                place=place["walks"][number],
+            )
+            for number, pool in enumerate(self.pools)
+        ]
+        return Mixture(walks, self.weights, order, place["drawn"])
+
+    def _load(self, sample: Sample) -> list[Any]:
+        return [column.load(sample) for column in self._columns]
+
+    def batch(self, stream: Mixture[list[Any]], number: int) -> Batch:
+        """Batch ``number``, the next of its worker's stream, with the stream's place after it as ``position``."""
+        samples, loaded, epochs = zip(*(stream.next() for _ in range(self._share)), strict=True)
+        names = [sample.name for sample in samples]
+        seeds = mix(torch.tensor([stable_hash(name) for name in names]), self.config.seed, torch.tensor(epochs))
+        first = number * self.config.training.batch_size + self._stand["rank"] * self._share
+        inputs: dict[str, dict[str, Tensor]] = {}
+        ids: list[Tensor] = []
+        for column, items in zip(self._columns, zip(*loaded, strict=True), strict=True):
+            role = column.source.role
+            chosen = column.choose(items, seeds)
+            inputs[role] = column.inputs(chosen, seeds)
+            inputs |= {new: column.inputs(chosen, mix(seeds, REDRAWN)) for new, of in self._again.items() if of == role}
+            if (hashes := column.hashes(chosen)) is not None:
+                ids.append(torch.tensor(hashes))
+        return Batch(
+            inputs,
+            torch.stack(ids, dim=1),
+            seeds,
+            rows=torch.arange(first, first + self._share),
+            names=names,
+            position=stream.position,
+            problems=stream.take_problems(),
+        )
+
+
+class _Column(ABC):
+    """One role of the samples, as inputs of its embedder."""
+
+    def __init__(self, source: ShardColumn) -> None:
+        self.source = source
+
+    @abstractmethod
+    def load(self, sample: Sample) -> Any:
+        """What the role is in a sample. Raises ``SampleError`` if it cannot be used."""
+
+    def choose(self, items: Sequence[Any], seeds: Tensor) -> Any:
+        """One thing of each item, as the other two take them."""
+        return items
+
+    @abstractmethod
+    def inputs(self, chosen: Any, seeds: Tensor) -> dict[str, Tensor]:
+        """The inputs of a batch."""
+
+    @abstractmethod
+    def hashes(self, chosen: Any) -> list[int] | None:
+        """The identities, as a table's would be; None of what has none."""
+
+
+class _Pictures(_Column):
+    def __init__(self, source: ShardColumn, tower: ImageTower) -> None:
+        super().__init__(source)
+        self.tower = tower
+
+    def load(self, sample: Sample) -> np.ndarray:
+        return self.source.picture(sample, self.tower.prepare)
+
+    def inputs(self, chosen: Sequence[np.ndarray], seeds: Tensor) -> dict[str, Tensor]:
+        return {"pixels": torch.from_numpy(np.stack(chosen))}
+
+    def hashes(self, chosen: Sequence[np.ndarray]) -> list[int]:
+        return [stable_hash(item.tobytes()) for item in chosen]
+
+
+class _Chosen(NamedTuple):
+    """Texts, and their tokens as they stand."""
+
+    texts: list[str]
+    tokens: list[np.ndarray]
+    there: list[bool]
+    """Of a sample without a text, an empty one stands in for it."""
+
+
+class _Texts(_Column):
+    """Any number of texts a sample, of which its seed chooses one, and changes it where an augmentation is given."""
+
+    def __init__(
+        self, source: ShardColumn, reader: TextReader, augmentation: TextAugmentation | None, optional: bool
+    ) -> None:
+        super().__init__(source)
+        self.reader = reader
+        self.augmentation = augmentation
+        self.optional = optional
+
+    def load(self, sample: Sample) -> list[str]:
+        try:
+            return self.source.captions(sample)
+        except NoTextError:
+            if not self.optional:
+                raise
+            return []
+
+    def choose(self, items: Sequence[list[str]], seeds: Tensor) -> _Chosen:
+        chosen = choose_caption(np.array([len(texts) for texts in items]), seeds)
+        texts = [texts[number] if texts else "" for texts, number in zip(items, chosen, strict=True)]
+        return _Chosen(texts, self.reader.tokenize(texts)[0], [bool(texts) for texts in items])
+
+    def inputs(self, chosen: _Chosen, seeds: Tensor) -> dict[str, Tensor]:
+        reader, tokens = self.reader, chosen.tokens
+        if self.augmentation is not None:
+            tokens = self.augmentation(tokens, seeds, reader.framing, lambda: chosen.texts, reader.tokenize)
+        return text_inputs(reader.tower, tokens, reader.skipped)
+
+    def hashes(self, chosen: _Chosen) -> list[int]:
+        names = self.reader.identities(chosen.texts, chosen.tokens)
+        hashes: list[int] = np.where(chosen.there, names, NOTHING).tolist()
+        return hashes
+
+
+class _Numbers(_Column):
+    def load(self, sample: Sample) -> float:
+        return self.source.number(sample)
+
+    def inputs(self, chosen: Sequence[float], seeds: Tensor) -> dict[str, Tensor]:
+        return {"values": torch.tensor(chosen, dtype=torch.float32)}
+
+    def hashes(self, chosen: Sequence[float]) -> None:
+        return None
+
+
+def _column(
+    role: str,
+    modality: str,
+    settings: SourceConfig,
+    method: Method,
+    config: Config,
+    augmentation: TextAugmentation | None,
+) -> _Column:
+    source = ShardColumn(role, modality, settings.columns.get(role, config.data.columns.get(role)))
+    if modality == "number":
+        return _Numbers(source)
+    tower = method.encoder.embedder(modality).tower
+    if isinstance(tower, ImageTower):
+        return _Pictures(source, tower)
+    prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
+    return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation, role in method.optional)
+
+
+@dataclass
+class _Maker:
+    """Makes this process's batches, from ``start`` on: all of them, or in a worker process that worker's."""
+
+    feed: StreamFeed
+    places: list[Any]
+    start: int
+    streams: dict[int, Mixture[list[Any]]] = field(default_factory=dict)
+
+    def __call__(self, number: int) -> Batch:
+        worker, process = number % self.feed.workers, get_worker_info()
+        # The loader deals out batches in turn, from its process 0 on, so that a worker's stream is all in one process.
+        assert process is None or (number - self.start) % self.feed.workers == process.id
+        if worker not in self.streams:
+            self.streams[worker] = self.feed.stream(worker, self.places[worker])
+        return self.feed.batch(self.streams[worker], number)
+
+    def in_worker(self) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # which does not survive a fork, and says so
+
+
+def _refuse(sources: Sequence[SourceConfig], method: Method, config: Config) -> None:
+    """Raise ``MmclError`` for what needs all rows at hand."""
+    first = sources[0]
+    if method.extra:
+        raise MmclError(f"{first.source}: further texts beside a batch need a table; set method.extra_texts to 0")
+    for name in method.references:
+        raise MmclError(f"{first.source}: a {name} needs a table, whose items it embeds once; leave out method.{name}")
+    if config.data.mining is not None:
+        raise MmclError(f"{first.source}: mining needs tables, whose rows are all at hand; leave out data.mining")
+    if config.data.batches != "mixed":
+        raise MmclError(
+            f"{first.source}: batches of one source need tables; set data.batches to mixed, or train on one source"
+        )
+    if config.data.distinct:
+        raise MmclError(
+            f"{first.source}: distinct batches need a table, of which all rows are known; set data.distinct to false "
+            "(rows that share an item are no negatives of each other in any case)"
+        )
+    for source in sources:
+        if source.split is not None:
+            raise MmclError(f"{source.source}: tar shards have no splits; leave out split '{source.split}'")
+        if source.separator is not None:
+            raise MmclError(f"{source.source}: a separator is of CSV files; leave it out of tar shards")
+        for key in ("columns", "prompts"):
+            if getattr(source, key, {}) != getattr(first, key, {}):
+                raise MmclError(
+                    f"{source.source}: {key} of its own, which tar shards that are mixed cannot have; set data.{key}"
+                )
+
+
+def _tell_of_lacking(listed: Sequence[Sequence[str]], column: ShardColumn) -> None:
+    """Log how many of the first samples have nothing of an optional role, if any."""
+    lacking, looked_at = map(sum, zip(*(count_lacking(shards, column) for shards in listed), strict=True))
+    if lacking == looked_at > 0:
+        log.warning(
+            "none of the first %d samples has a text in %s: they are used without %s; name what to read as "
+            "data.columns.%s",
+            *(looked_at, column, column.role, column.role),
+        )
+    elif lacking:
+        log.info("%d of the first %d samples have no %s, and are used without", lacking, looked_at, column.role)
+
+
+def _pools(sources: Sequence[SourceConfig], listed: list[list[str]]) -> tuple[list[list[str]], list[float]]:
+    """Shards that are dealt together, and the weight of each pool."""
+    stated = [getattr(source, "weight", None) for source in sources]
+    weights = [weight for weight in stated if weight is not None]
+    if len(weights) == len(sources):
+        return listed, weights
+    if weights:
+        source = sources[stated.index(None)].source
+        raise MmclError(f"{source}: it has no weight and other sources have; give weights to all of them or to none")
+    return [[shard for shards in listed for shard in shards]], [1.0]

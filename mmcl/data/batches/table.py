@@ -1,0 +1,213 @@
+"""Rows of tables, each role of them as what an embedder takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcl.config.data import SourceConfig, TrainSourceConfig
+from mmcl.config.schema import Config
+from mmcl.data.augment.texts import TextAugmentation
+from mmcl.data.batches.columns import Column, FeatureColumn, NumberColumn, PixelColumn, TextPart, TokenColumn, split
+from mmcl.data.batches.text_reader import TextReader
+from mmcl.data.cache.pixels import open_pixels
+from mmcl.data.cache.tokens import open_tokens
+from mmcl.data.rows import columns_named_by
+from mmcl.data.sources import open_described
+from mmcl.encoding.encoder import Encoder
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.tower import TextTower
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+
+
+class Table:
+    """The rows of one or several sources, numbered through them.
+
+    Args:
+        sources: where the rows come from.
+        roles: role to modality.
+        config: of the run.
+        encoder: its towers say what their inputs are.
+        scratch: folder for the features of frozen towers; None: they stay inputs, and the towers run in every step.
+        optional: roles of texts that a row may lack, and all of a source's rows if another has some.
+        augmented: whether items are changed at random, as the config says: to learn from, not to judge by.
+        device: where frozen towers run.
+        show_progress: a bar on stderr; for a terminal if absent.
+
+    Attributes:
+        columns: role to what its embedder gets.
+        positions: (N,) the usable rows.
+
+    Raises:
+        MmclError: a source cannot be read, or lacks a column; a role's prompt is none of the model's.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        roles: Mapping[str, str],
+        config: Config,
+        encoder: Encoder,
+        scratch: Path | None,
+        *,
+        optional: frozenset[str] = frozenset(),
+        augmented: bool = False,
+        device: torch.device,
+        show_progress: bool | None = None,
+    ) -> None:
+        self.config = config
+        self.settings = sources
+        self._optional = optional
+        self.sources = [open_described(source, config.data.image) for source in sources]
+        self.starts = np.cumsum([0, *map(len, self.sources)])
+        self._scratch, self._device, self._show_progress = scratch, device, show_progress
+        self._augmentation: TextAugmentation | None = None
+        if augmented and config.augments("text"):
+            self._augmentation = TextAugmentation(config.text_augmentation)
+        for number, rows in enumerate(self.sources):
+            names = {f"data.columns.{role}": self._names(role)[number] for role in roles}
+            with columns_named_by(names):
+                rows.require(name for name in names.values() if name is not None)
+        self.columns: dict[str, Column] = {}
+        for role, modality in roles.items():
+            if modality == "number":
+                self.columns[role] = self._numbers(role)
+                continue
+            embedder, changed = encoder.embedder(modality), augmented and config.augments(modality)
+            column = self._open(role, embedder.tower, changed)
+            if embedder.frozen and not changed and scratch is not None:
+                column = FeatureColumn(column, embedder.tower, scratch / modality, device)
+            self.columns[role] = column
+        problems = {row for column in self.columns.values() for row in column.problems}
+        self.positions = np.setdiff1d(np.arange(self.total), np.fromiter(problems, dtype=np.int64, count=len(problems)))
+
+    @property
+    def name(self) -> str:
+        """What messages call the rows."""
+        return " + ".join(rows.name for rows in self.sources)
+
+    @property
+    def total(self) -> int:
+        """Rows, usable or not."""
+        return int(self.starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the rows do."""
+        return "-".join([*(rows.fingerprint for rows in self.sources), str(len(self.positions))])
+
+    def require_rows(self) -> None:
+        """Raise ``MmclError`` unless some row can be used."""
+        if not len(self.positions):
+            problem = self.problems()[0]
+            raise MmclError(
+                f"{self.name}: none of the {self.total} rows can be used; row {problem['id']}, {problem['role']}: "
+                f"{problem['reason']}"
+            )
+
+    def problems(self) -> list[dict[str, str]]:
+        """The rows left out: id, role and reason, in order."""
+        found = sorted((row, role, why) for role, c in self.columns.items() for row, why in c.problems.items())
+        ids = self.ids(np.asarray([row for row, _, _ in found], dtype=np.int64))
+        return [{"id": name, "role": role, "reason": why} for name, (_, role, why) in zip(ids, found, strict=True)]
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """The ids of rows; of several sources, with the name of theirs before it."""
+        names = [""] * len(rows)
+        for source, where, local in split(rows, self.starts):
+            chosen = self.sources[source].select(local)
+            prefix = f"{chosen.name}: " if len(self.sources) > 1 else ""
+            for place, name in zip(where, chosen.ids(), strict=True):
+                names[place] = prefix + name
+        return names
+
+    def features(self, role: str, modality: str, name: str, encoder: Encoder) -> Column:
+        """The features that the tower of another model, called ``name``, has of a role's items as they are.
+
+        They are numbered as the items of the role's own column. Of the prompts of the role, those are put before the
+        texts that the other model knows by the same name.
+        """
+        tower = encoder.embedder(modality).tower
+        plain = self._open(role, tower, changed=False, foreign=True)
+        if self._scratch is None:
+            return plain
+        return FeatureColumn(plain, tower, self._scratch / f"{name}_{modality}", self._device)
+
+    def _names(self, role: str) -> list[str | None]:
+        """The column of a role in each source; None in one that need not have it, since others have."""
+        names = [self.config.data.column_of(role, source) for source in self.settings]
+        there = [name in rows.column_names for name, rows in zip(names, self.sources, strict=True)]
+        if role not in self._optional or not any(there):
+            return list(names)
+        named_here = [role in source.columns for source in self.settings]
+        return [name if here or named else None for name, here, named in zip(names, there, named_here, strict=True)]
+
+    def _reader(self, role: str, source: int, tower: TextTower, foreign: bool) -> TextReader:
+        """How ``tower`` reads a role in a source; one that is ``foreign`` need not have the prompt."""
+        settings, setting = self.settings[source], f"data.prompts.{role}"
+        prompt = self.config.data.prompts.get(role)
+        if isinstance(settings, TrainSourceConfig) and role in settings.prompts:
+            prompt, setting = settings.prompts[role], f"{settings.source}: prompts.{role}"
+        if foreign and prompt not in tower.prompts:
+            prompt = None
+        return TextReader(tower, prompt, setting)
+
+    def _open(self, role: str, tower: ImageTower | TextTower, changed: bool, foreign: bool = False) -> Column:
+        """The column of a role in every source, as ``tower`` wants it."""
+        data = self.config.data
+        common: dict[str, Any] = {"on_error": data.on_error, "show_progress": self._show_progress}
+        names = self._names(role)
+        if isinstance(tower, ImageTower):
+            common |= {"size": tower.size, "resize": tower.resize, "exact_decoding": tower.exact_decoding}
+            common["cache_gb"] = data.cache_gb
+            return PixelColumn(
+                [open_pixels(rows, str(name), **common) for rows, name in zip(self.sources, names, strict=True)]
+            )
+        if role in self._optional:
+            common["on_error"] = "skip"
+        parts = []
+        for number, (rows, name) in enumerate(zip(self.sources, names, strict=True)):
+            reader = self._reader(role, number, tower, foreign)
+            tokens = open_tokens(
+                rows, name, reader.tokenize, tokenizer_key=reader.key, identify=reader.identities, **common
+            )
+            if tokens.cut and distributed.rank() == 0:
+                log.warning(
+                    "%s: %d of %d texts in column '%s' are longer than %d tokens and are cut there%s",
+                    *(rows.name, tokens.cut, len(tokens.hashes), name, tower.max_tokens),
+                    "" if foreign else "; model.text.max_tokens raises the limit where the model can read more",
+                )
+            parts.append(TextPart(tokens, reader, rows, name))
+        column = TokenColumn(parts, self._augmentation if changed else None, role in self._optional)
+        if role in self._optional and not len(column.hashes):
+            column_name = data.column_of(role, self.settings[0])
+            raise MmclError(
+                f"{self.name}: none of the {self.total} rows has a text in column '{column_name}'; leave {role} out of "
+                "data.columns, or name another column"
+            )
+        if role in self._optional and len(column.lacking) and not foreign and distributed.rank() == 0:
+            log.info(
+                "%s: %d of %d rows have no %s, and are used without", self.name, len(column.lacking), self.total, role
+            )
+        return column
+
+    def _numbers(self, role: str) -> Column:
+        values = []
+        for number, rows in enumerate(self.sources):
+            name = self.config.data.column_of(role, self.settings[number])
+            values.append(rows.numbers(name))
+            bad = np.flatnonzero(~np.isfinite(values[-1]))
+            if len(bad) and self.config.data.on_error == "fail":
+                raise MmclError(
+                    f"{rows.name}: row {rows.select(bad[:1]).ids()[0]} has no number in column '{name}' ({len(bad)} "
+                    "rows in all); fill it, or set data.on_error to skip"
+                )
+        return NumberColumn(np.concatenate(values))

@@ -1,0 +1,251 @@
+"""Batches of tables: rows shuffled anew in every epoch, with the identity of everything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcl.config.data import SourceConfig
+from mmcl.config.schema import Config
+from mmcl.data.batches.columns import Column, TokenColumn
+from mmcl.data.batches.distinct import Identities
+from mmcl.data.batches.feed import REDRAWN, pinned, prefetch
+from mmcl.data.batches.sampler import Draw, Sampler, epoch_counts
+from mmcl.data.batches.table import Table
+from mmcl.data.batches.workers import by_workers
+from mmcl.data.identity import mix
+from mmcl.methods import MINED, Batch, Method
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+MINED_DRAW = 0x313ED  # mixed into the seeds of the random changes of mined negatives
+
+
+class HardNegatives(NamedTuple):
+    """Items that are to be told from the partners of rows.
+
+    Attributes:
+        role: whose column they are of.
+        items: (C,) those there are to choose from.
+        ids: (C, K) their identities, as a batch has them.
+        of_rows: (rows, count) places in ``items`` of each row's; rows are numbered as in the feed.
+    """
+
+    role: str
+    items: np.ndarray
+    ids: np.ndarray
+    of_rows: np.ndarray
+
+
+class TableFeed(Table):
+    """The rows of tables, ready to be batched: a :class:`~mmcl.data.batches.feed.Feed`, whose arguments are
+    explained at :func:`~mmcl.data.batches.feed.open_feed`.
+
+    Attributes:
+        hard: hard negatives that every batch carries for its rows, if any. Batches asked for before it is set are
+            without, or with those that were there.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        method: Method,
+        config: Config,
+        scratch: Path | None,
+        *,
+        augmented: bool,
+        device: torch.device,
+        show_progress: bool | None = None,
+    ) -> None:
+        super().__init__(
+            sources,
+            method.inputs,
+            config,
+            method.encoder,
+            scratch,
+            optional=method.optional,
+            augmented=augmented,
+            device=device,
+            show_progress=show_progress,
+        )
+        self.require_rows()
+        self._pin = device.type == "cuda"
+        self._again = {new: role for new, role in method.redrawn.items() if config.augments(method.inputs[role])}
+        self._again = self._again if augmented else {}
+        self._references: dict[str, dict[str, Column]] = {role: {} for role in method.inputs}
+        for name, encoder in (method.references if augmented else {}).items():
+            for role, modality in method.inputs.items():
+                if modality != "number":
+                    self._references[role][f"{name}_{role}"] = self.features(role, modality, name, encoder)
+        extra = method.extra if augmented else {}
+        self.hard: HardNegatives | None = None
+        self._pools = {role: self.distinct(role)[:2] for role in extra}
+        self._extra = {role: min(count, len(self._pools[role][0])) for role, count in extra.items()}
+        for role, count in self._extra.items():
+            if count < distributed.world_size():
+                raise MmclError(
+                    f"method.extra_{role}s: {count} distinct ones are fewer than the {distributed.world_size()} "
+                    "processes that share them; raise it, or set it to 0"
+                )
+
+    @property
+    def samples(self) -> int:
+        """Rows of an epoch."""
+        return sum(self._sampler.counts)
+
+    @property
+    def extra_count(self) -> int:
+        """Further items beside a global batch."""
+        return sum(self._extra.values())
+
+    @property
+    def longest_texts(self) -> dict[str, int]:
+        """Tokens that a text of each role can have; without the roles whose tower's features are kept."""
+        return {role: column.longest for role, column in self.columns.items() if isinstance(column, TokenColumn)}
+
+    def __len__(self) -> int:
+        """Batches of an epoch. Raises ``MmclError`` if the rows do not fill one."""
+        return len(self._sampler)
+
+    def names(self, batch: Batch) -> list[str]:
+        """The ids of a batch's rows; of several sources, with the name of theirs before it."""
+        return self.ids(batch.rows.numpy())
+
+    def batches(self, start: int, stop: int, position: Any = None) -> Generator[Batch, None, None]:
+        """This process's share of the global batches from ``start`` up to ``stop``, numbered through the epochs."""
+        data, draws = self.config.data, self._draws(start, stop)
+        made: Iterator[Batch] = map(self.batch, draws)
+        if data.workers:
+            made = by_workers(self.batch, draws, data.workers, data.prefetch, self._in_worker)
+        if self._pin:
+            made = map(pinned, made)
+        return prefetch(made, data.prefetch)
+
+    def _draws(self, start: int, stop: int) -> Iterator[Draw]:
+        """A small source can fill its batches in one epoch and not in another, which has other rows of it twice."""
+        try:
+            yield from self._sampler.batches(start, stop)
+        except ValueError as error:
+            raise MmclError(f"data.distinct: {error}; lower training.batch_size") from None
+
+    def batch(self, draw: Draw) -> Batch:
+        """The batch of the rows drawn, as the current pass of their source sees them."""
+        rows = torch.from_numpy(np.ascontiguousarray(draw.rows))
+        seeds = mix(rows, self.config.seed, torch.from_numpy(np.ascontiguousarray(draw.passes)))
+        inputs: dict[str, dict[str, Tensor]] = {}
+        ids = []
+        for role, column in self.columns.items():
+            items = column.choose(draw.rows, seeds)
+            inputs[role] = column.inputs(items, seeds)
+            inputs |= {new: column.inputs(items, mix(seeds, REDRAWN)) for new, of in self._again.items() if of == role}
+            # A reference's items are numbered as ours are.
+            inputs |= {name: features.inputs(items) for name, features in self._references[role].items()}
+            if column.identified:
+                ids.append(torch.from_numpy(column.names(draw.rows, items)))
+        batch = Batch(inputs, torch.stack(ids, dim=1), seeds, rows)
+        for role, count in self._extra.items():
+            pool, pool_ids = self._pools[role]
+            drawn = np.random.default_rng([self.config.seed, draw.number]).permutation(len(pool))[:count]
+            mine = np.array_split(drawn, distributed.world_size())[distributed.rank()]
+            batch.extra[role] = self.columns[role].inputs(pool[mine])
+            batch.extra_ids[role] = torch.from_numpy(pool_ids[mine])
+        if self.hard is not None:
+            self._add_hard(batch, self.hard)
+        return batch
+
+    def _add_hard(self, batch: Batch, hard: HardNegatives) -> None:
+        chosen = hard.of_rows[batch.rows.numpy()]
+        items = hard.items[chosen].reshape(-1)
+        # Changed at random as their column is: otherwise that alone would tell them from the partners.
+        numbers = torch.arange(MINED_DRAW, MINED_DRAW + chosen.shape[1])
+        seeds = mix(batch.seeds[:, None].expand(chosen.shape), numbers).reshape(-1)
+        batch.extra[MINED] = self.columns[hard.role].inputs(items, seeds)
+        batch.extra_ids[MINED] = torch.from_numpy(hard.ids[chosen.reshape(-1)])
+        if guide := self._references[hard.role].get(f"guide_{hard.role}"):
+            batch.extra[f"guide_{MINED}"], batch.extra_ids[f"guide_{MINED}"] = (
+                guide.inputs(items),
+                batch.extra_ids[MINED],
+            )
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        """Made when first asked for: a feed that is only judged may have less than a batch."""
+        batch, world = self.config.training.batch_size, distributed.world_size()
+        positions = np.split(self.positions, np.searchsorted(self.positions, self.starts[1:-1]))
+        for rows, usable in zip(self.sources, positions, strict=True):
+            if not len(usable):
+                raise MmclError(f"{rows.name}: none of its {len(rows)} rows can be used; leave it out of data.mix")
+        samples = [getattr(source, "samples", None) for source in self.settings]
+        weights = [getattr(source, "weight", None) for source in self.settings]
+        try:
+            counts = epoch_counts([len(usable) for usable in positions], samples, weights)
+        except ValueError as error:
+            raise MmclError(f"data.train and data.mix: {error}") from None
+        if sum(counts) < batch:
+            raise MmclError(
+                f"{self.name}: {sum(counts)} usable rows do not fill a batch of {batch}; lower training.batch_size"
+            )
+        if batch % world:
+            raise MmclError(f"training.batch_size {batch} cannot be divided evenly over {world} processes")
+        data = self.config.data
+        try:
+            sampler = Sampler(
+                positions,
+                batch,
+                self.config.seed,
+                distributed.rank(),
+                world,
+                counts=counts,
+                one_source=data.batches == "one_source",
+                identities=self._identities() if data.distinct else None,
+            )
+            if data.distinct and (repeated := sampler.repeated(0)) and distributed.rank() == 0:
+                log.warning(
+                    "%s: %d of %d rows of the first epoch share a text or picture with so many others that no batch is "
+                    "left for them; other rows come more often instead",
+                    self.name,
+                    repeated,
+                    sum(sampler.counts),
+                )
+        except ValueError as error:
+            setting = "data.distinct" if data.distinct else "data.batches"
+            raise MmclError(f"{setting}: {error}; lower training.batch_size") from None
+        return sampler
+
+    def _identities(self) -> Identities:
+        """What every usable row has: all its texts and pictures, whatever column they stand in."""
+        found = [
+            (self.positions[owner], column.hashes[items])
+            for column in self.columns.values()
+            if column.identified
+            for items, owner in [column.items(self.positions)]
+        ]
+        rows, hashes = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return Identities(rows, hashes, self.total)
+
+    def _in_worker(self) -> None:
+        """In a process that prepares batches beside others: one thread is its share of the machine."""
+        for column in [*self.columns.values(), *(c for named in self._references.values() for c in named.values())]:
+            column.use_threads(1)
+
+    def distinct(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One item (M,) of each content among the usable rows, its identities (M, K) as a batch has them, and the row
+        (M,) that it was taken from."""
+        items, owner = self.columns[role].items(self.positions)
+        _, first = np.unique(self.columns[role].hashes[items], return_index=True)
+        items, rows = items[first], self.positions[owner[first]]
+        seeds = torch.zeros(len(rows), dtype=torch.int64)
+        ids = [
+            column.names(rows, items if name == role else column.choose(rows, seeds))
+            for name, column in self.columns.items()
+            if column.identified
+        ]
+        return items, np.stack(ids, axis=1), rows

@@ -1,0 +1,178 @@
+"""What ``encode`` is given: inputs of every kind, and what is wanted of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Hashable, Iterable, KeysView, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mmcl.data.images import PreparedImage, decode_many
+from mmcl.models.image.tower import ImageTower
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import existing_file
+
+log = logging.getLogger("mmcl")
+
+_LONGEST_NAME = 1024
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+class Options(NamedTuple):
+    """What is wanted of every input.
+
+    Attributes:
+        batch_size: inputs a forward pass; None fills text batches up to a number of tokens.
+        normalize: give every vector unit length.
+        dim: keep the first so many dimensions.
+        prompt: as for ``TextTower.words``.
+        compute: ``float32`` or ``bfloat16``, see ``Encoder.set_compute``.
+        skip: leave out images that cannot be read.
+    """
+
+    batch_size: int | None
+    normalize: bool
+    dim: int
+    prompt: str | None
+    compute: str
+    skip: bool = False
+
+
+def listed(inputs: Any) -> tuple[list[Any], bool]:
+    """The inputs as a list, and whether it was a single one.
+
+    Raises:
+        MmclError: it is neither an input nor a collection of them.
+    """
+    one = _plain(inputs)
+    picture = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim in (2, 3)
+    if picture or isinstance(one, (str, bytes, Path, Image.Image, PreparedImage)):
+        return [one], True
+    check_collection(one, "encode")
+    try:
+        items = one.to_pylist() if hasattr(one, "to_pylist") else list(one)  # of pyarrow, whose items are scalars
+    except TypeError as error:  # a tensor without dimensions
+        raise MmclError(f"encode: got a {type(one).__name__}, which cannot be listed ({error})") from None
+    return [item if type(item) is str else _plain(item) for item in items], False
+
+
+def check_collection(inputs: Any, where: str) -> None:
+    """Refuse what is no collection of inputs in an order, or whose items are not its rows.
+
+    Raises:
+        MmclError: it is such a thing; ``where`` begins the line.
+    """
+    kind = type(inputs).__name__
+    columns = getattr(inputs, "column_names", None) or getattr(inputs, "columns", None)
+    if columns is not None and hasattr(inputs, "__getitem__"):
+        names = ", ".join(repr(str(name)) for name in list(columns)[:8])
+        raise MmclError(f"{where}: got a {kind}; give one of its columns, as table['caption'] (it has {names})")
+    if isinstance(inputs, Set) and not isinstance(inputs, KeysView):
+        raise MmclError(f"{where}: got a {kind}, which has no order; give a list, such as sorted(...)")
+    if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+        raise MmclError(f"{where}: got a {kind}; give a text, an image or a list of them")
+
+
+def _plain(item: Any) -> Any:
+    """An input in its plainest form: what wraps a text, encoded bytes or a path is taken off.
+
+    Raises:
+        MmclError: it is a file that was opened as text, or cannot be read.
+    """
+    if isinstance(item, np.ndarray):
+        return item.item() if item.ndim == 0 else item
+    if isinstance(item, (bytearray, memoryview)):
+        return bytes(item)
+    if isinstance(item, (str, bytes, Path, Image.Image)):
+        return item
+    if isinstance(item, os.PathLike):
+        return Path(os.fsdecode(item))
+    if callable(getattr(item, "read", None)):
+        try:
+            content = item.read()
+        except (OSError, ValueError) as error:  # a closed file is a ValueError
+            raise MmclError(f"encode: an open file cannot be read ({error})") from None
+        if isinstance(content, bytes):
+            return content
+        raise MmclError("encode: got a file that is opened as text; give its lines, file.read().splitlines()")
+    return item
+
+
+def modality_of(item: Any, position: int, wanted: str | None) -> str:
+    """``image`` or ``text``, by the type of an input or as ``wanted``.
+
+    Raises:
+        MmclError: it is neither, or not what is wanted.
+    """
+    if wanted not in (None, "image", "text"):
+        raise MmclError(f"encode: modality '{wanted}' is not known; use image or text")
+    if isinstance(item, str):
+        return wanted or "text"
+    if isinstance(item, np.ndarray) and item.dtype.kind not in "biuf":
+        raise MmclError(f"encode: input {position} is an array of {item.dtype}; give the texts in one flat list")
+    if isinstance(item, (bytes, Path, Image.Image, np.ndarray, PreparedImage)) and wanted != "text":
+        return "image"
+    if item is None:
+        raise MmclError(f"encode: input {position} is None; leave it out, or give '' to have a vector in its place")
+    kind = type(item).__name__
+    raise MmclError(f"encode: input {position} is a {kind}; text is a str, an image a Path, PIL image, array or bytes")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, which ``True`` is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def first_of_equals(items: Sequence[Any]) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Where each distinct item first stands; where the repeated ones stand, and where the first of each of these.
+
+    Only texts and paths are compared; other things are taken as distinct.
+    """
+    firsts: dict[Hashable, int] = {}
+    repeated, originals = [], []
+    for place, item in enumerate(items):
+        first = firsts.setdefault(item if isinstance(item, (str, Path)) else place, place)
+        if first != place:
+            repeated.append(place)
+            originals.append(first)
+    return list(firsts.values()), np.array(repeated, dtype=np.int64), np.array(originals, dtype=np.int64)
+
+
+def hint_at_files(texts: Iterable[str]) -> None:
+    """Say how many texts are names of image files that exist, whose words are embedded all the same."""
+    names = [text for text in texts if len(text) < _LONGEST_NAME and text.lower().endswith(_SUFFIXES)]
+    if files := [name for name in names if existing_file(name)]:
+        log.warning(
+            "%d texts are names of image files, such as '%s': their words are embedded; for the images give "
+            "pathlib.Path(...) or modality='image'",
+            len(files),
+            files[0],
+        )
+
+
+def read_pictures(
+    images: Sequence[Any], tower: ImageTower, start: int, skip: bool = False
+) -> tuple[np.ndarray, dict[int, str]]:
+    """(n, side, side, 3) uint8 pixels as ``tower`` takes them; and why some cannot be read, by their position.
+
+    Args:
+        images: n of any kind.
+        tower: that they are for.
+        start: the number of the first, for messages.
+        skip: give the reasons, and zeros as pixels, rather than raise the first.
+
+    Raises:
+        MmclError: one of them cannot be read.
+    """
+    pictures = [Path(image) if isinstance(image, str) else image for image in images]
+    pixels, errors = decode_many(pictures, tower.size, tower.resize, exact_decoding=tower.exact_decoding)
+    if errors and not skip:
+        position, reason = next(iter(errors.items()))
+        what = images[position]
+        shown = what if isinstance(what, (str, Path)) else f"input {start + position}"
+        raise MmclError(f"{shown}: not a readable image ({reason})")
+    return pixels, errors

@@ -1,0 +1,1 @@
+"""Evaluation tasks: what is embedded, and which metrics are taken."""

@@ -1,0 +1,358 @@
+"""How well queries find their documents."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import scipy.sparse
+import torch
+
+from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, owners, same_width, with_ids
+from mmcl.evaluation.metrics import bootstrap as bootstrapping
+from mmcl.evaluation.metrics import ranks as measures
+from mmcl.evaluation.metrics.ranking import MISSING, Judgements, Similarity, Vectors, relevant_ranks
+from mmcl.runtime.errors import MmclError, nearest
+
+SelfMatches: TypeAlias = Literal["keep", "drop"]
+"""Of a query that stands in the corpus itself: rank it like any other document, or leave it out of its own ranking."""
+
+
+WITHOUT_OWN = "-without-own"
+"""Ends ``Scores.data`` where queries were left out of their own ranking."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What ``retrieval`` measured. Keys are hit@k, recall@k, precision@k, ndcg@k, map@k, map, mrr and
+    median_rank; all are fractions in [0, 1] but the last, which is a rank from 1 up."""
+
+    metrics: dict[str, float]
+    """The mean over the queries; for median_rank the median."""
+    intervals: dict[str, tuple[float, float]]
+    """95% bootstrap intervals over the queries; empty if no resamples were asked for."""
+    per_query: dict[str, np.ndarray]
+    """(Q,) values of each metric; under median_rank the rank of the query's first relevant document."""
+    query_ids: list[Any]
+    """The Q queries that were scored, in the order of ``per_query``; row numbers where queries have no ids."""
+    relevant: np.ndarray
+    """(Q,) how many relevant documents each query has."""
+    found: np.ndarray
+    """(Q,) how many of these are in the corpus."""
+    candidates: np.ndarray
+    """(Q,) how many documents of the corpus are ranked for each query: all, but for the query itself where that is
+    left out."""
+    ks: tuple[int, ...]
+    corpus: int
+    """Number of documents."""
+    skipped_queries: int = 0
+    """Queries left out because nothing is judged for them, or nothing belongs to them."""
+    missing_queries: int = 0
+    """Queries that the judgements name but that have no vector: left out."""
+    groups: np.ndarray | None = None
+    """(Q,) integers that are equal for queries that are not independent, such as the captions of one image."""
+    data: str = ""
+    """Equal for models that were judged on the same rows of a table; else empty."""
+    self_matches: SelfMatches = "keep"
+    """What was done about queries that stand in the corpus themselves."""
+    queries_in_corpus: int = 0
+    """How many of the queries that were scored do so."""
+    clip_benchmark: dict[str, float] = field(default_factory=dict)
+    """The metrics of ``clip_benchmark`` by its names, where rows of a table are judged; else empty."""
+
+    @property
+    def queries(self) -> int:
+        """Number of queries scored."""
+        return len(self.query_ids)
+
+    @property
+    def missing_documents(self) -> int:
+        """Relevant documents that the corpus lacks, summed over the queries: counted as never found."""
+        return int((self.relevant - self.found).sum())
+
+    @property
+    def queries_without_relevant(self) -> int:
+        """Queries scored 0 whatever the model, since all that is judged for them is judged irrelevant."""
+        return int((self.relevant == 0).sum())
+
+    def chance(self) -> dict[str, float]:
+        """What a random order of the corpus is expected to score: hit@k, recall@k and precision@k."""
+        return measures.chance(self.found, self.relevant, self.candidates, self.ks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values of single queries, ready for JSON."""
+        return {
+            "metrics": dict(self.metrics),
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "chance": self.chance(),
+            "clip_benchmark": dict(self.clip_benchmark),
+            "queries": self.queries,
+            "corpus": self.corpus,
+            "skipped_queries": self.skipped_queries,
+            "missing_queries": self.missing_queries,
+            "missing_documents": self.missing_documents,
+            "queries_without_relevant": self.queries_without_relevant,
+            "self_matches": self.self_matches,
+            "queries_in_corpus": self.queries_in_corpus,
+        }
+
+
+def retrieval(
+    queries: Identified,
+    corpus: Identified,
+    qrels: Mapping[Any, Mapping[Any, float]],
+    ks: Iterable[int] = (1, 5, 10),
+    *,
+    similarity: Similarity = "cosine",
+    self_matches: SelfMatches = "keep",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Scores:
+    """Rank the whole corpus for every query and score the ranks against graded judgements.
+
+    The numbers are trec_eval's; a tie never helps (see ``mmcl.evaluation.metrics.ranking``). A query without a
+    judgement is left out and counted; one whose judgements are all of grade 0 or below scores 0. A relevant document
+    that the corpus lacks counts as never found, so it lowers recall, ndcg and map; in median_rank it stands one
+    place after the whole corpus.
+
+    Args:
+        queries: {query id: (D,) vector}, or a pair (ids, (Q, D) array).
+        corpus: {document id: (D,) vector}, or a pair (ids, (C, D) array).
+        qrels: {query id: {document id: grade}}. Grades above 0 are relevant, the higher the better.
+        ks: cut-offs of the metrics at k.
+        similarity: "cosine", "dot" or "euclidean".
+        self_matches: what becomes of the document that has a query's own id: "keep" ranks it like any other, "drop"
+            leaves it out for that query. The latter is BEIR's rule (``ignore_identical_ids``), and MTEB's for ArguAna
+            and Quora, whose queries stand in their corpus. As there, its grade, if it has one, stays: never found.
+        bootstrap: resamples for the intervals; 0 for none.
+        seed: of the resamples.
+        device: where to rank; by default where ``queries`` lie if they are a tensor, else the CPU.
+
+    Raises:
+        MmclError: vectors that are empty, not finite or of different widths; doubled ids; a cut-off below 1; a grade
+            that is not a finite number; judgements that name none of the queries or none of the documents; an unknown
+            rule for self_matches.
+    """
+    check_self_matches(self_matches)
+    ks = cutoffs(ks)
+    if not (isinstance(qrels, Mapping) and all(isinstance(grades, Mapping) for grades in qrels.values())):
+        raise MmclError("qrels: expected {query id: {document id: grade}}, such as {'q1': {'d7': 1}}")
+    query_ids, query_vectors = with_ids("queries", queries)
+    corpus_ids, corpus_vectors = with_ids("corpus", corpus)
+    same_width(("queries", query_vectors), ("documents", corpus_vectors))
+    judgements = _judgements(qrels, query_ids, corpus_ids)
+    known = set(query_ids)
+    return _score(
+        query_vectors,
+        corpus_vectors,
+        judgements,
+        ks,
+        query_ids,
+        similarity,
+        (bootstrap, seed),
+        device,
+        scored=np.array([bool(qrels.get(key)) for key in query_ids]),
+        own=_Own.of(query_ids, corpus_ids, self_matches),
+        missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
+    )
+
+
+def retrieval_pairs(
+    image: Vectors,
+    text: Vectors,
+    image_of_text: Sequence[int] | np.ndarray | None = None,
+    ks: Iterable[int] = (1, 5, 10),
+    *,
+    names: tuple[str, str] = ("image", "text"),
+    image_ids: Iterable[Hashable] | None = None,
+    text_ids: Iterable[Hashable] | None = None,
+    similarity: Similarity = "cosine",
+    self_matches: SelfMatches = "keep",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> dict[str, Scores]:
+    """Retrieval both ways between two kinds of things that belong together.
+
+    An image may have several texts: 2 images and 4 texts, of which the first two describe the first image, are
+    ``image_of_text=[0, 0, 1, 1]``. Then each image has two right answers among the 4 texts, and each text has one
+    among the 2 images. An image without a text is left out as a query and counted, and stays in the corpus.
+
+    Rows can be the same thing: if rows 0 and 3 of the texts both read "a cat", then text 3 is as right an answer for
+    image 0 as text 0 is. ``text_ids`` (the captions themselves, or their hashes) and ``image_ids`` say which are.
+
+    Intervals resample images, each with all its texts, because the texts of one image are not independent.
+
+    Args:
+        image: (N, D) vectors.
+        text: (T, D) vectors.
+        image_of_text: (T,) the row of each text's image; by default text j belongs to image j.
+        ks: cut-offs.
+        names: what the two kinds are called in the keys of the result.
+        image_ids, text_ids: (N,) and (T,) values that are equal where rows are the same thing.
+        self_matches: of two kinds that can be the same thing, such as questions and questions, where ``image_ids`` and
+            ``text_ids`` name both: "drop" leaves a thing out of its own ranking, and no answer is right for itself.
+        similarity, bootstrap, seed, device: as in ``retrieval``.
+
+    Returns:
+        {"image_to_text": Scores, "text_to_image": Scores}; query ids are row numbers.
+
+    Raises:
+        MmclError: as ``retrieval``; an image number out of range; lengths that do not fit.
+    """
+    check_self_matches(self_matches)
+    ks = cutoffs(ks)
+    image, text = matrix(names[0], image), matrix(names[1], text)
+    same_width((f"{names[0]} vectors", image), (f"{names[1]} vectors", text))
+    owner = owners(image_of_text, len(image), len(text), names)
+    if image_ids is not None and text_ids is not None:
+        image_ids, text_ids = _list(image_ids), _list(text_ids)
+        owns = [_Own.of(*sides, self_matches) for sides in ((image_ids, text_ids), (text_ids, image_ids))]
+    elif self_matches == "keep":
+        owns = [_Own.of((), (), "keep")] * 2
+    else:
+        raise MmclError(
+            f"self_matches: 'drop' needs {names[0]}_ids and {names[1]}_ids, which say what is the same thing"
+        )
+    image_class = np.arange(len(image)) if image_ids is None else codes(f"{names[0]}_ids", image_ids, len(image))
+    text_class = np.arange(len(text)) if text_ids is None else codes(f"{names[1]}_ids", text_ids, len(text))
+    linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
+    texts_of_image = _expand(linked, text_class, image_class)
+    images_of_text = _expand(linked.T.tocsr(), image_class, text_class)
+    rest = (similarity, (bootstrap, seed), device)
+
+    def one_way(
+        way: str, queries: Vectors, corpus: Vectors, judgements: Judgements, own: _Own, groups: np.ndarray
+    ) -> Scores:
+        judgements = judgements.without(own.left_out, len(corpus))
+        if not judgements.sizes.any():
+            raise MmclError(f"{way}: no query has an answer but itself; set self_matches to 'keep'")
+        scored = judgements.sizes > 0
+        return _score(
+            queries, corpus, judgements, ks, range(len(queries)), *rest, scored=scored, own=own, groups=groups
+        )
+
+    forth, back = f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
+    return {
+        forth: one_way(forth, image, text, texts_of_image, owns[0], image_class),
+        back: one_way(back, text, image, images_of_text, owns[1], image_class[owner]),
+    }
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Which queries stand in the corpus themselves, and what is to be done about it."""
+
+    rule: SelfMatches
+    rows: np.ndarray
+    """Of these queries."""
+    left_out: np.ndarray
+    """(2, P) queries and the documents that are not ranked for them."""
+
+    @classmethod
+    def of(cls, queries: Sequence[Hashable], corpus: Sequence[Hashable], rule: SelfMatches) -> _Own:
+        """From what each is called; what has the same name is the same thing."""
+        wanted, places = set(queries), dict[Hashable, list[int]]()
+        for place, name in enumerate(corpus):
+            if name in wanted:
+                places.setdefault(name, []).append(place)
+        rows = [row for row, name in enumerate(queries) if name in places]
+        pairs = [(row, place) for row in rows for place in places[queries[row]]] if rule == "drop" else []
+        return cls(rule, np.array(rows, dtype=np.int64), np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
+
+
+def check_self_matches(rule: str) -> None:
+    """Raise ``MmclError`` unless there is such a rule."""
+    if rule not in get_args(SelfMatches):
+        raise MmclError(f"self_matches '{rule}': no such rule; {nearest(rule, get_args(SelfMatches))}")
+
+
+def _list(values: Iterable[Hashable]) -> list[Hashable]:
+    return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else list(values)
+
+
+def _score(
+    queries: Vectors,
+    corpus: Vectors,
+    judgements: Judgements,
+    ks: tuple[int, ...],
+    query_ids: Sequence[Any],
+    similarity: Similarity,
+    resampling: tuple[int, int],
+    device: str | torch.device | None,
+    *,
+    scored: np.ndarray,  # (Q,) bool, whether a query counts; all do that something is relevant to
+    own: _Own,
+    groups: np.ndarray | None = None,
+    missing: int = 0,
+) -> Scores:
+    ranks = relevant_ranks(queries, corpus, judgements, similarity=similarity, left_out=own.left_out, device=device)
+    scored = np.flatnonzero(scored)
+    judged = judgements.of_queries(scored)
+    candidates = len(corpus) - np.bincount(own.left_out[0], minlength=len(queries))[scored]
+    values = measures.per_query(ranks, judged, ks)
+    values["median_rank"] = np.minimum(values["median_rank"], candidates + 1)
+    if groups is not None:
+        groups = np.unique(groups[scored], return_inverse=True)[1]
+    resamples, seed = resampling
+    metrics, intervals = bootstrapping.estimate(
+        measures.statistic(values), len(scored), resamples=resamples, seed=seed, groups=groups
+    )
+    return Scores(
+        metrics=metrics,
+        intervals=intervals,
+        per_query=values,
+        query_ids=[query_ids[row] for row in scored.tolist()],
+        relevant=judged.sizes,
+        found=np.bincount(judged.queries, weights=np.isfinite(ranks), minlength=len(scored)).astype(np.int64),
+        candidates=candidates,
+        ks=ks,
+        corpus=len(corpus),
+        skipped_queries=len(queries) - len(scored),
+        missing_queries=missing,
+        groups=groups,
+        self_matches=own.rule,
+        queries_in_corpus=len(np.intersect1d(own.rows, scored)),
+    )
+
+
+def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], corpus_ids: list[Any]) -> Judgements:
+    row = {key: number for number, key in enumerate(corpus_ids)}
+    offsets, documents, grades = [0], [], []
+    for query in query_ids:
+        for document, grade in qrels.get(query, {}).items():
+            if not (isinstance(grade, int | float | np.number) and np.isfinite(grade)):
+                raise MmclError(
+                    f"qrels: the grade of document {document!r} for query {query!r} is {grade!r}, not a number"
+                )
+            if grade > 0:
+                documents.append(row.get(document, MISSING))
+                grades.append(grade)
+        offsets.append(len(documents))
+    if not documents:
+        raise MmclError(f"qrels name no relevant document for any of the queries: {_examples(qrels, query_ids)}")
+    if max(documents) == MISSING:
+        named = next(qrels[query] for query in query_ids if qrels.get(query))
+        raise MmclError(f"none of the relevant documents is in the corpus: {_examples(named, corpus_ids)}")
+    return Judgements(np.array(offsets), np.array(documents, dtype=np.int64), np.array(grades, dtype=np.float64))
+
+
+def _examples(named: Mapping[Any, Any], ids: list[Any]) -> str:
+    return f"qrels have ids such as {next(iter(named), None)!r}, the vectors such as {ids[0]!r}"
+
+
+def _incidence(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> scipy.sparse.csr_array:
+    """(height, width) sparse: 1 where some pair (row, column) is given, however often."""
+    matrix = scipy.sparse.csr_array((np.ones(len(rows), dtype=np.int64), (rows, columns)), shape=(height, width))
+    matrix.data[:] = 1
+    return matrix
+
+
+def _expand(linked: scipy.sparse.csr_array, document_class: np.ndarray, query_class: np.ndarray) -> Judgements:
+    """Judgements of rows from links between their classes: every document of a linked class is a right answer."""
+    members = _incidence(document_class, np.arange(len(document_class)), linked.shape[1], len(document_class))
+    answers = (linked @ members)[query_class]  # entries are 1: a document is in one class only
+    return Judgements(answers.indptr.astype(np.int64), answers.indices.astype(np.int64), np.ones(answers.nnz))

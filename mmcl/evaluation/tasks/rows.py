@@ -1,0 +1,309 @@
+"""From a model and a table of rows to scores: what the command line judges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcl.data.cache.tokens import texts_of
+from mmcl.data.identity import stable_hash
+from mmcl.data.images import ImageError, ImageInput, PreparedImage, decode, usable_cpus
+from mmcl.data.rows import ColumnError, Rows
+from mmcl.data.sources.tar.rows import ShardRows
+from mmcl.evaluation.inputs import cutoffs
+from mmcl.evaluation.tasks.classes import class_names, class_numbers
+from mmcl.evaluation.tasks.diagnostics import Diagnostics, diagnose
+from mmcl.evaluation.tasks.retrieval import Scores, retrieval_pairs
+from mmcl.evaluation.tasks.templates import resolve
+from mmcl.evaluation.tasks.zero_shot import ZeroShotScores, classifier, zero_shot
+from mmcl.evaluation.texts import Encodes, embed_texts, text_identities
+from mmcl.evaluation.trained_on import warn_of_training_rows
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.progress import progress
+
+_BLOCK = 64
+log = logging.getLogger("mmcl")
+
+
+@dataclass(frozen=True)
+class PairVectors:
+    """The pictures and captions of a table as vectors: N pictures, T captions, one or several a picture."""
+
+    images: np.ndarray  # (N, D) float32
+    texts: np.ndarray  # (T, D) float32
+    owner: np.ndarray  # (T,) the picture of each caption
+    hashes: np.ndarray  # (N,) equal for equal pictures
+    captions: list[str]  # T
+    same_captions: list[Hashable]  # T, equal for captions that are the same to the model
+    row_ids: list[str]  # N, of the pictures
+
+    @property
+    def caption_ids(self) -> list[str]:
+        """Row and number of each caption: "17#0" is the first of row 17."""
+        number = np.arange(len(self.owner)) - np.searchsorted(self.owner, self.owner)  # captions stand by picture
+        return [f"{self.row_ids[row]}#{place}" for row, place in zip(self.owner.tolist(), number.tolist(), strict=True)]
+
+
+def embed_pairs(encoder: Encodes, rows: Rows | ShardRows, *, image: str = "image", text: str = "text") -> PairVectors:
+    """Embed the pictures of a column and the captions of another, one or a list a row.
+
+    Rows with an unreadable picture or without a caption are left out, and their number is logged. Pictures are decoded
+    block by block; what is kept is the vectors.
+
+    Raises:
+        MmclError: there is no such column, or no usable row.
+    """
+    rows.require([image, text])
+    captions = [texts_of(value) for value in rows.texts(text)]
+    vectors, readable, hashes = _image_vectors(encoder, rows, image)
+    chosen = [place for place, row in enumerate(readable) if captions[row]]
+    kept = [readable[place] for place in chosen]
+    _report(rows, len(rows) - len(kept), "an unreadable picture or no caption")
+    flat = [caption for row in kept for caption in captions[row]]
+    ids, same = rows.ids(), text_identities(encoder, flat)
+    return PairVectors(
+        images=vectors[chosen],
+        texts=embed_texts(encoder, flat, identities=same),
+        owner=np.repeat(np.arange(len(kept)), [len(captions[row]) for row in kept]),
+        hashes=hashes[chosen],
+        captions=flat,
+        same_captions=same,
+        row_ids=[ids[row] for row in kept],
+    )
+
+
+def retrieval_of_rows(
+    encoder: Encodes,
+    rows: Rows | ShardRows,
+    *,
+    image: str = "image",
+    text: str = "text",
+    ks: Iterable[int] = (1, 5, 10),
+    bootstrap: int = 1000,
+) -> dict[str, Scores]:
+    """Retrieval both ways between the pictures of a column and the captions of another, one or a list a row.
+
+    Captions that are the same to the model are right answers for each other's pictures, and equal pictures for each
+    other's captions: a picture that stands in five rows with a caption each is as right in any of them. Rows with an
+    unreadable picture or without a caption are left out, and their number is logged. Under ``clip_benchmark`` stand
+    CLIP_benchmark's metrics, for which a caption is right for the picture of its own row only.
+
+    Returns:
+        {"image_to_text": Scores, "text_to_image": Scores}; query ids are row ids, and "<row id>#<number>" of captions.
+
+    Raises:
+        MmclError: there is no such column, or no usable row.
+    """
+    pairs = embed_pairs(encoder, rows, image=image, text=text)
+    warn_of_training_rows(encoder, rows, image=image)
+    return retrieval_of_vectors(pairs, ks, bootstrap=bootstrap)
+
+
+def retrieval_of_vectors(
+    pairs: PairVectors, ks: Iterable[int] = (1, 5, 10), *, bootstrap: int = 1000
+) -> dict[str, Scores]:
+    """As :func:`retrieval_of_rows`, of what :func:`embed_pairs` made of the rows."""
+    ks = cutoffs(ks)
+    scores = retrieval_pairs(
+        pairs.images,
+        pairs.texts,
+        pairs.owner,
+        ks,
+        image_ids=pairs.hashes,
+        text_ids=pairs.same_captions,
+        bootstrap=bootstrap,
+    )
+    repeated = len(set(pairs.same_captions)) < len(pairs.captions) or len(np.unique(pairs.hashes)) < len(pairs.hashes)
+    own = retrieval_pairs(pairs.images, pairs.texts, pairs.owner, ks, bootstrap=0) if repeated else scores
+    sides = {"image_to_text": ("text", pairs.row_ids), "text_to_image": ("image", pairs.caption_ids)}
+    return {
+        way: replace(
+            scores[way],
+            query_ids=ids,
+            data=_fingerprint(pairs.caption_ids, pairs.captions),
+            clip_benchmark={f"{found}_retrieval_recall@{k}": own[way].metrics[f"hit@{k}"] for k in ks},
+        )
+        for way, (found, ids) in sides.items()
+    }
+
+
+def zero_shot_of_rows(
+    encoder: Encodes,
+    rows: Rows | ShardRows,
+    *,
+    label: str,
+    image: str = "image",
+    templates: str | Path | Sequence[str | Path] = ("{}",),
+    classes: str | Path | Sequence[str] | None = None,
+    ks: Iterable[int] = (1, 5),
+    bootstrap: int = 1000,
+) -> ZeroShotScores:
+    """Zero-shot classification of the pictures of a column by the class names or numbers that stand in another.
+
+    Args:
+        encoder: embeds pictures and sentences.
+        rows: the table.
+        label, image: its columns.
+        templates: what class names are put into, see ``mmcl.evaluation.tasks.templates.resolve``.
+        classes: the names of all classes, whose places are the class numbers: "imagenet", a file with a name a line, or
+            a list; see ``mmcl.evaluation.tasks.classes.class_names``. By default the distinct labels in
+            alphabetical order.
+        ks: cut-offs of top@k.
+        bootstrap: resamples for the intervals.
+
+    Raises:
+        MmclError: there is no such column, no usable row, a label that is no class, or a template has no place for the
+            name.
+    """
+    rows.require([image, label])
+    sentences = resolve(templates)
+    labels: list[str | None] = [
+        value if isinstance(value, str) and value.strip() else None for value in rows.texts(label)
+    ]
+    if classes is None:
+        names, place = _distinct_names(encoder, sorted({name for name in labels if name is not None}))
+        if len(names) < 2:
+            raise MmclError(f"{rows.name}: column '{label}' holds {len(names)} class names; at least two are needed")
+        if len(place) > len(names):
+            alike = next(name for name in place if name not in names)
+            log.warning(
+                "%s: %d class names in column '%s' read the same as another to the model and count as that one, such "
+                "as %r as %r",
+                *(rows.name, len(place) - len(names), label, alike, names[place[alike]]),
+            )
+        codes = [None if name is None else place[name] for name in labels]
+    else:
+        names = class_names(classes)
+        codes = class_numbers(labels, names, where=f"{rows.name}: column '{label}'")
+    warn_of_training_rows(encoder, rows, image=image)
+    vectors, readable, _ = _image_vectors(encoder, rows, image)
+    kept = [position for position, row in enumerate(readable) if codes[row] is not None]
+    _report(rows, len(rows) - len(kept), "an unreadable picture or no class name")
+    own = np.array([codes[readable[position]] for position in kept], dtype=np.int64)
+    scores = zero_shot(vectors[kept], own, classifier(encoder, names, sentences), ks, names=names, bootstrap=bootstrap)
+    ids = rows.ids()
+    query_ids = [ids[readable[position]] for position in kept]
+    return replace(scores, query_ids=query_ids, data=_fingerprint(query_ids, own.tolist(), names))
+
+
+def _distinct_names(encoder: Encodes, labels: list[str]) -> tuple[list[str], dict[str, int]]:
+    """The class names, each once of those that the model cannot tell apart, and the number of each label's."""
+    first: dict[Hashable, int] = {}
+    names: list[str] = []
+    place: dict[str, int] = {}
+    for label, same in zip(labels, text_identities(encoder, labels), strict=True):
+        if same not in first:
+            first[same] = len(names)
+            names.append(label)
+        place[label] = first[same]
+    return names, place
+
+
+def scores_of_rows(
+    encoder: Encodes,
+    rows: Rows | ShardRows,
+    *,
+    image: str = "image",
+    text: str | None = None,
+    label: str | None = None,
+    ks: Iterable[int] = (1, 5, 10),
+    templates: str | Path | Sequence[str | Path] = ("{}",),
+    classes: str | Path | Sequence[str] | None = None,
+) -> dict[str, Scores | ZeroShotScores]:
+    """Retrieval if a column of captions is named, zero-shot classification if one of labels is; without intervals.
+
+    Returns:
+        {"image_to_text": Scores, "text_to_image": Scores, "zero_shot": ZeroShotScores}, or part of it; what
+        ``mmcl.evaluation.compare`` takes.
+    """
+    scores: dict[str, Scores | ZeroShotScores] = {}
+    if text is not None:
+        scores.update(retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks, bootstrap=0))
+    if label is not None:
+        scores["zero_shot"] = zero_shot_of_rows(
+            encoder, rows, label=label, image=image, templates=templates, classes=classes, ks=ks, bootstrap=0
+        )
+    return scores
+
+
+def diagnostics_of_rows(
+    encoder: Encodes, rows: Rows | ShardRows, *, image: str | None = "image", text: str | None = "text"
+) -> Diagnostics:
+    """The geometry of the embeddings of a column of pictures, of a column of texts, or of both and how they lie.
+
+    Raises:
+        MmclError: neither is named, there is no such column, or no usable row.
+    """
+    if image is not None and text is not None:
+        pairs = embed_pairs(encoder, rows, image=image, text=text)
+        return diagnose(pairs.images, pairs.texts, pairs.owner)
+    if image is not None:
+        rows.require([image])
+        vectors, readable, _ = _image_vectors(encoder, rows, image)
+        _report(rows, len(rows) - len(readable), "an unreadable picture")
+        return diagnose(vectors)
+    if text is None:
+        raise MmclError("diagnostics: name a column of pictures, a column of texts, or both")
+    rows.require([text])
+    texts = [caption for value in rows.texts(text) for caption in texts_of(value)]
+    if not texts:
+        raise MmclError(f"{rows.name}: column '{text}' holds no text")
+    return diagnose(np.asarray(encoder.encode(texts), dtype=np.float32), names=("text", "text"))
+
+
+def _fingerprint(*content: Sequence[Any]) -> str:
+    """Without the pixels, which another version of a JPEG decoder gives slightly differently."""
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _image_vectors(encoder: Encodes, rows: Rows | ShardRows, column: str) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Vectors of the readable images, the rows they are of, and hashes that are equal for equal ones, as the model
+    takes them."""
+    parts, readable, hashes = [], [], []
+    reasons: list[str] = []
+    prepare = getattr(encoder, "prepare_image", decode)
+
+    def prepared(image: ImageInput | ImageError | None) -> Any:
+        try:
+            if image is None or isinstance(image, ImageError):
+                raise image or ImageError("there is no image")
+            return prepare(image)
+        except ImageError as error:
+            reasons.append(f"{image}: {error}" if isinstance(image, Path) else str(error))
+            return None
+
+    with ThreadPoolExecutor(usable_cpus()) as pool, progress("encode images", len(rows), "images") as advance:
+        for start in range(0, len(rows), _BLOCK):
+            block = range(start, min(start + _BLOCK, len(rows)))
+            found = list(pool.map(prepared, rows.images(column, block)))
+            images = [image for image in found if image is not None]
+            readable += [row for row, image in zip(block, found, strict=True) if image is not None]
+            hashes += [_identity(image) for image in images]
+            if images:
+                parts.append(np.asarray(encoder.encode(images), dtype=np.float32))
+            advance(len(block))
+    if not parts:
+        raise ColumnError(
+            f"{rows.name}: none of the {len(rows)} images in column '{column}' can be read, such as {reasons[0]}",
+            column,
+        )
+    return np.concatenate(parts), readable, np.array(hashes)
+
+
+def _identity(image: Any) -> int:
+    return stable_hash((image.pixels if isinstance(image, PreparedImage) else image).tobytes())
+
+
+def _report(rows: Rows | ShardRows, left_out: int, why: str) -> None:
+    if left_out == len(rows):
+        raise MmclError(f"{rows.name}: every row has {why}")
+    if left_out:
+        log.warning("%s: %d of %d rows left out: %s", rows.name, left_out, len(rows), why)

@@ -1,0 +1,1 @@
+"""Model files in and out: our own folder, and those of other libraries."""

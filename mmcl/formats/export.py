@@ -1,0 +1,271 @@
+"""A model in the format of another library: open_clip, transformers, sentence-transformers or ONNX."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mmcl.encoding.encoder import Encoder
+from mmcl.formats.folder import preprocessor
+from mmcl.formats.open_clip.models import CONFIG
+from mmcl.formats.open_clip.text import OpenClipTextTower
+from mmcl.formats.sentence_transformers.write import cannot_express, write
+from mmcl.formats.transformers.nets import quiet_transformers, rebuild
+from mmcl.formats.weights import full_disk_is_oserror, pass_on, save_tensors
+from mmcl.models.embedder import Embedder
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.tower import TextTower
+from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import atomic_folder, folder_to_write
+
+log = logging.getLogger("mmcl")
+TARGETS = ("open-clip", "transformers", "sentence-transformers", "onnx")
+_UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
+
+
+def export(encoder: Encoder, to: str, folder: Path) -> Path:
+    """Write ``encoder`` as a folder of another library's, with equal outputs there.
+
+    Args:
+        encoder: to be exported.
+        to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
+            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``) or ``onnx`` (a model
+            folder with the text tower's graph, for ``mmcl.load(folder, backend="onnx")``; needs ``mmcl[onnx]``).
+        folder: to be written; it has to be new or empty. An earlier export is not told from another model's folder,
+            which may be the only copy there is.
+
+    Raises:
+        MmclError: that library has no such model, and the message says why; or ``folder`` holds something.
+    """
+    write = _writer(encoder, to)
+    folder = folder.expanduser()
+    if folder_to_write(folder).is_dir() and any(folder.iterdir()):
+        raise MmclError(f"{folder}: holds something already, which is not replaced; choose another folder, or empty it")
+    with torch.no_grad(), atomic_folder(folder) as beside, full_disk_is_oserror(folder):
+        write(beside)
+    return folder
+
+
+def cannot_export(encoder: Encoder, to: str) -> str | None:
+    """Why ``encoder`` cannot be exported to one of ``TARGETS``, found out without writing anything; None if it can."""
+    try:
+        _writer(encoder, to)
+    except MmclError as error:
+        return str(error)
+    return None
+
+
+def _writer(encoder: Encoder, to: str) -> Callable[[Path], None]:
+    """What writes ``encoder`` into a folder; raises ``MmclError`` if the library has no such model."""
+    ways = dict(zip(TARGETS, (_open_clip, _transformers, _sentence_transformers, _onnx), strict=True))
+    if to not in ways:
+        raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
+    return ways[to](encoder)
+
+
+def _open_clip(encoder: Encoder) -> Callable[[Path], None]:
+    why = "open-clip needs an image and a text tower of open_clip's"
+    if encoder.modalities != {"image", "text"}:
+        raise MmclError(f"{why}; '{encoder.name}' embeds {' and '.join(encoder.modalities)} only")
+    image, text = encoder.embedder("image"), encoder.embedder("text")
+    seeing, reading = cast(ImageTower, image.tower), cast(TextTower, text.tower)
+    if seeing.spec.get("library") != "open_clip" or not isinstance(reading, OpenClipTextTower):
+        other = seeing.spec["name"] if seeing.spec.get("library") != "open_clip" else type(reading.net).__name__
+        raise MmclError(
+            f"{why}; '{encoder.name}' has {other}. Train with open_clip:NAME for both towers to export there"
+        )
+    config = _model_config(encoder, seeing.spec, reading.spec())
+    halves = {half: (embedder, _projection(embedder, half)) for half, embedder in (("visual", image), ("text", text))}
+
+    def write(folder: Path) -> None:
+        state = {
+            name: of for half, (embedder, at) in halves.items() for name, of in _folded(embedder, half, at).items()
+        }
+        _write_open_clip(encoder, folder, config, state)
+
+    return write
+
+
+def _write_open_clip(encoder: Encoder, folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    seeing = cast(ImageTower, encoder.embedder("image").tower)
+    reading = cast(OpenClipTextTower, encoder.embedder("text").tower)
+    state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
+    if encoder.logit_bias is not None:
+        config["init_logit_bias"] = encoder.logit_bias
+        state["logit_bias"] = torch.tensor(encoder.logit_bias)
+    if reading.max_tokens < (context := config["text_cfg"].get("context_length", 77)):
+        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, encoder.name, reading.max_tokens)
+    description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(seeing.spec)}
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    save_tensors(folder / "open_clip_model.safetensors", state)
+    reading.save_tokenizer(folder)
+    if hf := reading.spec()["config"]["text_cfg"].get("hf_config"):
+        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_config(encoder: Encoder, image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's config of both towers together."""
+    seen, read = image["config"], text["config"]
+    if image.get("resized"):
+        raise MmclError(f"open-clip builds '{image['name']}' for another picture size than {image['size']} only")
+    vision_cfg, text_cfg = dict(seen["vision_cfg"]), dict(read["text_cfg"])
+    for half in (vision_cfg, text_cfg):  # the tokens are for the captions of a CoCa, of which this is the other part
+        half.pop("output_tokens", None)
+    if text_cfg.pop("hf_config", None):
+        text_cfg["hf_model_pretrained"] = False
+    # A ResNet and timm's networks have activations of their own, and so have transformers' text models.
+    own = "timm_model_name" in vision_cfg or isinstance(vision_cfg.get("layers"), (list, tuple))
+    indifferent = [own, "hf_model_name" in text_cfg]
+    if seen["quick_gelu"] != read["quick_gelu"] and not any(indifferent):
+        raise MmclError(f"open-clip has one activation for both towers; '{encoder.name}' has QuickGELU in one of them")
+    quick = read["quick_gelu"] if own else seen["quick_gelu"]
+    config = {"embed_dim": encoder.dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg, "custom_text": True}
+    return config | ({"quick_gelu": True} if quick else {})
+
+
+def _projection(embedder: Embedder, half: str) -> str | None:
+    """Which of a tower's weights its head can be multiplied into, by open_clip's name; None where there is no head."""
+    state = {f"{half}.{name}" for name in embedder.tower.net.state_dict()}
+    layers = embedder.head.layers
+    if not layers:
+        return None
+    if len(layers) > 1 or layers[0].bias or layers[0].activation != "identity":
+        kind = embedder.head.config.kind if embedder.head.config else "such"
+        raise MmclError(f"open-clip has no {kind} heads; '{half}' can be exported with a head of kind none or linear")
+    projection = next(
+        (name for name in ("proj", "text_projection", "attnpool.c_proj", "head.proj", "proj.weight")
+         if f"{half}.{name}" in state or f"{half}.{name}.weight" in state),
+        None,
+    )  # fmt: skip
+    if projection is None:
+        raise MmclError(f"the head cannot be multiplied into a projection: open_clip's '{half}' tower here has none")
+    return f"{half}.{projection}"
+
+
+def _folded(embedder: Embedder, half: str, name: str | None) -> dict[str, Tensor]:
+    """A tower's weights under open_clip's names, with a linear head multiplied into the projection ``name``."""
+    state = {f"{half}.{key}": tensor.clone() for key, tensor in embedder.tower.net.state_dict().items()}
+    if name is None:
+        return state
+    weight = embedder.head.linear_layers()[0].weight.to("cpu", torch.float64)  # (D, width)
+    if name in state and not name.endswith(".weight"):  # a parameter (inner, width), which stands on the right
+        state[name] = (state[name].cpu().double() @ weight.T).float()
+        return state
+    for part in ("weight", "bias"):
+        if (full := f"{name.removesuffix('.weight')}.{part}") in state:
+            state[full] = (weight @ state[full].cpu().double()).float()
+    return state
+
+
+def _preprocess_config(spec: dict[str, Any]) -> dict[str, Any]:
+    how = spec["resize"].split("-")[0]
+    return {
+        "size": spec["size"],
+        "mode": "RGB",
+        "mean": spec["mean"],
+        "std": spec["std"],
+        "interpolation": next((each for each in ("bilinear", "nearest") if f"-{each}" in spec["resize"]), "bicubic"),
+        "resize_mode": {"crop": "shortest", "squash": "squash", "pad": "longest"}[how],
+        "fill_color": 255 if how == "pad" else 0,
+    }
+
+
+def _transformers(encoder: Encoder) -> Callable[[Path], None]:
+    for modality in sorted(encoder.modalities):
+        embedder = encoder.embedder(modality)
+        if not _is_transformers(embedder):
+            raise MmclError(
+                f"transformers opens only what came from there; the {modality} tower of '{encoder.name}' did not"
+            )
+        if embedder.head.layers:
+            raise MmclError(f"transformers has no place for the {modality} head of '{encoder.name}'; it would be lost")
+    if len(encoder.modalities) > 1:
+        _whole_kind(encoder)
+    return lambda folder: _write_transformers(encoder, folder)
+
+
+def _write_transformers(encoder: Encoder, folder: Path) -> None:
+    if len(encoder.modalities) == 1:
+        model: Any = encoder.embedder(next(iter(encoder.modalities))).tower.net
+    else:
+        model = _whole(encoder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        pass_on(path)
+    if "text" in encoder.modalities:
+        tower = cast(TextTower, encoder.embedder("text").tower)
+        tower.save_tokenizer(folder)
+        if tower.prompts:
+            log.warning("transformers keeps no prompts; '%s' has %s", encoder.name, ", ".join(sorted(tower.prompts)))
+    if "image" in encoder.modalities:
+        spec = cast(ImageTower, encoder.embedder("image").tower).spec
+        if spec["resize"] == "pad":
+            log.warning("transformers has no white borders: its image processor squashes, '%s' pads", encoder.name)
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n", "utf-8")
+
+
+def _is_transformers(embedder: Embedder) -> bool:
+    tower = embedder.tower
+    if isinstance(tower, ImageTower):
+        return bool(tower.spec.get("library") == "transformers")
+    return not isinstance(tower, OpenClipTextTower)
+
+
+def _whole_kind(encoder: Encoder) -> str:
+    """``clip`` or ``siglip``, of which the two halves are."""
+    nets: list[Any] = [encoder.embedder(modality).tower.net for modality in ("image", "text")]
+    types = {str(net.config.model_type) for net in nets}
+    for kind in ("clip", "siglip"):
+        if types == {f"{kind}_vision_model", f"{kind}_text_model"}:
+            return kind
+    kinds = " with ".join(sorted(types))
+    raise MmclError(f"transformers has no model of {kinds}; only the halves of a CLIPModel or SiglipModel are one")
+
+
+def _whole(encoder: Encoder) -> Any:
+    """The ``CLIPModel`` or ``SiglipModel`` that the two halves are of."""
+    from transformers import CLIPConfig, SiglipConfig
+
+    halves: dict[str, Any] = {modality: encoder.embedder(modality).tower.net for modality in ("image", "text")}
+    settings = {
+        "vision_config": halves["image"].config.to_diff_dict(),
+        "text_config": halves["text"].config.to_diff_dict(),
+    }
+    prefixes = {"vision_model.": halves["image"], "text_model.": halves["text"]}
+    config: Any
+    if _whole_kind(encoder) == "clip":
+        config = CLIPConfig(**settings, projection_dim=encoder.dim)
+        state = {name: tensor for net in halves.values() for name, tensor in net.state_dict().items()}
+    else:
+        config = SiglipConfig(**settings)
+        state = {prefix + name: tensor for prefix, net in prefixes.items() for name, tensor in net.state_dict().items()}
+        state["logit_bias"] = torch.tensor([encoder.logit_bias or 0.0])
+    scale = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
+    model = rebuild(config.to_diff_dict())
+    state["logit_scale"] = scale.reshape(model.logit_scale.shape)
+    model.load_state_dict(state)
+    return model
+
+
+def _sentence_transformers(encoder: Encoder) -> Callable[[Path], None]:
+    if "text" not in encoder.modalities:
+        raise MmclError(f"sentence-transformers needs a text tower; '{encoder.name}' embeds images only")
+    if why := cannot_express(encoder.embedder("text")):
+        raise MmclError(f"sentence-transformers cannot embed as '{encoder.name}' does: {why}; mmcl's own folders can")
+    return lambda folder: write(encoder, folder)
+
+
+def _onnx(encoder: Encoder) -> Callable[[Path], None]:
+    from mmcl.formats.onnx.graph import export_onnx, exportable, require
+
+    exportable(encoder)
+    require("onnx", "onnx")
+    return lambda folder: export_onnx(encoder, folder)

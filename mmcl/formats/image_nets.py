@@ -1,0 +1,172 @@
+"""The networks of image towers by name: ``timm:NAME``, ``open_clip:NAME``, ``transformers:NAME``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmcl.config.model import ImageTowerConfig
+from mmcl.formats.open_clip.nets import model_config, tower_config, visual_net, with_vision_settings
+from mmcl.formats.plausible import require_plausible, weights_bytes
+from mmcl.formats.tensor_files import require_finite
+from mmcl.formats.transformers.image_processors import colours, read_processor
+from mmcl.formats.transformers.nets import opening, own_vector, read_config, rebuild
+from mmcl.runtime.errors import MmclError, first_line, nearest
+
+
+def create_net(config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    """The network that the config names, for pictures of ``size`` pixels; and what of the tower's spec describes it.
+
+    Raises:
+        MmclError: the name, its weights or its arguments are not known.
+    """
+    library, _, model = config.name.partition(":")
+    create = {"timm": _timm, "open_clip": _open_clip, "transformers": _transformers}.get(library)
+    if create is None or not model:
+        raise MmclError(
+            f"image tower '{config.name}': expected 'timm:NAME', 'open_clip:NAME' or 'transformers:NAME', such as "
+            "'timm:resnet18'"
+        )
+    return create(model, config, size)
+
+
+def rebuild_net(spec: dict[str, Any]) -> Any:
+    """The network of a tower's spec, with fresh weights."""
+    if spec.get("library") == "open_clip":
+        net = visual_net(spec["config"])
+        if spec.get("resized"):
+            net.set_input_size(spec["size"])
+        return net
+    if spec.get("library") == "transformers":
+        return rebuild(spec["config"], spec["architecture"])
+    settings = ImageTowerConfig(name=spec["name"], args=spec["args"])  # timm; and open_clip as format 1 wrote it
+    return create_net(settings, spec["size"])[0]
+
+
+def vector_of(output: Any, how: str) -> Tensor:
+    """(N, D): the features of a transformers vision model's output.
+
+    Args:
+        output: of the model.
+        how: ``pooled`` (the vector it gives itself), ``cls`` or ``mean`` of its last states.
+    """
+    if how == "pooled":
+        return own_vector(output)
+    states = output.last_hidden_state
+    if states.ndim == 4:  # (N, D, H, W)
+        states = states.flatten(2).transpose(1, 2)
+    return states[:, 0] if how == "cls" else states.mean(dim=1)
+
+
+def _timm(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    import timm
+
+    where = f"image tower 'timm:{model}'"
+    if isinstance(config.pretrained, str):
+        raise MmclError(f"{where}: timm takes true or false as 'pretrained'; a tag belongs to the name")
+    if not timm.is_model(model):
+        raise MmclError(f"{where}: timm has no such model; {nearest(model, timm.list_models())}")
+    try:
+        net = timm.create_model(model, pretrained=config.pretrained, num_classes=0, **config.args)
+    except OSError as error:
+        raise MmclError(f"{where}: its weights cannot be fetched ({first_line(error)})") from None
+    except Exception as error:  # timm raises whatever its constructors meet
+        raise MmclError(f"{where}: model.image.args does not fit it: {first_line(error)}") from None
+    if config.pretrained:
+        require_finite(net.named_parameters(), where)
+    if hasattr(net, "set_input_size"):  # transformers with position embeddings for one size
+        net.set_input_size(img_size=size)
+    colours = getattr(net, "pretrained_cfg", None) or {}
+    mean, std = (list(colours.get(name, (0.5,) * 3)) for name in ("mean", "std"))
+    return net, {"name": config.name, "args": config.args, "mean": mean, "std": std}
+
+
+def _open_clip(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    from mmcl.formats.open_clip.models import colours, pretrained_model
+
+    where = f"image tower 'open_clip:{model}'"
+    settings = model_config(model)
+    native = settings["vision_cfg"].get("image_size", 224)
+    with_vision_settings(settings, {**config.args, "image_size": size}, where)
+    half = tower_config(settings, "vision_cfg")
+    if config.pretrained:
+        whole, tag = pretrained_model(model, config.pretrained, settings, where)
+        net, (mean, std) = whole.visual, colours(tag)
+    else:
+        net, (mean, std) = visual_net(half), colours({})
+    about: dict[str, Any] = {"library": "open_clip", "name": config.name, "config": half, "mean": mean, "std": std}
+    if hasattr(net, "set_input_size") and size != native:  # timm's, which are built at their own size
+        net.set_input_size(size)
+        about["resized"] = True
+    return net, about
+
+
+def _transformers(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    where = f"image tower 'transformers:{model}'"
+    if isinstance(config.pretrained, str):
+        raise MmclError(f"{where}: transformers takes true or false as 'pretrained'")
+    if config.args:
+        raise MmclError(f"{where}: model.image.args is for timm and open_clip; remove {', '.join(config.args)}")
+    from transformers import AutoModel
+
+    described = read_config(model, where)
+    described = getattr(described, "vision_config", described)  # of a whole CLIP, the half that sees
+    folder = Path(model) if config.pretrained and Path(model).is_dir() else None
+    with opening(f"{where}: cannot be opened as a vision model of transformers", folder):
+        missing: set[str] = set()
+        if folder is not None:
+            require_plausible(described.to_dict(), weights_bytes(folder), folder)
+        if config.pretrained:
+            with torch.device("meta"):
+                kind = type(AutoModel.from_config(described, trust_remote_code=False))
+            net, report = kind.from_pretrained(
+                model,
+                trust_remote_code=False,
+                config=described,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            missing = set(report["missing_keys"])
+            require_finite(net.named_parameters(), where)
+        else:
+            if isinstance(getattr(described, "image_size", None), int):
+                described.image_size = size
+            net = AutoModel.from_config(described, trust_remote_code=False)
+    vector = _vector_kind(net, missing, where)
+    mean, std = _processor_colours(model, where)
+    about = {"library": "transformers", "name": config.name, "architecture": type(net).__name__, "vector": vector}
+    return net, {**about, "config": net.config.to_diff_dict(), "mean": mean, "std": std}
+
+
+def _vector_kind(net: Any, missing: set[str], where: str) -> str:
+    """How the model's features are read: see :func:`vector_of`. A pooler without weights is none."""
+    if net.main_input_name != "pixel_values":
+        raise MmclError(f"{where}: takes {net.main_input_name}, not pictures; choose a vision model")
+    pooler = getattr(net, "pooler", None)
+    if any(name.startswith("pooler.") for name in missing):
+        pooler.requires_grad_(False)  # type: ignore[union-attr]  # unused: no gradient reaches it
+    elif lost := sorted(missing):
+        raise MmclError(f"{where}: the weights lack {lost[0]} and {len(lost) - 1} more; is it another model's folder?")
+    else:
+        side = net.config.image_size if isinstance(getattr(net.config, "image_size", None), int) else 224
+        training = net.training
+        with torch.no_grad():
+            output = net.eval()(torch.zeros(1, 3, side, side))
+        net.train(training)
+        if getattr(output, "pooler_output", None) is not None:
+            return "pooled"
+    return "cls" if _has_class_token(net) else "mean"
+
+
+def _has_class_token(net: nn.Module) -> bool:
+    return any(name.rsplit(".", 1)[-1] in ("cls_token", "class_embedding") for name, _ in net.named_parameters())
+
+
+def _processor_colours(model: str, where: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by the model's image processor; a half each where it has none."""
+    processor = read_processor(model, where)
+    return ([0.5] * 3, [0.5] * 3) if processor is None else colours(processor, where)

@@ -1,0 +1,1 @@
+"""ONNX and OpenVINO graphs of text towers."""

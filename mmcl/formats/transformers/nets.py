@@ -1,0 +1,224 @@
+"""What the towers that come from transformers share: finding, opening, rebuilding, a model's own vector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmcl.data import samples
+from mmcl.formats.hub import fetch
+from mmcl.formats.plausible import require_plausible, require_size, weights_bytes
+from mmcl.formats.tensor_files import require_finite, require_readable_weights, require_whole_weights
+from mmcl.runtime.errors import MmclError, first_line
+
+
+def open_net(name: str, folder: Path, weights: bool) -> tuple[Any, bool]:
+    """The text encoder in a folder of transformers, and whether its pooler was not among the weights.
+
+    Args:
+        name: for messages.
+        folder: with its ``config.json``.
+        weights: load them, rather than draw new ones.
+
+    Raises:
+        MmclError: it is no text encoder, or a file is missing, damaged, or of another model.
+    """
+    from transformers import AutoModel
+
+    config = read_config(folder, f"text model '{name}'")
+    with opening(f"text model '{name}': cannot be opened as a transformers encoder", folder if weights else None):
+        if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
+            raise ValueError(f"a '{config.model_type}' model is no encoder of texts")
+        if not weights:
+            return AutoModel.from_config(config, trust_remote_code=False), True
+        most = weights_bytes(folder)
+        require_plausible(config.to_dict(), most, folder)
+        require_size(lambda: AutoModel.from_config(config, trust_remote_code=False), most, folder)
+        net, report = AutoModel.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            use_safetensors=None,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    # What is missing transformers draws anew, and says so in a report that is easily missed.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise MmclError(f"text model '{name}': its weights lack {len(missing)} tensors, such as '{missing[0]}'")
+    require_finite(net.named_parameters(), folder)
+    return net, bool(report["missing_keys"])
+
+
+def read_config(source: str | Path, where: str) -> Any:
+    """The transformers config in a folder or under a hub name.
+
+    Raises:
+        MmclError: it is missing, damaged, of no known architecture, or would fetch code from the hub.
+    """
+    from transformers import AutoConfig
+
+    with opening(f"{where}: its config.json cannot be opened"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        refuse_code(config, f"{where}: its config.json")
+        return config
+
+
+def refuse_code(config: Any, where: str) -> None:
+    """Look for names of the hub's code in a transformers config and in those within it.
+
+    Raises:
+        MmclError: it has one, and transformers would fetch and run it when the model is built.
+    """
+    for kind in ("_attn_implementation", "_experts_implementation"):
+        if isinstance(code := getattr(config, kind, None), str) and "/" in code:
+            raise MmclError(f"{where} names code of the hub, '{code}', which is not run; remove that line")
+    for name in getattr(config, "sub_configs", {}):
+        if (within := getattr(config, name, None)) is not None:
+            refuse_code(within, where)
+
+
+@contextmanager
+def opening(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Whatever transformers raises for a file of somebody's becomes one line.
+
+    Args:
+        what: how the line begins.
+        folder: whose weights are being read; if they are at fault the line says how.
+
+    Raises:
+        MmclError: the block raised something.
+    """
+    if folder is not None:
+        require_readable_weights(folder)
+    try:
+        with quiet_transformers():
+            yield
+    except MmclError:
+        raise
+    except Exception as error:  # it checks little of what it reads: anything may come of a damaged file
+        if folder is not None:
+            require_whole_weights(folder)
+        raise MmclError(f"{what}: {first_line(error)}") from None
+
+
+def fill(net: Any, folder: Path) -> None:
+    """Give ``net`` the weights that its ``save_pretrained`` wrote into ``folder``.
+
+    transformers reads them, since it writes the tensors of several architectures, such as NomicBERT's, under the names
+    that they have on the hub, and leaves out what is tied.
+
+    Raises:
+        MmclError: they are missing, damaged, or of another architecture.
+    """
+    if not any(folder.glob("model*.safetensors")):
+        raise MmclError(f"{folder / 'model.safetensors'}: the weights are missing; take a fresh copy of the model")
+    others = f"{folder}: not the weights of the model that the folder describes"
+    with opening(others, folder):
+        read, report = type(net).from_pretrained(
+            folder,
+            trust_remote_code=False,
+            config=copy.deepcopy(net.config),
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    for kind in ("missing", "unexpected"):
+        if keys := sorted(report[f"{kind}_keys"]):
+            raise MmclError(f"{others}: {kind} {keys[0]} and {len(keys) - 1} more")
+    require_finite(read.named_parameters(), folder)
+    net.load_state_dict(read.state_dict())
+
+
+def rebuild(config: Mapping[str, Any], architecture: str | None = None, most: int | None = None) -> Any:
+    """A model with fresh weights from what ``config.to_diff_dict()`` gave.
+
+    Args:
+        config: with its ``model_type``.
+        architecture: the class, such as ``CLIPTextModelWithProjection``; the type's base model if absent.
+        most: bytes of the weights that it is to have.
+
+    Raises:
+        MmclError: this version of transformers has no such architecture, or it is far larger than ``most``.
+    """
+    import transformers
+
+    settings = {name: value for name, value in config.items() if name != "auto_map"}
+    described = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    refuse_code(described, f"the description of a {described.model_type} model")
+    if architecture is None:
+        if most is not None:
+            build = partial(transformers.AutoModel.from_config, described, trust_remote_code=False)
+            require_size(build, most, f"a {described.model_type} model")
+        return transformers.AutoModel.from_config(described, trust_remote_code=False)
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise MmclError(f"transformers {transformers.__version__} has no model '{architecture}'; upgrade it")
+    return kind(described)
+
+
+def own_vector(output: Any) -> Tensor:
+    """(N, D): the one vector an input that a transformers model gives itself: projected where it projects."""
+    for name in ("text_embeds", "image_embeds", "pooler_output"):
+        if (vector := getattr(output, name, None)) is not None:
+            return vector.flatten(1)  # convolutional models pool to (N, D, 1, 1)
+    raise ValueError("the model gives no vector of its own")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars and its report on the pooler that is left out on purpose."""
+    from transformers.utils import logging as settings
+
+    verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        settings.set_verbosity(verbosity)
+        if bars:
+            settings.enable_progress_bar()
+
+
+UNLIMITED = int(1e30)
+"""Tokens of a text where nothing limits them: transformers' own number for it."""
+
+
+def tightest(*limits: object) -> int:
+    """The least of several limits of a text's tokens. Below 2 (XLNet's -1) it is none, nor is what is no number."""
+    numbers = [limit for limit in limits if isinstance(limit, int | float) and not isinstance(limit, bool)]
+    return int(min([UNLIMITED, *(limit for limit in numbers if limit >= 2)]))
+
+
+def count_positions(net: Any) -> int:
+    """How many tokens a text may have: what ``net`` has positions for, :data:`UNLIMITED` without a limit."""
+    count = tightest(*(getattr(net.config, name, None) for name in ("max_position_embeddings", "max_seq_len")))
+    padding = position_padding(net)
+    return count if padding is None or count == UNLIMITED else count - padding - 1
+
+
+def position_padding(net: Any) -> int | None:
+    """RoBERTa and its kin count positions from behind the padding's number, and skip tokens of that number."""
+    return getattr(getattr(getattr(net, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+
+
+def local_folder(name: str) -> Path:
+    """The folder of a model: itself, a sample's, or a snapshot of a hub name.
+
+    Raises:
+        MmclError: there is no such folder, and the hub has no such model or cannot be reached.
+    """
+    if name.startswith("sample:"):
+        return samples.get(name.removeprefix("sample:"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    return fetch(name)

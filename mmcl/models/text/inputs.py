@@ -1,0 +1,59 @@
+"""What a batch of N texts looks like on its way to an embedder: here alone is it made, counted, divided and joined.
+
+``input_ids`` (N, L) are tokens and, on the right, padding; ``attention_mask`` (N, L) is 1 where they are tokens, and
+absent where there is no padding. ``skipped`` (N,) says how many of a text's first tokens the pooling leaves out, and is
+absent where it leaves out none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcl.models.text.tower import TextTower
+
+
+def text_inputs(tower: TextTower, tokens: Sequence[np.ndarray], skipped: np.ndarray | int) -> dict[str, Tensor]:
+    """The inputs of ``tower`` for token ids that it gave; ``skipped`` is of each text or of all."""
+    inputs = tower.collate(tokens)
+    if np.any(skipped):
+        inputs["skipped"] = torch.from_numpy(np.broadcast_to(skipped, len(tokens)).astype(np.int64))
+    return inputs
+
+
+def token_counts(texts: dict[str, Tensor]) -> Tensor:
+    """(N,) tokens of each text."""
+    if "attention_mask" in texts:
+        return texts["attention_mask"].sum(dim=1)
+    ids = texts["input_ids"]
+    return torch.full((len(ids),), ids.shape[1], device=ids.device)
+
+
+def take_rows(inputs: dict[str, Tensor], rows: slice | Tensor) -> dict[str, Tensor]:
+    """Some rows of an embedder's inputs of any kind; texts without the padding that only other rows needed."""
+    part = {name: tensor[rows] for name, tensor in inputs.items()}
+    if "attention_mask" in part and len(part["attention_mask"]):
+        longest = max(1, int(token_counts(part).max()))
+        part |= {name: part[name][:, :longest] for name in ("input_ids", "attention_mask")}
+    return part
+
+
+def join_texts(parts: Sequence[dict[str, Tensor]], padding: int) -> dict[str, Tensor]:
+    """Several lists of texts as one, padded to its longest text; or as one list of features, where they are such."""
+    if "features" in parts[0]:
+        return {"features": torch.cat([part["features"] for part in parts])}
+    tokens = [part["input_ids"] for part in parts]
+    missing = [max(ids.shape[1] for ids in tokens) - ids.shape[1] for ids in tokens]
+    filled = [F.pad(ids, (0, k), value=padding) for ids, k in zip(tokens, missing, strict=True)]
+    inputs = {"input_ids": torch.cat(filled)}
+    if any(missing) or any("attention_mask" in part for part in parts):
+        masks = [part.get("attention_mask", torch.ones_like(part["input_ids"], dtype=torch.int64)) for part in parts]
+        inputs["attention_mask"] = torch.cat([F.pad(mask, (0, k)) for mask, k in zip(masks, missing, strict=True)])
+    if any("skipped" in part for part in parts):
+        none = [ids.new_zeros(len(ids)) for ids in tokens]
+        inputs["skipped"] = torch.cat([part.get("skipped", no) for part, no in zip(parts, none, strict=True)])
+    return inputs

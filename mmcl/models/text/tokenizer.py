@@ -1,0 +1,174 @@
+"""SentencePiece tokenizers trained on the user's own text, in the form that transformers loads."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmcl.config.model import TokenizerConfig
+from mmcl.data.cache.tokens import texts_of
+from mmcl.formats.weights import full_disk_is_oserror
+from mmcl.models.text.tokenize import check_tokenizer, reading_tokenizer
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.files import atomic_folder, folder_to_write
+from mmcl.runtime.progress import spoken
+
+if TYPE_CHECKING:
+    from mmcl.data.rows import Rows
+
+log = logging.getLogger("mmcl")
+VERY_LONG = 1_000_000  # the model sets the limit, not a tokenizer that is trained apart from it
+_BLOCK = 10_000
+PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<s>", "</s>"
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: int):  # type: ignore[no-untyped-def]
+    """Train a unigram model (Kudo 2018, arXiv:1804.10959) and wrap it as a transformers tokenizer.
+
+    Every text is framed as ``<s> … </s>``. The same texts in the same order give the same tokenizer.
+
+    Raises:
+        MmclError: there is no text to learn from, or too little for any vocabulary.
+        Exception: what ``texts`` raise.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    raised: list[BaseException] = []
+
+    def remembered() -> Iterator[str]:  # SentencePiece makes its own error of every other
+        try:
+            yield from _clean(texts)
+        except (Exception, KeyboardInterrupt) as error:
+            raised.append(error)
+            raise
+
+    try:
+        with spoken("train the tokenizer", None):
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=remembered(),
+                model_writer=model,
+                vocab_size=config.vocab_size,
+                hard_vocab_limit=False,  # a small corpus gives fewer pieces rather than an error
+                character_coverage=config.character_coverage,
+                normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                pad_piece=PAD,
+                unk_piece=UNKNOWN,
+                bos_piece=START,
+                eos_piece=END,
+                max_sentence_length=1 << 20,  # bytes; longer texts would be left out without a word
+                num_threads=1,  # more threads sum in another order, and so give another vocabulary
+                minloglevel=2,
+            )
+    except RuntimeError as error:
+        if raised:
+            raise raised[0] from None
+        cure = "give more text or another model.text.tokenizer.vocab_size"
+        raise MmclError(f"the tokenizer cannot be trained on these captions; {cure} ({error})") from None
+    return to_transformers(model.getvalue(), max_tokens)
+
+
+def save_trained(rows: Rows, column: str, config: TokenizerConfig, folder: Path):  # type: ignore[no-untyped-def]
+    """Train a tokenizer on the texts of ``column``, a text or a list of them a row, and write it into ``folder``.
+
+    Returns:
+        The tokenizer, and the first text that is not empty.
+
+    Raises:
+        MmclError: there is no such column or nothing to learn from, or ``folder`` holds something else.
+    """
+    rows.require([column])
+    folder = folder.expanduser()
+    if folder_to_write(folder).is_dir() and any(folder.iterdir()) and not (folder / "tokenizer.json").is_file():
+        raise MmclError(f"{folder}: exists and is no tokenizer, so it is not replaced; choose another")
+    if (folder / "config.json").is_file() or (folder / "mmcl.json").is_file():
+        raise MmclError(f"{folder}: holds a model, which is not replaced by a tokenizer; choose another")
+    example = next((text for text in _texts(rows, column) if text.strip()), "")
+    tokenizer = train_tokenizer(_texts(rows, column), config, max_tokens=VERY_LONG)
+    with atomic_folder(folder) as beside, full_disk_is_oserror(beside):
+        tokenizer.save_pretrained(beside)
+    return tokenizer, example
+
+
+def segmentation(tokenizer: Any, text: str) -> str:
+    """The pieces that ``text`` is split into, such as ``▁two ▁dog s``."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return " ".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def _texts(rows: Rows, column: str) -> Iterator[str]:
+    for start in range(0, len(rows), _BLOCK):
+        for value in rows.select(range(start, min(start + _BLOCK, len(rows)))).texts(column):
+            yield from texts_of(value)
+
+
+def open_tokenizer(name: str):  # type: ignore[no-untyped-def]
+    """The tokenizer in a folder, such as ``mmcl tokenizer train`` writes, or any of transformers' by its hub name.
+
+    Raises:
+        MmclError: there is none, or it has no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    with reading_tokenizer(f"model.text.tokenizer.name: no tokenizer '{name}' can be opened"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    check_tokenizer(tokenizer, f"model.text.tokenizer.name: '{name}'")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise MmclError(f"model.text.tokenizer.name: '{name}' has no token to pad with; choose another")
+        tokenizer.pad_token = tokenizer.eos_token  # as is usual for models that only generate
+    return tokenizer
+
+
+def to_transformers(model: bytes, max_tokens: int):  # type: ignore[no-untyped-def]
+    """The serialised SentencePiece unigram model ``model`` as a fast transformers tokenizer that gives the same ids."""
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import Unigram
+    from transformers import PreTrainedTokenizerFast
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    tokenizer = Tokenizer(Unigram([(piece.piece, piece.score) for piece in proto.pieces], unk_id=1))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Strip(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, 2), (END, 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
+        cls_token=START,
+        sep_token=END,
+        model_max_length=max_tokens,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _clean(texts: Iterable[str]) -> Iterator[str]:
+    """SentencePiece reads UTF-8 lines: newlines become blanks, and what is no valid text is replaced and counted."""
+    replaced = 0
+    for text in texts:
+        line = " ".join(text.split())
+        safe = line.encode("utf-8", "replace").decode("utf-8")
+        replaced += safe != line
+        if safe:
+            yield safe
+    if replaced:
+        log.warning("tokenizer: %d texts with invalid characters were read with '?' there", replaced)

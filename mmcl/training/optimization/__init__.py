@@ -1,0 +1,1 @@
+"""One optimizer step: gradients, gradient caching, updates."""

@@ -1,0 +1,216 @@
+"""One optimizer step: embeddings, global views, loss, gradient, update."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mmcl.config.training import TrainingConfig
+from mmcl.methods import Batch, Loss, Method, Views
+from mmcl.methods.parts.momentum import MomentumCopy
+from mmcl.methods.parts.queue import MemoryQueue
+from mmcl.models.blocks import blocks
+from mmcl.models.embedder import Embedder, embedders
+from mmcl.runtime import distributed, sharding
+from mmcl.runtime.device import DTYPES
+from mmcl.runtime.errors import MmclError
+from mmcl.training.optimization.average import WeightAverage
+from mmcl.training.optimization.gradient_cache import backward
+from mmcl.training.optimization.micro_batch import micro_batches
+from mmcl.training.optimization.not_finite import NotFiniteError
+from mmcl.training.optimization.optim import without_gradient
+
+log = logging.getLogger("mmcl")
+
+
+@dataclass
+class StepResult:
+    """What a step tells the log.
+
+    Attributes:
+        loss: the mean over the batches.
+        norm: of the gradient, before it was clipped.
+        views: what the loss saw of the last batch, without gradient.
+        parts: as ``loss``, of what it is made of, where a method has several parts.
+    """
+
+    loss: float
+    norm: float
+    views: Views
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Stepper:
+    """A method on its device, wrapped for the processes there are, and the optimizer of its parameters.
+
+    Args:
+        method: on ``device``.
+        optimizer: of its parameters; made after ``parallel_method``, which may put shards in their place.
+        precision: ``float32``, ``bfloat16`` or ``float16`` of the towers; losses are in float32 or more.
+        average: a running average of the weights to keep up, if any.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        wrapped: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainingConfig,
+        device: torch.device,
+        precision: str,
+        average: WeightAverage | None,
+    ) -> None:
+        self.method, self.wrapped, self.optimizer = method, wrapped, optimizer
+        self.settings, self.device, self.precision, self.average = settings, device, precision, average
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+    def __call__(self, batches: Sequence[Batch], step: int, rate: float) -> StepResult:
+        """Optimizer step ``step`` (from 0) at learning rate ``rate``, over the mean loss of these batches.
+
+        Raises:
+            NotFiniteError: the loss or the gradient stopped being finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        total, parts, views = 0.0, dict[str, float](), Views()
+        for number, batch in enumerate(batches, start=1):
+            loss, views = self._learn(batch, number, len(batches))
+            total += loss.value.item() / len(batches)
+            for name, part in loss.parts.items():
+                parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
+        if step == 0 and (idle := without_gradient(self.method)):
+            self._tell_of_idle(idle)
+        norm = self._update(batches[-1])
+        self.method.after_step()
+        if self.average is not None:
+            self.average.update(step + 1)
+        return StepResult(total, norm, views, parts)
+
+    def _learn(self, batch: Batch, number: int, count: int) -> tuple[Loss, Views]:
+        """Add the share of batch ``number`` of ``count`` in the gradient; returns its loss and what the loss saw."""
+        seen: list[tuple[Loss, Views]] = []
+
+        def embed(part: Batch) -> Views:
+            dtype = DTYPES[self.precision]
+            with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
+                views: Views = self.wrapped(part.to(self.device))
+            return views
+
+        def objective(views: Views) -> Tensor:
+            views = self.method.global_views(views)
+            loss = self.method.loss(views)
+            if not torch.isfinite(loss.value):
+                raise NotFiniteError(f"the loss became {loss.value.item()}", "loss", batch)
+            parts = {name: part.detach() for name, part in loss.parts.items()}
+            seen.append((Loss(loss.value.detach(), parts), {name: view.detach() for name, view in views.items()}))
+            return self.scaler.scale(loss.value / count)
+
+        parts = micro_batches(batch, self.settings.micro_batch, self.method)
+        backward(
+            self.method,
+            parts,
+            embed,
+            objective,
+            lambda joined: self._gradients_stay(not joined or number < count),
+            self.device,
+        )
+        return seen[0]
+
+    def _tell_of_idle(self, idle: list[str]) -> None:
+        told = f"{len(idle)} parameters are to learn, but got no gradient, such as {idle[0]}"
+        if isinstance(self.wrapped, DistributedDataParallel):  # it would wait for their gradients
+            cure = f"keep them as they are: training.groups: [{{match: '{re.escape(idle[0])}', lr: 0}}]"
+            raise MmclError(f"{told}, which several processes cannot have; {cure}")
+        log.warning(told)
+
+    def _update(self, batch: Batch) -> float:
+        """Clip, step and clear the gradient; returns its norm before."""
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.method, self.settings.clip_grad or math.inf)
+        if not math.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips such a step by itself
+            raise NotFiniteError(f"the gradient became {norm}", "gradient", batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @contextmanager
+    def _gradients_stay(self, stay: bool) -> Iterator[None]:
+        """Between the passes of a step gradients add up in each process, and meet the others' at the last one only."""
+        if not stay:
+            yield
+        elif isinstance(self.wrapped, DistributedDataParallel):
+            with self.wrapped.no_sync():
+                yield
+        else:
+            sharding.delay_gradients(self.method, True)
+            try:
+                yield
+            finally:
+                sharding.delay_gradients(self.method, False)
+
+
+@torch.no_grad()
+def clip_gradients(module: nn.Module, limit: float) -> float:
+    """Scale all gradients so that their norm together is at most ``limit``; returns it as it was before.
+
+    Beside the shards of a tower there are parameters that every process holds whole, such as a head for training. Their
+    gradients are averaged here, since nobody else does it, and their norm is taken apart: no call takes both kinds.
+    """
+    learned = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    shards = [parameter for parameter in learned if isinstance(parameter, DTensor)]
+    plain = [parameter for parameter in learned if not isinstance(parameter, DTensor)]
+    if shards:
+        distributed.average(_gradients(plain))
+    kinds = [kind for kind in (plain, shards) if kind]
+    norms = [sharding.whole(nn.utils.get_total_norm(_gradients(kind))) for kind in kinds]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm.item()
+
+
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def parallel_method(method: Method, settings: TrainingConfig, device: torch.device) -> nn.Module:
+    """``method`` as ``training.parallel`` says, if there are several processes; called before the optimizer is made.
+
+    ``ddp``: every process holds all parameters and gradients are averaged (Li et al. 2020, arXiv:2006.15704).
+    ``fsdp``: towers are sharded block by block. What is outside the towers (a temperature, a head for training) is
+    whole everywhere; see :func:`clip_gradients`.
+    """
+    for embedder in embedders(method).values():
+        if settings.compile:
+            # Texts of every length through one graph; pictures have one size.
+            embedder.tower.compile(dynamic=embedder.tower.modality == "text" or None)
+    if distributed.world_size() == 1:
+        return method
+    if settings.parallel == "fsdp":
+        parts = embedders(method).values()
+        learning = [part for part in parts if any(weight.requires_grad for weight in part.parameters())]
+        for copy in [part for part in method.modules() if isinstance(part, MomentumCopy)]:  # in its model's shards
+            learning += [twin for part, twin in copy.twins() if isinstance(twin, Embedder) and part in learning]
+        for embedder in learning:
+            sharding.shard(embedder, blocks(embedder.tower.net), device)
+            embedder.in_groups = False
+            if getattr(embedder.tower, "mixes_padding", False):
+                name = type(embedder.tower.net).__name__
+                log.warning("a %s mixes padding in; under fsdp texts of different lengths are padded in training", name)
+        if learning:
+            return method
+    queues = [(path, part) for path, part in method.named_modules() if isinstance(part, MemoryQueue)]
+    same = [f"{path}.{name}" for path, queue in queues for name in queue.state_dict()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, same)  # else sent around in every step
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(method, device_ids=devices)

@@ -1,0 +1,169 @@
+"""The pixel cache: what it gives equals plain decoding, it is built once, and nothing half-written is ever used."""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmcl.data.cache import pixels as module
+from mmcl.data.cache.pixels import open_pixels
+from mmcl.data.identity import stable_hash
+from mmcl.data.images import decode, resize
+from mmcl.data.sources import Rows, open_source
+from mmcl.runtime.errors import MmclError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MMCL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache/pixels"
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 7 + seed, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def table(folder: Path, images: list) -> Rows:
+    path = folder / "rows.parquet"
+    pq.write_table(pa.table({"id": [f"row-{i}" for i in range(len(images))], "image": images}), path)
+    return open_source(path)
+
+
+def expected(images: list[bytes], size: int = 8) -> np.ndarray:
+    return np.stack([resize(decode(image), size) for image in images])
+
+
+def test_pixels_and_hashes_equal_plain_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 8 * 8 * 3)  # several blocks
+    images = [picture(i) for i in range(18)] + [picture(3)]
+    rows = table(tmp_path, images)
+    pixels = open_pixels(rows, "image", size=8)
+    assert (len(pixels), pixels.size, pixels.stored, pixels.errors) == (19, 8, True, {})
+    np.testing.assert_array_equal(pixels.take(range(19)), expected(images))
+    np.testing.assert_array_equal(pixels.take([4, 2, 4]), expected([images[4], images[2], images[4]]))
+    assert pixels.take([]).shape == (0, 8, 8, 3)
+    assert pixels.hashes.tolist() == [stable_hash(square.tobytes()) for square in expected(images)]
+    assert pixels.hashes[3] == pixels.hashes[18]
+    assert len(set(pixels.hashes.tolist())) == 18
+    pixels.take([0])[:] = 0  # a copy: the cache is not written to
+
+
+def test_it_is_built_once_and_anew_for_other_content(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = table(tmp_path, [picture(0), picture(1)])
+    open_pixels(rows, "image", size=8)
+    built = []
+    build = module._build
+    monkeypatch.setattr(module, "_build", lambda *args: (built.append(1), build(*args)))
+    open_pixels(rows, "image", size=8)
+    open_pixels(rows.select([0, 1]), "image", size=8)
+    assert not built
+    open_pixels(rows, "image", size=9)
+    open_pixels(rows, "image", size=8, resize="pad")
+    open_pixels(rows.select([1]), "image", size=8)
+    assert len(built) == 3
+    assert all(not folder.name.startswith(".") for folder in cache.iterdir())
+
+
+def test_a_changed_picture_file_is_seen(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    rows = table(tmp_path, ["0.png", "1.png", "2.png"])
+    before = open_pixels(rows, "image", size=8)
+    assert before.errors == {2: f"{tmp_path / '2.png'}: no such file"}
+    (tmp_path / "1.png").write_bytes(picture(7))
+    (tmp_path / "2.png").write_bytes(picture(2))
+    os.utime(tmp_path / "1.png", (0, 0))
+    after = open_pixels(rows, "image", size=8)
+    assert after.errors == {}
+    np.testing.assert_array_equal(after.take([0, 1, 2]), expected([picture(0), picture(7), picture(2)]))
+
+
+@pytest.mark.parametrize("cache_gb", [20.0, 0.0])
+def test_unreadable_pictures_are_zero_and_listed(tmp_path: Path, cache_gb: float) -> None:
+    images = [picture(0), picture(1)[:50], None, picture(3)]
+    for _ in range(2):  # built, then found
+        pixels = open_pixels(table(tmp_path, images), "image", size=8, cache_gb=cache_gb)
+        assert list(pixels.errors) == [1, 2]
+        assert pixels.errors[2] == "no picture"
+        assert pixels.hashes[[1, 2]].tolist() == [0, 0]
+        assert not pixels.take([1, 2]).any()
+        np.testing.assert_array_equal(pixels.take([3, 0]), expected([images[3], images[0]]))
+
+
+def test_fail_names_row_and_path(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1)[:50])
+    rows = table(tmp_path, ["none.png", "a.png"]).select([1])
+    for _ in range(2):
+        with pytest.raises(MmclError, match=rf"rows\.parquet: row row-1: {tmp_path / 'a.png'}: .*on_error to skip"):
+            open_pixels(rows, "image", size=8, on_error="fail")
+        open_pixels(rows, "image", size=8)  # now stored, and still an error
+    with pytest.raises(MmclError, match="no column 'picture'"):
+        open_pixels(rows, "picture", size=8)
+
+
+def test_too_large_is_decoded_on_the_fly_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = [picture(i) for i in range(5)]
+    rows = table(tmp_path, images)
+    with caplog.at_level(logging.WARNING, logger="mmcl"):
+        pixels = open_pixels(rows, "image", size=8, cache_gb=1e-7)
+        np.testing.assert_array_equal(pixels.take([4, 0]), expected([images[4], images[0]]))
+        pixels.take([1])
+    assert [record.message for record in caplog.records if "decoded again" in record.message] == [
+        f"{rows.name}: 5 pictures take 0.00 GB as pixels and cache_gb is 1e-07: "
+        "they are decoded again whenever they are used"
+    ]
+    assert not pixels.stored
+    stored = open_pixels(rows, "image", size=8)
+    assert stored.stored
+    np.testing.assert_array_equal(stored.hashes, pixels.hashes)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    rows = table(tmp_path, [picture(0)])
+    monkeypatch.setattr(module, "_pixel_file", lambda path, shape: Full())
+    with pytest.raises(OSError, match="No space left"):
+        open_pixels(rows, "image", size=8)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", ["pixels.npy", "hashes.npy", "errors.json"])
+def test_a_damaged_cache_is_built_anew(tmp_path: Path, cache: Path, damaged: str) -> None:
+    images = [picture(0), picture(1)]
+    rows = table(tmp_path, images)
+    open_pixels(rows, "image", size=8)
+    (home,) = cache.iterdir()
+    os.truncate(home / damaged, 1)
+    np.testing.assert_array_equal(open_pixels(rows, "image", size=8).take([0, 1]), expected(images))
+
+
+def test_two_that_build_at_the_same_time_agree(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(i) for i in range(20)]
+    rows = table(tmp_path, images)
+    both, build = threading.Barrier(2, timeout=60), module._build
+    monkeypatch.setattr(module, "_build", lambda *args: (both.wait(), build(*args)))  # both have found nothing
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(open_pixels, rows, "image", size=8) for _ in range(2)]
+        for future in futures:
+            np.testing.assert_array_equal(future.result().take(range(20)), expected(images))
+    assert len(list(cache.iterdir())) == 1

@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mmcl
+from mmcl.config.data import ImageConfig
+from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, TokenizerConfig
+from mmcl.encoding.encode import _model_name
+from mmcl.formats.open_clip.checkpoint_files import read_state
+from mmcl.formats.start import start_from
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.tokenizer import train_tokenizer
+from mmcl.models.text.tower import TextTower
+from mmcl.runtime.errors import MmclError
+
+from ..conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, pictures
+
+BIDIRECTIONAL = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+TIMM = {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+CONFIGS = {
+    "gelu": (TINY, {}),
+    "quickgelu": ({**TINY, "quick_gelu": True}, {}),
+    "resnet": ({**TINY, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}}, {}),
+    "siglip": (
+        {**TINY, "text_cfg": BIDIRECTIONAL, "init_logit_bias": -10, "custom_text": True},
+        {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+    ),
+    "timm": ({**TINY, "vision_cfg": TIMM, "custom_text": True}, {"interpolation": "bilinear"}),
+}
+
+
+def check_equal(encoder, images, texts):
+    encoder.set_compute("float32")
+    np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_path, kind):
+    config, preprocessing = CONFIGS[kind]
+    library = open_clip_folder(tmp_path / "theirs", config, **preprocessing)
+    expected = library_features(*library)
+    encoder = mmcl.load(tmp_path / "theirs")
+    check_equal(encoder, *expected)
+    assert encoder.logit_scale == pytest.approx(library[0].logit_scale.item())
+    assert (encoder.logit_bias is not None) == (kind == "siglip")
+    encoder.save(tmp_path / "ours")
+    again = mmcl.load(tmp_path / "ours")
+    check_equal(again, *expected)
+    assert (again.logit_scale, again.logit_bias) == (encoder.logit_scale, encoder.logit_bias)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-32-quickgelu"])
+def test_the_real_architectures_give_the_librarys_own_features(tmp_path, name):
+    expected = library_features(*open_clip_folder(tmp_path / name, open_clip.get_model_config(name)))
+    check_equal(mmcl.load(tmp_path / name), *expected)
+
+
+def test_captions_are_padded_only_as_far_as_the_longest_where_that_is_exact(tmp_path):
+    for kind, length in (("gelu", 5), ("siglip", 20)):
+        open_clip_folder(tmp_path / kind, CONFIGS[kind][0])
+        tower = mmcl.load(tmp_path / kind).embedder("text").tower
+        tokens, cut = tower.tokenize(["a red bicycle", CAPTIONS[3]])
+        assert (len(tokens[0]), len(tokens[1]), cut) == (5, 20, 1)
+        seen = []
+        tower.net.register_forward_pre_hook(lambda net, inputs, seen=seen: seen.append(inputs[0].shape))
+        tower(**tower.collate(tokens[:1]))
+        assert seen == [(1, length)]
+
+
+@pytest.mark.parametrize("kind", ["gelu", "siglip"])
+def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path, kind):
+    """A text half that reads the last position has to get the whole context, or it reads another one."""
+    open_clip_folder(tmp_path / "theirs", CONFIGS[kind][0])
+    expected = mmcl.load(tmp_path / "theirs", dtype="float32").encode(CAPTIONS[:3])
+    shorter = start_from(ModelConfig(name=str(tmp_path / "theirs"), text={"max_tokens": 12}), ImageConfig(), {"text"})
+    shorter.set_compute("float32")
+    np.testing.assert_allclose(shorter.encode(CAPTIONS[:3]), expected, atol=1e-5)
+    shorter.save(tmp_path / "ours")
+    again = mmcl.load(tmp_path / "ours", dtype="float32")
+    np.testing.assert_allclose(again.encode(CAPTIONS[:3]), expected, atol=1e-5)
+
+
+def test_a_text_that_just_fits_is_not_counted_as_cut(tmp_path):
+    open_clip_folder(tmp_path / "model", TINY)
+    tower = mmcl.load(tmp_path / "model").embedder("text").tower
+    assert [len(ids) for ids in tower.tokenize(["dog " * 17, "dog " * 18, "dog " * 19])[0]] == [19, 20, 20]
+    assert tower.tokenize(["dog " * 17, "dog " * 18, "dog " * 19])[1] == 1
+    theirs = open_clip.SimpleTokenizer(context_length=20)(CAPTIONS)
+    ours = tower.collate(tower.tokenize(CAPTIONS)[0])["input_ids"]
+    assert torch.equal(ours, theirs)  # the longest caption fills the context
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.usefixtures("tiny")
+def test_checkpoint_files_of_every_kind_open_by_name_and_alone(tmp_path):
+    library = open_clip_folder(tmp_path / "theirs", {**TINY, "quick_gelu": True})
+    expected = library_features(*library)
+    state = load_file(tmp_path / "theirs" / "open_clip_model.safetensors")
+    halves = {(key if key.startswith(("visual", "logit")) else f"text.{key}"): value for key, value in state.items()}
+    files = {name: tmp_path / name for name in ("plain.pt", "epoch_3.pt", "halves.safetensors", "RN50.pt")}
+    torch.save(state, files["plain.pt"])
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    torch.save({"epoch": 3, "name": "run", "state_dict": wrapped, "optimizer": {}}, files["epoch_3.pt"])
+    save_file(halves, files["halves.safetensors"])
+    openai_archive(state, files["RN50.pt"])
+    for file in files.values():
+        check_equal(mmcl.load(f"tiny-ViT-quickgelu/{file}"), *expected)
+    check_equal(mmcl.load(files["RN50.pt"]), *expected)  # OpenAI's layout: QuickGELU
+    for file in list(files.values())[:3]:
+        message = refusal(file)
+        assert f"'tiny-ViT/{file}' or 'tiny-ViT-quickgelu/{file}'" in message
+    assert f"use 'tiny-ViT-quickgelu/{files['RN50.pt']}'" in refusal(f"tiny-ViT/{files['RN50.pt']}")
+    assert "not the weights of this architecture" in refusal(f"tiny-RN/{files['plain.pt']}")
+
+
+def openai_archive(state, path):
+    """Weights as OpenAI distributes them: a TorchScript archive with three numbers beside, and half precision."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    root = Nothing()
+    for key, value in state.items():
+        *modules, last = key.split(".")
+        home = root
+        for name in modules:
+            if not hasattr(home, name):
+                home.add_module(name, Nothing())
+            home = getattr(home, name)
+        home.register_buffer(last, value)
+    for key, number in {"input_resolution": 32, "context_length": 20, "vocab_size": 49408}.items():
+        root.register_buffer(key, torch.tensor(number))
+    torch.jit.save(torch.jit.script(root), str(path))
+
+
+def refusal(name):
+    with pytest.raises(MmclError) as caught:
+        mmcl.load(name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("name", "dim", "vision"),
+    [
+        ("tiny-ViT", 24, {**VISION, "image_size": 96}),
+        ("tiny-RN", 20, {"layers": [1] * 4, "width": 16, "image_size": 96}),
+    ],
+)
+def test_a_checkpoint_keeps_the_picture_size_it_was_trained_with(tmp_path, name, dim, vision):
+    config = {**TINY, "embed_dim": dim, "vision_cfg": vision}
+    expected = library_features(*open_clip_folder(tmp_path / "theirs", config))
+    encoder = mmcl.load(f"{name}/{tmp_path / 'theirs' / 'open_clip_model.safetensors'}")
+    assert encoder.image_size == 96
+    check_equal(encoder, *expected)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_noted_of_an_encoder_beside_its_vectors_opens_it_again(tmp_path, monkeypatch):
+    expected = library_features(*open_clip_folder(tmp_path / "theirs", TINY))
+    shutil.copy(tmp_path / "theirs" / "open_clip_model.safetensors", tmp_path / "epoch_3.safetensors")
+    monkeypatch.chdir(tmp_path)
+    names = ("tiny-ViT/epoch_3.safetensors", "theirs/open_clip_model.safetensors")
+    noted = [_model_name(mmcl.load(name)) for name in names]
+    monkeypatch.chdir("/")
+    for name in noted:
+        check_equal(mmcl.load(name), *expected)
+    monkeypatch.setattr(open_clip, "is_pretrained_cfg", lambda name, tag: tag == "ours")
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: tmp_path / "epoch_3.safetensors")
+    check_equal(mmcl.load(_model_name(mmcl.load("tiny-ViT/ours"))), *expected)
+
+
+def test_the_wrong_activation_is_refused_before_anything_is_fetched(monkeypatch):
+    def fetch(*_, **__):
+        raise AssertionError("the refusal comes first")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fetch)
+    assert "use 'ViT-B-32-quickgelu/openai'" in refusal("ViT-B-32/openai")
+    assert "use 'ViT-B-32/laion2b_s34b_b79k'" in refusal("ViT-B-32-quickgelu/laion2b_s34b_b79k")
+    assert "trained with QuickGELU" in refusal("RN50/openai")
+    with pytest.raises(MmclError, match="use 'ViT-B-32-quickgelu/openai'"):
+        ImageTower.build(ImageTowerConfig(name="open_clip:ViT-B-32", pretrained="openai"), ImageConfig())
+    with pytest.raises(MmclError, match="use 'ViT-B-32-quickgelu/openai'"):
+        TextTower.build(TextTowerConfig(name="open_clip:ViT-B-32", pretrained="openai"))
+
+
+def test_every_tag_of_the_registry_is_accepted_under_one_activation_and_refused_under_the_other(monkeypatch):
+    def fetch(tag):
+        raise OSError("no network\nin this test")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fetch)
+    for name, tag in open_clip.list_pretrained():
+        quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+        fits = bool(open_clip.get_model_config(name).get("quick_gelu")) == quick
+        assert ("cannot be fetched (no network)" if fits else "weights were trained with") in refusal(f"{name}/{tag}")
+
+
+def test_names_tags_and_files_that_are_not_there_are_told_with_what_is(tmp_path, monkeypatch):
+    assert "laion2b_s34b_b79k" in refusal("ViT-B-32")
+    assert "did you mean 'ViT-B-32'" in refusal("ViT-B-33/openai")
+    assert "has no weights 'laion3b'; there are: openai" in refusal("ViT-B-32/laion3b")
+    assert "no file nowhere/epoch.pt" in refusal("ViT-B-32/nowhere/epoch.pt")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "not to be had from the hub" in refusal("hf-hub:nobody/no-such-model")
+
+
+def test_damaged_and_foreign_files_are_told_apart(tmp_path):
+    (tmp_path / "noise.pt").write_bytes(b"1234")
+    assert "damaged" in refusal(tmp_path / "noise.pt")
+    torch.save({"weights": ImageConfig()}, tmp_path / "objects.pt")
+    assert "never unpickled" in refusal(tmp_path / "objects.pt")
+    save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    assert "no visual tower" in refusal(tmp_path / "other.safetensors")
+    open_clip_folder(tmp_path / "model", TINY)
+    shutil.move(tmp_path / "model" / "open_clip_model.safetensors", tmp_path / "alone.safetensors")
+    assert "none of open_clip's" in refusal(tmp_path / "alone.safetensors")
+    assert "weights are missing" in refusal(tmp_path / "model")
+    (tmp_path / "model" / "open_clip_config.json").write_text("{}")
+    assert "damaged" in refusal(tmp_path / "model")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_towers_of_a_config_take_weights_from_a_file(tmp_path):
+    model, transform, tokenizer = open_clip_folder(tmp_path / "theirs", TINY)
+    file = str(tmp_path / "theirs" / "open_clip_model.safetensors")
+    image = ImageTower.build(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=32)).eval()
+    text = TextTower.build(TextTowerConfig(name="open_clip:tiny-ViT", pretrained=file, max_tokens=12)).eval()
+    short = [CAPTIONS[0], CAPTIONS[1]]
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.array(pictures()[0]))[None]
+        torch.testing.assert_close(image(pixels), model.encode_image(transform(pictures()[0])[None]))
+        torch.testing.assert_close(text(**text.collate(text.tokenize(short)[0])), model.encode_text(tokenizer(short)))
+    assert text.tokenize([CAPTIONS[3]])[0][0].shape == (12,)
+    larger = ImageTower.build(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=64))
+    assert larger.net.positional_embedding.shape == (65, 32)  # interpolated
+    wide = ImageTowerConfig(name="open_clip:tiny-ViT", args={"width": 48, "patch_size": 16})
+    assert ImageTower.build(wide, ImageConfig(size=32)).net.conv1.weight.shape == (48, 3, 16, 16)
+    for settings, message in (
+        ({"args": {"widht": 48}}, "did you mean 'width'"),
+        ({"pretrained": "no-tag"}, "has no weights"),
+        ({"pretrained": file, "args": {"width": 48}}, "not the weights of this architecture"),
+    ):
+        with pytest.raises(MmclError, match=message):
+            ImageTower.build(ImageTowerConfig(name="open_clip:tiny-ViT", **settings), ImageConfig(size=32))
+    with pytest.raises(MmclError, match="reads at most 20"):
+        TextTower.build(TextTowerConfig(name="open_clip:tiny-ViT", max_tokens=30))
+
+
+def test_folders_of_the_first_format_are_still_read(tmp_path):
+    image = ImageTower.build(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=32))
+    old = {**{key: image.spec[key] for key in ("name", "size", "resize", "mean", "std")}, "args": {}}
+    rebuilt = ImageTower.from_spec(json.loads(json.dumps(old)))
+    assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
+        name: value.shape for name, value in image.state_dict().items()
+    }
+
+
+WRAPPED = {
+    "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "compiled within data parallelism": lambda state: {
+        f"module._orig_mod.{key}": value for key, value in state.items()
+    },
+    "lightning": lambda state: {
+        "state_dict": {**{f"model.{key}": value for key, value in state.items()}, "loss.scale": torch.ones(1)},
+        "epoch": 3,
+    },
+    "under model": lambda state: {"model": state, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+    "under model_state_dict": lambda state: {"model_state_dict": state, "loss": np.float64(0.5)},
+    "sharded": lambda state: {f"net._fsdp_wrapped_module.{key}": value for key, value in state.items()},
+    "with an average": lambda state: {
+        "state_dict": state,
+        "state_dict_ema": {key: 0 * value for key, value in state.items()},
+    },
+    "parts compiled": lambda state: {
+        key.replace("visual.", "visual._orig_mod."): value for key, value in state.items()
+    },
+}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_trainers_put_around_the_weights_is_taken_off(tmp_path):
+    expected = library_features(*open_clip_folder(tmp_path / "theirs", TINY))
+    state = load_file(tmp_path / "theirs" / "open_clip_model.safetensors")
+    for name, wrap in WRAPPED.items():
+        torch.save(wrap(state), tmp_path / "epoch.pt")
+        read, layout = read_state(tmp_path / "epoch.pt")
+        assert layout == "open_clip", name
+        assert read.keys() == state.keys(), name
+        assert all(torch.equal(read[key], state[key]) for key in state), name
+    check_equal(mmcl.load(f"tiny-ViT/{tmp_path / 'epoch.pt'}"), *expected)
+
+
+def test_a_file_of_several_models_is_refused(tmp_path):
+    parts = {f"{name}.visual.proj": torch.zeros(2) for name in ("student", "other")}
+    torch.save(parts, tmp_path / "two.pt")
+    assert "several models ('other', 'student')" in refusal(tmp_path / "two.pt")
+    parts["student.visual.proj"][0] = float("nan")
+    torch.save({"student.visual.proj": parts["student.visual.proj"]}, tmp_path / "nan.pt")
+    assert "'visual.proj' has 1 values that are NaN" in refusal(tmp_path / "nan.pt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"resize_mode": "shorter"}, "resize_mode 'shorter'"),
+        ({"interpolation": "random"}, "interpolation 'random'"),
+        ({"mean": [0.5]}, "three channels"),
+        ({"std": ["a", "b", "c"]}, "three channels"),
+    ],
+)
+def test_preprocessing_that_is_not_known_is_refused_in_one_line(settings, why):
+    from types import SimpleNamespace
+
+    from mmcl.formats.open_clip.models import _preprocessing
+
+    with pytest.raises(MmclError, match=why):
+        _preprocessing("tiny", SimpleNamespace(image_size=32), settings)
+
+
+def test_a_folders_settings_cannot_have_a_tokenizer_or_a_text_half_of_code(tmp_path, monkeypatch):
+    """``tokenizer_kwargs`` go to transformers, which would run a tokenizer's Python if they said so."""
+    import transformers
+
+    asked = []
+
+    def ask(source, **options):
+        asked.append(options["trust_remote_code"])
+        raise OSError("none there")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", ask)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", ask)
+    trusting = {"hf_tokenizer_name": "org/name", "tokenizer_kwargs": {"trust_remote_code": True}}
+    open_clip_folder(tmp_path / "model", TINY)
+    for text in ({**TEXT, **trusting}, {"hf_model_name": "org/name", **trusting}):
+        config = {"model_cfg": {**TINY, "text_cfg": text}}
+        (tmp_path / "model" / "open_clip_config.json").write_text(json.dumps(config))
+        assert "none there" in refusal(tmp_path / "model")
+    assert asked == [False, False]
+
+
+def with_text_half_of_transformers(folder):
+    """A folder of open_clip's whose text half is a BERT; the library's own model of it."""
+    import transformers
+
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    bert = transformers.BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+    bert.save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "theirs")
+    text = {"hf_model_name": str(folder / "bert"), "hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    text |= {"hf_tokenizer_name": "org/name", "context_length": 20, "hf_model_pretrained": False}
+    return open_clip_folder(folder / "theirs", {**TINY, "text_cfg": text, "custom_text": True})
+
+
+def test_a_text_half_of_transformers_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_path):
+    expected = library_features(*with_text_half_of_transformers(tmp_path))
+    encoder = mmcl.load(tmp_path / "theirs")
+    check_equal(encoder, *expected)
+    encoder.save(tmp_path / "ours")
+    shutil.rmtree(tmp_path / "bert")  # nothing else is needed
+    check_equal(mmcl.load(tmp_path / "ours"), *expected)
+
+
+def test_a_text_half_of_transformers_names_no_code_of_the_hub(tmp_path):
+    with_text_half_of_transformers(tmp_path)
+    mmcl.load(tmp_path / "theirs").save(tmp_path / "ours")
+    path = tmp_path / "ours" / "mmcl.json"
+    described = json.loads(path.read_text())
+    described["towers"]["text"]["tower"]["config"]["text_cfg"]["hf_config"]["attn_implementation"] = "org/kernel"
+    path.write_text(json.dumps(described))
+    assert "names code of the hub, 'org/kernel', which is not run" in refusal(tmp_path / "ours")
+
+
+ODD = [
+    (("model_cfg",), "x"),
+    (("model_cfg", "embed_dim"), "x"),
+    (("model_cfg", "embed_dim"), 1 << 40),
+    (("model_cfg", "vision_cfg"), None),
+    (("model_cfg", "vision_cfg", "layers"), 1 << 40),
+    (("model_cfg", "vision_cfg", "patch_size"), 0),
+    (("model_cfg", "vision_cfg", "image_size"), [32]),
+    (("model_cfg", "text_cfg", "vocab_size"), 1 << 26),
+    (("model_cfg", "text_cfg", "heads"), 0),
+    (("preprocess_cfg",), "x"),
+    (("preprocess_cfg", "mean"), ["x"]),
+    (("preprocess_cfg", "resize_mode"), "x"),
+    (("preprocess_cfg", "std"), [0.5, 0.5]),
+]
+
+
+def test_a_description_of_another_kind_or_size_is_refused_in_one_line(tmp_path):
+    open_clip_folder(tmp_path / "model", TINY, mean=[0.5] * 3)
+    path = tmp_path / "model" / "open_clip_config.json"
+    whole = path.read_text()
+    for keys, value in ODD:
+        content = inner = json.loads(whole)
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        path.write_text(json.dumps(content))
+        refusal(tmp_path / "model")

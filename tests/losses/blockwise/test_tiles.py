@@ -1,0 +1,255 @@
+"""Tiled losses against the dense ones in float64, which are tested against the equations themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmcl.losses import Guide, batch_accuracy, info_nce, sigmoid
+from mmcl.losses.blockwise import tiles
+
+
+def compare(loss, tensors, tile, rtol=1e-10, atol=1e-11):
+    """The loss, and its gradients by all tensors, in tiles and in one piece.
+
+    The dense loss subtracts logits of 100 from each other, so that it is itself not exact beyond ``atol``.
+    """
+    results = []
+    for size in (None, tile):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        value = loss(*leaves, tile=size)
+        value.backward()
+        assert value.dtype == tensors[0].dtype
+        results.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for dense, tiled in zip(*results, strict=True):
+        torch.testing.assert_close(tiled, dense, rtol=rtol, atol=atol)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 23),
+    further=st.integers(0, 9),
+    m=st.integers(0, 17),
+    d=st.integers(2, 9),
+    tile=st.integers(1, 25),
+    columns=st.integers(0, 2),
+    weight=st.sampled_from([None, 0.3, 1.0, 2.5]),
+    guided=st.booleans(),
+    symmetric=st.booleans(),
+    similarity=st.sampled_from(["cosine", "dot", "euclidean"]),
+    smooth=st.sampled_from([0.0, 0.0, 0.2]),
+    tau=st.sampled_from([0.01, 0.07, 0.5]),
+    seed=st.integers(0, 10_000),
+)
+def test_info_nce_in_tiles_equals_the_dense_one(
+    n, further, m, d, tile, columns, weight, guided, symmetric, similarity, smooth, tau, seed
+):
+    torch.manual_seed(seed)
+    q, k, extra = (torch.randn(size, d, dtype=torch.float64) for size in (n, n + further, m))
+    seen = [torch.randn(len(x), 3, dtype=torch.float64) for x in (q, k, extra)]
+    options = {"symmetric": symmetric, "similarity": similarity, "label_smoothing": smooth}
+    if further:
+        options["partner"] = torch.randperm(n + further)[:n]
+    if columns:
+        options |= {"ids": torch.randint(9, (n, columns)), "key_ids": torch.randint(9, (n + further, columns))}
+        options |= {"negative_ids": torch.randint(9, (m, columns))} if m else {}
+    if m and weight is not None:
+        options |= {"negative_owner": torch.randint(n, (m,)), "own_weight": weight}
+    if guided:
+        options |= {"guide": Guide(seen[0], seen[1], seen[2] if m and weight else None, 0.1)}
+
+    def loss(q, k, tau, *negatives, tile):
+        return info_nce(q, k, tau, negatives=negatives[0] if negatives else None, tile=tile, **options)
+
+    compare(loss, [q, k, torch.tensor(tau, dtype=torch.float64), *([extra] if m else [])], tile)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 23),
+    d=st.integers(2, 9),
+    tile=st.integers(1, 25),
+    columns=st.integers(0, 2),
+    similarity=st.sampled_from(["cosine", "dot", "euclidean"]),
+    bias=st.floats(-12, 3),
+    tau=st.sampled_from([0.01, 0.07, 0.5]),
+    seed=st.integers(0, 10_000),
+)
+def test_sigmoid_in_tiles_equals_the_dense_one(n, d, tile, columns, similarity, bias, tau, seed):
+    torch.manual_seed(seed)
+    tensors = [torch.randn(n, d), torch.randn(n, d), torch.tensor(tau), torch.tensor(bias)]
+    ids = torch.randint(9, (n, columns)) if columns else None
+
+    def loss(*tensors, tile):
+        return sigmoid(*tensors, ids=ids, similarity=similarity, tile=tile)
+
+    compare(loss, [tensor.double() for tensor in tensors], tile)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 23),
+    further=st.integers(0, 9),
+    tile=st.integers(1, 25),
+    masked=st.booleans(),
+    seed=st.integers(0, 9999),
+)
+def test_accuracy_in_tiles_equals_the_dense_one(n, further, tile, masked, seed):
+    torch.manual_seed(seed)
+    q, k = torch.randint(3, (n, 2)).float() + 1, torch.randint(3, (n + further, 2)).float() + 1  # there are ties
+    options = {"partner": torch.randperm(n + further)[:n]} if further else {}
+    if masked:
+        options |= {"ids": torch.randint(9, (n,)), "key_ids": torch.randint(9, (n + further,))}
+    results = [batch_accuracy(q, k, similarity="dot", tile=size, **options) for size in (None, tile)]
+    assert results[0] == results[1]
+
+
+def test_queries_against_more_keys_than_queries():
+    """What a process computes that has gathered the keys of all; the other direction has only the partners as rows."""
+    torch.manual_seed(0)
+    q, k = F.normalize(torch.randn(5, 4).double(), dim=1), F.normalize(torch.randn(9, 4).double(), dim=1)
+    partner = torch.tensor([7, 0, 3, 8, 4])
+    logits = q @ k.T / 0.2
+    there = F.cross_entropy(logits, partner)
+    back = F.cross_entropy(logits.T[partner], torch.arange(5))
+    for tile in (None, 2):
+        torch.testing.assert_close(info_nce(q, k, 0.2, partner=partner, tile=tile), (there + back) / 2)
+        torch.testing.assert_close(info_nce(q, k, 0.2, partner=partner, tile=tile, symmetric=False), there)
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.07])
+def test_float32_in_tiles_is_as_exact_as_the_dense_loss(tau):
+    torch.manual_seed(1)
+    q = F.normalize(torch.randn(300, 32), dim=1)
+    k = F.normalize(q + 0.15 * torch.randn(300, 32), dim=1)
+    exact = []
+    for dtype, tile in ((torch.float64, None), (torch.float32, 77)):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, torch.tensor(tau))]
+        loss = info_nce(*leaves, tile=tile)
+        loss.backward()
+        exact.append([loss.detach().double(), *(leaf.grad.double() for leaf in leaves)])
+    for expected, got in zip(*exact, strict=True):
+        assert (got - expected).norm() <= 1e-5 * max(expected.norm(), 1e-2)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_gradcheck(similarity):
+    torch.manual_seed(2)
+    q, k, extra = (torch.randn(size, 4, dtype=torch.float64, requires_grad=True) for size in (5, 5, 7))
+    tau, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.3, -1.0))
+    ids = torch.tensor([0, 1, 0, 2, 1])
+
+    def contrast(q, k, extra, tau):
+        options = {"negative_owner": torch.arange(7) % 5, "own_weight": 2.0, "similarity": similarity}
+        return info_nce(q, k, tau, ids=ids, negatives=extra, tile=3, **options)
+
+    assert torch.autograd.gradcheck(contrast, (q, k, extra, tau))
+    judged = lambda *given: sigmoid(*given, ids=ids, similarity=similarity, tile=3)  # noqa: E731
+    assert torch.autograd.gradcheck(judged, (q, k, tau, bias))
+
+
+@pytest.mark.parametrize("spread", [1.0, -1.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_finite_where_logits_lie_hundreds_apart(dtype, spread):
+    """In float32 one exponential cannot serve rows and columns here, for e⁸⁸ is its largest number."""
+    torch.manual_seed(3)
+    q = torch.randn(64, 16).to(dtype)
+    k = q * spread
+    leaves = [x.clone().requires_grad_() for x in (q, k)]
+    similarity = "dot" if spread == 30.0 else "cosine"
+    loss = info_nce(*leaves, 0.01, similarity=similarity, tile=10)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    exact = [x.double().requires_grad_() for x in (q, k)]
+    expected = info_nce(*exact, 0.01, similarity=similarity, tile=None)
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    for got, leaf in zip(leaves, exact, strict=True):
+        least = torch.finfo(dtype).tiny  # what is smaller is not represented exactly
+        torch.testing.assert_close(
+            got.grad.double(), leaf.grad, rtol=0.02, atol=1e-2 * leaf.grad.abs().max().item() + least
+        )
+
+
+def test_a_batch_of_one_thing_has_no_negatives_and_no_loss():
+    q = torch.randn(6, 3, requires_grad=True)
+    loss = info_nce(q, torch.randn(6, 3), ids=torch.zeros(6, dtype=torch.long), negatives=torch.zeros(0, 3), tile=2)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not q.grad.any()
+
+
+def test_products_in_bfloat16_stay_within_a_hundredth_of_the_gradient(monkeypatch):
+    """Elsewhere than on hardware that multiplies bfloat16, the products are rounded as such hardware rounds them."""
+    torch.manual_seed(4)
+    q = torch.randn(40, 24).bfloat16()
+    k = (q.float() + torch.randn(40, 24)).bfloat16()
+    whole = tiles.multiply
+
+    def rounded(a, b, out, *, half, add=False):
+        assert half
+        whole(a.bfloat16().float(), b.bfloat16().float(), out, half=True, add=add)
+
+    monkeypatch.setattr(tiles, "multiply", rounded)
+    monkeypatch.setattr(tiles, "multiplies_bfloat16", lambda device: True)
+    for tau in (0.02, 0.07):
+        grads = []
+        for dtype, tile in ((torch.float64, None), (torch.bfloat16, 16)):
+            leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k)]
+            (info_nce(*leaves, tau, tile=tile) * 40).backward()
+            grads.append(torch.cat([leaf.grad.double() for leaf in leaves]))
+        assert (grads[1] - grads[0]).norm() < 1e-2 * grads[0].norm()
+
+
+def test_past_keys_cost_no_product_for_a_gradient_that_they_do_not_take():
+    torch.manual_seed(5)
+    q, k, queue = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4), torch.randn(9, 4)
+    grads = []
+    for past in (queue, queue.clone().requires_grad_()):
+        (grad,) = torch.autograd.grad(info_nce(q, k, negatives=past, tile=4), q)
+        grads.append(grad)
+    assert torch.equal(*grads)
+
+
+def test_no_matrix_of_the_whole_batch_is_ever_there(monkeypatch):
+    largest = 0
+    whole = torch.mm
+
+    def watched(a, b, **options):
+        nonlocal largest
+        largest = max(largest, len(a) * b.shape[1])
+        return whole(a, b, **options)
+
+    monkeypatch.setattr(torch, "mm", watched)
+    q = torch.randn(1500, 4, requires_grad=True)
+    info_nce(q, q.detach(), tile="auto").backward()
+    sigmoid(q, q.detach(), 0.1, -1.0, tile="auto").backward()
+    batch_accuracy(q, q)
+    assert 0 < largest <= tiles.TILE**2
+
+
+def test_arguments_that_do_not_fit_are_named():
+    three, five = torch.randn(3, 4), torch.randn(5, 4)
+    further = {"negatives": five, "ids": torch.arange(3)}
+    for wrong, told in [
+        ({"tile": 0}, "tile must be a number from 1 up"),
+        ({"tile": True}, "tile must be a number from 1 up"),
+        ({"tile": "large"}, "tile must be a number from 1 up"),
+        ({"across": "star"}, "across must be 'gather', 'ring' or None"),
+        ({"partner": torch.tensor([0, 1])}, "partner must be"),
+        ({"partner": torch.tensor([0, 1, 5])}, "different numbers of the 5 keys"),
+        ({"partner": torch.tensor([0, 1, 1])}, "different numbers of the 5 keys"),
+        ({"partner": torch.arange(3), "ids": torch.arange(3)}, "ids go with key_ids"),
+        (further | {"negative_ids": torch.zeros(5, 2, dtype=torch.long)}, "as many columns as ids"),
+        (further | {"negative_owner": torch.tensor([0, 1, 2, 3, -1])}, "numbers of the 3 rows, or -1"),
+        (further | {"negative_owner": torch.tensor([0, 1, 2, 0, -2])}, "numbers of the 3 rows, or -1"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            info_nce(three, five if "partner" in wrong else three, **wrong)
+    with pytest.raises(ValueError, match="ids go with key_ids"):  # whose, if the partners are permuted?
+        info_nce(three, three, ids=torch.arange(3), partner=torch.tensor([2, 0, 1]))
+    with pytest.raises(ValueError, match="no rows"):
+        info_nce(three[:0], three[:0], across="ring")

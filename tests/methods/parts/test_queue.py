@@ -1,0 +1,421 @@
+"""Queues of past keys, against explicit lists of them, the equation in float64, and lightly."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from mmcl.config.load import load_config
+from mmcl.config.methods import ClipConfig, GuideConfig, MatryoshkaConfig, QueueConfig, SimcseConfig, TeacherConfig
+from mmcl.data.identity import stable_hash
+from mmcl.losses import Guide, batch_accuracy, debiased_info_nce, info_nce
+from mmcl.methods import Clip, Simcse
+from mmcl.methods.parts.queue import MemoryQueue
+from mmcl.runtime.errors import MmclError
+
+TEXTS = ["two dogs", "the cat runs", "a bird sings", "a red house", "the old cat", "dogs on the beach", "a tree"]
+TEXTS += ["the house in a tree", "a bird", "the beach", "a cat sleeps", "two red dogs"]
+
+
+def exactly(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def one_way(query, key, past, same, same_past, temperature, smoothing=0.0):
+    """Mean cross-entropy, term by term: ``same(i, j)`` of the batch, ``same_past(i, m)`` of the list of past keys."""
+    terms = []
+    for i in range(len(query)):
+        candidates = [key[i]]
+        candidates += [key[j] for j in range(len(key)) if j != i and not same(i, j)]
+        candidates += [past[m] for m in range(len(past)) if not same_past(i, m)]
+        logits = torch.stack([F.cosine_similarity(query[i], one, dim=0) for one in candidates]) / temperature
+        gains = logits - logits.logsumexp(dim=0)
+        terms.append((1 - smoothing) * gains[0] + smoothing * gains.mean())
+    return -torch.stack(terms).mean()
+
+
+def shared(a, b):
+    return bool((a == b).any())
+
+
+# --- the queue itself ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[3, 3, 3, 3], [1, 5, 2, 7, 4], [20, 3], [7, 7], [2]])
+def test_a_queue_is_a_list_of_the_newest_rows(sizes):
+    queue, expected = MemoryQueue(7, {"a": 2, "b": 3}, columns=2), deque(maxlen=7)
+    number = 0
+    for size in sizes:
+        rows = torch.arange(number, number + size)
+        number += size
+        queue.push({"a": rows[:, None].expand(-1, 2), "b": -rows[:, None].expand(-1, 3), "ids": rows[:, None] + 1000})
+        expected.extend(rows.tolist())
+        past = queue.past()
+        assert queue.filled == len(expected)
+        order = torch.arange(queue.filled) if queue.filled < 7 else (torch.arange(7) + queue.next) % 7  # oldest first
+        assert past["a"][order][:, 0].tolist() == list(expected)
+        assert torch.equal(past["b"][:, 2], -past["a"][:, 0])
+        assert torch.equal(past["ids"][:, 1], 1000 + past["a"][:, 1].long())
+
+
+def test_a_queue_gives_nothing_before_its_start_and_holds_then_what_came_before():
+    queue = MemoryQueue(4, {"a": 1}, columns=1, start=2)
+    rows = {"a": torch.ones(1, 1), "ids": torch.zeros(1, 1, dtype=torch.long)}
+    assert queue.past() == {}
+    queue.push(rows)
+    assert queue.past() == {}
+    queue.push(rows)
+    assert len(queue.past()["a"]) == 2
+    with pytest.raises(ValueError, match="1 row or more, not 0"):
+        MemoryQueue(0, {}, columns=1)
+
+
+def test_a_queue_holds_and_gives_what_lightly_s_memory_bank_does():
+    bank = pytest.importorskip("lightly.models.modules.memory_bank")
+    theirs, ours = bank.MemoryBankModule((12, 5)), MemoryQueue(12, {"a": 5}, columns=1)
+    torch.manual_seed(0)
+    for _ in range(8):
+        batch = torch.randn(4, 5)
+        theirs(batch, update=True)
+        ours.push({"a": batch, "ids": torch.zeros(4, 1, dtype=torch.long)})
+    assert torch.equal(ours.past()["a"], theirs.bank)
+
+
+def test_a_queue_with_info_nce_is_moco_s_loss_as_lightly_computes_it():
+    loss = pytest.importorskip("lightly.loss").NTXentLoss(temperature=0.1, memory_bank_size=(12, 5))
+    torch.manual_seed(0)
+    queue = MemoryQueue(12, {"key": 5}, columns=1)
+    for step in range(6):
+        query, key = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
+        theirs = loss(query, key)
+        if step >= 3:  # its bank starts with random vectors
+            past = queue.past()["key"]
+            rows = [
+                info_nce(q[None], k[None], 0.1, negatives=past, symmetric=False)
+                for q, k in zip(query, key, strict=True)
+            ]
+            ours = torch.stack(rows).mean()  # row by row: MoCo has no negatives within the batch
+            torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(*(torch.autograd.grad(x, query)[0] for x in (ours, theirs)))
+        queue.push({"key": F.normalize(key, dim=1), "ids": torch.zeros(4, 1, dtype=torch.long)})
+
+
+# --- clip ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_clip(make_encoder):
+    def make(queue, references=None, **settings):
+        config = ClipConfig(queue=queue, **settings)
+        inputs = {"image": "image", "text": "text"}
+        return Clip(config, make_encoder(), inputs=inputs, batch_size=8, references=references).double()
+
+    return make
+
+
+def batches(batch, count):
+    """Others like it, of which half of the rows come back in the next one, alone or with another partner."""
+    for number in range(count):
+        torch.manual_seed(number)
+        inputs = {
+            role: {name: torch.randn_like(x) for name, x in named.items()} for role, named in batch.inputs.items()
+        }
+        ids = batch.ids + 4 * number
+        ids[1, 1] += 1000
+        yield replace(batch, inputs=inputs, ids=ids)
+
+
+def learn(method, loss):
+    """A step of gradient descent, and what comes after it."""
+    names, weights = zip(*((n, p) for n, p in method.named_parameters() if p.requires_grad), strict=True)
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True)
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight -= 0.1 * (0 if gradient is None else gradient)
+    method.after_step()
+    return dict(zip(names, gradients, strict=True))
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("size", [5, 12, 100])
+def test_clip_tells_pictures_from_past_texts_and_texts_from_past_pictures(make_clip, batch, size, momentum):
+    clip = make_clip(QueueConfig(size=size, momentum=momentum), temperature=0.2, label_smoothing=0.1)
+    copies = {}
+    if momentum is not None:
+        copies = {side: copy.deepcopy(clip.encoder.embedder(side)) for side in clip.sides}
+    past = deque(maxlen=size)
+    for step, one in enumerate(batches(batch, 5)):
+        clip.train()
+        loss = clip.loss(clip(one)).value
+        image, text = (clip.encoder.embedder(side)(**one.inputs[side]) for side in clip.sides)
+        keys = {"image": image, "text": text}
+        if copies:
+            keys = {side: copies[side](**one.inputs[side]).detach() for side in clip.sides}
+        ids = one.ids
+
+        def same(i, j, ids=ids):
+            return shared(ids[i], ids[j])
+
+        def same_past(i, m, ids=ids):
+            return shared(ids[i], past[m]["ids"])
+
+        ways = [
+            one_way(query, keys[side], [row[side] for row in past], same, same_past, clip.temperature, 0.1)
+            for query, side in ((image, "text"), (text, "image"))
+        ]
+        expected = (ways[0] + ways[1]) / 2
+        exactly(loss, expected)
+        learned = [p for p in clip.parameters() if p.requires_grad]
+        exactly(*(torch.autograd.grad(x, learned, retain_graph=True) for x in (loss, expected)))
+        assert any(same_past(i, m) for i in range(8) for m in range(len(past))) == (step > 0)
+        past.extend(
+            {"image": keys["image"][i].detach(), "text": keys["text"][i].detach(), "ids": ids[i]} for i in range(8)
+        )
+        learn(clip, loss)
+        for side, other in copies.items():
+            for own, followed in zip(other.parameters(), clip.encoder.embedder(side).parameters(), strict=True):
+                own.data = momentum * own.data + (1 - momentum) * followed.data
+
+
+def test_before_the_start_the_loss_is_that_without_a_queue(make_clip, batch):
+    plain, queued = make_clip(None), make_clip(QueueConfig(size=8, start=2))
+    queued.load_state_dict(plain.state_dict(), strict=False)
+    for step, one in enumerate(batches(batch, 4)):
+        losses = [method.loss(method(one)).value for method in (plain, queued)]
+        assert torch.isclose(*losses, rtol=1e-12) == (step < 2)
+        for method, loss in zip((plain, queued), losses, strict=True):
+            learn(method, loss)
+        plain.load_state_dict(queued.state_dict(), strict=False)
+
+
+def test_further_captions_and_all_dimensions_go_with_a_queue(make_clip, batch):
+    settings = {"matryoshka": MatryoshkaConfig(dims=[3]), "extra_texts": 3, "temperature": 0.3}
+    clip = make_clip(QueueConfig(size=8, momentum=0.5), **settings)
+    first, second = batches(batch, 2)
+    learn(clip, clip.loss(clip(first)).value)
+    second.extra["text"] = {"input_ids": torch.randn(3, 4).double()}
+    second.extra_ids["text"] = torch.tensor([[100, 4], [101, 6], [102, 50]])
+    views = clip(second)
+    assert not views["negatives"].requires_grad
+    past, loss = {name: rows.clone() for name, rows in clip.queue.past().items()}, 0
+    for cut in (slice(None), slice(3)):
+        texts = torch.cat([views["negatives"], past["text"]])[:, cut]
+        ids = torch.cat([views["negative_ids"], past["ids"]])
+        options = {"ids": second.ids, "symmetric": False}
+        image, text, key_image, key_text = (views[n][:, cut] for n in ("image", "text", "key_image", "key_text"))
+        loss += info_nce(image, key_text, clip.temperature, negatives=texts, negative_ids=ids, **options) / 2
+        images = {"negatives": past["image"][:, cut], "negative_ids": past["ids"]}
+        loss += info_nce(text, key_image, clip.temperature, **images, **options) / 2
+    exactly(clip.loss(views).value, loss)
+
+
+def test_only_training_fills_the_queue_and_asks_the_copy(make_clip, batch):
+    clip = make_clip(QueueConfig(size=8, momentum=0.5)).eval()
+    batch = next(batches(batch, 1))
+    views = clip(batch)
+    assert not any(name.startswith("key_") for name in views)
+    clip.loss(views)
+    clip.after_step()
+    assert clip.queue.filled == 0
+    clip.train()
+    views = clip(batch)
+    clip.loss(views)
+    clip.loss(views)  # micro-batches of one step
+    assert clip.queue.filled == 0
+    clip.after_step()
+    assert (int(clip.queue.pushed), int(clip.queue.steps)) == (16, 1)
+    assert clip.metrics(views)["accuracy"] == batch_accuracy(views["image"], views["text"], ids=batch.ids)
+
+
+# --- simcse -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_simcse(make_text_encoder):
+    def make(*roles, references=None, dropout=0.0, **settings):
+        inputs = dict.fromkeys(roles or ("text",), "text")
+        config, encoder = SimcseConfig(**settings), make_text_encoder(dropout)
+        return Simcse(config, encoder, inputs=inputs, batch_size=4, references=references).double()
+
+    return make
+
+
+def pairs(step):
+    """Rows of anchor, positive and hard negative; the next step has texts of this one again, on either side."""
+    take = [TEXTS[(4 * step + n) % 12] for n in range(4)]
+    return {
+        "anchor": take,
+        "positive": [TEXTS[(5 * step + n + 3) % 12] for n in range(4)],
+        "negative": [TEXTS[(3 * step + n + 7) % 12] for n in range(4)],
+    }
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_simcse_tells_anchors_from_past_positives_and_positives_from_past_anchors(
+    make_simcse, make_batch, symmetric, momentum
+):
+    simcse = make_simcse(
+        "anchor", "positive", queue=QueueConfig(size=9, momentum=momentum), symmetric=symmetric, temperature=0.2
+    )
+    past = deque(maxlen=9)
+    sides = ("anchor", "positive")
+    for step in range(5):
+        texts = {side: pairs(step)[side] for side in sides}
+        views = simcse(make_batch(simcse.encoder, **texts))
+        loss = simcse.loss(views).value
+        query = {side: views[side] for side in sides}
+        key = {side: views.get(f"key_{side}", views[side]) for side in sides}
+        if momentum is not None:
+            assert query["positive"].requires_grad == symmetric
+            assert not key["positive"].requires_grad
+        rows = [set(row) for row in zip(*texts.values(), strict=True)]
+
+        def same(i, j, rows=rows):
+            return bool(rows[i] & rows[j])
+
+        def same_past(i, m, rows=rows):
+            return bool(rows[i] & past[m]["texts"])
+
+        ways = [sides, sides[::-1]] if symmetric else [sides]
+        found = [
+            one_way(query[a], key[b], [row[b] for row in past], same, same_past, simcse.temperature) for a, b in ways
+        ]
+        exactly(loss, torch.stack(found).mean())
+        past.extend({side: key[side][i].detach() for side in sides} | {"texts": rows[i]} for i in range(4))
+        learn(simcse, loss)
+
+
+@pytest.mark.parametrize("debias", [0.0, 0.1])
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
+    make_simcse, make_text_encoder, make_batch, momentum, head, debias
+):
+    settings = {"hard_negative_weight": 2.0, "temperature": 0.3, "symmetric": True, "training_head": head}
+    settings |= {"debias": debias} if debias else {"guide": GuideConfig(name="x", margin=0.1)}
+    references = {} if debias else {"guide": make_text_encoder(dim=3, width=16).double()}
+    simcse = make_simcse(
+        "anchor", "positive", "negative",
+        queue=QueueConfig(size=8, momentum=momentum), references=references, **settings,
+    )  # fmt: skip
+    kept = []
+    for step in range(3):
+        batch = make_batch(simcse.encoder, **pairs(step))
+        for role in () if debias else pairs(step):
+            batch.inputs[f"guide_{role}"] = {"features": torch.randn(4, 16).double()}
+        views = simcse(batch)
+        loss = simcse.loss(views).value
+        if step == 2:
+            break
+        simcse_views = simcse._before_the_loss(views)
+        kept.append({n: simcse_views[n].detach() for n in simcse_views if n != "ids"} | {"ids": batch.ids})
+        learn(simcse, loss)
+
+    v = simcse._before_the_loss(views)
+    past = {name: torch.cat([one[name] for one in kept]) for name in kept[0]}
+    own, before = ({"a": ids[:, 0], "p": ids[:, 1]} for ids in (batch.ids, past["ids"]))
+
+    def cross(of, *order):
+        return torch.stack([of[name] for name in order], dim=1)
+
+    losses = []
+    for query, key, by, of in (("anchor", "positive", "aapp", "apap"), ("positive", "anchor", "apap", "aapp")):
+        names = [*(["negative"] if key == "positive" else [])]
+        key_name = f"key_{key}" if momentum is not None else key
+        stored = past[key_name]
+        hard_ids = [batch.ids[:, 2:].expand(-1, 4) for _ in names]
+        options = {
+            "ids": cross(own, *by),
+            "key_ids": cross(own, *of),
+            "negatives": torch.cat([v[name] for name in names] + [stored]),
+            "negative_ids": torch.cat([*hard_ids, cross(before, *of)]),
+            "negative_owner": torch.cat([torch.arange(4) for _ in names] + [torch.full((8,), -1)]),
+            "own_weight": 2.0,
+            "symmetric": False,
+        }
+        if debias:
+            losses.append(debiased_info_nce(v[query], v[key_name], simcse.temperature, debias=debias, **options))
+            continue
+        seen = torch.cat([v[f"guide_{name}"] for name in names] + [past[f"guide_{key}"]])
+        guide = Guide(v[f"guide_{query}"], v[f"guide_{key}"], seen, 0.1)
+        losses.append(info_nce(v[query], v[key_name], simcse.temperature, guide=guide, **options))
+    exactly(loss, torch.stack(losses).mean())
+    if head and momentum is not None:
+        copied = simcse.momentum("training_head", views["key_anchor"])
+        exactly(v["key_anchor"], copied)
+        assert not torch.allclose(v["key_anchor"], simcse.training_head(views["key_anchor"]), atol=1e-9)
+
+
+def test_a_sentence_is_no_negative_of_itself_seen_before(make_simcse, make_batch):
+    simcse = make_simcse(queue=QueueConfig(size=16))
+    first = make_batch(simcse.encoder, text=TEXTS[:4])
+    learn(simcse, simcse.loss(simcse(first)).value)
+    again = make_batch(simcse.encoder, text=[TEXTS[0], TEXTS[8], TEXTS[2], TEXTS[9]])
+    views = simcse(again)
+    loss = simcse.loss(views).value
+    past, held = simcse.queue.past(), [0, 1, 2, 3]
+    assert past["ids"].flatten().tolist() == [stable_hash(text) for text in TEXTS[:4]]
+    expected = one_way(
+        views["anchor"], views["positive"], past["positive"],
+        lambda i, j: False, lambda i, m: (i, held[m]) in {(0, 0), (2, 2)}, simcse.temperature,
+    )  # fmt: skip
+    exactly(loss, expected)
+
+
+def test_a_copy_without_dropout_embeds_positives_of_a_sentence(make_simcse, make_batch):
+    simcse = make_simcse(queue=QueueConfig(size=16, momentum=0.9), dropout=0.5, teacher=None)
+    batch = make_batch(simcse.encoder, text=TEXTS[:4])
+    views, again = simcse(batch), simcse(batch)
+    assert torch.equal(views["positive"], again["positive"])
+    assert not torch.equal(views["anchor"], again["anchor"])
+    simcse.eval()
+    exactly(views["positive"], simcse(batch)["positive"])
+
+
+def test_a_teacher_goes_with_a_momentum_copy(make_simcse, make_text_encoder, make_batch):
+    references = {"teacher": make_text_encoder(dim=3, width=16).double()}
+    settings = {"teacher": TeacherConfig(name="x"), "queue": QueueConfig(size=16, momentum=0.9)}
+    simcse = make_simcse("anchor", "positive", references=references, **settings)
+    batch = make_batch(simcse.encoder, **{side: pairs(0)[side] for side in ("anchor", "positive")})
+    for side in ("anchor", "positive"):
+        batch.inputs[f"teacher_{side}"] = {"features": torch.randn(4, 16).double()}
+    parts = simcse.loss(simcse(batch)).parts
+    assert parts.keys() == {"contrastive", "distillation"}
+    assert all(torch.isfinite(part) for part in parts.values())
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"name": "simcse", "loss": "cosent", "queue": {}}, "queue is of info_nce; loss 'cosent' has none of it"),
+        ({"name": "clip", "queue": {"size": 0}}, r"'method\.queue\.size' is 0: input should be greater than or equal"),
+        (
+            {"name": "clip", "queue": {"momentum": 1.0}},
+            r"'method\.queue\.momentum' is 1\.0: input should be less than 1",
+        ),
+        ({"name": "clip", "momentum": 0.9}, r"unknown key 'method\.momentum'"),
+        ({"name": "siglip", "queue": {}}, r"unknown key 'method\.queue'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(method, message):
+    config = {"method": method, "data": {"train": {"source": "x"}}, "model": {"dim": 4}}
+    with pytest.raises(MmclError, match=message) as caught:
+        load_config(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_queue_is_off_unless_asked_for():
+    assert ClipConfig().queue is None
+    assert SimcseConfig(queue={}).queue == QueueConfig(size=16384, momentum=None, start=0)
+    with pytest.raises(ValidationError):
+        QueueConfig(start=-1)
