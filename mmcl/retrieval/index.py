@@ -44,7 +44,9 @@ _FORMAT, _VERSION = "mmcl index", 1
 _REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
 _BLOCK = 65_536
 _TIED_CELLS = 2**24
-_imported_by = os.getpid()
+
+if hasattr(os, "register_at_fork"):  # FAISS, as torch, would wait for ever for threads that are not forked
+    os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
 
 
 class _About(Stored):
@@ -146,7 +148,7 @@ class Index:
         """
         if similarity not in get_args(Similarity):
             raise MmclError(f"unknown similarity '{similarity}'; {nearest(str(similarity), get_args(Similarity))}")
-        _usable_after_fork()
+        ready_after_fork(torch.device("cpu"))
         shards = _as_shards(vectors)
         count, dim = len(shards), shards.dim
         if count == 0 or dim == 0:
@@ -193,7 +195,7 @@ class Index:
         Raises:
             MmclError: queries of another dimension, NaN or infinity among them, a zero query under cosine, k < 1.
         """
-        _usable_after_fork()
+        ready_after_fork(torch.device("cpu"))
         queries = _array(queries)
         queries = queries[None] if queries.ndim == 1 else queries
         if queries.ndim != 2 or queries.shape[1] != self.dim:
@@ -430,12 +432,3 @@ def _ready(block: np.ndarray, similarity: Similarity, name: Any) -> np.ndarray:
     if len(zero):
         raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out or use 'dot'")
     return unit_rows(block)
-
-
-def _usable_after_fork() -> None:
-    """FAISS, as torch, would wait for ever for threads that were not forked with this process."""
-    global _imported_by
-    ready_after_fork(torch.device("cpu"))
-    if os.getpid() != _imported_by:
-        faiss.omp_set_num_threads(1)
-        _imported_by = os.getpid()

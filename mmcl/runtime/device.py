@@ -11,7 +11,7 @@ import torch
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
-_imported_by = os.getpid()
+_forked = False  # whether this process was forked, and has not said yet that it computes on one thread
 
 Devices = str | int | torch.device | Sequence[str | torch.device]
 """A device, several of them (one may be there more than once), or a number of processes on the CPU."""
@@ -44,22 +44,29 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def ready_after_fork(device: torch.device) -> None:
-    """Let a process that was forked from one that had computed already compute on ``device`` as well.
-
-    The threads of OpenMP are not forked with it, and its next parallel product would wait for them for ever: from now
-    on it computes on one thread, which is said once.
+    """Say once, in a forked process, that it computes on one thread.
 
     Raises:
         MmclError: ``device`` is a GPU, which no forked process can use.
     """
-    global _imported_by
-    if os.getpid() == _imported_by:
+    global _forked
+    if not _forked:
         return
     if device.type != "cpu":
         raise MmclError(f"a forked process cannot compute on {device}; start it by multiprocessing's 'spawn' instead")
-    torch.set_num_threads(1)
     log.warning("this process was forked: it computes on one thread; one started by 'spawn' has all of them")
-    _imported_by = os.getpid()
+    _forked = False
+
+
+def _one_thread_after_fork() -> None:
+    """OpenMP's threads are not forked with a process, whose next parallel product would wait for them for ever."""
+    global _forked
+    torch.set_num_threads(1)
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_one_thread_after_fork)
 
 
 def pick_devices(devices: Devices) -> list[torch.device]:

@@ -2,75 +2,96 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
 
+import numpy as np
 import pytest
 import torch
 
+import mmcl
+from mmcl.evaluation import retrieval
+from mmcl.losses import info_nce
 from mmcl.runtime import device
 from mmcl.runtime.errors import MmclError
 
-ENCODE_FORK_ENCODE = """
-import multiprocessing, torch, mmcl
-encoder = mmcl.load("sample:minilm", device="cpu", dtype="float32")
-texts = [f"text {i} " * 20 for i in range(40)]
-torch.set_num_threads(2)
-vectors = encoder.encode(texts)
-context = multiprocessing.get_context("fork")
-queue = context.Queue()
-context.Process(target=lambda: queue.put(abs(encoder.encode(texts) - vectors).max()), daemon=True).start()
-assert queue.get(timeout=60) < 1e-5
-"""
-
-SEARCH_FORK_SEARCH = """
-import multiprocessing, numpy as np, torch, mmcl
-from mmcl.evaluation import retrieval
-torch.set_num_threads(2)
-vectors = np.random.default_rng(0).normal(size=(3000, 64)).astype("float32")
-ids, qrels = list(range(3000)), {n: {n: 1} for n in range(3000)}
-
-def work():
-    built = mmcl.Index.build(vectors)
-    found = [index.search(vectors[:200], 5)[0].tolist() for index in (built, *known)]
-    return found[0], found[-1], retrieval((ids, vectors), (ids, vectors), qrels, bootstrap=0).metrics["hit@1"]
-
-known = [mmcl.Index.build(vectors)]
-expected = work()
-context = multiprocessing.get_context("fork")
-queue = context.Queue()
-context.Process(target=lambda: queue.put(work()), daemon=True).start()
-assert queue.get(timeout=60) == expected
-"""
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
-def test_a_forked_process_computes_on_one_thread_and_says_so_once(monkeypatch, caplog):
+@pytest.fixture
+def here_and_in_a_fork():
+    """What a function returns in this process on two threads, and then in one that is forked from it."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(device, "_imported_by", os.getpid() + 1)
-    try:
-        device.ready_after_fork(torch.device("cpu"))
-        device.ready_after_fork(torch.device("cpu"))
-        assert torch.get_num_threads() == 1
-        assert [record.message.split(":")[0] for record in caplog.records] == ["this process was forked"]
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+
+    def both(work):
+        here = work()
+        receiving, sending = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=lambda: sending.send(work()), daemon=True)
+        child.start()
+        try:
+            assert receiving.poll(60), "the forked process waits for threads that it does not have"
+            return here, receiving.recv()
+        finally:
+            child.kill()
+            child.join()
+
+    yield both
+    torch.set_num_threads(threads)
+
+
+def test_a_forked_process_says_once_that_it_computes_on_one_thread(monkeypatch, caplog):
+    monkeypatch.setattr(device, "_forked", True)
+    device.ready_after_fork(torch.device("cpu"))
+    device.ready_after_fork(torch.device("cpu"))
+    assert [record.message.split(":")[0] for record in caplog.records] == ["this process was forked"]
 
 
 def test_a_forked_process_cannot_use_a_gpu_and_is_told(monkeypatch):
     device.ready_after_fork(torch.device("cuda"))
-    monkeypatch.setattr(device, "_imported_by", os.getpid() + 1)
+    monkeypatch.setattr(device, "_forked", True)
     with pytest.raises(MmclError, match=r"cannot compute on cuda.*'spawn'"):
         device.ready_after_fork(torch.device("cuda"))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_search_fork_search_and_rank_end():
-    subprocess.run([sys.executable, "-c", SEARCH_FORK_SEARCH], check=True, timeout=180)
+@forks
+@pytest.mark.parametrize("tile", [None, 256])
+def test_a_loss_and_its_gradient_are_the_same_in_a_forked_process(here_and_in_a_fork, tile):
+    a, b = torch.randn(2, 1024, 64, generator=torch.Generator().manual_seed(0))
+    a.requires_grad_()
+
+    def work():
+        loss = info_nce(a, b, tile=tile)
+        return loss.item(), torch.autograd.grad(loss, a)[0].numpy(), torch.get_num_threads()
+
+    here, there = here_and_in_a_fork(work)
+    assert there[0] == pytest.approx(here[0], rel=1e-6)
+    np.testing.assert_allclose(there[1], here[1], atol=1e-7)
+    assert (here[2], there[2]) == (2, 1)
 
 
+@forks
+def test_a_forked_process_builds_searches_and_ranks_as_its_parent_does(here_and_in_a_fork):
+    vectors = np.random.default_rng(0).normal(size=(1500, 64)).astype("float32")
+    ids, qrels = list(range(1500)), {n: {n: 1} for n in range(1500)}
+    known = mmcl.Index.build(vectors)
+
+    def work():
+        found = [index.search(vectors[:200], 5)[0].tolist() for index in (mmcl.Index.build(vectors), known)]
+        return found, retrieval((ids, vectors), (ids, vectors), qrels, bootstrap=0).metrics["hit@1"]
+
+    here, there = here_and_in_a_fork(work)
+    assert there == here
+    assert [row[0] for row in there[0][0]] == list(range(200))
+
+
+@forks
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_encode_fork_encode_ends_with_the_same_vectors():
-    subprocess.run([sys.executable, "-c", ENCODE_FORK_ENCODE], check=True, timeout=180)
+@pytest.mark.parametrize("backend", ["torch", "onnx", "openvino"])
+def test_a_forked_process_encodes_the_same_vectors(here_and_in_a_fork, backend):
+    if backend != "torch":
+        pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
+    encoder = mmcl.load("sample:minilm", device="cpu", dtype="float32", backend=backend)
+    here, there = here_and_in_a_fork(lambda: encoder.encode([f"text {i} " * 20 for i in range(40)]))
+    assert here.shape == (40, 384)
+    np.testing.assert_allclose(there, here, atol=1e-5)

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.lock import exclusive
+from mmcl.runtime.lock import LOCK, exclusive
 
 
 def test_a_second_one_is_refused_and_the_first_goes_on(tmp_path):
@@ -41,7 +41,9 @@ def test_a_killed_process_frees_the_folder_though_its_own_child_lives_on(tmp_pat
     os.waitpid(child, 0)
     try:
         with exclusive(tmp_path, "training in"):
-            pass
+            assert (tmp_path / LOCK).read_text() == f"{os.getpid()} is training in"
+            os.kill(grandchild, 0)  # which raises if it has ended
+        assert not (tmp_path / LOCK).exists()
     finally:
         os.kill(grandchild, signal.SIGKILL)
         os.close(read)
