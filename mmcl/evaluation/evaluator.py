@@ -1,0 +1,95 @@
+"""The contract of an evaluator, and the evaluators by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+from mmcl.config.training import EvaluationConfig
+from mmcl.encoding.encoder import Encoder
+from mmcl.runtime.registry import Registry
+
+
+class Evaluator(Protocol):
+    """Evaluates a model on one source of data, as often as training asks.
+
+    ``evaluation.sources.NAME.task`` of a config names the class. A package of somebody else's registers one through
+    the entry-point group ``mmcl.evaluators``.
+
+    A metric's *key* is what :meth:`evaluate` calls it, with or without more path in front: ``hit@1``,
+    ``image_to_text/hit@1``, ``dev/image_to_text/hit@1``. Its *name* is the last part of the key.
+    """
+
+    headlines: ClassVar[tuple[str, ...]]
+    """Names of the metrics that a log line shows, the most telling first."""
+    summary: ClassVar[tuple[str, ...]] = ()
+    """Names, without their cut-offs, of further metrics for a model card or a short table."""
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
+    """Names, without their cut-offs, of the metrics of which the lower value is the better one."""
+
+    @classmethod
+    def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
+        """The keys of the metrics by which a checkpoint may be chosen.
+
+        Args:
+            settings: of the source.
+            ks: cut-offs of the evaluation.
+        """
+
+    @classmethod
+    def higher_is_better(cls, key: str) -> bool:
+        """Whether the higher of two values of a metric is the better one."""
+        return _base(key) not in cls.lower_is_better
+
+    @classmethod
+    def is_headline(cls, key: str) -> bool:
+        """Whether a log line shows the metric."""
+        return _name(key) in cls.headlines
+
+    @classmethod
+    def in_summary(cls, key: str) -> bool:
+        """Whether a model card shows the metric."""
+        return cls.is_headline(key) or _base(key) in cls.summary
+
+    @property
+    def source(self) -> str:
+        """What messages call its rows."""
+
+    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
+        """The metrics of ``encoder``, by key; empty in all processes but the first. All processes call this together.
+
+        Args:
+            encoder: the model with its weights as they are.
+            warn: whether to warn of what looks wrong with the model; False for one that is not trained yet.
+        """
+
+    def problems(self) -> list[dict[str, str]]:
+        """The rows that cannot be used: id, role and reason of each."""
+
+
+EVALUATORS: Registry[type[Evaluator]] = Registry(
+    "mmcl.evaluators",
+    "evaluator",
+    {
+        "retrieval": "mmcl.evaluation.tasks.retrieval_evaluator:RetrievalEvaluator",
+        "sts": "mmcl.evaluation.tasks.sts_evaluator:StsEvaluator",
+    },
+)
+
+
+def evaluator_of(key: str, config: EvaluationConfig) -> type[Evaluator]:
+    """The class of the evaluator that measures ``SOURCE/metric``, a key of a training log.
+
+    Raises:
+        MmclError: ``evaluation.sources`` lacks SOURCE, or there is no evaluator of its task.
+    """
+    return EVALUATORS[config.sources[key.partition("/")[0]].task]
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _base(key: str) -> str:
+    """``hit`` of ``image_to_text/hit@1``."""
+    return _name(key).partition("@")[0]
