@@ -29,7 +29,7 @@ def build(
     """Index the vectors of a folder."""
     from mmcl.encoding import open_vectors
     from mmcl.retrieval import Index
-    from mmcl.retrieval.index import check_free
+    from mmcl.retrieval.faiss_index import check_free
 
     check_free(out)  # before the work
     index = Index.build(open_vectors(vectors), spec=spec, similarity=similarity)  # type: ignore[arg-type]

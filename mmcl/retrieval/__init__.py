@@ -1,3 +1,4 @@
 """FAISS indexes and search."""
 
-from mmcl.retrieval.index import Index as Index
+from mmcl.retrieval.faiss_index import Index as Index
+from mmcl.retrieval.index import VectorIndex as VectorIndex

@@ -1,4 +1,4 @@
-"""Hard negatives: which of the items most similar to an anchor are to be told from its positive.
+"""Hard negatives: which of the items most similar to an anchor become its negatives.
 
 Everything is a pure function of vectors and of numbers that say what is the same thing. Similarity is the cosine.
 """
@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 
 from mmcl.data.identity import uniforms
-from mmcl.retrieval.index import Index
+from mmcl.retrieval.index import VectorIndex
 
 NEVER = -1  # in the place of an item or a rank: there is none
 
@@ -140,7 +140,7 @@ class Own:
 
 
 def mine(
-    index: Index,
+    index: VectorIndex,
     corpus: np.ndarray,
     anchors: np.ndarray,
     positive: np.ndarray,
@@ -178,7 +178,7 @@ def mine(
 
 
 def nearest_others(
-    index: Index, anchors: np.ndarray, depth: int, own: sparse.csr_array
+    index: VectorIndex, anchors: np.ndarray, depth: int, own: sparse.csr_array
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``depth`` most similar items that are none of an anchor's own, best first.
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL import Image
+
+from mmcl.data.images import image_suffixes
+from mmcl.encoding import Encoder
+from mmcl.formats.folder import load
+from mmcl.retrieval.faiss_index import Index
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file
-
-if TYPE_CHECKING:
-    from mmcl.encoding import Encoder
-    from mmcl.retrieval.index import Index
 
 log = logging.getLogger("mmcl")
 
@@ -30,16 +32,13 @@ class Search:
     """
 
     def __init__(self, folder: str | Path, model: str | None = None) -> None:
-        import mmcl
-        from mmcl.retrieval.index import Index
-
-        self.index: Index = Index.load(folder)
+        self.index = Index.load(folder)
         name = model or self.index.model
         if not name:
             raise MmclError(f"{folder}: it does not say which model made its vectors; name it with --model")
         if model is None and Path(name).is_absolute() and not Path(name).exists():
             raise MmclError(f"{folder}: its model is no longer at {name}; say with --model where it is now")
-        self.encoder: Encoder = mmcl.load(name)
+        self.encoder: Encoder = load(name)
         self._check(folder, name)
 
     def _check(self, folder: str | Path, name: str) -> None:
@@ -97,8 +96,6 @@ class Search:
 
     def _meant(self, query: str) -> str | Path:
         """The path of an image file, or text; what looks like the one and is taken for the other is said."""
-        from mmcl.data.images import image_suffixes
-
         path = existing_file(query)
         named = Path(query).suffix.lower() in image_suffixes() and " " not in query
         if path is not None and "image" in self.encoder.modalities and (named or _is_image(path)):
@@ -111,8 +108,6 @@ class Search:
 
 
 def _is_image(path: Path) -> bool:
-    from PIL import Image
-
     try:
         with Image.open(path):
             return True

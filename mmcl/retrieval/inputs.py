@@ -1,0 +1,106 @@
+"""Vectors that callers hand in, as what an index is built from and searched with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from mmcl.losses.unit import unit_rows
+from mmcl.retrieval.index import Similarity, VectorShards
+from mmcl.runtime.errors import MmclError
+
+
+class InMemory:
+    """An array with the methods of vectors on disk.
+
+    Args:
+        array: (N, D).
+    """
+
+    model = None
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.dim = array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def table(self) -> pa.Table:
+        """The ids 0 … N-1."""
+        return pa.table({"id": pa.array(np.arange(len(self)))})
+
+    def iter_shards(self) -> Iterator[tuple[None, np.ndarray]]:
+        """The array as one shard."""
+        yield None, self._array
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The vectors at these positions."""
+        return self._array[indices]
+
+
+def float32_array(values: Any) -> np.ndarray:
+    """An array, tensor or list of numbers as float32.
+
+    Raises:
+        MmclError: rows of different lengths, something other than numbers, or a vector that float32 cannot hold.
+    """
+    try:
+        if hasattr(values, "detach"):  # a tensor, of a kind that numpy may not have
+            values = values.detach().cpu()
+            values = values.numpy() if str(values.dtype) == "torch.float64" else values.float().numpy()
+        given = np.asarray(values)
+        with np.errstate(over="ignore"):
+            array = given.astype(np.float32, copy=False)
+    except (TypeError, ValueError) as error:
+        raise MmclError(f"vectors must be numbers in rows of one length: {error}") from None
+    if given.dtype == np.float64 and given.ndim:
+        lost = (np.isinf(array) & np.isfinite(given)).any(-1) | ((array == 0).all(-1) & (given != 0).any(-1))
+        if lost.any():
+            raise MmclError(
+                f"vector {int(np.argmax(lost))} has values that float32 cannot hold (1e-38 to 3e38); scale the vectors"
+            )
+    return array
+
+
+def as_shards(vectors: Any) -> VectorShards:
+    """Vectors on disk as they are, and an (N, D) array as one shard.
+
+    Raises:
+        MmclError: a path, or something other than (N, D) numbers.
+    """
+    if isinstance(vectors, str | Path):
+        raise MmclError(f"vectors is the path '{vectors}'; open it first: mmcl.encoding.open_vectors(path)")
+    if hasattr(vectors, "iter_shards"):
+        return cast(VectorShards, vectors)
+    array = float32_array(vectors)
+    if array.ndim != 2:
+        raise MmclError(f"vectors have shape {array.shape}; an index is built from (N, D)")
+    return InMemory(array)
+
+
+def prepared(block: np.ndarray, similarity: Similarity, name: Callable[[Any], str]) -> np.ndarray:
+    """``block`` (n, D) as contiguous float32, of unit length under cosine.
+
+    Args:
+        block: vectors.
+        similarity: of the index.
+        name: what messages call a row, by its number.
+
+    Raises:
+        MmclError: a NaN or an infinity, or a zero vector under cosine.
+    """
+    block = np.ascontiguousarray(block, dtype=np.float32)
+    broken = np.flatnonzero(~np.isfinite(block).all(axis=1))
+    if len(broken):
+        raise MmclError(f"{name(broken[0])} holds NaN or infinity ({len(broken):,} such vectors); leave them out")
+    if similarity != "cosine":
+        return block
+    zero = np.flatnonzero(~block.any(axis=1))
+    if len(zero):
+        raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out or use 'dot'")
+    return unit_rows(block)
