@@ -14,7 +14,7 @@ from mmcl import __version__
 from mmcl.cli import config, data, encode, evaluate, export, index, quickstart, tokenizer, train
 from mmcl.cli.ends import end, prepare_streams
 from mmcl.cli.output import say
-from mmcl.runtime.printable import printable
+from mmcl.runtime.printable import fitted, printable
 
 
 class _StoppedError(Exception):
@@ -74,7 +74,7 @@ class _ToStderr(logging.StreamHandler[TextIO]):
         return sys.stderr
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return fitted(printable(super().format(record)), self.stream)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.printable import printable, shortened
+from mmcl.runtime.printable import fitted, printable, shortened
 
 LONGEST_LINE = 2_000
 """Characters of an error's line."""
@@ -53,9 +53,12 @@ def end(error: BaseException | None, code: int = 0, *, debug: bool = False) -> i
     if error is None:
         return code
     line, code = told(error)
-    lines = [*traceback.format_exception(error), line] if debug else [line]
+    line = fitted(printable(line), sys.stderr)
+    if code == INTERRUPTED and sys.stderr.isatty():
+        line = f"\r{line}"  # over the ^C that a terminal shows
+    lines = [*(printable(line) for line in traceback.format_exception(error)), line] if debug else [line]
     try:
-        print(printable("\n".join(lines)), file=sys.stderr, flush=True)  # noqa: T201
+        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
         _silence(sys.stderr)
     return code

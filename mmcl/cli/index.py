@@ -88,6 +88,7 @@ def search(
             columns = ["rank", "score", "id", "label"]
             shown = rows if labelled else [row[:3] for row in rows]
             print_table(columns if labelled else columns[:3], shown, title=query)
+        sys.stdout.flush()  # whoever asks through a pipe waits for it
     write_json(json, answers)
 
 
@@ -102,13 +103,24 @@ def _lines() -> Iterator[list[str]]:
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
-            line = input("query> ") if asked else next(sys.stdin)
-        except (EOFError, StopIteration):
-            if asked:
-                print(file=sys.stderr)  # noqa: T201  # the prompt stays on a line of its own
+            line = _ask() if asked else next(sys.stdin)
+        except StopIteration:
             return
+        except (EOFError, KeyboardInterrupt) as ended:
+            print(file=sys.stderr)  # noqa: T201  # the prompt stays on a line of its own
+            if isinstance(ended, EOFError):
+                return
+            raise
         if line.strip():
             yield [line.strip()]
+
+
+def _ask() -> str:
+    """A line that is typed; what goes into a file or a pipe are the answers alone."""
+    if sys.stdout.isatty():
+        return input("query> ")
+    print("query> ", end="", file=sys.stderr, flush=True)  # noqa: T201
+    return input()
 
 
 def _print_info(about: dict[str, Any]) -> None:

@@ -15,13 +15,17 @@ import typer
 from mmcl.runtime import files
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import is_stdout
-from mmcl.runtime.printable import printable
+from mmcl.runtime.printable import fitted, printable
 
 _numbers: ContextVar[TextIO | None] = ContextVar("numbers", default=None)
 """Standard output, in a command that writes its numbers there as JSON, and everything else to stderr."""
 
 WIDTH_OF_FILES = 120
 """Columns of a table that goes into a file or a pipe; on a terminal, it is as wide as that."""
+LONGEST_WORD = 20
+"""Columns within which a word is not broken, if the terminal has them."""
+SHORTEST_WORD = 8
+"""The same on a terminal that is too narrow for the numbers."""
 
 
 @contextmanager
@@ -65,7 +69,7 @@ def write_json(path: Path | None, values: Any) -> None:
 def say(*lines: object) -> None:
     """Print lines to stdout, each made fit for a terminal (:func:`mmcl.runtime.printable.printable`)."""
     for line in lines:
-        print(printable(str(line)))  # noqa: T201
+        print(fitted(printable(str(line)), sys.stdout))  # noqa: T201
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
@@ -77,13 +81,32 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     cells = [[_show(value) for value in row] for row in rows]
     # Printed apart, since rich would break it at the width of the table.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    of_numbers, words = [], []
     for number, column in enumerate(columns):
-        numeric = all(row[number].strip("%–-+.,0123456789 ×") == "" for row in cells)
-        table.add_column(printable(column), justify="right" if numeric and number else "left", overflow="fold")
+        shown = [row[number] for row in cells]
+        numbers = number > 0 and all(value.strip("%–-+.,0123456789 ×") == "" for value in shown)
+        parts = [column, *shown] if numbers else [word for value in (column, *shown) for word in value.split()]
+        longest = max(map(len, parts), default=0)
+        of_numbers.append(longest if numbers else min(longest, SHORTEST_WORD))
+        words.append(longest if numbers else min(longest, LONGEST_WORD))
+        table.add_column(
+            printable(column),
+            justify="right" if numbers else "left",
+            overflow="fold",
+            no_wrap=numbers,
+            min_width=longest if numbers else None,
+        )
     for row in cells:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else WIDTH_OF_FILES
     console = Console(highlight=False, markup=False, emoji=False, width=width)
+    # Where words would be broken, less stands between the columns. A number that is broken is read wrongly: rather lets
+    # the terminal break the line.
+    for between, padding in ((3, (0, 1)), (2, (0, 1, 0, 0)), (1, (0, 0))):
+        table.padding = padding
+        if sum(words) + between * (len(words) - 1) + 2 <= console.width:
+            break
+    console.width = max(console.width, sum(of_numbers) + between * (len(words) - 1) + 2)
     with console.capture() as captured:
         if title:
             console.print(printable(title))

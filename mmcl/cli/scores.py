@@ -103,9 +103,12 @@ def print_sts_comparison(found: Comparison, a: str, b: str) -> None:
 
 
 def _print_differences(found: Comparison, a: str, b: str, what: str, show: Callable[[float, str], str]) -> None:
-    rows = [
-        [
-            name,
+    parts: dict[str, list[list[object]]] = {}
+    for name, row in found.differences.items():
+        # A part such as image_to_text is a table: with it before each metric, no terminal of 80 columns is wide enough.
+        part, _, metric = name.rpartition("/") if what == "metric" else ("", "", name)
+        values: list[object] = [
+            metric,
             show(row.a, ""),
             show(row.b, ""),
             show(row.difference, "+"),
@@ -114,10 +117,11 @@ def _print_differences(found: Comparison, a: str, b: str, what: str, show: Calla
             row.p_holm,
             {"a": "A", "b": "B", None: ""}[row.ahead],
         ]
-        for name, row in found.differences.items()
-    ]
+        parts.setdefault(part, []).append(values)
     columns = [what, "A", "B", "B − A", "95% interval", "p", "p (Holm)", "ahead"]
-    print_table(columns, rows, title=f"A: {a}\nB: {b}")
+    say(f"A: {a}", f"B: {b}", *[""] * any(parts))
+    for part, rows in parts.items():
+        print_table(columns, rows, title=part or None)
     say(found.verdict())
 
 

@@ -136,10 +136,12 @@ def check_source(
     """
     table: dict[str, Any] = {"separator": separator, "root": root}
 
-    def read(source: str | Path, split: str | None, tokenize: Tokenize | None = None) -> tuple[_Tally, Checked]:
+    def read(
+        source: str | Path, split: str | None, tokenize: Tokenize | None = None, doing: str = "check"
+    ) -> tuple[_Tally, Checked]:
         tally = _Tally()
         found = open_checked(source, split, image, text, tally.damaged, **table)
-        _read(tally, found, str(source), size, tokenize, show_progress)
+        _read(tally, found, str(source), size, tokenize, show_progress, doing)
         return tally, found
 
     tally, found = read(source, split, tokenize)
@@ -153,7 +155,7 @@ def check_source(
     others = []
     for other in against:
         try:
-            theirs, of = read(*_part_of(source, str(other)))
+            theirs, of = read(*_part_of(source, str(other)), doing=f"check {Path(other).name}")
         except MmclError as error:
             raise MmclError(f"against {other}: {error}") from None
         others.append((str(other), theirs, of))
@@ -178,10 +180,16 @@ def _exists(path: str) -> bool:
 
 
 def _read(
-    tally: _Tally, found: Checked, source: str, size: int | None, tokenize: Tokenize | None, show_progress: bool | None
+    tally: _Tally,
+    found: Checked,
+    source: str,
+    size: int | None,
+    tokenize: Tokenize | None,
+    show_progress: bool | None,
+    doing: str,
 ) -> None:
     """Fill the tally."""
-    with ThreadPoolExecutor(usable_cpus()) as pool, progress("check", found.total, "rows", show_progress) as advance:
+    with ThreadPoolExecutor(usable_cpus()) as pool, progress(doing, found.total, "rows", show_progress) as advance:
 
         def look(row: CheckedRow) -> _Look | str:
             return _look(row.image, size)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import textwrap
+from typing import TextIO
 
 LONGEST_VALUE = 200
 """Characters of a value that a message shows."""
@@ -18,6 +21,26 @@ def printable(text: str) -> str:
     cursor, set the window's title or hide what follows. Tabs and line breaks stay.
     """
     return _ACTIVE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """``text`` with its lines broken between words where ``stream`` is a terminal, which would break them in words.
+
+    Words that are longer than a line, such as paths, stay whole. What goes into a file or a pipe is left as it is.
+    """
+    width = _columns(stream)
+    if not width:
+        return text
+    fit = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    return "\n".join(line if len(line) <= width else fit.fill(line) for line in text.split("\n"))
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of the terminal that ``stream`` is; 0 if it is none, or does not know its width."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):  # no file of the system, or no terminal
+        return 0
 
 
 def shortened(text: str, limit: int = LONGEST_VALUE) -> str:

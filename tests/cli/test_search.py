@@ -141,7 +141,7 @@ def test_on_a_terminal_queries_are_asked_for_and_a_mistake_does_not_end_it(mmcl_
     (tmp_path / "broken.png").write_bytes(b"no image")
     typed = iter([str(tmp_path / "broken.png"), "a blue car"])
 
-    def typing(prompt):
+    def typing():
         try:
             return next(typed)
         except StopIteration:
@@ -155,6 +155,8 @@ def test_on_a_terminal_queries_are_asked_for_and_a_mistake_does_not_end_it(mmcl_
     assert code == 0
     assert "a blue car" in out
     assert "broken.png" in err
+    assert err.count("query> ") == 3  # stdout, which is no terminal, gets the answers alone
+    assert "query> " not in out
 
 
 @pytest.mark.parametrize("query", ["", "  "])
