@@ -13,6 +13,7 @@ import termios
 
 import pytest
 
+import mmcl.cli
 from mmcl.cli.app import main
 from mmcl.cli.output import print_table, say
 from mmcl.cli.scores import print_comparison
@@ -129,3 +130,16 @@ def test_a_table_of_words_is_as_wide_as_the_terminal_and_keeps_its_distance(term
     shown = lines()
     assert max(map(len, shown)) <= 80
     assert shown[1].startswith(" rank    score   id")
+
+
+def test_an_interruption_while_the_command_line_is_imported_is_a_line(monkeypatch, capsys):
+    class Interrupted:
+        def find_spec(self, name, *_):
+            if name == "mmcl.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "mmcl.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        mmcl.cli.main()
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "\rinterrupted\n")
