@@ -37,12 +37,13 @@ from measure import report
 
 import mmcl
 from mmcl.config.load import load_config
+from mmcl.data.batches.batch import Batch
 from mmcl.data.sources import open_source
 from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation import compare, compare_sts, open_sts, sts
 from mmcl.evaluation.compare import Comparison
 from mmcl.evaluation.tasks.rows import retrieval_of_rows
-from mmcl.methods import Batch, Views
+from mmcl.methods import Views
 from mmcl.methods.clip import Clip
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -203,7 +203,7 @@ class Mmcl:
             start = time.perf_counter()
             open_feed(
                 [self.config.data.train],
-                trainer.method,
+                trainer.method.reading,
                 self.config,
                 self.scratch,
                 augmented=True,

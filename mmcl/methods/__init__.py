@@ -1,7 +1,5 @@
 """Methods: how rows become views, views become embeddings, and embeddings become a loss. One file a method."""
 
-from mmcl.methods.base import MINED as MINED
-from mmcl.methods.base import Batch as Batch
 from mmcl.methods.base import Loss as Loss
 from mmcl.methods.base import Method as Method
 from mmcl.methods.base import Views as Views

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, ClassVar, Literal, NotRequired, Self, TypeAlias, TypedDict, Unpack, cast
 
 import torch
@@ -14,104 +13,22 @@ from torch import Tensor, nn
 from mmcl.config.schema import Config
 from mmcl.config.section import Section
 from mmcl.data.augment.images import Augmentation
+from mmcl.data.batches.batch import MINED, Batch
+from mmcl.data.batches.inputs import join_texts
+from mmcl.data.batches.towers import Reading
 from mmcl.encoding.encoder import Encoder
 from mmcl.models.heads import Head
-from mmcl.models.text.inputs import join_texts, take_rows
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError, nearest
 
 REFERENCES = ("teacher", "guide")
-MINED = "mined"  # of ``Batch.extra``, the role of mined hard negatives: as many for each row, row after row
 
 Views: TypeAlias = dict[str, Tensor]
 """View name to (N, D) embeddings; beside them whatever the loss needs of the rows, such as ``ids`` or a label.
 
 What is gathered over devices is so along its first dimension, and nothing else need be known about it.
 """
-
-
-@dataclass
-class Batch:
-    """N rows on their way through a method.
-
-    Attributes:
-        inputs: role (``image``, ``text``, …) to the named inputs of an embedder: ``pixels`` uint8 (N, S, S, 3);
-            those of texts (see :mod:`mmcl.models.text.inputs`); or ``features`` (N, F) of a frozen tower. Numbers,
-            which no embedder takes, are ``values`` (N,) float32. Under ``teacher_ROLE`` and ``guide_ROLE`` the features
-            that these have of the same items, unaugmented.
-        ids: (N, K) int64, the identities of the items, a column for each role that is no number. What counts as the
-            same thing is up to the method: for pairs, rows that agree in any column.
-        seeds: (N,) int64, one a row and epoch: from them alone a method draws its random numbers for augmentation.
-        rows: (N,) int64 positions in the source; numbers in the order of reading, for a stream.
-        extra: role to the named inputs of further items, no partners of any row, where a method asks for them.
-        extra_ids: role to their identities, (M, K) int64 as in ``ids``.
-        names: for a stream, what each row is called in messages: its shard and key.
-        position: for a stream, where it stands after this batch, in values that JSON can hold.
-        problems: for a stream, the samples that were skipped on the way to this batch, each with id, role and reason.
-    """
-
-    inputs: dict[str, dict[str, Tensor]]
-    ids: Tensor
-    seeds: Tensor
-    rows: Tensor
-    extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    extra_ids: dict[str, Tensor] = field(default_factory=dict)
-    names: list[str] | None = None
-    position: Any = None
-    problems: list[dict[str, str]] = field(default_factory=list)
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-
-        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-
-        return Batch(
-            {role: moved(tensors) for role, tensors in self.inputs.items()},
-            self.ids.to(device),
-            self.seeds.to(device),
-            self.rows,
-            {role: moved(tensors) for role, tensors in self.extra.items()},
-            moved(self.extra_ids),
-            self.names,
-            self.position,
-            self.problems,
-        )
-
-    def split(self, sizes: Sequence[int]) -> list[Batch]:
-        """Consecutive parts of so many rows each, over which further items are spread in proportion to the rows.
-
-        Texts end with the longest of their part. A part to which no further item falls lacks their role, since models
-        do not embed nothing; the last part has one if any has.
-        """
-        if sum(sizes) != len(self.ids):
-            raise ValueError(f"{sizes} are not the sizes of parts of {len(self.ids)} rows")
-
-        def share(count: int, rows: slice) -> slice:
-            return slice(rows.start * count // len(self.ids), rows.stop * count // len(self.ids))
-
-        parts = []
-        for size, stop in zip(sizes, accumulate(sizes), strict=True):
-            rows = slice(stop - size, stop)
-            further = {role: take_rows(named, share(_count(named), rows)) for role, named in self.extra.items()}
-            ids = {role: ids[share(len(ids), rows)] for role, ids in self.extra_ids.items()}
-            parts.append(
-                Batch(
-                    {role: take_rows(named, rows) for role, named in self.inputs.items()},
-                    self.ids[rows],
-                    self.seeds[rows],
-                    self.rows[rows],
-                    {role: named for role, named in further.items() if _count(named)},
-                    {role: some for role, some in ids.items() if len(some)},
-                    None if self.names is None else self.names[rows],
-                )
-            )
-        return parts
-
-
-def _count(tensors: dict[str, Tensor]) -> int:
-    return len(next(iter(tensors.values())))
 
 
 @dataclass
@@ -217,6 +134,11 @@ class Method(nn.Module, ABC):
         """New role to the role that it is another random draw of, where the data are changed at random."""
         return {}
 
+    @property
+    def reading(self) -> Reading:
+        """What is read of every row."""
+        return Reading(self.inputs, self.encoder, self.optional, self.redrawn, self.extra, self.references)
+
     @abstractmethod
     def embed(self, batch: Batch) -> Views:
         """The views of a batch; this is where gradient flows."""
@@ -230,7 +152,7 @@ class Method(nn.Module, ABC):
         if len(texts) < 2:
             return {role: embed(**inputs) for role, inputs in texts.items()}
         padding = cast(TextTower, self.encoder.embedder("text").tower).padding_id
-        counts = [_count(inputs) for inputs in texts.values()]
+        counts = [len(next(iter(inputs.values()))) for inputs in texts.values()]
         vectors = embed(**join_texts(list(texts.values()), padding)).split(counts)
         return dict(zip(texts, vectors, strict=True))
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mmcl.config.methods import ClipConfig
+from mmcl.data.batches.batch import MINED, Batch
 from mmcl.encoding.encoder import Encoder
 from mmcl.losses import info_nce
-from mmcl.methods.base import MINED, Batch, Setting, Views
+from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
 from mmcl.methods.paired import key_of
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from mmcl.config.schema import Config
-from mmcl.methods.base import Batch, Views, refuse_unknown_roles
+from mmcl.data.batches.batch import Batch
+from mmcl.methods.base import Views, refuse_unknown_roles
 from mmcl.methods.paired import Paired
 
 

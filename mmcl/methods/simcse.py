@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from mmcl.config.methods import SimcseConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
+from mmcl.data.batches.batch import MINED, Batch
 from mmcl.data.identity import NOTHING, mix
 from mmcl.encoding.encoder import Encoder
 from mmcl.losses import Guide, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
 from mmcl.losses.unit import unit_length
-from mmcl.methods.base import MINED, Batch, Loss, Setting, Views, roles_named
+from mmcl.methods.base import Loss, Setting, Views, roles_named
 from mmcl.methods.paired import Paired, key_of
 from mmcl.methods.parts.masked_language import MaskedLanguage
 from mmcl.models.heads import Head

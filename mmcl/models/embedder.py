@@ -9,10 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mmcl.data.batches.inputs import take_rows, token_counts
 from mmcl.models.heads import Head
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.text.grouping import equal_lengths, group_by_length
-from mmcl.models.text.inputs import take_rows, token_counts
 from mmcl.models.text.tower import TextTower
 
 TOKENS_A_GROUP = 2048  # at most: beyond, its activations fall out of the caches
@@ -24,7 +24,7 @@ class Embedder(nn.Module):
     """One tower, and the head that maps its features to the shared space.
 
     Its inputs are named: ``pixels`` for a picture; ``input_ids``, ``attention_mask`` and ``skipped`` for a text, see
-    :mod:`mmcl.models.text.inputs`; or ``features``, the tower's own output computed earlier, for a frozen tower.
+    :mod:`mmcl.data.batches.inputs`; or ``features``, the tower's own output computed earlier, for a frozen tower.
 
     Attributes:
         frozen: the whole tower keeps its weights.

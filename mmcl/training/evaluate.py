@@ -15,8 +15,10 @@ from torch import Tensor
 from mmcl.config.data import JudgedSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.columns import Column
+from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.table import Table
 from mmcl.data.batches.text_reader import TextReader
+from mmcl.data.batches.towers import Reading
 from mmcl.data.sources import open_source
 from mmcl.data.sources.beir import Beir, is_beir, open_beir
 from mmcl.data.sources.tar.shards import is_shards
@@ -24,7 +26,6 @@ from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation import beir_retrieval, diagnose, open_sts, retrieval_pairs, sts
 from mmcl.evaluation.tasks.retrieval import SelfMatches
 from mmcl.evaluation.tasks.sentence_pairs import SentencePairs
-from mmcl.models.text.inputs import text_inputs
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
@@ -99,7 +100,7 @@ def open_judge(
         )
     _require_best(name, [f"{sides[0]}_to_{sides[1]}", f"{sides[1]}_to_{sides[0]}"], config)
     roles = {side: "image" if side == "image" else "text" for side in sides}
-    table = Table([settings], roles, config, encoder, scratch, device=device, show_progress=show_progress)
+    table = Table([settings], Reading(roles, encoder), config, scratch, device=device, show_progress=show_progress)
     table.require_rows()
     return PairsJudge(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
 

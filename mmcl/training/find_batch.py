@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.config.schema import Config
+from mmcl.data.batches.batch import MINED, Batch
 from mmcl.formats.transformers.nets import UNLIMITED
-from mmcl.methods import MINED, Batch
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed

@@ -20,9 +20,10 @@ from accelerate import PartialState
 from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
+from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.feed import Feed, open_feed
 from mmcl.data.batches.table import Table
-from mmcl.methods import Batch, Method
+from mmcl.methods import Method
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import pick_device, ready_after_fork, resolve_precision
@@ -432,7 +433,7 @@ class Trainer:
         def make() -> Feed:
             return open_feed(
                 sources,
-                self.method,
+                self.method.reading,
                 self.config,
                 self.scratch,
                 augmented=True,

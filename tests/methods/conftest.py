@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
+from mmcl.data.batches.batch import Batch
 from mmcl.data.identity import stable_hash
 from mmcl.encoding.encoder import Encoder
-from mmcl.methods import Batch
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.tower import TextTower

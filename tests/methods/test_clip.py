@@ -11,8 +11,9 @@ from safetensors.torch import save
 
 from mmcl.config.methods import ClipConfig, MatryoshkaConfig, QueueConfig, TeacherConfig
 from mmcl.config.schema import Config
+from mmcl.data.batches.batch import MINED
 from mmcl.losses import distillation, info_nce
-from mmcl.methods import MINED, Clip
+from mmcl.methods import Clip
 from mmcl.methods.paired import key_of
 from mmcl.runtime.errors import MmclError
 

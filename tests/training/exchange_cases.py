@@ -25,8 +25,9 @@ from mmcl import losses
 from mmcl.config.methods import ClipConfig, SiglipConfig, SimcseConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
+from mmcl.data.batches.batch import Batch
 from mmcl.encoding.encoder import Encoder
-from mmcl.methods import Batch, Method, clip, paired, siglip, simcse
+from mmcl.methods import Method, clip, paired, siglip, simcse
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.runtime.distributed import barrier, gather_rows, rank, world_size

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl.methods import Batch
+from mmcl.data.batches.batch import Batch
 from mmcl.runtime.errors import MmclError
 from mmcl.training.find_batch import MULTIPLE, grown, largest_that_fits
 

@@ -86,7 +86,7 @@ def feed_of(config, folder, *overrides, augmented=True):
     config = load_config(config, overrides)
     method = build_method(config, folder).eval()
     sources = [config.data.train, *config.data.mix]
-    return open_feed(sources, method, config, folder, augmented=augmented, device=torch.device("cpu")), method
+    return open_feed(sources, method.reading, config, folder, augmented=augmented, device=torch.device("cpu")), method
 
 
 def draw(*rows, turn=0):

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from mmcl.data.augment.texts import TextAugmentation
+from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.text_reader import TextReader
+from mmcl.data.batches.towers import Tower
 from mmcl.data.cache.pixels import Pixels
 from mmcl.data.cache.tokens import Tokens, texts_of
 from mmcl.data.identity import NOTHING, uniforms
 from mmcl.data.rows import Rows
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.inputs import text_inputs
-from mmcl.models.text.tower import TextTower
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
 
@@ -198,7 +197,7 @@ class FeatureColumn(Column):
         device: where the tower runs.
     """
 
-    def __init__(self, column: Column, tower: ImageTower | TextTower, path: Path, device: torch.device) -> None:
+    def __init__(self, column: Column, tower: Tower, path: Path, device: torch.device) -> None:
         self.column = column
         # The rows of the file are in the order of the contents: other contents, other file.
         content = hashlib.blake2b(np.ascontiguousarray(column.contents).tobytes(), digest_size=16).hexdigest()
@@ -222,7 +221,7 @@ class FeatureColumn(Column):
         return {"features": torch.from_numpy(self.features[self._feature_of[items]])}
 
     @torch.inference_mode()
-    def _compute(self, items: np.ndarray, tower: ImageTower | TextTower, path: Path, device: torch.device) -> None:
+    def _compute(self, items: np.ndarray, tower: Tower, path: Path, device: torch.device) -> None:
         with atomic_file(path) as beside, progress(f"{tower.modality} features", len(items)) as advance:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), tower.width)}
             # Written rather than mapped: a disk that fills up under a map kills the process.

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
+from mmcl.data.batches.batch import Batch
+from mmcl.data.batches.towers import Reading
 from mmcl.data.sources.tar.shards import is_shards
-from mmcl.methods import Batch, Method
 from mmcl.runtime.errors import MmclError
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class Feed(Protocol):
 
 def open_feed(
     sources: Sequence[SourceConfig],
-    method: Method,
+    reading: Reading,
     config: Config,
     scratch: Path | None,
     *,
@@ -80,11 +81,11 @@ def open_feed(
 
     Args:
         sources: where the samples come from; several are mixed by their weights.
-        method: what they are for: its roles, and the towers that say what their inputs are.
+        reading: what of them is read.
         config: of the run.
         scratch: folder for the features of frozen towers and of references; None: they are not computed ahead.
-        augmented: to learn from: samples are changed at random, as the config says, and stand beside what else the
-            method asks for, as second draws, features of its references and further items.
+        augmented: to learn from: samples are changed at random, as the config says, and stand beside what else is
+            read: second draws, features of references and further items.
         device: where frozen towers run, and batches go to.
         show_progress: a bar on stderr; for a terminal if absent.
 
@@ -100,7 +101,7 @@ def open_feed(
         table = sources[streamed.index(False)].source
         raise MmclError(f"{table}: tables and tar shards cannot be mixed; write all sources as one or as the other")
     kind: Any = StreamFeed if any(streamed) else TableFeed
-    return kind(sources, method, config, scratch, augmented=augmented, device=device, show_progress=show_progress)
+    return kind(sources, reading, config, scratch, augmented=augmented, device=device, show_progress=show_progress)
 
 
 def pinned(batch: Batch) -> Batch:

@@ -20,17 +20,17 @@ from torch.utils.data import get_worker_info
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
+from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.columns import choose_caption
 from mmcl.data.batches.feed import REDRAWN, pinned, prefetch
+from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.text_reader import TextReader
+from mmcl.data.batches.towers import ImageTower, Reading
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
 from mmcl.data.sources.tar.shards import Sample, count_samples, is_local, list_shards, shard_name
 from mmcl.data.sources.tar.stream import Mixture, Order, Walk
-from mmcl.methods import Batch, Method
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.inputs import text_inputs
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
@@ -54,7 +54,7 @@ class StreamFeed:
     def __init__(
         self,
         sources: Sequence[SourceConfig],
-        method: Method,
+        reading: Reading,
         config: Config,
         scratch: Path | None,
         *,
@@ -63,7 +63,7 @@ class StreamFeed:
         show_progress: bool | None = None,
     ) -> None:
         self.name = "::".join(source.source for source in sources)
-        _refuse(sources, method, config)
+        _refuse(sources, reading, config)
         self.config = config
         self._pin = device.type == "cuda"
         self._stand = {"rank": distributed.rank(), "world": distributed.world_size()}
@@ -73,11 +73,11 @@ class StreamFeed:
         changed = augmented and config.augments("text")
         augmentation = TextAugmentation(config.text_augmentation) if changed else None
         self._columns = [
-            _column(role, of, sources[0], method, config, augmentation) for role, of in method.inputs.items()
+            _column(role, of, sources[0], reading, config, augmentation) for role, of in reading.columns.items()
         ]
-        self._again = {new: role for new, role in method.redrawn.items() if augmented and config.augments("text")}
-        needed = [column.source for column in self._columns if column.source.role not in method.optional]
-        spare = [column.source for column in self._columns if column.source.role in method.optional]
+        self._again = {new: role for new, role in reading.redrawn.items() if augmented and config.augments("text")}
+        needed = [column.source for column in self._columns if column.source.role not in reading.optional]
+        spare = [column.source for column in self._columns if column.source.role in reading.optional]
         for shards in listed:
             require_columns(shards, needed)
         for column in spare if distributed.rank() == 0 else ():
@@ -317,18 +317,18 @@ def _column(
     role: str,
     modality: str,
     settings: SourceConfig,
-    method: Method,
+    reading: Reading,
     config: Config,
     augmentation: TextAugmentation | None,
 ) -> _Column:
     source = ShardColumn(role, modality, settings.columns.get(role, config.data.columns.get(role)))
     if modality == "number":
         return _Numbers(source)
-    tower = method.encoder.embedder(modality).tower
-    if isinstance(tower, ImageTower):
+    tower = reading.encoder.embedder(modality).tower
+    if tower.modality == "image":
         return _Pictures(source, tower)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
-    return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation, role in method.optional)
+    return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation, role in reading.optional)
 
 
 @dataclass
@@ -352,12 +352,12 @@ class _Maker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # which does not survive a fork, and says so
 
 
-def _refuse(sources: Sequence[SourceConfig], method: Method, config: Config) -> None:
+def _refuse(sources: Sequence[SourceConfig], reading: Reading, config: Config) -> None:
     """Raise ``MmclError`` for what needs all rows at hand."""
     first = sources[0]
-    if method.extra:
+    if reading.extra:
         raise MmclError(f"{first.source}: further texts beside a batch need a table; set method.extra_texts to 0")
-    for name in method.references:
+    for name in reading.references:
         raise MmclError(f"{first.source}: a {name} needs a table, whose items it embeds once; leave out method.{name}")
     if config.data.mining is not None:
         raise MmclError(f"{first.source}: mining needs tables, whose rows are all at hand; leave out data.mining")

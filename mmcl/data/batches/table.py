@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,13 +15,11 @@ from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.columns import Column, FeatureColumn, NumberColumn, PixelColumn, TextPart, TokenColumn, split
 from mmcl.data.batches.text_reader import TextReader
+from mmcl.data.batches.towers import Encoder, ImageTower, Reading, TextTower, Tower
 from mmcl.data.cache.pixels import open_pixels
 from mmcl.data.cache.tokens import open_tokens
 from mmcl.data.rows import columns_named_by
 from mmcl.data.sources import open_described
-from mmcl.encoding.encoder import Encoder
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
@@ -33,11 +31,9 @@ class Table:
 
     Args:
         sources: where the rows come from.
-        roles: role to modality.
+        reading: what of them is read.
         config: of the run.
-        encoder: its towers say what their inputs are.
         scratch: folder for the features of frozen towers; None: they stay inputs, and the towers run in every step.
-        optional: roles of texts that a row may lack, and all of a source's rows if another has some.
         augmented: whether items are changed at random, as the config says: to learn from, not to judge by.
         device: where frozen towers run.
         show_progress: a bar on stderr; for a terminal if absent.
@@ -53,19 +49,17 @@ class Table:
     def __init__(
         self,
         sources: Sequence[SourceConfig],
-        roles: Mapping[str, str],
+        reading: Reading,
         config: Config,
-        encoder: Encoder,
         scratch: Path | None,
         *,
-        optional: frozenset[str] = frozenset(),
         augmented: bool = False,
         device: torch.device,
         show_progress: bool | None = None,
     ) -> None:
         self.config = config
         self.settings = sources
-        self._optional = optional
+        self._optional = reading.optional
         self.sources = [open_described(source, config.data.image) for source in sources]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self._scratch, self._device, self._show_progress = scratch, device, show_progress
@@ -73,15 +67,15 @@ class Table:
         if augmented and config.augments("text"):
             self._augmentation = TextAugmentation(config.text_augmentation)
         for number, rows in enumerate(self.sources):
-            names = {f"data.columns.{role}": self._names(role)[number] for role in roles}
+            names = {f"data.columns.{role}": self._names(role)[number] for role in reading.columns}
             with columns_named_by(names):
                 rows.require(name for name in names.values() if name is not None)
         self.columns: dict[str, Column] = {}
-        for role, modality in roles.items():
+        for role, modality in reading.columns.items():
             if modality == "number":
                 self.columns[role] = self._numbers(role)
                 continue
-            embedder, changed = encoder.embedder(modality), augmented and config.augments(modality)
+            embedder, changed = reading.encoder.embedder(modality), augmented and config.augments(modality)
             column = self._open(role, embedder.tower, changed)
             if embedder.frozen and not changed and scratch is not None:
                 column = FeatureColumn(column, embedder.tower, scratch / modality, device)
@@ -160,17 +154,19 @@ class Table:
             prompt = None
         return TextReader(tower, prompt, setting)
 
-    def _open(self, role: str, tower: ImageTower | TextTower, changed: bool, foreign: bool = False) -> Column:
+    def _open(self, role: str, tower: Tower, changed: bool, foreign: bool = False) -> Column:
         """The column of a role in every source, as ``tower`` wants it."""
         data = self.config.data
         common: dict[str, Any] = {"on_error": data.on_error, "show_progress": self._show_progress}
         names = self._names(role)
-        if isinstance(tower, ImageTower):
+        if tower.modality == "image":
+            tower = cast(ImageTower, tower)
             common |= {"size": tower.size, "resize": tower.resize, "exact_decoding": tower.exact_decoding}
             common["cache_gb"] = data.cache_gb
             return PixelColumn(
                 [open_pixels(rows, str(name), **common) for rows, name in zip(self.sources, names, strict=True)]
             )
+        tower = cast(TextTower, tower)
         if role in self._optional:
             common["on_error"] = "skip"
         parts = []

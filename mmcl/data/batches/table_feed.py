@@ -14,14 +14,15 @@ from torch import Tensor
 
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
+from mmcl.data.batches.batch import MINED, Batch
 from mmcl.data.batches.columns import Column, TokenColumn
 from mmcl.data.batches.distinct import Identities
 from mmcl.data.batches.feed import REDRAWN, pinned, prefetch
 from mmcl.data.batches.sampler import Draw, Sampler, epoch_counts
 from mmcl.data.batches.table import Table
+from mmcl.data.batches.towers import Reading
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import mix
-from mmcl.methods import MINED, Batch, Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
@@ -57,7 +58,7 @@ class TableFeed(Table):
     def __init__(
         self,
         sources: Sequence[SourceConfig],
-        method: Method,
+        reading: Reading,
         config: Config,
         scratch: Path | None,
         *,
@@ -67,25 +68,23 @@ class TableFeed(Table):
     ) -> None:
         super().__init__(
             sources,
-            method.inputs,
+            reading,
             config,
-            method.encoder,
             scratch,
-            optional=method.optional,
             augmented=augmented,
             device=device,
             show_progress=show_progress,
         )
         self.require_rows()
         self._pin = device.type == "cuda"
-        self._again = {new: role for new, role in method.redrawn.items() if config.augments(method.inputs[role])}
+        self._again = {new: role for new, role in reading.redrawn.items() if config.augments(reading.columns[role])}
         self._again = self._again if augmented else {}
-        self._references: dict[str, dict[str, Column]] = {role: {} for role in method.inputs}
-        for name, encoder in (method.references if augmented else {}).items():
-            for role, modality in method.inputs.items():
+        self._references: dict[str, dict[str, Column]] = {role: {} for role in reading.columns}
+        for name, encoder in (reading.references if augmented else {}).items():
+            for role, modality in reading.columns.items():
                 if modality != "number":
                     self._references[role][f"{name}_{role}"] = self.features(role, modality, name, encoder)
-        extra = method.extra if augmented else {}
+        extra = reading.extra if augmented else {}
         self.hard: HardNegatives | None = None
         self._pools = {role: self.distinct(role)[:2] for role in extra}
         self._extra = {role: min(count, len(self._pools[role][0])) for role, count in extra.items()}

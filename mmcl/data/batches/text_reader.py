@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from mmcl.data.augment.texts import framing_of
-from mmcl.models.text.tower import TextTower
+from mmcl.data.batches.towers import TextTower
 from mmcl.runtime.errors import MmclError, nearest
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mmcl.methods import Batch, Views
+from mmcl.data.batches.batch import Batch
+from mmcl.methods import Views
 from mmcl.training.optimization.batch_norm import statistics_stay
 
 

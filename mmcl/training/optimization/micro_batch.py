@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mmcl.config.training import TokenLimit
-from mmcl.methods import Batch, Method
-from mmcl.models.text.inputs import token_counts
+from mmcl.data.batches.batch import Batch
+from mmcl.data.batches.inputs import token_counts
+from mmcl.methods import Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.optimization.batch_norm import learning_layers

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mmcl.methods import Batch
+from mmcl.data.batches.batch import Batch
 from mmcl.runtime import distributed
 
 

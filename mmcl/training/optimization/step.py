@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.config.training import TrainingConfig
-from mmcl.methods import Batch, Loss, Method, Views
+from mmcl.data.batches.batch import Batch
+from mmcl.methods import Loss, Method, Views
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.blocks import blocks

@@ -15,6 +15,7 @@ from mmcl.config.data import SourceConfig
 from mmcl.data.batches.feed import open_feed, prefetch
 from mmcl.data.batches.sampler import Draw
 from mmcl.data.batches.table import Table
+from mmcl.data.batches.towers import Reading
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
@@ -46,7 +47,7 @@ def make_feed(
     method.encoder.embedder("text").frozen = frozen
     method.references = references or {}
     sources = [config.data.train, *config.data.mix]
-    feed = open_feed(sources, method.eval(), config, folder, augmented=augmented, device=torch.device("cpu"))
+    feed = open_feed(sources, method.eval().reading, config, folder, augmented=augmented, device=torch.device("cpu"))
     return feed, method
 
 
@@ -58,7 +59,7 @@ def same(method, texts):
 def judge(feed, method, ks):
     """The pictures and captions of a feed's rows, by each other."""
     sources, device = [feed.settings[0]], torch.device("cpu")
-    table = Table(sources, method.inputs, feed.config, method.encoder, feed._scratch, device=device)
+    table = Table(sources, Reading(method.inputs, method.encoder), feed.config, feed._scratch, device=device)
     return PairsJudge(table, ("image", "text"), ks).evaluate(method.encoder)
 
 
@@ -240,7 +241,7 @@ def test_tables_and_shards_are_not_mixed(pictures, shapes_config):
     method = build_method(config, pictures / "run")
     sources = [SourceConfig(source="a.tar"), SourceConfig(source="table.csv")]
     with pytest.raises(MmclError, match=r"^table\.csv: tables and tar shards cannot be mixed"):
-        open_feed(sources, method, config, pictures, augmented=True, device=torch.device("cpu"))
+        open_feed(sources, method.reading, config, pictures, augmented=True, device=torch.device("cpu"))
 
 
 def test_what_cannot_be_used_is_told_with_its_source(pictures, shapes_config):
@@ -303,6 +304,7 @@ def test_a_table_with_a_separator_and_images_below_a_root(pictures, shapes_confi
     data = {"train": {"source": str(table), "separator": "^"}, "image": {"size": 32, "root": str(pictures)}}
     config = load_config(shapes_config | {"data": data})
     method = build_method(config, tmp_path / "run")
-    feed = open_feed([config.data.train], method.eval(), config, tmp_path, augmented=False, device=torch.device("cpu"))
+    reading, cpu = method.eval().reading, torch.device("cpu")
+    feed = open_feed([config.data.train], reading, config, tmp_path, augmented=False, device=cpu)
     assert feed.problems() == []
     assert len(feed.positions) == 2

@@ -77,7 +77,7 @@ def method(tmp_path_factory, shards):
 def make_feed(config, method, *overrides, augmented=True):
     config = load_config(config, overrides)
     sources = [config.data.train, *config.data.mix]
-    return open_feed(sources, method, config, Path("unused"), augmented=augmented, device=torch.device("cpu"))
+    return open_feed(sources, method.reading, config, Path("unused"), augmented=augmented, device=torch.device("cpu"))
 
 
 def take(feed, start, stop, position=None):

@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import mmcl
 from mmcl.config.model import TokenizerConfig
+from mmcl.data.batches.inputs import text_inputs
 from mmcl.formats.transformers.nets import UNLIMITED, count_positions, tightest
-from mmcl.models.text.inputs import text_inputs
 from mmcl.models.text.tokenizer import VERY_LONG, train_tokenizer
 from mmcl.runtime.errors import MmclError
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from mmcl.config.load import load_config
 from mmcl.config.training import TokenLimit, TrainingConfig
-from mmcl.methods import Batch, Method
+from mmcl.data.batches.batch import Batch
+from mmcl.methods import Method
 from mmcl.models.activations import checkpoint_activations
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError

@@ -77,7 +77,8 @@ def batches_and_method(config, overrides=(), count=2):
     folder.mkdir(exist_ok=True)
     method = build_method(config, folder).double()
     prepare_batch_norm(method, config.training, CPU)
-    feed = open_feed([config.data.train], method, config, folder, augmented=True, device=CPU, show_progress=False)
+    source, options = config.data.train, {"augmented": True, "device": CPU, "show_progress": False}
+    feed = open_feed([source], method.reading, config, folder, **options)
     method.train()
     batches = feed.batches(0, count)
     taken = [next(batches) for _ in range(count)]

@@ -7,7 +7,7 @@ import torch
 
 from mmcl.config.load import load_config
 from mmcl.config.training import TokenLimit
-from mmcl.methods import Batch
+from mmcl.data.batches.batch import Batch
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train

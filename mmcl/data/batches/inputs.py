@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.models.text.tower import TextTower
+from mmcl.data.batches.towers import TextTower
 
 
 def text_inputs(tower: TextTower, tokens: Sequence[np.ndarray], skipped: np.ndarray | int) -> dict[str, Tensor]:

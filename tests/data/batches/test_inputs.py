@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcl.models.text.inputs import join_texts, take_rows, token_counts
+from mmcl.data.batches.inputs import join_texts, take_rows, token_counts
 
 PADDING = 9
 
