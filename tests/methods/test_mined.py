@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mmcl.config.methods import ClipConfig, SiglipConfig, SimcseConfig
-from mmcl.methods import MINED, Clip, Siglip, Simcse
+from mmcl.data.batches.batch import MINED
+from mmcl.methods import Clip, Siglip, Simcse
 from mmcl.runtime.errors import MmclError
 
 PAIR = {"anchor": "text", "positive": "text"}

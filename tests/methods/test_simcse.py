@@ -165,7 +165,7 @@ def test_another_draw_of_the_texts_takes_the_place_of_the_second_view(make_simcs
 
 
 def test_features_of_a_frozen_tower_are_embedded_like_tokens(make_simcse, make_text_encoder):
-    from mmcl.methods import Batch
+    from mmcl.data.batches.batch import Batch
 
     simcse = make_simcse("anchor", "positive", "negative", encoder=make_text_encoder(frozen=True))
     features = {role: {"features": torch.randn(4, 8)} for role in simcse.inputs}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.load import load_config, to_yaml
-from mmcl.methods import MINED
+from mmcl.data.batches.batch import MINED
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
