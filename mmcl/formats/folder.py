@@ -138,6 +138,8 @@ def _load_folder(text: str) -> Encoder:
     elif any((folder / name).is_file() for name in ("config.json", MODULES, ADAPTER)):
         encoder = _open_text(folder, text)
     else:
+        if snapshots := sorted(folder.glob("snapshots/*/")):  # the hub's cache of one model, rather than the model
+            raise MmclError(f"{text}: keeps a model of the hub; give the folder of one snapshot, {snapshots[-1]}")
         known = f"neither {DESCRIPTION} nor {open_clip_models.CONFIG} nor config.json"
         raise MmclError(f"{text}: the folder holds no model ({known})")
     encoder.path = folder

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mmcl.runtime.errors import MmclError, first_line
 
 # The hub's patterns are shells', in which * goes through folders too.
-_SETTINGS = ["*.json", "*.txt", "*.model", "*.codes", "*.tiktoken"]
+_SETTINGS = ["*.json", "*.txt", "*.model", "*.spm", "*.tokenizer", "*.codes", "*.tiktoken"]
 _ELSEWHERE = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
+_OLDER = {"model*.safetensors": "pytorch_model*.bin", "adapter_model.safetensors": "adapter_model.bin"}
 
 
 def fetch(name: str) -> Path:
@@ -39,5 +40,6 @@ def _older_weights(folder: Path) -> list[str]:
         paths = ["", *(str(module["path"]) for module in listed)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damage is told where the settings are read
         paths = [""]
-    bare = [path for path in dict.fromkeys(paths) if not any((folder / path).glob("*.safetensors"))]
-    return [f"{path}/{name}".lstrip("/") for path in bare for name in ("pytorch_model*.bin", "adapter_model.bin")]
+    inside = dict.fromkeys(PurePosixPath(path) for path in paths)  # as the hub's lists have them: no "./", no last "/"
+    bare = [path for path in inside if not any(any((folder / path).glob(name)) for name in _OLDER)]
+    return [str(path / older) for path in bare for older in _OLDER.values()]

@@ -127,7 +127,8 @@ def _transformers(model: str, config: ImageTowerConfig, size: int) -> tuple[Any,
                 trust_remote_code=False,
                 config=described,
                 dtype=torch.float32,
-                use_safetensors=True,
+                use_safetensors=None,
+                weights_only=True,
                 output_loading_info=True,
             )
             missing = set(report["missing_keys"])

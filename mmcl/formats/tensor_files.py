@@ -86,10 +86,19 @@ def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def require_readable_weights(folder: Path) -> None:
-    """:func:`require_itself` for each file of weights in a model's folder, before another library meets it."""
-    for pattern in WEIGHT_FILES:
-        for path in sorted(folder.glob(pattern)):
-            require_itself(path)
+    """:func:`require_itself` for each file of weights in a model's folder, before another library meets it.
+
+    Raises:
+        MmclError: there is none, or one of them cannot be read.
+    """
+    paths = [path for pattern in WEIGHT_FILES for path in sorted(folder.glob(pattern))]
+    if not paths:
+        raise MmclError(
+            f"{folder}: the weights are missing (no {' or '.join(WEIGHT_FILES)}; those of TensorFlow, Flax and ONNX are "
+            f"not read); take a fresh copy of the model"
+        )
+    for path in paths:
+        require_itself(path)
 
 
 def require_whole_weights(folder: Path) -> None:

@@ -32,6 +32,18 @@ REPOSITORIES = {
         ["modules.json", *(f"0_Transformer/{name}" for name in (*TOP, "pytorch_model.bin", "spiece.model"))],
         ["0_Transformer/pytorch_model.bin"],
     ),
+    "folders with a slash at the end": (
+        ["modules.json", "3_Dense/config.json", "3_Dense/pytorch_model.bin", "a/b/pytorch_model.bin", "a/b/config.json"],
+        ["3_Dense/pytorch_model.bin", "a/b/pytorch_model.bin"],
+    ),
+    "other tensors beside older weights": (
+        [*TOP, "pytorch_model.bin", "training_head.safetensors"],
+        ["pytorch_model.bin", "training_head.safetensors"],
+    ),
+    "pieces of words in files of their own": (
+        [*TOP, "source.spm", "target.spm", "prophetnet.tokenizer", "model.safetensors"],
+        ["model.safetensors"],
+    ),
     "adapters": (["adapter_config.json", "adapter_model.safetensors"], ["adapter_model.safetensors"]),
     "older adapters": (["adapter_config.json", "adapter_model.bin"], ["adapter_model.bin"]),
 }
@@ -40,7 +52,7 @@ REPOSITORIES = {
 @pytest.mark.parametrize("kind", REPOSITORIES)
 def test_weights_are_fetched_wherever_they_lie_and_once(tmp_path, monkeypatch, kind):
     files, wanted = REPOSITORIES[kind]
-    modules = [{"path": path} for path in ("", "0_Transformer", "1_Pooling", "2_Dense", "3_Normalize")]
+    modules = [{"path": path} for path in ("", "0_Transformer", "1_Pooling", "2_Dense", "3_Dense/", "./a/b/")]
 
     def download(name, allow_patterns, ignore_patterns):
         assert name == "org/name"
@@ -53,5 +65,5 @@ def test_weights_are_fetched_wherever_they_lie_and_once(tmp_path, monkeypatch, k
     fetch("org/name")
     fetched = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert {file for file in fetched if file.endswith((".safetensors", ".bin", ".h5", ".onnx"))} == set(wanted)
-    settings = {file for file in files if file.endswith((".json", ".txt", ".model")) and "onnx/" not in file}
+    settings = {file for file in files if file.endswith((".json", ".txt", ".model", ".spm", ".tokenizer")) and "onnx/" not in file}
     assert settings <= fetched

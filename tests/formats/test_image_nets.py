@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.data import ImageConfig
@@ -102,6 +103,18 @@ def in_the_middle(net):
     """A layer that is within some block of ``net``."""
     norms = [module for module in net.modules() if isinstance(module, torch.nn.LayerNorm)]
     return norms[len(norms) // 2]
+
+
+def test_weights_in_pytorchs_own_file_are_read_and_missing_ones_are_named(tmp_path):
+    write(tmp_path / "theirs", "vit")
+    expected = build(tmp_path / "theirs", pretrained=True)(PIXELS)
+    weights = tmp_path / "theirs" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    assert torch.equal(build(tmp_path / "theirs", pretrained=True)(PIXELS), expected)
+    weights.with_name("pytorch_model.bin").rename(weights.with_name("tf_model.h5"))
+    with pytest.raises(MmclError, match="weights are missing.*TensorFlow"):
+        build(tmp_path / "theirs", pretrained=True)
 
 
 @pytest.mark.usefixtures("tiny")
