@@ -94,8 +94,8 @@ def require_readable_weights(folder: Path) -> None:
     paths = [path for pattern in WEIGHT_FILES for path in sorted(folder.glob(pattern))]
     if not paths:
         raise MmclError(
-            f"{folder}: the weights are missing (no {' or '.join(WEIGHT_FILES)}; those of TensorFlow, Flax and ONNX are "
-            f"not read); take a fresh copy of the model"
+            f"{folder}: the weights are missing (no {' or '.join(WEIGHT_FILES)}; those of TensorFlow, Flax and ONNX "
+            "are not read); take a fresh copy of the model"
         )
     for path in paths:
         require_itself(path)

@@ -23,6 +23,7 @@ from mmcl.runtime.printable import shortened
 
 _claimed: set[Path] = set()  # what the threads of this process are at
 _claims = threading.Lock()
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_dir(*parts: str) -> Path:
@@ -236,6 +237,10 @@ def _beside(path: Path, kind: str) -> Iterator[Path]:
         _claimed.add(beside)
     try:
         yield beside
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:  # a write to an open file does not say where
+            error.filename = str(path)
+        raise
     finally:
         _claimed.discard(beside)
 

@@ -239,7 +239,7 @@ def test_damaged_newer_and_missing_models_are_told_apart(encoder, tmp_path):
     with pytest.raises(MmclError, match="holds no model"):
         mmcl.load(tmp_path / "empty")
     (tmp_path / "models--org--name" / "snapshots" / "0a1b").mkdir(parents=True)
-    with pytest.raises(MmclError, match="give the folder of one snapshot, .*0a1b"):
+    with pytest.raises(MmclError, match=r"give the folder of one snapshot, .*0a1b"):
         mmcl.load(tmp_path / "models--org--name")
     with pytest.raises(MmclError, match="no such folder, and not to be had from the hub"):
         mmcl.load("nobody/no-such-model")

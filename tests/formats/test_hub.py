@@ -33,7 +33,13 @@ REPOSITORIES = {
         ["0_Transformer/pytorch_model.bin"],
     ),
     "folders with a slash at the end": (
-        ["modules.json", "3_Dense/config.json", "3_Dense/pytorch_model.bin", "a/b/pytorch_model.bin", "a/b/config.json"],
+        [
+            "modules.json",
+            "3_Dense/config.json",
+            "3_Dense/pytorch_model.bin",
+            "a/b/pytorch_model.bin",
+            "a/b/config.json",
+        ],
         ["3_Dense/pytorch_model.bin", "a/b/pytorch_model.bin"],
     ),
     "other tensors beside older weights": (
@@ -65,5 +71,9 @@ def test_weights_are_fetched_wherever_they_lie_and_once(tmp_path, monkeypatch, k
     fetch("org/name")
     fetched = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert {file for file in fetched if file.endswith((".safetensors", ".bin", ".h5", ".onnx"))} == set(wanted)
-    settings = {file for file in files if file.endswith((".json", ".txt", ".model", ".spm", ".tokenizer")) and "onnx/" not in file}
+    settings = {
+        file
+        for file in files
+        if file.endswith((".json", ".txt", ".model", ".spm", ".tokenizer")) and "onnx/" not in file
+    }
     assert settings <= fetched

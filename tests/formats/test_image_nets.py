@@ -113,7 +113,7 @@ def test_weights_in_pytorchs_own_file_are_read_and_missing_ones_are_named(tmp_pa
     weights.unlink()
     assert torch.equal(build(tmp_path / "theirs", pretrained=True)(PIXELS), expected)
     weights.with_name("pytorch_model.bin").rename(weights.with_name("tf_model.h5"))
-    with pytest.raises(MmclError, match="weights are missing.*TensorFlow"):
+    with pytest.raises(MmclError, match=r"weights are missing.*TensorFlow"):
         build(tmp_path / "theirs", pretrained=True)
 
 

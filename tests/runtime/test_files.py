@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -231,3 +232,11 @@ def test_a_cache_that_cannot_be_used_is_an_error_that_names_the_variable(tmp_pat
     monkeypatch.setenv("MMCL_CACHE", "~nobody_of_this_name/x")
     with pytest.raises(MmclError, match="there is no home folder; set MMCL_CACHE"):
         cache_dir()
+
+
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_a_full_disk_names_what_was_being_written(tmp_path, writer):
+    with pytest.raises(OSError, match="No space left") as caught, writer(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert not any(tmp_path.iterdir())
