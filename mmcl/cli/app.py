@@ -10,11 +10,11 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from mmcl import __version__
 from mmcl.cli import config, data, encode, evaluate, export, index, quickstart, tokenizer, train
 from mmcl.cli.ends import end, prepare_streams
 from mmcl.cli.output import say
 from mmcl.runtime.printable import fitted, printable
+from mmcl.runtime.version import __version__
 
 
 class _StoppedError(Exception):

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mmcl import __version__
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file, write_json
+from mmcl.runtime.version import __version__
 
 T = TypeVar("T", bound="Stored")
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-import mmcl
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.card import TRAINING_HEAD, model_card
 from mmcl.formats.lora import ADAPTER, adapter_base, adapts_itself, merge_adapter
@@ -38,6 +37,7 @@ from mmcl.models.text.tower import TextTower
 from mmcl.runtime.device import pick_device
 from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.files import as_path, atomic_folder, folder_to_write, read_json, write_json
+from mmcl.runtime.version import __version__
 
 log = logging.getLogger("mmcl")
 
@@ -218,7 +218,7 @@ def save(encoder: Encoder, folder: Path) -> Path:
         raise MmclError(f"{folder}: exists and is no model folder, so it is not replaced; choose another")
     description = {
         "format_version": FORMAT_VERSION,
-        "mmcl_version": mmcl.__version__,
+        "mmcl_version": __version__,
         "name": encoder.name,
         "dim": encoder.width,
         "conventions": asdict(encoder.conventions),
@@ -265,7 +265,7 @@ def _load_ours(folder: Path) -> Encoder:
     if version > FORMAT_VERSION:
         raise MmclError(
             f"{folder}: written by mmcl {description.get('mmcl_version', '?')} in format {version}, but this is "
-            f"mmcl {mmcl.__version__}, which reads up to format {FORMAT_VERSION}; upgrade mmcl"
+            f"mmcl {__version__}, which reads up to format {FORMAT_VERSION}; upgrade mmcl"
         )
     embedders = {}
     try:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-import mmcl
 from mmcl.config.data import SourceConfig
 from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
 from mmcl.config.schema import Config
@@ -21,6 +20,7 @@ from mmcl.data.images import usable_cpus
 from mmcl.formats.folder import DESCRIPTION
 from mmcl.runtime.files import read_json
 from mmcl.runtime.progress import duration
+from mmcl.runtime.version import __version__
 from mmcl.training.run import Run
 
 
@@ -120,7 +120,7 @@ def facts(history: History) -> list[tuple[str, str]]:
     found.append(("Metrics written", f"{history.changed:%Y-%m-%d %H:%M} UTC"))
     if history.version:
         found.append(("Model written by", f"mmcl {history.version}"))
-    found.append(("Report written by", f"mmcl {mmcl.__version__}, torch {torch.__version__}"))
+    found.append(("Report written by", f"mmcl {__version__}, torch {torch.__version__}"))
     found.append(("Report written on", machine()))
     return found
 
