@@ -6,12 +6,15 @@ import logging
 import math
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mmcl.config.schema import Config
 from mmcl.config.training import TrainingConfig
+from mmcl.data.batches.feed import Feed
 from mmcl.formats.export import TARGETS, cannot_export
+from mmcl.methods import Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import duration
@@ -19,41 +22,48 @@ from mmcl.training.optimization.batch_norm import tell_of_statistics
 from mmcl.training.optimization.optim import describe_learning
 from mmcl.training.run import Run
 
-if TYPE_CHECKING:
-    from mmcl.training.loop import Trainer
-
 log = logging.getLogger("mmcl")
 
 
-def announce(run: Trainer) -> None:
-    """Log what is learned, from what, with how many negatives and how far it has come."""
-    settings, world = run.config.training, distributed.world_size()
-    if not run.main:
-        return
+def announce(
+    config: Config, method: Method, feed: Feed, device: torch.device, precision: str, steps: int, done: int
+) -> None:
+    """Log what is learned, from what, with how many negatives and how far it has come.
+
+    Args:
+        config: of the run.
+        method: ready to train.
+        feed: of the training data.
+        device: of this process.
+        precision: of the towers.
+        steps: of the run.
+        done: of them.
+    """
+    settings, world = config.training, distributed.world_size()
     log.info(
         "%s on %d rows of %s: %d × %s%s, %s, global batch %d%s, %s, %d steps, %d of them done",
-        run.config.method.name,
-        run.feed.samples,
-        run.feed.name,
+        config.method.name,
+        feed.samples,
+        feed.name,
         world,
-        run.device.type,
-        f" ({torch.get_num_threads()} threads)" if run.device.type == "cpu" else "",
-        run.precision,
+        device.type,
+        f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "",
+        precision,
         settings.batch_size,
         f" and {settings.accumulate} of them a step" if settings.accumulate > 1 else "",
-        count_negatives(run),
-        run.steps,
-        run.progress.step,
+        count_negatives(config, method, feed),
+        steps,
+        done,
     )
-    log.info("learned parameters: %s", describe_learning(run.method))
-    if settings.warmup >= run.steps:
+    log.info("learned parameters: %s", describe_learning(method))
+    if settings.warmup >= steps:
         log.warning(
             "training.warmup is %d of %d steps: the learning rate never reaches training.lr",
             settings.warmup,
-            run.steps,
+            steps,
         )
-    tell_of_statistics(run.method, settings)
-    encoder = run.method.encoder
+    tell_of_statistics(method, settings)
+    encoder = method.encoder
     possible = [target for target in TARGETS if cannot_export(encoder, target) is None]
     others = [target for target in TARGETS if target not in possible]
     log.info(
@@ -86,42 +96,61 @@ def require_whole_steps(settings: TrainingConfig, batches: int) -> None:
         )
 
 
-def count_negatives(run: Trainer) -> str:
-    """What each query is told from."""
-    modalities = list(run.method.inputs.values())
+def count_negatives(config: Config, method: Method, feed: Feed) -> str:
+    """What each query is compared with."""
+    modalities = list(method.inputs.values())
     if "number" in modalities:
         return "labelled pairs"
-    batch, hard = run.config.training.batch_size, max(0, len(modalities) - 2) + run.method.mined
+    batch, hard = config.training.batch_size, max(0, len(modalities) - 2) + method.mined
     exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
-    how = exchange[run.config.training.exchange] if distributed.world_size() > 1 else ""
-    queue = getattr(run.config.method, "queue", None)
+    how = exchange[config.training.exchange] if distributed.world_size() > 1 else ""
+    queue = getattr(config.method, "queue", None)
     past = f" and up to {queue.size} past ones" if queue is not None else ""
-    return f"{batch - 1 + hard * batch + run.feed.extra_count} negatives per query{how}{past}"
+    return f"{batch - 1 + hard * batch + feed.extra_count} negatives per query{how}{past}"
 
 
-def tell_of_speed(folder: Path, steps: int, seconds: float) -> None:
+def log_speed(folder: Path, steps: int, seconds: float) -> None:
     """Log how long a run took, and its rate, which is that of its report."""
     rates = [line["pairs_per_second"] for line in Run(folder).lines() if "pairs_per_second" in line]
     speed = f", {statistics.median(rates):,.0f} pairs/s (median)" if rates else ""
     log.info("%d steps in %s%s", steps, duration(seconds), speed)
 
 
-def card_of(run: Trainer, step: int) -> dict[str, Any]:
-    """What the card of the model of ``step`` tells beside the architecture."""
-    config = run.config
-    data = {"rows": run.feed.samples, "source": run.feed.name, "skipped": run.skipped.count(run.feed.name)}
+def card_of(
+    config: Config,
+    feed: Feed,
+    folder: Path,
+    precision: str,
+    step: int,
+    steps: int,
+    seconds: float,
+    skipped: int,
+) -> dict[str, Any]:
+    """What the model card says beside the architecture.
+
+    Args:
+        config: of the run.
+        feed: of the training data.
+        folder: of the run.
+        precision: of the towers.
+        step: that the weights are of.
+        steps: of the run.
+        seconds: that training took.
+        skipped: training samples left out.
+    """
+    data = {"rows": feed.samples, "source": feed.name, "skipped": skipped}
     keys = ("batch_size", "epochs", "lr", "weight_decay", "schedule")
     training: dict[str, Any] = {
         "method": config.method.name,
         "step": step,
-        "steps": run.steps,
-        "precision": run.precision,
+        "steps": steps,
+        "precision": precision,
     }
     if cut := config.method.matryoshka:
         training["matryoshka"] = cut.dims
-    training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(run.progress.seconds, 1)}
+    training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(seconds, 1)}
     card: dict[str, Any] = {"data": data, "training": training}
-    for line in Run(run.folder).lines():
+    for line in Run(folder).lines():
         if line["step"] == step and "evaluation" in line:
             kinds = ("hit@", "ndcg@", "mrr", "median_rank", "spearman")
             if "wise_ft" in line:

@@ -52,12 +52,13 @@ def _facts(trainer: Trainer) -> dict[str, Any]:
         "rows": feed.samples,
         "skipped": len(feed.problems()),
         "judged": {
-            name: {"data": judge.source, "skipped": len(judge.problems())} for name, judge in trainer.judges.items()
+            name: {"data": evaluator.source, "skipped": len(evaluator.problems())}
+            for name, evaluator in trainer.evaluators.items()
         },
         "device": trainer.device.type,
         "precision": trainer.precision,
         "batch_size": config.training.batch_size,
-        "negatives": count_negatives(trainer),
+        "negatives": count_negatives(config, trainer.method, feed),
         "steps": trainer.steps,
         "dim": encoder.dim,
         "learned": describe_learning(trainer.method),

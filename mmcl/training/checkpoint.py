@@ -77,7 +77,7 @@ def save_checkpoint(
     The newest ``keep`` stay, and the best besides. A crash while writing leaves no half-written checkpoint behind,
     since the folder gets its name last.
     """
-    target = folder / "checkpoints" / _name(progress.step)
+    target = checkpoint_path(folder, progress.step)
     beside = target.with_name(f".{target.name}.part")
     changed = changed_names(method)
     files = {"model": {name: tensor for name, tensor in method.state_dict().items() if name in changed}}
@@ -109,6 +109,11 @@ def save_checkpoint(
             shutil.rmtree(beside, ignore_errors=True)
     distributed.barrier()
     return target
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of ``step``."""
+    return folder / "checkpoints" / _name(step)
 
 
 def _name(step: int) -> str:

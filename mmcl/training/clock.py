@@ -43,7 +43,7 @@ class Clock:
         self._counted, self._counted_since = 0, time.monotonic()
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def excluded(self) -> Iterator[None]:
         """Around what is no part of learning, such as an evaluation: its time does not count."""
         start = time.monotonic()
         try:

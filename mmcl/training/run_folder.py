@@ -76,7 +76,7 @@ def write_config(folder: Path, config: Config) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[bool]:
+def exclusive_folder(folder: Path) -> Iterator[bool]:
     """Within, no other training works in ``folder``; yields whether it is new.
 
     Of processes that were launched together, and may not have joined yet, the first sees to it for all of them.
@@ -92,7 +92,7 @@ def alone_in(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def gone_if_refused(folder: Path, new: bool) -> Iterator[None]:
+def remove_on_failure(folder: Path, new: bool) -> Iterator[None]:
     """Within, a run is set up. If that fails, a ``new`` folder is removed again.
 
     It stays if it lists skipped rows, since a message has said that it does.

@@ -47,11 +47,11 @@ def test_an_evaluation_can_be_left_out_and_what_was_counted_stays(time):
     for _ in range(2):
         with clock.step():
             time.sleep(0.1)
-        with clock.aside():
+        with clock.excluded():
             time.sleep(0.3)
     assert clock.rate() == pytest.approx(10)
     assert clock.tick() == pytest.approx((0.0, 0.0, 1.0))
-    with clock.aside():
+    with clock.excluded():
         time.sleep(0.3)
     assert clock.tick() is None
 

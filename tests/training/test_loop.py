@@ -21,7 +21,7 @@ from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.lock import exclusive
 from mmcl.training import train
 from mmcl.training.checkpoint import Progress, list_checkpoints, recorded_precision, save_checkpoint
-from mmcl.training.loop import choose_precision
+from mmcl.training.devices import choose_precision
 
 TRAIN = """
 import sys, torch
@@ -132,7 +132,7 @@ def test_a_resumed_run_keeps_the_precision_it_began_in(tmp_path, monkeypatch, ca
 def test_processes_compute_in_what_all_of_their_devices_have(monkeypatch):
     monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: True)
     assert choose_precision("auto", torch.device("cpu"), []) == "bfloat16"
-    monkeypatch.setattr("mmcl.training.loop.distributed.largest", lambda value, device: max(value, 1.0))  # another's
+    monkeypatch.setattr("mmcl.training.devices.distributed.largest", lambda value, device: max(value, 1.0))  # another's
     assert choose_precision("auto", torch.device("cpu"), []) == "float32"
 
 
@@ -310,16 +310,16 @@ def _folder_of_pictures(tmp_path):
 
 def test_the_rate_leaves_evaluations_out(tmp_path, shapes_config, monkeypatch):
     """Twelve steps with an evaluation of a second after each third one."""
-    from mmcl.training.loop import Trainer
+    from mmcl.training.callbacks.evaluations import Evaluations
 
     begun = []
 
-    def slow(trainer):
+    def slow(evaluations, progress):
         begun.append(time.monotonic())
         time.sleep(1.0)
         return False
 
-    monkeypatch.setattr(Trainer, "_evaluate", slow)
+    monkeypatch.setattr(Evaluations, "_evaluate", slow)
     changed = ["training.epochs=0.2", "evaluation.every=0.05", "training.log_every=6", "training.save_every=100"]
     run = train(shapes_config, out=tmp_path / "run", overrides=changed)
     rates = [line["pairs_per_second"] for line in run.lines() if "pairs_per_second" in line]
@@ -331,8 +331,8 @@ def test_the_rate_leaves_evaluations_out(tmp_path, shapes_config, monkeypatch):
 def test_a_run_learns_on_the_device_it_is_told_whatever_the_run_before_it_had(monkeypatch):
     from datetime import timedelta
 
-    from mmcl.training import loop
+    from mmcl.training import devices
 
-    monkeypatch.setattr(loop, "pick_device", torch.device)
+    monkeypatch.setattr(devices, "pick_device", torch.device)
     for name in ("cpu", "cuda", "cpu"):
-        assert loop._start_device(name, timedelta(minutes=1)) == torch.device(name)
+        assert devices.start_device(name, timedelta(minutes=1)) == torch.device(name)

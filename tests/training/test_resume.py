@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mmcl.config.load import load_config
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
+from mmcl.training.callbacks.evaluations import Evaluations
 from mmcl.training.check_config import check_config
 from mmcl.training.checkpoint import list_checkpoints
 from mmcl.training.interrupt import Interrupts
@@ -41,16 +42,19 @@ def default_handlers():
 
 
 def _interrupt(monkeypatch, name, at, number):
-    """A signal arrives in method ``name`` of the trainer, the first time that it has done ``at`` steps."""
-    honest, sent = getattr(Trainer, name), []
+    """A signal arrives in method ``name`` of the trainer or of its evaluations, the first time that it has done ``at``
+    steps."""
+    owner = Evaluations if name == "_evaluate" else Trainer
+    honest, sent = getattr(owner, name), []
 
     def interrupted(self, *args):
-        if self.progress.step == at and not sent:
+        progress = args[0] if owner is Evaluations else self.progress
+        if progress.step == at and not sent:
             sent.append(number)
             os.kill(os.getpid(), number)
         return honest(self, *args)
 
-    monkeypatch.setattr(Trainer, name, interrupted)
+    monkeypatch.setattr(owner, name, interrupted)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from mmcl.losses import Guide, info_nce
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
-from mmcl.training.evaluate import open_judge
+from mmcl.training.evaluators import open_evaluator
 from mmcl.training.loop import Trainer
 
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
@@ -253,10 +253,11 @@ def test_both_sentences_are_judged_behind_the_prompt_of_text_or_anchor(
     config = load_config(values | {"evaluation": {"sources": {"dev": {"task": "sts", "source": sentences["sts"]}}}})
     encoder = build_method(config, tmp_path / "run").encoder.eval()
     encoder.set_compute("float32")
-    judge = open_judge("dev", config.evaluation.sources["dev"], encoder, config, tmp_path, device=torch.device("cpu"))
+    source = config.evaluation.sources["dev"]
+    evaluator = open_evaluator("dev", source, encoder, config, tmp_path, device=torch.device("cpu"))
     expected = {name: sts(encoder, sentences["sts"], prompt=name, bootstrap=0).metrics["pearson"] for name in PROMPTS}
     expected[None] = sts(encoder, sentences["sts"], bootstrap=0).metrics["pearson"]
-    assert judge.evaluate(encoder)["pearson"] == pytest.approx(expected[read], abs=1e-6)
+    assert evaluator.evaluate(encoder)["pearson"] == pytest.approx(expected[read], abs=1e-6)
     assert len({round(value, 5) for value in expected.values()}) == 3
 
 
@@ -287,10 +288,10 @@ def test_a_search_in_training_leaves_queries_out_of_their_own_ranking_as_the_sou
         parsed = load_config(config | {"evaluation": {"sources": {"dev": source}}})
         encoder = build_method(parsed, tmp_path / "run").encoder.eval()
         with caplog.at_level("INFO", logger="mmcl"):
-            judge = open_judge(
+            evaluator = open_evaluator(
                 "dev", parsed.evaluation.sources["dev"], encoder, parsed, tmp_path, device=torch.device("cpu")
             )
-        found[rule] = judge.evaluate(encoder)["query_to_document/mrr"]
+        found[rule] = evaluator.evaluate(encoder)["query_to_document/mrr"]
     assert found["keep"] < found["drop"] == found[None]
     assert "12 of 12 queries stand in the corpus under their own id: each is left out" in caplog.text
     assert "each is ranked as its own answer" in caplog.text

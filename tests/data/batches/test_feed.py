@@ -19,7 +19,7 @@ from mmcl.data.batches.towers import Reading
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
-from mmcl.training.evaluate import PairsJudge
+from mmcl.training.evaluators import PairsEvaluator
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def judge(feed, method, ks):
     """The pictures and captions of a feed's rows, by each other."""
     sources, device = [feed.settings[0]], torch.device("cpu")
     table = Table(sources, Reading(method.inputs, method.encoder), feed.config, feed._scratch, device=device)
-    return PairsJudge(table, ("image", "text"), ks).evaluate(method.encoder)
+    return PairsEvaluator(table, ("image", "text"), ks).evaluate(method.encoder)
 
 
 def drawn(*rows, number=0, turn=0):

@@ -12,7 +12,7 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.models.text.tower import TextTower
-from mmcl.training.evaluate import LiveTexts
+from mmcl.training.evaluators import LiveTexts
 
 TEXTS = ["a red dog", "a small blue car under the big dog", "cars", "the dog sits"]
 

@@ -8,7 +8,7 @@ import torch
 from mmcl.config.model import LoraConfig
 from mmcl.formats.lora import add_lora
 from mmcl.runtime.errors import MmclError
-from mmcl.training.ensemble import choose_share, interpolated, load_start, save_start
+from mmcl.training.callbacks.ensemble import choose_share, interpolated, load_start, save_start
 from mmcl.training.optimization.average import WeightAverage
 
 

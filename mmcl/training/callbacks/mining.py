@@ -29,6 +29,8 @@ from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import spoken
+from mmcl.training.callbacks.base import Callback
+from mmcl.training.checkpoint import Progress
 from mmcl.training.optimization.not_finite import NotFiniteError
 from mmcl.training.shares import embed, from_shares, share_of
 
@@ -48,7 +50,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Miner:
+class Miner(Callback):
     """Finds hard negatives for the rows of a feed, by the weights as they are, and has its batches carry them.
 
     The corpus are the distinct items of the second of ``Method.minable``'s roles; each row of the feed is an anchor. A
@@ -94,7 +96,7 @@ class Miner:
         self.feed, self.method, self.precision = feed, method, precision
         self.folder, self.seed = folder / "mined", config.seed
         self.roles = method.minable
-        self._told = False
+        self._warned = False
 
         anchors, positives = (feed.columns[role] for role in self.roles)
         items, owner = anchors.items(feed.positions)
@@ -111,7 +113,15 @@ class Miner:
         since = step - self.settings.start
         return since == 0 or (since > 0 and self.settings.every is not None and since % self.settings.every == 0)
 
-    def next(self, step: int, stop: int) -> int:
+    def on_setup(self, progress: Progress) -> None:
+        self.restore(progress.step)
+
+    def before_batches(self, step: int) -> None:
+        """Mine, if it is due: no batch is prepared before what it is to carry has been mined."""
+        if self.due(step):
+            self.refresh(step)
+
+    def prepare_until(self, step: int, stop: int) -> int:
         """The first step after ``step`` before which to mine, at most ``stop``."""
         start, every = self.settings.start, self.settings.every
         if step < start:
@@ -128,7 +138,7 @@ class Miner:
         mined, positive = self._mine(step)
         if distributed.rank() == 0:
             self._write(step, mined, positive)
-            self._tell(step, mined, positive, time.monotonic() - started)
+            self._log(step, mined, positive, time.monotonic() - started)
         distributed.barrier()  # process 0 writes alone what all have mined
         self._serve(mined.items)
 
@@ -271,7 +281,7 @@ class Miner:
                 ]
                 file.write_table(pa.table(columns, schema=SCHEMA))
 
-    def _tell(self, step: int, mined: Mined, positive: np.ndarray, seconds: float) -> None:
+    def _log(self, step: int, mined: Mined, positive: np.ndarray, seconds: float) -> None:
         random = mined.ranks < 0
         log.info(
             "step %d: %d hard negatives mined for each of %d rows among %d items in %.1f s; mean similarity %.3f, of "
@@ -285,8 +295,8 @@ class Miner:
             positive.mean(),
             f"; {random.mean():.0%} are random ones" if random.any() else "",
         )
-        if random.any() and not self._told:
-            self._told = True
+        if random.any() and not self._warned:
+            self._warned = True
             log.warning(
                 "data.mining: %d of %d rows have fewer than %d items that pass among their nearest %d; %d of %d "
                 "negatives are random ones instead (rank -1 in %s); %s",

@@ -6,6 +6,7 @@ keep most of both.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,43 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.sharding import sharded_like, whole
+from mmcl.training.callbacks.base import Callback
+from mmcl.training.callbacks.evaluations import Evaluations, is_better
+from mmcl.training.checkpoint import Progress, learned_names
 from mmcl.training.optimization.average import holding, live_tensors
+
+START = "start.safetensors"  # the weights before training, in the run folder
+log = logging.getLogger("mmcl")
+
+
+class WeightEnsemble(Callback):
+    """Saves the ensemble of the learned and the starting weights that evaluates best.
+
+    Args:
+        shares: of the learned weights; see :func:`choose_share`.
+        evaluations: of the run, which name the metric to choose by.
+        folder: of the run, where the starting weights are kept.
+    """
+
+    def __init__(self, shares: Sequence[float], evaluations: Evaluations, folder: Path) -> None:
+        self.shares, self.evaluations, self.path = shares, evaluations, folder / START
+        self.method = evaluations.method
+
+    def on_setup(self, progress: Progress) -> None:
+        if progress.step == 0:
+            save_start(self.method, learned_names(self.method), self.path)
+
+    @contextmanager
+    def final_weights(self, step: int) -> Iterator[int]:
+        best, metrics = self.evaluations.best, self.evaluations.metrics
+        start = load_start(self.method, learned_names(self.method), self.path)
+        share, table = choose_share(self.method, start, self.shares, self.evaluations.evaluate, best)
+        if distributed.rank() == 0:
+            metrics.write(step, {"evaluation": table[share], "wise_ft": share})
+            values = ", ".join(f"{alpha:g}: {found[best]:.4f}" for alpha, found in table.items() if best in found)
+            log.info("weight-space ensemble: share %g of the learned weights is saved  %s", share, values)
+        with interpolated(self.method, start, share):
+            yield step
 
 
 def save_start(module: nn.Module, names: set[str], path: Path) -> None:
@@ -97,16 +134,6 @@ def choose_share(
         if distributed.same_everywhere(better, device):
             chosen = alpha
     return chosen, table
-
-
-def is_better(metric: str, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-    """Whether ``new`` has the better value of ``metric``; of ranks the lower one is, of all else the higher.
-
-    Where the metric is undefined it is missing, and worse than any value.
-    """
-    if metric not in new or metric not in old:
-        return metric in new
-    return new[metric] < old[metric] if metric.endswith("median_rank") else new[metric] > old[metric]
 
 
 @torch.no_grad()

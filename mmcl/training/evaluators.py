@@ -1,4 +1,4 @@
-"""Judging the model during training: by pairs that find each other, by labelled pairs, by graded search."""
+"""Evaluators of a model in training: retrieval between pairs, correlation with scores, graded search."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SEARCH = "query_to_document"
 TEXTS_AT_ONCE = 16_384  # tokenized, of a search's documents
 
 
-class Judge(Protocol):
-    """Something to judge a model by, again and again."""
+class Evaluator(Protocol):
+    """Computes metrics of a model on one source of data, again and again while it learns."""
 
     @property
     def source(self) -> str:
@@ -52,7 +52,7 @@ class Judge(Protocol):
         """The rows that cannot be used: id, role and reason of each."""
 
 
-def open_judge(
+def open_evaluator(
     name: str,
     settings: JudgedSourceConfig,
     encoder: Encoder,
@@ -61,7 +61,7 @@ def open_judge(
     *,
     device: torch.device,
     show_progress: bool | None = None,
-) -> Judge:
+) -> Evaluator:
     """What ``evaluation.sources.NAME`` describes.
 
     Args:
@@ -84,14 +84,14 @@ def open_judge(
         pairs = open_pairs(settings)
         named = config.data.prompts
         # Neither sentence searches for the other, so both are read as what training compares: `text`, or an `anchor`.
-        return StsJudge(pairs, named.get("text", named.get("anchor")))
+        return StsEvaluator(pairs, named.get("text", named.get("anchor")))
     if is_beir(settings.source):
         if "text" not in encoder.modalities:
             raise MmclError(f"evaluation.sources.{name}: BEIR's tasks are of texts, which the model does not embed")
         prompts = (config.data.prompts.get("anchor"), config.data.prompts.get("positive"))
         _require_best(name, [SEARCH], config)
         beir = open_beir(settings.source, settings.split)
-        return BeirJudge(beir, config.evaluation.ks, prompts, settings.self_matches or "drop")
+        return BeirEvaluator(beir, config.evaluation.ks, prompts, settings.self_matches or "drop")
     sides = ("image", "text") if "image" in encoder.modalities else ("anchor", "positive")
     if "image" in sides and settings.self_matches is not None:
         raise MmclError(
@@ -102,7 +102,7 @@ def open_judge(
     roles = {side: "image" if side == "image" else "text" for side in sides}
     table = Table([settings], Reading(roles, encoder), config, scratch, device=device, show_progress=show_progress)
     table.require_rows()
-    return PairsJudge(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
+    return PairsEvaluator(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
 
 
 def open_pairs(settings: JudgedSourceConfig) -> SentencePairs:
@@ -123,7 +123,7 @@ def _require_best(name: str, ways: Sequence[str], config: Config) -> None:
         )
 
 
-class PairsJudge:
+class PairsEvaluator:
     """Retrieval between the two sides of rows, both ways, on the pixels, tokens and features that training caches.
 
     A row may have several items of the second side (captions), and of the first has one. Equal items are right answers
@@ -202,7 +202,7 @@ class PairsJudge:
         return self.table.problems()
 
 
-class StsJudge:
+class StsEvaluator:
     """Correlation with people's scores; see :func:`mmcl.evaluation.tasks.sts`."""
 
     def __init__(self, pairs: SentencePairs, prompt: str | None = None) -> None:
@@ -228,7 +228,7 @@ class StsJudge:
         return []
 
 
-class BeirJudge:
+class BeirEvaluator:
     """Search by graded judgements; see :func:`mmcl.evaluation.beir_retrieval`.
 
     Args:

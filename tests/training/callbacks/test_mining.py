@@ -21,14 +21,14 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
+from mmcl.training.callbacks.mining import Miner
 from mmcl.training.checkpoint import load_checkpoint
 from mmcl.training.find_batch import grown
 from mmcl.training.logs import MetricsLog
 from mmcl.training.loop import Trainer
-from mmcl.training.mining import Miner
 from mmcl.training.optimization.step import Stepper
 
-from .processes import TRAIN, launch
+from ..processes import TRAIN, launch
 
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits")
 PAIRS = [(f"a {animal} {verb} here", f"the {animal} {verb}") for animal in ANIMALS for verb in VERBS]
