@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from mmcl.methods import Batch
+from mmcl.data.batches.batch import Batch
 from mmcl.training.checkpoint import Progress
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.feed import Feed
-from mmcl.methods import Batch
 from mmcl.runtime import distributed
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.run_folder import SkippedList
