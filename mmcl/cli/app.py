@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from mmcl.cli import config, data, encode, evaluate, export, index, quickstart, tokenizer, train
+from mmcl.cli import config, data, encode, evaluate, index, models, quickstart, tokenizer, train
 from mmcl.cli.ends import end, prepare_streams
 from mmcl.cli.output import say
 from mmcl.runtime.printable import fitted, printable
@@ -47,7 +47,7 @@ app.command("encode")(encode.encode)
 app.add_typer(index.app, name="index")
 app.command("search")(index.search)
 app.add_typer(evaluate.app, name="eval")
-app.command("export", short_help="Write a model as a folder that another library opens.")(export.export)
+app.command("export", short_help="Write a model as a folder that another library opens.")(models.export)
 app.add_typer(data.app, name="data")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(config.app, name="config")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mmcl.cli.models import AllowPipe
+from mmcl.cli.options import AllowPipe
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 
 app = typer.Typer(rich_markup_mode=None, help="Experiment files.", no_args_is_help=True)

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcl.cli.columns import names_columns
-from mmcl.cli.models import AllowPipe
+from mmcl.cli.options import AllowPipe, ImageRoot, Separator, names_columns
 from mmcl.cli.output import JsonPath, print_table, say, write_json
-from mmcl.cli.sources import ImageRoot, Separator
 
 if TYPE_CHECKING:
     from mmcl.data.check import Check
@@ -36,15 +34,15 @@ def get(name: Annotated[str, typer.Argument(help="As `mmcl data list` shows it."
     say(samples.get(name))
 
 
-@app.command(short_help="Read all pictures and captions once; say what is wrong.")
+@app.command(short_help="Read all images and captions once; say what is wrong.")
 @names_columns
 def check(
     source: Annotated[str, typer.Argument(help="A file, folder, name or tar shards.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="The part of the source to read.")] = None,
-    image: Annotated[str | None, typer.Option(help="The column of pictures.", show_default="image")] = None,
+    image: Annotated[str | None, typer.Option(help="The column of images.", show_default="image")] = None,
     text: Annotated[str | None, typer.Option(help="The column of captions.", show_default="text")] = None,
     model: Annotated[str | None, typer.Option(help="A model or run folder, or a name: count its tokens.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side that pictures will be resized to; faster.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side that images will be resized to; faster.")] = None,
     separator: Separator = None,
     image_root: ImageRoot = None,
     allow_pipe: AllowPipe = False,
@@ -58,9 +56,9 @@ def check(
     ] = None,
     json: JsonPath = None,
 ) -> None:
-    """Read all pictures and captions once and say what is wrong with them.
+    """Read all images and captions once and say what is wrong with them.
 
-    Unreadable pictures, rows without captions, what repeats exactly or nearly, what stands in --against as well, sizes,
+    Unreadable images, rows without captions, what repeats exactly or nearly, what stands in --against as well, sizes,
     shapes, formats and lengths. With --json every such row is listed in the file.
     """
     from mmcl.data.check import check_source
@@ -116,9 +114,9 @@ def print_check(found: Check) -> None:
 def _image_lines(images: dict[str, Any]) -> list[list[object]]:
     readable = images["readable"]
     lines: list[list[object]] = [
-        ["unreadable pictures", _named(images["unreadable"])],
-        ["repeated pictures", _groups(_share(images["repeated"], readable), images["repeated_rows"])],
-        ["nearly repeated pictures", _groups(_share(images["near"], readable), images["near_rows"])],
+        ["unreadable images", _named(images["unreadable"])],
+        ["repeated images", _groups(_share(images["repeated"], readable), images["repeated_rows"])],
+        ["nearly repeated images", _groups(_share(images["near"], readable), images["near_rows"])],
         ["width, pixels", _spread(images["width"])],
         ["height, pixels", _spread(images["height"])],
         ["longer to shorter side", _spread(images["longer_to_shorter_side"])],

@@ -7,10 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from mmcl.cli.columns import names_columns
-from mmcl.cli.models import AllowPipe, Backend, Device, Dtype, ExactDecoding, Model, load
+from mmcl.cli.options import (
+    AllowPipe,
+    Backend,
+    Device,
+    Dtype,
+    ExactDecoding,
+    ImageRoot,
+    Model,
+    Separator,
+    load,
+    names_columns,
+)
 from mmcl.cli.output import say
-from mmcl.cli.sources import ImageRoot, Separator
 from mmcl.runtime.errors import MmclError
 
 

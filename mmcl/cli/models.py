@@ -1,53 +1,32 @@
-"""The options of the commands that run a model."""
+"""mmcl models and mmcl export: what can be named in a config, and models for other libraries."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from mmcl.encoding.encoder import Encoder
-
-log = logging.getLogger("mmcl")
-
-Model = Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
-Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, auto.")]
-Backend = Annotated[str, typer.Option(help="What runs texts: torch, onnx, openvino, onnx-int8, openvino-int8.")]
-
-ExactDecoding = Annotated[
-    bool | None,
-    typer.Option(
-        "--exact-decoding/--fast-decoding",
-        help="Decode large JPEGs at full size; fast: at a fraction, vectors differ by up to 8e-3.",
-        show_default="as the model was trained",
-    ),
-]
+from mmcl.cli.output import say
 
 
-def _allow_pipe(allowed: bool) -> bool:
-    if allowed:
-        from mmcl.data.sources.tar.shards import allow_pipes
-
-        allow_pipes()
-    return allowed
-
-
-AllowPipe = Annotated[
-    bool, typer.Option("--allow-pipe", callback=_allow_pipe, help="Run the commands of pipe: sources, in a shell.")
-]
-
-
-def load(
-    model: str, device: str, dtype: str = "auto", backend: str = "torch", exact_decoding: bool | None = None
-) -> Encoder:
-    """The model as the options ask for it."""
+def export(
+    model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
+    to: Annotated[
+        Literal["open-clip", "transformers", "sentence-transformers", "onnx"],
+        typer.Option(help="The library to write for.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+) -> None:
+    """Write a model as a folder that another library opens, with equal outputs there."""
     import mmcl
+    from mmcl.formats.export import export as run
 
-    encoder = mmcl.load(model, device=device, dtype=dtype, backend=backend, exact_decoding=exact_decoding)
-    # The same model gives other numbers in another precision, in their third or fourth digit.
-    how = encoder.computes_in if backend == "torch" else f"{backend} for texts"
-    log.info("%s: computed in %s on %s", model, how, encoder.device.type)
-    return encoder
+    folder = run(mmcl.load(model), to, out)
+    opened = {
+        "open-clip": f'open_clip.create_model_and_transforms("local-dir:{folder}")',
+        "transformers": f'AutoModel.from_pretrained("{folder}")',
+        "sentence-transformers": f'SentenceTransformer("{folder}")',
+        "onnx": f'mmcl.load("{folder}", backend="onnx")',
+    }
+    say(f"{folder}: opens by {opened[to]}")

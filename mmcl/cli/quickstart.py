@@ -28,15 +28,15 @@ def quickstart(
             hits = [_percent(judged.metrics[name], judged.intervals[name]) for name in ("hit@1", "hit@5", "hit@10")]
             chance = f"{100 * judged.chance()['hit@10']:.1f}"
             rows.append([SPLITS[split], way.replace("_to_", " → "), *hits, chance])
-    title = "Held-out pictures: how often the right one is among the first k, in %"
+    title = "Held-out images: how often the right one is among the first k, in %"
     print_table(["", "", "hit@1", "hit@5", "hit@10", "chance@10"], rows, title=title)
-    say("Searching the held-out pictures:")
+    say("Searching the held-out images:")
     for search in made.searches:
         say(f"  {search.query:22} {', '.join(hit.label for hit in search.hits[:4])}")
     folder, source, mmcl = made.index.parent, made.sample, _command()
     say(
         f"\nTrained in {made.training_seconds:.0f} s. Open {made.report} in a browser. Next:\n"
-        f'  {mmcl} search {made.index} "a cat with a smile" some/picture.png\n'
+        f'  {mmcl} search {made.index} "a cat with a smile" some/image.png\n'
         f"  {mmcl} eval zero-shot {folder / 'run'} sample:{source} --split test --label text\n"
         f"  {mmcl} train my.yaml    # your own pairs: the README shows the few lines it takes"
     )

@@ -88,7 +88,7 @@ def print_sts(scores: StsScores) -> None:
         say(f"undefined (–), and so is the average: all similarities or all scores are equal in {', '.join(undefined)}")
 
 
-def print_comparison(found: Comparison, a: str, b: str, *, of: str = "pictures") -> None:
+def print_comparison(found: Comparison, a: str, b: str, *, of: str = "images") -> None:
     """A row a metric, and the verdict; ``of`` is what queries belong to that are not independent."""
     _print_differences(found, a, b, "metric", lambda value, sign: format(value, f"{sign}.4f"))
     sizes = sorted({(row.queries, row.groups) for row in found.differences.values()})

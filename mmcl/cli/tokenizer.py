@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mmcl.cli.columns import names_columns
+from mmcl.cli.options import Separator, names_columns
 from mmcl.cli.output import say
-from mmcl.cli.sources import Separator
 
 app = typer.Typer(rich_markup_mode=None, help="Tokenizers trained on your own text.", no_args_is_help=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmcl.cli.config import Overrides
-from mmcl.cli.models import AllowPipe
+from mmcl.cli.options import AllowPipe
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 from mmcl.config.load import load_config
 

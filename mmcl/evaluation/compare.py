@@ -26,6 +26,7 @@ import numpy as np
 
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.tasks.retrieval import WITHOUT_OWN, Scores
+from mmcl.evaluation.tasks.text_retrieval import HEADLINES
 from mmcl.evaluation.tasks.zero_shot import ZeroShotScores
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -159,6 +160,15 @@ def compare(
     if not drafts:
         raise MmclError("compare: A and B have no metric in common: judge both with the same cut-offs")
     return adjusted(drafts, resamples)
+
+
+def headlines_of(scores: Mapping[str, Judged | Queries]) -> list[str] | None:
+    """The metrics to compare graded judgements by, of those that were measured; None for ``compare``'s own choice."""
+    graded = scores.get("query_to_document")
+    if graded is None or "document_to_query" in scores:
+        return None
+    values = _queries(graded).values
+    return [name for name in HEADLINES if name in values] or None
 
 
 def adjusted(drafts: Mapping[str, Difference], resamples: int) -> Comparison:

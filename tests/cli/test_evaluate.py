@@ -83,7 +83,7 @@ def test_zero_shot_by_numbers_and_templates_from_a_file(evaluate, table, tmp_pat
     assert saved["metrics"]["top@1"] == saved["clip_benchmark"]["acc1"] == 1.0
     assert saved["per_class"] == {"red": 1.0, "green": 1.0, "blue": 1.0, "white": 1.0}
     assert "mean_per_class_recall" in out
-    assert "40 pictures, 4 classes" in out
+    assert "40 images, 4 classes" in out
     assert "always answering the largest class, red, would score top@1 0.2500" in out
     assert saved["largest_class"] == {"name": "red", "share": 0.25}
     assert saved["class_images"] == {"red": 10, "green": 10, "blue": 10, "white": 10}
@@ -112,7 +112,7 @@ def test_two_models_are_compared_directly_or_from_files(evaluate, table, tmp_pat
     assert code == 0
     assert "B is ahead beyond the interval on " in out
     assert "text_to_image/mrr" in out
-    assert "80 queries of 40 pictures" in out
+    assert "80 queries of 40 images" in out
     direct = json.loads((tmp_path / "c.json").read_text())
     for model in ("blind", "good"):
         assert evaluate("retrieval", model, rows, "-k", 1, "--json", tmp_path / f"{model}.json", "--per-query")[0] == 0

@@ -1,0 +1,104 @@
+"""mmcl eval compare: whether one model is better than another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from mmcl.cli.options import (
+    AllowPipe,
+    Backend,
+    Classes,
+    CutOffs,
+    Device,
+    Document,
+    Dtype,
+    Exact,
+    ImageColumn,
+    ImageRoot,
+    Query,
+    SelfMatches,
+    Separator,
+    Split,
+    Templates,
+    cutoffs,
+    load,
+    names_columns,
+)
+from mmcl.cli.output import JsonPath, write_json
+from mmcl.cli.scores import print_comparison, print_what_counts
+from mmcl.runtime.errors import MmclError
+
+
+@names_columns
+def compare(
+    a: Annotated[str, typer.Argument(help="A model, or a file of --json --per-query.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The same of the other model.", show_default=False)],
+    source: Annotated[
+        str | None, typer.Argument(help="Rows to judge both models on; none for two files.", show_default=False)
+    ] = None,
+    split: Split = None,
+    image: ImageColumn = "image",
+    text: Annotated[
+        str | None,
+        typer.Option(help="The column of captions: compare retrieval.", show_default="text, unless --label is alone"),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="The column of classes: compare zero-shot classification.", show_default=False),
+    ] = None,
+    query: Query = None,
+    document: Document = None,
+    self_matches: SelfMatches = None,
+    template: Templates = None,
+    classes: Classes = None,
+    k: CutOffs = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric to compare, such as ndcg@10; repeat it.", show_default="hit@k, mrr, top@k, ..."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap and of the test.", min=1)] = 10_000,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "torch",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
+    exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
+    json: JsonPath = None,
+) -> None:
+    """Is B better than A, or luckier: differences with 95% intervals and a paired test, over the same queries.
+
+    An interval is a paired bootstrap; p is a paired randomisation test, Holm's adjustment of it is for the number of
+    metrics. The captions of one image are resampled together. Of two models of text: a folder in BEIR's layout, or
+    --query and --document; on pairs of sentences with scores: mmcl eval sts A TABLE --against B.
+    """
+    from mmcl.data.sources.tar.rows import open_rows
+    from mmcl.evaluation import compare as compare_scores
+    from mmcl.evaluation.compare import headlines_of, read_per_query
+    from mmcl.evaluation.tasks.rows import scores_of_rows
+    from mmcl.evaluation.tasks.search import Searched, open_retrieval
+
+    if self_matches is not None and (source is None or label is not None):
+        raise MmclError("--self-matches is of searches for texts by texts, which this does not measure; leave it out")
+    models, table = (a, b), {"separator": separator, "root": image_root}
+    run: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "exact_decoding": exact_decoding}
+    if source is None:
+        if not (a.endswith(".json") and b.endswith(".json")):
+            raise MmclError(f"compare {a} {b}: name a source to judge both models on, or give two .json files")
+        sides: list[Mapping[str, Any]] = [read_per_query(path) for path in models]
+    elif label is None:
+        searched = Searched(image, text or "text", query, document, self_matches=self_matches, ks=cutoffs(k))  # type: ignore[arg-type]
+        evaluate = open_retrieval(source, searched, split=split, **table)  # type: ignore[arg-type]
+        sides = [evaluate(load(model, **run), 0) for model in models]
+    else:
+        rows = open_rows(source, split=split, **table)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"image": image, "text": text, "label": label, "ks": cutoffs(k) or (1, 5, 10)}
+        options |= {"templates": template or ("{}",), "classes": classes}
+        sides = [scores_of_rows(load(model, **run), rows, **options) for model in models]
+    found = compare_scores(sides[0], sides[1], metric or headlines_of(sides[0]), resamples=resamples)
+    write_json(json, {"a": a, "b": b, **found.to_dict()})
+    print_comparison(found, a, b, of="rows" if query else "images")
+    print_what_counts(sides[0])
