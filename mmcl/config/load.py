@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mmcl.config.methods import MethodConfig, method_configs
 from mmcl.config.read_yaml import parse_yaml, problem_of, read_yaml
 from mmcl.config.schema import Config
 from mmcl.runtime.errors import MmclError, nearest
@@ -156,7 +157,7 @@ def _options(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         members = [option for option in typing.get_args(annotation) if option is not type(None)]
         return [choice for member in members for choice in _options(member)]
-    return [annotation]
+    return list(method_configs().values()) if annotation is MethodConfig else [annotation]
 
 
 def _tag(annotation: Any) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from mmcl.config.data import AugmentationConfig, DataConfig, TextAugmentationConfig
-from mmcl.config.methods import ClipConfig, MethodConfig
+from mmcl.config.methods import DEFAULT, AnyMethodConfig, method_config
 from mmcl.config.model import ModelConfig
 from mmcl.config.section import Section
 from mmcl.config.training import EvaluationConfig, TrainingConfig
@@ -19,7 +19,7 @@ class Config(Section):
     """Name of the experiment; the default run folder is runs/NAME."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """The same seed, data and machine give the same run."""
-    method: MethodConfig = Field(default_factory=ClipConfig)
+    method: AnyMethodConfig = Field(default_factory=lambda: method_config(DEFAULT))
     """What is learned, and its own settings."""
     data: DataConfig
     """The rows."""

@@ -6,5 +6,3 @@ from mmcl.methods.base import Views as Views
 from mmcl.methods.clip import Clip as Clip
 from mmcl.methods.siglip import Siglip as Siglip
 from mmcl.methods.simcse import Simcse as Simcse
-
-METHODS: dict[str, type[Method]] = {"clip": Clip, "siglip": Siglip, "simcse": Simcse}

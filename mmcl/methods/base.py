@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, NotRequired, Self, TypeAlias, TypedDi
 import torch
 from torch import Tensor, nn
 
-from mmcl.config.schema import Config
+from mmcl.config import schema
+from mmcl.config.methods import MethodConfig
 from mmcl.config.section import Section
 from mmcl.data.augment.images import Augmentation
 from mmcl.data.batches.batch import MINED, Batch
@@ -73,6 +74,9 @@ class Method(nn.Module, ABC):
         setting: see :class:`Setting`.
     """
 
+    Config: ClassVar[type[MethodConfig]]
+    """Its settings."""
+
     training_head: Head | None
     """What stands between the embeddings and the loss, and is kept apart from the encoder in the model folder."""
 
@@ -105,7 +109,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def inputs_of(cls, config: Config) -> dict[str, str]:
+    def inputs_of(cls, config: schema.Config) -> dict[str, str]:
         """Role to modality of the columns that ``config`` makes the method read.
 
         Raises:
@@ -208,7 +212,7 @@ class Method(nn.Module, ABC):
         return super()._apply(*args, **kwargs)
 
 
-def roles_named(config: Config) -> dict[str, str]:
+def roles_named(config: schema.Config) -> dict[str, str]:
     """Every role that the config names a column of, in its order, and the setting that does so."""
     sources = [config.data.train, *config.data.mix]
     where = ["data.train.columns", *(f"data.mix.{number}.columns" for number in range(len(config.data.mix)))]
@@ -219,7 +223,7 @@ def roles_named(config: Config) -> dict[str, str]:
     return named
 
 
-def refuse_unknown_roles(config: Config, known: Mapping[str, str]) -> None:
+def refuse_unknown_roles(config: schema.Config, known: Mapping[str, str]) -> None:
     """Raise ``MmclError`` if the config names columns of other roles than the ``known``."""
     for role, setting in roles_named(config).items():
         if role not in known:

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Unpack
+from typing import Annotated, ClassVar, Literal, Unpack
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from mmcl.config.methods import ClipConfig
+from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import MINED, Batch
 from mmcl.encoding.encoder import Encoder
 from mmcl.losses import info_nce
 from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
 from mmcl.methods.paired import key_of
+from mmcl.methods.parts.matryoshka import MatryoshkaConfig
+from mmcl.methods.parts.queue import QueueConfig
+from mmcl.methods.parts.references import TeacherConfig
 
 FURTHER = {"text": "negatives", MINED: MINED}  # role of captions without a picture to the view of them
 IDS = {"negatives": "negative_ids", MINED: f"{MINED}_ids"}  # such a view to that of their identities
 
 
+class ClipConfig(MethodConfig):
+    """Image and text towers under a symmetric InfoNCE loss (Radford et al. 2021, arXiv:2103.00020)."""
+
+    name: Literal["clip"] = "clip"
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Temperature at the start; that of the model to start from if absent, and 0.07 if there is none."""
+    learn_temperature: bool = True
+    """Learn the temperature; it stays at least 0.01."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target spread evenly over all candidates."""
+    extra_texts: int = Field(default=0, ge=0)
+    """Further captions, drawn anew for every batch from all training rows, as negatives of every picture. Nearly free
+    where the text tower is frozen; more than there are takes them all."""
+    queue: QueueConfig | None = None
+    """Pictures of past batches as negatives of every text, and texts of past batches as negatives of every picture."""
+    teacher: TeacherConfig | None = None
+    """Learn the similarities of another model besides."""
+    matryoshka: MatryoshkaConfig | None = None
+    """Compute the loss of the first dimensions as well."""
+
+
 class Clip(ImageText):
     """Each picture is told from the batch by its text, and each text by its picture."""
 
+    Config = ClipConfig
     config: ClipConfig
     start_temperature: ClassVar[float] = 0.07
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mmcl.config.schema import Config
+from mmcl.config import schema
 from mmcl.data.batches.batch import Batch
 from mmcl.methods.base import Views, refuse_unknown_roles
 from mmcl.methods.paired import Paired
@@ -18,7 +18,7 @@ class ImageText(Paired):
     sides: ClassVar[tuple[str, str]] = ("image", "text")
 
     @classmethod
-    def inputs_of(cls, config: Config) -> dict[str, str]:
+    def inputs_of(cls, config: schema.Config) -> dict[str, str]:
         inputs = {"image": "image", "text": "text"}
         refuse_unknown_roles(config, inputs)
         return inputs

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from mmcl.config.methods import ClipConfig, QueueConfig, SiglipConfig, SimcseConfig
 from mmcl.encoding.encoder import Encoder
 from mmcl.losses import batch_accuracy, distillation, matryoshka
 from mmcl.methods.base import Loss, Method, Setting, Views
 from mmcl.methods.parts.momentum import MomentumCopy
-from mmcl.methods.parts.queue import MemoryQueue
+from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
@@ -42,11 +41,9 @@ class Paired(Method):
     scale_bounds: ClassVar[tuple[float, float]] = (0.0, math.log(100.0))
     """Of ln(1/τ)."""
 
-    config: ClipConfig | SiglipConfig | SimcseConfig
+    config: Any
 
-    def __init__(
-        self, config: ClipConfig | SiglipConfig | SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]
-    ) -> None:
+    def __init__(self, config: Any, encoder: Encoder, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
         start = _start(config.temperature, encoder, self.start_temperature)
         self.logit_scale = nn.Parameter(torch.tensor(start), requires_grad=config.learn_temperature)

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Unpack
+from typing import Annotated, ClassVar, Literal, Unpack
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from mmcl.config.methods import SiglipConfig
+from mmcl.config.methods import MethodConfig
 from mmcl.encoding.encoder import Encoder
 from mmcl.losses import sigmoid
 from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
+from mmcl.methods.parts.matryoshka import MatryoshkaConfig
+from mmcl.methods.parts.references import TeacherConfig
+
+
+class SiglipConfig(MethodConfig):
+    """Image and text towers under a pairwise sigmoid loss (Zhai et al. 2023, arXiv:2303.15343)."""
+
+    name: Literal["siglip"] = "siglip"
+    temperature: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Temperature at the start; if absent that of the model to start from, if it comes with a bias, and else 0.1."""
+    bias: float | None = None
+    """Bias at the start; that of the model to start from if absent, and else the log-odds of a positive, -ln(N - 1)
+    for a global batch of N."""
+    learn_temperature: bool = True
+    """Learn the temperature."""
+    learn_bias: bool = True
+    """Learn the bias."""
+    teacher: TeacherConfig | None = None
+    """Learn the similarities of another model besides."""
+    matryoshka: MatryoshkaConfig | None = None
+    """Compute the loss of the first dimensions as well."""
 
 
 class Siglip(ImageText):
@@ -27,6 +49,8 @@ class Siglip(ImageText):
         logit_bias: the bias b, added to the scaled similarity.
     """
 
+    Config = SiglipConfig
+    config: SiglipConfig
     start_temperature: ClassVar[float] = 0.1
     scale_bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)  # the temperature is free
 

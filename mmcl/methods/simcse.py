@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Unpack, cast
+from typing import Annotated, Any, ClassVar, Literal, Unpack, cast
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmcl.config.methods import SimcseConfig
+from mmcl.config import schema
+from mmcl.config.methods import MethodConfig
 from mmcl.config.model import HeadConfig
-from mmcl.config.schema import Config
+from mmcl.config.section import Positive
 from mmcl.data.batches.batch import MINED, Batch
 from mmcl.data.identity import NOTHING, mix
 from mmcl.encoding.encoder import Encoder
@@ -20,13 +22,73 @@ from mmcl.losses import Guide, batch_accuracy, cosent, cosine_mse, debiased_info
 from mmcl.losses.unit import unit_length
 from mmcl.methods.base import Loss, Setting, Views, roles_named
 from mmcl.methods.paired import Paired, key_of
-from mmcl.methods.parts.masked_language import MaskedLanguage
+from mmcl.methods.parts.masked_language import MaskedLanguage, MlmConfig
+from mmcl.methods.parts.matryoshka import MatryoshkaConfig
+from mmcl.methods.parts.queue import QueueConfig
+from mmcl.methods.parts.references import GuideConfig, TeacherConfig
 from mmcl.models.heads import Head
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError, nearest
 
 PAIR = {"anchor": "text", "positive": "text"}
 NEGATIVE = re.compile(r"negative(_[1-9][0-9]*)?")
+
+
+class SimcseConfig(MethodConfig):
+    """One text tower, learned from pairs of texts (Gao et al. 2021, arXiv:2104.08821).
+
+    Unsupervised, with the role `text`: a sentence goes through the tower twice, and dropout makes the pair. Supervised,
+    with the roles `anchor` and `positive`, and hard negatives. With the role `score`: labelled pairs.
+    """
+
+    name: Literal["simcse"] = "simcse"
+    loss: Literal["info_nce", "cosent", "cosine_mse"] = "info_nce"
+    """`info_nce`, or for pairs with a score `cosent` (the order of the scores is learned) or `cosine_mse` (the scores
+    themselves)."""
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
+    """Temperature at the start; that of the model to start from if absent, and 0.05 if there is none."""
+    learn_temperature: bool = False
+    """Learn the temperature; it stays at least 0.01."""
+    symmetric: bool = False
+    """Tell each positive's anchor from the other anchors as well."""
+    hard_negative_weight: Positive = 1.0
+    """The paper's α: how much a row's own hard negatives count in its denominator, beside those of other rows."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target spread evenly over all candidates."""
+    training_head: bool = False
+    """A dense layer and tanh between the embeddings and the loss, in training only: the paper's MLP. The model folder
+    keeps it, apart from what embeds."""
+    mlm: MlmConfig | None = None
+    """Predict masked tokens besides."""
+    debias: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability τ⁺ that a negative is a positive in truth, which the denominator is corrected for (Chuang et al.
+    2020, arXiv:2007.00224)."""
+    queue: QueueConfig | None = None
+    """Positives of past batches as negatives of every anchor; if symmetric, past anchors for every positive as well."""
+    hardness: float = Field(default=0.0, ge=0.0)
+    """Concentration β on hard negatives (Robinson et al. 2021, arXiv:2010.04592)."""
+    score_range: tuple[float, float] = (0.0, 5.0)
+    """Scores that mean nothing alike and all the same, for `cosine_mse`, which learns cosines from 0 to 1."""
+    guide: GuideConfig | None = None
+    """Leave out negatives that another model finds too close."""
+    teacher: TeacherConfig | None = None
+    """Learn the similarities of another model besides."""
+    matryoshka: MatryoshkaConfig | None = None
+    """Compute the loss of the first dimensions as well."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> SimcseConfig:
+        if self.debias or self.hardness:
+            for name in ("label_smoothing", "guide"):
+                if getattr(self, name):
+                    raise ValueError(f"debias and hardness reweigh all negatives and do not go with {name}")
+        if self.loss != "info_nce":
+            for name in ("symmetric", "label_smoothing", "debias", "hardness", "queue", "guide", "teacher"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is of info_nce; loss '{self.loss}' has none of it")
+        if self.score_range[0] >= self.score_range[1]:
+            raise ValueError(f"score_range: two ends in ascending order, not {self.score_range}")
+        return self
 
 
 class Simcse(Paired):
@@ -49,6 +111,7 @@ class Simcse(Paired):
     apart: ClassVar[tuple[str, ...]] = ("anchor",)
     start_temperature: ClassVar[float] = 0.05
 
+    Config = SimcseConfig
     config: SimcseConfig
 
     def __init__(self, config: SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
@@ -71,7 +134,7 @@ class Simcse(Paired):
             self.keep_past(config.queue, self.sides if config.symmetric else self.sides[1:], parts)
 
     @classmethod
-    def inputs_of(cls, config: Config) -> dict[str, str]:
+    def inputs_of(cls, config: schema.Config) -> dict[str, str]:
         method, named = cast(SimcseConfig, config.method), roles_named(config)
         hard = sorted(filter(NEGATIVE.fullmatch, named), key=lambda role: (len(role), role))
         everything = ["text", *PAIR, *(hard or ["negative"]), "score"]

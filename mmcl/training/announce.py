@@ -146,7 +146,7 @@ def card_of(
         "steps": steps,
         "precision": precision,
     }
-    if cut := config.method.matryoshka:
+    if cut := getattr(config.method, "matryoshka", None):
         training["matryoshka"] = cut.dims
     training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(seconds, 1)}
     card: dict[str, Any] = {"data": data, "training": training}

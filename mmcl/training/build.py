@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mmcl.config.methods import METHODS
 from mmcl.config.model import TowerConfig
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
@@ -19,7 +20,7 @@ from mmcl.formats.folder import load
 from mmcl.formats.lora import add_lora, merge_lora
 from mmcl.formats.start import start_from
 from mmcl.formats.weights import full_disk_is_oserror
-from mmcl.methods import METHODS, Method
+from mmcl.methods import Method
 from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder
@@ -45,7 +46,7 @@ def build_method(config: Config, folder: Path) -> Method:
         MmclError: the config does not fit the method, or a model cannot be had.
     """
     torch.manual_seed(config.seed)
-    kind = METHODS[config.method.name]
+    kind: type[Method] = METHODS[config.method.name]
     inputs = kind.inputs_of(config)
     modalities = set(inputs.values()) & {"image", "text"}
     _refuse_what_is_not_read(config, modalities)

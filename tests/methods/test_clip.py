@@ -9,12 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mmcl.config.methods import ClipConfig, MatryoshkaConfig, QueueConfig, TeacherConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import MINED
 from mmcl.losses import distillation, info_nce
 from mmcl.methods import Clip
+from mmcl.methods.clip import ClipConfig
 from mmcl.methods.paired import key_of
+from mmcl.methods.parts.matryoshka import MatryoshkaConfig
+from mmcl.methods.parts.queue import QueueConfig
+from mmcl.methods.parts.references import TeacherConfig
 from mmcl.runtime.errors import MmclError
 
 INPUTS = {"image": "image", "text": "text"}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl.config.methods import ClipConfig, SiglipConfig, SimcseConfig
 from mmcl.data.batches.batch import MINED
 from mmcl.methods import Clip, Siglip, Simcse
+from mmcl.methods.clip import ClipConfig
+from mmcl.methods.siglip import SiglipConfig
+from mmcl.methods.simcse import SimcseConfig
 from mmcl.runtime.errors import MmclError
 
 PAIR = {"anchor": "text", "positive": "text"}

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
-from mmcl.config.methods import MatryoshkaConfig, SiglipConfig
 from mmcl.losses import sigmoid
 from mmcl.methods import Siglip
+from mmcl.methods.parts.matryoshka import MatryoshkaConfig
+from mmcl.methods.siglip import SiglipConfig
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmcl.config.methods import GuideConfig, MatryoshkaConfig, SimcseConfig, TeacherConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
 from mmcl.losses import Guide, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
 from mmcl.methods import Simcse
+from mmcl.methods.parts.matryoshka import MatryoshkaConfig
+from mmcl.methods.parts.references import GuideConfig, TeacherConfig
+from mmcl.methods.simcse import SimcseConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.dropout import Dropout

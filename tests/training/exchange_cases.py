@@ -22,12 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmcl import losses
-from mmcl.config.methods import ClipConfig, SiglipConfig, SimcseConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.encoding.encoder import Encoder
 from mmcl.methods import Method, clip, paired, siglip, simcse
+from mmcl.methods.clip import ClipConfig
+from mmcl.methods.siglip import SiglipConfig
+from mmcl.methods.simcse import SimcseConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.runtime.distributed import barrier, gather_rows, rank, world_size

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from mmcl.config.section import Positive, Section
 from mmcl.data.identity import uniforms
 from mmcl.models.embedder import Embedder
 from mmcl.models.text.tower import TextTower
@@ -15,6 +17,15 @@ from mmcl.runtime.errors import MmclError
 
 MASK_STREAM = 0x313A  # of a row's random numbers, the first of three that hide its tokens
 MASKED, SWAPPED = 0.8, 0.1  # of the tokens to predict; what remains is shown as it is
+
+
+class MlmConfig(Section):
+    """Masked language modelling beside the contrast, as in the SimCSE paper (section 3.2)."""
+
+    weight: Positive = 0.1
+    """Of its loss; the contrastive one has weight 1."""
+    probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of the tokens to predict."""
 
 
 class MaskedLanguage(nn.Module):

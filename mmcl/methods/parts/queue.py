@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mmcl.config.section import Section
 from mmcl.methods.parts.state import MethodState
+
+
+class QueueConfig(Section):
+    """Embeddings of past batches as further negatives, which cost a matrix product and no tower; a momentum copy, if
+    there is one, costs the towers' memory once more and a pass through them, without gradient, for the keys."""
+
+    size: int = Field(default=16384, ge=1)
+    """The newest rows so many are kept, over all devices."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Decay of a moving copy of the towers, such as 0.999, which then embeds all keys, those of the batch as well
+    (MoCo, He et al. 2020, arXiv:1911.05722). If null, the queue holds what the towers themselves made of past batches
+    (XBM, Wang et al. 2020, arXiv:1912.06798)."""
+    start: int = Field(default=0, ge=0)
+    """Optimizer steps before past rows count. Without momentum, embeddings of new towers age too fast at first."""
 
 
 class MemoryQueue(MethodState):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmcl.config.methods import MlmConfig, SimcseConfig
 from mmcl.data.identity import mix
 from mmcl.methods import Simcse
-from mmcl.methods.parts.masked_language import MaskedLanguage
+from mmcl.methods.parts.masked_language import MaskedLanguage, MlmConfig
+from mmcl.methods.simcse import SimcseConfig
 from mmcl.runtime.errors import MmclError
 
 SENTENCES = ["two dogs", "the old cat sleeps in a house", "a bird sings", "a red bird sings on a tree", "the cat runs"]

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from mmcl.config.load import load_config
-from mmcl.config.methods import ClipConfig, GuideConfig, MatryoshkaConfig, QueueConfig, SimcseConfig, TeacherConfig
 from mmcl.data.identity import stable_hash
 from mmcl.losses import Guide, batch_accuracy, debiased_info_nce, info_nce
 from mmcl.methods import Clip, Simcse
-from mmcl.methods.parts.queue import MemoryQueue
+from mmcl.methods.clip import ClipConfig
+from mmcl.methods.parts.matryoshka import MatryoshkaConfig
+from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
+from mmcl.methods.parts.references import GuideConfig, TeacherConfig
+from mmcl.methods.simcse import SimcseConfig
 from mmcl.runtime.errors import MmclError
 
 TEXTS = ["two dogs", "the cat runs", "a bird sings", "a red house", "the old cat", "dogs on the beach", "a tree"]
