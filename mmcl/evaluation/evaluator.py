@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
+
+from mmcl.config.data import JudgedSourceConfig
+from mmcl.config.schema import Config
 from mmcl.config.training import EvaluationConfig
+from mmcl.data.batches.table import Table
+from mmcl.data.sources.tar.shards import is_shards
 from mmcl.encoding.encoder import Encoder
+from mmcl.runtime.errors import MmclError
 from mmcl.runtime.registry import Registry
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an evaluator is opened with, beside the settings of its source.
+
+    Attributes:
+        name: of the source in ``evaluation.sources``, for messages.
+        encoder: the model to evaluate; its towers say what their inputs are.
+        config: of the run.
+        scratch: folder for the features of frozen towers; None: they are not computed ahead.
+        device: where frozen towers run.
+        show_progress: a bar on stderr; for a terminal if absent.
+    """
+
+    name: str
+    encoder: Encoder
+    config: Config
+    scratch: Path | None
+    device: torch.device
+    show_progress: bool | None = None
 
 
 class Evaluator(Protocol):
@@ -26,6 +56,21 @@ class Evaluator(Protocol):
     """Names, without their cut-offs, of further metrics for a model card or a short table."""
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     """Names, without their cut-offs, of the metrics of which the lower value is the better one."""
+
+    source: str
+    """What messages call the rows."""
+
+    @classmethod
+    def open(cls, settings: Any, setup: Setup) -> Evaluator:
+        """The evaluator of a source.
+
+        Args:
+            settings: of the source.
+            setup: the model, the run and where to compute.
+
+        Raises:
+            MmclError: the source cannot be read, has no usable row, or does not fit the model.
+        """
 
     @classmethod
     def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
@@ -51,10 +96,6 @@ class Evaluator(Protocol):
         """Whether a model card shows the metric."""
         return cls.is_headline(key) or _base(key) in cls.summary
 
-    @property
-    def source(self) -> str:
-        """What messages call its rows."""
-
     def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
         """The metrics of ``encoder``, by key; empty in all processes but the first. All processes call this together.
 
@@ -65,6 +106,11 @@ class Evaluator(Protocol):
 
     def problems(self) -> list[dict[str, str]]:
         """The rows that cannot be used: id, role and reason of each."""
+        return []
+
+    def warn_of_shared(self, name: str, training: Table) -> None:
+        """Log a warning if rows of the source called ``name`` stand among the training rows, as far as can be known."""
+        return
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry(
@@ -84,6 +130,23 @@ def evaluator_of(key: str, config: EvaluationConfig) -> type[Evaluator]:
         MmclError: ``evaluation.sources`` lacks SOURCE, or there is no evaluator of its task.
     """
     return EVALUATORS[config.sources[key.partition("/")[0]].task]
+
+
+def open_evaluator(settings: JudgedSourceConfig, setup: Setup) -> Evaluator:
+    """What ``evaluation.sources.NAME`` describes.
+
+    Args:
+        settings: of the source.
+        setup: the model, the run and where to compute.
+
+    Raises:
+        MmclError: the source cannot be read, has no usable row, or does not fit the task or the model.
+    """
+    if is_shards(settings.source):
+        raise MmclError(
+            f"evaluation.sources.{setup.name}: {settings.source}: judging needs a table or folder, not a stream"
+        )
+    return EVALUATORS[settings.task].open(settings, setup)
 
 
 def _name(key: str) -> str:

@@ -18,8 +18,8 @@ from mmcl.encoding import Encoder
 from mmcl.evaluation import Scores, StsScores, beir_retrieval, retrieval_of_texts, sts
 from mmcl.evaluation.examples import examples, worst_answers
 from mmcl.evaluation.tasks.rows import PairVectors, embed_pairs, retrieval_of_vectors
+from mmcl.evaluation.tasks.sts_evaluator import open_pairs
 from mmcl.reports.shown import Hit, Mistake, Search
-from mmcl.training.evaluators import open_pairs
 from mmcl.training.run import Run
 
 SEARCHES, HITS, MISTAKES = 4, 8, 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST_NAME = 200
 """Characters of a name that are compared with those that are known."""
@@ -23,6 +24,19 @@ class DivergedError(MmclError):
     """The loss stopped being a finite number. Not a mistake of spelling: exit code 1."""
 
     exit_code = 1
+
+
+class NotFiniteError(ArithmeticError):
+    """Something that a run computes is no finite number. All processes raise it together.
+
+    Attributes:
+        what: ``loss``, ``gradient``, ``weights`` or ``vectors``.
+        batch: this process's share of the batch in which it came about; None outside of a step.
+    """
+
+    def __init__(self, message: str, what: str, batch: Any = None) -> None:
+        super().__init__(message)
+        self.what, self.batch = what, batch
 
 
 def first_line(error: BaseException) -> str:

@@ -18,9 +18,8 @@ from mmcl.formats.transformers.nets import UNLIMITED
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
-from mmcl.runtime.errors import DivergedError, MmclError
+from mmcl.runtime.errors import DivergedError, MmclError, NotFiniteError
 from mmcl.training.loop import Trainer
-from mmcl.training.optimization.not_finite import NotFiniteError
 from mmcl.training.run import Run
 from mmcl.training.run_folder import has_begun
 

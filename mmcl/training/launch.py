@@ -9,12 +9,11 @@ from typing import Any
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
 from mmcl.runtime import distributed
-from mmcl.runtime.errors import DivergedError
+from mmcl.runtime.errors import DivergedError, NotFiniteError
 from mmcl.runtime.files import write_json
 from mmcl.training.check_config import check_config
 from mmcl.training.checkpoint import list_checkpoints
 from mmcl.training.loop import Trainer
-from mmcl.training.optimization.not_finite import NotFiniteError
 from mmcl.training.run import Run
 from mmcl.training.run_folder import FolderError, exclusive_folder, has_begun, remove_on_failure
 

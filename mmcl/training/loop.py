@@ -19,6 +19,7 @@ from mmcl.config.schema import Config
 from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.feed import Feed, open_feed
 from mmcl.data.batches.table import Table
+from mmcl.evaluation.evaluator import Evaluator, Setup, open_evaluator
 from mmcl.methods import Method
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
@@ -33,7 +34,6 @@ from mmcl.training.callbacks.skipped import SkippedSamples
 from mmcl.training.checkpoint import Progress, checkpoint_path, learned_names, load_checkpoint, save_checkpoint
 from mmcl.training.clock import Clock
 from mmcl.training.devices import choose_precision, start_device
-from mmcl.training.evaluators import Evaluator, PairsEvaluator, open_evaluator
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optimization.average import WeightAverage
@@ -312,20 +312,10 @@ class Trainer:
         return Miner(self.feed, self.method, self.config, self.folder, self.precision, self.steps)
 
     def _open_evaluator(self, name: str, source: JudgedSourceConfig) -> Evaluator:
-        def make() -> Evaluator:
-            return open_evaluator(
-                name,
-                source,
-                self.method.encoder,
-                self.config,
-                self.scratch,
-                device=self.device,
-                show_progress=self.show_progress,
-            )
-
-        evaluator = self._opened(make)
+        setup = Setup(name, self.method.encoder, self.config, self.scratch, self.device, self.show_progress)
+        evaluator = self._opened(lambda: open_evaluator(source, setup))
         self._note_skipped(evaluator.source, evaluator.problems())
-        if self.main and isinstance(evaluator, PairsEvaluator) and isinstance(self.feed, Table):
+        if self.main and isinstance(self.feed, Table):
             evaluator.warn_of_shared(name, self.feed)
         return evaluator
 

@@ -74,7 +74,7 @@ EXCHANGES = """
 import torch
 import torch.distributed as dist
 from mmcl.runtime import distributed
-from mmcl.training.shares import from_shares, share_of
+from mmcl.encoding.shares import from_shares, share_of
 
 dist.init_process_group("gloo")
 rank, cpu = distributed.rank(), torch.device("cpu")

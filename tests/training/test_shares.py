@@ -16,7 +16,7 @@ from mmcl.encoding.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.runtime.sharding import shard
 from mmcl.training.optimization.average import WeightAverage
-from mmcl.training.shares import embed
+from mmcl.encoding.shares import embed
 
 dist.init_process_group("gloo")
 torch.manual_seed(0)

@@ -19,11 +19,11 @@ from mmcl.data.batches.feed import open_feed
 from mmcl.data.batches.sampler import Draw
 from mmcl.data.identity import NOTHING, mix
 from mmcl.evaluation import sts
+from mmcl.evaluation.evaluator import Setup, open_evaluator
 from mmcl.losses import Guide, info_nce
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
-from mmcl.training.evaluators import open_evaluator
 from mmcl.training.loop import Trainer
 
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits", "hides")
@@ -254,7 +254,7 @@ def test_both_sentences_are_judged_behind_the_prompt_of_text_or_anchor(
     encoder = build_method(config, tmp_path / "run").encoder.eval()
     encoder.set_compute("float32")
     source = config.evaluation.sources["dev"]
-    evaluator = open_evaluator("dev", source, encoder, config, tmp_path, device=torch.device("cpu"))
+    evaluator = open_evaluator(source, Setup("dev", encoder, config, tmp_path, torch.device("cpu")))
     expected = {name: sts(encoder, sentences["sts"], prompt=name, bootstrap=0).metrics["pearson"] for name in PROMPTS}
     expected[None] = sts(encoder, sentences["sts"], bootstrap=0).metrics["pearson"]
     assert evaluator.evaluate(encoder)["pearson"] == pytest.approx(expected[read], abs=1e-6)
@@ -289,7 +289,7 @@ def test_a_search_in_training_leaves_queries_out_of_their_own_ranking_as_the_sou
         encoder = build_method(parsed, tmp_path / "run").encoder.eval()
         with caplog.at_level("INFO", logger="mmcl"):
             evaluator = open_evaluator(
-                "dev", parsed.evaluation.sources["dev"], encoder, parsed, tmp_path, device=torch.device("cpu")
+                parsed.evaluation.sources["dev"], Setup("dev", encoder, parsed, tmp_path, torch.device("cpu"))
             )
         found[rule] = evaluator.evaluate(encoder)["query_to_document/mrr"]
     assert found["keep"] < found["drop"] == found[None]

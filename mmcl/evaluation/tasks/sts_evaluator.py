@@ -2,18 +2,69 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
-from typing import Any
 
-from mmcl.evaluation.evaluator import Evaluator
+from mmcl.config.data import JudgedSourceConfig
+from mmcl.data.sources import open_source
+from mmcl.encoding.encoder import Encoder
+from mmcl.evaluation.evaluator import Evaluator, Setup
+from mmcl.evaluation.live_texts import LiveTexts
+from mmcl.evaluation.tasks.sentence_pairs import SentencePairs, open_sts
+from mmcl.evaluation.tasks.sts import sts
+from mmcl.runtime import distributed
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
 
 
 class StsEvaluator(Evaluator):
-    """Correlation with people's scores."""
+    """Correlation with people's scores; see :func:`mmcl.evaluation.tasks.sts`.
+
+    Args:
+        pairs: labelled pairs.
+        prompt: name of the prompt of both sentences; the model's own where None.
+    """
 
     headlines = ("spearman",)
 
     @classmethod
-    def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
+    def open(cls, settings: JudgedSourceConfig, setup: Setup) -> StsEvaluator:
+        if "text" not in setup.encoder.modalities:
+            raise MmclError(f"evaluation.sources.{setup.name}: sts compares texts, which the model does not embed")
+        prompts = setup.config.data.prompts
+        # Neither sentence searches for the other, so both are read as what training compares: `text`, or an `anchor`.
+        return StsEvaluator(open_pairs(settings), prompts.get("text", prompts.get("anchor")))
+
+    @classmethod
+    def metrics(cls, settings: JudgedSourceConfig, ks: Sequence[int]) -> list[str]:
         parts = ["", *(f"{task}/" for task in settings.tasks if len(settings.tasks) > 1)]
         return [f"{part}{name}" for part in parts for name in ("spearman", "pearson")]
+
+    def __init__(self, pairs: SentencePairs, prompt: str | None = None) -> None:
+        self.pairs, self.prompt = pairs, prompt
+        self.source = pairs.name
+
+    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
+        """``spearman`` and ``pearson``, and those of each task as ``STS12/spearman`` and so on where there are more.
+
+        What is undefined, since all similarities or all scores of a task are equal, is left out and warned of."""
+        scores = sts(LiveTexts(encoder), self.pairs, prompt=self.prompt, bootstrap=0)
+        if distributed.rank() != 0:
+            return {}
+        several = len(self.pairs.tasks) > 1
+        metrics = {name: float(value) for name, value in scores.metrics.items() if several or "/" not in name}
+        undefined = [name for name, value in metrics.items() if math.isnan(value)]
+        if undefined and warn:
+            log.warning("%s: all similarities or all scores are equal: no %s", self.source, ", ".join(undefined))
+        return {name: value for name, value in metrics.items() if name not in undefined}
+
+
+def open_pairs(settings: JudgedSourceConfig) -> SentencePairs:
+    """The labelled pairs that a source with the task ``sts`` describes."""
+    tasks, columns = settings.tasks, settings.columns
+    if settings.separator is None:
+        return open_sts(settings.source, split=settings.split, tasks=tasks, columns=columns)
+    rows = open_source(settings.source, split=settings.split, separator=settings.separator)
+    return open_sts(rows, split=None, tasks=tasks, columns=columns)

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from mmcl.config.training import EvaluationConfig
+from mmcl.evaluation.evaluator import Evaluator
 from mmcl.methods import Method
 from mmcl.runtime import distributed
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.checkpoint import Progress, checkpoint_path, load_checkpoint
-from mmcl.training.evaluators import Evaluator
 from mmcl.training.logs import MetricsLog
 from mmcl.training.optimization.average import WeightAverage
 

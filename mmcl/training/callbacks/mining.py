@@ -20,19 +20,18 @@ from mmcl.data.batches.feed import Feed
 from mmcl.data.batches.table_feed import HardNegatives, TableFeed
 from mmcl.data.identity import mix
 from mmcl.encoding.encoder import Encoder
+from mmcl.encoding.shares import embed, from_shares, share_of
 from mmcl.formats.folder import load
 from mmcl.methods import Method
 from mmcl.retrieval import Index
 from mmcl.retrieval.mining import Guide, Mined, Own, Rules, mine
 from mmcl.runtime import distributed
 from mmcl.runtime.device import DTYPES
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, NotFiniteError
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import spoken
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.checkpoint import Progress
-from mmcl.training.optimization.not_finite import NotFiniteError
-from mmcl.training.shares import embed, from_shares, share_of
 
 log = logging.getLogger("mmcl")
 ANCHORS_AT_ONCE = 256  # beside them their nearest items, times the guide's dimensions, are in memory

@@ -6,21 +6,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mmcl.data.batches.batch import Batch
 from mmcl.runtime import distributed
-
-
-class NotFiniteError(ArithmeticError):
-    """Something that a run computes is no finite number. All processes raise it together.
-
-    Attributes:
-        what: ``loss``, ``gradient``, ``weights`` or ``vectors``.
-        batch: this process's share of the batch in which it came about; None outside of a step.
-    """
-
-    def __init__(self, message: str, what: str, batch: Batch | None = None) -> None:
-        super().__init__(message)
-        self.what, self.batch = what, batch
+from mmcl.runtime.errors import NotFiniteError
 
 
 @torch.no_grad()

@@ -23,11 +23,10 @@ from mmcl.models.blocks import blocks
 from mmcl.models.embedder import Embedder, embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, NotFiniteError
 from mmcl.training.optimization.average import WeightAverage
 from mmcl.training.optimization.gradient_cache import backward
 from mmcl.training.optimization.micro_batch import micro_batches
-from mmcl.training.optimization.not_finite import NotFiniteError
 from mmcl.training.optimization.optim import without_gradient
 
 log = logging.getLogger("mmcl")

@@ -16,10 +16,10 @@ from mmcl.data.batches.feed import open_feed, prefetch
 from mmcl.data.batches.sampler import Draw
 from mmcl.data.batches.table import Table
 from mmcl.data.batches.towers import Reading
+from mmcl.evaluation.tasks.retrieval_evaluator import PairsEvaluator
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
-from mmcl.training.evaluators import PairsEvaluator
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from mmcl.encoding.encoder import Encoder
 from mmcl.losses.unit import unit_length
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
+from mmcl.runtime.errors import NotFiniteError
 from mmcl.runtime.progress import spoken
-from mmcl.training.optimization.not_finite import NotFiniteError
 
 
 def share_of(count: int) -> np.ndarray:

@@ -8,11 +8,11 @@ import torch
 
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
 from mmcl.encoding.encoder import Encoder
+from mmcl.evaluation.live_texts import LiveTexts
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.models.text.tower import TextTower
-from mmcl.training.evaluators import LiveTexts
 
 TEXTS = ["a red dog", "a small blue car under the big dog", "cars", "the dog sits"]
 
