@@ -1,4 +1,4 @@
-"""The quickstart: all three jobs on real sample data, told with the public functions."""
+"""The quickstart: all three jobs on real sample data, by the public functions."""
 
 from __future__ import annotations
 
@@ -77,7 +77,11 @@ def quickstart(out: Path) -> Quickstart:
         out: gets ``run/``, ``vectors/``, ``index/`` and ``report.html``.
     """
     sample = _sample()
-    run = train(_config(sample), out=out / "run", resume=(out / "run" / "config.yaml").is_file())
+    try:
+        run = train(_config(sample), out=out / "run", resume=(out / "run" / "config.yaml").is_file())
+    except KeyboardInterrupt as interrupted:  # which speaks of an option of `mmcl train`
+        where = str(interrupted).partition(";")[0]
+        raise KeyboardInterrupt(f"{where}; start the quickstart again, and it goes on from there") from None
     encoder = run.model
 
     rows, vectors, scores = {}, {}, {}

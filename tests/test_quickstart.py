@@ -55,3 +55,13 @@ def test_without_a_network_drawn_shapes_stand_in_and_an_interrupted_start_goes_o
     assert made.report.read_text().count("data:image/") > 20
     assert {hit.image is not None for search in made.searches for hit in search.hits} == {True}
     assert made.to_dict()["scores"]["test"]["image_to_text"]["queries"] == 400
+
+
+def test_interrupted_it_says_how_the_quickstart_goes_on(tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt("interrupted at step 3 of 9; start it again with --resume, which goes on from there")
+
+    monkeypatch.setattr(quickstart, "_sample", lambda: "shapes")
+    monkeypatch.setattr(quickstart, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted at step 3 of 9; start the quickstart again"):
+        quickstart.quickstart(tmp_path)
