@@ -68,14 +68,23 @@ class TrainingConfig(Section):
     """Statistics in batch normalisation: those of each micro-batch of each process (`batch`); the running ones, which
     then stay as they are, for towers that were trained before (`frozen`); or those of a micro-batch over all processes
     (`sync`, CUDA only; it cannot see over micro-batches)."""
+    optimizer: Literal["adamw", "sgd", "lars", "muon"] = "adamw"
+    """`adamw` (arXiv:1711.05101); `sgd` with Nesterov momentum; `lars` for large batches, which adapts the rate of each
+    matrix to its norm (arXiv:1708.03888); `muon`, which orthogonalises the updates of matrices and has AdamW for all
+    else, tables of embeddings included (arXiv:2502.16982). None of them adapts gains, biases and the temperature."""
     lr: Positive = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate. `adamw` and `muon` take rates of the same size; `sgd` and `lars` far larger ones."""
     weight_decay: float = Field(default=0.1, ge=0.0)
-    """Decay of matrices; gains, biases and the temperature have none."""
+    """Decay of matrices; gains, biases and the temperature have none. `sgd` and `lars` add it to the gradient, and take
+    about 1e-4 and 1e-6."""
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Momentum of `sgd`, `lars` and `muon`, whose authors take 0.95."""
+    trust: Positive = 1e-3
+    """Trust coefficient of `lars`."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.98)
-    """AdamW's decay rates of the two moments."""
+    """Decay rates of the two moments in `adamw`, and in what `muon` has of it."""
     eps: Positive = 1e-6
-    """AdamW's epsilon."""
+    """Epsilon of `adamw`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
     warmup: float = Field(default=0.1, ge=0.0)

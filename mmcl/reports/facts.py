@@ -108,7 +108,10 @@ def facts(history: History) -> list[tuple[str, str]]:
     batch = f"{settings.batch_size:,}" + (f" × {settings.accumulate} accumulated" if settings.accumulate > 1 else "")
     found.append(("Batch", f"{batch} pairs"))
     found.append(
-        ("Optimizer", f"AdamW, learning rate {settings.lr:g}, {settings.schedule}, {settings.epochs:g} epochs")
+        (
+            "Optimizer",
+            f"{settings.optimizer}, learning rate {settings.lr:g}, {settings.schedule}, {settings.epochs:g} epochs",
+        )
     )
     found.append(("Precision", str(training.get("precision", settings.precision))))
     found.append(("Steps", _steps(history)))

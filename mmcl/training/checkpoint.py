@@ -240,11 +240,12 @@ def _learns(module: nn.Module, name: str) -> bool:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, method: nn.Module) -> dict[str, Tensor]:
-    """The state of the parameter ``name`` as ``name:exp_avg`` and so on; the hyperparameters are the config's."""
+    """The state of the parameter ``name`` as ``name:exp_avg`` and so on; what is no tensor follows from the config."""
     return {
-        f"{name}:{key}": torch.as_tensor(value)
+        f"{name}:{key}": value
         for name, parameter in method.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
     }
 
 

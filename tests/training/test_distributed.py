@@ -205,6 +205,17 @@ def test_shards_of_the_model_learn_what_whole_copies_learn(tmp_path, config_file
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_other_optimizers_learn_the_same_from_shards(tmp_path, config_file, optimizer):
+    for kind in ("ddp", "fsdp"):
+        changes = [f"training.parallel={kind}", f"training.optimizer={optimizer}", "training.lr=0.1"]
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(to_yaml(load_config(config_file, [*changes, "training.weight_decay=1e-4"])))
+        launch(TRAIN, path, tmp_path / kind, processes=2)
+    same_run(tmp_path / "ddp", tmp_path / "fsdp")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_resume_to_the_same_weights_bit_for_bit(tmp_path, config_file, kind):
     path = tmp_path / f"{kind}.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -233,3 +234,23 @@ def test_steps_that_take_more_batches_than_the_epochs_have_are_said(tmp_path, wo
     caplog.clear()
     run_of(words, tmp_path / "whole", "training.epochs=1", "training.accumulate=5")
     assert "more than" not in caplog.text
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "muon"])
+def test_a_resumed_run_is_the_uninterrupted_one_with_every_optimizer(tmp_path, words, optimizer):
+    changes = [f"training.optimizer={optimizer}", "training.epochs=1", "training.save_every=2", "training.keep=9"]
+    full = run_of(words, tmp_path / "full", *changes, "evaluation={}")
+    cut = shutil.copytree(full.folder, tmp_path / "cut")
+    shutil.rmtree(cut / "model")
+    for later in list_checkpoints(cut)[1:]:
+        shutil.rmtree(later)
+    resumed = train(full.config, out=cut, resume=True, show_progress=False)
+    assert same(
+        load_file(resumed.folder / "model" / "model.safetensors"),
+        load_file(full.folder / "model" / "model.safetensors"),
+    )
+    assert learned(list_checkpoints(cut)[-1]) == learned(list_checkpoints(full.folder)[-1])
+
+
+def learned(checkpoint):
+    return [(checkpoint / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]

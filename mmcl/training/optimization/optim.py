@@ -1,11 +1,11 @@
-"""AdamW's parameter groups and the learning rate's schedule."""
+"""Optimizers, their parameter groups, and the learning rate."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,14 +16,15 @@ from mmcl.methods.parts.state import beside_weights
 from mmcl.models.blocks import blocks, depths
 from mmcl.models.embedder import embedders
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.schedules import SCHEDULES
 
 
-def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over what is not frozen.
+def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """``training.optimizer`` over what is not frozen.
 
     Matrices and convolutions decay. Gains, biases and scalars such as the temperature do not: pulling a gain to zero
-    switches its channel off, and pulling the temperature changes the loss instead of the model. A group that names
-    its own decay has it for all of its parameters.
+    switches its channel off, and pulling the temperature changes the loss instead of the model. Nor does LARS adapt
+    their rate, or Muon orthogonalise their updates. A group that names its own decay has it for all of its parameters.
 
     Each of its parameter groups has an ``lr_scale``: the factor of ``training.groups`` times that of
     ``training.layer_decay``, by which the schedule's rate is multiplied. The groups and their order depend on the names
@@ -35,7 +36,8 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Ad
     freeze_groups(module, config)
     chosen = _group_of(module, config)
     scales = layer_scales(module, config.layer_decay) if config.layer_decay is not None else {}
-    settings: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    settings: dict[tuple[float, float, bool, str], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             group = config.groups[chosen[name]] if name in chosen else None
@@ -43,17 +45,60 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Ad
             if group is not None and group.weight_decay is not None:
                 decay = group.weight_decay
             scale = (group.lr if group else 1.0) * scales.get(name, 1.0)
-            # Whole tensors and shards in one group is what torch's fused steps do not take.
-            settings.setdefault((scale, decay, isinstance(parameter, DTensor)), []).append(parameter)
+            kind = _kind(parameter, id(parameter) in tables) if config.optimizer in ("lars", "muon") else ""
+            # Full tensors and shards in one group is what torch's fused steps do not take.
+            settings.setdefault((scale, decay, isinstance(parameter, DTensor), kind), []).append(parameter)
     if not settings:
         raise MmclError("nothing is learned: every tower is frozen, without heads and with a fixed temperature")
     groups = [
         {"params": parameters, "weight_decay": decay, "lr": config.lr * scale, "lr_scale": scale}
-        for (scale, decay, _), parameters in sorted(settings.items(), key=lambda item: item[0], reverse=True)
+        | (_options(kind, config) if kind else {})
+        for (scale, decay, _, kind), parameters in sorted(settings.items(), key=lambda item: item[0], reverse=True)
     ]
-    # One pass over the memory instead of a dozen: on CPUs six times as fast.
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in module.parameters())
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    if config.optimizer == "muon" and any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        raise MmclError(
+            "training.optimizer: muon takes whole matrices, of which training.parallel: fsdp has shards; set it to ddp"
+        )
+    return _optimizer(groups, config, fused=all(p.device.type in ("cpu", "cuda") for p in module.parameters()))
+
+
+def _kind(parameter: nn.Parameter, table: bool) -> str:
+    """``matrix``, also a convolution; ``vector``; or ``table`` of vectors that learn apart, as embeddings do."""
+    if parameter.ndim < 2:
+        return "vector"
+    return "table" if table or 1 in parameter.shape[:2] else "matrix"
+
+
+def _options(kind: str, config: TrainingConfig) -> dict[str, Any]:
+    """What LARS and Muon are given for a group of parameters of one kind."""
+    if config.optimizer == "lars":
+        return {"always_adapt": kind != "vector"}
+    return {"use_muon": True} if kind == "matrix" else {"use_muon": False, "nesterov": False, "eps": config.eps}
+
+
+def _optimizer(groups: list[dict[str, Any]], config: TrainingConfig, *, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` names, of parameter groups.
+
+    Args:
+        groups: with their own decay and rate.
+        config: the rest of the settings.
+        fused: one pass over the memory instead of a dozen: on CPUs six times as fast.
+    """
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    momentum = config.momentum
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0, foreach=True)
+    from timm.optim import Lars, Muon
+
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "lars":
+        optimizer = Lars(groups, lr=config.lr, momentum=momentum, trust_coeff=config.trust)
+    else:
+        optimizer = Muon(
+            groups, lr=config.lr, momentum=momentum, nesterov=True, ns_coefficients="original", betas=config.betas
+        )
+    return optimizer
 
 
 def freeze_groups(module: nn.Module, config: TrainingConfig) -> None:
@@ -107,15 +152,15 @@ def describe_learning(module: nn.Module) -> str:
         part = ".".join(public_name(name).split(".")[:2])
         there[part] = there.get(part, 0) + parameter.numel()
         learned[part] = learned.get(part, 0) + parameter.numel() * parameter.requires_grad
-    told = []
+    described = []
     for part, total in there.items():
         if learned[part] == 0:
-            told.append(f"{part} frozen ({_millions(total)})")
+            described.append(f"{part} frozen ({_millions(total)})")
         elif _millions(learned[part]) != _millions(total):  # some towers have a pooler that is never used
-            told.append(f"{part} {_millions(learned[part])} of {_millions(total)}")
+            described.append(f"{part} {_millions(learned[part])} of {_millions(total)}")
         else:
-            told.append(f"{part} {_millions(total)}" if total > 1 else part)
-    return ", ".join(told)
+            described.append(f"{part} {_millions(total)}" if total > 1 else part)
+    return ", ".join(described)
 
 
 def without_gradient(module: nn.Module) -> list[str]:
@@ -157,15 +202,9 @@ def _millions(count: int) -> str:
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     """The learning rate of optimizer step ``step`` (from 0) of ``steps``.
 
-    It rises linearly over the warm-up, then stays or falls to zero, linearly or along half a cosine
-    (Loshchilov & Hutter 2017, arXiv:1608.03983).
+    It rises linearly over the warm-up, then follows ``training.schedule`` to zero.
     """
     warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    if config.schedule == "constant":
-        return config.lr
-    if config.schedule == "linear":
-        return config.lr * (1 - progress)
-    return config.lr * (1 + math.cos(math.pi * progress)) / 2
+    return SCHEDULES[config.schedule](step - warmup, steps - warmup, config.lr, 0.0)

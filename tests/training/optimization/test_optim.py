@@ -204,3 +204,65 @@ def test_what_gets_no_gradient_is_named():
     embedder = method.encoder.embedders["image"]
     embedder.head(embedder.tower.net(torch.rand(1, 3, 16, 16))).sum().backward()
     assert without_gradient(method) == ["logit_scale"]
+
+
+def learned_by(optimizer, steps=4, **settings):
+    """A matrix, a bias and a table of embeddings before and after some steps, with the gradients of each step."""
+    generator = torch.Generator().manual_seed(3)
+    module = torch.nn.Sequential(torch.nn.Embedding(9, 6), torch.nn.Linear(6, 8))
+    module.requires_grad_(True)
+    start = {name: p.detach().clone().double() for name, p in module.named_parameters()}
+    built = build_optimizer(module, TrainingConfig(optimizer=optimizer, lr=0.1, **settings))
+    gradients = []
+    for _ in range(steps):
+        for parameter in module.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        gradients.append({name: p.grad.double() for name, p in module.named_parameters()})
+        built.step()
+    return start, gradients, {name: p.detach().double() for name, p in module.named_parameters()}
+
+
+def test_sgd_is_nesterov_momentum_in_float64():
+    start, gradients, found = learned_by("sgd", weight_decay=0.01, momentum=0.9)
+    for name, weight in start.items():
+        velocity = torch.zeros_like(weight)
+        for gradient in gradients:
+            decayed = gradient[name] + (0.0 if "bias" in name else 0.01) * weight
+            velocity = 0.9 * velocity + decayed
+            weight = weight - 0.1 * (decayed + 0.9 * velocity)
+        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_lars_adapts_matrices_and_neither_adapts_nor_decays_biases(decay):
+    """You et al. 2017, algorithm 1, in float64."""
+    start, gradients, found = learned_by("lars", weight_decay=decay, momentum=0.9, trust=0.02)
+    for name, weight in start.items():
+        velocity = torch.zeros_like(weight)
+        for gradient in gradients:
+            update = gradient[name]
+            if "bias" not in name:
+                trust = 0.02 * weight.norm() / (update.norm() + decay * weight.norm())
+                update = trust * (update + decay * weight)
+            velocity = 0.9 * velocity + update
+            weight = weight - 0.1 * velocity
+        torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_muon_is_torchs_for_matrices_and_adamw_for_all_else():
+    start, gradients, found = learned_by("muon", weight_decay=0.02, momentum=0.95, betas=(0.9, 0.98))
+    weights = {name: torch.nn.Parameter(weight.float()) for name, weight in start.items()}
+    adamw = {"lr": 0.1, "betas": (0.9, 0.98), "eps": 1e-6}
+    theirs = [
+        torch.optim.Muon([weights["1.weight"]], 0.1, 0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([weights["0.weight"]], **adamw, weight_decay=0.02),
+        torch.optim.AdamW([weights["1.bias"]], **adamw, weight_decay=0.0),
+    ]
+    for gradient in gradients:
+        for name, weight in weights.items():
+            weight.grad = gradient[name].float()
+        for optimizer in theirs:
+            optimizer.step()
+    torch.testing.assert_close(found["1.weight"].float(), weights["1.weight"].detach(), atol=2e-3, rtol=0.0)
+    for name in ("0.weight", "1.bias"):
+        torch.testing.assert_close(found[name].float(), weights[name].detach(), atol=1e-6, rtol=1e-5)
