@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
         "text": {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "tokenizer": {"vocab_size": 60}},
     },
     "training": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "log_every": 1, "save_every": 2, "keep": 2}
-    | {"precision": "float32", "tensorboard": False},
+    | {"precision": "float32"},
     "evaluation": {"every": 1},
 }
 

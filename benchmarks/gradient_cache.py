@@ -51,7 +51,6 @@ def measure(way: str, batch: int, micro_batch: int, steps: int, source: str) -> 
             f"training.accumulate={batch // size}",
             f"training.micro_batch={micro_batch if way == 'cached' else 'null'}",
             "evaluation.sources={}",
-            "training.tensorboard=false",
         ],
     )
     with tempfile.TemporaryDirectory() as folder:

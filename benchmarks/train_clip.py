@@ -188,7 +188,6 @@ class Mmcl:
                     "compile": compiled,
                     "warmup": 0,
                     "lr": LEARNING_RATE,
-                    "tensorboard": False,
                     "save_every": 1_000_000,
                 },
             }

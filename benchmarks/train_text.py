@@ -91,7 +91,6 @@ def train_mmcl(texts: list[str], precision: str, args: argparse.Namespace) -> fl
                     "batch_size": args.batch,
                     "precision": precision,
                     "device": args.device,
-                    "tensorboard": False,
                 },
             }
         )

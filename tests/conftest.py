@@ -46,6 +46,6 @@ def shapes_config():
             "text": {"name": "scratch", "layers": 1, "width": 32, "heads": 2, "tokenizer": {"vocab_size": 100}},
         },
         "augmentation": {"crop_scale": [0.8, 1.0]},
-        "training": {"epochs": 1, "batch_size": 64, "lr": 2e-3, "log_every": 2, "save_every": 3, "tensorboard": False},
+        "training": {"epochs": 1, "batch_size": 64, "lr": 2e-3, "log_every": 2, "save_every": 3},
         "evaluation": {"sources": {"dev": {"source": "sample:shapes", "split": "dev"}}},
     }

@@ -126,8 +126,19 @@ class TrainingConfig(Section):
     """Optimizer steps between two checkpoints."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best is kept besides."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default_factory=list)
+    """Trackers that get the metrics besides `metrics.jsonl`; each is an extra, such as `mmcl[wandb]`. TensorBoard's
+    events are in the run folder; the others are set up by their own files and environment variables."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_was_a_switch(cls, values: Any) -> Any:
+        """Runs of older versions have `tensorboard: true` in their `config.yaml`."""
+        if isinstance(values, dict) and isinstance(values.get("tensorboard"), bool):
+            values = dict(values)
+            if values.pop("tensorboard"):
+                values.setdefault("trackers", ["tensorboard"])
+        return values
 
 
 class EvaluationConfig(Section):

@@ -11,6 +11,7 @@ from mmcl.formats.export import TARGETS, cannot_export
 from mmcl.training.announce import count_negatives
 from mmcl.training.loop import Trainer
 from mmcl.training.optimization.optim import describe_learning
+from mmcl.training.trackers import require_trackers
 
 
 def check_config(config: Config, show_progress: bool | None = None) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def check_config(config: Config, show_progress: bool | None = None) -> dict[str,
     Raises:
         MmclError: as :func:`mmcl.training.train` does before its first step.
     """
-    plain = config.model_copy(update={"training": config.training.model_copy(update={"tensorboard": False})})
+    require_trackers(config.training.trackers)
+    plain = config.model_copy(update={"training": config.training.model_copy(update={"trackers": []})})
     with tempfile.TemporaryDirectory(prefix="mmcl-check-") as folder:
         trainer = Trainer(plain, Path(folder) / "run", resume=False, features=False, show_progress=show_progress)
         try:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics on disk, TensorBoard, a bar or lines on stderr."""
+"""What a run says while it goes: metrics on disk and in trackers, a bar or lines on stderr."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmcl.config.schema import Config
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import duration
 from mmcl.training.run import read_metrics
+from mmcl.training.trackers import Trackers
 
 log = logging.getLogger("mmcl")
 SECONDS_BETWEEN_LINES = 15.0
@@ -20,19 +22,19 @@ LONGEST_SILENCE = 25.0
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and, if asked for, TensorBoard events; silent on all processes but the first.
+    """``metrics.jsonl`` and the trackers of ``training.trackers``; silent on all processes but the first.
 
     Args:
-        folder: the run's.
+        config: of the run.
+        folder: of the run.
         active: whether this process writes.
         resume_step: lines after this step belong to work that is about to be done again, and are dropped.
-        tensorboard: also write events.
     """
 
-    def __init__(self, folder: Path, *, active: bool, resume_step: int, tensorboard: bool) -> None:
+    def __init__(self, config: Config, folder: Path, *, active: bool, resume_step: int) -> None:
         self.active = active
         self._file = None
-        self._events = None
+        self._trackers: Trackers | None = None
         if not active:
             return
         path = folder / "metrics.jsonl"
@@ -40,29 +42,23 @@ class MetricsLog:
         with atomic_file(path) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(folder / "tensorboard", purge_step=resume_step + 1 if resume_step else None)
+        if config.training.trackers:
+            self._trackers = Trackers(config, folder, resume_step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line; numbers nested one level deep become TensorBoard scalars too."""
+        """One line; numbers, also those nested one level deep, go to the trackers."""
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._events is not None:
-            for key, value in values.items():
-                scalars = value if isinstance(value, dict) else {f"train/{key}": value}
-                for name, number in scalars.items():
-                    if isinstance(number, (int, float)):
-                        self._events.add_scalar(name, number, step)
+        if self._trackers is not None:
+            self._trackers.log(step, values)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 class Ticker:

@@ -43,6 +43,7 @@ from mmcl.training.optimization.optim import build_optimizer, freeze_groups, lea
 from mmcl.training.optimization.step import Stepper, StepResult, parallel_method
 from mmcl.training.run import Run
 from mmcl.training.run_folder import SkippedList, prepare_folder, write_config
+from mmcl.training.trackers import require_trackers
 
 log = logging.getLogger("mmcl")
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class Trainer:
         self.scratch = folder / "features" if features else None
         self.show_progress = show_progress
         settings = config.training
+        require_trackers(settings.trackers)
         self.device = start_device(settings.device, timedelta(minutes=settings.timeout))
         self.main = distributed.rank() == 0
         checkpoints = prepare_folder(folder, config, resume)
@@ -101,9 +103,7 @@ class Trainer:
         self.progress = Progress(data=self.feed.fingerprint, precision=self.precision)
         if checkpoints:
             self._resume(checkpoints[-1], Run(folder).config)
-        self.metrics = MetricsLog(
-            folder, active=self.main, resume_step=self.progress.step, tensorboard=settings.tensorboard
-        )
+        self.metrics = MetricsLog(config, folder, active=self.main, resume_step=self.progress.step)
         self.callbacks = self._callbacks()
         for callback in self.callbacks:
             callback.on_setup(self.progress)

@@ -118,7 +118,7 @@ def _what_is_learned(config: Config) -> dict[str, Any]:
         exclude={
             "name": True,
             "data": {"workers", "prefetch", "cache_gb"},
-            "training": {"epochs", "log_every", "device", "compile", "timeout", "save_every", "keep", "tensorboard"},
+            "training": {"epochs", "log_every", "device", "compile", "timeout", "save_every", "keep", "trackers"},
             "evaluation": True,
         },
     )

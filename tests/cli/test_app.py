@@ -48,7 +48,7 @@ def config(pairs):
             "image": {"name": "timm:resnet10t", "args": {"channels": [8, 8, 8, 8], "stem_width": 8}},
             "text": {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "tokenizer": {"vocab_size": 40}},
         },
-        "training": {"epochs": 12, "batch_size": 8, "lr": 3e-3, "tensorboard": False},
+        "training": {"epochs": 12, "batch_size": 8, "lr": 3e-3},
         "evaluation": {"sources": {"same": {"source": str(pairs / "pairs.csv")}}},
     }
     path = pairs / "colours.yaml"

@@ -332,7 +332,7 @@ def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path):
             "text": {"layers": 1, "width": 16, "heads": 2, "head": {"kind": "none"}, "tokenizer": {"vocab_size": 60}},
         },
         "text_augmentation": {"drop": 0.2},
-        "training": {"epochs": 4, "batch_size": 40, "lr": 5e-3, "log_every": 1, "tensorboard": False},
+        "training": {"epochs": 4, "batch_size": 40, "lr": 5e-3, "log_every": 1},
     }
     run = train(config, out=tmp_path / "run")
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]

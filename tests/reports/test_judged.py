@@ -36,7 +36,7 @@ def test_runs_on_sentences_are_judged_by_correlation_and_by_search(tmp_path):
         "method": "simcse",
         "data": {"train": {"source": source}, "columns": {"anchor": "anchor", "positive": "positive"}},
         "model": {"dim": 16, "text": SCRATCH},
-        "training": {"epochs": 1, "batch_size": 8, "tensorboard": False},
+        "training": {"epochs": 1, "batch_size": 8},
         "evaluation": {
             "sources": {"sts": {"task": "sts", "source": str(tmp_path / "sts.tsv")}, "dev": {"source": source}}
         },

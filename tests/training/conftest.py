@@ -22,6 +22,6 @@ def words(tmp_path_factory):
         "method": {"name": "simcse"},
         "data": {"train": {"source": str(path)}, "columns": {"anchor": "anchor", "positive": "positive"}},
         "model": {"dim": 16, "text": {**tower, "head": {"kind": "none"}}},
-        "training": training | {"tensorboard": False, "device": "cpu"},
+        "training": training | {"device": "cpu"},
         "evaluation": {"sources": {"same": {"source": str(path)}}},
     }

@@ -170,7 +170,6 @@ def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, paralle
             "epochs": 2,
             "batch_size": 6,
             "log_every": 1,
-            "tensorboard": False,
             "parallel": parallel,
             "exchange": exchange,
             "precision": "float32",

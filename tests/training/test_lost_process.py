@@ -34,7 +34,7 @@ def endless_config(tmp_path):
             "columns": {"anchor": "anchor", "positive": "positive"},
         },
         "model": {"dim": 16, "text": tower},
-        "training": {"epochs": 1e6, "batch_size": 4, "log_every": 1, "save_every": 5, "tensorboard": False},
+        "training": {"epochs": 1e6, "batch_size": 4, "log_every": 1, "save_every": 5},
     }
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(load_config(config)))

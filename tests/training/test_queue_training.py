@@ -106,7 +106,7 @@ def pairs_config(tmp_path):
     rows = [{"anchor": f"a {a} {v}", "positive": f"the {a} {v}"} for a in animals for v in verbs]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tower = {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "dropout": 0, "tokenizer": {"vocab_size": 60}}
-    training = {"epochs": 2, "batch_size": 6, "accumulate": 2, "log_every": 1, "tensorboard": False, "save_every": 3}
+    training = {"epochs": 2, "batch_size": 6, "accumulate": 2, "log_every": 1, "save_every": 3}
     training["precision"] = "float32"  # two processes add up in another order
     return {
         "method": {"name": "simcse", "training_head": True, "symmetric": True},

@@ -71,7 +71,7 @@ def config_of(source, method=None, columns=None, **more):
                 "tokenizer": {"vocab_size": 80},
             },
         },
-        "training": {"epochs": 3, "batch_size": 24, "lr": 3e-3, "log_every": 1, "tensorboard": False, "save_every": 5},
+        "training": {"epochs": 3, "batch_size": 24, "lr": 3e-3, "log_every": 1, "save_every": 5},
     } | more
 
 

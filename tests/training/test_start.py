@@ -23,7 +23,7 @@ def start(tmp_path_factory):
             "image": {"name": "timm:resnet10t", "args": {"channels": [8, 8, 8, 8], "stem_width": 8}},
             "text": {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "tokenizer": {"vocab_size": 80}},
         },
-        "training": {"epochs": 0.05, "batch_size": 32, "tensorboard": False},
+        "training": {"epochs": 0.05, "batch_size": 32},
     }
     return train(config, out=tmp_path_factory.mktemp("start") / "run", show_progress=False)
 
@@ -38,7 +38,6 @@ def tuned(start):
             "batch_size": 32,
             "lr": 1e-2,
             "wise_ft": [0.0, 0.5, 1.0],
-            "tensorboard": False,
             "log_every": 2,
         },
         "evaluation": {

@@ -63,7 +63,6 @@ def config(tmp_path):
             "batch_size": 12,
             "lr": 3e-3,
             "log_every": 1,
-            "tensorboard": False,
             "save_every": 1,
             "keep": 99,
             "precision": "float32",
