@@ -1,7 +1,7 @@
-"""Among what a row has to tell its partner: the logits of all candidates, and which of them are no negatives.
+"""The candidates that a query is compared with: their logits, and which of them are no negatives.
 
-Every rule is a function of a row's things and a column's things (their identities, what a guide makes of them, whose
-hard negative it is), so that any tile of the matrix can be computed from the rows and columns of it alone.
+Every rule depends on one row and one column alone (their ids, their embeddings by a guide, whose hard negative a column
+is), so that any tile of the matrix of logits can be computed by itself.
 """
 
 from __future__ import annotations
@@ -12,210 +12,146 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import Similarity, check_ids, check_pairs, check_temperature, prepare, same, scalar, similarities
+from mmcl.losses.checks import check_ids, check_pairs, check_temperature, scalar
+from mmcl.losses.negatives import Guide, Negatives
+from mmcl.losses.similarity import Similarity, prepare, similarities
+
+Ids = Tensor | tuple[Tensor, Tensor]
+"""Identities of rows; or those of queries and those of keys, where the two differ."""
 
 
-class Guide(NamedTuple):
-    """What another model makes of the same things, to find negatives that are none (GISTEmbed, Solatorio 2024,
-    arXiv:2402.16829).
-
-    A candidate is no negative of a row if the guide's cosine of the two exceeds its cosine of the row and the row's
-    partner less the margin.
-
-    Attributes:
-        query: (N, E) embeddings of the queries by the guide; no gradient flows to it.
-        key: (N, E) embeddings of the keys; as many as there are keys.
-        negatives: (M, E) embeddings of the further negatives; where absent these are not looked at.
-        margin: above 0 more candidates are left out, below 0 fewer.
-    """
-
-    query: Tensor
-    key: Tensor
-    negatives: Tensor | None = None
-    margin: float = 0.0
-
-
-class Side(NamedTuple):
-    """N things of one kind, as rows or as columns of the matrix.
+class EmbeddingSet(NamedTuple):
+    """N embeddings, as rows or as columns of the matrix of logits.
 
     Attributes:
-        vectors: (N, D) embeddings, ready to be multiplied.
+        vectors: (N, D) embeddings, prepared for the similarity.
         ids: (N,) or (N, C) identities.
-        seen: (N, E) unit vectors of the guide.
-        limit: (N,) the guide's cosine above which another thing is no negative of this one.
-        row: (N,) number of the query that a column belongs to, as its partner or as its hard negative; -1 for none.
+        guide: (N, E) unit vectors of the guide.
+        threshold: (N,) cosine of the guide above which another embedding is no negative of this one.
+        owner: (N,) of a column: the row whose positive or hard negative it is; -1 for none.
     """
 
     vectors: Tensor
     ids: Tensor | None = None
-    seen: Tensor | None = None
-    limit: Tensor | None = None
-    row: Tensor | None = None
+    guide: Tensor | None = None
+    threshold: Tensor | None = None
+    owner: Tensor | None = None
 
-    def at(self, where: slice | Tensor) -> Side:
-        """Some of the things."""
-        return Side._make(None if tensor is None else tensor[where] for tensor in self)
+    def at(self, part: slice) -> EmbeddingSet:
+        """Some of the embeddings."""
+        return EmbeddingSet._make(None if tensor is None else tensor[part] for tensor in self)
 
 
 class Candidates(NamedTuple):
-    """A batch, checked and made ready.
+    """A batch whose arguments are checked and prepared.
 
     Attributes:
         queries: N of them, the rows.
-        keys: K of them.
-        negatives: M further keys.
-        partner: (N,) number of each query's key.
+        keys: N of them; key i is the positive of query i.
+        negatives: M more columns.
+        weight: how much a negative counts in its owner's row.
+        similarity: what the logits are made of.
     """
 
-    queries: Side
-    keys: Side
-    negatives: Side | None
-    partner: Tensor
+    queries: EmbeddingSet
+    keys: EmbeddingSet
+    negatives: EmbeddingSet | None
+    weight: float
+    similarity: Similarity
 
 
 def candidates(
     query: Tensor,
     key: Tensor,
     *,
-    ids: Tensor | None = None,
-    key_ids: Tensor | None = None,
-    negatives: Tensor | None = None,
-    negative_ids: Tensor | None = None,
-    negative_owner: Tensor | None = None,
-    own_weight: float = 1.0,
+    ids: Ids | None = None,
+    negatives: Negatives | None = None,
     guide: Guide | None = None,
     similarity: Similarity = "cosine",
-    partner: Tensor | None = None,
     empty: bool = False,
 ) -> Candidates:
-    """What :func:`~mmcl.losses.info_nce` is given; ``empty`` allows that there are no rows.
+    """The arguments of :func:`~mmcl.losses.info_nce` as a batch; ``empty`` allows that it has no rows.
 
     Raises:
-        ValueError: shapes do not fit, or arguments that belong together are not.
+        ValueError: shapes do not fit, or arguments that belong together are not given together.
     """
-    _check_keys(query, key, ids, key_ids, partner, empty)
-    _check_rest(query, key, ids, negatives, negative_ids, negative_owner, own_weight, guide)
-    given = [query, key] if negatives is None else [query, key, negatives]
-    vectors = prepare(*given, similarity=similarity)
-    rows = torch.arange(len(query), device=query.device)
-    partner = rows if partner is None else partner
-    row = torch.full((len(key),), -1, device=query.device).index_copy(0, partner, rows)
-    queries, keys = Side(vectors[0], ids), Side(vectors[1], ids if key_ids is None else key_ids, row=row)
-    further = None if negatives is None else Side(vectors[2], negative_ids, row=negative_owner)
+    query_ids, key_ids = ids if isinstance(ids, tuple) else (ids, ids)
+    check_pairs(query, key, query_ids, names=("query", "key"), empty=empty)
+    if query_ids is not None and key_ids is not None:
+        check_ids(key_ids, len(key), "ids of keys")
+        if key_ids.shape != query_ids.shape:
+            raise ValueError("ids of queries and of keys must have the same shape")
+    if negatives is not None:
+        negatives.check(query, query_ids)
     if guide is not None:
-        seen, theirs = _unit(guide.query), _unit(guide.key)
-        # What equals the partner stays, however the products of a tile are rounded.
-        limit = (seen * theirs[partner]).sum(dim=1) - guide.margin + 8 * torch.finfo(seen.dtype).eps
-        queries = queries._replace(seen=seen, limit=limit)
-        keys = keys._replace(seen=theirs, limit=limit.new_zeros(len(key)).index_copy(0, partner, limit))
-        if further is not None and guide.negatives is not None:
-            further = further._replace(seen=_unit(guide.negatives))
-    return Candidates(queries, keys, further, partner)
+        guide.check(len(query), negatives)
+
+    vectors = prepare(query, key, *([] if negatives is None else [negatives.vectors]), similarity=similarity)
+    queries = EmbeddingSet(vectors[0], query_ids)
+    keys = EmbeddingSet(vectors[1], key_ids, owner=torch.arange(len(query), device=query.device))
+    others = None if negatives is None else EmbeddingSet(vectors[2], negatives.ids, owner=negatives.owner)
+    if guide is not None:
+        of_queries, of_keys = _unit(guide.query), _unit(guide.key)
+        # The last term keeps what equals the positive, however the products of a tile are rounded.
+        threshold = (of_queries * of_keys).sum(dim=1) - guide.margin + 8 * torch.finfo(of_queries.dtype).eps
+        queries = queries._replace(guide=of_queries, threshold=threshold)
+        keys = keys._replace(guide=of_keys, threshold=threshold)
+        if others is not None and guide.negatives is not None:
+            others = others._replace(guide=_unit(guide.negatives))
+    return Candidates(queries, keys, others, 1.0 if negatives is None else negatives.weight, similarity)
 
 
-def dense_logits(
-    batch: Candidates,
-    temperature: float | Tensor,
-    *,
-    own_weight: float = 1.0,
-    symmetric: bool = True,
-    similarity: Similarity = "cosine",
-) -> list[Tensor]:
-    """The logits from query to key, (N, K + M), in which the partners stand at ``batch.partner``; and if ``symmetric``
-    those from each query's key to all queries, (N, N). -∞ is no candidate.
+def dense_logits(batch: Candidates, temperature: float | Tensor, *, symmetric: bool = True) -> list[Tensor]:
+    """Logits from query to key, (N, N + M), and if ``symmetric`` those from key to query, (N, N). Positives are on the
+    diagonal; what is no candidate is -∞.
 
     Raises:
-        ValueError: ``temperature`` is not one number above 0, or ``similarity`` is unknown.
+        ValueError: ``temperature`` is not one number above 0.
     """
     check_temperature(temperature)
     temperature = scalar(temperature)
-    queries, keys, negatives, partner = batch
-    rows = torch.arange(len(partner), device=partner.device)
-    logits = similarities(queries.vectors, keys.vectors, similarity) / temperature  # (N, K)
-    forward = _without(logits, excluded(queries, keys), (rows, partner))
+    queries, keys, negatives, weight, similarity = batch
+    logits = similarities(queries.vectors, keys.vectors, similarity) / temperature  # (N, N)
+    forward = _masked(logits, exclusion_mask(queries, keys), positives=True)
     if negatives is not None:
         wrong = similarities(queries.vectors, negatives.vectors, similarity) / temperature  # (N, M)
-        if negatives.row is not None and own_weight != 1.0:
-            wrong = torch.where(rows[:, None] == negatives.row[None, :], wrong + math.log(own_weight), wrong)
-        forward = torch.cat([forward, _without(wrong, excluded(queries, negatives))], dim=1)
+        if negatives.owner is not None and weight != 1.0:
+            rows = torch.arange(len(logits), device=logits.device)
+            wrong = torch.where(rows[:, None] == negatives.owner[None, :], wrong + math.log(weight), wrong)
+        forward = torch.cat([forward, _masked(wrong, exclusion_mask(queries, negatives))], dim=1)
     if not symmetric:
         return [forward]
-    if len(partner) == len(keys.vectors) and torch.equal(rows, partner):
-        return [forward, _without(logits.T, excluded(keys, queries), (rows, rows))]
-    return [forward, _without(logits.T[partner], excluded(keys.at(partner), queries), (rows, rows))]
+    return [forward, _masked(logits.T, exclusion_mask(keys, queries), positives=True)]
 
 
-def excluded(rows: Side, columns: Side) -> Tensor | None:
-    """(N, M) true where a column is the same thing as a row, or too close to it in the guide's eyes."""
-    found = None
+def exclusion_mask(rows: EmbeddingSet, columns: EmbeddingSet) -> Tensor | None:
+    """(N, M) true where a column duplicates a row, or is a false negative by the guide; None if no rule applies."""
+    mask = None
     if rows.ids is not None and columns.ids is not None:
-        found = same(rows.ids, columns.ids)
-    if rows.seen is not None and rows.limit is not None and columns.seen is not None:
-        close = rows.seen @ columns.seen.T > rows.limit[:, None]
-        found = close if found is None else found | close
-    return found
+        mask = duplicate_mask(rows.ids, columns.ids)
+    if rows.guide is not None and rows.threshold is not None and columns.guide is not None:
+        close = rows.guide @ columns.guide.T > rows.threshold[:, None]
+        mask = close if mask is None else mask | close
+    return mask
 
 
-def _unit(seen: Tensor) -> Tensor:
-    return prepare(seen.detach(), similarity="cosine")[0]
+def duplicate_mask(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) true where row i of ``a`` and row j of ``b`` agree in any column."""
+    a, b = (ids[:, None] if ids.ndim == 1 else ids for ids in (a, b))
+    mask = torch.zeros(len(a), len(b), dtype=torch.bool, device=a.device)
+    for of_a, of_b in zip(a.unbind(dim=1), b.unbind(dim=1), strict=True):  # (N, M, C) at once would take more memory
+        mask |= of_a[:, None] == of_b[None, :]
+    return mask
 
 
-def _without(logits: Tensor, excluded: Tensor | None, own: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """-∞ for what is excluded, unless it is a row's own partner."""
-    if excluded is None:
+def _unit(vectors: Tensor) -> Tensor:
+    return prepare(vectors.detach(), similarity="cosine")[0]
+
+
+def _masked(logits: Tensor, mask: Tensor | None, *, positives: bool = False) -> Tensor:
+    """-∞ where the mask is true; the diagonal stays if it holds positives."""
+    if mask is None:
         return logits
-    if own is not None:
-        excluded[own] = False
-    return logits.masked_fill(excluded, -torch.inf)
-
-
-def _check_keys(
-    query: Tensor, key: Tensor, ids: Tensor | None, key_ids: Tensor | None, partner: Tensor | None, empty: bool
-) -> None:
-    if partner is None:
-        check_pairs(query, key, ids, names=("query", "key"), empty=empty)
-    else:
-        count = len(query)
-        check_pairs(query, key[:count], ids, names=("query", "key"), empty=empty)
-        if partner.shape != (count,) or partner.dtype != torch.int64:
-            raise ValueError(f"partner must be ({count},) int64, not {tuple(partner.shape)} {partner.dtype}")
-        within = bool(((partner >= 0) & (partner < len(key))).all())
-        if not within or len(partner.unique()) != count:
-            raise ValueError(f"partner must hold different numbers of the {len(key)} keys")
-    if ids is not None and key_ids is None and (partner is not None or len(key) != len(query)):
-        raise ValueError("ids go with key_ids where partners are given")
-    if key_ids is not None and (ids is None or key_ids.ndim != ids.ndim or key_ids.shape[1:] != ids.shape[1:]):
-        raise ValueError("key_ids go with ids, and are of the same shape")
-    check_ids(key_ids, len(key), "key_ids")
-
-
-def _check_rest(
-    query: Tensor,
-    key: Tensor,
-    ids: Tensor | None,
-    negatives: Tensor | None,
-    negative_ids: Tensor | None,
-    negative_owner: Tensor | None,
-    own_weight: float,
-    guide: Guide | None,
-) -> None:
-    if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != query.shape[1]):
-        raise ValueError(f"negatives must be (M, {query.shape[1]}), not {tuple(negatives.shape)}")
-    if negative_ids is not None and (ids is None or negatives is None or len(negative_ids) != len(negatives)):
-        raise ValueError("negative_ids go with ids, and there is one for each of the negatives")
-    if negative_ids is not None and ids is not None and negative_ids.shape[1:] != ids.shape[1:]:
-        raise ValueError("negative_ids must have as many columns as ids")
-    if negative_owner is not None and (negatives is None or negative_owner.shape != (len(negatives),)):
-        raise ValueError("negative_owner goes with negatives, and has one row number for each of them")
-    if negative_owner is not None and negative_owner.dtype != torch.int64:
-        raise ValueError(f"negative_owner must be int64, not {negative_owner.dtype}")
-    if negative_owner is not None and not bool(((negative_owner >= -1) & (negative_owner < len(query))).all()):
-        raise ValueError(f"negative_owner must hold numbers of the {len(query)} rows, or -1")
-    if not 0.0 < own_weight < math.inf:
-        raise ValueError(f"own_weight must be more than 0 and finite, not {own_weight}")
-    if guide is not None:
-        check_pairs(guide.query, guide.key[: len(guide.query)], names=("guide.query", "guide.key"), empty=True)
-        if len(guide.query) != len(query) or len(guide.key) != len(key):
-            raise ValueError(f"the guide embeds {len(guide.query)} rows of {len(query)}")
-        if guide.negatives is not None and (negatives is None or len(guide.negatives) != len(negatives)):
-            raise ValueError("guide.negatives go with negatives, and there is one for each of them")
+    if positives:
+        mask.fill_diagonal_(False)
+    return logits.masked_fill(mask, -torch.inf)

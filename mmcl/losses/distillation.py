@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import check_pairs, check_temperature, prepare, scalar, similarities
+from mmcl.losses.checks import check_pairs, check_temperature, scalar
+from mmcl.losses.similarity import prepare, similarities
 
 
 def distillation(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.pairs import check_pairs, prepare
+from mmcl.losses.checks import check_pairs
+from mmcl.losses.similarity import prepare
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:

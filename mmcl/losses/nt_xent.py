@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mmcl.losses.blockwise.plan import DEFAULT, Blockwise
+from mmcl.losses.checks import check_pairs
 from mmcl.losses.info_nce import info_nce
-from mmcl.losses.pairs import check_pairs
 from mmcl.runtime.distributed import rank, world_size
 
 
@@ -53,4 +53,4 @@ def nt_xent(
     query, key = torch.cat([view_a, view_b]), torch.cat([view_b, view_a])
     # Both views of a row have its id, so that an embedding is not its own negative.
     ids = torch.cat([ids, ids])
-    return info_nce(query, key, temperature, ids=ids, symmetric=False, tile=blockwise.tile, across=blockwise.across)
+    return info_nce(query, key, temperature, ids=ids, symmetric=False, blockwise=blockwise)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.pairs import check_pairs, check_temperature, prepare, scalar
+from mmcl.losses.checks import check_pairs, check_temperature, scalar
+from mmcl.losses.similarity import prepare
 
 
 def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tensor = 0.05) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import MINED, Batch
 from mmcl.encoding.encoder import Encoder
-from mmcl.losses import info_nce
+from mmcl.losses import Blockwise, Negatives, info_nce
 from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
 from mmcl.methods.paired import key_of
@@ -95,14 +95,17 @@ class Clip(ImageText):
         if key == "text":
             sources = IDS | sources
         further = [name for name in sources if name in views]
+        negatives = None
+        if further:
+            ids = torch.cat([views[sources[name]] for name in further])
+            negatives = Negatives(torch.cat([views[name] for name in further]), ids)
         return info_nce(
             views[query],
             key_of(views, key),
             self.temperature,
             ids=views["ids"],
-            negatives=torch.cat([views[name] for name in further]) if further else None,
-            negative_ids=torch.cat([views[sources[name]] for name in further]) if further else None,
+            negatives=negatives,
             symmetric=symmetric,
             label_smoothing=self.config.label_smoothing,
-            across=self.across,
+            blockwise=Blockwise(across=self.across),
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.encoding.encoder import Encoder
-from mmcl.losses import batch_accuracy, distillation, matryoshka
+from mmcl.losses import Blockwise, batch_accuracy, distillation, matryoshka
 from mmcl.methods.base import Loss, Method, Setting, Views
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
@@ -166,7 +166,8 @@ class Paired(Method):
 
     def metrics(self, views: Views) -> dict[str, float]:
         query, key = self.sides
-        accuracy = batch_accuracy(views[query], views[key], ids=views["ids"], across=self.across)
+        blockwise = Blockwise(across=self.across)
+        accuracy = batch_accuracy(views[query], views[key], ids=views["ids"], blockwise=blockwise)
         return {"accuracy": accuracy.item(), "temperature": self.temperature.item()}
 
     @torch.no_grad()

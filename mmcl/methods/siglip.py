@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmcl.config.methods import MethodConfig
 from mmcl.encoding.encoder import Encoder
-from mmcl.losses import sigmoid
+from mmcl.losses import Blockwise, sigmoid
 from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
@@ -72,7 +72,7 @@ class Siglip(ImageText):
             self.temperature,
             self.logit_bias,
             ids=views["ids"],
-            across=self.across,
+            blockwise=Blockwise(across=self.across),
         )
 
     def metrics(self, views: Views) -> dict[str, float]:

@@ -18,7 +18,7 @@ from mmcl.config.section import Positive
 from mmcl.data.batches.batch import MINED, Batch
 from mmcl.data.identity import NOTHING, mix
 from mmcl.encoding.encoder import Encoder
-from mmcl.losses import Guide, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
+from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
 from mmcl.losses.unit import unit_length
 from mmcl.methods.base import Loss, Setting, Views, roles_named
 from mmcl.methods.paired import Paired, key_of
@@ -241,7 +241,7 @@ class Simcse(Paired):
         """Each ``query`` from the batch by its ``key``, among further negatives that are keys of its kind."""
         config, ids = self.config, self._identities(views["ids"])
         further = self._further(views, key)
-        options: dict[str, Any] = {"ids": ids[query], "key_ids": ids[key], "symmetric": symmetric}
+        options: dict[str, Any] = {"ids": (ids[query], ids[key]), "symmetric": symmetric}
         if further:
             there = {name: self._there(views, name) for name in further}
 
@@ -249,10 +249,12 @@ class Simcse(Paired):
                 parts = [(of(name), there[name]) for name in further]
                 return torch.cat([part if some is None else part[some] for part, some in parts])
 
-            options["negatives"] = joined(lambda name: views[name])
-            options["negative_ids"] = joined(lambda name: self._identities_of_negatives(views, name, key))
-            options["negative_owner"] = joined(lambda name: self._owners(views, name))
-            options["own_weight"] = config.hard_negative_weight
+            options["negatives"] = Negatives(
+                joined(lambda name: views[name]),
+                joined(lambda name: self._identities_of_negatives(views, name, key)),
+                joined(lambda name: self._owners(views, name)),
+                config.hard_negative_weight,
+            )
         if config.debias or config.hardness:
             options |= {"debias": config.debias, "hardness": config.hardness}
             return debiased_info_nce(views[query], key_of(views, key), self.temperature, **options)
@@ -262,7 +264,7 @@ class Simcse(Paired):
             self.temperature,
             guide=self._guide(views, query, key, joined) if further else self._guide(views, query, key),
             label_smoothing=config.label_smoothing,
-            across=self.across,
+            blockwise=Blockwise(across=self.across),
             **options,
         )
 
@@ -282,7 +284,8 @@ class Simcse(Paired):
             correlation = torch.corrcoef(torch.stack([cosines, views["score"].float()]))[0, 1]
             return {"correlation": correlation.nan_to_num().item(), **temperature}
         ids = self._identities(views["ids"])
-        accuracy = batch_accuracy(query, key, ids=ids["anchor"], key_ids=ids["positive"], across=self.across)
+        blockwise = Blockwise(across=self.across)
+        accuracy = batch_accuracy(query, key, ids=(ids["anchor"], ids["positive"]), blockwise=blockwise)
         return {"accuracy": accuracy.item(), **temperature}
 
     def _before_the_loss(self, views: Views) -> Views:

@@ -31,8 +31,9 @@ from mmcl.encoding.stored import (
     write_description,
     write_table,
 )
+from mmcl.losses.similarity import Similarity
 from mmcl.retrieval import specs
-from mmcl.retrieval.index import Similarity, VectorShards
+from mmcl.retrieval.index import VectorShards
 from mmcl.retrieval.inputs import as_shards, float32_array, prepared
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest

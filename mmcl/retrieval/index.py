@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]
+from mmcl.losses.similarity import Similarity
 
 
 class VectorIndex(Protocol):

@@ -54,7 +54,7 @@ class Rules:
         return passes if self.max_score is None else passes & (scores <= self.max_score)
 
 
-class Guide(NamedTuple):
+class GuideVectors(NamedTuple):
     """What another model makes of the same things, unit vectors all: what it holds closer to an anchor than the
     anchor's positive is no negative.
 
@@ -147,7 +147,7 @@ def mine(
     own: sparse.csr_array,
     rules: Rules,
     seeds: np.ndarray,
-    guide: Guide | None = None,
+    guide: GuideVectors | None = None,
 ) -> Mined:
     """The hard negatives of some anchors.
 

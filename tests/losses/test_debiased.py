@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.losses import debiased_info_nce, info_nce
+from mmcl.losses import Negatives, debiased_info_nce, info_nce
 
 
 def reference(q, k, tau, debias, hardness, ids=None, negatives=(), negative_ids=None, owner=None, weight=1.0):
@@ -65,8 +65,8 @@ def test_equals_the_equation_in_float64(n, m, debias, hardness, tau, masked, sym
     if masked:
         options["ids"] = torch.tensor(ids)
     if m:
-        options |= {"negatives": torch.tensor(extra), "negative_owner": torch.tensor(owner), "own_weight": 2.5}
-        options |= {"negative_ids": torch.tensor(extra_ids)} if masked else {}
+        tensors = torch.tensor(extra), torch.tensor(extra_ids) if masked else None, torch.tensor(owner)
+        options["negatives"] = Negatives(*tensors, weight=2.5)
     got = debiased_info_nce(torch.tensor(q), torch.tensor(k), tau, **options)
     assert got.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -74,7 +74,7 @@ def test_equals_the_equation_in_float64(n, m, debias, hardness, tau, masked, sym
 def test_without_correction_it_is_info_nce():
     torch.manual_seed(0)
     q, k, extra = (torch.randn(size, 6, dtype=torch.float64, requires_grad=True) for size in (9, 9, 5))
-    options = {"ids": torch.randint(0, 6, (9, 2)), "negatives": extra, "negative_ids": torch.randint(0, 6, (5, 2))}
+    options = {"ids": torch.randint(0, 6, (9, 2)), "negatives": Negatives(extra, torch.randint(0, 6, (5, 2)))}
     results = []
     for loss in (info_nce, debiased_info_nce):
         value = loss(q, k, 0.05, **options)
@@ -91,7 +91,7 @@ def test_gradients_in_float64(debias, hardness):
     ids = torch.tensor([0, 1, 0, 2, 1])
 
     def loss(q, k, extra, tau):
-        return debiased_info_nce(q, k, tau, debias=debias, hardness=hardness, ids=ids, negatives=extra)
+        return debiased_info_nce(q, k, tau, debias=debias, hardness=hardness, ids=ids, negatives=Negatives(extra))
 
     assert torch.autograd.gradcheck(loss, (q, k, extra, tau))
 

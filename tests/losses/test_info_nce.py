@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.losses import Guide, batch_accuracy, cosent, debiased_info_nce, distillation, info_nce, sigmoid
+from mmcl.losses import Blockwise, Guide, Negatives, cosent, debiased_info_nce, distillation, info_nce, sigmoid
 
 
 def reference(q, k, tau, ids=None, negatives=None, negative_ids=None, symmetric=True, similarity="cosine", smooth=0.0):
@@ -89,8 +89,7 @@ def test_equals_the_equation_in_float64(n, m, d, columns, masked, symmetric, sim
         torch.tensor(k),
         0.5,
         ids=tensor(ids),
-        negatives=torch.tensor(extra) if m else None,
-        negative_ids=tensor(negative_ids),
+        negatives=Negatives(torch.tensor(extra), tensor(negative_ids)) if m else None,
         symmetric=symmetric,
         similarity=similarity,
         label_smoothing=smooth,
@@ -144,12 +143,8 @@ def test_hard_negatives_identities_of_keys_and_guide_as_the_equation_says(n, rep
         torch.tensor(q),
         torch.tensor(k),
         0.5,
-        ids=torch.tensor(ids),
-        key_ids=torch.tensor(key_ids),
-        negatives=torch.tensor(extra),
-        negative_ids=torch.tensor(negative_ids),
-        negative_owner=torch.tensor(owner),
-        own_weight=weight,
+        ids=(torch.tensor(ids), torch.tensor(key_ids)),
+        negatives=Negatives(*map(torch.tensor, (extra, negative_ids, owner)), weight),
         guide=Guide(*map(torch.tensor, seen), margin),
         symmetric=symmetric,
     )
@@ -163,7 +158,7 @@ def test_one_direction_equals_sentence_transformers_ranking_loss(columns):
     torch.manual_seed(6)
     columns = torch.randn(columns, 16, 8).unbind()
     theirs = MultipleNegativesRankingLoss(None, scale=20.0).compute_loss_from_embeddings(list(columns), None)
-    negatives = torch.cat(columns[2:]) if columns[2:] else None
+    negatives = Negatives(torch.cat(columns[2:])) if columns[2:] else None
     torch.testing.assert_close(info_nce(*columns[:2], 0.05, negatives=negatives, symmetric=False), theirs)
 
 
@@ -175,8 +170,8 @@ def test_hard_negatives_count_as_in_simcse_s_code():
     cosines = [F.cosine_similarity(anchor[:, None], keys[None], dim=-1) / tau for keys in (positive, hard)]
     logits = torch.cat([cosines[0], cosines[1] + weight * torch.eye(n)], dim=1)
     expected = F.cross_entropy(logits, torch.arange(n))
-    options = {"negatives": hard, "negative_owner": torch.arange(n), "own_weight": math.exp(weight)}
-    torch.testing.assert_close(info_nce(anchor, positive, tau, symmetric=False, **options), expected)
+    negatives = Negatives(hard, owner=torch.arange(n), weight=math.exp(weight))
+    torch.testing.assert_close(info_nce(anchor, positive, tau, negatives=negatives, symmetric=False), expected)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2])
@@ -198,7 +193,7 @@ def test_guide_masks_what_sentence_transformers_gist_masks(hard, margin):
     vectors = torch.randn(3, 12, 6).unbind()[: 3 if hard else 2]
     expected = theirs([{"model": x, "guide": y} for x, y in zip(vectors, seen, strict=True)], None)
     guide = Guide(seen[0], seen[1], seen[2] if hard else None, margin)
-    options = {"negatives": vectors[2]} if hard else {}
+    options = {"negatives": Negatives(vectors[2])} if hard else {}
     got = info_nce(vectors[0], vectors[1], 0.1, guide=guide, symmetric=False, **options)
     torch.testing.assert_close(got, expected)
     assert abs(got - info_nce(vectors[0], vectors[1], 0.1, symmetric=False, **options)) > 0.05
@@ -222,10 +217,8 @@ def test_crossed_identities_keep_apart_all_that_shares_a_text():
         anchor,
         positive,
         0.1,
-        ids=torch.stack([a, a, p, p], 1),
-        key_ids=torch.stack([a, p, a, p], 1),
-        negatives=hard,
-        negative_ids=n[:, None].expand(-1, 4),
+        ids=(torch.stack([a, a, p, p], 1), torch.stack([a, p, a, p], 1)),
+        negatives=Negatives(hard, n[:, None].expand(-1, 4)),
         symmetric=False,
     )
     torch.testing.assert_close(got, expected)
@@ -240,7 +233,8 @@ def test_gradients_of_every_argument_in_float64(similarity, smooth):
     ids = torch.tensor([0, 1, 0, 2, 1])
 
     def loss(q, k, extra, tau):
-        return info_nce(q, k, tau, ids=ids, negatives=extra, similarity=similarity, label_smoothing=smooth)
+        negatives = Negatives(extra)
+        return info_nce(q, k, tau, ids=ids, negatives=negatives, similarity=similarity, label_smoothing=smooth)
 
     assert torch.autograd.gradcheck(loss, (q, k, extra, tau))
 
@@ -249,11 +243,11 @@ def test_label_smoothing_is_that_of_torch_where_nothing_is_masked():
     torch.manual_seed(5)
     q, k, extra = torch.randn(12, 8), torch.randn(12, 8), torch.randn(5, 8)
     logits = F.normalize(q, dim=1) @ F.normalize(torch.cat([k, extra]), dim=1).T / 0.07
-    partners = torch.arange(12)
-    there = F.cross_entropy(logits, partners, label_smoothing=0.1)
-    back = F.cross_entropy(logits[:, :12].T, partners, label_smoothing=0.1)
-    got = info_nce(q, k, 0.07, negatives=extra, label_smoothing=0.1)
-    torch.testing.assert_close(got, (there + back) / 2, rtol=1e-6, atol=1e-6)
+    diagonal = torch.arange(12)
+    forward = F.cross_entropy(logits, diagonal, label_smoothing=0.1)
+    backward = F.cross_entropy(logits[:, :12].T, diagonal, label_smoothing=0.1)
+    got = info_nce(q, k, 0.07, negatives=Negatives(extra), label_smoothing=0.1)
+    torch.testing.assert_close(got, (forward + backward) / 2, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -281,34 +275,27 @@ def test_a_batch_of_one_thing_has_no_negatives_and_no_loss():
     assert info_nce(q, k, ids=torch.zeros(6, dtype=torch.long)).item() == 0.0
 
 
-def test_accuracy_counts_strict_wins_and_ignores_repeats():
-    q = torch.eye(4)
-    k = torch.eye(4)
-    k[1] = k[0]  # rows 0 and 1 tie for query 0, and query 1 finds nothing
-    assert batch_accuracy(q, k).item() == 0.5
-    assert batch_accuracy(q, k, ids=torch.tensor([7, 7, 1, 2])).item() == 0.75
-
-
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"\(3, 4\)"):
         info_nce(torch.randn(3, 4), torch.randn(4, 4))
     with pytest.raises(ValueError, match="ids must be"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), ids=torch.zeros(2))
     with pytest.raises(ValueError, match="negatives must be"):
-        info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 5))
+        info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=Negatives(torch.randn(2, 5)))
     with pytest.raises(ValueError, match="go with ids"):
-        info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=torch.randn(2, 4), negative_ids=torch.zeros(2))
+        info_nce(torch.randn(3, 4), torch.randn(3, 4), negatives=Negatives(torch.randn(2, 4), torch.zeros(2)))
     three = torch.randn(3, 4)
-    for wrong, told in [
-        ({"key_ids": torch.zeros(3)}, "key_ids go with ids"),
-        ({"negatives": three, "negative_owner": torch.zeros(2)}, "one row number for each"),
-        ({"own_weight": 0.0}, "own_weight must be"),
-        ({"own_weight": math.inf}, "own_weight must be more than 0 and finite"),
-        ({"negatives": three, "negative_owner": torch.zeros(3)}, "negative_owner must be int64"),
+    for wrong, message in [
+        ({"ids": (torch.zeros(3), torch.zeros(3, 2))}, "must have the same shape"),
+        ({"ids": (torch.zeros(3), torch.zeros(4))}, "ids of keys must be"),
+        ({"negatives": Negatives(three, owner=torch.zeros(2))}, "one row number for each"),
+        ({"negatives": Negatives(three, weight=0.0)}, "negatives.weight must be"),
+        ({"negatives": Negatives(three, weight=math.inf)}, "must be more than 0 and finite"),
+        ({"negatives": Negatives(three, owner=torch.zeros(3))}, "owner must be int64"),
         ({"guide": Guide(three[:2], three[:2])}, "the guide embeds 2 rows of 3"),
         ({"guide": Guide(three, three, three)}, "guide.negatives go with negatives"),
     ]:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             info_nce(three, three, **wrong)
     with pytest.raises(ValueError, match="label_smoothing must be"):
         info_nce(torch.randn(3, 4), torch.randn(3, 4), label_smoothing=1.0)
@@ -321,7 +308,8 @@ def test_a_temperature_of_another_type_changes_none_of_the_results(tile):
     q, k = torch.randn(5, 4), torch.randn(5, 4)
     for shape in ((), (1,)):
         t = torch.full(shape, 0.1, dtype=torch.float64)
-        tiled = info_nce(q, k, t, tile=tile), sigmoid(q, k, t, -t, tile=tile)
+        where = {"blockwise": Blockwise(tile)}
+        tiled = info_nce(q, k, t, **where), sigmoid(q, k, t, -t, **where)
         dense = debiased_info_nce(q, k, t, debias=0.1), cosent(q, k, torch.rand(5), t), distillation(q, k, q, k, t, t)
         for value in (*tiled, *dense):
             assert value.dtype == torch.float32

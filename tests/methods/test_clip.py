@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import MINED
-from mmcl.losses import distillation, info_nce
+from mmcl.losses import Negatives, distillation, info_nce
 from mmcl.methods import Clip
 from mmcl.methods.clip import ClipConfig
 from mmcl.methods.paired import key_of
@@ -65,8 +65,7 @@ def test_the_loss_is_info_nce_with_everything_the_config_says(make_clip, batch):
         text(**batch.inputs["text"]),
         0.3,
         ids=batch.ids,
-        negatives=text(**batch.extra["text"]),
-        negative_ids=batch.extra_ids["text"],
+        negatives=Negatives(text(**batch.extra["text"]), batch.extra_ids["text"]),
         label_smoothing=0.2,
     )
     loss = clip.loss(views)
@@ -132,8 +131,7 @@ def test_matryoshka_cuts_the_extra_texts_as_well(make_clip, batch):
             views["text"][:, :dim],
             0.3,
             ids=batch.ids,
-            negatives=views["negatives"][:, :dim],
-            negative_ids=batch.extra_ids["text"],
+            negatives=Negatives(views["negatives"][:, :dim], batch.extra_ids["text"]),
         )
         for dim in (5, 2)
     ]

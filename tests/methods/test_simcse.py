@@ -14,7 +14,7 @@ from torch import nn
 
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
-from mmcl.losses import Guide, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
+from mmcl.losses import Guide, Negatives, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
 from mmcl.methods import Simcse
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
@@ -147,8 +147,8 @@ def test_pairs_alone_may_be_symmetric_and_debiased(make_simcse, make_batch):
     batch = make_batch(simcse.encoder, **roles)
     views = simcse.eval()(batch)
     a, p = batch.ids.unbind(1)
-    ids = {"ids": torch.stack([a, a, p, p], 1), "key_ids": torch.stack([a, p, a, p], 1)}
-    expected = debiased_info_nce(views["anchor"], views["positive"], 0.3, debias=0.1, hardness=0.5, **ids)
+    ids = torch.stack([a, a, p, p], 1), torch.stack([a, p, a, p], 1)
+    expected = debiased_info_nce(views["anchor"], views["positive"], 0.3, debias=0.1, hardness=0.5, ids=ids)
     torch.testing.assert_close(simcse.loss(views).value, expected)
     assert simcse.metrics(views).keys() == {"accuracy", "temperature"}
     assert simcse.redrawn == {}
@@ -209,8 +209,9 @@ def test_a_teacher_and_a_guide_see_all_roles_and_are_no_parts(make_simcse, make_
     guide = Guide(*(seen[f"guide_{role}"] for role in roles), 0.05)
     ids = simcse._identities(batch.ids)
     vectors = views["anchor"], views["positive"]
-    ids = {"ids": ids["anchor"], "key_ids": ids["positive"], "negative_ids": batch.ids[:, 2:].expand(-1, 4)}
-    contrast = info_nce(*vectors, 0.1, negatives=views["negative"], guide=guide, symmetric=False, **ids)
+    ids = ids["anchor"], ids["positive"]
+    negatives = Negatives(views["negative"], batch.ids[:, 2:].expand(-1, 4))
+    contrast = info_nce(*vectors, 0.1, ids=ids, negatives=negatives, guide=guide, symmetric=False)
     term = distillation(*vectors, seen["teacher_anchor"], seen["teacher_positive"], 0.1, 0.01)
     torch.testing.assert_close(loss.parts, {"contrastive": contrast, "distillation": term})
     torch.testing.assert_close(loss.value, contrast + 2 * term)

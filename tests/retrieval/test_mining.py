@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from mmcl.retrieval import Index
-from mmcl.retrieval.mining import Guide, Own, Rules, filled_up, mine, nearest_others, pick
+from mmcl.retrieval.mining import GuideVectors, Own, Rules, filled_up, mine, nearest_others, pick
 
 
 def unit(rng, *shape):
@@ -23,7 +23,7 @@ def problem():
     own[np.arange(40), rng.integers(0, 60, 40)] = True
     anchors, corpus = unit(rng, 40, 8), unit(rng, 60, 8)
     positive = rng.uniform(-0.2, 0.8, 40).astype("float32")
-    guide = Guide(unit(rng, 40, 5), unit(rng, 60, 5), rng.uniform(0.0, 0.9, 40).astype("float32"))
+    guide = GuideVectors(unit(rng, 40, 5), unit(rng, 60, 5), rng.uniform(0.0, 0.9, 40).astype("float32"))
     return own, anchors, corpus, positive, guide
 
 

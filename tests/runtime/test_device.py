@@ -11,7 +11,7 @@ import torch
 
 import mmcl
 from mmcl.evaluation import retrieval
-from mmcl.losses import info_nce
+from mmcl.losses import Blockwise, info_nce
 from mmcl.runtime import device
 from mmcl.runtime.errors import MmclError
 
@@ -61,7 +61,7 @@ def test_a_loss_and_its_gradient_are_the_same_in_a_forked_process(here_and_in_a_
     a.requires_grad_()
 
     def work():
-        loss = info_nce(a, b, tile=tile)
+        loss = info_nce(a, b, blockwise=Blockwise(tile))
         return loss.item(), torch.autograd.grad(loss, a)[0].numpy(), torch.get_num_threads()
 
     here, there = here_and_in_a_fork(work)

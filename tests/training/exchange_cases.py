@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,12 +151,16 @@ def make_batch(method: Method, step: int, sizes: list[int]) -> Batch:
     return Batch(inputs, ids[mine], rows, rows, extra, extra_ids)
 
 
+def in_tiles(loss: Any, tile: int | None, *args: Any, blockwise: losses.Blockwise, **options: Any) -> Tensor:
+    return loss(*args, blockwise=replace(blockwise, tile=tile), **options)
+
+
 def run(
     name: str, exchange: str, tile: int | None, micro_batch: int | None, rows: dict[int, list[int]] | None
 ) -> dict[str, Tensor]:
     """What 20 steps give."""
     for module, loss in ((clip, "info_nce"), (simcse, "info_nce"), (siglip, "sigmoid"), (paired, "batch_accuracy")):
-        setattr(module, loss, partial(getattr(losses, loss), tile=tile))
+        setattr(module, loss, partial(in_tiles, getattr(losses, loss), tile))
     several = world_size() > 1
     method = make_method(name, exchange if several and name not in ("debiased", "cosent") else None)
     settings = TrainingConfig(micro_batch=micro_batch, clip_grad=None, weight_decay=0.01, device="cpu")

@@ -20,7 +20,7 @@ from mmcl.data.batches.sampler import Draw
 from mmcl.data.identity import NOTHING, mix
 from mmcl.evaluation import sts
 from mmcl.evaluation.evaluator import Setup, open_evaluator
-from mmcl.losses import Guide, info_nce
+from mmcl.losses import Guide, Negatives, info_nce
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
@@ -417,9 +417,7 @@ def test_a_pair_without_a_hard_negative_is_learned_from_without(tmp_path, caplog
         views["anchor"],
         views["positive"],
         method.temperature,
-        negatives=views["negative"][there],
-        negative_owner=torch.arange(6)[there],
-        own_weight=2.0,
+        negatives=Negatives(views["negative"][there], owner=torch.arange(6)[there], weight=2.0),
         guide=guide,
         symmetric=method.config.symmetric,
     )

@@ -16,18 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmcl.losses.similarity import Similarity
 from mmcl.losses.unit import unit_length
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
 
-Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]
 Vectors: TypeAlias = np.ndarray | Tensor  # (N, D), of any real type; a memory map is read block by block
 
 MISSING = -1  # the document number of a relevant document that the corpus does not hold

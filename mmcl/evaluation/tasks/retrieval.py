@@ -13,7 +13,8 @@ import torch
 from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, owners, same_width, with_ids
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics import ranks as measures
-from mmcl.evaluation.metrics.ranking import MISSING, Judgements, Similarity, Vectors, relevant_ranks
+from mmcl.evaluation.metrics.ranking import MISSING, Judgements, Vectors, relevant_ranks
+from mmcl.losses.similarity import Similarity
 from mmcl.runtime.errors import MmclError, nearest
 
 SelfMatches: TypeAlias = Literal["keep", "drop"]

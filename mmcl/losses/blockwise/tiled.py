@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmcl.losses.blockwise import triton_tiles
 from mmcl.losses.blockwise.tiles import Held, Plan, Sweep, by_hand, factors
-from mmcl.losses.candidates import Side, excluded
-from mmcl.losses.pairs import similarities
+from mmcl.losses.candidates import EmbeddingSet, exclusion_mask
+from mmcl.losses.similarity import similarities
 from mmcl.runtime.device import widest
 
 NOTHING = -1e30  # the log-sum-exp of nothing; finite, for a gradient through it must not become ∞ - ∞
@@ -37,17 +37,17 @@ class Statistics(NamedTuple):
     number: Tensor
 
 
-def own_logits(queries: Side, keys: Side, partner: Tensor, scale: Tensor, plan: Plan) -> Tensor:
-    """(N,) logits of the rows' partners."""
-    a, b = queries.vectors, keys.vectors[partner]
+def positive_logits(queries: EmbeddingSet, keys: EmbeddingSet, scale: Tensor, plan: Plan) -> Tensor:
+    """(N,) logits of the rows' positives."""
+    a, b = queries.vectors, keys.vectors
     if plan.similarity == "euclidean":
         return similarities(a[:, None], b[:, None], "euclidean").flatten() * scale
     return (a * b).sum(dim=1) * scale
 
 
 def log_sum_exp(
-    rows: Side,
-    columns: Side,
+    rows: EmbeddingSet,
+    columns: EmbeddingSet,
     held: Held,
     scale: Tensor,
     own: Tensor,
@@ -71,7 +71,7 @@ def log_sum_exp(
         own_weight: how much a column counts in the row that it belongs to; absent, it is left out, as partners are.
     """
     weight = 0.0 if own_weight is None else own_weight
-    shared = not totals and columns.seen is None  # rows and columns leave out the same tiles' entries
+    shared = not totals and columns.guide is None  # rows and columns leave out the same tiles' entries
     shift = _shift(rows, columns, scale, own, weight, plan) if shared else None
     job = _Job.of(rows, columns, held, plan, both=both, totals=totals, weight=weight, shift=shift)
     tables = _LogSumExp.apply(rows.vectors, columns.vectors, scale, job)
@@ -79,7 +79,7 @@ def log_sum_exp(
     return by_row, by_column
 
 
-def softplus_sum(rows: Side, keys: Side, scale: Tensor, bias: Tensor, plan: Plan) -> Tensor:
+def softplus_sum(rows: EmbeddingSet, keys: EmbeddingSet, scale: Tensor, bias: Tensor, plan: Plan) -> Tensor:
     """(N,) sums over the keys of log(1 + exp(logit + bias))."""
     return _SoftplusSum.apply(rows.vectors, keys.vectors, scale, bias, _Job.of(rows, keys, plan.keys, plan))
 
@@ -91,8 +91,8 @@ class _Job(NamedTuple):
     ``shift`` is what to subtract from all logits before an exponential that serves rows and columns, if there is one.
     """
 
-    rows: Side
-    columns: Side
+    rows: EmbeddingSet
+    columns: EmbeddingSet
     held: Held
     plan: Plan
     both: bool = False
@@ -101,7 +101,7 @@ class _Job(NamedTuple):
     shift: float | None = None
 
     @classmethod
-    def of(cls, rows: Side, columns: Side, held: Held, plan: Plan, **options: Any) -> _Job:
+    def of(cls, rows: EmbeddingSet, columns: EmbeddingSet, held: Held, plan: Plan, **options: Any) -> _Job:
         """Without the vectors, which ``on`` puts in their place."""
         return cls(rows, columns, held, plan, **options).on(*(side.vectors.new_empty(0) for side in (rows, columns)))
 
@@ -115,7 +115,9 @@ class _Job(NamedTuple):
 
 
 @torch.no_grad()
-def _shift(rows: Side, columns: Side, scale: Tensor, own: Tensor, weight: float, plan: Plan) -> float | None:
+def _shift(
+    rows: EmbeddingSet, columns: EmbeddingSet, scale: Tensor, own: Tensor, weight: float, plan: Plan
+) -> float | None:
     """A number c for which one exp(z - c) serves rows and columns alike, with no maxima to be found; or None.
 
     No logit is above a bound (Cauchy and Schwarz), and none that is far below its row's partner changes the loss. If
@@ -150,7 +152,7 @@ class _LogSumExp(torch.autograd.Function):
         kernels = _for_kernels(job) and not job.totals
         by_row = _nothing(rows)
 
-        def work(shard: Side, _: list[Tensor]) -> Tensor | None:
+        def work(shard: EmbeddingSet, _: list[Tensor]) -> Tensor | None:
             if kernels:
                 found_by_row, found_by_column = _summed_by_kernels(sweep, shard, job)
             else:
@@ -175,7 +177,7 @@ class _LogSumExp(torch.autograd.Function):
         wanted = _Wanted.of(by_row, grads[0])
         derivatives = _derivative_of_sums if job.shift is not None else _derivative_of_statistics
 
-        def work(shard: Side, besides: list[Tensor]) -> Tensor | None:
+        def work(shard: EmbeddingSet, besides: list[Tensor]) -> Tensor | None:
             if kernels:
                 logits, statistics = _for_triton(sweep, shard, job.weight), (*wanted[:2], *besides[:2])
                 return triton_tiles.log_sum_exp_backward(
@@ -192,19 +194,19 @@ class _LogSumExp(torch.autograd.Function):
 
 def _for_kernels(job: _Job) -> bool:
     """Whether the kernels of Triton know all rules that tell the candidates here."""
-    guided = job.rows.seen is not None and job.columns.seen is not None
+    guided = job.rows.guide is not None and job.columns.guide is not None
     return not guided and job.plan.similarity != "euclidean" and triton_tiles.available(job.rows.vectors)
 
 
-def _for_triton(sweep: Sweep, shard: Side, weight: float) -> triton_tiles.Logits:
+def _for_triton(sweep: Sweep, shard: EmbeddingSet, weight: float) -> triton_tiles.Logits:
     rows, plan = sweep.rows, sweep.plan
     dtype = torch.bfloat16 if plan.half else rows.vectors.dtype
-    owner = None if shard.row is None else shard.row - plan.exchange.first
+    owner = None if shard.owner is None else shard.owner - plan.exchange.first
     vectors = rows.vectors.to(dtype), shard.vectors.to(dtype)
     return triton_tiles.Logits(*vectors, sweep.scale, rows.ids, shard.ids, owner, weight)
 
 
-def _summed_by_kernels(sweep: Sweep, shard: Side, job: _Job) -> tuple[Tensor, Tensor]:
+def _summed_by_kernels(sweep: Sweep, shard: EmbeddingSet, job: _Job) -> tuple[Tensor, Tensor]:
     by_row, by_column = _nothing(job.rows.vectors), _nothing(shard.vectors)
     in_row, in_column = triton_tiles.log_sum_exp(_for_triton(sweep, shard, job.weight), shift=job.shift, both=job.both)
     by_row[:, 0] = in_row
@@ -237,17 +239,17 @@ def _join(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([torch.logaddexp(a[:, :1], b[:, :1]), a[:, 1:] + b[:, 1:]], dim=1)
 
 
-def _exponentials(sweep: Sweep, r: slice, c: slice, shard: Side, z: Tensor, job: _Job) -> Tensor:
+def _exponentials(sweep: Sweep, r: slice, c: slice, shard: EmbeddingSet, z: Tensor, job: _Job) -> Tensor:
     """exp(z - shift) in the place of z, and 0 for what is no candidate."""
     terms = (z.sub_(job.shift) if job.shift else z).exp_()
-    mask = excluded(job.rows.at(r), shard.at(c))
+    mask = exclusion_mask(job.rows.at(r), shard.at(c))
     if mask is not None:
         terms.masked_fill_(mask, 0.0)
     sweep.weigh_own(r, c, shard, terms, job.weight)
     return terms
 
 
-def _summed(sweep: Sweep, shard: Side, job: _Job) -> tuple[Tensor, Tensor]:
+def _summed(sweep: Sweep, shard: EmbeddingSet, job: _Job) -> tuple[Tensor, Tensor]:
     """Statistics where rows and columns share their exponentials."""
     assert job.shift is not None
     by_row, by_column = _nothing(job.rows.vectors), _nothing(shard.vectors)
@@ -263,7 +265,7 @@ def _summed(sweep: Sweep, shard: Side, job: _Job) -> tuple[Tensor, Tensor]:
 
 
 def _derivative_of_sums(
-    sweep: Sweep, shard: Side, job: _Job, of_rows: _Wanted, of_columns: _Wanted | None
+    sweep: Sweep, shard: EmbeddingSet, job: _Job, of_rows: _Wanted, of_columns: _Wanted | None
 ) -> Callable[[slice, slice, Tensor], Tensor]:
     assert job.shift is not None
     dtype = shard.vectors.dtype
@@ -279,7 +281,7 @@ def _derivative_of_sums(
     return derivative
 
 
-def _masked(sweep: Sweep, r: slice, c: slice, shard: Side, z: Tensor, job: _Job) -> list[Tensor]:
+def _masked(sweep: Sweep, r: slice, c: slice, shard: EmbeddingSet, z: Tensor, job: _Job) -> list[Tensor]:
     """The logits as rows have them and, if asked for, as columns have them; -∞ is no candidate."""
     found = sweep.own(r, c, shard)
     if found is not None:
@@ -287,15 +289,15 @@ def _masked(sweep: Sweep, r: slice, c: slice, shard: Side, z: Tensor, job: _Job)
         values = z[row, column]
         z[row, column] = torch.where(here, values + (math.log(job.weight) if job.weight else -torch.inf), values)
     rows, columns = job.rows.at(r), shard.at(c)
-    out = excluded(rows, columns)
+    out = exclusion_mask(rows, columns)
     logits = [z if out is None else z.masked_fill(out, -torch.inf)]
     if job.both:
-        out = excluded(columns, rows)
+        out = exclusion_mask(columns, rows)
         logits.append(z if out is None else z.masked_fill(out.T, -torch.inf))
     return logits
 
 
-def _collected(sweep: Sweep, shard: Side, job: _Job) -> tuple[Tensor, Tensor]:
+def _collected(sweep: Sweep, shard: EmbeddingSet, job: _Job) -> tuple[Tensor, Tensor]:
     """Statistics where a logit may be one thing to its row and another to its column, and of any size."""
     by_row, by_column = _nothing(job.rows.vectors), _nothing(shard.vectors)
     for r, c, z in sweep.tiles(shard):
@@ -308,7 +310,7 @@ def _collected(sweep: Sweep, shard: Side, job: _Job) -> tuple[Tensor, Tensor]:
 
 
 def _derivative_of_statistics(
-    sweep: Sweep, shard: Side, job: _Job, of_rows: _Wanted, of_columns: _Wanted | None
+    sweep: Sweep, shard: EmbeddingSet, job: _Job, of_rows: _Wanted, of_columns: _Wanted | None
 ) -> Callable[[slice, slice, Tensor], Tensor]:
     def derivative(r: slice, c: slice, z: Tensor) -> Tensor:
         weights = torch.zeros_like(z)
@@ -333,7 +335,7 @@ class _SoftplusSum(torch.autograd.Function):
         sums, slopes = (torch.zeros(len(rows), dtype=widest(rows.device), device=rows.device) for _ in range(2))
         kernels = _for_kernels(job)
 
-        def work(shard: Side, _: list[Tensor]) -> None:
+        def work(shard: EmbeddingSet, _: list[Tensor]) -> None:
             if kernels:
                 found = triton_tiles.softplus_sum(_for_triton(sweep, shard, 0.0), bias)
                 sums.add_(found[0])
@@ -358,7 +360,7 @@ class _SoftplusSum(torch.autograd.Function):
         by_sum = grads[0].to(scale.dtype)[:, None]
         d_bias = (grads[0] * slopes).sum()  # 0 so far, unless kernels have found the slopes
 
-        def work(shard: Side, _: list[Tensor]) -> Tensor | None:
+        def work(shard: EmbeddingSet, _: list[Tensor]) -> Tensor | None:
             if kernels:
                 logits = _for_triton(sweep, shard, 0.0)
                 return triton_tiles.softplus_sum_backward(logits, bias, sweep.d_rows(), grads[0])
@@ -375,9 +377,9 @@ class _SoftplusSum(torch.autograd.Function):
         return d_rows, d_columns, d_scale, d_bias.to(bias.dtype), None
 
 
-def _others(sweep: Sweep, r: slice, c: slice, shard: Side, terms: Tensor) -> Tensor:
+def _others(sweep: Sweep, r: slice, c: slice, shard: EmbeddingSet, terms: Tensor) -> Tensor:
     """The terms, with 0 for a row's own partner and whatever else is the same thing."""
-    mask = excluded(sweep.rows.at(r), shard.at(c))
+    mask = exclusion_mask(sweep.rows.at(r), shard.at(c))
     if mask is not None:
         terms.masked_fill_(mask, 0.0)
     sweep.weigh_own(r, c, shard, terms, 0.0)

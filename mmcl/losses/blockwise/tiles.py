@@ -18,21 +18,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmcl.losses.candidates import Candidates, Side
-from mmcl.losses.pairs import Similarity, similarities
+from mmcl.losses.blockwise.plan import Blockwise
+from mmcl.losses.candidates import Candidates, EmbeddingSet
+from mmcl.losses.similarity import Similarity, similarities
 from mmcl.runtime.device import multiplies_bfloat16, widest
 from mmcl.runtime.ring import Alone, Combine, exchange
 
 TILE = 1024  # rows and columns; in float32 the tile and what it is multiplied with stay in the last cache of a CPU
 DENSE = 1024  # a matrix of no more than this, squared, is held at once unless tiles are asked for
-
-Tile = int | Literal["auto"] | None
-Across = Literal["gather", "ring"] | None
 
 
 class Held(NamedTuple):
@@ -70,9 +68,9 @@ class Plan:
 
     def tour(
         self,
-        columns: Side,
+        columns: EmbeddingSet,
         held: Held,
-        work: Callable[[Side, list[Tensor]], Tensor | None],
+        work: Callable[[EmbeddingSet, list[Tensor]], Tensor | None],
         combine: Combine = torch.add,
         besides: Sequence[Tensor] = (),
     ) -> Tensor | None:
@@ -85,31 +83,34 @@ class Plan:
             combine: how two processes' findings become one.
             besides: tensors with one entry for each column.
         """
-        if columns.row is not None:  # the rows' numbers in the whole batch
-            numbers = torch.where(columns.row < 0, columns.row, columns.row + self.exchange.first)
-            columns = columns._replace(row=numbers)
-        present = [field for field, tensor in zip(Side._fields, columns, strict=True) if tensor is not None]
+        if columns.owner is not None:  # the rows' numbers in the whole batch
+            numbers = torch.where(columns.owner < 0, columns.owner, columns.owner + self.exchange.first)
+            columns = columns._replace(owner=numbers)
+        present = [field for field, tensor in zip(EmbeddingSet._fields, columns, strict=True) if tensor is not None]
 
         def unpack(tensors: list[Tensor]) -> Tensor | None:
-            return work(Side(**dict(zip(present, tensors, strict=False))), tensors[len(present) :])
+            return work(EmbeddingSet(**dict(zip(present, tensors, strict=False))), tensors[len(present) :])
 
         tensors = [*(getattr(columns, field) for field in present), *besides]
         return self.exchange.tour(tensors, held.counts, unpack, combine)
 
 
-def make_plan(batch: Candidates, tile: Tile, across: Across, similarity: Similarity, *, half: bool) -> Plan | None:
+def make_plan(batch: Candidates, blockwise: Blockwise, *, half: bool) -> Plan | None:
     """How to go about a batch's matrix; None if it is to be held at once, by one process that has all of it.
 
     Raises:
         ValueError: ``tile`` or ``across`` is not what it can be, the processes disagree in what arguments there are, or
             none of them has a row.
     """
+    tile = blockwise.tile
     if tile not in ("auto", None) and not (isinstance(tile, int) and tile is not True and tile > 0):
         raise ValueError(f"tile must be a number from 1 up, 'auto' or None, not {tile!r}")
-    queries, keys, negatives, _ = batch
+    queries, keys, negatives = batch[:3]
     counts = [0 if side is None else len(side.vectors) for side in (keys, negatives)]
     learn = [side is not None and side.vectors.requires_grad for side in (keys, negatives)]
-    meeting = exchange(across, len(queries.vectors), queries.vectors.device, [*counts, *learn, *_widths(batch)])
+    meeting = exchange(
+        blockwise.across, len(queries.vectors), queries.vectors.device, [*counts, *learn, *_widths(batch)]
+    )
     if any(told[4:] != meeting.told[0][4:] for told in meeting.told):
         raise ValueError("all processes must give the same arguments, of the same widths: (0, D) where there are none")
     if meeting.rows == 0:
@@ -121,12 +122,12 @@ def make_plan(batch: Candidates, tile: Tile, across: Across, similarity: Similar
     of_keys, of_negatives = (
         Held([told[at] for told in meeting.told], any(told[2 + at] for told in meeting.told)) for at in range(2)
     )
-    return Plan(similarity, size, meeting, of_keys, of_negatives, half)
+    return Plan(batch.similarity, size, meeting, of_keys, of_negatives, half)
 
 
 def _widths(batch: Candidates) -> list[int]:
     """What each thing that may be known of queries, keys and negatives has behind its first dimension; -1 if absent."""
-    sides = (side or (None,) * len(Side._fields) for side in (batch.queries, batch.keys, batch.negatives))
+    sides = (side or (None,) * len(EmbeddingSet._fields) for side in (batch.queries, batch.keys, batch.negatives))
     return [-1 if tensor is None else math.prod(tensor.shape[1:]) for side in sides for tensor in side]
 
 
@@ -170,7 +171,7 @@ class _End(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError("a loss in tiles has no second derivative; tile=None has one")
+        raise RuntimeError("a loss in tiles has no second derivative; Blockwise(tile=None) has one")
 
 
 class Sweep:
@@ -180,7 +181,7 @@ class Sweep:
         d_scale: by the scale.
     """
 
-    def __init__(self, rows: Side, scale: Tensor, plan: Plan) -> None:
+    def __init__(self, rows: EmbeddingSet, scale: Tensor, plan: Plan) -> None:
         self.rows, self.scale, self.plan = rows, scale, plan
         self.d_scale = torch.zeros((), dtype=widest(scale.device), device=scale.device)
         self._d_rows = torch.zeros(())  # once there is a gradient, (N, D), which lacks the factor scale
@@ -192,12 +193,12 @@ class Sweep:
             self._rooms[name] = self.rows.vectors.new_empty(height * width)
         return self._rooms[name][: height * width].view(height, width)
 
-    def tiles(self, columns: Side) -> Iterator[tuple[slice, slice, Tensor]]:
+    def tiles(self, columns: EmbeddingSet) -> Iterator[tuple[slice, slice, Tensor]]:
         """Places of rows and columns, and their logits, which the next tile overwrites."""
         for r, c, _, z in self._tiles(columns):
             yield r, c, z
 
-    def _tiles(self, columns: Side) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    def _tiles(self, columns: EmbeddingSet) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
         for r in slices(len(self.rows.vectors), self.plan.tile):
             scaled = self.rows.vectors[r] * self.scale
             for c in slices(len(columns.vectors), self.plan.tile):
@@ -208,16 +209,16 @@ class Sweep:
                     multiply(scaled, columns.vectors[c].T, z, half=self.plan.half)
                 yield r, c, scaled, z
 
-    def own(self, r: slice, c: slice, columns: Side) -> tuple[Tensor, Tensor, Tensor] | None:
+    def own(self, r: slice, c: slice, columns: EmbeddingSet) -> tuple[Tensor, Tensor, Tensor] | None:
         """For each column of a tile: whether the row that it belongs to is there; that row, or any; and the column."""
-        if columns.row is None:
+        if columns.owner is None:
             return None
-        place = columns.row[c] - (self.plan.exchange.first + r.start)
+        place = columns.owner[c] - (self.plan.exchange.first + r.start)
         height = r.stop - r.start
         here = (place >= 0) & (place < height)
         return here, place.clamp(0, height - 1), torch.arange(len(place), device=place.device)
 
-    def weigh_own(self, r: slice, c: slice, columns: Side, terms: Tensor, weight: float) -> None:
+    def weigh_own(self, r: slice, c: slice, columns: EmbeddingSet, terms: Tensor, weight: float) -> None:
         """Multiply, in a tile, what columns say to the row that they belong to."""
         found = self.own(r, c, columns)
         if found is not None:
@@ -226,7 +227,7 @@ class Sweep:
             terms[row, column] = torch.where(here, values * weight, values)
 
     def gradient(
-        self, columns: Side, derivative: Callable[[slice, slice, Tensor], Tensor], *, theirs: bool = True
+        self, columns: EmbeddingSet, derivative: Callable[[slice, slice, Tensor], Tensor], *, theirs: bool = True
     ) -> Tensor | None:
         """(M, D) gradient of the columns; that of rows and scale is kept for :meth:`finish`.
 

@@ -24,7 +24,7 @@ from mmcl.encoding.shares import embed, from_shares, share_of
 from mmcl.formats.folder import load
 from mmcl.methods import Method
 from mmcl.retrieval import Index
-from mmcl.retrieval.mining import Guide, Mined, Own, Rules, mine
+from mmcl.retrieval.mining import GuideVectors, Mined, Own, Rules, mine
 from mmcl.runtime import distributed
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError, NotFiniteError
@@ -217,12 +217,12 @@ class Miner(Callback):
         )
         return Mined(items, scores, ranks), positive
 
-    def _guide(self, rows: np.ndarray) -> Guide | None:
+    def _guide(self, rows: np.ndarray) -> GuideVectors | None:
         if self.settings.guide is None:
             return None
         seen = self._seen_by_guide
         anchors = seen.anchors(rows)
-        return Guide(anchors, seen.corpus, self._own.similarity(rows, anchors, seen.corpus))
+        return GuideVectors(anchors, seen.corpus, self._own.similarity(rows, anchors, seen.corpus))
 
     @cached_property
     def _seen_by_guide(self) -> _Vectors:

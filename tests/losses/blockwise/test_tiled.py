@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from mmcl.losses import Guide, info_nce, sigmoid
+from mmcl.losses import Blockwise, Guide, Negatives, info_nce, sigmoid
 from mmcl.losses.blockwise import tiled, tiles
 
 LOSSES = [
-    lambda q, k: info_nce(q, k, 0.2, similarity="dot", tile=2),
-    lambda q, k: sigmoid(q, k, 0.2, -1.0, similarity="dot", tile=2),
+    lambda q, k: info_nce(q, k, 0.2, similarity="dot", blockwise=Blockwise(2)),
+    lambda q, k: sigmoid(q, k, 0.2, -1.0, similarity="dot", blockwise=Blockwise(2)),
 ]
 
 
@@ -23,7 +23,7 @@ def test_a_second_derivative_is_refused(loss, by):
     q, k = given = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
     (grad,) = torch.autograd.grad(loss(q, k), q, create_graph=True)
     penalty = grad.square().sum()
-    with pytest.raises(RuntimeError, match="has no second derivative; tile=None has one"):
+    with pytest.raises(RuntimeError, match=r"has no second derivative; Blockwise\(tile=None\) has one"):
         penalty.backward() if by is None else torch.autograd.grad(penalty, given[by])
 
 
@@ -68,7 +68,7 @@ def test_ids_that_were_changed_before_the_backward_pass_are_noticed():
     q, k = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
     for loss in (info_nce, partial(sigmoid, bias=-1.0)):
         ids = torch.arange(5)
-        value = loss(q, k, temperature=0.2, ids=ids, tile=2)
+        value = loss(q, k, temperature=0.2, ids=ids, blockwise=Blockwise(2))
         ids.zero_()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             value.backward()
@@ -81,9 +81,8 @@ def test_a_weight_beyond_the_largest_exponential(weight):
     results = []
     for dtype, tile in ((torch.float64, None), (torch.float32, 4)):
         leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors]
-        loss = info_nce(
-            *leaves[:2], 0.05, negatives=leaves[2], negative_owner=torch.arange(6), own_weight=weight, tile=tile
-        )
+        negatives = Negatives(leaves[2], owner=torch.arange(6), weight=weight)
+        loss = info_nce(*leaves[:2], 0.05, negatives=negatives, blockwise=Blockwise(tile))
         results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
     for exact, got in zip(*results, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5)
@@ -101,15 +100,16 @@ def test_a_temperature_in_half_precision_is_divided_by_in_that_of_the_logits():
     torch.manual_seed(0)
     q, k = torch.randn(5, 3), torch.randn(5, 3)
     tau = torch.tensor(0.011).bfloat16()
-    torch.testing.assert_close(info_nce(q, k, tau, tile=2), info_nce(q, k, tau.item(), tile=2))
+    results = [info_nce(q, k, value, blockwise=Blockwise(2)) for value in (tau, tau.item())]
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("tile", [None, 1, 3, 7])
-def test_twins_of_the_partner_are_no_closer_than_it_in_the_eyes_of_a_guide(tile):
+def test_copies_of_the_positive_are_no_false_negatives_by_a_guide(tile):
     torch.manual_seed(0)
-    q, seen = torch.randn(9, 4), torch.randn(9, 300)
+    q, guide = torch.randn(9, 4), torch.randn(9, 300)
     one = torch.randn(1, 300).expand(9, -1)
-    loss = info_nce(q, q, guide=Guide(seen, one), symmetric=False, tile=tile)
+    loss = info_nce(q, q, guide=Guide(guide, one), symmetric=False, blockwise=Blockwise(tile))
     torch.testing.assert_close(loss, info_nce(q, q, symmetric=False))
 
 
@@ -121,8 +121,8 @@ def test_a_device_without_float64_is_served(monkeypatch):
         for module in (tiled, tiles):
             monkeypatch.setattr(module, "widest", lambda device, dtype=dtype: dtype)
         q, k, n = (tensor.clone().requires_grad_() for tensor in tensors)
-        loss = info_nce(q, k, negatives=n, label_smoothing=0.1, tile=4) + info_nce(q, k, tile=4)
-        loss = loss + sigmoid(q, k, 0.1, -1.0, tile=4)
+        loss = info_nce(q, k, negatives=Negatives(n), label_smoothing=0.1, blockwise=Blockwise(4))
+        loss = loss + info_nce(q, k, blockwise=Blockwise(4)) + sigmoid(q, k, 0.1, -1.0, blockwise=Blockwise(4))
         results.append([loss.detach(), *torch.autograd.grad(loss, [q, k, n])])
     for wide, narrow in zip(*results, strict=True):
         torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-5)
@@ -131,5 +131,5 @@ def test_a_device_without_float64_is_served(monkeypatch):
 def test_products_in_float32_leave_the_settings_of_the_process_alone(monkeypatch):
     monkeypatch.setattr(tiles, "_rounded_to_bfloat16", None)
     before = torch.backends.mkldnn.matmul.fp32_precision
-    info_nce(torch.randn(5, 3), torch.randn(5, 3), tile=2)
+    info_nce(torch.randn(5, 3), torch.randn(5, 3), blockwise=Blockwise(2))
     assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.losses import Guide, batch_accuracy, info_nce, sigmoid
+from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, info_nce, sigmoid
 from mmcl.losses.blockwise import tiles
 
 
@@ -20,7 +20,7 @@ def compare(loss, tensors, tile, rtol=1e-10, atol=1e-11):
     results = []
     for size in (None, tile):
         leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-        value = loss(*leaves, tile=size)
+        value = loss(*leaves, blockwise=Blockwise(size))
         value.backward()
         assert value.dtype == tensors[0].dtype
         results.append([value.detach(), *(leaf.grad for leaf in leaves)])
@@ -31,7 +31,6 @@ def compare(loss, tensors, tile, rtol=1e-10, atol=1e-11):
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 23),
-    further=st.integers(0, 9),
     m=st.integers(0, 17),
     d=st.integers(2, 9),
     tile=st.integers(1, 25),
@@ -45,24 +44,23 @@ def compare(loss, tensors, tile, rtol=1e-10, atol=1e-11):
     seed=st.integers(0, 10_000),
 )
 def test_info_nce_in_tiles_equals_the_dense_one(
-    n, further, m, d, tile, columns, weight, guided, symmetric, similarity, smooth, tau, seed
+    n, m, d, tile, columns, weight, guided, symmetric, similarity, smooth, tau, seed
 ):
     torch.manual_seed(seed)
-    q, k, extra = (torch.randn(size, d, dtype=torch.float64) for size in (n, n + further, m))
-    seen = [torch.randn(len(x), 3, dtype=torch.float64) for x in (q, k, extra)]
+    q, k, extra = (torch.randn(size, d, dtype=torch.float64) for size in (n, n, m))
+    by_guide = [torch.randn(len(x), 3, dtype=torch.float64) for x in (q, k, extra)]
     options = {"symmetric": symmetric, "similarity": similarity, "label_smoothing": smooth}
-    if further:
-        options["partner"] = torch.randperm(n + further)[:n]
     if columns:
-        options |= {"ids": torch.randint(9, (n, columns)), "key_ids": torch.randint(9, (n + further, columns))}
-        options |= {"negative_ids": torch.randint(9, (m, columns))} if m else {}
-    if m and weight is not None:
-        options |= {"negative_owner": torch.randint(n, (m,)), "own_weight": weight}
+        options["ids"] = torch.randint(9, (n, columns)), torch.randint(9, (n, columns))
+    of_negatives = {"ids": torch.randint(9, (m, columns))} if columns else {}
+    if weight is not None:
+        of_negatives |= {"owner": torch.randint(n, (m,)), "weight": weight}
     if guided:
-        options |= {"guide": Guide(seen[0], seen[1], seen[2] if m and weight else None, 0.1)}
+        options["guide"] = Guide(by_guide[0], by_guide[1], by_guide[2] if m and weight else None, 0.1)
 
-    def loss(q, k, tau, *negatives, tile):
-        return info_nce(q, k, tau, negatives=negatives[0] if negatives else None, tile=tile, **options)
+    def loss(q, k, tau, *vectors, blockwise):
+        negatives = Negatives(vectors[0], **of_negatives) if vectors else None
+        return info_nce(q, k, tau, negatives=negatives, blockwise=blockwise, **options)
 
     compare(loss, [q, k, torch.tensor(tau, dtype=torch.float64), *([extra] if m else [])], tile)
 
@@ -83,8 +81,8 @@ def test_sigmoid_in_tiles_equals_the_dense_one(n, d, tile, columns, similarity, 
     tensors = [torch.randn(n, d), torch.randn(n, d), torch.tensor(tau), torch.tensor(bias)]
     ids = torch.randint(9, (n, columns)) if columns else None
 
-    def loss(*tensors, tile):
-        return sigmoid(*tensors, ids=ids, similarity=similarity, tile=tile)
+    def loss(*tensors, blockwise):
+        return sigmoid(*tensors, ids=ids, similarity=similarity, blockwise=blockwise)
 
     compare(loss, [tensor.double() for tensor in tensors], tile)
 
@@ -92,32 +90,16 @@ def test_sigmoid_in_tiles_equals_the_dense_one(n, d, tile, columns, similarity, 
 @settings(max_examples=30, deadline=None)
 @given(
     n=st.integers(1, 23),
-    further=st.integers(0, 9),
     tile=st.integers(1, 25),
     masked=st.booleans(),
     seed=st.integers(0, 9999),
 )
-def test_accuracy_in_tiles_equals_the_dense_one(n, further, tile, masked, seed):
+def test_accuracy_in_tiles_equals_the_dense_one(n, tile, masked, seed):
     torch.manual_seed(seed)
-    q, k = torch.randint(3, (n, 2)).float() + 1, torch.randint(3, (n + further, 2)).float() + 1  # there are ties
-    options = {"partner": torch.randperm(n + further)[:n]} if further else {}
-    if masked:
-        options |= {"ids": torch.randint(9, (n,)), "key_ids": torch.randint(9, (n + further,))}
-    results = [batch_accuracy(q, k, similarity="dot", tile=size, **options) for size in (None, tile)]
+    q, k = torch.randint(3, (n, 2)).float() + 1, torch.randint(3, (n, 2)).float() + 1  # there are ties
+    ids = (torch.randint(9, (n,)), torch.randint(9, (n,))) if masked else None
+    results = [batch_accuracy(q, k, ids=ids, similarity="dot", blockwise=Blockwise(size)) for size in (None, tile)]
     assert results[0] == results[1]
-
-
-def test_queries_against_more_keys_than_queries():
-    """What a process computes that has gathered the keys of all; the other direction has only the partners as rows."""
-    torch.manual_seed(0)
-    q, k = F.normalize(torch.randn(5, 4).double(), dim=1), F.normalize(torch.randn(9, 4).double(), dim=1)
-    partner = torch.tensor([7, 0, 3, 8, 4])
-    logits = q @ k.T / 0.2
-    there = F.cross_entropy(logits, partner)
-    back = F.cross_entropy(logits.T[partner], torch.arange(5))
-    for tile in (None, 2):
-        torch.testing.assert_close(info_nce(q, k, 0.2, partner=partner, tile=tile), (there + back) / 2)
-        torch.testing.assert_close(info_nce(q, k, 0.2, partner=partner, tile=tile, symmetric=False), there)
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.07])
@@ -128,7 +110,7 @@ def test_float32_in_tiles_is_as_exact_as_the_dense_loss(tau):
     exact = []
     for dtype, tile in ((torch.float64, None), (torch.float32, 77)):
         leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, torch.tensor(tau))]
-        loss = info_nce(*leaves, tile=tile)
+        loss = info_nce(*leaves, blockwise=Blockwise(tile))
         loss.backward()
         exact.append([loss.detach().double(), *(leaf.grad.double() for leaf in leaves)])
     for expected, got in zip(*exact, strict=True):
@@ -143,11 +125,11 @@ def test_gradcheck(similarity):
     ids = torch.tensor([0, 1, 0, 2, 1])
 
     def contrast(q, k, extra, tau):
-        options = {"negative_owner": torch.arange(7) % 5, "own_weight": 2.0, "similarity": similarity}
-        return info_nce(q, k, tau, ids=ids, negatives=extra, tile=3, **options)
+        negatives = Negatives(extra, owner=torch.arange(7) % 5, weight=2.0)
+        return info_nce(q, k, tau, ids=ids, negatives=negatives, similarity=similarity, blockwise=Blockwise(3))
 
     assert torch.autograd.gradcheck(contrast, (q, k, extra, tau))
-    judged = lambda *given: sigmoid(*given, ids=ids, similarity=similarity, tile=3)  # noqa: E731
+    judged = lambda *given: sigmoid(*given, ids=ids, similarity=similarity, blockwise=Blockwise(3))  # noqa: E731
     assert torch.autograd.gradcheck(judged, (q, k, tau, bias))
 
 
@@ -160,11 +142,11 @@ def test_finite_where_logits_lie_hundreds_apart(dtype, spread):
     k = q * spread
     leaves = [x.clone().requires_grad_() for x in (q, k)]
     similarity = "dot" if spread == 30.0 else "cosine"
-    loss = info_nce(*leaves, 0.01, similarity=similarity, tile=10)
+    loss = info_nce(*leaves, 0.01, similarity=similarity, blockwise=Blockwise(10))
     loss.backward()
     assert loss.dtype == torch.float32
     exact = [x.double().requires_grad_() for x in (q, k)]
-    expected = info_nce(*exact, 0.01, similarity=similarity, tile=None)
+    expected = info_nce(*exact, 0.01, similarity=similarity, blockwise=Blockwise(None))
     expected.backward()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     for got, leaf in zip(leaves, exact, strict=True):
@@ -176,7 +158,8 @@ def test_finite_where_logits_lie_hundreds_apart(dtype, spread):
 
 def test_a_batch_of_one_thing_has_no_negatives_and_no_loss():
     q = torch.randn(6, 3, requires_grad=True)
-    loss = info_nce(q, torch.randn(6, 3), ids=torch.zeros(6, dtype=torch.long), negatives=torch.zeros(0, 3), tile=2)
+    options = {"ids": torch.zeros(6, dtype=torch.long), "negatives": Negatives(torch.zeros(0, 3))}
+    loss = info_nce(q, torch.randn(6, 3), **options, blockwise=Blockwise(2))
     loss.backward()
     assert loss.item() == 0.0
     assert not q.grad.any()
@@ -187,11 +170,11 @@ def test_products_in_bfloat16_stay_within_a_hundredth_of_the_gradient(monkeypatc
     torch.manual_seed(4)
     q = torch.randn(40, 24).bfloat16()
     k = (q.float() + torch.randn(40, 24)).bfloat16()
-    whole = tiles.multiply
+    multiply = tiles.multiply
 
     def rounded(a, b, out, *, half, add=False):
         assert half
-        whole(a.bfloat16().float(), b.bfloat16().float(), out, half=True, add=add)
+        multiply(a.bfloat16().float(), b.bfloat16().float(), out, half=True, add=add)
 
     monkeypatch.setattr(tiles, "multiply", rounded)
     monkeypatch.setattr(tiles, "multiplies_bfloat16", lambda device: True)
@@ -199,57 +182,51 @@ def test_products_in_bfloat16_stay_within_a_hundredth_of_the_gradient(monkeypatc
         grads = []
         for dtype, tile in ((torch.float64, None), (torch.bfloat16, 16)):
             leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k)]
-            (info_nce(*leaves, tau, tile=tile) * 40).backward()
+            (info_nce(*leaves, tau, blockwise=Blockwise(tile)) * 40).backward()
             grads.append(torch.cat([leaf.grad.double() for leaf in leaves]))
         assert (grads[1] - grads[0]).norm() < 1e-2 * grads[0].norm()
 
 
-def test_past_keys_cost_no_product_for_a_gradient_that_they_do_not_take():
+def test_queued_keys_cost_no_product_for_a_gradient_that_they_do_not_take():
     torch.manual_seed(5)
     q, k, queue = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4), torch.randn(9, 4)
     grads = []
-    for past in (queue, queue.clone().requires_grad_()):
-        (grad,) = torch.autograd.grad(info_nce(q, k, negatives=past, tile=4), q)
+    for keys in (queue, queue.clone().requires_grad_()):
+        (grad,) = torch.autograd.grad(info_nce(q, k, negatives=Negatives(keys), blockwise=Blockwise(4)), q)
         grads.append(grad)
     assert torch.equal(*grads)
 
 
-def test_no_matrix_of_the_whole_batch_is_ever_there(monkeypatch):
+def test_no_matrix_of_all_logits_is_ever_in_memory(monkeypatch):
     largest = 0
-    whole = torch.mm
+    mm = torch.mm
 
     def watched(a, b, **options):
         nonlocal largest
         largest = max(largest, len(a) * b.shape[1])
-        return whole(a, b, **options)
+        return mm(a, b, **options)
 
     monkeypatch.setattr(torch, "mm", watched)
     q = torch.randn(1500, 4, requires_grad=True)
-    info_nce(q, q.detach(), tile="auto").backward()
-    sigmoid(q, q.detach(), 0.1, -1.0, tile="auto").backward()
+    info_nce(q, q.detach(), blockwise=Blockwise("auto")).backward()
+    sigmoid(q, q.detach(), 0.1, -1.0, blockwise=Blockwise("auto")).backward()
     batch_accuracy(q, q)
     assert 0 < largest <= tiles.TILE**2
 
 
 def test_arguments_that_do_not_fit_are_named():
     three, five = torch.randn(3, 4), torch.randn(5, 4)
-    further = {"negatives": five, "ids": torch.arange(3)}
-    for wrong, told in [
-        ({"tile": 0}, "tile must be a number from 1 up"),
-        ({"tile": True}, "tile must be a number from 1 up"),
-        ({"tile": "large"}, "tile must be a number from 1 up"),
-        ({"across": "star"}, "across must be 'gather', 'ring' or None"),
-        ({"partner": torch.tensor([0, 1])}, "partner must be"),
-        ({"partner": torch.tensor([0, 1, 5])}, "different numbers of the 5 keys"),
-        ({"partner": torch.tensor([0, 1, 1])}, "different numbers of the 5 keys"),
-        ({"partner": torch.arange(3), "ids": torch.arange(3)}, "ids go with key_ids"),
-        (further | {"negative_ids": torch.zeros(5, 2, dtype=torch.long)}, "as many columns as ids"),
-        (further | {"negative_owner": torch.tensor([0, 1, 2, 3, -1])}, "numbers of the 3 rows, or -1"),
-        (further | {"negative_owner": torch.tensor([0, 1, 2, 0, -2])}, "numbers of the 3 rows, or -1"),
+    ids = {"ids": torch.arange(3)}
+    for wrong, message in [
+        ({"blockwise": Blockwise(0)}, "tile must be a number from 1 up"),
+        ({"blockwise": Blockwise(True)}, "tile must be a number from 1 up"),
+        ({"blockwise": Blockwise("large")}, "tile must be a number from 1 up"),
+        ({"blockwise": Blockwise(across="star")}, "across must be 'gather', 'ring' or None"),
+        (ids | {"negatives": Negatives(five, torch.zeros(5, 2, dtype=torch.long))}, "as many columns as ids"),
+        ({"negatives": Negatives(five, owner=torch.tensor([0, 1, 2, 3, -1]))}, "numbers of the 3 rows, or -1"),
+        ({"negatives": Negatives(five, owner=torch.tensor([0, 1, 2, 0, -2]))}, "numbers of the 3 rows, or -1"),
     ]:
-        with pytest.raises(ValueError, match=told):
-            info_nce(three, five if "partner" in wrong else three, **wrong)
-    with pytest.raises(ValueError, match="ids go with key_ids"):  # whose, if the partners are permuted?
-        info_nce(three, three, ids=torch.arange(3), partner=torch.tensor([2, 0, 1]))
+        with pytest.raises(ValueError, match=message):
+            info_nce(three, three, **wrong)
     with pytest.raises(ValueError, match="no rows"):
-        info_nce(three[:0], three[:0], across="ring")
+        info_nce(three[:0], three[:0], blockwise=Blockwise(across="ring"))

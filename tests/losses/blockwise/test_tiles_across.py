@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-from mmcl.losses import Guide, batch_accuracy, info_nce, sigmoid
+from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, info_nce, sigmoid
 
 world, rank, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 counts = {2: (5, 8), 4: (4, 0, 7, 3)}[world]
@@ -28,28 +28,22 @@ ids, key_ids, negative_ids = (torch.randint(12, (size, 2)) for size in (N, N, M)
 owner = torch.randint(N, (M,))
 for first, count in zip([sum(counts[:r]) for r in range(world)], counts):  # owners are of the same process
     owner[2 * first : 2 * (first + count)] = first + owner[2 * first : 2 * (first + count)] % max(count, 1)
-seen = [torch.randn(size, 3, dtype=torch.float64) for size in (N, N, M)]
-keys = torch.randn(N + world, 6, dtype=torch.float64)  # one more on each process, which belongs to no query
-partner = torch.cat([torch.randperm(count + 1)[:count] + first + r
-                     for r, (first, count) in enumerate(zip([sum(counts[:r]) for r in range(world)], counts))])
-more = slice(start + rank, start + rank + counts[rank] + 1)
+by_guide = [torch.randn(size, 3, dtype=torch.float64) for size in (N, N, M)]
 
 def contrast(q, k, n, tau, bias, own, **where):
     part = (rows, wrong) if own else (slice(None), slice(None))
     a, b = part
     first = start if own else 0
-    masks = {"ids": ids[a], "key_ids": key_ids[a]}
-    hard = {"negatives": n, "negative_ids": negative_ids[b], "negative_owner": owner[b] - first, "own_weight": 2.0}
-    guide = {"guide": Guide(seen[0][a], seen[1][a], seen[2][b])}
+    masks = {"ids": (ids[a], key_ids[a])}
+    hard = {"negatives": Negatives(n, negative_ids[b], owner[b] - first, weight=2.0)}
+    guide = {"guide": Guide(by_guide[0][a], by_guide[1][a], by_guide[2][b])}
     yield info_nce(q, k, tau, **where)
     yield info_nce(q, k, tau, similarity="euclidean", symmetric=False, **masks, **where)
     yield info_nce(q, k, tau, **masks, **hard, **where)
     yield info_nce(q, k, tau, **masks, **hard, **guide, label_smoothing=0.1, **where)
     yield sigmoid(q, k, tau, bias, ids=ids[a], **where)
-    other = keys[more] if own else keys
-    yield info_nce(q, other, tau, partner=partner[a] - (start + rank if own else 0), **where)
     with torch.no_grad():
-        wins = batch_accuracy(q, k, ids=ids[a], key_ids=key_ids[a], **where)
+        wins = batch_accuracy(q, k, **masks, **where)
     yield q.sum() * 0 + wins
 
 def run(own, **where):
@@ -62,25 +56,25 @@ def run(own, **where):
         found.append([loss.detach(), *(torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves))])
     return found
 
-alone = run(False, tile=None)
-for where in ({"across": "gather", "tile": None}, {"across": "gather", "tile": 3}, {"across": "ring", "tile": 3},
-              {"across": "ring", "tile": None}, {"across": "ring"}):
-    for case, (expected, got) in enumerate(zip(alone, run(True, **where), strict=True)):
+alone = run(False, blockwise=Blockwise(None))
+for where in (Blockwise(None, "gather"), Blockwise(3, "gather"), Blockwise(3, "ring"), Blockwise(None, "ring"),
+              Blockwise(across="ring")):
+    for case, (expected, got) in enumerate(zip(alone, run(True, blockwise=where), strict=True)):
         for at in (4, 5):  # temperature and bias: data parallelism averages them
             dist.all_reduce(got[at])
         # Embeddings: W times what this process's rows have alone, for their gradient is averaged too, further down.
         given = [got[0], *(grad / world for grad in got[1:])]
         wanted = [expected[0], expected[1][rows], expected[2][rows], expected[3][wrong], *expected[4:]]
         for name, a, b in zip(("loss", "query", "key", "negatives", "temperature", "bias"), given, wanted, strict=True):
-            told = lambda text: f"{where}, case {case}, {name}: {text}"
-            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13, msg=told)
+            message = lambda text: f"{where}, case {case}, {name}: {text}"
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13, msg=message)
 
 # Only the last process has keys so long that an exponential of their logits has no value in float32.
 far = k.clone()
 far[-3:] *= 60
-expected = info_nce(q, far, 0.2, similarity="dot", tile=None)
+expected = info_nce(q, far, 0.2, similarity="dot", blockwise=Blockwise(None))
 for across in ("gather", "ring"):
-    got = info_nce(q[rows].float(), far[rows].float(), 0.2, similarity="dot", across=across, tile=3)
+    got = info_nce(q[rows].float(), far[rows].float(), 0.2, similarity="dot", blockwise=Blockwise(3, across))
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 # What only some processes ask for is for all to know, or they wait for each other forever.
@@ -90,18 +84,18 @@ for across in ("gather", "ring"):
         leaves[0].requires_grad_()
         leaves[learns].requires_grad_(rank == 0 or learns == 0)
         tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-        info_nce(*leaves[:2], tau, negatives=leaves[2], across=across, tile=3).backward()
+        info_nce(*leaves[:2], tau, negatives=Negatives(leaves[2]), blockwise=Blockwise(3, across)).backward()
         assert (leaves[learns].grad is not None) == (rank == 0 or learns == 0)
     leaves = [x[part].clone().requires_grad_() for x, part in zip((q, k, n), (rows, rows, wrong))]
     with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduce:
-        info_nce(*leaves[:2], 0.2, negatives=leaves[2], across=across, tile=3).backward()
-    told = [call for call in reduce.call_args_list if call.args[0].dtype == torch.int64]
-    assert len(told) == 1  # how many each has of what: all the processes must wait for to know
-    for told, options in (("same arguments", {"ids": ids[rows]}), ("same arguments", {"negatives": n[wrong]})):
-        with pytest.raises(ValueError, match=told):
-            info_nce(q[rows], k[rows], 0.2, across=across, **(options if rank else {}))
+        info_nce(*leaves[:2], 0.2, negatives=Negatives(leaves[2]), blockwise=Blockwise(3, across)).backward()
+    sizes = [call for call in reduce.call_args_list if call.args[0].dtype == torch.int64]
+    assert len(sizes) == 1  # of everything at once, since the processes wait for each other
+    for options in ({"ids": ids[rows]}, {"negatives": Negatives(n[wrong])}):
+        with pytest.raises(ValueError, match="same arguments"):
+            info_nce(q[rows], k[rows], 0.2, blockwise=Blockwise(across=across), **(options if rank else {}))
     with pytest.raises(ValueError, match="no rows"):
-        info_nce(q[:0], k[:0], 0.2, across=across)
+        info_nce(q[:0], k[:0], 0.2, blockwise=Blockwise(across=across))
 dist.barrier()
 dist.destroy_process_group()
 """

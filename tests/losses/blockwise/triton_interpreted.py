@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses import info_nce, sigmoid
+from mmcl.losses import Blockwise, Negatives, info_nce, sigmoid
 from mmcl.losses.blockwise import triton_tiles
 from mmcl.losses.blockwise.triton_tiles import Logits
 
@@ -168,24 +168,24 @@ def test_softplus_keeps_terms_that_added_to_one_would_vanish(small_blocks):
 def losses(kind: str, dtype=torch.float64, tile=None) -> list[Tensor]:
     """One of the losses that users call, and all its gradients."""
     torch.manual_seed(0)
-    a, b, further = (torch.randn(n, 24, dtype=torch.float64) for n in (50, 61, 20))
-    partner, ids, key_ids = torch.randperm(61)[:50], torch.randint(0, 40, (50, 2)), torch.randint(0, 40, (61, 2))
+    a, b, more = (torch.randn(n, 24, dtype=torch.float64) for n in (50, 50, 20))
+    ids, key_ids = torch.randint(0, 40, (50, 2)), torch.randint(0, 40, (50, 2))
     # Smaller numbers first, for conversions to be of the same random values.
-    a, b, further, temperature, bias = (
-        x.to(dtype).requires_grad_() for x in (a, b, further, torch.tensor(0.1).double(), torch.tensor(-5.0).double())
+    a, b, more, temperature, bias = (
+        x.to(dtype).requires_grad_() for x in (a, b, more, torch.tensor(0.1).double(), torch.tensor(-5.0).double())
     )
-    extra = {"ids": ids, "key_ids": key_ids, "partner": partner, "tile": tile}
+    blockwise = Blockwise(tile)
+    extra = {"ids": (ids, key_ids), "blockwise": blockwise}
     if kind == "sigmoid":
         inputs = [a, b, temperature, bias]
-        value = sigmoid(a, b[:50], temperature, bias, ids=ids, tile=tile)
+        value = sigmoid(a, b, temperature, bias, ids=ids, blockwise=blockwise)
     elif kind == "clip":
         inputs = [a, b, temperature]
         value = info_nce(a, b, temperature, **extra)
     else:
-        inputs = [a, b, further, temperature]
-        owner = torch.arange(20) * 2
-        extra |= {"negatives": further, "negative_ids": torch.randint(0, 40, (20, 2)), "negative_owner": owner}
-        value = info_nce(a, b, temperature, **extra, own_weight=2.0, symmetric=False, similarity="dot")
+        inputs = [a, b, more, temperature]
+        extra["negatives"] = Negatives(more, torch.randint(0, 40, (20, 2)), torch.arange(20) * 2, weight=2.0)
+        value = info_nce(a, b, temperature, **extra, symmetric=False, similarity="dot")
     return [value.detach(), *torch.autograd.grad(value, inputs)]
 
 
@@ -206,6 +206,6 @@ def test_no_rows_or_no_negatives_are_an_empty_matrix(small_blocks, columns):
     """A process may have no rows of its own, and a queue none of its share."""
     full, none = unit(9, 8), unit(9, 8)[:0]
     ids = torch.arange(9)[:, None].expand(9, columns)
-    with_none = info_nce(full, full, ids=ids, negatives=none, negative_ids=ids[:0], tile=4)
-    assert with_none.item() == pytest.approx(info_nce(full, full, ids=ids, tile=None).item(), rel=1e-4)
+    with_none = info_nce(full, full, ids=ids, negatives=Negatives(none, ids[:0]), blockwise=Blockwise(4))
+    assert with_none.item() == pytest.approx(info_nce(full, full, ids=ids, blockwise=Blockwise(None)).item(), rel=1e-4)
     assert triton_tiles.log_sum_exp(Logits(none, full, torch.tensor(5.0), ids[:0], ids))[1].isneginf().all()

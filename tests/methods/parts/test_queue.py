@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mmcl.config.load import load_config
 from mmcl.data.identity import stable_hash
-from mmcl.losses import Guide, batch_accuracy, debiased_info_nce, info_nce
+from mmcl.losses import Guide, Negatives, batch_accuracy, debiased_info_nce, info_nce
 from mmcl.methods import Clip, Simcse
 from mmcl.methods.clip import ClipConfig
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
@@ -98,7 +98,7 @@ def test_a_queue_with_info_nce_is_moco_s_loss_as_lightly_computes_it():
         query, key = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
         theirs = loss(query, key)
         if step >= 3:  # its bank starts with random vectors
-            past = queue.past()["key"]
+            past = Negatives(queue.past()["key"])
             rows = [
                 info_nce(q[None], k[None], 0.1, negatives=past, symmetric=False)
                 for q, k in zip(query, key, strict=True)
@@ -208,13 +208,13 @@ def test_further_captions_and_all_dimensions_go_with_a_queue(make_clip, batch):
     assert not views["negatives"].requires_grad
     past, loss = {name: rows.clone() for name, rows in clip.queue.past().items()}, 0
     for cut in (slice(None), slice(3)):
-        texts = torch.cat([views["negatives"], past["text"]])[:, cut]
         ids = torch.cat([views["negative_ids"], past["ids"]])
+        texts = Negatives(torch.cat([views["negatives"], past["text"]])[:, cut], ids)
         options = {"ids": second.ids, "symmetric": False}
         image, text, key_image, key_text = (views[n][:, cut] for n in ("image", "text", "key_image", "key_text"))
-        loss += info_nce(image, key_text, clip.temperature, negatives=texts, negative_ids=ids, **options) / 2
-        images = {"negatives": past["image"][:, cut], "negative_ids": past["ids"]}
-        loss += info_nce(text, key_image, clip.temperature, **images, **options) / 2
+        loss += info_nce(image, key_text, clip.temperature, negatives=texts, **options) / 2
+        images = Negatives(past["image"][:, cut], past["ids"])
+        loss += info_nce(text, key_image, clip.temperature, negatives=images, **options) / 2
     exactly(clip.loss(views).value, loss)
 
 
@@ -334,15 +334,13 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
         key_name = f"key_{key}" if momentum is not None else key
         stored = past[key_name]
         hard_ids = [batch.ids[:, 2:].expand(-1, 4) for _ in names]
-        options = {
-            "ids": cross(own, *by),
-            "key_ids": cross(own, *of),
-            "negatives": torch.cat([v[name] for name in names] + [stored]),
-            "negative_ids": torch.cat([*hard_ids, cross(before, *of)]),
-            "negative_owner": torch.cat([torch.arange(4) for _ in names] + [torch.full((8,), -1)]),
-            "own_weight": 2.0,
-            "symmetric": False,
-        }
+        negatives = Negatives(
+            torch.cat([v[name] for name in names] + [stored]),
+            torch.cat([*hard_ids, cross(before, *of)]),
+            torch.cat([torch.arange(4) for _ in names] + [torch.full((8,), -1)]),
+            weight=2.0,
+        )
+        options = {"ids": (cross(own, *by), cross(own, *of)), "negatives": negatives, "symmetric": False}
         if debias:
             losses.append(debiased_info_nce(v[query], v[key_name], simcse.temperature, debias=debias, **options))
             continue

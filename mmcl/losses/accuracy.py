@@ -1,0 +1,70 @@
+"""The accuracy of a batch of pairs: what InfoNCE maximises, as a number to log."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmcl.losses.blockwise.plan import DEFAULT, Blockwise
+from mmcl.losses.blockwise.tiles import Plan, Sweep, make_plan
+from mmcl.losses.candidates import EmbeddingSet, Ids, candidates, dense_logits, exclusion_mask
+from mmcl.losses.similarity import Similarity
+
+
+@torch.no_grad()
+def batch_accuracy(
+    query: Tensor,
+    key: Tensor,
+    *,
+    ids: Ids | None = None,
+    similarity: Similarity = "cosine",
+    blockwise: Blockwise = DEFAULT,
+) -> Tensor:
+    """Share of the queries, in [0, 1], to which their positive is strictly the most similar of the batch's keys.
+
+    Args:
+        query: (N, D) embeddings.
+        key: (N, D) embeddings; row i is the positive of row i of ``query``.
+        ids: as in :func:`~mmcl.losses.info_nce`; duplicates of a query do not compete.
+        similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
+        blockwise: how the matrix of similarities is computed.
+
+    Raises:
+        ValueError: shapes do not fit, or ``similarity`` is unknown.
+
+    >>> batch_accuracy(torch.eye(4), torch.eye(4)).item()
+    1.0
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        batch = candidates(query, key, ids=ids, similarity=similarity, empty=blockwise.across is not None)
+        plan = make_plan(batch, blockwise, half=False)
+        if plan is not None:
+            return _blockwise(batch.queries, batch.keys, plan)
+        (scores,) = dense_logits(batch, 1.0, symmetric=False)
+        own = scores.diagonal().clone()
+        others = scores.fill_diagonal_(-torch.inf)
+        return (own > others.amax(dim=1)).float().mean()
+
+
+def _blockwise(rows: EmbeddingSet, columns: EmbeddingSet, plan: Plan) -> Tensor:
+    """Share of the rows of all processes whose positive has a larger similarity than any other column."""
+    one = rows.vectors.new_ones(())
+    own, best = (torch.full_like(rows.vectors[:, 0], -torch.inf) for _ in range(2))
+
+    sweep = Sweep(rows, one, plan)
+
+    def work(shard: EmbeddingSet, _: list[Tensor]) -> None:
+        for r, c, z in sweep.tiles(shard):
+            found = sweep.own(r, c, shard)
+            mask = exclusion_mask(rows.at(r), shard.at(c))
+            if found is not None:
+                # From the tile itself, for a tie must be one to the last bit.
+                row, column = (part[found[0]] for part in found[1:])
+                own[r.start + row] = z[row, column]
+                z[row, column] = -torch.inf
+            if mask is not None:
+                z.masked_fill_(mask, -torch.inf)
+            torch.maximum(best[r], z.amax(dim=1), out=best[r])
+
+    plan.tour(columns, plan.keys, work)
+    return (plan.exchange.total((own > best).sum()) / plan.exchange.rows).float()
