@@ -22,29 +22,6 @@ class SourceConfig(Section):
     """Role to column name in this source, where it differs from `data.columns`."""
 
 
-class JudgedSourceConfig(SourceConfig):
-    """Where rows to judge by come from."""
-
-    task: Literal["retrieval", "sts"] = "retrieval"
-    """`retrieval`: find each row's partner, both ways; or a folder in BEIR's layout, by its judgements. `sts`:
-    Spearman's correlation of the similarities of `sentence1` and `sentence2` with `score`, both behind the prompt that
-    `data.prompts` has for `text` or else for `anchor`, or the model's default one."""
-    tasks: list[str] = Field(default_factory=list)
-    """`sts`: the tasks to judge by, of a table that has several in its column `task`; all if none is named."""
-
-    self_matches: Literal["keep", "drop"] | None = None
-    """`retrieval` of texts by texts: `drop` leaves a document that is the query itself out of that query's ranking, and
-    `keep` ranks it like any other; if absent, `drop` for a folder in BEIR's layout, as BEIR does, else `keep`."""
-
-    @model_validator(mode="after")
-    def _tasks_are_of_sts(self) -> JudgedSourceConfig:
-        if self.tasks and self.task != "sts":
-            raise ValueError(f"tasks are of sts; task '{self.task}' has none: leave them out, or set task: sts")
-        if self.self_matches is not None and self.task == "sts":
-            raise ValueError("self_matches is of retrieval; task 'sts' ranks nothing: leave it out")
-        return self
-
-
 class TrainSourceConfig(SourceConfig):
     """Where training rows come from. Beside tables and folders: WebDataset tar shards, read as a stream, named by a
     path, a URL or `pipe:COMMAND` with braces for numbers, such as `shards/train-{0000..0019}.tar`. A command is run in

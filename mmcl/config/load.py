@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mmcl.config.methods import MethodConfig, method_configs
+from mmcl.config.by_name import ByName
 from mmcl.config.read_yaml import parse_yaml, problem_of, read_yaml
 from mmcl.config.schema import Config
 from mmcl.runtime.errors import MmclError, nearest
@@ -104,7 +104,8 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
         return f"{where}: '{key}' is missing; add it{tail}"
     if error["type"] == "union_tag_invalid":
         tags, tag = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")], error["ctx"]["tag"]
-        return f"{where}: '{key}.name' is {shown(tag)}; {nearest(tag, tags)}{tail}"
+        name = error["ctx"]["discriminator"]
+        return f"{where}: '{key}.{name}' is {shown(tag)}; {nearest(tag, tags)}{tail}"
     reason = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     if error["type"] == "value_error":
@@ -157,13 +158,17 @@ def _options(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         members = [option for option in typing.get_args(annotation) if option is not type(None)]
         return [choice for member in members for choice in _options(member)]
-    return list(method_configs().values()) if annotation is MethodConfig else [annotation]
+    named = ByName.of.get(annotation)
+    return list(named.configs().values()) if named else [annotation]
 
 
 def _tag(annotation: Any) -> str:
     """How pydantic calls a member of a union in the place of an error: a method by its name, a type by its own."""
-    name = annotation.model_fields.get("name") if _is_section(annotation) else None
-    return str(name.default) if name else getattr(annotation, "__name__", str(annotation))
+    if _is_section(annotation):
+        for base, named in ByName.of.items():
+            if issubclass(annotation, base):
+                return str(annotation.model_fields[named.key].default)
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _is_section(annotation: Any) -> bool:

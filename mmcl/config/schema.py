@@ -6,10 +6,11 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from mmcl.config.data import AugmentationConfig, DataConfig, TextAugmentationConfig
-from mmcl.config.methods import DEFAULT, AnyMethodConfig, method_config
+from mmcl.config.evaluation import EvaluationConfig
+from mmcl.config.methods import METHOD, AnyMethodConfig
 from mmcl.config.model import ModelConfig
 from mmcl.config.section import Section
-from mmcl.config.training import EvaluationConfig, TrainingConfig
+from mmcl.config.training import TrainingConfig
 
 
 class Config(Section):
@@ -19,7 +20,7 @@ class Config(Section):
     """Name of the experiment; the default run folder is runs/NAME."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """The same seed, data and machine give the same run."""
-    method: AnyMethodConfig = Field(default_factory=lambda: method_config(DEFAULT))
+    method: AnyMethodConfig = Field(default_factory=lambda: METHOD.validate({}))
     """What is learned, and its own settings."""
     data: DataConfig
     """The rows."""

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from mmcl.config.data import JudgedSourceConfig
 from mmcl.config.section import Fraction, Positive, Section
-from mmcl.runtime.errors import nearest
 
 
 class GroupConfig(Section):
@@ -139,32 +137,3 @@ class TrainingConfig(Section):
             if values.pop("tensorboard"):
                 values.setdefault("trackers", ["tensorboard"])
         return values
-
-
-class EvaluationConfig(Section):
-    """How the model is judged during training."""
-
-    sources: dict[str, JudgedSourceConfig] = Field(default_factory=dict)
-    """Name to rows to judge by."""
-    every: Positive | None = None
-    """Epochs between two evaluations; at the end only if absent."""
-    best: str | None = None
-    """Metric whose best checkpoint becomes the model, such as `dev/image_to_text/hit@1`; the last one if absent."""
-    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 5, 10), min_length=1)
-    """Cut-offs of the retrieval metrics."""
-
-    @model_validator(mode="after")
-    def _best_is_measured(self) -> EvaluationConfig:
-        if self.best is not None:
-            at_k = [f"{name}@{k}" for name in ("hit", "recall", "precision", "ndcg", "map") for k in self.ks]
-            ways = ("image_to_text", "text_to_image", "anchor_to_positive", "positive_to_anchor", "query_to_document")
-            judged = {name: source.tasks for name, source in self.sources.items() if source.task == "sts"}
-            of_tasks = {name: ["", *(f"{task}/" for task in tasks if len(tasks) > 1)] for name, tasks in judged.items()}
-            known = [f"{name}/{of}{by}" for name in judged for of in of_tasks[name] for by in ("spearman", "pearson")]
-            searched = [name for name, source in self.sources.items() if source.task == "retrieval"]
-            measured = (*at_k, "map", "mrr", "median_rank")
-            known += [f"{name}/{way}/{metric}" for name in searched for way in ways for metric in measured]
-            if self.best not in known:
-                hint = nearest(self.best, known) if known else "there are no evaluation.sources"
-                raise ValueError(f"best: no metric '{self.best}' will be measured; {hint}")
-        return self

@@ -9,14 +9,12 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from mmcl.config.data import JudgedSourceConfig
+from mmcl.config.evaluation import EVALUATORS, EvaluationConfig, EvaluationSourceConfig
 from mmcl.config.schema import Config
-from mmcl.config.training import EvaluationConfig
 from mmcl.data.batches.table import Table
 from mmcl.data.sources.tar.shards import is_shards
 from mmcl.encoding.encoder import Encoder
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,15 @@ class Setup:
 class Evaluator(Protocol):
     """Evaluates a model on one source of data, as often as training asks.
 
-    ``evaluation.sources.NAME.task`` of a config names the class. A package of somebody else's registers one through
-    the entry-point group ``mmcl.evaluators``.
+    ``evaluation.sources.NAME.task`` of a config names the class. Another package registers one through the entry-point
+    group ``mmcl.evaluators``.
 
     A metric's *key* is what :meth:`evaluate` calls it, with or without more path in front: ``hit@1``,
     ``image_to_text/hit@1``, ``dev/image_to_text/hit@1``. Its *name* is the last part of the key.
     """
 
+    Config: ClassVar[type[EvaluationSourceConfig]]
+    """The settings of a source of its task; its field ``task`` is the name, of type ``Literal``, and the default."""
     headlines: ClassVar[tuple[str, ...]]
     """Names of the metrics that a log line shows, the most telling first."""
     summary: ClassVar[tuple[str, ...]] = ()
@@ -113,26 +113,17 @@ class Evaluator(Protocol):
         return
 
 
-EVALUATORS: Registry[type[Evaluator]] = Registry(
-    "mmcl.evaluators",
-    "evaluator",
-    {
-        "retrieval": "mmcl.evaluation.tasks.retrieval_evaluator:RetrievalEvaluator",
-        "sts": "mmcl.evaluation.tasks.sts_evaluator:StsEvaluator",
-    },
-)
-
-
 def evaluator_of(key: str, config: EvaluationConfig) -> type[Evaluator]:
     """The class of the evaluator that measures ``SOURCE/metric``, a key of a training log.
 
     Raises:
         MmclError: ``evaluation.sources`` lacks SOURCE, or there is no evaluator of its task.
     """
-    return EVALUATORS[config.sources[key.partition("/")[0]].task]
+    kind: type[Evaluator] = EVALUATORS[config.sources[key.partition("/")[0]].task]
+    return kind
 
 
-def open_evaluator(settings: JudgedSourceConfig, setup: Setup) -> Evaluator:
+def open_evaluator(settings: EvaluationSourceConfig, setup: Setup) -> Evaluator:
     """What ``evaluation.sources.NAME`` describes.
 
     Args:
@@ -146,7 +137,8 @@ def open_evaluator(settings: JudgedSourceConfig, setup: Setup) -> Evaluator:
         raise MmclError(
             f"evaluation.sources.{setup.name}: {settings.source}: judging needs a table or folder, not a stream"
         )
-    return EVALUATORS[settings.task].open(settings, setup)
+    kind: type[Evaluator] = EVALUATORS[settings.task]
+    return kind.open(settings, setup)
 
 
 def _name(key: str) -> str:

@@ -47,7 +47,7 @@ def write_report(
     run: Run,
     *,
     title: str,
-    scores: Mapping[str, Mapping[str, Scores] | StsScores] = {},
+    scores: Mapping[str, Mapping[str, Scores] | Mapping[str, float] | StsScores] = {},
     searches: Sequence[Search] = (),
     mistakes: Sequence[Mistake] = (),
     notes: Sequence[str] = (),

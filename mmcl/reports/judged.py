@@ -10,15 +10,16 @@ from typing import TypeAlias
 
 import numpy as np
 
-from mmcl.config.data import JudgedSourceConfig
+from mmcl.config.evaluation import EvaluationSourceConfig
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_described
 from mmcl.data.sources.beir import is_beir, open_beir
 from mmcl.encoding import Encoder
 from mmcl.evaluation import Scores, StsScores, beir_retrieval, retrieval_of_texts, sts
 from mmcl.evaluation.examples import examples, worst_answers
+from mmcl.evaluation.tasks.retrieval_evaluator import RetrievalSourceConfig
 from mmcl.evaluation.tasks.rows import PairVectors, embed_pairs, retrieval_of_vectors
-from mmcl.evaluation.tasks.sts_evaluator import open_pairs
+from mmcl.evaluation.tasks.sts_evaluator import StsSourceConfig, open_pairs
 from mmcl.reports.shown import Hit, Mistake, Search
 from mmcl.training.run import Run
 
@@ -31,12 +32,13 @@ class Judged:
     """What the model of a run does on the sources that its config judges by.
 
     Attributes:
-        scores: {source: {direction: Scores}}, or {source: StsScores}.
+        scores: {source: {direction: Scores}}, or {source: StsScores}; of evaluators of other packages
+            {source: {metric: value}}.
         searches: captions drawn at random, and the images found for them.
         mistakes: images that are nearer to a wrong caption than to their own, the worst first.
     """
 
-    scores: dict[str, Mapping[str, Scores] | StsScores] = field(default_factory=dict)
+    scores: dict[str, Mapping[str, Scores] | Mapping[str, float] | StsScores] = field(default_factory=dict)
     searches: list[Search] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -51,10 +53,13 @@ def judge_run(run: Run) -> Judged:
     """
     encoder, judged = run.model, Judged()
     for name, source in run.config.evaluation.sources.items():
-        if source.task == "sts":
+        if isinstance(source, StsSourceConfig):
             pairs = open_pairs(source)
             prompts = run.config.data.prompts
             judged.scores[name] = sts(encoder, pairs, prompt=prompts.get("text", prompts.get("anchor")))
+        elif not isinstance(source, RetrievalSourceConfig):  # of another package: what training measured
+            measured = {key: value for key, value in run.metrics.items() if key.startswith(f"{name}/")}
+            judged.scores[name] = {key.removeprefix(f"{name}/"): value for key, value in measured.items()}
         elif is_beir(source.source):
             judged.scores[name] = {"query_to_document": _search_beir(encoder, run, source)}
         elif "image" in encoder.modalities:
@@ -135,11 +140,11 @@ def _places(captions: Sequence[str]) -> dict[str, list[int]]:
     return places
 
 
-def _column(run: Run, source: JudgedSourceConfig, role: str) -> str:
+def _column(run: Run, source: EvaluationSourceConfig, role: str) -> str:
     return source.columns.get(role, run.config.data.columns.get(role, role))
 
 
-def _search_texts(encoder: Encoder, run: Run, source: JudgedSourceConfig) -> dict[str, Scores]:
+def _search_texts(encoder: Encoder, run: Run, source: EvaluationSourceConfig) -> dict[str, Scores]:
     names, prompts = ("anchor", "positive"), run.config.data.prompts
     return retrieval_of_texts(
         encoder,
@@ -153,7 +158,7 @@ def _search_texts(encoder: Encoder, run: Run, source: JudgedSourceConfig) -> dic
     )
 
 
-def _search_beir(encoder: Encoder, run: Run, source: JudgedSourceConfig) -> Scores:
+def _search_beir(encoder: Encoder, run: Run, source: EvaluationSourceConfig) -> Scores:
     prompts = run.config.data.prompts
     return beir_retrieval(
         encoder,

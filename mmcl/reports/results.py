@@ -62,23 +62,26 @@ class Setting:
 
 
 def from_scores(
-    scores: Mapping[str, Mapping[str, Scores] | StsScores], start: Mapping[str, float] = {}
+    scores: Mapping[str, Mapping[str, Scores] | Mapping[str, float] | StsScores], start: Mapping[str, float] = {}
 ) -> list[Setting]:
     """Scores with intervals and chance.
 
     Args:
-        scores: {title: {direction: Scores}, or StsScores}.
+        scores: {title: {direction: Scores}, StsScores, or {metric: value}}.
         start: the metrics before training, keyed as in a training log: ``title/direction/metric``.
     """
-    return [
-        Setting(
-            title,
-            _correlations(title, found, start)
-            if isinstance(found, StsScores)
-            else [_direction(f"{title}/{name}", name, judged, start) for name, judged in found.items()],
-        )
-        for title, found in scores.items()
-    ]
+    settings = []
+    for title, found in scores.items():
+        if isinstance(found, StsScores):
+            settings.append(Setting(title, _correlations(title, found, start)))
+            continue
+        values = {f"{title}/{key}": value for key, value in found.items() if not isinstance(value, Scores)}
+        settings += from_evaluation(values, start)
+        judged = {name: value for name, value in found.items() if isinstance(value, Scores)}
+        if judged:
+            directions = [_direction(f"{title}/{name}", name, value, start) for name, value in judged.items()]
+            settings.append(Setting(title, directions))
+    return settings
 
 
 def from_evaluation(values: Mapping[str, float], start: Mapping[str, float] = {}) -> list[Setting]:

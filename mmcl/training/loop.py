@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import torch
 
-from mmcl.config.data import JudgedSourceConfig, TrainSourceConfig
+from mmcl.config.data import TrainSourceConfig
+from mmcl.config.evaluation import EvaluationSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.feed import Feed, open_feed
@@ -311,7 +312,7 @@ class Trainer:
     def _open_miner(self) -> Miner:
         return Miner(self.feed, self.method, self.config, self.folder, self.precision, self.steps)
 
-    def _open_evaluator(self, name: str, source: JudgedSourceConfig) -> Evaluator:
+    def _open_evaluator(self, name: str, source: EvaluationSourceConfig) -> Evaluator:
         setup = Setup(name, self.method.encoder, self.config, self.scratch, self.device, self.show_progress)
         evaluator = self._opened(lambda: open_evaluator(source, setup))
         self._note_skipped(evaluator.source, evaluator.problems())
@@ -333,7 +334,7 @@ class Trainer:
             log.warning("%s: %d rows skipped, listed in %s", source, len(problems), self.skipped.path)
 
 
-def _chosen_by(config: Config) -> tuple[str | None, JudgedSourceConfig | None]:
+def _chosen_by(config: Config) -> tuple[str | None, EvaluationSourceConfig | None]:
     """The metric by which the model is chosen, and the source that it is measured on."""
     best = config.evaluation.best
     return best, config.evaluation.sources.get(best.partition("/")[0]) if best else None

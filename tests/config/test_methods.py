@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
-from mmcl.config import Config, load_config, methods
+from mmcl.config import Config, load_config
 from mmcl.config.load import to_yaml
-from mmcl.config.methods import METHODS
+from mmcl.config.methods import METHOD, METHODS
 from mmcl.runtime.errors import MmclError
 
 MODULE = '''
@@ -35,7 +35,7 @@ def installed(tmp_path, monkeypatch):
     (tmp_path / "greys_.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     METHODS.__dict__.pop("plugins", None)
-    monkeypatch.setattr(methods, "_warned", set())
+    monkeypatch.setattr(METHOD, "_warned", set())
     yield
     METHODS.__dict__.pop("plugins", None)
     METHODS._loaded.pop("grey", None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from mmcl.config.data import JudgedSourceConfig
+from mmcl.config.evaluation import EvaluationSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.columns import Column
 from mmcl.data.batches.table import Table
@@ -30,15 +31,25 @@ _WAYS = ("image_to_text", "text_to_image", "anchor_to_positive", "positive_to_an
 _SEARCH = "query_to_document"
 
 
+class RetrievalSourceConfig(EvaluationSourceConfig):
+    """Rows whose partners are to be found, both ways; or a folder in BEIR's layout, by its judgements."""
+
+    task: Literal["retrieval"] = "retrieval"
+    self_matches: SelfMatches | None = None
+    """Of texts by texts: `drop` leaves a document that is the query itself out of that query's ranking, and `keep`
+    ranks it like any other; if absent, `drop` for a folder in BEIR's layout, as BEIR does, else `keep`."""
+
+
 class RetrievalEvaluator(Evaluator):
     """What the evaluators of retrieval share."""
 
+    Config = RetrievalSourceConfig
     headlines = ("hit@1", "ndcg@10")
     summary = ("hit", "ndcg", "mrr", "median_rank")
     lower_is_better = ("median_rank",)
 
     @classmethod
-    def open(cls, settings: JudgedSourceConfig, setup: Setup) -> RetrievalEvaluator:
+    def open(cls, settings: RetrievalSourceConfig, setup: Setup) -> RetrievalEvaluator:
         """Of a folder in BEIR's layout, of images and texts, or of anchors and positives."""
         encoder, config, where = setup.encoder, setup.config, f"evaluation.sources.{setup.name}"
         if is_beir(settings.source):
@@ -61,7 +72,7 @@ class RetrievalEvaluator(Evaluator):
         return PairsEvaluator(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
 
     @classmethod
-    def metrics(cls, settings: JudgedSourceConfig, ks: Sequence[int]) -> list[str]:
+    def metrics(cls, settings: RetrievalSourceConfig, ks: Sequence[int]) -> list[str]:
         names = [*(f"{name}@{k}" for name in _AT_K for k in ks), "map", "mrr", "median_rank"]
         return [f"{way}/{name}" for way in _WAYS for name in names]
 

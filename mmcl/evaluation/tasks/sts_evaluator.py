@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Literal
 
-from mmcl.config.data import JudgedSourceConfig
+from pydantic import Field
+
+from mmcl.config.evaluation import EvaluationSourceConfig
 from mmcl.data.sources import open_source
 from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.evaluator import Evaluator, Setup
@@ -19,6 +22,15 @@ from mmcl.runtime.errors import MmclError
 log = logging.getLogger("mmcl")
 
 
+class StsSourceConfig(EvaluationSourceConfig):
+    """Pairs with scores: Spearman's correlation of the similarities of `sentence1` and `sentence2` with `score`, both
+    behind the prompt that `data.prompts` has for `text` or else for `anchor`, or the model's default one."""
+
+    task: Literal["sts"] = "sts"
+    tasks: list[str] = Field(default_factory=list)
+    """The tasks to evaluate on, of a table that has several in its column `task`; all if none is named."""
+
+
 class StsEvaluator(Evaluator):
     """Correlation with people's scores; see :func:`mmcl.evaluation.tasks.sts`.
 
@@ -27,10 +39,11 @@ class StsEvaluator(Evaluator):
         prompt: name of the prompt of both sentences; the model's own where None.
     """
 
+    Config = StsSourceConfig
     headlines = ("spearman",)
 
     @classmethod
-    def open(cls, settings: JudgedSourceConfig, setup: Setup) -> StsEvaluator:
+    def open(cls, settings: StsSourceConfig, setup: Setup) -> StsEvaluator:
         if "text" not in setup.encoder.modalities:
             raise MmclError(f"evaluation.sources.{setup.name}: sts compares texts, which the model does not embed")
         prompts = setup.config.data.prompts
@@ -38,7 +51,7 @@ class StsEvaluator(Evaluator):
         return StsEvaluator(open_pairs(settings), prompts.get("text", prompts.get("anchor")))
 
     @classmethod
-    def metrics(cls, settings: JudgedSourceConfig, ks: Sequence[int]) -> list[str]:
+    def metrics(cls, settings: StsSourceConfig, ks: Sequence[int]) -> list[str]:
         parts = ["", *(f"{task}/" for task in settings.tasks if len(settings.tasks) > 1)]
         return [f"{part}{name}" for part in parts for name in ("spearman", "pearson")]
 
@@ -61,7 +74,7 @@ class StsEvaluator(Evaluator):
         return {name: value for name, value in metrics.items() if name not in undefined}
 
 
-def open_pairs(settings: JudgedSourceConfig) -> SentencePairs:
+def open_pairs(settings: StsSourceConfig) -> SentencePairs:
     """The labelled pairs that a source with the task ``sts`` describes."""
     tasks, columns = settings.tasks, settings.columns
     if settings.separator is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from mmcl.config.training import EvaluationConfig
+from mmcl.config.evaluation import EvaluationConfig
 from mmcl.evaluation.evaluator import Evaluator
 from mmcl.methods import Method
 from mmcl.runtime import distributed
