@@ -29,11 +29,12 @@ from transformers import BertConfig, BertModel
 import mmcl
 from mmcl.config.model import HeadConfig
 from mmcl.data import samples
+from mmcl.data.processors.train_tokenizer import open_tokenizer
 from mmcl.encoding import Encoder
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.text.tokenizer import open_tokenizer
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "wiki_sentences.parquet"
 TINY = "tiny"
@@ -47,7 +48,7 @@ def tiny_encoder() -> Encoder:
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
     net = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes), add_pooling_layer=False)
     tower = TextTower(net, tokenizer, pooling="mean", max_tokens=256)
-    return Encoder({"text": Embedder(tower, Head(HeadConfig(), WIDTH, WIDTH))}, WIDTH, TINY).eval()
+    return Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), WIDTH, WIDTH))}, WIDTH, TINY)).eval()
 
 
 def distinct_texts(count: int, data: Path) -> Iterator[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmcl import retrieval as retrieval
     from mmcl.config import Config as Config
     from mmcl.encoding import Encoder as Encoder
-    from mmcl.formats.folder import load as load
+    from mmcl.encoding.load import load as load
     from mmcl.retrieval import Index as Index
     from mmcl.runtime.errors import MmclError as MmclError
     from mmcl.training import Run as Run
@@ -30,7 +30,7 @@ _HOMES = {
     "Index": "mmcl.retrieval",
     "MmclError": "mmcl.runtime.errors",
     "Run": "mmcl.training",
-    "load": "mmcl.formats.folder",
+    "load": "mmcl.encoding.load",
     "train": "mmcl.training",
 }
 _MODULES = ("encoding", "evaluation", "losses", "reports", "retrieval")

@@ -19,10 +19,10 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
 ) -> None:
     """Write a model as a folder that another library opens, with equal outputs there."""
-    import mmcl
     from mmcl.formats.export import export as run
+    from mmcl.formats.open import open_model
 
-    folder = run(mmcl.load(model), to, out)
+    folder = run(open_model(model), to, out)
     opened = {
         "open-clip": f'open_clip.create_model_and_transforms("local-dir:{folder}")',
         "transformers": f'AutoModel.from_pretrained("{folder}")',

@@ -118,7 +118,7 @@ def load(
 
     encoder = mmcl.load(model, device=device, dtype=dtype, backend=backend, exact_decoding=exact_decoding)
     # The same model gives other numbers in another precision, in their third or fourth digit.
-    how = encoder.computes_in if backend == "torch" else f"{backend} for texts"
+    how = encoder.compute if backend == "torch" else f"{backend} for texts"
     log.info("%s: computed in %s on %s", model, how, encoder.device.type)
     return encoder
 

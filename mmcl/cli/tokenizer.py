@@ -35,8 +35,8 @@ def train(
 ) -> None:
     """Train a SentencePiece tokenizer for any language; `model.text.tokenizer.name` of a config takes its folder."""
     from mmcl.config.model import TokenizerConfig
+    from mmcl.data.processors.train_tokenizer import save_trained, segmentation
     from mmcl.data.sources import open_source
-    from mmcl.models.text.tokenizer import save_trained, segmentation
 
     rows = open_source(source, split=split, separator=separator)
     settings = TokenizerConfig(vocab_size=vocab_size, lowercase=lowercase, character_coverage=character_coverage)

@@ -43,7 +43,7 @@ class Encodes(Protocol):
 
     ``prompt`` and ``truncate_dim`` are only passed where they are asked for, so that an encoder without them will do
     for all else. More is used where it is there: ``prepare_image``, ``exact_decoding``, ``path``,
-    ``prompt_words(prompt)`` and ``fingerprint()``, as of :class:`mmcl.encoding.encoder.Encoder`.
+    ``prompt_text(prompt)`` and ``fingerprint()``, as of :class:`mmcl.encoding.encoder.Encoder`.
     """
 
     @property
@@ -378,7 +378,7 @@ def _open_writer(
     }
     if reader.id_column is not None:
         source["id_column"] = reader.id_column
-    if words := _prompt_words(encoder, wanted.prompt, modality):
+    if words := _prompt_text(encoder, wanted.prompt, modality):
         source["prompt"] = words
     if modality == "image" and getattr(encoder, "exact_decoding", False):
         source["exact_decoding"] = True
@@ -404,9 +404,9 @@ def _open_writer(
     return writer
 
 
-def _prompt_words(encoder: Encodes, prompt: str | None, modality: Modality) -> str:
+def _prompt_text(encoder: Encodes, prompt: str | None, modality: Modality) -> str:
     """What is put before every text: a model's prompt may change under its name, or become the default one."""
-    words = getattr(encoder, "prompt_words", None) if modality == "text" else None
+    words = getattr(encoder, "prompt_text", None) if modality == "text" else None
     return words(prompt) if words else prompt or ""
 
 

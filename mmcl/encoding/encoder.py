@@ -1,19 +1,19 @@
-"""The encoder: one embedder a modality, and ``encode`` from raw inputs to vectors."""
+"""The encoder: from raw inputs of any kind to vectors."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.images import ImageInput, PreparedImage
+from mmcl.encoding.compute import Compute
 from mmcl.encoding.fingerprint import fingerprint
 from mmcl.encoding.inputs import (
     Options,
@@ -23,105 +23,110 @@ from mmcl.encoding.inputs import (
     is_whole,
     listed,
     modality_of,
-    read_pictures,
+    read_images,
 )
 from mmcl.encoding.quantize import RANGED, check_precision, quantize
-from mmcl.encoding.text_compute import TextCompute
-from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, embed_chunks, only_texts
+from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, only_texts
 from mmcl.encoding.workers import embed_in_workers
-from mmcl.formats.sentence_transformers.read import Conventions
-from mmcl.losses.unit import unit_length
+from mmcl.formats.folder import save
+from mmcl.formats.open import open_model
 from mmcl.models.embedder import Embedder
-from mmcl.models.heads import Head
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.text.tower import TextTower
-from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork, resolve_precision
+from mmcl.models.towers import Conventions, Towers
+from mmcl.runtime.device import Devices, pick_devices, ready_after_fork, resolve_precision
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
 
-IMAGES_A_BATCH = 64
+T = TypeVar("T")
 FEW_INPUTS = 256
 """No bar is shown for so few, unless it is asked for."""
+
+
+class _OfTowers(Generic[T]):
+    """An attribute of an encoder that is one of its towers."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, encoder: Encoder, owner: type) -> T:
+        return cast(T, getattr(encoder.towers, self._name))
+
+    def __set__(self, encoder: Encoder, value: T) -> None:
+        setattr(encoder.towers, self._name, value)
 
 
 class Encoder(nn.Module):
     """Embeds texts, images, or both, into one space.
 
+    Args:
+        towers: that embed them.
+
     Attributes:
-        width: dimension of the embeddings, all of which are trained.
-        conventions: how the vectors are meant to be taken, as the folder says that the model came from.
-        modalities: ``image``, ``text`` or both.
-        name: what the model is called in tables and manifests.
-        path: the folder or file it was loaded from, or the folder it was last saved to, if any.
-        card: what the model card says beside the architecture: data, settings, scores.
-        logit_scale: ln(1/τ) of the temperature τ it was trained with; None if unknown.
-        logit_bias: the bias of its sigmoid loss; None without one.
-        training_head: what stood between the embeddings and the loss in training only, as SimCSE's MLP; None without.
-            It is no module of the encoder: it neither runs in ``encode`` nor is among the parameters or in the state.
+        towers: the networks, and what describes the model.
     """
 
-    _compute = "auto"  # what encode computes in, see set_compute
-    _text: TextCompute | None = None  # what encode prepared of the text tower's weights
+    name = _OfTowers[str]()
+    """What the model is called in tables and manifests."""
+    path = _OfTowers[Path | None]()
+    """The folder or file that the model was loaded from or last saved to, if any."""
+    dim = _OfTowers[int]()
+    """Dimension D of what :meth:`encode` gives by default: ``width``, unless the model is meant to be cut."""
+    width = _OfTowers[int]()
+    """Dimension of the embeddings, all of which are trained."""
+    conventions = _OfTowers[Conventions]()
+    """How the vectors are meant to be taken, as the folder says that the model came from."""
+    modalities = _OfTowers[set[str]]()
+    """What it embeds: ``image``, ``text`` or both."""
+    image_size = _OfTowers[int | None]()
+    """Side in pixels of the square that images are resized to; None without an image tower."""
+    device = _OfTowers[torch.device]()
+    """Where the weights are."""
+    card = _OfTowers[dict[str, Any]]()
+    """What the model card says beside the architecture: data, settings, scores."""
+    logit_scale = _OfTowers[float | None]()
+    """ln(1/τ) of the temperature τ that the model was trained with; None if unknown."""
+    logit_bias = _OfTowers[float | None]()
+    """The bias of the sigmoid loss that the model was trained with; None without one."""
+
+    _precision = "auto"  # what encode computes in, see set_compute
     _fingerprint: dict[str, str] | None = None  # of a backend, which does not hold the weights
 
-    def __init__(self, embedders: dict[str, Embedder], dim: int, name: str = "encoder") -> None:
+    def __init__(self, towers: Towers) -> None:
         super().__init__()
-        self.embedders = nn.ModuleDict(embedders)
-        self.width = dim
-        self.conventions = Conventions()
-        self.name = name
-        self.path: Path | None = None
-        self.card: dict[str, Any] = {}
-        self.logit_scale: float | None = None
-        self.logit_bias: float | None = None
-        self.training_head: Head | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "training_head":  # a module's attribute that is a module would become a part of it
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+        self.towers = towers
+        self.training = towers.training
+        self._compute = Compute(towers)
 
     def __repr__(self) -> str:
-        """One line; ``print(encoder.embedders)`` tells every layer."""
-        towers = ", ".join(
-            f"{modality} by {type(cast(Embedder, embedder).tower.net).__name__}"
-            for modality, embedder in sorted(self.embedders.items())
-        )
+        """One line; ``print(encoder.towers)`` shows every layer."""
+        nets = ", ".join(f"{name} by {type(self.embedder(name).tower.net).__name__}" for name in self.towers.names)
         parameters = sum(parameter.numel() for parameter in self.parameters())
-        return f"Encoder({self.name!r}: {towers}; {self.dim} dimensions, {parameters:,} parameters)"
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of what :meth:`encode` gives by default: ``width``, unless the model is meant to be cut."""
-        return min(self.width, self.conventions.truncate_dim or self.width)
-
-    @property
-    def modalities(self) -> set[str]:
-        """What it embeds: image, text or both."""
-        return set(self.embedders)
-
-    @property
-    def image_size(self) -> int | None:
-        """Side in pixels of the square that pictures are resized to; None without an image tower."""
-        return None if self._image_tower is None else self._image_tower.size
+        return f"Encoder({self.name!r}: {nets}; {self.dim} dimensions, {parameters:,} parameters)"
 
     @property
     def exact_decoding(self) -> bool:
         """Whether images are decoded exactly. By default JPEG files much larger than the model's input are decoded at
         a half, a quarter or an eighth of their size, which is faster, and moves vectors by up to 8e-3."""
-        return self._image_tower is not None and self._image_tower.exact_decoding
+        return any(tower.exact_decoding for tower in self._image_towers())
 
     @exact_decoding.setter
     def exact_decoding(self, exact: bool) -> None:
-        if self._image_tower is not None:
-            self._image_tower.exact_decoding = exact
+        for tower in self._image_towers():
+            tower.exact_decoding = exact
 
-    @property
-    def _image_tower(self) -> ImageTower | None:
-        return cast(ImageTower, self.embedder("image").tower) if "image" in self.embedders else None
+    def _image_towers(self) -> list[ImageTower]:
+        return [cast(ImageTower, self.embedder(name).tower) for name in self.towers.of_modality("image")]
+
+    def embedder(self, name: str) -> Embedder:
+        """The tower called ``name``, or the only one of that modality, with its head.
+
+        Raises:
+            MmclError: there is none, or several are of that modality.
+        """
+        return self.towers.embedder(name)
 
     def prepare_image(self, image: ImageInput | None) -> PreparedImage:
         """An image decoded and resized as :meth:`encode` does, which takes the result in its place.
@@ -134,52 +139,50 @@ class Encoder(nn.Module):
         """
         return cast(ImageTower, self.embedder("image").tower).prepare(image)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    def embedder(self, modality: str) -> Embedder:
-        """The embedder of ``modality``.
-
-        Raises:
-            MmclError: this encoder has none.
-        """
-        if modality not in self.embedders:
-            has = " and ".join(sorted(self.modalities))
-            raise MmclError(f"model '{self.name}' embeds {has} only, and cannot take {modality} input")
-        return cast(Embedder, self.embedders[modality])
-
     def fingerprint(self) -> dict[str, str]:
         """What tells this encoder from others, or from itself after training: ``weights``, a hash of the weights and of
-        what else decides the vectors, and ``prompt``, the words before a text. It takes as long as reading them does.
-        """
-        return self._fingerprint or fingerprint(self)
+        what else decides the vectors, and ``prompt``, the text before every other. It takes as long as reading them
+        does."""
+        return self._fingerprint or fingerprint(self.towers)
 
-    def prompt_words(self, prompt: str | None = None) -> str:
+    def keep_fingerprint(self) -> None:
+        """Have the :meth:`fingerprint` of now from here on, whatever becomes of the weights in memory."""
+        self._fingerprint = self.fingerprint()
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Name to the text that is put before another, of the text tower; empty without one, or with several."""
+        names = self.towers.of_modality("text")
+        return dict(self._text_tower(names[0]).prompts) if len(names) == 1 else {}
+
+    def prompt_text(self, prompt: str | None = None, modality: str = "text") -> str:
         """What :meth:`encode` puts before every text.
 
         Args:
             prompt: as for :meth:`encode`.
+            modality: the name of the tower, where several embed texts.
 
         Raises:
             MmclError: this encoder embeds no text, or has no prompt of that name.
         """
-        return cast(TextTower, self.embedder("text").tower).words(prompt)
+        return self._text_tower(modality).prompt_text(prompt)
 
-    def text_identities(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+    def text_identities(self, texts: Sequence[str], prompt: str | None = None, modality: str = "text") -> np.ndarray:
         """(N,) int64, equal for texts whose vectors behind ``prompt`` are the same, since their tokens are: ``paris``
         and ``Paris ``, for a model that lower-cases.
 
         Raises:
-            MmclError: as :meth:`prompt_words`, or something is no text.
+            MmclError: as :meth:`prompt_text`, or something is no text.
         """
-        return cast(TextTower, self.embedder("text").tower).identities(texts, prompt)
+        return self._text_tower(modality).identities(texts, prompt)
+
+    def _text_tower(self, name: str) -> TextTower:
+        return cast(TextTower, self.embedder(name).tower)
 
     @property
     def compute(self) -> str:
         """What :meth:`encode` computes in on the device where the weights are: ``float32`` or ``bfloat16``."""
-        return resolve_precision(self._compute, self.device)
+        return resolve_precision(self._precision, self.device)
 
     def set_compute(self, dtype: str = "auto") -> None:
         """Have :meth:`encode` compute in another precision than ``auto`` from now on; the weights stay as they are.
@@ -196,18 +199,52 @@ class Encoder(nn.Module):
         known = ("auto", "bfloat16", "float32")
         if dtype not in known:
             raise MmclError(f"encode cannot compute in '{dtype}'; {nearest(dtype, known)}")
-        self._compute = dtype
-
-    @property
-    def computes_in(self) -> str:
-        """The precision that :meth:`encode` computes in here: ``float32`` or ``bfloat16``."""
-        return resolve_precision(self._compute, self.device)
+        self._precision = dtype
 
     def train(self, mode: bool = True) -> Encoder:
         """As of every module; what :meth:`encode` had prepared of the weights is dropped, since they will change."""
         if mode:
-            self._text = None
+            self._compute.forget()
         return super().train(mode)
+
+    def embed(self, inputs: Any, modality: str | None = None, prompt: str | None = None) -> Tensor:
+        """As :meth:`encode`, with gradient, for a training loop of your own: one forward pass a tower.
+
+        It runs as the module stands: with dropout after ``train()``, without after ``eval()``; under ``torch.autocast``
+        in its precision.
+
+        Args:
+            inputs: as for :meth:`encode`.
+            modality: see there.
+            prompt: see there.
+
+        Returns:
+            (N, D) float32 on the encoder's device, not normalised; (D,) for a single input.
+
+        Raises:
+            MmclError: as :meth:`encode`.
+        """
+        ready_after_fork(self.device)
+        items, single = listed(inputs)
+        towers = self._tower_of_each(items, modality, prompt)
+        vectors, places = [torch.empty(0, self.dim, device=self.device)], []
+        for name in dict.fromkeys(towers):
+            mine = [place for place, tower in enumerate(towers) if tower == name]
+            tensors = self._tensors(name, [items[place] for place in mine], prompt)
+            moved = {key: tensor.to(self.device) for key, tensor in tensors.items()}
+            vectors.append(self.embedder(name)(**moved).float()[:, : self.dim])
+            places += mine
+        ordered = torch.cat(vectors)[np.argsort(places)] if places else vectors[0]
+        return ordered[0] if single else ordered
+
+    def _tensors(self, name: str, items: Sequence[Any], prompt: str | None) -> dict[str, Tensor]:
+        """What the tower ``name`` reads of its inputs."""
+        tower = self.embedder(name).tower
+        if isinstance(tower, ImageTower):
+            return {"pixels": torch.from_numpy(read_images(items, tower, 0)[0])}
+        tokens, cut = tower.tokenize(items, prompt)
+        self._report_cut(name, cut, len(items))
+        return text_inputs(tower, tokens, tower.skipped(prompt))
 
     def encode(
         self,
@@ -235,7 +272,8 @@ class Encoder(nn.Module):
             inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array, encoded bytes or file opened as
                 bytes is an image; or a list, column or generator of these, mixed if both modalities are there. A text
                 without words is one like any other.
-            modality: ``text`` or ``image`` for all inputs, so that a str can name a picture's file; by type if absent.
+            modality: ``text`` or ``image`` for all inputs, so that a str can name an image's file; or the name of the
+                tower that embeds them, where several are of one modality. By type if absent.
             batch_size: inputs a forward pass; ``auto`` fills text batches up to a number of tokens.
             normalize: give every vector unit length.
             precision: ``float32``, ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary``, of the result; see
@@ -256,7 +294,7 @@ class Encoder(nn.Module):
             mapping from the position of each input that was left out to the reason; N counts the others.
 
         Raises:
-            MmclError: an input is of no known kind, a picture cannot be read, the model lacks the modality, it gave a
+            MmclError: an input is of no known kind, an image cannot be read, the model lacks the modality, it gave a
                 vector with NaN or infinity in it, or a worker process ended; or this process was forked, and the model
                 is on a GPU.
         """
@@ -266,7 +304,7 @@ class Encoder(nn.Module):
         if calibration is not None and precision in RANGED:
             calibration = self._calibration(calibration, options, modality)
         items, single = listed(inputs)
-        kinds = self._kinds(items, modality, prompt)
+        towers = self._tower_of_each(items, modality, prompt)
         if on_error == "skip" and not single:
             if devices is not None:
                 raise MmclError("encode: on_error='skip' does not go with devices=; leave one of them out")
@@ -280,13 +318,14 @@ class Encoder(nn.Module):
         shown = False if show_progress is None and len(items) <= FEW_INPUTS else show_progress
         # What float16 cannot hold, quantize tells.
         with progress("encode", len(first), "inputs", shown) as advance, np.errstate(over="ignore"):
-            for places, part in self._embedded(items, kinds, first, options, self._elsewhere(devices), advance):
+            for places, part in self._embedded(items, towers, first, options, self._elsewhere(devices), advance):
                 out[places], cut[places] = part.vectors, part.cut
                 skipped |= {int(places[position]): reason for position, reason in (part.errors or {}).items()}
         out[repeated], cut[repeated] = out[originals], cut[originals]
         pairs = zip(repeated.tolist(), originals.tolist(), strict=True)
         skipped |= {place: skipped[original] for place, original in pairs if original in skipped}
-        self._report_cut(int(cut.sum()), kinds.count("text"))
+        for name in self.towers.of_modality("text"):
+            self._report_cut(name, int(cut[[tower == name for tower in towers]].sum()), towers.count(name))
         if skipped:
             place = min(skipped)
             log.warning(
@@ -305,6 +344,7 @@ class Encoder(nn.Module):
     def encode_stream(
         self,
         texts: Iterable[str],
+        modality: str = "text",
         *,
         batch_size: int | str = "auto",
         normalize: bool = True,
@@ -320,7 +360,8 @@ class Encoder(nn.Module):
 
         Args:
             texts: read one chunk ahead of the one computed. What its iterator raises comes after the vectors of the
-                whole chunks before.
+                chunks before.
+            modality: the name of the tower, where several embed texts.
             batch_size: as for :meth:`encode`, as are the following.
             normalize: see there.
             precision: see there; ``int8`` and ``uint8`` need ``calibration``, since ranges have to hold for all chunks.
@@ -339,7 +380,9 @@ class Encoder(nn.Module):
             MmclError: as :meth:`encode`; or an item is no text.
         """
         options = self._options(batch_size, normalize, truncate_dim, prompt, precision)
-        self.embedder("text")
+        name = self.towers.resolve(modality)
+        if self.towers.modality(name) != "text":
+            raise MmclError(f"encode_stream: '{name}' embeds images, and this is for texts; use encode")
         if isinstance(texts, str) or getattr(texts, "ndim", 1) == 0:
             raise MmclError("encode_stream: got one text; give an iterable of them, or use encode")
         check_collection(texts, "encode_stream")
@@ -348,17 +391,18 @@ class Encoder(nn.Module):
         if precision in RANGED:
             if calibration is None:
                 raise MmclError(f"encode_stream: precision '{precision}' needs calibration= vectors or texts")
-            calibration = self._calibration(calibration, options, "text")
+            calibration = self._calibration(calibration, options, name)
         chunks = chunked(only_texts(texts), chunk)
 
         def given(part: Embedded) -> Any:
             vectors = quantize(part.vectors, precision, calibration)
             return (vectors, part.cut) if return_truncated else vectors
 
-        return self._stream(chunks, options, self._elsewhere(devices), given)
+        return self._stream(name, chunks, options, self._elsewhere(devices), given)
 
     def _stream(
         self,
+        name: str,
         chunks: Iterator[list[str]],
         options: Options,
         devices: list[torch.device],
@@ -366,13 +410,17 @@ class Encoder(nn.Module):
     ) -> Iterator[Any]:
         count = cut = 0
         try:
-            with self._evaluating():
-                parts = embed_in_workers(self, chunks, devices, options) if devices else self._texts(chunks, options)
+            with self._compute.evaluating():
+                parts = (
+                    embed_in_workers(self._send, open_copy, chunks, devices, options, name)
+                    if devices
+                    else self._compute.texts(name, chunks, options)
+                )
                 for part in parts:
                     count, cut = count + len(part.cut), cut + int(part.cut.sum())
                     yield given(part)
         finally:
-            self._report_cut(cut, count)
+            self._report_cut(name, cut, count)
 
     def _options(
         self, batch_size: int | str, normalize: bool, truncate_dim: int | None, prompt: str | None, precision: str
@@ -385,14 +433,15 @@ class Encoder(nn.Module):
         size = None if isinstance(batch_size, str) else batch_size
         return Options(size, normalize, truncate_dim or self.dim, prompt, self.compute)
 
-    def _kinds(self, items: Sequence[Any], modality: str | None, prompt: str | None) -> list[str]:
-        """The modality of each input, all of which this encoder has."""
-        kinds = [modality_of(item, place, modality) for place, item in enumerate(items)]
-        for kind in dict.fromkeys(kinds):
-            self.embedder(kind)
+    def _tower_of_each(self, items: Sequence[Any], wanted: str | None, prompt: str | None) -> list[str]:
+        """The name of the tower that embeds each input."""
+        named = wanted if wanted is not None and wanted in self.towers.embedders else None
+        modality = wanted if named is None else self.towers.modality(named)
+        kinds = [modality_of(item, place, modality, self.towers.names) for place, item in enumerate(items)]
+        towers = {kind: named or self.towers.resolve(kind) for kind in dict.fromkeys(kinds)}
         if prompt and set(kinds) == {"image"}:
             raise MmclError(f"encode: prompt '{prompt}' goes before texts, and all inputs are images; leave it out")
-        return kinds
+        return [towers[kind] for kind in kinds]
 
     def _calibration(self, calibration: Any, options: Options, modality: str | None) -> np.ndarray:
         if isinstance(calibration, np.ndarray) and calibration.dtype.kind == "f":
@@ -415,94 +464,60 @@ class Encoder(nn.Module):
     def _embedded(
         self,
         items: Sequence[Any],
-        kinds: Sequence[str],
+        towers: Sequence[str],
         wanted: Sequence[int],
         options: Options,
         devices: list[torch.device],
         advance: Callable[[int], object],
     ) -> Iterator[tuple[np.ndarray, Embedded]]:
         """Some of the ``wanted`` places in ``items`` after the other, with what is embedded of them."""
-        with self._evaluating():
-            for kind in dict.fromkeys(kinds):
-                places = np.array([place for place in wanted if kinds[place] == kind])
+        with self._compute.evaluating():
+            for name in dict.fromkeys(towers):
+                places = np.array([place for place in wanted if towers[place] == name])
                 mine = [items[place] for place in places]
+                images = self.towers.modality(name) == "image"
                 parts: Iterable[Embedded]
                 if devices:
                     size = max(1, min(CHUNK, -(-len(mine) // (4 * len(devices)))))
-                    parts = embed_in_workers(self, chunked(mine, size), devices, options, kind)
-                elif kind == "text":
-                    parts = self._texts(chunked(mine, CHUNK), options, advance)
+                    parts = embed_in_workers(self._send, open_copy, chunked(mine, size), devices, options, name)
+                elif images:
+                    parts = self._compute.images(name, mine, options)
                 else:
-                    parts = self._images(mine, options)
+                    parts = self._compute.texts(name, chunked(mine, CHUNK), options, advance)
                 start = 0
                 for part in parts:
                     end = start + len(part.cut)
                     yield places[start:end], part
-                    if devices or kind == "image":
+                    if devices or images:
                         advance(end - start)
                     start = end
 
-    def _texts(
-        self, chunks: Iterable[Sequence[str]], options: Options, advance: Callable[[int], object] = lambda count: None
-    ) -> Iterator[Embedded]:
-        embedder, dtype = self.embedder("text"), DTYPES[options.compute]
-        if self._text is None or not self._text.suits(embedder, dtype):
-            self._text = TextCompute(embedder, dtype)
-        finish = partial(_finish, options=options)
-        return embed_chunks(
-            self._text, chunks, options.prompt, texts_a_batch=options.batch_size, finish=finish, advance=advance
-        )
-
-    @torch.inference_mode()
-    def _images(self, images: Sequence[Any], options: Options) -> Iterator[Embedded]:
-        embedder = self.embedder("image")
-        tower = cast(ImageTower, embedder.tower)
-        dtype = DTYPES[options.compute]
-        size = options.batch_size or IMAGES_A_BATCH
-        for number, chunk in enumerate(chunked(images, size)):
-            read, errors = read_pictures(chunk, tower, number * size, options.skip)
-            pixels = torch.from_numpy(read)
-            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                vectors = embedder(pixels=pixels.to(self.device))
-            yield Embedded(_finish(vectors, options), np.zeros(len(chunk), dtype=bool), errors)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        ready_after_fork(self.device)
-        training = self.training
-        if training:
-            self.eval()
-        try:
-            yield
-        finally:
-            if training:
-                self.train()
-
-    def _report_cut(self, cut: int, count: int) -> None:
+    def _report_cut(self, name: str, cut: int, count: int) -> None:
         if cut:
-            limit = cast(TextTower, self.embedder("text").tower).max_tokens
-            log.warning("%d of %d texts were cut at %d tokens", cut, count, limit)
+            log.warning("%d of %d texts were cut at %d tokens", cut, count, self._text_tower(name).max_tokens)
+
+    def _send(self, folder: Path) -> None:
+        """Write the model for :func:`open_copy`; its own path remains as it is."""
+        path = self.path
+        try:
+            self.save(folder)
+        finally:
+            self.path = path
 
     def save(self, folder: str | Path) -> Path:
-        """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced whole.
+        """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced.
 
-        A text-only model's folder is also a sentence-transformers folder.
+        The folder of a model with one tower, of texts, is also a sentence-transformers folder.
 
         Raises:
             MmclError: ``folder`` holds something other than a model.
             OSError: the disk is full or refuses.
         """
-        from mmcl.formats.folder import save
-
-        return save(self, Path(folder))
+        return save(self.towers, Path(folder))
 
 
-def _finish(embeddings: Tensor, options: Options) -> np.ndarray:
-    vectors = embeddings.float()[:, : options.dim]
-    given: np.ndarray = (unit_length(vectors) if options.normalize else vectors).cpu().numpy()
-    if broken := int((~np.isfinite(given).all(axis=1)).sum()):
-        raise MmclError(
-            f"encode: the model gives {broken:,} of {len(given):,} inputs NaN or infinity: its weights are damaged, or "
-            "too large for this precision; take another copy of the model, or dtype='float32'"
-        )
-    return given
+def open_copy(folder: str, device: str, dtype: str) -> Encoder:
+    """The encoder in a model folder, ready to encode on ``device`` in the precision ``dtype``."""
+    encoder = Encoder(open_model(folder).to(torch.device(device)))
+    encoder.set_compute(dtype)
+    return encoder

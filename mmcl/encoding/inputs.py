@@ -29,7 +29,7 @@ class Options(NamedTuple):
         batch_size: inputs a forward pass; None fills text batches up to a number of tokens.
         normalize: give every vector unit length.
         dim: keep the first so many dimensions.
-        prompt: as for ``TextTower.words``.
+        prompt: as for ``Encoder.encode``.
         compute: ``float32`` or ``bfloat16``, see ``Encoder.set_compute``.
         skip: leave out images that cannot be read.
     """
@@ -49,8 +49,8 @@ def listed(inputs: Any) -> tuple[list[Any], bool]:
         MmclError: it is neither an input nor a collection of them.
     """
     one = _plain(inputs)
-    picture = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim in (2, 3)
-    if picture or isinstance(one, (str, bytes, Path, Image.Image, PreparedImage)):
+    image = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim in (2, 3)
+    if image or isinstance(one, (str, bytes, Path, Image.Image, PreparedImage)):
         return [one], True
     check_collection(one, "encode")
     try:
@@ -102,14 +102,15 @@ def _plain(item: Any) -> Any:
     return item
 
 
-def modality_of(item: Any, position: int, wanted: str | None) -> str:
-    """``image`` or ``text``, by the type of an input or as ``wanted``.
+def modality_of(item: Any, position: int, wanted: str | None, towers: Sequence[str] = ()) -> str:
+    """``image`` or ``text``, by the type of an input or as ``wanted``; ``towers`` are the names to choose from instead.
 
     Raises:
         MmclError: it is neither, or not what is wanted.
     """
     if wanted not in (None, "image", "text"):
-        raise MmclError(f"encode: modality '{wanted}' is not known; use image or text")
+        names = " or ".join(dict.fromkeys(["image", "text", *towers]))
+        raise MmclError(f"encode: modality '{wanted}' is not known; use {names}")
     if isinstance(item, str):
         return wanted or "text"
     if isinstance(item, np.ndarray) and item.dtype.kind not in "biuf":
@@ -154,7 +155,7 @@ def hint_at_files(texts: Iterable[str]) -> None:
         )
 
 
-def read_pictures(
+def read_images(
     images: Sequence[Any], tower: ImageTower, start: int, skip: bool = False
 ) -> tuple[np.ndarray, dict[int, str]]:
     """(n, side, side, 3) uint8 pixels as ``tower`` takes them; and why some cannot be read, by their position.
@@ -168,8 +169,8 @@ def read_pictures(
     Raises:
         MmclError: one of them cannot be read.
     """
-    pictures = [Path(image) if isinstance(image, str) else image for image in images]
-    pixels, errors = decode_many(pictures, tower.size, tower.resize, exact_decoding=tower.exact_decoding)
+    named = [Path(image) if isinstance(image, str) else image for image in images]
+    pixels, errors = decode_many(named, tower.size, tower.resize, exact_decoding=tower.exact_decoding)
     if errors and not skip:
         position, reason = next(iter(errors.items()))
         what = images[position]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmcl.data.batches.columns import FEATURES_A_BATCH
-from mmcl.encoding.encoder import Encoder
 from mmcl.losses.unit import unit_length
+from mmcl.models.towers import Towers
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import NotFiniteError
@@ -43,7 +43,7 @@ def _computing_in(precision: str | None, device: torch.device) -> AbstractContex
 
 @torch.no_grad()
 def embed(
-    encoder: Encoder,
+    encoder: Towers,
     modality: str,
     inputs: Callable[[np.ndarray], dict[str, Tensor]],
     count: int,

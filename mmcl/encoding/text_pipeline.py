@@ -70,10 +70,10 @@ def embed_chunks(
     Args:
         compute: embeds tokens.
         chunks: texts, at least one each.
-        prompt: as for :meth:`TextTower.words`.
+        prompt: as for :meth:`mmcl.models.text.tower.TextTower.prompt_text`.
         texts_a_batch: texts a forward pass; filled up to a number of tokens if absent.
         finish: truncates and normalises (n, D) embeddings.
-        advance: told how many texts more are done.
+        advance: called with the number of texts done since.
 
     Raises:
         MmclError: no such prompt, or something that is no text; the chunks before it are given out first.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,25 +18,33 @@ from mmcl.encoding.inputs import Options
 from mmcl.encoding.text_pipeline import Embedded
 from mmcl.runtime.errors import MmclError
 
-if TYPE_CHECKING:
-    from mmcl.encoding.encoder import Encoder
-
+Opener: TypeAlias = Callable[[str, str, str], Any]
+"""A function of a module: the encoder in a folder, on a device, in a precision."""
 _AHEAD = 4
 """Chunks a worker may have finished while an earlier one is still being computed."""
 _SECONDS_TO_STOP = 5
 
 
 def embed_in_workers(
-    encoder: Encoder,
+    save: Callable[[Path], object],
+    opener: Opener,
     chunks: Iterable[Sequence[Any]],
     devices: Sequence[torch.device],
     options: Options,
-    modality: str = "text",
+    modality: str,
 ) -> Iterator[Embedded]:
     """Embed chunk after chunk, in the order of the chunks.
 
     Every worker gets the next chunk once it has given back its last, so that a slow one does not hold up the others.
     The model goes to them as a folder: nothing is shared but what is sent.
+
+    Args:
+        save: writes the model into a folder.
+        opener: opens it in a worker.
+        chunks: of inputs of one modality.
+        devices: of the workers, one each.
+        options: what is wanted of the inputs.
+        modality: as for ``encode``.
 
     Raises:
         MmclError: a worker ended (was killed, say, for want of memory), or an input cannot be encoded.
@@ -43,13 +52,12 @@ def embed_in_workers(
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmcl-workers-"))) / "model"
-        path = encoder.path
-        try:
-            encoder.save(folder)
-        finally:
-            encoder.path = path
+        save(folder)
         threads = max(1, torch.get_num_threads() // max(1, sum(device.type == "cpu" for device in devices)))
-        workers = [_Worker(folder, device, options, modality, threads) for device in devices]
+        workers = []
+        for device in devices:
+            opened = partial(opener, str(folder), str(device), options.compute)
+            workers.append(_Worker(opened, device, options, modality, threads))
         for worker in workers:
             stack.callback(worker.stop)
         yield from _in_order(workers, chunks)
@@ -88,13 +96,13 @@ def _in_order(workers: list[_Worker], chunks: Iterable[Sequence[Any]]) -> Iterat
 class _Worker:
     """A process, as the one that started it sees it."""
 
-    def __init__(self, folder: Path, device: torch.device, options: Options, modality: str, threads: int) -> None:
+    def __init__(
+        self, opened: Callable[[], Any], device: torch.device, options: Options, modality: str, threads: int
+    ) -> None:
         context = get_context("spawn")  # a fork would inherit torch's threads, locked as they happen to be
         self.connection, theirs = context.Pipe()
         self._device = device
-        self._process = context.Process(
-            target=_work, args=(theirs, str(folder), str(device), options, modality, threads), daemon=True
-        )
+        self._process = context.Process(target=_work, args=(theirs, opened, options, modality, threads), daemon=True)
         self._process.start()
         theirs.close()  # held by the worker alone, its end is seen here when the worker ends
 
@@ -130,10 +138,8 @@ class _Worker:
 
 
 def _work(
-    connection: Connection, folder: str, device: str, options: Options, modality: str, threads: int
+    connection: Connection, opened: Callable[[], Any], options: Options, modality: str, threads: int
 ) -> None:  # pragma: no cover  (in another process)
-    from mmcl.formats.folder import load
-
     logging.getLogger("mmcl").setLevel(logging.ERROR)  # what was cut is counted, and said once, where it was asked for
     torch.set_num_threads(threads)
     encoder = None
@@ -144,7 +150,7 @@ def _work(
             return
         try:
             if encoder is None:
-                encoder = load(folder, device=device, dtype=options.compute)
+                encoder = opened()
             answer: Any = encoder.encode(
                 chunk,
                 modality=modality,

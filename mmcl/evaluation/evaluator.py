@@ -13,7 +13,7 @@ from mmcl.config.evaluation import EVALUATORS, EvaluationConfig, EvaluationSourc
 from mmcl.config.schema import Config
 from mmcl.data.batches.table import Table
 from mmcl.data.sources.tar.shards import is_shards
-from mmcl.encoding.encoder import Encoder
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 
@@ -31,7 +31,7 @@ class Setup:
     """
 
     name: str
-    encoder: Encoder
+    encoder: Towers
     config: Config
     scratch: Path | None
     device: torch.device
@@ -96,7 +96,7 @@ class Evaluator(Protocol):
         """Whether a model card shows the metric."""
         return cls.is_headline(key) or _base(key) in cls.summary
 
-    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
+    def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
         """The metrics of ``encoder``, by key; empty in all processes but the first. All processes call this together.
 
         Args:

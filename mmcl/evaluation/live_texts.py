@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.text_reader import TextReader
-from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.shares import embed
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
+from mmcl.runtime.device import resolve_precision
 
 TEXTS_AT_ONCE = 16_384  # tokenized, of a search's documents
 
@@ -22,7 +23,7 @@ class LiveTexts:
     All processes call it together, with the same texts, and all get all vectors.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Towers) -> None:
         self._encoder = encoder
         tower = encoder.embedder("text").tower
         assert isinstance(tower, TextTower)
@@ -52,5 +53,6 @@ class LiveTexts:
             return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
 
         vectors = np.empty((len(texts), self._encoder.width), dtype=np.float32)
-        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize, self._encoder.compute)
+        precision = resolve_precision("auto", self._encoder.device)  # as a loaded model computes in
+        vectors[order] = embed(self._encoder, "text", inputs, len(texts), normalize, precision)
         return vectors

@@ -36,14 +36,14 @@ def mteb_model(encoder: Encoder, name: str | None = None) -> MtebModel:
     own = re.sub(r"[^\w.-]+", "-", encoder.name).strip("-.") or "encoder"
     settings = {
         "name": name or f"mmcl/{own}",
-        "revision": weights_hash(encoder)[:40],
+        "revision": weights_hash(encoder.towers)[:40],
         "embed_dim": encoder.dim,
         "n_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "max_tokens": getattr(_text_tower(encoder), "max_tokens", None),
         "modalities": sorted(encoder.modalities),
         "framework": ["PyTorch"],
         "similarity_fn_name": "cosine",
-        "use_instructions": bool(_prompts(encoder)),
+        "use_instructions": bool(encoder.prompts),
     }
     # Every field that mteb has and that is not known here is None; it has more with every version.
     return MtebModel(encoder, ModelMeta(**{**ModelMeta.create_empty().model_dump(), **settings}))
@@ -112,7 +112,7 @@ class MtebModel:
         """The name of the model's prompt for a task and a side of it."""
         from mteb.models.abs_encoder import get_prompt_name
 
-        prompts = _prompts(self._encoder)
+        prompts = self._encoder.prompts
         alias = "passage" if "passage" in prompts and "document" not in prompts else "document"
         known = prompts | ({"document": prompts["passage"]} if alias == "passage" else {})
         chosen: str | None = get_prompt_name(known, task_metadata, prompt_type)
@@ -121,7 +121,3 @@ class MtebModel:
 
 def _text_tower(encoder: Encoder) -> Any:
     return encoder.embedder("text").tower if "text" in encoder.modalities else None
-
-
-def _prompts(encoder: Encoder) -> dict[str, str]:
-    return dict(getattr(_text_tower(encoder), "prompts", {}))

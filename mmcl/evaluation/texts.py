@@ -48,6 +48,4 @@ def embed_texts(
 def own_prompt(encoder: Encodes, names: Iterable[str]) -> str | None:
     """The first of the ``names`` that the encoder has a prompt of; None if it has none of them, or no prompts."""
     prompts = getattr(encoder, "prompts", None)
-    if prompts is None and "text" in getattr(encoder, "embedders", {}):
-        prompts = getattr(encoder.embedders["text"].tower, "prompts", None)  # type: ignore[attr-defined]
     return next((name for name in names if name in prompts), None) if isinstance(prompts, Mapping) else None

@@ -6,22 +6,20 @@ import html
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from mmcl.formats.transformers.nets import UNLIMITED
+from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.printable import printable
-
-if TYPE_CHECKING:
-    from mmcl.encoding.encoder import Encoder
 
 TRAINING_HEAD = "training_head.safetensors"
 
 
-def model_card(encoder: Encoder) -> str:
+def model_card(towers: Towers) -> str:
     """Markdown with the metadata block that model hubs read."""
-    kinds = " and ".join(f"{modality}s" for modality in sorted(encoder.modalities))
-    task = "sentence-similarity" if encoder.modalities == {"text"} else "zero-shot-image-classification"
+    kinds = " and ".join(f"{modality}s" for modality in sorted(towers.modalities))
+    task = "sentence-similarity" if towers.modalities == {"text"} else "zero-shot-image-classification"
     lines = [
         "---",
         "library_name: mmcl",
@@ -29,38 +27,37 @@ def model_card(encoder: Encoder) -> str:
         "tags: [mmcl, contrastive, feature-extraction]",
         "---",
         "",
-        f"# {_plain(encoder.name)}",
+        f"# {_plain(towers.name)}",
         "",
-        f"Embeds {kinds} into {encoder.dim} dimensions; compare the vectors by their cosine.",
+        f"Embeds {kinds} into {towers.dim} dimensions; compare the vectors by their cosine.",
         "",
         "```python",
         "import mmcl",
         "",
         'encoder = mmcl.load("path/to/this/folder")',
-        f"vectors = encoder.encode({_example(encoder)})",
+        f"vectors = encoder.encode({_example(towers)})",
         "```",
     ]
-    if "text" in encoder.modalities:
-        lines += ["", "## Texts", "", *_table(_texts(encoder), str)]
-        if encoder.training_head is not None:
-            lines += [
-                "",
-                f"`{TRAINING_HEAD}` stood before the loss in training; encoding does without it.",
-            ]
-    for title, values in encoder.card.items():
+    for name in towers.of_modality("text"):
+        title = "Texts" if name == "text" else f"Texts of the tower '{_plain(name)}'"
+        lines += ["", f"## {title}", "", *_table(_texts(towers, name), str)]
+    if towers.training_head is not None and "text" in towers.modalities:
+        lines += ["", f"`{TRAINING_HEAD}` stood before the loss in training; encoding does without it."]
+    for title, values in towers.card.items():
         lines += ["", f"## {_plain(title.capitalize())}", "", *_table(values)]
     return "\n".join(lines) + "\n"
 
 
-def _example(encoder: Encoder) -> str:
-    if "text" in encoder.modalities:
-        return '["two dogs on a beach", "a red bicycle"]'
+def _example(towers: Towers) -> str:
+    if texts := towers.of_modality("text"):
+        inputs = '["two dogs on a beach", "a red bicycle"]'
+        return inputs if len(texts) == 1 else f'{inputs}, modality="{texts[0]}"'
     return '[pathlib.Path("dog.jpg")]'
 
 
-def _texts(encoder: Encoder) -> dict[str, Any]:
+def _texts(towers: Towers, name: str) -> dict[str, Any]:
     """How texts become vectors, as far as who uses them has to know."""
-    tower = cast(TextTower, encoder.embedder("text").tower)
+    tower = cast(TextTower, towers.embedder(name).tower)
     limited = tower.max_tokens < UNLIMITED
     facts = {
         "tokens": f"longer texts are cut after {tower.max_tokens}" if limited else "texts of any length are read whole",
@@ -68,12 +65,12 @@ def _texts(encoder: Encoder) -> dict[str, Any]:
     }
     if tower.lowercase:
         facts["case"] = "folded"
-    for name, words in sorted(tower.prompts.items()):
-        default = ", the default" if name == tower.default_prompt else ""
-        facts[f"prompt {_code(name)}{default}"] = _code(json.dumps(words, ensure_ascii=False)) if words else "none"
+    for prompt, text in sorted(tower.prompts.items()):
+        default = ", the default" if prompt == tower.default_prompt else ""
+        facts[f"prompt {_code(prompt)}{default}"] = _code(json.dumps(text, ensure_ascii=False)) if text else "none"
     if tower.prompts and not tower.include_prompt:
         facts["prompts"] = "read, but left out of the pooling"
-    sizes = encoder.card.get("training", {}).get("matryoshka")
+    sizes = towers.card.get("training", {}).get("matryoshka")
     trained = f", as it was trained to: {_show(sizes)}" if sizes else ""
     facts["fewer dimensions"] = f"`encode(truncate_dim=…)` keeps the first{trained}"
     return facts

@@ -12,29 +12,33 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mmcl.encoding.encoder import Encoder
 from mmcl.formats.folder import preprocessor
+from mmcl.formats.onnx.graph import export_onnx, exportable, require
 from mmcl.formats.open_clip.models import CONFIG
-from mmcl.formats.open_clip.text import OpenClipTextTower
+from mmcl.formats.open_clip.text import describe_text_tower
 from mmcl.formats.sentence_transformers.write import cannot_express, write
+from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.formats.transformers.nets import quiet_transformers, rebuild
-from mmcl.formats.weights import full_disk_is_oserror, pass_on, save_tensors
+from mmcl.formats.weights import pass_on, save_tensors
 from mmcl.models.embedder import Embedder
 from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, folder_to_write
+from mmcl.runtime.full_disk import full_disk_is_oserror
 
 log = logging.getLogger("mmcl")
 TARGETS = ("open-clip", "transformers", "sentence-transformers", "onnx")
 _UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
 
 
-def export(encoder: Encoder, to: str, folder: Path) -> Path:
-    """Write ``encoder`` as a folder of another library's, with equal outputs there.
+def export(towers: Towers, to: str, folder: Path) -> Path:
+    """Write a model as a folder of another library's, with equal outputs there.
 
     Args:
-        encoder: to be exported.
+        towers: to be exported.
         to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
             (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``) or ``onnx`` (a model
             folder with the text tower's graph, for ``mmcl.load(folder, backend="onnx")``; needs ``mmcl[onnx]``).
@@ -44,7 +48,7 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     Raises:
         MmclError: that library has no such model, and the message says why; or ``folder`` holds something.
     """
-    write = _writer(encoder, to)
+    write = _writer(towers, to)
     folder = folder.expanduser()
     if folder_to_write(folder).is_dir() and any(folder.iterdir()):
         raise MmclError(f"{folder}: holds something already, which is not replaced; choose another folder, or empty it")
@@ -53,64 +57,69 @@ def export(encoder: Encoder, to: str, folder: Path) -> Path:
     return folder
 
 
-def cannot_export(encoder: Encoder, to: str) -> str | None:
-    """Why ``encoder`` cannot be exported to one of ``TARGETS``, found out without writing anything; None if it can."""
+def cannot_export(towers: Towers, to: str) -> str | None:
+    """Why ``towers`` cannot be exported to one of ``TARGETS``, found out without writing anything; None if it can."""
     try:
-        _writer(encoder, to)
+        _writer(towers, to)
     except MmclError as error:
         return str(error)
     return None
 
 
-def _writer(encoder: Encoder, to: str) -> Callable[[Path], None]:
-    """What writes ``encoder`` into a folder; raises ``MmclError`` if the library has no such model."""
+def _writer(towers: Towers, to: str) -> Callable[[Path], None]:
+    """What writes ``towers`` into a folder; raises ``MmclError`` if the library has no such model."""
     ways = dict(zip(TARGETS, (_open_clip, _transformers, _sentence_transformers, _onnx), strict=True))
     if to not in ways:
         raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
-    return ways[to](encoder)
+    if len(towers.names) > len(towers.modalities):
+        names = ", ".join(towers.names)
+        raise MmclError(
+            f"{to} has one tower a modality at most, and '{towers.name}' has {names}; use mmcl's own folders"
+        )
+    return ways[to](towers)
 
 
-def _open_clip(encoder: Encoder) -> Callable[[Path], None]:
+def _open_clip(towers: Towers) -> Callable[[Path], None]:
     why = "open-clip needs an image and a text tower of open_clip's"
-    if encoder.modalities != {"image", "text"}:
-        raise MmclError(f"{why}; '{encoder.name}' embeds {' and '.join(encoder.modalities)} only")
-    image, text = encoder.embedder("image"), encoder.embedder("text")
+    if towers.modalities != {"image", "text"}:
+        raise MmclError(f"{why}; '{towers.name}' embeds {' and '.join(towers.modalities)} only")
+    image, text = towers.embedder("image"), towers.embedder("text")
     seeing, reading = cast(ImageTower, image.tower), cast(TextTower, text.tower)
     if seeing.spec.get("library") != "open_clip" or not isinstance(reading, OpenClipTextTower):
         other = seeing.spec["name"] if seeing.spec.get("library") != "open_clip" else type(reading.net).__name__
         raise MmclError(
-            f"{why}; '{encoder.name}' has {other}. Train with open_clip:NAME for both towers to export there"
+            f"{why}; '{towers.name}' has {other}. Train with open_clip:NAME for both towers to export there"
         )
-    config = _model_config(encoder, seeing.spec, reading.spec())
+    config = _model_config(towers, seeing.spec, describe_text_tower(reading))
     halves = {half: (embedder, _projection(embedder, half)) for half, embedder in (("visual", image), ("text", text))}
 
     def write(folder: Path) -> None:
         state = {
             name: of for half, (embedder, at) in halves.items() for name, of in _folded(embedder, half, at).items()
         }
-        _write_open_clip(encoder, folder, config, state)
+        _write_open_clip(towers, folder, config, state)
 
     return write
 
 
-def _write_open_clip(encoder: Encoder, folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    seeing = cast(ImageTower, encoder.embedder("image").tower)
-    reading = cast(OpenClipTextTower, encoder.embedder("text").tower)
-    state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
-    if encoder.logit_bias is not None:
-        config["init_logit_bias"] = encoder.logit_bias
-        state["logit_bias"] = torch.tensor(encoder.logit_bias)
+def _write_open_clip(towers: Towers, folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    seeing = cast(ImageTower, towers.embedder("image").tower)
+    reading = cast(OpenClipTextTower, towers.embedder("text").tower)
+    state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if towers.logit_scale is None else towers.logit_scale)
+    if towers.logit_bias is not None:
+        config["init_logit_bias"] = towers.logit_bias
+        state["logit_bias"] = torch.tensor(towers.logit_bias)
     if reading.max_tokens < (context := config["text_cfg"].get("context_length", 77)):
-        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, encoder.name, reading.max_tokens)
+        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, towers.name, reading.max_tokens)
     description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(seeing.spec)}
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     save_tensors(folder / "open_clip_model.safetensors", state)
-    reading.save_tokenizer(folder)
-    if hf := reading.spec()["config"]["text_cfg"].get("hf_config"):
+    save_tokenizer(reading.tokenizer, folder)
+    if hf := reading.spec["config"]["text_cfg"].get("hf_config"):
         (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
 
 
-def _model_config(encoder: Encoder, image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+def _model_config(towers: Towers, image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     """open_clip's config of both towers together."""
     seen, read = image["config"], text["config"]
     if image.get("resized"):
@@ -124,9 +133,9 @@ def _model_config(encoder: Encoder, image: dict[str, Any], text: dict[str, Any])
     own = "timm_model_name" in vision_cfg or isinstance(vision_cfg.get("layers"), (list, tuple))
     indifferent = [own, "hf_model_name" in text_cfg]
     if seen["quick_gelu"] != read["quick_gelu"] and not any(indifferent):
-        raise MmclError(f"open-clip has one activation for both towers; '{encoder.name}' has QuickGELU in one of them")
+        raise MmclError(f"open-clip has one activation for both towers; '{towers.name}' has QuickGELU in one of them")
     quick = read["quick_gelu"] if own else seen["quick_gelu"]
-    config = {"embed_dim": encoder.dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg, "custom_text": True}
+    config = {"embed_dim": towers.dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg, "custom_text": True}
     return config | ({"quick_gelu": True} if quick else {})
 
 
@@ -177,38 +186,38 @@ def _preprocess_config(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _transformers(encoder: Encoder) -> Callable[[Path], None]:
-    for modality in sorted(encoder.modalities):
-        embedder = encoder.embedder(modality)
+def _transformers(towers: Towers) -> Callable[[Path], None]:
+    for modality in sorted(towers.modalities):
+        embedder = towers.embedder(modality)
         if not _is_transformers(embedder):
             raise MmclError(
-                f"transformers opens only what came from there; the {modality} tower of '{encoder.name}' did not"
+                f"transformers opens only what came from there; the {modality} tower of '{towers.name}' did not"
             )
         if embedder.head.layers:
-            raise MmclError(f"transformers has no place for the {modality} head of '{encoder.name}'; it would be lost")
-    if len(encoder.modalities) > 1:
-        _whole_kind(encoder)
-    return lambda folder: _write_transformers(encoder, folder)
+            raise MmclError(f"transformers has no place for the {modality} head of '{towers.name}'; it would be lost")
+    if len(towers.modalities) > 1:
+        _whole_kind(towers)
+    return lambda folder: _write_transformers(towers, folder)
 
 
-def _write_transformers(encoder: Encoder, folder: Path) -> None:
-    if len(encoder.modalities) == 1:
-        model: Any = encoder.embedder(next(iter(encoder.modalities))).tower.net
+def _write_transformers(towers: Towers, folder: Path) -> None:
+    if len(towers.modalities) == 1:
+        model: Any = towers.embedder(next(iter(towers.modalities))).tower.net
     else:
-        model = _whole(encoder)
+        model = _whole(towers)
     with quiet_transformers():
         model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         pass_on(path)
-    if "text" in encoder.modalities:
-        tower = cast(TextTower, encoder.embedder("text").tower)
-        tower.save_tokenizer(folder)
+    if "text" in towers.modalities:
+        tower = cast(TextTower, towers.embedder("text").tower)
+        save_tokenizer(tower.tokenizer, folder)
         if tower.prompts:
-            log.warning("transformers keeps no prompts; '%s' has %s", encoder.name, ", ".join(sorted(tower.prompts)))
-    if "image" in encoder.modalities:
-        spec = cast(ImageTower, encoder.embedder("image").tower).spec
+            log.warning("transformers keeps no prompts; '%s' has %s", towers.name, ", ".join(sorted(tower.prompts)))
+    if "image" in towers.modalities:
+        spec = cast(ImageTower, towers.embedder("image").tower).spec
         if spec["resize"] == "pad":
-            log.warning("transformers has no white borders: its image processor squashes, '%s' pads", encoder.name)
+            log.warning("transformers has no white borders: its image processor squashes, '%s' pads", towers.name)
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n", "utf-8")
 
 
@@ -219,9 +228,9 @@ def _is_transformers(embedder: Embedder) -> bool:
     return not isinstance(tower, OpenClipTextTower)
 
 
-def _whole_kind(encoder: Encoder) -> str:
+def _whole_kind(towers: Towers) -> str:
     """``clip`` or ``siglip``, of which the two halves are."""
-    nets: list[Any] = [encoder.embedder(modality).tower.net for modality in ("image", "text")]
+    nets: list[Any] = [towers.embedder(modality).tower.net for modality in ("image", "text")]
     types = {str(net.config.model_type) for net in nets}
     for kind in ("clip", "siglip"):
         if types == {f"{kind}_vision_model", f"{kind}_text_model"}:
@@ -230,42 +239,40 @@ def _whole_kind(encoder: Encoder) -> str:
     raise MmclError(f"transformers has no model of {kinds}; only the halves of a CLIPModel or SiglipModel are one")
 
 
-def _whole(encoder: Encoder) -> Any:
+def _whole(towers: Towers) -> Any:
     """The ``CLIPModel`` or ``SiglipModel`` that the two halves are of."""
     from transformers import CLIPConfig, SiglipConfig
 
-    halves: dict[str, Any] = {modality: encoder.embedder(modality).tower.net for modality in ("image", "text")}
+    halves: dict[str, Any] = {modality: towers.embedder(modality).tower.net for modality in ("image", "text")}
     settings = {
         "vision_config": halves["image"].config.to_diff_dict(),
         "text_config": halves["text"].config.to_diff_dict(),
     }
     prefixes = {"vision_model.": halves["image"], "text_model.": halves["text"]}
     config: Any
-    if _whole_kind(encoder) == "clip":
-        config = CLIPConfig(**settings, projection_dim=encoder.dim)
+    if _whole_kind(towers) == "clip":
+        config = CLIPConfig(**settings, projection_dim=towers.dim)
         state = {name: tensor for net in halves.values() for name, tensor in net.state_dict().items()}
     else:
         config = SiglipConfig(**settings)
         state = {prefix + name: tensor for prefix, net in prefixes.items() for name, tensor in net.state_dict().items()}
-        state["logit_bias"] = torch.tensor([encoder.logit_bias or 0.0])
-    scale = torch.tensor(_UNKNOWN_SCALE if encoder.logit_scale is None else encoder.logit_scale)
+        state["logit_bias"] = torch.tensor([towers.logit_bias or 0.0])
+    scale = torch.tensor(_UNKNOWN_SCALE if towers.logit_scale is None else towers.logit_scale)
     model = rebuild(config.to_diff_dict())
     state["logit_scale"] = scale.reshape(model.logit_scale.shape)
     model.load_state_dict(state)
     return model
 
 
-def _sentence_transformers(encoder: Encoder) -> Callable[[Path], None]:
-    if "text" not in encoder.modalities:
-        raise MmclError(f"sentence-transformers needs a text tower; '{encoder.name}' embeds images only")
-    if why := cannot_express(encoder.embedder("text")):
-        raise MmclError(f"sentence-transformers cannot embed as '{encoder.name}' does: {why}; mmcl's own folders can")
-    return lambda folder: write(encoder, folder)
+def _sentence_transformers(towers: Towers) -> Callable[[Path], None]:
+    if "text" not in towers.modalities:
+        raise MmclError(f"sentence-transformers needs a text tower; '{towers.name}' embeds images only")
+    if why := cannot_express(towers.embedder("text")):
+        raise MmclError(f"sentence-transformers cannot embed as '{towers.name}' does: {why}; mmcl's own folders can")
+    return lambda folder: write(towers, folder)
 
 
-def _onnx(encoder: Encoder) -> Callable[[Path], None]:
-    from mmcl.formats.onnx.graph import export_onnx, exportable, require
-
-    exportable(encoder)
+def _onnx(towers: Towers) -> Callable[[Path], None]:
+    exportable(towers)
     require("onnx", "onnx")
-    return lambda folder: export_onnx(encoder, folder)
+    return lambda folder: export_onnx(towers, folder)

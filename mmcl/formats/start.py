@@ -7,12 +7,12 @@ from typing import Any, cast
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ModelConfig, TowerConfig
 from mmcl.config.section import Section
-from mmcl.encoding.encoder import Encoder
-from mmcl.formats.folder import load
+from mmcl.formats.open import open_model
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.embedder import Embedder
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 _MAY_CHANGE = {
@@ -21,7 +21,7 @@ _MAY_CHANGE = {
 }
 
 
-def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) -> Encoder:
+def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) -> Towers:
     """The model that ``config.name`` names, with what the sections beside it change.
 
     Frozen towers are frozen here; ``freeze_blocks`` and ``lora`` are left to the caller, as for new towers.
@@ -37,13 +37,13 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
     assert config.name is not None, "the caller looks"
     for modality in sorted(modalities):
         _refuse_settings_of_new_towers(config.name, modality, getattr(config, modality))
-    encoder = load(config.name, device="cpu")
-    if "dim" in _changed(config) and config.dim != encoder.width:
-        raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {encoder.width}; leave it out")
+    towers = open_model(config.name)
+    if "dim" in _changed(config) and config.dim != towers.width:
+        raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {towers.width}; leave it out")
     embedders: dict[str, Embedder] = {}
     for modality in sorted(modalities):
         section = getattr(config, modality) or TowerConfig()
-        embedder = encoder.embedder(modality)
+        embedder = towers.embedder(modality)
         if modality == "image":
             _adapt_image(cast(ImageTower, embedder.tower), section, image, config.name)
         else:
@@ -53,9 +53,9 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
         if "dropout" in _changed(section.head):
             embedder.head.set_dropout(section.head.dropout)
         embedders[modality] = Embedder(embedder.tower, embedder.head, frozen=section.frozen)
-    start = Encoder(embedders, encoder.width, config.name)
-    start.logit_scale, start.logit_bias = encoder.logit_scale, encoder.logit_bias
-    start.training_head = encoder.training_head
+    start = Towers(embedders, towers.width, config.name)
+    start.logit_scale, start.logit_bias = towers.logit_scale, towers.logit_bias
+    start.training_head = towers.training_head
     return start
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +12,7 @@ from torch import Tensor, nn
 
 from mmcl.formats.tensor_files import read_tensors
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.full_disk import full_disk_is_oserror
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -28,22 +25,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def pass_on(path: Path) -> None:
     """Safetensors makes files that only their owner can read; a model folder is meant to be passed on."""
     path.chmod(path.parent.stat().st_mode & 0o666)
-
-
-@contextmanager
-def full_disk_is_oserror(path: Path) -> Iterator[None]:
-    """Libraries written in Rust and C++ report what the system refuses, a full disk above all, as exceptions of their
-    own, known by their text alone."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        found = re.search(r"os error (\d+)|[Ee]rrno (\d+)", str(error))
-        code = int(found[1] or found[2]) if found else errno.ENOSPC
-        if found is None and os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        raise OSError(code, os.strerror(code), str(path)) from None
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -17,9 +17,9 @@ from mmcl.data.augment.images import Augmentation
 from mmcl.data.batches.batch import MINED, Batch
 from mmcl.data.batches.inputs import join_texts
 from mmcl.data.batches.towers import Reading
-from mmcl.encoding.encoder import Encoder
 from mmcl.models.heads import Head
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -58,7 +58,7 @@ class Setting(TypedDict):
     across: NotRequired[Literal["gather", "ring"] | None]
     mined: NotRequired[int]
     augmentation: NotRequired[Augmentation | None]
-    references: NotRequired[Mapping[str, Encoder] | None]
+    references: NotRequired[Mapping[str, Towers] | None]
 
 
 class Method(nn.Module, ABC):
@@ -83,7 +83,7 @@ class Method(nn.Module, ABC):
     apart: ClassVar[tuple[str, ...]] = ()
     """Roles whose texts pass through the tower by themselves; all others pass together."""
 
-    def __init__(self, config: Section, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+    def __init__(self, config: Section, encoder: Towers, **setting: Unpack[Setting]) -> None:
         super().__init__()
         if unknown := setting.keys() - Setting.__annotations__.keys():
             raise TypeError(f"a method takes no {', '.join(sorted(unknown))}")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import MINED, Batch
-from mmcl.encoding.encoder import Encoder
 from mmcl.losses import Blockwise, Negatives, info_nce
 from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
@@ -19,6 +18,7 @@ from mmcl.methods.paired import key_of
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import TeacherConfig
+from mmcl.models.towers import Towers
 
 FURTHER = {"text": "negatives", MINED: MINED}  # role of captions without a picture to the view of them
 IDS = {"negatives": "negative_ids", MINED: f"{MINED}_ids"}  # such a view to that of their identities
@@ -52,7 +52,7 @@ class Clip(ImageText):
     config: ClipConfig
     start_temperature: ClassVar[float] = 0.07
 
-    def __init__(self, config: ClipConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+    def __init__(self, config: ClipConfig, encoder: Towers, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
         if config.queue is not None:
             self.keep_past(config.queue, self.sides, {side: encoder.embedder(side) for side in self.sides})

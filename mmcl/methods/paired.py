@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from mmcl.encoding.encoder import Encoder
 from mmcl.losses import Blockwise, batch_accuracy, distillation, matryoshka
 from mmcl.methods.base import Loss, Method, Setting, Views
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
+from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
@@ -43,7 +43,7 @@ class Paired(Method):
 
     config: Any
 
-    def __init__(self, config: Any, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+    def __init__(self, config: Any, encoder: Towers, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
         start = _start(config.temperature, encoder, self.start_temperature)
         self.logit_scale = nn.Parameter(torch.tensor(start), requires_grad=config.learn_temperature)
@@ -190,7 +190,7 @@ def key_of(views: Views, role: str) -> Tensor:
     return views.get(f"key_{role}", views[role])
 
 
-def _start(temperature: float | None, encoder: Encoder, otherwise: float) -> float:
+def _start(temperature: float | None, encoder: Towers, otherwise: float) -> float:
     """ln(1/τ) of the temperature asked for, else of the encoder, else of ``otherwise``."""
     if temperature is not None:
         return -math.log(temperature)

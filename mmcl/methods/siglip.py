@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmcl.config.methods import MethodConfig
-from mmcl.encoding.encoder import Encoder
 from mmcl.losses import Blockwise, sigmoid
 from mmcl.methods.base import Setting, Views
 from mmcl.methods.image_text import ImageText
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.references import TeacherConfig
+from mmcl.models.towers import Towers
 
 
 class SiglipConfig(MethodConfig):
@@ -54,7 +54,7 @@ class Siglip(ImageText):
     start_temperature: ClassVar[float] = 0.1
     scale_bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)  # the temperature is free
 
-    def __init__(self, config: SiglipConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+    def __init__(self, config: SiglipConfig, encoder: Towers, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
         bias = config.bias if config.bias is not None else encoder.logit_bias
         if bias is None and config.temperature is None:

@@ -17,7 +17,6 @@ from mmcl.config.model import HeadConfig
 from mmcl.config.section import Positive
 from mmcl.data.batches.batch import MINED, Batch
 from mmcl.data.identity import NOTHING, mix
-from mmcl.encoding.encoder import Encoder
 from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
 from mmcl.losses.unit import unit_length
 from mmcl.methods.base import Loss, Setting, Views, roles_named
@@ -28,6 +27,7 @@ from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
 from mmcl.models.heads import Head
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 
 PAIR = {"anchor": "text", "positive": "text"}
@@ -114,7 +114,7 @@ class Simcse(Paired):
     Config = SimcseConfig
     config: SimcseConfig
 
-    def __init__(self, config: SimcseConfig, encoder: Encoder, **setting: Unpack[Setting]) -> None:
+    def __init__(self, config: SimcseConfig, encoder: Towers, **setting: Unpack[Setting]) -> None:
         super().__init__(config, encoder, **setting)
         if config.loss != "info_nce" or config.debias or config.hardness:
             _refuse_ring(config, self.across)

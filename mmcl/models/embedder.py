@@ -1,4 +1,4 @@
-"""A tower and its head: from pictures or tokens to the shared space."""
+"""A tower and its head: from pixels or tokens to the shared space."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ COST_WITH_TABLE = 192  # where each has one of the whole embedding table as well
 class Embedder(nn.Module):
     """One tower, and the head that maps its features to the shared space.
 
-    Its inputs are named: ``pixels`` for a picture; ``input_ids``, ``attention_mask`` and ``skipped`` for a text, see
+    Its inputs are named: ``pixels`` for an image; ``input_ids``, ``attention_mask`` and ``skipped`` for a text, see
     :mod:`mmcl.data.batches.inputs`; or ``features``, the tower's own output computed earlier, for a frozen tower.
 
     Attributes:
         frozen: the whole tower keeps its weights.
-        still: parts of the tower that stay in evaluation mode.
+        in_eval: parts of the tower that stay in evaluation mode.
         in_groups: texts may pass through the tower in several groups. Not where each pass is a meeting of processes:
             theirs would differ in number, and wait for each other forever.
     """
@@ -38,15 +38,15 @@ class Embedder(nn.Module):
         self.tower = tower
         self.head = head
         self.frozen = frozen
-        self.still: list[nn.Module] = []
+        self.in_eval: list[nn.Module] = []
         self.in_groups = True
         if frozen:
             self.tower.requires_grad_(False)
             self.tower.eval()
 
-    def keep_still(self, modules: Iterable[nn.Module]) -> None:
+    def keep_in_eval(self, modules: Iterable[nn.Module]) -> None:
         """Keep ``modules``, parts of a tower of which other parts learn, in evaluation mode from now on."""
-        self.still.extend(modules)
+        self.in_eval.extend(modules)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Embedder:
@@ -54,7 +54,7 @@ class Embedder(nn.Module):
         super().train(mode)
         if self.frozen:
             self.tower.eval()
-        for module in self.still:
+        for module in self.in_eval:
             module.training = False
         return self
 
@@ -79,7 +79,7 @@ class Embedder(nn.Module):
         most = lengths.clamp(min=1).tolist()
         cuts = equal_lengths(most) if tower.mixes_padding else group_by_length(most, TOKENS_A_GROUP, cost)
         groups = [take_rows(texts, order[start:stop]) for start, stop in cuts]
-        embeddings = tower.look_up([group["input_ids"] for group in groups]) if len(groups) > 1 else None
+        embeddings = tower.embed_tokens([group["input_ids"] for group in groups]) if len(groups) > 1 else None
         features = []
         for group, embedded in zip(groups, embeddings or repeat(None), strict=False):
             if bool(group["attention_mask"].all()):

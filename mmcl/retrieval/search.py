@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmcl.data.images import image_suffixes
 from mmcl.encoding import Encoder
-from mmcl.formats.folder import load
+from mmcl.encoding.load import load
 from mmcl.retrieval.faiss_index import Index
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file

@@ -14,24 +14,26 @@ from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
 from mmcl.data.augment.images import Augmentation
 from mmcl.data.batches.tokenizer_texts import training_texts
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.data.sources.tar.shards import is_shards
-from mmcl.encoding.encoder import Encoder
-from mmcl.formats.folder import load
+from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.lora import add_lora, merge_lora
+from mmcl.formats.open import open_model
 from mmcl.formats.start import start_from
-from mmcl.formats.weights import full_disk_is_oserror
+from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower
+from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.methods import Method
 from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tokenize import read_tokenizer
-from mmcl.models.text.tokenizer import train_tokenizer
-from mmcl.models.text.tower import SCRATCH_MAX_TOKENS, TextTower
+from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
+from mmcl.runtime.full_disk import full_disk_is_oserror
 from mmcl.training.optimization.micro_batch import NO_TOKENS
 
 
@@ -67,13 +69,13 @@ def build_method(config: Config, folder: Path) -> Method:
         batch_size=config.training.batch_size,
         across=config.training.exchange if distributed.world_size() > 1 else None,
         mined=config.data.mining.count if config.data.mining else 0,
-        references={name: load(section.name, device="cpu") for name, section in named.items() if section is not None},
+        references={name: open_model(section.name) for name, section in named.items() if section is not None},
     )
     _refuse_equal_views(method, config)
     return method
 
 
-def finish_encoder(method: Method) -> Encoder:
+def finish_encoder(method: Method) -> Towers:
     """The encoder of a trained method, ready to be saved: adapters are merged, and what else was learned is noted."""
     encoder = method.encoder
     for modality in sorted(encoder.modalities):
@@ -113,7 +115,7 @@ def _refuse_equal_views(method: Method, config: Config) -> None:
         )
 
 
-def _encoder(config: Config, inputs: Mapping[str, str], folder: Path) -> Encoder:
+def _encoder(config: Config, inputs: Mapping[str, str], folder: Path) -> Towers:
     embedders: dict[str, Embedder] = {}
     for modality in dict.fromkeys(inputs.values()):
         if modality == "number":
@@ -125,12 +127,12 @@ def _encoder(config: Config, inputs: Mapping[str, str], folder: Path) -> Encoder
                 f"model.{modality} is missing: method '{config.method.name}' needs it for its {roles[0]} input"
             )
         if modality == "image":
-            tower: ImageTower | TextTower = ImageTower.build(config.model.image, config.data.image)  # type: ignore[arg-type]
+            tower: ImageTower | TextTower = build_image_tower(config.model.image, config.data.image)  # type: ignore[arg-type]
         else:
             tower = _text_tower(config, roles, folder)
         head = Head(section.head, tower.width, config.model.dim)
         embedders[modality] = Embedder(tower, head, frozen=section.frozen)
-    return Encoder(embedders, config.model.dim, config.name)
+    return Towers(embedders, config.model.dim, config.name)
 
 
 def _section(config: Config, modality: str) -> TowerConfig:
@@ -150,16 +152,16 @@ def _adapt(embedder: Embedder, section: TowerConfig) -> None:
         # Of DINOv2's own training: no gradient reaches it here, which DDP would wait for.
         if name.endswith("mask_token"):
             parameter.requires_grad_(False)
-    embedder.keep_still(freeze(net, section.freeze_blocks))
+    embedder.keep_in_eval(freeze(net, section.freeze_blocks))
     if section.lora is not None:
-        embedder.keep_still(add_lora(net, section.lora))
+        embedder.keep_in_eval(add_lora(net, section.lora))
 
 
 def _text_tower(config: Config, roles: Sequence[str], folder: Path) -> TextTower:
     section = config.model.text
     assert section is not None  # narrowed by the caller
     if section.name != "scratch" or section.tokenizer.name:
-        return TextTower.build(section)
+        return build_text_tower(section)
     kept = folder / "tokenizer"
     if not kept.is_dir() and distributed.rank() == 0:
         with atomic_folder(kept) as beside:
@@ -168,4 +170,4 @@ def _text_tower(config: Config, roles: Sequence[str], folder: Path) -> TextTower
             with full_disk_is_oserror(beside):
                 tokenizer.save_pretrained(beside)
     distributed.barrier()
-    return TextTower.build(section, tokenizer=read_tokenizer(kept))
+    return build_text_tower(section, tokenizer=read_tokenizer(kept))

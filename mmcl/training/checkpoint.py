@@ -226,7 +226,7 @@ def learned_names(method: nn.Module) -> set[str]:
     for prefix, module in method.named_modules():
         if isinstance(module, Embedder):
             still = [(f"{prefix}.tower", module.tower)] if module.frozen else []
-            held = {id(part) for part in module.still}
+            held = {id(part) for part in module.in_eval}
             still += [(path, part) for path, part in module.named_modules(prefix=prefix) if id(part) in held]
             names -= {f"{path}.{name}" for path, part in still for name in part.state_dict() if not _learns(part, name)}
     return names

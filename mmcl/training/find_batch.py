@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import MINED, Batch
-from mmcl.formats.transformers.nets import UNLIMITED
 from mmcl.methods.parts.queue import MemoryQueue
+from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import DivergedError, MmclError, NotFiniteError

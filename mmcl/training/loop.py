@@ -21,6 +21,7 @@ from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.feed import Feed, open_feed
 from mmcl.data.batches.table import Table
 from mmcl.evaluation.evaluator import Evaluator, Setup, open_evaluator
+from mmcl.formats.folder import save
 from mmcl.methods import Method
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
@@ -270,7 +271,7 @@ class Trainer:
                 encoder.card = card_of(
                     self.config, self.feed, self.folder, self.precision, step, self.steps, seconds, skipped
                 )
-                encoder.save(self.folder / "model")
+                save(encoder, self.folder / "model")
                 for file in (self.folder / "features").glob("*.npy"):
                     file.unlink()
                 log.info("model written to %s", self.folder / "model")

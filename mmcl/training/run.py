@@ -12,7 +12,8 @@ from typing import Any
 from mmcl.config.load import load_config
 from mmcl.config.schema import Config
 from mmcl.encoding import Encoder
-from mmcl.formats.folder import DESCRIPTION, load
+from mmcl.encoding.load import load
+from mmcl.formats.folder import DESCRIPTION
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import read_json
 

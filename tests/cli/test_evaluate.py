@@ -19,7 +19,7 @@ class Untrained:
     """Average colour as the picture's vector; a text's is random, or near that of the colour it names."""
 
     modalities = frozenset({"image", "text"})
-    computes_in, device = "float32", torch.device("cpu")
+    compute, device = "float32", torch.device("cpu")
 
     def __init__(self, blind: bool) -> None:
         self._blind = blind
@@ -176,7 +176,7 @@ class Words:
     """Counts words into a few places (coarse) or many; texts that share words are alike."""
 
     modalities = frozenset({"text"})
-    computes_in, device = "float32", torch.device("cpu")
+    compute, device = "float32", torch.device("cpu")
 
     def __init__(self, dim: int) -> None:
         self._dim = dim

@@ -16,14 +16,15 @@ from PIL import Image
 import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.data.sources import open_source
 from mmcl.encoding import encode_source, open_vectors
 from mmcl.encoding.encoder import Encoder
+from mmcl.formats.image_towers import build_image_tower
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tokenizer import train_tokenizer
-from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.retrieval import Index
 
 TEXTS = ["a red dog", "a blue car", "a green tree", "dog.png"]
@@ -31,13 +32,13 @@ TEXTS = ["a red dog", "a blue car", "a green tree", "dog.png"]
 
 def tiny(seed=0):
     torch.manual_seed(seed)
-    image = ImageTower.build(
+    image = build_image_tower(
         ImageTowerConfig(name="timm:resnet10t", args={"channels": [8, 8, 8, 8], "stem_width": 8}), ImageConfig(size=32)
     )
     settings = TextTowerConfig(layers=1, width=16, heads=2)
-    text = TextTower.build(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
+    text = build_text_tower(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
     embedders = {"image": Embedder(image, Head(HeadConfig(), image.width, 8))}
-    return Encoder(embedders | {"text": Embedder(text, Head(HeadConfig(), 16, 8))}, 8, "tiny").eval()
+    return Encoder(Towers(embedders | {"text": Embedder(text, Head(HeadConfig(), 16, 8))}, 8, "tiny")).eval()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from mmcl.cli.app import app
 from mmcl.config.model import TextTowerConfig
-from mmcl.models.text.tower import TextTower
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.runtime.errors import MmclError
 
 # A few hundred captions in scripts that share no letter.
@@ -44,7 +44,7 @@ def test_a_tokenizer_of_any_language_is_trained_and_read_by_a_text_tower(source,
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids, skip_special_tokens=True) == caption.casefold()
     settings = TextTowerConfig(width=16, heads=2, layers=1, tokenizer={"name": str(tmp_path / "tokens")})
-    tower = TextTower.build(settings)
+    tower = build_text_tower(settings)
     assert tower.tokenize(["две собаки"])[0][0].tolist() == tokenizer("две собаки")["input_ids"]
 
 
@@ -67,4 +67,4 @@ def test_what_is_there_is_replaced_only_if_it_is_a_tokenizer(source, tmp_path):
 
 def test_a_tokenizer_that_is_not_there_is_told_with_the_setting():
     with pytest.raises(MmclError, match=r"model\.text\.tokenizer\.name: no tokenizer"):
-        TextTower.build(TextTowerConfig(tokenizer={"name": "nobody/no-such-tokenizer"}))
+        build_text_tower(TextTowerConfig(tokenizer={"name": "nobody/no-such-tokenizer"}))

@@ -435,7 +435,7 @@ class WordsEncoder(PromptEncoder):
         super().__init__()
         self.words = words
 
-    def prompt_words(self, prompt=None):
+    def prompt_text(self, prompt=None):
         return self.words[prompt or "default"]
 
 
@@ -451,19 +451,20 @@ def test_the_words_of_a_prompt_are_compared_where_the_encoder_tells_them(tmp_pat
 
 def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
     from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig  # here: the killed processes need none
+    from mmcl.data.processors.train_tokenizer import train_tokenizer
     from mmcl.encoding.encoder import Encoder
+    from mmcl.formats.text_towers import build_text_tower
     from mmcl.models.embedder import Embedder
     from mmcl.models.heads import Head
-    from mmcl.models.text.tokenizer import train_tokenizer
-    from mmcl.models.text.tower import TextTower
+    from mmcl.models.towers import Towers
 
     tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 32)
-    tower = TextTower.build(TextTowerConfig(layers=1, width=16, heads=2), tokenizer)
+    tower = build_text_tower(TextTowerConfig(layers=1, width=16, heads=2), tokenizer)
     tower.set_prompts({"query": "find: ", "passage": "read: "}, "passage")
-    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8)
+    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8))
     call = {"encoder": encoder, "rows": rows(tmp_path / "s", text=TEXTS), "column": "text"}
     for prompt, words in ((None, "read: "), ("query", "find: ")):
-        assert encoder.prompt_words(prompt) == words
+        assert encoder.prompt_text(prompt) == words
         assert encode_source(**call, out=tmp_path / words, prompt=prompt).source["prompt"] == words
     assert "prompt" not in encode_source(**call, out=tmp_path / "none", prompt="").source
     with pytest.raises(MmclError, match="prompt 'qery': the model has no prompt of that name"):

@@ -16,12 +16,13 @@ from PIL import Image
 import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
+from mmcl.formats.image_towers import build_image_tower
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tokenizer import train_tokenizer
-from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 CAPTIONS = [
@@ -34,13 +35,13 @@ def make_encoder(*, image=True, text=True, head="mlp", dtype="float32"):
     torch.manual_seed(0)
     embedders = {}
     if image:
-        tower = ImageTower.build(ImageTowerConfig(**NET), ImageConfig(size=32))
+        tower = build_image_tower(ImageTowerConfig(**NET), ImageConfig(size=32))
         embedders["image"] = Embedder(tower, Head(HeadConfig(), tower.width, 16))
     if text:
         settings = TextTowerConfig(layers=1, width=16, heads=2, tokenizer={"vocab_size": 60})
-        tower = TextTower.build(settings, train_tokenizer(CAPTIONS, settings.tokenizer, 64))
+        tower = build_text_tower(settings, train_tokenizer(CAPTIONS, settings.tokenizer, 64))
         embedders["text"] = Embedder(tower, Head(HeadConfig(kind=head), tower.width, 16))
-    encoder = Encoder(embedders, 16, "tiny").eval()
+    encoder = Encoder(Towers(embedders, 16, "tiny")).eval()
     encoder.set_compute(dtype)
     return encoder
 
@@ -136,7 +137,7 @@ def test_a_modality_that_the_model_lacks_is_named(picture):
 
 
 def test_the_image_tower_is_timms_model(picture):
-    tower = ImageTower.build(ImageTowerConfig(**NET), ImageConfig(size=32)).eval()
+    tower = build_image_tower(ImageTowerConfig(**NET), ImageConfig(size=32)).eval()
     theirs = timm.create_model("resnet10t", num_classes=0, **NET["args"]).eval()
     theirs.load_state_dict(tower.net.state_dict())
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
@@ -148,7 +149,7 @@ def test_the_image_tower_is_timms_model(picture):
 def test_an_open_clip_visual_tower_is_open_clips():
     import open_clip
 
-    tower = ImageTower.build(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=64)).eval()
+    tower = build_image_tower(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=64)).eval()
     theirs = open_clip.create_model("RN50", force_image_size=64).visual.eval()
     theirs.load_state_dict(tower.net.state_dict())
     pixels = torch.rand(2, 3, 64, 64)
@@ -170,7 +171,7 @@ def test_an_open_clip_visual_tower_is_open_clips():
 )
 def test_unknown_image_towers_are_named_with_the_nearest(settings, message):
     with pytest.raises(MmclError, match=message):
-        ImageTower.build(ImageTowerConfig(**settings), ImageConfig(size=32))
+        build_image_tower(ImageTowerConfig(**settings), ImageConfig(size=32))
 
 
 def test_what_is_saved_is_loaded_and_saves_to_the_same_bytes(picture, tmp_path):
@@ -261,7 +262,7 @@ def test_the_tokenizer_gives_sentencepieces_own_ids():
     model = io.BytesIO()
     config = TokenizerConfig(vocab_size=60)
     tokenizer = train_tokenizer(CAPTIONS, config, 64)
-    from mmcl.models.text import tokenizer as home
+    from mmcl.data.processors import train_tokenizer as home
 
     honest = home.to_transformers
     home.to_transformers = lambda proto, limit: model.write(proto)

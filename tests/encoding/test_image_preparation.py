@@ -20,6 +20,7 @@ from mmcl.evaluation.tasks.rows import diagnostics_of_rows
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image.tower import ImageTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 
@@ -34,7 +35,7 @@ def encoder():
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten())
     spec = {"name": "tiny", "size": 16, "resize": "crop-24-floor", "mean": [0.5] * 3, "std": [0.5] * 3}
     tower = ImageTower(net, spec)
-    return Encoder({"image": Embedder(tower, Head(HeadConfig(kind="none"), 48, 48))}, 48, "tiny").eval()
+    return Encoder(Towers({"image": Embedder(tower, Head(HeadConfig(kind="none"), 48, 48))}, 48, "tiny")).eval()
 
 
 def jpeg(seed, height=500, width=400):

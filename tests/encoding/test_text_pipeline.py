@@ -16,15 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import workers
 from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.text_compute import TextCompute
 from mmcl.encoding.text_pipeline import made_ahead
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.token_weights import TokenWeights
-from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 WORDS = ["a", "the", "red", "blue", "big", "small", "dog", "car", "runs", "sits", "over", "under", "now", "then"]
@@ -35,9 +37,9 @@ TEXTS = [" ".join(RANDOM.choice(WORDS, size)) for size in RANDOM.integers(1, 60,
 def make_encoder(pooling="mean", dim=16) -> Encoder:
     torch.manual_seed(0)
     settings = TextTowerConfig(layers=2, width=32, heads=2, pooling=pooling, tokenizer={"vocab_size": 80})
-    tower = TextTower.build(settings, train_tokenizer(TEXTS, settings.tokenizer, 64))
+    tower = build_text_tower(settings, train_tokenizer(TEXTS, settings.tokenizer, 64))
     tower.set_prompts({"query": "the big ", "plain": ""})
-    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), tower.width, dim))}, dim, "tiny").eval()
+    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), tower.width, dim))}, dim, "tiny")).eval()
     encoder.set_compute("float32")
     return encoder
 
@@ -61,14 +63,14 @@ def padded(encoder, texts, prompt=None):
 def test_packed_equals_the_plain_tower(pooling):
     encoder = make_encoder(pooling)
     np.testing.assert_allclose(encoder.encode(TEXTS), padded(encoder, TEXTS), atol=1e-5)
-    assert encoder._text._packed is not None
+    assert encoder._compute._prepared["text"]._packed is not None
 
 
 def test_an_unknown_architecture_runs_padded_and_equals_the_plain_tower():
     encoder = make_encoder()
     encoder.embedder("text").tower.net.encoder.layer[0].register_forward_hook(lambda *_: None)
     np.testing.assert_allclose(encoder.encode(TEXTS), padded(encoder, TEXTS), atol=1e-5)
-    assert encoder._text._packed is None
+    assert encoder._compute._prepared["text"]._packed is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -117,11 +119,11 @@ def test_settings_changed_since_the_last_encode_are_used_by_a_copy_in_bfloat16(p
     tower.net.encoder.layer[0].register_forward_hook(lambda *_: None)  # so that it runs padded, from a copy
     encoder.set_compute("bfloat16")
     encoder.encode(TEXTS[:5])
-    assert encoder._text._packed is None
+    assert encoder._compute._prepared["text"]._packed is None
     tower.set_prompts({"query": "now then "}, "query")
     tower.include_prompt, tower.max_tokens = False, 9
     changed, cut = encoder.encode(TEXTS[:5], return_truncated=True)
-    encoder._text = None
+    encoder._compute.forget()
     np.testing.assert_array_equal(changed, encoder.encode(TEXTS[:5]))
     assert cut.any()
 

@@ -33,6 +33,7 @@ def card_of(monkeypatch, name="n", prompt=("q", "w"), values=None):
     )
     encoder = SimpleNamespace(
         modalities={"text"},
+        of_modality=lambda modality: [modality],
         name=name,
         dim=4,
         training_head=None,

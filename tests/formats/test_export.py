@@ -14,13 +14,15 @@ from torch.nn.functional import normalize
 import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.export import export
+from mmcl.formats.folder import save
+from mmcl.formats.image_towers import build_image_tower
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tokenizer import train_tokenizer
-from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 from .conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, open_library, pictures
@@ -37,11 +39,11 @@ def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="li
     settings = TextTowerConfig(name=text, width=32, layers=1, heads=2, dropout=0.0)
     tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20) if text == "scratch" else None
     towers = (
-        ImageTower.build(ImageTowerConfig(name=image), ImageConfig(size=size, resize="squash")),
-        TextTower.build(settings, tokenizer),
+        build_image_tower(ImageTowerConfig(name=image), ImageConfig(size=size, resize="squash")),
+        build_text_tower(settings, tokenizer),
     )
     embedders = {tower.modality: Embedder(tower, Head(HeadConfig(kind=head), tower.width, dim)) for tower in towers}
-    encoder = Encoder(embedders, dim, "ours")
+    encoder = Encoder(Towers(embedders, dim, "ours"))
     encoder.set_compute("float32")  # as the libraries do
     return encoder
 
@@ -49,8 +51,8 @@ def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="li
 def sentences(pooling="mean", **prompts):
     """An encoder of texts alone."""
     settings = TextTowerConfig(width=32, layers=1, heads=2, dropout=0.0, pooling=pooling, prompts=prompts)
-    tower = TextTower.build(settings, train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20))
-    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words").eval()
+    tower = build_text_tower(settings, train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20))
+    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words")).eval()
     encoder.set_compute("float32")
     return encoder
 
@@ -64,7 +66,7 @@ def test_a_model_trained_here_opens_in_open_clip_with_its_head_folded_in(tmp_pat
         for name, buffer in encoder.named_buffers():
             if name.endswith("running_mean"):
                 buffer.add_(0.1)
-    folder = export(encoder, "open-clip", tmp_path / "theirs")
+    folder = export(encoder.towers, "open-clip", tmp_path / "theirs")
     library = open_library(folder)
     images, texts = library_features(*library)
     np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
@@ -80,7 +82,7 @@ def test_what_came_from_open_clip_goes_back_unchanged(tmp_path):
     config = {**TINY, "quick_gelu": True, "text_cfg": bidirectional, "custom_text": True}
     expected = library_features(*open_clip_folder(tmp_path / "theirs", config, mean=[0.4] * 3, resize_mode="squash"))
     mmcl.load(tmp_path / "theirs").save(tmp_path / "ours")
-    export(mmcl.load(tmp_path / "ours"), "open-clip", tmp_path / "back")
+    export(mmcl.load(tmp_path / "ours").towers, "open-clip", tmp_path / "back")
     for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -104,7 +106,7 @@ def test_the_contrastive_part_of_a_coca_opens_in_open_clip(tmp_path):
     encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     np.testing.assert_allclose(encoder.encode(pictures()), expected[0], atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), expected[1], atol=1e-5)
-    export(encoder, "open-clip", tmp_path / "back")
+    export(encoder.towers, "open-clip", tmp_path / "back")
     for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -113,14 +115,14 @@ def test_the_contrastive_part_of_a_coca_opens_in_open_clip(tmp_path):
 def test_what_a_library_does_otherwise_is_said(tmp_path, caplog):
     encoder = trained_here()
     encoder.embedder("text").tower.max_tokens = 12
-    export(encoder, "open-clip", tmp_path / "shorter")
+    export(encoder.towers, "open-clip", tmp_path / "shorter")
     assert "open-clip cuts texts at 20 tokens, 'ours' at 12" in caplog.text
     clip_folder(tmp_path / "clip")
     encoder = mmcl.load(tmp_path / "clip")
     encoder.embedder("image").tower.spec["resize"] = "pad"
-    export(encoder, "transformers", tmp_path / "padded")
+    export(encoder.towers, "transformers", tmp_path / "padded")
     assert "squashes" in caplog.text
-    export(sentences(query="find: "), "transformers", tmp_path / "prompts")
+    export(sentences(query="find: ").towers, "transformers", tmp_path / "prompts")
     assert "transformers keeps no prompts; 'words' has query" in caplog.text
 
 
@@ -128,7 +130,7 @@ def test_what_a_library_does_otherwise_is_said(tmp_path, caplog):
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-32-quickgelu"])
 def test_the_real_architectures_go_back_and_forth(tmp_path, name):
     expected = library_features(*open_clip_folder(tmp_path / name, open_clip.get_model_config(name)))
-    export(mmcl.load(tmp_path / name), "open-clip", tmp_path / "back")
+    export(mmcl.load(tmp_path / name).towers, "open-clip", tmp_path / "back")
     for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -139,7 +141,7 @@ def test_what_came_from_transformers_goes_back(tmp_path, make):
     expected = transformers_features(model, tokenizer, processor)
     encoder = mmcl.load(tmp_path / "theirs")
     encoder.logit_scale = 1.25
-    export(encoder, "transformers", tmp_path / "back")
+    export(encoder.towers, "transformers", tmp_path / "back")
     again = type(model).from_pretrained(tmp_path / "back").eval()
     import transformers
 
@@ -157,25 +159,25 @@ def test_single_towers_go_to_transformers_and_sentence_transformers(tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     text = sentences()
     tower = text.embedder("text").tower
-    export(text, "transformers", tmp_path / "plain")
+    export(text.towers, "transformers", tmp_path / "plain")
     net = AutoModel.from_pretrained(tmp_path / "plain").eval()
     inputs = tower.collate(tower.tokenize(SHORT)[0])
     with torch.no_grad():
         states = net(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
     pooled = states.sum(dim=1) / inputs["attention_mask"].sum(dim=1, keepdim=True)
     np.testing.assert_allclose(text.encode(SHORT), normalize(pooled, dim=1), atol=1e-5)
-    export(text, "sentence-transformers", tmp_path / "sentences")
+    export(text.towers, "sentence-transformers", tmp_path / "sentences")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "sentences"), device="cpu")
     np.testing.assert_allclose(theirs.encode(SHORT), text.encode(SHORT), atol=1e-5)
 
 
 def test_onnx_goes_to_its_own_writer(tmp_path, monkeypatch):
-    def write(encoder, folder):
-        encoder.save(folder)
+    def write(towers, folder):
+        save(towers, folder)
 
-    monkeypatch.setattr("mmcl.formats.onnx.graph.export_onnx", write)
+    monkeypatch.setattr("mmcl.formats.export.export_onnx", write)
     text = sentences()
-    again = mmcl.load(export(text, "onnx", tmp_path / "graph"), dtype="float32")
+    again = mmcl.load(export(text.towers, "onnx", tmp_path / "graph"), dtype="float32")
     np.testing.assert_allclose(again.encode(SHORT), text.encode(SHORT), atol=1e-5)
 
 
@@ -192,7 +194,7 @@ def test_what_has_no_place_in_a_library_is_refused_with_the_reason(tmp_path):
         (towers, "open-flip", "did you mean 'open-clip'"),
     ):
         with pytest.raises(MmclError, match=message):
-            export(encoder, to, tmp_path / "out")
+            export(encoder.towers, to, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -203,7 +205,7 @@ def test_a_folder_that_holds_anything_is_never_replaced(tmp_path, file):
     (tmp_path / file).write_text("{}")
     (tmp_path / "only_copy.safetensors").write_text("weights")
     with pytest.raises(MmclError, match="not replaced"):
-        export(trained_here(), "open-clip", tmp_path)
+        export(trained_here().towers, "open-clip", tmp_path)
     assert (tmp_path / "only_copy.safetensors").read_text() == "weights"
 
 
@@ -217,7 +219,7 @@ def test_a_disk_that_is_full_is_told_as_such(tmp_path, monkeypatch, to):
 
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        encoder.save(tmp_path / "out") if to == "mmcl" else export(encoder, to, tmp_path / "out")
+        encoder.save(tmp_path / "out") if to == "mmcl" else export(encoder.towers, to, tmp_path / "out")
     assert caught.value.errno == errno.ENOSPC
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
@@ -227,6 +229,6 @@ def test_a_disk_that_is_full_is_told_as_such(tmp_path, monkeypatch, to):
 def test_weights_can_be_read_by_whoever_may_read_the_folder(tmp_path, to):
     """Safetensors makes files for their owner alone."""
     encoder = sentences()
-    folder = encoder.save(tmp_path / "out") if to == "mmcl" else export(encoder, to, tmp_path / "out")
+    folder = encoder.save(tmp_path / "out") if to == "mmcl" else export(encoder.towers, to, tmp_path / "out")
     modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*.safetensors")}
     assert modes == {folder.stat().st_mode & 0o666}

@@ -11,11 +11,12 @@ import torch
 
 import mmcl
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Dense, Head
-from mmcl.models.text.tokenizer import train_tokenizer
-from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 TEXTS = ["a big red dog", "a small blue car"]
@@ -25,9 +26,9 @@ TEXTS = ["a big red dog", "a small blue car"]
 def encoder():
     torch.manual_seed(0)
     settings = TextTowerConfig(layers=1, width=16, heads=2, prompts={"query": "a | b: ", "document": ""})
-    tower = TextTower.build(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
+    tower = build_text_tower(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
     tower.set_prompts(settings.prompts, "query")
-    encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8, "tiny").eval()
+    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8, "tiny")).eval()
     encoder.set_compute("float32")
     return encoder
 
@@ -36,18 +37,18 @@ def encoder():
 def test_the_training_head_is_kept_beside_what_embeds(encoder, tmp_path, pooling):
     encoder.embedder("text").tower.set_pooling(pooling)
     expected = encoder.encode(TEXTS)
-    encoder.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
+    encoder.towers.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
     loaded = mmcl.load(encoder.save(tmp_path / "model"), dtype="float32")
     features = torch.randn(3, 8)
-    torch.testing.assert_close(loaded.training_head(features), encoder.training_head(features))
+    torch.testing.assert_close(loaded.towers.training_head(features), encoder.towers.training_head(features))
     np.testing.assert_array_equal(loaded.encode(TEXTS), expected)
     assert not any("training_head" in name for name in loaded.state_dict())
     (tmp_path / "model" / "training_head.safetensors").unlink()
     with pytest.raises(MmclError, match=r"training_head\.safetensors: the weights are missing"):
         mmcl.load(tmp_path / "model", dtype="float32")
-    encoder.training_head = None
+    encoder.towers.training_head = None
     encoder.save(tmp_path / "model")
-    assert mmcl.load(tmp_path / "model", dtype="float32").training_head is None
+    assert mmcl.load(tmp_path / "model", dtype="float32").towers.training_head is None
 
 
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last_two"])
@@ -55,7 +56,7 @@ def test_heads_of_any_dense_layers_come_back(encoder, tmp_path, pooling):
     tower = encoder.embedder("text").tower
     tower.set_pooling(pooling)
     head = Head.from_layers(16, [Dense(12, activation="relu"), Dense(6, bias=False)], dropout=0.25)
-    ours = Encoder({"text": Embedder(tower, head)}, 6, "tiny").eval()
+    ours = Encoder(Towers({"text": Embedder(tower, head)}, 6, "tiny")).eval()
     ours.set_compute("float32")
     loaded = mmcl.load(ours.save(tmp_path / "model"), dtype="float32")
     np.testing.assert_array_equal(loaded.encode(TEXTS), ours.encode(TEXTS))
@@ -75,7 +76,7 @@ def test_folders_of_format_2_still_open(encoder, tmp_path):
 
 
 def test_the_card_tells_how_to_use_the_model(encoder, tmp_path):
-    encoder.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
+    encoder.towers.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
     encoder.card = {"training": {"matryoshka": [8, 4]}}
     card = (encoder.save(tmp_path / "model") / "README.md").read_text()
     for line in (

@@ -16,9 +16,9 @@ import transformers
 
 import mmcl
 from mmcl.config.model import LoraConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.lora import add_lora, has_lora, merge_lora
 from mmcl.models.blocks import freeze
-from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 
 TEXT = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 2}

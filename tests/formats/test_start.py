@@ -7,8 +7,9 @@ from torch import nn
 import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ModelConfig
-from mmcl.formats.sentence_transformers.read import Conventions
+from mmcl.encoding import Encoder
 from mmcl.formats.start import start_from
+from mmcl.models.towers import Conventions
 from mmcl.runtime.errors import MmclError
 
 from .conftest import CAPTIONS, TINY, open_clip_folder, pictures
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_whole_model_is_the_start_as_it_is(folder):
-    encoder = start_from(ModelConfig(name=str(folder)), ImageConfig(), BOTH)
+    encoder = Encoder(start_from(ModelConfig(name=str(folder)), ImageConfig(), BOTH))
     whole = mmcl.load(folder)
     for inputs in (CAPTIONS, pictures()):
         assert np.array_equal(encoder.encode(inputs), whole.encode(inputs))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mmcl
-from mmcl.encoding.encoder import _finish
+from mmcl.encoding.compute import finished
 from mmcl.encoding.inputs import Options
 from mmcl.evaluation.tasks.sts import _compare
 from mmcl.losses.unit import unit_length, unit_rows
@@ -27,8 +27,8 @@ def test_vectors_of_any_length_have_unit_length_and_their_direction(scale):
     np.testing.assert_allclose(unit_rows(scaled(scale)), UNIT, atol=2e-7)
     given = torch.from_numpy(scaled(scale))
     np.testing.assert_allclose(unit_length(given).numpy(), UNIT, atol=2e-7)
-    finished = _finish(given, Options(None, True, 8, None, "float32"))
-    np.testing.assert_allclose(finished, UNIT, atol=2e-7)
+    vectors = finished(given, Options(None, True, 8, None, "float32"))
+    np.testing.assert_allclose(vectors, UNIT, atol=2e-7)
 
 
 def test_ordinary_vectors_have_the_very_bits_of_torchs_normalize_and_its_gradient():

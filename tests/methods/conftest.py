@@ -9,10 +9,10 @@ from torch import nn
 from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.data.identity import stable_hash
-from mmcl.encoding.encoder import Encoder
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 
 
 class Tower(nn.Linear):
@@ -31,7 +31,7 @@ class Tower(nn.Linear):
 @pytest.fixture
 def make_encoder():
     def make(dim=5, logit_scale=None, logit_bias=None):
-        encoder = Encoder({m: Embedder(Tower(m), Head(HeadConfig(), 6, dim)) for m in ("image", "text")}, dim)
+        encoder = Towers({m: Embedder(Tower(m), Head(HeadConfig(), 6, dim)) for m in ("image", "text")}, dim)
         encoder.logit_scale, encoder.logit_bias = logit_scale, logit_bias
         return encoder
 
@@ -77,12 +77,10 @@ def make_text_encoder(tokenizer):
     def make(dropout=0.0, dim=6, width=8, frozen=False):
         torch.manual_seed(2)
         config = TextTowerConfig(layers=2, width=width, heads=2, dropout=dropout, max_tokens=16)
-        tower = TextTower.build(config, tokenizer=tokenizer)
+        tower = build_text_tower(config, tokenizer=tokenizer)
         for name, parameter in tower.named_parameters():  # else it is so near to linear that all texts are alike
             parameter.data.mul_(10 if "weight" in name and parameter.ndim == 2 else 1)
-        encoder = Encoder({"text": Embedder(tower, Head(HeadConfig(), width, dim), frozen=frozen)}, dim)
-        encoder.set_compute("float32")  # as what is compared with it
-        return encoder
+        return Towers({"text": Embedder(tower, Head(HeadConfig(), width, dim), frozen=frozen)}, dim)
 
     return make
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
+from mmcl.encoding import Encoder
 from mmcl.losses import Guide, Negatives, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
 from mmcl.methods import Simcse
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
@@ -241,7 +242,7 @@ def test_matryoshka_adds_the_loss_of_the_first_dimensions(make_simcse, make_batc
 def test_the_training_head_stands_before_the_loss_in_training_only(make_simcse, make_batch):
     simcse = make_simcse(training_head=True)
     plain = make_simcse(encoder=simcse.encoder)
-    before = plain.encoder.encode(SENTENCES)
+    before = Encoder(plain.encoder).encode(SENTENCES)
     views = simcse(make_batch(simcse.encoder, text=SENTENCES))
     through = {side: simcse.training_head(views[side]) for side in ("anchor", "positive")}
     weight, bias = simcse.training_head[1].weight, simcse.training_head[1].bias
@@ -251,7 +252,7 @@ def test_the_training_head_stands_before_the_loss_in_training_only(make_simcse, 
     assert any(name.startswith("training_head") for name in simcse.state_dict())
     assert not any("training_head" in name for name in simcse.encoder.state_dict())
     simcse.training_head[1].weight.data.add_(1.0)
-    assert np.array_equal(simcse.encoder.encode(SENTENCES), before)
+    assert np.array_equal(Encoder(simcse.encoder).encode(SENTENCES), before)
 
 
 def test_training_goes_on_with_the_head_that_a_model_was_trained_with(make_simcse, make_text_encoder):
@@ -344,5 +345,5 @@ def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path):
     assert logged[-1]["contrastive"] < 0.8 * logged[0]["contrastive"]
     assert logged[-1]["mlm"] < logged[0]["mlm"]
     encoder = load(run.folder)
-    assert encoder.training_head is not None
+    assert encoder.towers.training_head is not None
     assert encoder.encode(rows[:3]).shape == (3, 16)

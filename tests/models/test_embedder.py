@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.text.tokenizer import train_tokenizer
-from mmcl.models.text.tower import TextTower
 
 
 def make_embedder() -> Embedder:
@@ -18,7 +18,7 @@ def make_embedder() -> Embedder:
     words = [f"{a} {b}" for a in ("red", "green", "blue", "small") for b in ("shoe", "shirt", "watch", "bag")]
     tokenizer = train_tokenizer(words * 5, TokenizerConfig(vocab_size=60), 32)
     section = TextTowerConfig(layers=2, width=32, heads=2, max_tokens=32)
-    tower = TextTower.build(section, tokenizer=tokenizer)
+    tower = build_text_tower(section, tokenizer=tokenizer)
     return Embedder(tower, Head(HeadConfig(), tower.width, 16))
 
 
@@ -63,7 +63,7 @@ def test_gradients_reach_every_text():
 def test_what_is_kept_still_stays_in_evaluation_mode():
     embedder = make_embedder()
     layer = next(module for module in embedder.tower.modules() if isinstance(module, nn.Dropout))
-    embedder.keep_still([layer])
+    embedder.keep_in_eval([layer])
     embedder.train()
     assert embedder.training
     assert not layer.training

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mmcl.config.model import HeadConfig
-from mmcl.encoding.encoder import Encoder
 from mmcl.models.heads import ACTIVATIONS, Dense, Head
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 
@@ -78,7 +78,7 @@ def test_mistakes_are_told_in_one_line():
 
 
 def test_a_training_head_is_no_part_of_the_encoder():
-    encoder = Encoder({}, 6)
+    encoder = Towers({}, 6)
     assert encoder.training_head is None
     encoder.training_head = head = Head(HeadConfig(kind="tanh"), 6, 6)
     assert encoder.training_head is head

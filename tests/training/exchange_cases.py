@@ -26,13 +26,13 @@ from mmcl import losses
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
-from mmcl.encoding.encoder import Encoder
 from mmcl.methods import Method, clip, paired, siglip, simcse
 from mmcl.methods.clip import ClipConfig
 from mmcl.methods.siglip import SiglipConfig
 from mmcl.methods.simcse import SimcseConfig
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.towers import Towers
 from mmcl.runtime.distributed import barrier, gather_rows, rank, world_size
 from mmcl.training.optimization.optim import build_optimizer
 from mmcl.training.optimization.step import Stepper, parallel_method
@@ -108,9 +108,9 @@ class Tower(nn.Linear):
         return super().forward(given).tanh()
 
 
-def encoder_of(modalities: set[str]) -> Encoder:
+def encoder_of(modalities: set[str]) -> Towers:
     parts = {name: Embedder(Tower(name), Head(HeadConfig(), 6, DIM)) for name in sorted(modalities)}
-    return Encoder(parts, DIM).double()
+    return Towers(parts, DIM).double()
 
 
 def make_method(name: str, across: str | None) -> Method:

@@ -142,7 +142,7 @@ def test_a_finished_run_may_train_longer_and_log_judge_and_load_otherwise(tmp_pa
 def test_evaluations_say_what_they_are_computed_in(tmp_path, words, caplog):
     caplog.set_level("INFO")
     run = run_of(words, tmp_path / "run", "training.epochs=0.2")
-    precision = run.model.computes_in
+    precision = run.model.compute
     assert f"step 1, judged in {precision}  same/" in caplog.text
     assert [line["precision"] for line in run.lines() if "evaluation" in line] == [precision]
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmcl.config.model import HeadConfig
 from mmcl.models.embedder import Embedder
-from mmcl.encoding.encoder import Encoder
+from mmcl.models.towers import Towers
 from mmcl.models.heads import Head
 from mmcl.runtime.sharding import shard
 from mmcl.training.optimization.average import WeightAverage
@@ -32,7 +32,7 @@ class Tower(torch.nn.Module):
 
 def new_encoder():
     torch.manual_seed(1)
-    return Encoder({name: Embedder(Tower(name), Head(HeadConfig(), 6, 5)) for name in ("image", "text")}, 5)
+    return Towers({name: Embedder(Tower(name), Head(HeadConfig(), 6, 5)) for name in ("image", "text")}, 5)
 
 def vectors_of(encoder):
     return torch.from_numpy(embed(encoder, "text", lambda places: {"input_ids": data[places]}, len(data)))

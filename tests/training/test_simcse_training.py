@@ -18,8 +18,10 @@ from mmcl.config.load import load_config
 from mmcl.data.batches.feed import open_feed
 from mmcl.data.batches.sampler import Draw
 from mmcl.data.identity import NOTHING, mix
+from mmcl.encoding import Encoder
 from mmcl.evaluation import sts
 from mmcl.evaluation.evaluator import Setup, open_evaluator
+from mmcl.formats.folder import save
 from mmcl.losses import Guide, Negatives, info_nce
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
@@ -120,7 +122,7 @@ def test_triplets_are_learned_and_found_again(tmp_path, sentences, caplog):
     assert "23 negatives per query" in caplog.text  # 11 other positives, 12 hard ones
     assert run.metrics["dev/anchor_to_positive/hit@1"] > 0.2
     assert 0 < run.metrics["dev/positive_to_anchor/mrr"] <= 1
-    assert mmcl.load(run.folder).training_head is not None
+    assert mmcl.load(run.folder).towers.training_head is not None
 
 
 def test_labelled_pairs_are_learned(tmp_path, sentences, caplog):
@@ -247,17 +249,17 @@ def test_each_side_is_read_behind_its_prompt_in_learning_and_judging(tmp_path, s
     ],
 )
 def test_both_sentences_are_judged_behind_the_prompt_of_text_or_anchor(
-    tmp_path, sentences, table, columns, prompts, read
+    tmp_path, sentences, table, columns, prompts, read, monkeypatch
 ):
+    monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: False)
     values = prompted(config_of(sentences[table], columns=columns), **prompts)
     config = load_config(values | {"evaluation": {"sources": {"dev": {"task": "sts", "source": sentences["sts"]}}}})
-    encoder = build_method(config, tmp_path / "run").encoder.eval()
-    encoder.set_compute("float32")
+    encoder = Encoder(build_method(config, tmp_path / "run").encoder.eval())
     source = config.evaluation.sources["dev"]
-    evaluator = open_evaluator(source, Setup("dev", encoder, config, tmp_path, torch.device("cpu")))
+    evaluator = open_evaluator(source, Setup("dev", encoder.towers, config, tmp_path, torch.device("cpu")))
     expected = {name: sts(encoder, sentences["sts"], prompt=name, bootstrap=0).metrics["pearson"] for name in PROMPTS}
     expected[None] = sts(encoder, sentences["sts"], bootstrap=0).metrics["pearson"]
-    assert evaluator.evaluate(encoder)["pearson"] == pytest.approx(expected[read], abs=1e-6)
+    assert evaluator.evaluate(encoder.towers)["pearson"] == pytest.approx(expected[read], abs=1e-6)
     assert len({round(value, 5) for value in expected.values()}) == 3
 
 
@@ -443,7 +445,7 @@ def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
 
 def test_a_guide_has_features_of_every_text_role(tmp_path, sentences):
     folder = tmp_path / "model"
-    build_method(load_config(config_of(sentences["alone"])), tmp_path / "g").encoder.save(folder)
+    save(build_method(load_config(config_of(sentences["alone"])), tmp_path / "g").encoder, folder)
     config = config_of(sentences["triplets"], {"guide": {"name": str(folder)}}, TRIPLETS)
     feed, method = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.5")
     batch = feed.batch(draw(5, 2))

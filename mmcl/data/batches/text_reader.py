@@ -33,7 +33,7 @@ class TextReader:
             raise MmclError(f"{setting}: the model has no prompt '{prompt}'; {hint}")
         self.tower = tower
         self.prompt = prompt
-        self.words = tower.words(prompt)
+        self.words = tower.prompt_text(prompt)
 
     @property
     def key(self) -> str:

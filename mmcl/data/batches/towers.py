@@ -48,8 +48,8 @@ class TextTower(Tower, Protocol):
     def key(self) -> str:
         """Changes whenever the tokens of a text do."""
 
-    def words(self, prompt: str | None = None) -> str:
-        """The text of a prompt."""
+    def prompt_text(self, prompt: str | None = None) -> str:
+        """The text that is put before every other."""
 
     def skipped(self, prompt: str | None = None) -> int:
         """How many of a text's first tokens do not enter the pooling."""

@@ -15,14 +15,15 @@ from mmcl.data.batches.columns import Column
 from mmcl.data.batches.table import Table
 from mmcl.data.batches.towers import Reading
 from mmcl.data.sources.beir import Beir, is_beir, open_beir
-from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.shares import embed
 from mmcl.evaluation.evaluator import Evaluator, Setup
 from mmcl.evaluation.live_texts import LiveTexts
 from mmcl.evaluation.tasks.diagnostics import diagnose
 from mmcl.evaluation.tasks.retrieval import SelfMatches, retrieval_pairs
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval
+from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
+from mmcl.runtime.device import resolve_precision
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -96,7 +97,7 @@ class PairsEvaluator(RetrievalEvaluator):
         self.self_matches = self_matches
         self.source = table.name
 
-    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
+    def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
         """``image_to_text/hit@1`` and so on, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` tells of
         the space, as ``space/alignment`` and so on. A space that has collapsed is warned of."""
         one, other = (self.table.columns[side] for side in self.sides)
@@ -183,7 +184,7 @@ class BeirEvaluator(RetrievalEvaluator):
                 *(self.source, own, len(beir.queries), rule),
             )
 
-    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
+    def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
         """``query_to_document/ndcg@10`` and so on, fractions in [0, 1]."""
         query, document = self.prompts
         live = LiveTexts(encoder)
@@ -210,11 +211,11 @@ def _require_best(name: str, ways: Sequence[str], config: Config) -> None:
         )
 
 
-def _embed(encoder: Encoder, side: str, column: Column, items: np.ndarray) -> np.ndarray:
+def _embed(encoder: Towers, side: str, column: Column, items: np.ndarray) -> np.ndarray:
     """(len(items), D) unit vectors."""
     modality = "image" if side == "image" else "text"
 
     def inputs(places: np.ndarray) -> dict[str, Tensor]:
         return column.inputs(items[places])
 
-    return embed(encoder, modality, inputs, len(items), precision=encoder.compute)
+    return embed(encoder, modality, inputs, len(items), precision=resolve_precision("auto", encoder.device))

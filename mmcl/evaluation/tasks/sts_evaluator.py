@@ -11,11 +11,11 @@ from pydantic import Field
 
 from mmcl.config.evaluation import EvaluationSourceConfig
 from mmcl.data.sources import open_source
-from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.evaluator import Evaluator, Setup
 from mmcl.evaluation.live_texts import LiveTexts
 from mmcl.evaluation.tasks.sentence_pairs import SentencePairs, open_sts
 from mmcl.evaluation.tasks.sts import sts
+from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
@@ -59,7 +59,7 @@ class StsEvaluator(Evaluator):
         self.pairs, self.prompt = pairs, prompt
         self.source = pairs.name
 
-    def evaluate(self, encoder: Encoder, *, warn: bool = True) -> dict[str, float]:
+    def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
         """``spearman`` and ``pearson``, and those of each task as ``STS12/spearman`` and so on where there are more.
 
         What is undefined, since all similarities or all scores of a task are equal, is left out and warned of."""

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmcl.encoding.encoder import Encoder
 from mmcl.formats.onnx.graph import LAYER, exportable, open_graph, output_names, quantised, require, weights_key
-from mmcl.formats.weights import full_disk_is_oserror
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, cache_dir
+from mmcl.runtime.full_disk import full_disk_is_oserror
 
 Session: TypeAlias = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 """(input_ids, attention_mask), both int64 (N, L), to the graph's outputs."""
 
 
-def open_backend(encoder: Encoder, backend: str) -> Encoder:
+def open_backend(towers: Towers, backend: str) -> Towers:
     """Let the text tower's network run elsewhere. Tokenizing, pooling and head stay what and where they are.
 
     Args:
-        encoder: on the CPU; it is changed. An image tower stays as it is.
+        towers: on the CPU; it is changed. An image tower stays as it is.
         backend: one of
             ``torch``: nothing changes;
             ``onnx``: onnxruntime, float32, equal to torch within 1e-5;
@@ -38,13 +38,13 @@ def open_backend(encoder: Encoder, backend: str) -> Encoder:
     threads as torch has when it is opened. It cannot learn.
 
     Returns:
-        ``encoder``.
+        ``towers``.
 
     Raises:
         MmclError: no such backend, its packages are not installed, or the text tower is not one of transformers'.
     """
     if backend == "torch":
-        return encoder
+        return towers
     openers = {
         "onnx": _open_onnx,
         "onnx-int8": _open_onnx,
@@ -53,11 +53,10 @@ def open_backend(encoder: Encoder, backend: str) -> Encoder:
     }
     if backend not in openers:
         raise MmclError(f"backend '{backend}' is not known; {nearest(backend, ['torch', *openers])}")
-    tower = exportable(encoder)
-    encoder._fingerprint = encoder.fingerprint()
-    session = openers[backend](encoder, backend.endswith("-int8"))
+    tower = exportable(towers)
+    session = openers[backend](towers, backend.endswith("-int8"))
     tower.net = SessionNet(tower.net.config, session, output_names(tower), backend)
-    return encoder.eval()
+    return towers.eval()
 
 
 class SessionNet(nn.Module):
@@ -72,7 +71,7 @@ class SessionNet(nn.Module):
         super().__init__()
         self.config, self.backend = config, backend
         self._session, self._names = session, list(names)
-        # An encoder is where its parameters are, and there may be no others.
+        # A model is where its parameters are, and there may be no others.
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SimpleNamespace:
@@ -100,11 +99,11 @@ class SessionNet(nn.Module):
         raise MmclError(f"an encoder on {self.backend} holds no weights to save; load it with backend='torch'")
 
 
-def _open_onnx(encoder: Encoder, int8: bool) -> Session:
+def _open_onnx(towers: Towers, int8: bool) -> Session:
     runtime = require("onnxruntime", "onnx")
-    graph = open_graph(encoder, "onnx")
+    graph = open_graph(towers, "onnx")
     if int8:
-        graph = quantised(graph, weights_key(exportable(encoder)))
+        graph = quantised(graph, weights_key(exportable(towers)))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
@@ -117,9 +116,9 @@ def _open_onnx(encoder: Encoder, int8: bool) -> Session:
     return run
 
 
-def _open_openvino(encoder: Encoder, int8: bool) -> Session:
+def _open_openvino(towers: Towers, int8: bool) -> Session:
     openvino = require("openvino", "openvino")
-    graph = open_graph(encoder, "openvino")
+    graph = open_graph(towers, "openvino")
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # torch computes on the same cores between two calls
@@ -128,7 +127,7 @@ def _open_openvino(encoder: Encoder, int8: bool) -> Session:
     }
     core = openvino.Core()
     if int8:
-        graph = _compressed(core, graph, weights_key(exportable(encoder)))
+        graph = _compressed(core, graph, weights_key(exportable(towers)))
     compiled = core.compile_model(core.read_model(graph), "CPU", settings)
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> Sequence[np.ndarray]:

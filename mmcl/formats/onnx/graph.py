@@ -16,13 +16,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmcl.encoding.encoder import Encoder
-from mmcl.formats.open_clip.text import OpenClipTextTower
-from mmcl.formats.weights import full_disk_is_oserror, weights_hash
+from mmcl.formats.folder import save
+from mmcl.formats.weights import weights_hash
+from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.pooling import reads_layers
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, atomic_folder, cache_dir
+from mmcl.runtime.full_disk import full_disk_is_oserror
 
 log = logging.getLogger("mmcl")
 
@@ -48,7 +50,7 @@ def require(package: str, extra: str) -> Any:
         ) from None
 
 
-def export_onnx(encoder: Encoder, folder: Path) -> None:
+def export_onnx(towers: Towers, folder: Path) -> None:
     """Write a model folder with the text tower's graph in ``onnx/model.onnx``.
 
     The graph maps ``input_ids`` and ``attention_mask``, both int64 (N, L) of any size, to the token states that the
@@ -56,32 +58,32 @@ def export_onnx(encoder: Encoder, folder: Path) -> None:
     in it. ``mmcl.load(folder, backend="onnx")`` finds it there.
 
     Raises:
-        MmclError: the encoder has no text tower of transformers', or onnx is not installed.
+        MmclError: the model has no text tower of transformers', or onnx is not installed.
     """
-    tower, graph = exportable(encoder), open_graph(encoder, "onnx")
-    home = encoder.path
-    encoder.save(folder)
-    encoder.path = home  # an export is not where the model lives
+    tower, graph = exportable(towers), open_graph(towers, "onnx")
+    path = towers.path
+    save(towers, folder)
+    towers.path = path  # an export is not where the model lives
     (folder / GRAPH).parent.mkdir()
     for part in graph.parent.glob("model.onnx*"):  # and its weights, where they are in a file of their own
         shutil.copyfile(part, folder / GRAPH.replace("model.onnx", part.name))
     (folder / LABEL).write_text(json.dumps({"weights": weights_key(tower)}) + "\n", encoding="utf-8")
 
 
-def open_graph(encoder: Encoder, extra: str) -> Path:
-    """The graph of the encoder's text tower: from its folder, from the cache, or written into the cache now.
+def open_graph(towers: Towers, extra: str) -> Path:
+    """The graph of the model's text tower: from its folder, from the cache, or written into the cache now.
 
     Args:
-        encoder: whose graph is wanted.
+        towers: whose graph is wanted.
         extra: of mmcl, that has the packages to write it with; for the message that they are missing.
     """
-    tower = exportable(encoder)
+    tower = exportable(towers)
     key = weights_key(tower)
-    if encoder.path is not None and _label(encoder.path) == key:
-        return encoder.path / GRAPH
+    if towers.path is not None and _label(towers.path) == key:
+        return towers.path / GRAPH
     kept = cache_dir("onnx") / key
     if not (kept / "model.onnx").is_file():
-        log.info("writing the graph of '%s', which is done once, to %s", encoder.name, kept)
+        log.info("writing the graph of '%s', which is done once, to %s", towers.name, kept)
         with atomic_folder(kept) as beside:
             _write(tower, beside / "model.onnx", extra)
     return kept / "model.onnx"
@@ -110,17 +112,15 @@ def quantised(graph: Path, key: str) -> Path:
     return kept
 
 
-def exportable(encoder: Encoder) -> TextTower:
-    """The encoder's text tower.
+def exportable(towers: Towers) -> TextTower:
+    """The model's text tower.
 
     Raises:
         MmclError: it has none, or one that is not of transformers.
     """
-    tower = cast(TextTower, encoder.embedder("text").tower)
+    tower = cast(TextTower, towers.embedder("text").tower)
     if isinstance(tower, OpenClipTextTower) or not hasattr(tower.net, "config"):
-        raise MmclError(
-            f"'{encoder.name}': only text towers of transformers can be written as a graph, not open_clip's"
-        )
+        raise MmclError(f"'{towers.name}': only text towers of transformers can be written as a graph, not open_clip's")
     return tower
 
 

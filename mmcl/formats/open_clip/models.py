@@ -1,4 +1,4 @@
-"""Whole open_clip models: by name and tag, from a checkpoint file, a folder or the hub."""
+"""open_clip models: by name and tag, from a checkpoint file, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 from torch import Tensor
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
-from mmcl.encoding.encoder import Encoder
 from mmcl.formats.open_clip.checkpoint_files import Layout, ambiguous, candidates, read_state
-from mmcl.formats.open_clip.nets import QUICK, build_whole, fill, model_config, quiet, tower_config
-from mmcl.formats.open_clip.text import OpenClipTextTower
+from mmcl.formats.open_clip.nets import QUICK, build_whole, fill, model_config, tower_config
+from mmcl.formats.open_clip.text import create_text_tower
 from mmcl.formats.plausible import require_plausible, require_size
+from mmcl.formats.transformers.clip import open_file as open_transformers_file
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.open_clip import OpenClipTextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, first_line, nearest
 from mmcl.runtime.files import read_json
+from mmcl.runtime.quiet import quiet
 
 log = logging.getLogger("mmcl")
 CONFIG = "open_clip_config.json"
@@ -43,7 +46,7 @@ def is_model_name(text: str) -> bool:
     return name in known
 
 
-def open_named(text: str) -> Encoder:
+def open_named(text: str) -> Towers:
     """The model ``NAME/TAG`` or ``NAME/FILE``, which is also what it is called: an index made with it opens it again.
 
     Raises:
@@ -58,15 +61,15 @@ def open_named(text: str) -> Encoder:
         state, layout = read_state(path)
         _require_layout(name, config, path, layout)
         _take_sizes(config, state)
-        encoder = assemble(name, config, _with_weights(config, state, str(path)), {})
+        towers = assemble(name, config, _with_weights(config, state, str(path)), {})
         source = str(path.resolve())
     else:
-        encoder = assemble(name, config, *pretrained_model(name, source, config, text))
-    encoder.name = f"{name}/{source}"
-    return encoder
+        towers = assemble(name, config, *pretrained_model(name, source, config, text))
+    towers.name = f"{name}/{source}"
+    return towers
 
 
-def open_file(path: Path) -> Encoder:
+def open_file(path: Path) -> Towers:
     """The model in a checkpoint file, by its tensors.
 
     Raises:
@@ -74,8 +77,6 @@ def open_file(path: Path) -> Encoder:
     """
     state, layout = read_state(path)
     if layout == "transformers":
-        from mmcl.formats.transformers.clip import open_file as open_transformers_file
-
         return open_transformers_file(path, state)
     if (path.parent / CONFIG).is_file():
         return open_folder(path.parent, path)
@@ -86,7 +87,7 @@ def open_file(path: Path) -> Encoder:
     return assemble(names[0], config, _with_weights(config, state, str(path)), {})
 
 
-def open_folder(folder: Path, weights: Path | None = None) -> Encoder:
+def open_folder(folder: Path, weights: Path | None = None) -> Towers:
     """The model in a folder with an ``open_clip_config.json``, as open_clip's ``local-dir:`` reads it.
 
     Raises:
@@ -107,7 +108,7 @@ def open_folder(folder: Path, weights: Path | None = None) -> Encoder:
     return assemble(folder.name, config, whole, description.get("preprocess_cfg") or {}, folder)
 
 
-def open_hub(name: str) -> Encoder:
+def open_hub(name: str) -> Towers:
     """The model ``org/name`` of the hub, in open_clip's format.
 
     Raises:
@@ -126,9 +127,9 @@ def open_hub(name: str) -> Encoder:
         raise MmclError(f"hf-hub:{name}: not to be had from the hub ({first_line(error)})") from None
     if not (folder / CONFIG).is_file():
         raise MmclError(f"hf-hub:{name}: holds no {CONFIG}; without 'hf-hub:' it may open as a transformers model")
-    encoder = open_folder(folder)
-    encoder.name = f"hf-hub:{name}"
-    return encoder
+    towers = open_folder(folder)
+    towers.name = f"hf-hub:{name}"
+    return towers
 
 
 def build_text_tower(config: TextTowerConfig) -> OpenClipTextTower:
@@ -142,7 +143,7 @@ def build_text_tower(config: TextTowerConfig) -> OpenClipTextTower:
     if isinstance(config.pretrained, str):
         net = pretrained_model(name, config.pretrained, settings, where)[0].text
     half = tower_config(settings, "text_cfg")
-    return OpenClipTextTower.create(config.name, half, net, max_tokens=config.max_tokens)
+    return create_text_tower(config.name, half, net, max_tokens=config.max_tokens)
 
 
 def pretrained_model(
@@ -178,8 +179,8 @@ def pretrained_model(
 
 def assemble(
     name: str, config: Mapping[str, Any], whole: Any, pictures: Mapping[str, Any], folder: Path | None = None
-) -> Encoder:
-    """An encoder of the two halves of an open_clip model.
+) -> Towers:
+    """Towers of the two halves of an open_clip model.
 
     Args:
         name: of the model.
@@ -192,14 +193,14 @@ def assemble(
     called = f"open_clip:{name}"
     spec = {"library": "open_clip", "name": called, "config": tower_config(config, "vision_cfg")}
     image = ImageTower(whole.visual, {**spec, **_preprocessing(name, whole.visual, pictures)})
-    text = OpenClipTextTower.create(called, tower_config(config, "text_cfg"), whole.text, folder)
-    towers: tuple[ImageTower, OpenClipTextTower] = (image, text)
+    text = create_text_tower(called, tower_config(config, "text_cfg"), whole.text, folder)
+    halves: tuple[ImageTower, OpenClipTextTower] = (image, text)
     head = HeadConfig(kind="none")
-    embedders = {tower.modality: Embedder(tower, Head(head, tower.width, dim)) for tower in towers}
-    encoder = Encoder(embedders, dim, name)
-    encoder.logit_scale = float(whole.logit_scale.detach())
-    encoder.logit_bias = None if whole.logit_bias is None else float(whole.logit_bias.detach())
-    return encoder
+    embedders = {tower.modality: Embedder(tower, Head(head, tower.width, dim)) for tower in halves}
+    towers = Towers(embedders, dim, name)
+    towers.logit_scale = float(whole.logit_scale.detach())
+    towers.logit_bias = None if whole.logit_bias is None else float(whole.logit_bias.detach())
+    return towers
 
 
 def colours(pictures: Mapping[str, Any]) -> tuple[list[float], list[float]]:

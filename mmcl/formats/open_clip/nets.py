@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from mmcl.formats.transformers.nets import read_config
 from mmcl.runtime.errors import MmclError, first_line, nearest
+from mmcl.runtime.quiet import quiet
 
 CAPTIONER = "text_decoder."
 """How the names of CoCa's tensors begin that write captions, and embed nothing."""
@@ -129,19 +128,6 @@ def fill(model: Any, state: Mapping[str, Tensor], where: str) -> None:
     except (RuntimeError, KeyError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MmclError(f"{where}: not the weights of this architecture: {reason}") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without open_clip's log lines and warnings: what matters of them is raised here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 @contextmanager

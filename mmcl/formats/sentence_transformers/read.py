@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmcl.formats.tensor_files import read_tensors
 from mmcl.models.heads import ACTIVATIONS, Dense
+from mmcl.models.towers import Conventions
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import read_any_json, read_json
 
@@ -81,29 +82,6 @@ class DenseSettings:
 
 
 @dataclass(frozen=True)
-class Conventions:
-    """How a model's vectors are meant to be taken, whatever computes them; by default as of all that is made here.
-
-    Attributes:
-        normalize: whether a normalisation is one of the model's own modules. That library's vectors are of unit length
-            by this alone; :meth:`mmcl.encoding.encoder.Encoder.encode` has its own switch.
-        similarity: what the vectors are compared by: ``cosine``, ``dot``, …
-        truncate_dim: how many leading dimensions of the vectors are used; None for all.
-
-    Raises:
-        ValueError: ``truncate_dim`` is no number from 1 up.
-    """
-
-    normalize: bool = True
-    similarity: str = "cosine"
-    truncate_dim: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.truncate_dim is not None and (type(self.truncate_dim) is not int or self.truncate_dim < 1):
-            raise ValueError(f"truncate_dim is {self.truncate_dim!r}, and no number from 1 up")
-
-
-@dataclass(frozen=True)
 class SentenceTransformersSettings:
     """What a folder says of a text encoder beside the transformer itself.
 
@@ -129,7 +107,7 @@ class SentenceTransformersSettings:
     lowercase: bool = False
     token_weights: Path | None = None
     dense: list[DenseSettings] = field(default_factory=list)
-    conventions: Conventions = Conventions(normalize=False)
+    conventions: Conventions = field(default_factory=lambda: Conventions(normalize=False))
 
 
 def read_settings(folder: Path) -> SentenceTransformersSettings:

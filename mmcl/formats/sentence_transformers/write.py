@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -16,17 +16,17 @@ from mmcl.formats.sentence_transformers.read import (
     WEIGHTS,
     read_token_weights,
 )
-from mmcl.formats.transformers.nets import UNLIMITED, fill, quiet_transformers
+from mmcl.formats.tokenizers import save_tokenizer
+from mmcl.formats.transformers.nets import fill, quiet_transformers
 from mmcl.formats.weights import load_weights, pass_on, save_tensors
+from mmcl.models.embedder import Embedder
 from mmcl.models.heads import ACTIVATIONS
+from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import write_json
-
-if TYPE_CHECKING:
-    from mmcl.encoding.encoder import Encoder
-    from mmcl.models.embedder import Embedder
 
 
 def cannot_express(embedder: Embedder) -> str | None:
@@ -46,12 +46,12 @@ def cannot_express(embedder: Embedder) -> str | None:
     return None
 
 
-def write(encoder: Encoder, folder: Path) -> None:
-    """Write the text half of ``encoder`` as a folder that sentence-transformers opens, with equal vectors.
+def write(towers: Towers, folder: Path) -> None:
+    """Write the text half of ``towers`` as a folder that sentence-transformers opens, with equal vectors.
 
     It has the older spellings, which new releases read too. A BERT's own pooler goes into a dense layer.
     """
-    embedder, conventions = encoder.embedder("text"), encoder.conventions
+    embedder, conventions = towers.embedder("text"), towers.conventions
     tower = cast(TextTower, embedder.tower)
     if tower.tokenizer.pad_token is None:  # by which that library pads
         tower.tokenizer.pad_token = tower.tokenizer.eos_token
@@ -59,7 +59,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         tower.net.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         pass_on(path)
-    tower.save_tokenizer(folder)
+    save_tokenizer(tower.tokenizer, folder)
     limit = tower.max_tokens if tower.max_tokens < UNLIMITED else None
     limits = {"max_seq_length": limit, "do_lower_case": tower.lowercase}
     write_json(folder / TRANSFORMER_CONFIGS[0], limits)

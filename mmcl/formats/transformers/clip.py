@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 from mmcl.config.model import HeadConfig
-from mmcl.encoding.encoder import Encoder
 from mmcl.formats.plausible import require_plausible, require_size, weights_bytes
 from mmcl.formats.tensor_files import require_finite
+from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.formats.transformers.image_processors import default_processor, preprocessing, read_processor
-from mmcl.formats.transformers.nets import opening, read_config, tightest
+from mmcl.formats.transformers.nets import opening, read_config
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tokenize import read_tokenizer
+from mmcl.models.text.limits import tightest
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 MODEL_TYPES = ("clip", "siglip")
 
 
-def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = None) -> Encoder:
+def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = None) -> Towers:
     """The model in a transformers folder whose ``config.json`` says ``clip`` or ``siglip``.
 
     Args:
@@ -63,7 +64,7 @@ def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = No
     return assemble(name, model.eval(), tokenizer, read_processor(folder, name))
 
 
-def open_file(path: Path, state: Mapping[str, Tensor]) -> Encoder:
+def open_file(path: Path, state: Mapping[str, Tensor]) -> Towers:
     """The model in a checkpoint file of transformers' layout, by the configs beside it.
 
     Raises:
@@ -76,8 +77,8 @@ def open_file(path: Path, state: Mapping[str, Tensor]) -> Encoder:
     return open_folder(path.parent, str(path), state)
 
 
-def assemble(name: str, model: Any, tokenizer: Any, processor: Any) -> Encoder:
-    """An encoder of the two halves of a ``CLIPModel`` or ``SiglipModel``, their projections included.
+def assemble(name: str, model: Any, tokenizer: Any, processor: Any) -> Towers:
+    """Towers of the two halves of a ``CLIPModel`` or ``SiglipModel``, their projections included.
 
     Args:
         name: of the model.
@@ -96,13 +97,13 @@ def assemble(name: str, model: Any, tokenizer: Any, processor: Any) -> Encoder:
     limit = tightest(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
     padded = limit if siglip else 0
     text = TextTower(reading, tokenizer, pooling="pooled", max_tokens=limit, padded=padded, masked=masked)
-    towers: tuple[ImageTower, TextTower] = (image, text)
+    halves: tuple[ImageTower, TextTower] = (image, text)
     head = HeadConfig(kind="none")
-    embedders = {tower.modality: Embedder(tower, Head(head, tower.width, image.width)) for tower in towers}
-    encoder = Encoder(embedders, image.width, name)
-    encoder.logit_scale = float(model.logit_scale.detach())
-    encoder.logit_bias = float(model.logit_bias.detach()) if siglip else None
-    return encoder
+    embedders = {tower.modality: Embedder(tower, Head(head, tower.width, image.width)) for tower in halves}
+    towers = Towers(embedders, image.width, name)
+    towers.logit_scale = float(model.logit_scale.detach())
+    towers.logit_bias = float(model.logit_bias.detach()) if siglip else None
+    return towers
 
 
 def _projected(model: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What the towers that come from transformers share: finding, opening, rebuilding, a model's own vector."""
+"""What the towers that come from transformers share: finding, opening, filling, rebuilding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmcl.data import samples
 from mmcl.formats.hub import fetch
@@ -164,14 +163,6 @@ def rebuild(config: Mapping[str, Any], architecture: str | None = None, most: in
     return kind(described)
 
 
-def own_vector(output: Any) -> Tensor:
-    """(N, D): the one vector an input that a transformers model gives itself: projected where it projects."""
-    for name in ("text_embeds", "image_embeds", "pooler_output"):
-        if (vector := getattr(output, name, None)) is not None:
-            return vector.flatten(1)  # convolutional models pool to (N, D, 1, 1)
-    raise ValueError("the model gives no vector of its own")
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' bars and its report on the pooler that is left out on purpose."""
@@ -186,28 +177,6 @@ def quiet_transformers() -> Iterator[None]:
         settings.set_verbosity(verbosity)
         if bars:
             settings.enable_progress_bar()
-
-
-UNLIMITED = int(1e30)
-"""Tokens of a text where nothing limits them: transformers' own number for it."""
-
-
-def tightest(*limits: object) -> int:
-    """The least of several limits of a text's tokens. Below 2 (XLNet's -1) it is none, nor is what is no number."""
-    numbers = [limit for limit in limits if isinstance(limit, int | float) and not isinstance(limit, bool)]
-    return int(min([UNLIMITED, *(limit for limit in numbers if limit >= 2)]))
-
-
-def count_positions(net: Any) -> int:
-    """How many tokens a text may have: what ``net`` has positions for, :data:`UNLIMITED` without a limit."""
-    count = tightest(*(getattr(net.config, name, None) for name in ("max_position_embeddings", "max_seq_len")))
-    padding = position_padding(net)
-    return count if padding is None or count == UNLIMITED else count - padding - 1
-
-
-def position_padding(net: Any) -> int | None:
-    """RoBERTa and its kin count positions from behind the padding's number, and skip tokens of that number."""
-    return getattr(getattr(getattr(net, "embeddings", None), "position_embeddings", None), "padding_idx", None)
 
 
 def local_folder(name: str) -> Path:

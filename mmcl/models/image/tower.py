@@ -1,4 +1,4 @@
-"""The tower that embeds pictures: a network of timm's, open_clip's or transformers', from pixels to features."""
+"""The tower that embeds images: a network of timm's, open_clip's or transformers', from pixels to features."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmcl.config.data import ImageConfig
-from mmcl.config.model import ImageTowerConfig
 from mmcl.data.images import ImageInput, PreparedImage, ResizeMode, load_pixels
-from mmcl.formats.image_nets import create_net, rebuild_net, vector_of
-from mmcl.models.activations import checkpoint_activations, drop_patches
+from mmcl.models.outputs import vector_of
 from mmcl.runtime.errors import MmclError
 
 
@@ -21,7 +18,7 @@ class ImageTower(nn.Module):
     Attributes:
         width: number of features.
         size: side of the square input, in pixels.
-        resize: how a picture becomes that square (see ``mmcl.data.images.resize``).
+        resize: how an image becomes that square (see ``mmcl.data.images.resize``).
         exact_decoding: decode large JPEG files at their full size (see ``mmcl.data.images.decode``).
         spec: what rebuilds the tower, weights apart.
     """
@@ -44,21 +41,6 @@ class ImageTower(nn.Module):
         self._options = {"interpolate_pos_encoding": True} if self._vector and native != self.size else {}
         self.width = self._measure_width()
 
-    @classmethod
-    def build(cls, config: ImageTowerConfig, image: ImageConfig) -> ImageTower:
-        """Create the network that the config names.
-
-        Raises:
-            MmclError: the name, its weights or its arguments are not known.
-        """
-        net, about = create_net(config, image.size)
-        tower = cls(net, {**about, **image.model_dump(exclude={"root"})})
-        if config.checkpointing:
-            checkpoint_activations(net, f"model.image.checkpointing: '{config.name}'")
-        if config.patch_dropout:
-            drop_patches(net, config.patch_dropout, tower.size, f"model.image.patch_dropout: '{config.name}'")
-        return tower
-
     @property
     def exact_decoding(self) -> bool:
         return bool(self.spec.get("exact_decoding", False))
@@ -71,15 +53,10 @@ class ImageTower(nn.Module):
         """An image decoded and resized. Raises ``ImageError`` if it cannot be read."""
         return PreparedImage(load_pixels(image, self.size, self.resize, exact_decoding=self.exact_decoding))
 
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> ImageTower:
-        """Rebuild the architecture that ``spec`` describes, with fresh weights."""
-        return cls(rebuild_net(spec), spec)
-
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, width) features of uint8 (N, size, size, 3), or of float (N, 3, size, size) in [0, 1]."""
         if pixels.dtype == torch.uint8:
-            # A channels-last picture permuted like this already has torch's channels_last strides: no copy.
+            # A channels-last image permuted like this already has torch's channels_last strides: no copy.
             pixels = pixels.permute(0, 3, 1, 2).float() / 255
         features = self.net((pixels - self.mean) / self.std, **self._options)
         if isinstance(features, Tensor):

@@ -1,12 +1,10 @@
-"""The tower that embeds texts: any transformers encoder, a small new transformer with its own tokenizer, or (in
-``open_clip_text``) the text half of an open_clip model."""
+"""The tower that embeds texts by a transformers encoder."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,33 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcl.config.model import TextTowerConfig
 from mmcl.data.augment.texts import framing_of
 from mmcl.data.cache.tokens import pad
 from mmcl.data.identity import stable_hash
-from mmcl.formats.plausible import weights_bytes
-from mmcl.formats.sentence_transformers.read import read_settings, read_token_weights
-from mmcl.formats.transformers.nets import (
-    count_positions,
-    local_folder,
-    open_net,
-    own_vector,
-    position_padding,
-    rebuild,
-    tightest,
-)
-from mmcl.models.activations import checkpoint_activations
-from mmcl.models.text import tokenize
+from mmcl.data.processors import tokenize
+from mmcl.models.outputs import own_vector
 from mmcl.models.text.dropout import speed_up_dropout
+from mmcl.models.text.limits import position_padding
 from mmcl.models.text.packed_bert import packs
 from mmcl.models.text.pooling import pool, reads_layers, split_pooling
 from mmcl.models.text.token_weights import TokenWeights
-from mmcl.models.text.tokenizer import open_tokenizer
 from mmcl.runtime.errors import MmclError, nearest
 
 log = logging.getLogger("mmcl")
 
-SCRATCH_MAX_TOKENS = 64
 FULL_TABLE = 0.9
 """The least part of a table of embeddings that its own tokenizer uses: tables are padded by a few percent."""
 MIXED = 2e-5
@@ -160,149 +145,15 @@ class TextTower(nn.Module):
         """Have other prompts; the default one stays the default if they have its name."""
         self.set_prompts(prompts, self.default_prompt if self.default_prompt in prompts else None)
 
-    @classmethod
-    def build(cls, config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
-        """The tower that the config names; one from scratch needs a ``tokenizer``, unless the config names that too.
-
-        Raises:
-            MmclError: there is no such model, or it cannot be read.
-        """
-        if config.name.startswith("open_clip:"):
-            from mmcl.formats.open_clip.models import build_text_tower
-
-            tower: TextTower = build_text_tower(config)
-        elif config.name != "scratch":
-            if isinstance(config.pretrained, str):
-                raise MmclError(f"text model '{config.name}': 'pretrained' is true or false for a transformers model")
-            tower = cls.open(config.name, config.pretrained, config.max_tokens, config.pooling)
-        else:
-            tower = cls._scratch(config, tokenizer)
-        if config.prompts is not None:
-            tower.replace_prompts(config.prompts)
-        if config.checkpointing:
-            checkpoint_activations(tower.net, f"model.text.checkpointing: '{config.name}'")
-        return tower
-
-    @classmethod
-    def _scratch(cls, config: TextTowerConfig, tokenizer: Any) -> TextTower:
-        from transformers import BertConfig, BertModel
-
-        if tokenizer is None:
-            if config.tokenizer.name is None:
-                raise MmclError("model.text: a tower from scratch needs a tokenizer; set model.text.tokenizer.name")
-            tokenizer = open_tokenizer(config.tokenizer.name)
-        max_tokens = config.max_tokens or SCRATCH_MAX_TOKENS
-        architecture = BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=4 * config.width,
-            max_position_embeddings=max_tokens,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        net = BertModel(architecture)
-        # Drawn at random as tokens are, these would be two thirds of what a new tower gives: where a token stands, and
-        # that all are of the first kind. From zero on they tell what they are learned to tell.
-        nn.init.zeros_(net.embeddings.position_embeddings.weight)
-        nn.init.zeros_(net.embeddings.token_type_embeddings.weight)
-        token_weights = None
-        if config.token_weights is not None:
-            token_weights = TokenWeights.smooth_inverse_frequency(tokenizer, config.token_weights)
-        return cls(
-            net,
-            tokenizer,
-            pooling=config.pooling or "mean",
-            max_tokens=max_tokens,
-            token_weights=token_weights,
-        )
-
-    @classmethod
-    def open(
-        cls, name: str, weights: bool = True, max_tokens: int | None = None, pooling: str | None = None
-    ) -> TextTower:
-        """A transformers or sentence-transformers model by folder, hub name or ``sample:NAME``.
-
-        Args:
-            name: of the model.
-            weights: load them, rather than draw new ones.
-            max_tokens: longer texts are cut here; by default where the model's own settings say.
-            pooling: by default as the model's own settings say.
-
-        Raises:
-            MmclError: there is no such model, it cannot be read, or it has fewer positions than ``max_tokens``.
-        """
-        folder = local_folder(name)
-        settings = read_settings(folder)
-        source = folder / settings.transformer
-        net, fresh = open_net(name, source, weights)
-        tokenizer = tokenize.read_tokenizer(source)
-        positions = tightest(count_positions(net), tokenizer.model_max_length)
-        if max_tokens is not None and max_tokens > positions:
-            raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {positions}")
-        if pooling == "pooler" and fresh:
-            log.warning("text model '%s': its weights have no pooler; it starts anew, and is to be trained", name)
-        weighted = settings.token_weights
-        return cls(
-            net,
-            tokenizer,
-            token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
-            pooling=pooling or settings.pooling,
-            max_tokens=max_tokens or tightest(settings.max_tokens, positions),
-            prompts=settings.prompts,
-            default_prompt=settings.default_prompt,
-            include_prompt=settings.include_prompt,
-            lowercase=settings.lowercase,
-        )
-
-    def spec(self) -> dict[str, Any]:
-        """What rebuilds this tower, weights and tokenizer files apart."""
-        return {
-            "config": self.net.config.to_diff_dict(),
-            "pooling": self.pooling,
-            "max_tokens": self.max_tokens,
-            "prompts": self.prompts,
-            "default_prompt": self.default_prompt,
-            "include_prompt": self.include_prompt,
-            "lowercase": self.lowercase,
-            **({"architecture": type(self.net).__name__} if self.pooling in OWN_VECTOR else {}),
-            **({"padded": self.padded, "masked": self.masked} if self.padded else {}),
-            **({} if self.padded else {"mixes_padding": self.mixes_padding, "least_tokens": self.least_tokens}),
-            **({"token_weights": True} if self.token_weights is not None else {}),
-        }
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], folder: Path) -> TextTower:
-        """Rebuild what ``spec`` describes, with fresh weights; the tokenizer is read from ``folder``."""
-        if spec.get("library") == "open_clip":
-            from mmcl.formats.open_clip.text import OpenClipTextTower
-
-            return OpenClipTextTower.from_spec(spec, folder)
-        net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
-        names = ["prompts", "default_prompt", "include_prompt", "lowercase"]
-        names += ["padded", "masked", "mixes_padding", "least_tokens"]
-        optional: dict[str, Any] = {name: spec[name] for name in names if name in spec}
-        tokenizer = tokenize.read_tokenizer(folder)
-        if spec["max_tokens"] > (positions := count_positions(net)):
-            raise ValueError(f"max_tokens is {spec['max_tokens']}, and there are {positions} positions")
-        optional["token_weights"] = TokenWeights(len(tokenizer)) if spec.get("token_weights") else None
-        return cls(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], **optional)
-
-    def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer's own files."""
-        tokenize.save_tokenizer(self.tokenizer, folder)
-
     def key(self) -> str:
         """Changes whenever :meth:`tokenize` would give something else for a text without a prompt."""
         parts = [tokenize.content_key(self.tokenizer), str(self.max_tokens)]
         parts += ["lower"] if self._lowers_first else []
-        parts += [f"{stable_hash(words):x}"] if (words := self.words()) else []
+        parts += [f"{stable_hash(text):x}"] if (text := self.prompt_text()) else []
         return "-".join(parts)
 
-    def words(self, prompt: str | None = None) -> str:
-        """What is put before a text.
+    def prompt_text(self, prompt: str | None = None) -> str:
+        """The text that is put before every other.
 
         Args:
             prompt: name of one of the model's prompts; the default one, if there is one, if absent; "" for none.
@@ -323,7 +174,7 @@ class TextTower(nn.Module):
 
         Args:
             texts: of any content; one without any token reads as padding.
-            prompt: as for :meth:`words`.
+            prompt: as for :meth:`prompt_text`.
 
         Raises:
             MmclError: ``prompt`` is not the name of one of the model's prompts, or something is no text.
@@ -333,7 +184,7 @@ class TextTower(nn.Module):
 
     def tokenize_marked(self, texts: Sequence[str], prompt: str | None = None) -> tuple[list[np.ndarray], np.ndarray]:
         """As :meth:`tokenize`, but with (N,) bool: which of the texts were cut."""
-        valid = tokenize.valid_texts(texts, self.words(prompt))
+        valid = tokenize.valid_texts(texts, self.prompt_text(prompt))
         ids, cut = self._encode([text.lower() for text in valid] if self._lowers_first else valid)
         return [row if len(row) else np.array([self.padding_id], dtype=np.int32) for row in ids], cut
 
@@ -345,19 +196,19 @@ class TextTower(nn.Module):
 
         Args:
             texts: N of them.
-            prompt: as for :meth:`words`.
+            prompt: as for :meth:`prompt_text`.
             tokens: what :meth:`tokenize` gave for the same texts and prompt, if it was asked already.
 
         Raises:
             MmclError: as :meth:`tokenize`.
         """
-        words = self.words(prompt)
-        if words or tokens is None:
+        before = self.prompt_text(prompt)
+        if before or tokens is None:
             tokens, _ = self.tokenize(texts, "")
         start, end = framing_of(lambda some: self.tokenize(some, ""))
         length = self.max_tokens - start - end
-        if words and getattr(self.tokenizer, "truncation_side", "right") == "right":
-            (prompt_tokens,), _ = self.tokenize([words], "")
+        if before and getattr(self.tokenizer, "truncation_side", "right") == "right":
+            (prompt_tokens,), _ = self.tokenize([before], "")
             length -= len(prompt_tokens) - start - end
         own = (ids[start : len(ids) - end][: max(length, 0)] for ids in tokens)
         return np.fromiter((stable_hash(ids.astype(np.int32).tobytes()) for ids in own), np.int64, count=len(texts))
@@ -367,9 +218,9 @@ class TextTower(nn.Module):
 
         They are the prompt's and the special ones before it; 0 for a model that pools these as well.
         """
-        if self.include_prompt or not (words := self.words(prompt)):
+        if self.include_prompt or not (text := self.prompt_text(prompt)):
             return 0
-        (ids,), _ = self.tokenize([words], prompt="")
+        (ids,), _ = self.tokenize([text], prompt="")
         return len(ids) - int(ids[-1] in self.tokenizer.all_special_ids)
 
     def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -393,7 +244,7 @@ class TextTower(nn.Module):
             input_ids: (N, L) token ids.
             attention_mask: (N, L), 1 for tokens and 0 for padding; None where there is no padding, which is faster.
             skipped: (N,) number of leading tokens that the pooling leaves out, see :meth:`skipped`.
-            embeddings: (N, L, hidden size) of the tokens, where :meth:`look_up` gave them.
+            embeddings: (N, L, hidden size) of the tokens, where :meth:`embed_tokens` gave them.
         """
         input_ids, attention_mask = self._fill_up(input_ids, attention_mask)
         options = {"output_hidden_states": True} if reads_layers(self.pooling) else {}
@@ -422,10 +273,10 @@ class TextTower(nn.Module):
 
     @property
     def table_gradients(self) -> bool:
-        """Whether every forward pass has a gradient of the whole table of embeddings, which :meth:`look_up` spares."""
+        """Whether every forward pass has a gradient of the full embedding table, which :meth:`embed_tokens` spares."""
         return torch.is_grad_enabled() and not self._takes_embeddings
 
-    def look_up(self, tokens: Sequence[Tensor]) -> list[Tensor] | None:
+    def embed_tokens(self, tokens: Sequence[Tensor]) -> list[Tensor] | None:
         """(N, L, hidden size) embeddings of each of several batches of (N, L) token ids, looked up at once.
 
         So the table has one gradient rather than one a batch; None where there is no gradient to spare.

@@ -11,6 +11,7 @@ from mmcl.config.evaluation import EvaluationConfig
 from mmcl.evaluation.evaluator import Evaluator
 from mmcl.methods import Method
 from mmcl.runtime import distributed
+from mmcl.runtime.device import resolve_precision
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.checkpoint import Progress, checkpoint_path, load_checkpoint
 from mmcl.training.logs import MetricsLog
@@ -63,7 +64,7 @@ class Evaluations(Callback):
     def on_fit_start(self, progress: Progress) -> None:
         """Note the metrics before the first step of the run, for the report to compare with."""
         if self.evaluators and progress.step == 0 and (values := self.evaluate(warn=False)):
-            self.metrics.write(0, {"start": values, "precision": self.method.encoder.compute})
+            self.metrics.write(0, {"start": values, "precision": resolve_precision("auto", self.method.encoder.device)})
         self.method.train()
 
     def after_update(self, progress: Progress) -> None:
@@ -95,7 +96,7 @@ class Evaluations(Callback):
             values = self.evaluate()
         improved = False
         if distributed.rank() == 0:
-            precision, best = self.method.encoder.compute, self.best
+            precision, best = resolve_precision("auto", self.method.encoder.device), self.best
             self.metrics.write(progress.step, {"evaluation": values, "precision": precision})
             shown = {key: value for key, value in values.items() if key == best or (not best and key.endswith(SHOWN))}
             log.info(

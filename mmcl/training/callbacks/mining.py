@@ -19,10 +19,10 @@ from mmcl.data.batches.columns import Column
 from mmcl.data.batches.feed import Feed
 from mmcl.data.batches.table_feed import HardNegatives, TableFeed
 from mmcl.data.identity import mix
-from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.shares import embed, from_shares, share_of
-from mmcl.formats.folder import load
+from mmcl.formats.open import open_model
 from mmcl.methods import Method
+from mmcl.models.towers import Towers
 from mmcl.retrieval import Index
 from mmcl.retrieval.mining import GuideVectors, Mined, Own, Rules, mine
 from mmcl.runtime import distributed
@@ -235,16 +235,16 @@ class Miner(Callback):
         except NotFiniteError as error:
             raise MmclError(f"data.mining.guide: of model '{self.settings.guide}' {error}; name another one") from None
 
-    def _open_guide(self, name: str) -> tuple[Encoder, list[Column]]:
+    def _open_guide(self, name: str) -> tuple[Towers, list[Column]]:
         """The guide and its features of both roles."""
-        encoder = load(name, str(self.method.encoder.device))
+        encoder = open_model(name).to(self.method.encoder.device)
         modalities = [self.method.inputs[role] for role in self.roles]
         if missing := sorted(set(modalities) - encoder.modalities):
             raise MmclError(f"data.mining.guide: model '{name}' does not embed {missing[0]}s; name one that does")
         features = zip(self.roles, modalities, strict=True)
         return encoder, [self.feed.features(role, modality, "mining_guide", encoder) for role, modality in features]
 
-    def _vectors(self, encoder: Encoder, columns: Sequence[Column]) -> _Vectors:
+    def _vectors(self, encoder: Towers, columns: Sequence[Column]) -> _Vectors:
         anchors, positives = columns
         _, first, of_rows = np.unique(anchors.contents[self._anchors], return_index=True, return_inverse=True)
         one, other = (self.method.inputs[role] for role in self.roles)

@@ -44,7 +44,7 @@ def prepare_batch_norm(method: Method, settings: TrainingConfig, device: torch.d
             )
         for embedder in method.modules():
             if isinstance(embedder, Embedder):
-                embedder.keep_still(learning_layers(embedder))
+                embedder.keep_in_eval(learning_layers(embedder))
     elif settings.batch_norm == "sync":
         if device.type != "cuda":
             raise MmclError(

@@ -10,12 +10,12 @@ import torch
 
 import mmcl
 from mmcl.config.model import TextTowerConfig
-from mmcl.encoding.encoder import Encoder
 from mmcl.formats.onnx.backends import open_backend
 from mmcl.formats.onnx.graph import export_onnx, weights_key
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 TEXTS = ["red stone", "a river of stones in winter", "", "letter " * 40, "winter"]
@@ -64,7 +64,8 @@ def need(backend):
 def vectors(folder, backend, pooling="mean"):
     encoder = mmcl.load(folder, dtype="float32")
     encoder.embedder("text").tower.set_pooling(pooling)
-    return open_backend(encoder, backend).encode(TEXTS)
+    open_backend(encoder.towers, backend)
+    return encoder.encode(TEXTS)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "pooler", "first_last"])
@@ -103,7 +104,7 @@ def test_an_export_is_a_model_folder_whose_graph_is_found(folder, tmp_path, cach
     import onnxruntime
 
     encoder = mmcl.load(folder, dtype="float32")
-    export_onnx(encoder, tmp_path / "out")
+    export_onnx(encoder.towers, tmp_path / "out")
     assert encoder.path == folder
     session = onnxruntime.InferenceSession(tmp_path / "out" / "onnx" / "model.onnx")
     assert [value.name for value in session.get_inputs()] == ["input_ids", "attention_mask"]
@@ -117,7 +118,7 @@ def test_an_export_is_a_model_folder_whose_graph_is_found(folder, tmp_path, cach
 def test_a_graph_of_other_weights_is_not_taken(folder, tmp_path):
     need("onnx")
     encoder = mmcl.load(folder, dtype="float32")
-    export_onnx(encoder, tmp_path / "out")
+    export_onnx(encoder.towers, tmp_path / "out")
     (tmp_path / "out" / "onnx" / "model.onnx").write_bytes(b"no graph")
     (tmp_path / "out" / "onnx" / "mmcl.json").write_text('{"weights": "those of another model"}')
     opened = mmcl.load(tmp_path / "out", backend="onnx")
@@ -165,7 +166,7 @@ def test_an_unknown_backend_is_refused_with_the_nearest(folder):
 
 def test_an_open_clip_tower_is_refused(tiny):
     section = TextTowerConfig(name="open_clip:tiny-ViT", pretrained=False, head={"kind": "none"})
-    tower = TextTower.build(section)
-    encoder = Encoder({"text": Embedder(tower, Head(section.head, tower.width, tower.width))}, tower.width)
+    tower = build_text_tower(section)
+    towers = Towers({"text": Embedder(tower, Head(section.head, tower.width, tower.width))}, tower.width)
     with pytest.raises(MmclError, match="open_clip"):
-        open_backend(encoder, "onnx")
+        open_backend(towers, "onnx")

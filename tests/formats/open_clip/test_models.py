@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
+from mmcl.encoding import Encoder
 from mmcl.encoding.encode import _model_name
+from mmcl.formats.image_towers import build_image_tower, rebuild_image_tower
 from mmcl.formats.open_clip.checkpoint_files import read_state
 from mmcl.formats.start import start_from
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tokenizer import train_tokenizer
-from mmcl.models.text.tower import TextTower
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.runtime.errors import MmclError
 
 from ..conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, pictures
@@ -81,7 +82,9 @@ def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path, kind):
     """A text half that reads the last position has to get the whole context, or it reads another one."""
     open_clip_folder(tmp_path / "theirs", CONFIGS[kind][0])
     expected = mmcl.load(tmp_path / "theirs", dtype="float32").encode(CAPTIONS[:3])
-    shorter = start_from(ModelConfig(name=str(tmp_path / "theirs"), text={"max_tokens": 12}), ImageConfig(), {"text"})
+    shorter = Encoder(
+        start_from(ModelConfig(name=str(tmp_path / "theirs"), text={"max_tokens": 12}), ImageConfig(), {"text"})
+    )
     shorter.set_compute("float32")
     np.testing.assert_allclose(shorter.encode(CAPTIONS[:3]), expected, atol=1e-5)
     shorter.save(tmp_path / "ours")
@@ -191,9 +194,9 @@ def test_the_wrong_activation_is_refused_before_anything_is_fetched(monkeypatch)
     assert "use 'ViT-B-32/laion2b_s34b_b79k'" in refusal("ViT-B-32-quickgelu/laion2b_s34b_b79k")
     assert "trained with QuickGELU" in refusal("RN50/openai")
     with pytest.raises(MmclError, match="use 'ViT-B-32-quickgelu/openai'"):
-        ImageTower.build(ImageTowerConfig(name="open_clip:ViT-B-32", pretrained="openai"), ImageConfig())
+        build_image_tower(ImageTowerConfig(name="open_clip:ViT-B-32", pretrained="openai"), ImageConfig())
     with pytest.raises(MmclError, match="use 'ViT-B-32-quickgelu/openai'"):
-        TextTower.build(TextTowerConfig(name="open_clip:ViT-B-32", pretrained="openai"))
+        build_text_tower(TextTowerConfig(name="open_clip:ViT-B-32", pretrained="openai"))
 
 
 def test_every_tag_of_the_registry_is_accepted_under_one_activation_and_refused_under_the_other(monkeypatch):
@@ -235,33 +238,33 @@ def test_damaged_and_foreign_files_are_told_apart(tmp_path):
 def test_towers_of_a_config_take_weights_from_a_file(tmp_path):
     model, transform, tokenizer = open_clip_folder(tmp_path / "theirs", TINY)
     file = str(tmp_path / "theirs" / "open_clip_model.safetensors")
-    image = ImageTower.build(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=32)).eval()
-    text = TextTower.build(TextTowerConfig(name="open_clip:tiny-ViT", pretrained=file, max_tokens=12)).eval()
+    image = build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=32)).eval()
+    text = build_text_tower(TextTowerConfig(name="open_clip:tiny-ViT", pretrained=file, max_tokens=12)).eval()
     short = [CAPTIONS[0], CAPTIONS[1]]
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(pictures()[0]))[None]
         torch.testing.assert_close(image(pixels), model.encode_image(transform(pictures()[0])[None]))
         torch.testing.assert_close(text(**text.collate(text.tokenize(short)[0])), model.encode_text(tokenizer(short)))
     assert text.tokenize([CAPTIONS[3]])[0][0].shape == (12,)
-    larger = ImageTower.build(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=64))
+    larger = build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=64))
     assert larger.net.positional_embedding.shape == (65, 32)  # interpolated
     wide = ImageTowerConfig(name="open_clip:tiny-ViT", args={"width": 48, "patch_size": 16})
-    assert ImageTower.build(wide, ImageConfig(size=32)).net.conv1.weight.shape == (48, 3, 16, 16)
+    assert build_image_tower(wide, ImageConfig(size=32)).net.conv1.weight.shape == (48, 3, 16, 16)
     for settings, message in (
         ({"args": {"widht": 48}}, "did you mean 'width'"),
         ({"pretrained": "no-tag"}, "has no weights"),
         ({"pretrained": file, "args": {"width": 48}}, "not the weights of this architecture"),
     ):
         with pytest.raises(MmclError, match=message):
-            ImageTower.build(ImageTowerConfig(name="open_clip:tiny-ViT", **settings), ImageConfig(size=32))
+            build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", **settings), ImageConfig(size=32))
     with pytest.raises(MmclError, match="reads at most 20"):
-        TextTower.build(TextTowerConfig(name="open_clip:tiny-ViT", max_tokens=30))
+        build_text_tower(TextTowerConfig(name="open_clip:tiny-ViT", max_tokens=30))
 
 
 def test_folders_of_the_first_format_are_still_read(tmp_path):
-    image = ImageTower.build(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=32))
+    image = build_image_tower(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=32))
     old = {**{key: image.spec[key] for key in ("name", "size", "resize", "mean", "std")}, "args": {}}
-    rebuilt = ImageTower.from_spec(json.loads(json.dumps(old)))
+    rebuilt = rebuild_image_tower(json.loads(json.dumps(old)))
     assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
         name: value.shape for name, value in image.state_dict().items()
     }

@@ -13,11 +13,13 @@ import transformers
 
 import mmcl
 from mmcl.config.model import TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
+from mmcl.formats.text_towers import open_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Dense, Head
-from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 CORPUS = [f"a {size} {colour} {thing}" for size in ("Big", "small") for colour in ("red", "blue") for thing in ("dog",)]
@@ -105,12 +107,14 @@ def made_by_them(library, source, modes, *, limit=20, dense=(), normalize=True, 
 
 
 def made_here(source, pooling, head=None, **options):
-    tower = TextTower.open(str(source))
+    tower = open_text_tower(str(source))
     options = {"max_tokens": 20, **options}
     tower = TextTower(tower.net, tower.tokenizer, pooling=pooling, **options)
     torch.manual_seed(1)
     head = Head.from_layers(tower.width, head or [])
-    encoder = Encoder({"text": Embedder(tower, head)}, head.layers[-1].width if head.layers else tower.width, "m")
+    encoder = Encoder(
+        Towers({"text": Embedder(tower, head)}, head.layers[-1].width if head.layers else tower.width, "m")
+    )
     encoder.set_compute("float32")
     return encoder.eval()
 

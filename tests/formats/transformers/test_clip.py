@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 import mmcl
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.images import load_pixels
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.folder import preprocessor
 from mmcl.formats.transformers.image_processors import preprocessing, read_processor
-from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.runtime.errors import MmclError
 
 from ..conftest import CAPTIONS, pictures

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from mmcl.models.text.attention import attention
-from mmcl.models.text.dropout import Dropout, speed_up_dropout
+from mmcl.models.text.dropout import Dropout, attention, speed_up_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 import mmcl
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.batches.inputs import text_inputs
-from mmcl.formats.transformers.nets import UNLIMITED, count_positions, tightest
-from mmcl.models.text.tokenizer import VERY_LONG, train_tokenizer
+from mmcl.data.processors.train_tokenizer import VERY_LONG, train_tokenizer
+from mmcl.models.text.limits import UNLIMITED, count_positions, tightest
 from mmcl.runtime.errors import MmclError
 
 OFTEN = ["nomic_bert", "jina_embeddings_v3", "esm", "mixtral", "fnet", "convbert", "funnel", "xlnet"]

@@ -11,12 +11,14 @@ import torch
 
 import mmcl
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.token_weights import TokenWeights
-from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 
 TEXTS = ["the cat sat on the mat", "a dog ran over the hill", "the the the hill", "cats and dogs", "over"] * 8
 
@@ -30,9 +32,9 @@ def tokenizer():
 def encoder(tokenizer) -> Encoder:
     torch.manual_seed(0)
     config = TextTowerConfig(layers=1, width=16, heads=2, token_weights=0.01)
-    tower = TextTower.build(config, tokenizer)
+    tower = build_text_tower(config, tokenizer)
     head = Head(HeadConfig(), 16, 8)
-    encoder = Encoder({"text": Embedder(tower, head)}, 8, "weighted").eval()
+    encoder = Encoder(Towers({"text": Embedder(tower, head)}, 8, "weighted")).eval()
     encoder.set_compute("float32")
     return encoder
 

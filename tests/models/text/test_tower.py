@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ModelConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.start import start_from
+from mmcl.formats.text_towers import build_text_tower, describe_text_tower, open_text_tower, rebuild_text_tower
+from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.models.text.pooling import POOLINGS
-from mmcl.models.text.tokenizer import train_tokenizer
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError
 
@@ -153,7 +155,7 @@ def test_prompts_and_lower_casing_equal_sentence_transformers(tokenizer, tmp_pat
     theirs.save_pretrained(str(tmp_path / "saved"))
     config = tmp_path / "saved" / "sentence_bert_config.json"
     config.write_text(json.dumps({"max_seq_length": 20, "do_lower_case": True}))
-    tower = TextTower.open(str(tmp_path / "saved")).eval()
+    tower = open_text_tower(str(tmp_path / "saved")).eval()
     assert (tower.lowercase, tower.include_prompt, tower.default_prompt, tower.max_tokens) == (
         True, include, "query", 20,
     )  # fmt: skip
@@ -171,8 +173,9 @@ def test_lower_casing_is_saved_once(tokenizer, tmp_path):
     tower = make("bert", copy.deepcopy(tokenizer), lowercase=True)
     assert tower.key() != make("bert", tokenizer).key()
     for name in ("once", "twice"):
-        tower.save_tokenizer(tmp_path / name)
-        again = TextTower.from_spec(tower.spec(), tmp_path / name)
+        (tmp_path / name).mkdir()
+        save_tokenizer(tower.tokenizer, tmp_path / name)
+        again = rebuild_text_tower(describe_text_tower(tower), tmp_path, tmp_path / name)
         assert again.lowercase
         assert again.key() == tower.key()
         assert again.tokenize(["RED Shoe"])[0][0].tolist() == tokenizer("red shoe")["input_ids"]
@@ -182,20 +185,21 @@ def test_lower_casing_is_saved_once(tokenizer, tmp_path):
 def test_a_tower_is_rebuilt_from_its_spec(tokenizer, tmp_path):
     settings = {"prompts": {"query": QUERY}, "default_prompt": "query", "include_prompt": False, "lowercase": False}
     tower = make("roberta", tokenizer, "cls+weighted_mean", **settings)
-    tower.save_tokenizer(tmp_path)
-    again = TextTower.from_spec(json.loads(json.dumps(tower.spec())), tmp_path).eval()
+    save_tokenizer(tower.tokenizer, tmp_path)
+    again = rebuild_text_tower(json.loads(json.dumps(describe_text_tower(tower))), tmp_path, tmp_path).eval()
     again.load_state_dict(tower.state_dict())
     torch.testing.assert_close(embed(again, TEXTS), embed(tower, TEXTS))
-    assert again.spec() == tower.spec()
+    assert describe_text_tower(again) == describe_text_tower(tower)
     assert again.key() == tower.key()
 
 
 @pytest.mark.parametrize("pooling", ["pooled", "mean"])
 def test_specs_of_older_versions_are_read(tokenizer, tmp_path, pooling):
     tower = make("bert", tokenizer, pooling)
-    tower.save_tokenizer(tmp_path)
-    spec = {key: value for key, value in tower.spec().items() if key in ("config", "pooling", "max_tokens", "prompts")}
-    again = TextTower.from_spec(spec, tmp_path).eval()
+    save_tokenizer(tower.tokenizer, tmp_path)
+    kept = ("config", "pooling", "max_tokens", "prompts")
+    spec = {key: value for key, value in describe_text_tower(tower).items() if key in kept}
+    again = rebuild_text_tower(spec, tmp_path, tmp_path).eval()
     again.load_state_dict(tower.state_dict())
     torch.testing.assert_close(embed(again, TEXTS), embed(tower, TEXTS))
 
@@ -316,7 +320,7 @@ def spoil(folder, how):
 def test_broken_folders_are_told_in_one_line(folder, how, message):
     spoil(folder, how)
     with pytest.raises(MmclError, match=message) as caught:
-        TextTower.open(str(folder))
+        open_text_tower(str(folder))
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -328,7 +332,7 @@ def test_a_tokenizer_that_leaves_much_of_the_table_unused_is_said(folder, tokeni
     net = transformers.AutoModel.from_pretrained(folder)
     net.resize_token_embeddings(rows)
     net.save_pretrained(folder)
-    TextTower.open(str(folder))
+    open_text_tower(str(folder))
     found = f"the tokenizer has {len(tokenizer)} entries but the model {rows}; check that they belong together"
     assert (found in caplog.text) == said
     assert ("belong together" in caplog.text) == said
@@ -338,21 +342,21 @@ def test_weights_without_a_pooler_are_whole_but_say_so(folder, caplog):
     state = load_file(folder / "model.safetensors")
     state = {key: value for key, value in state.items() if "pooler" not in key}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    TextTower.open(str(folder))
+    open_text_tower(str(folder))
     assert not caplog.records
-    assert TextTower.open(str(folder), pooling="pooler").pooling == "pooler"
+    assert open_text_tower(str(folder), pooling="pooler").pooling == "pooler"
     assert "no pooler" in caplog.text
 
 
 def test_configs_set_pooling_and_prompts(folder, tokenizer):
     section = {"name": str(folder), "pooling": "cls_before_pooler", "prompts": {"query": QUERY}}
-    built = TextTower.build(TextTowerConfig(**section))
+    built = build_text_tower(TextTowerConfig(**section))
     section.pop("name")
     started = start_from(ModelConfig(name=str(folder), text=section), ImageConfig(), {"text"})
     for tower in (built, started.embedder("text").tower):
         assert (tower.pooling, tower.prompts) == ("cls", {"query": QUERY})
     scratch = TextTowerConfig(layers=1, width=32, heads=2, max_tokens=16, pooling="pooler", prompts={"query": QUERY})
-    tower = TextTower.build(scratch, tokenizer)
+    tower = build_text_tower(scratch, tokenizer)
     assert (tower.pooling, tower.prompts, len(tower.net.encoder.layer)) == ("pooler", {"query": QUERY}, 1)
 
 
@@ -365,7 +369,7 @@ def test_embeddings_looked_up_at_once_change_no_vector_and_no_gradient(name, tok
     (plain * weights).sum().backward()
     wanted = tower.word_embeddings.weight.grad.clone()
     tower.zero_grad()
-    embeddings = tower.look_up([inputs["input_ids"][:2], inputs["input_ids"][2:]])
+    embeddings = tower.embed_tokens([inputs["input_ids"][:2], inputs["input_ids"][2:]])
     parts = [
         tower(inputs["input_ids"][rows], inputs["attention_mask"][rows], embeddings=embedded)
         for rows, embedded in zip((slice(0, 2), slice(2, None)), embeddings, strict=True)
@@ -375,7 +379,7 @@ def test_embeddings_looked_up_at_once_change_no_vector_and_no_gradient(name, tok
     (together * weights).sum().backward()
     torch.testing.assert_close(tower.word_embeddings.weight.grad, wanted, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
-        assert tower.look_up([inputs["input_ids"]]) is None
+        assert tower.embed_tokens([inputs["input_ids"]]) is None
 
 
 @pytest.mark.parametrize("prompt", [None, "query", "passage"])
@@ -400,4 +404,4 @@ def test_a_limit_that_leaves_nothing_of_a_text_is_refused(folder):
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 2}))
     with pytest.raises(MmclError, match="texts are cut at 2 tokens, of which 2 are special"):
-        TextTower.open(str(folder))
+        open_text_tower(str(folder))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import mmcl
 from mmcl.config.load import load_config, to_yaml
 from mmcl.data.batches.batch import MINED
+from mmcl.encoding import Encoder
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
@@ -86,8 +87,9 @@ def texts(cell):
 def encoder_at(config, folder, step):
     method = build_method(load_config(config), folder)
     load_checkpoint(folder / "checkpoints" / f"step-{step:08d}", method, None)
-    method.encoder.set_compute("float32")
-    return method.encoder.eval()
+    encoder = Encoder(method.encoder.eval())
+    encoder.set_compute("float32")
+    return encoder
 
 
 def positives_that_may_be_negatives(row):

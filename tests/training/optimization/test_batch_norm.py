@@ -106,7 +106,7 @@ def test_shared_statistics_replace_the_layers_that_learn_and_keep_the_state(meth
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     count = len(learning_layers(method))
     first = learning_layers(method)[0]
-    method.encoder.embedder("image").keep_still([first])
+    method.encoder.embedder("image").keep_in_eval([first])
     prepare_batch_norm(method, TrainingConfig(batch_norm="sync"), torch.device("cuda"))
     kinds = [isinstance(layer, nn.SyncBatchNorm) for layer in learning_layers(method)]
     assert kinds == [True] * (count - 1)

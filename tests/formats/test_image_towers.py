@@ -8,10 +8,11 @@ import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig
 from mmcl.encoding.encoder import Encoder
+from mmcl.formats.image_towers import build_image_tower
+from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tower import TextTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
 from .transformers.test_clip import TEXT, VISION, clip_folder, siglip_folder
@@ -43,7 +44,7 @@ def write(folder, kind):
 
 
 def build(folder, size=32, **settings):
-    return ImageTower.build(ImageTowerConfig(name=f"transformers:{folder}", **settings), ImageConfig(size=size))
+    return build_image_tower(ImageTowerConfig(name=f"transformers:{folder}", **settings), ImageConfig(size=size))
 
 
 def own_features(kind, model, tower, pixels):
@@ -61,7 +62,7 @@ def test_transformers_vision_models_give_the_vector_they_are_known_for(tmp_path,
     torch.testing.assert_close(tower(PIXELS), own_features(kind, model, tower, PIXELS), atol=1e-5, rtol=1e-5)
     if kind not in ("clip", "siglip"):
         assert tower.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
-    encoder = Encoder({"image": Embedder(tower, Head(HeadConfig(), tower.width, 12))}, 12).eval()
+    encoder = Encoder(Towers({"image": Embedder(tower, Head(HeadConfig(), tower.width, 12))}, 12)).eval()
     encoder.save(tmp_path / "ours")
     again = mmcl.load(tmp_path / "ours").embedder("image").tower
     torch.testing.assert_close(again(PIXELS), tower(PIXELS))
@@ -84,7 +85,7 @@ def test_what_is_no_vision_model_is_refused(tmp_path):
     write(tmp_path / "theirs", "vit")
     transformers.BertModel(transformers.BertConfig(**TEXT, vocab_size=50)).save_pretrained(tmp_path / "bert")
     for name, settings, message in (
-        (tmp_path / "bert", {}, "not pictures"),
+        (tmp_path / "bert", {}, "not images"),
         (tmp_path / "nowhere", {}, "cannot be opened"),
         (tmp_path / "theirs", {"pretrained": "tag"}, "true or false"),
         (tmp_path / "theirs", {"args": {"depth": 3}}, "remove depth"),
@@ -128,7 +129,7 @@ def test_patches_are_dropped_in_training_only(tmp_path, name):
         write(tmp_path / "theirs", name)
         name = f"transformers:{tmp_path / 'theirs'}"
     config = ImageTowerConfig(name=name, args=args, patch_dropout=0.5)
-    tower = ImageTower.build(config, ImageConfig(size=size))
+    tower = build_image_tower(config, ImageConfig(size=size))
     pixels = torch.nn.functional.interpolate(PIXELS, size)
     lengths = []
     for module in tower.net.modules():
@@ -155,7 +156,7 @@ def test_networks_without_patches_or_checkpointing_say_so(tmp_path):
         (f"transformers:{tmp_path / 'theirs'}", {"checkpointing": True}, "does not support it"),
     ):
         with pytest.raises(MmclError, match=message):
-            ImageTower.build(ImageTowerConfig(name=name, **settings), ImageConfig(size=32))
+            build_image_tower(ImageTowerConfig(name=name, **settings), ImageConfig(size=32))
 
 
 @pytest.mark.usefixtures("tiny")
@@ -167,7 +168,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tmp_path, name):
 
     def gradient(checkpointing):
         torch.manual_seed(0)
-        tower = ImageTower.build(ImageTowerConfig(name=name, checkpointing=checkpointing), ImageConfig(size=32))
+        tower = build_image_tower(ImageTowerConfig(name=name, checkpointing=checkpointing), ImageConfig(size=32))
         calls = []
         in_the_middle(tower.net).register_forward_pre_hook(lambda *_: calls.append(1))
         tower.train()(PIXELS).square().sum().backward()
@@ -184,7 +185,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tmp_path, name):
 def test_checkpointing_of_text_towers():
     for name in ("open_clip:tiny-ViT", "sample:minilm"):
         settings = TextTowerConfig(name=name, checkpointing=True, pretrained=False)
-        tower = TextTower.build(settings).train()
+        tower = build_text_tower(settings).train()
         calls = []
         in_the_middle(tower.net).register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         tower(**tower.collate(tower.tokenize(["a dog"])[0])).sum().backward()

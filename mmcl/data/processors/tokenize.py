@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from mmcl.data.identity import stable_hash
-from mmcl.formats.weights import full_disk_is_oserror
 from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.files import require_itself
 
@@ -20,26 +19,6 @@ _PROBED = 200
 """Entries of a vocabulary that are looked at: many may be unused or bytes that are no text alone."""
 _OWN = 0.05
 """The least part of these that their own texts give."""
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The transformers tokenizer in ``folder``.
-
-    Raises:
-        MmclError: its files are missing or damaged, or it tells no two texts apart.
-    """
-    from transformers import AutoTokenizer
-
-    with reading_tokenizer(f"{folder}: the tokenizer's files are missing or damaged", folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # Without them transformers makes a tokenizer that knows its special tokens alone, and says nothing.
-    names = {name for key, name in type(tokenizer).vocab_files_names.items() if not key.startswith("tokenizer_")}
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing and not (folder / "tokenizer.json").is_file():
-        files = " and ".join(missing)
-        raise MmclError(f"{folder}: the tokenizer's files are missing: neither tokenizer.json nor {files} is there")
-    check_tokenizer(tokenizer, str(folder))
-    return tokenizer
 
 
 @contextmanager
@@ -94,16 +73,6 @@ def check_tokenizer(tokenizer: Any, where: str) -> None:
             f"{where}: the tokenizer does not give the entries of its own vocabulary; a file of it is missing or of "
             "another model (merges.txt?), take a fresh copy"
         )
-
-
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer's own files."""
-    for name in ("is_local", "local_files_only"):  # how it was loaded, noted as if it were a setting
-        tokenizer.init_kwargs.pop(name, None)
-    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # whose default changes with transformers
-    forget_limits(tokenizer)
-    with full_disk_is_oserror(folder):
-        tokenizer.save_pretrained(folder)
 
 
 def forget_limits(tokenizer: Any) -> None:

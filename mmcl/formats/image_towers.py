@@ -1,4 +1,4 @@
-"""The networks of image towers by name: ``timm:NAME``, ``open_clip:NAME``, ``transformers:NAME``."""
+"""Image towers: by name (``timm:…``, ``open_clip:…``, ``transformers:…``), and as a model folder describes them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig
+from mmcl.formats.open_clip.models import colours as open_clip_colours
+from mmcl.formats.open_clip.models import pretrained_model
 from mmcl.formats.open_clip.nets import model_config, tower_config, visual_net, with_vision_settings
 from mmcl.formats.plausible import require_plausible, weights_bytes
 from mmcl.formats.tensor_files import require_finite
 from mmcl.formats.transformers.image_processors import colours, read_processor
-from mmcl.formats.transformers.nets import opening, own_vector, read_config, rebuild
+from mmcl.formats.transformers.nets import opening, read_config, rebuild
+from mmcl.models.activations import checkpoint_activations, drop_patches
+from mmcl.models.image.tower import ImageTower
 from mmcl.runtime.errors import MmclError, first_line, nearest
 
 
+def build_image_tower(config: ImageTowerConfig, image: ImageConfig) -> ImageTower:
+    """The tower that the config names, for images as ``image`` says.
+
+    Raises:
+        MmclError: the name, its weights or its arguments are not known.
+    """
+    net, about = create_net(config, image.size)
+    tower = ImageTower(net, {**about, **image.model_dump(exclude={"root"})})
+    if config.checkpointing:
+        checkpoint_activations(net, f"model.image.checkpointing: '{config.name}'")
+    if config.patch_dropout:
+        drop_patches(net, config.patch_dropout, tower.size, f"model.image.patch_dropout: '{config.name}'")
+    return tower
+
+
+def rebuild_image_tower(spec: dict[str, Any]) -> ImageTower:
+    """The tower that ``spec``, an image tower's, describes, with fresh weights."""
+    return ImageTower(rebuild_net(spec), spec)
+
+
 def create_net(config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
-    """The network that the config names, for pictures of ``size`` pixels; and what of the tower's spec describes it.
+    """The network that the config names, for images of ``size`` pixels; and what of the tower's spec describes it.
 
     Raises:
         MmclError: the name, its weights or its arguments are not known.
@@ -46,21 +71,6 @@ def rebuild_net(spec: dict[str, Any]) -> Any:
     return create_net(settings, spec["size"])[0]
 
 
-def vector_of(output: Any, how: str) -> Tensor:
-    """(N, D): the features of a transformers vision model's output.
-
-    Args:
-        output: of the model.
-        how: ``pooled`` (the vector it gives itself), ``cls`` or ``mean`` of its last states.
-    """
-    if how == "pooled":
-        return own_vector(output)
-    states = output.last_hidden_state
-    if states.ndim == 4:  # (N, D, H, W)
-        states = states.flatten(2).transpose(1, 2)
-    return states[:, 0] if how == "cls" else states.mean(dim=1)
-
-
 def _timm(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
     import timm
 
@@ -79,14 +89,12 @@ def _timm(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[st
         require_finite(net.named_parameters(), where)
     if hasattr(net, "set_input_size"):  # transformers with position embeddings for one size
         net.set_input_size(img_size=size)
-    colours = getattr(net, "pretrained_cfg", None) or {}
-    mean, std = (list(colours.get(name, (0.5,) * 3)) for name in ("mean", "std"))
+    pretrained = getattr(net, "pretrained_cfg", None) or {}
+    mean, std = (list(pretrained.get(name, (0.5,) * 3)) for name in ("mean", "std"))
     return net, {"name": config.name, "args": config.args, "mean": mean, "std": std}
 
 
 def _open_clip(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
-    from mmcl.formats.open_clip.models import colours, pretrained_model
-
     where = f"image tower 'open_clip:{model}'"
     settings = model_config(model)
     native = settings["vision_cfg"].get("image_size", 224)
@@ -94,9 +102,9 @@ def _open_clip(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, di
     half = tower_config(settings, "vision_cfg")
     if config.pretrained:
         whole, tag = pretrained_model(model, config.pretrained, settings, where)
-        net, (mean, std) = whole.visual, colours(tag)
+        net, (mean, std) = whole.visual, open_clip_colours(tag)
     else:
-        net, (mean, std) = visual_net(half), colours({})
+        net, (mean, std) = visual_net(half), open_clip_colours({})
     about: dict[str, Any] = {"library": "open_clip", "name": config.name, "config": half, "mean": mean, "std": std}
     if hasattr(net, "set_input_size") and size != native:  # timm's, which are built at their own size
         net.set_input_size(size)
@@ -144,9 +152,9 @@ def _transformers(model: str, config: ImageTowerConfig, size: int) -> tuple[Any,
 
 
 def _vector_kind(net: Any, missing: set[str], where: str) -> str:
-    """How the model's features are read: see :func:`vector_of`. A pooler without weights is none."""
+    """How the model's features are read, see :func:`vector_of`. A pooler without weights is none."""
     if net.main_input_name != "pixel_values":
-        raise MmclError(f"{where}: takes {net.main_input_name}, not pictures; choose a vision model")
+        raise MmclError(f"{where}: takes {net.main_input_name}, not images; choose a vision model")
     pooler = getattr(net, "pooler", None)
     if any(name.startswith("pooler.") for name in missing):
         pooler.requires_grad_(False)  # type: ignore[union-attr]  # unused: no gradient reaches it

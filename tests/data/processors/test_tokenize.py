@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mmcl.models.text.tokenize import read_tokenizer
+from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.runtime.errors import MmclError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

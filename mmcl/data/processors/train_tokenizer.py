@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers trained on the user's own text, in the form that transformers loads."""
+"""Training of SentencePiece tokenizers on the user's own text, in the form that transformers loads."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import io
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.cache.tokens import texts_of
-from mmcl.formats.weights import full_disk_is_oserror
-from mmcl.models.text.tokenize import check_tokenizer, reading_tokenizer
+from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, folder_to_write
+from mmcl.runtime.full_disk import full_disk_is_oserror
 from mmcl.runtime.progress import spoken
-
-if TYPE_CHECKING:
-    from mmcl.data.rows import Rows
 
 log = logging.getLogger("mmcl")
 VERY_LONG = 1_000_000  # the model sets the limit, not a tokenizer that is trained apart from it
@@ -107,24 +104,6 @@ def _texts(rows: Rows, column: str) -> Iterator[str]:
     for start in range(0, len(rows), _BLOCK):
         for value in rows.select(range(start, min(start + _BLOCK, len(rows)))).texts(column):
             yield from texts_of(value)
-
-
-def open_tokenizer(name: str):  # type: ignore[no-untyped-def]
-    """The tokenizer in a folder, such as ``mmcl tokenizer train`` writes, or any of transformers' by its hub name.
-
-    Raises:
-        MmclError: there is none, or it has no token to pad with.
-    """
-    from transformers import AutoTokenizer
-
-    with reading_tokenizer(f"model.text.tokenizer.name: no tokenizer '{name}' can be opened"):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    check_tokenizer(tokenizer, f"model.text.tokenizer.name: '{name}'")
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise MmclError(f"model.text.tokenizer.name: '{name}' has no token to pad with; choose another")
-        tokenizer.pad_token = tokenizer.eos_token  # as is usual for models that only generate
-    return tokenizer
 
 
 def to_transformers(model: bytes, max_tokens: int):  # type: ignore[no-untyped-def]

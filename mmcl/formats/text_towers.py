@@ -1,0 +1,163 @@
+"""Text towers: by name (``open_clip:…``, a transformers encoder, ``scratch``), and as a model folder describes them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmcl.config.model import TextTowerConfig
+from mmcl.formats.open_clip import models as open_clip_models
+from mmcl.formats.open_clip import text as open_clip_text
+from mmcl.formats.plausible import weights_bytes
+from mmcl.formats.sentence_transformers.read import read_settings, read_token_weights
+from mmcl.formats.tokenizers import open_tokenizer, read_tokenizer
+from mmcl.formats.transformers.nets import local_folder, open_net, rebuild
+from mmcl.models.activations import checkpoint_activations
+from mmcl.models.text.limits import count_positions, tightest
+from mmcl.models.text.open_clip import OpenClipTextTower
+from mmcl.models.text.token_weights import TokenWeights
+from mmcl.models.text.tower import OWN_VECTOR, TextTower
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+
+SCRATCH_MAX_TOKENS = 64
+
+
+def build_text_tower(config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
+    """The tower that the config names; one from scratch needs a ``tokenizer``, unless the config names that too.
+
+    Raises:
+        MmclError: there is no such model, or it cannot be read.
+    """
+    tower: TextTower
+    if config.name.startswith("open_clip:"):
+        tower = open_clip_models.build_text_tower(config)
+    elif config.name != "scratch":
+        if isinstance(config.pretrained, str):
+            raise MmclError(f"text model '{config.name}': 'pretrained' is true or false for a transformers model")
+        tower = open_text_tower(config.name, config.pretrained, config.max_tokens, config.pooling)
+    else:
+        tower = _scratch(config, tokenizer)
+    if config.prompts is not None:
+        tower.replace_prompts(config.prompts)
+    if config.checkpointing:
+        checkpoint_activations(tower.net, f"model.text.checkpointing: '{config.name}'")
+    return tower
+
+
+def _scratch(config: TextTowerConfig, tokenizer: Any) -> TextTower:
+    from transformers import BertConfig, BertModel
+
+    if tokenizer is None:
+        if config.tokenizer.name is None:
+            raise MmclError("model.text: a tower from scratch needs a tokenizer; set model.text.tokenizer.name")
+        tokenizer = open_tokenizer(config.tokenizer.name)
+    max_tokens = config.max_tokens or SCRATCH_MAX_TOKENS
+    architecture = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        max_position_embeddings=max_tokens,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    net = BertModel(architecture)
+    # Drawn at random as tokens are, these would be two thirds of what a new tower gives: where a token stands, and
+    # that all are of the first kind. From zero on they tell what they are learned to tell.
+    nn.init.zeros_(net.embeddings.position_embeddings.weight)
+    nn.init.zeros_(net.embeddings.token_type_embeddings.weight)
+    token_weights = None
+    if config.token_weights is not None:
+        token_weights = TokenWeights.smooth_inverse_frequency(tokenizer, config.token_weights)
+    return TextTower(
+        net,
+        tokenizer,
+        pooling=config.pooling or "mean",
+        max_tokens=max_tokens,
+        token_weights=token_weights,
+    )
+
+
+def open_text_tower(
+    name: str, weights: bool = True, max_tokens: int | None = None, pooling: str | None = None
+) -> TextTower:
+    """A transformers or sentence-transformers model by folder, hub name or ``sample:NAME``.
+
+    Args:
+        name: of the model.
+        weights: load them, rather than draw new ones.
+        max_tokens: longer texts are cut here; by default where the model's own settings say.
+        pooling: by default as the model's own settings say.
+
+    Raises:
+        MmclError: there is no such model, it cannot be read, or it has fewer positions than ``max_tokens``.
+    """
+    folder = local_folder(name)
+    settings = read_settings(folder)
+    source = folder / settings.transformer
+    net, fresh = open_net(name, source, weights)
+    tokenizer = read_tokenizer(source)
+    positions = tightest(count_positions(net), tokenizer.model_max_length)
+    if max_tokens is not None and max_tokens > positions:
+        raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {positions}")
+    if pooling == "pooler" and fresh:
+        log.warning("text model '%s': its weights have no pooler; it starts anew, and is to be trained", name)
+    weighted = settings.token_weights
+    return TextTower(
+        net,
+        tokenizer,
+        token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
+        pooling=pooling or settings.pooling,
+        max_tokens=max_tokens or tightest(settings.max_tokens, positions),
+        prompts=settings.prompts,
+        default_prompt=settings.default_prompt,
+        include_prompt=settings.include_prompt,
+        lowercase=settings.lowercase,
+    )
+
+
+def describe_text_tower(tower: TextTower) -> dict[str, Any]:
+    """What rebuilds ``tower``, weights and tokenizer files apart."""
+    if isinstance(tower, OpenClipTextTower):
+        return open_clip_text.describe_text_tower(tower)
+    return {
+        "config": tower.net.config.to_diff_dict(),
+        "pooling": tower.pooling,
+        "max_tokens": tower.max_tokens,
+        "prompts": tower.prompts,
+        "default_prompt": tower.default_prompt,
+        "include_prompt": tower.include_prompt,
+        "lowercase": tower.lowercase,
+        **({"architecture": type(tower.net).__name__} if tower.pooling in OWN_VECTOR else {}),
+        **({"padded": tower.padded, "masked": tower.masked} if tower.padded else {}),
+        **({} if tower.padded else {"mixes_padding": tower.mixes_padding, "least_tokens": tower.least_tokens}),
+        **({"token_weights": True} if tower.token_weights is not None else {}),
+    }
+
+
+def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> TextTower:
+    """What :func:`describe_text_tower` gave, with fresh weights.
+
+    Args:
+        spec: of the tower.
+        folder: of the model, with the weights that the tower is to have.
+        files: folder of its tokenizer's files.
+    """
+    if spec.get("library") == "open_clip":
+        return open_clip_text.rebuild_text_tower(spec, files)
+    net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
+    names = ["prompts", "default_prompt", "include_prompt", "lowercase"]
+    names += ["padded", "masked", "mixes_padding", "least_tokens"]
+    optional: dict[str, Any] = {name: spec[name] for name in names if name in spec}
+    tokenizer = read_tokenizer(files)
+    if spec["max_tokens"] > (positions := count_positions(net)):
+        raise ValueError(f"max_tokens is {spec['max_tokens']}, and there are {positions} positions")
+    optional["token_weights"] = TokenWeights(len(tokenizer)) if spec.get("token_weights") else None
+    return TextTower(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], **optional)

@@ -1,0 +1,30 @@
+"""The one vector an input in the output of a transformers model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def own_vector(output: Any) -> Tensor:
+    """(N, D): the one vector an input that a transformers model gives itself: projected where it projects."""
+    for name in ("text_embeds", "image_embeds", "pooler_output"):
+        if (vector := getattr(output, name, None)) is not None:
+            return vector.flatten(1)  # convolutional models pool to (N, D, 1, 1)
+    raise ValueError("the model gives no vector of its own")
+
+
+def vector_of(output: Any, how: str) -> Tensor:
+    """(N, D): the features of a transformers vision model's output.
+
+    Args:
+        output: of the model.
+        how: ``pooled`` (the vector it gives itself), ``cls`` or ``mean`` of its last states.
+    """
+    if how == "pooled":
+        return own_vector(output)
+    states = output.last_hidden_state
+    if states.ndim == 4:  # (N, D, H, W)
+        states = states.flatten(2).transpose(1, 2)
+    return states[:, 0] if how == "cls" else states.mean(dim=1)
