@@ -19,7 +19,7 @@ FORBIDDEN = {
     "hub": {"load", "load_state_dict_from_url"},  # torch.hub
     "pd": {"read_pickle"},
 }
-ALLOWED = {("models/torchscript.py", "pickle.Unpickler")}  # which makes nothing but its own classes
+ALLOWED = {("formats/torchscript.py", "pickle.Unpickler")}  # which makes nothing but its own classes
 WORTH_PARSING = re.compile(
     r"from_pretrained|from_config|trust_remote_code|torch\.load|np\.load|yaml\.load|pickle|joblib|dill|jit\.|hub\.load"
     r"|(?<![.\w])(eval|exec)\("
