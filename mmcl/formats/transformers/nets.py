@@ -32,9 +32,10 @@ def open_net(name: str, folder: Path, weights: bool) -> tuple[Any, bool]:
     from transformers import AutoModel
 
     config = read_config(folder, f"text model '{name}'")
-    with opening(f"text model '{name}': cannot be opened as a transformers encoder", folder if weights else None):
-        if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
-            raise ValueError(f"a '{config.model_type}' model is no encoder of texts")
+    where = f"text model '{name}': cannot be opened as a transformers encoder"
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
+        raise MmclError(f"{where}: a '{config.model_type}' model is no encoder of texts")
+    with opening(where, folder if weights else None):
         if not weights:
             return AutoModel.from_config(config, trust_remote_code=False), True
         most = weights_bytes(folder)
