@@ -17,9 +17,6 @@ def train(
     config: Annotated[Path, typer.Argument(help="A YAML file: one experiment.", show_default=False)],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    find_batch: Annotated[
-        bool, typer.Option("--find-batch", help="Take the largest batch that fits into memory.")
-    ] = False,
     out: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/NAME")] = None,
     allow_pipe: AllowPipe = False,
     json: JsonPath = None,
@@ -31,7 +28,7 @@ def train(
 
     # Before anything heavy is imported: a typo is told at once.
     experiment = load_config(config, overrides or [])
-    run = mmcl.train(experiment, out=out, resume=resume, find_batch=find_batch)
+    run = mmcl.train(experiment, out=out, resume=resume)
     if distributed.rank() != 0:
         return
     report = write_run_report(run, judge_run(run))

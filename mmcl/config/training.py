@@ -39,11 +39,14 @@ class TokenLimit(Section):
 
 
 def _limit_kind(value: Any) -> str:
-    return "TokenLimit" if isinstance(value, dict | TokenLimit) else "int"
+    return "TokenLimit" if isinstance(value, dict | TokenLimit) else "auto" if value == "auto" else "int"
 
 
 MicroBatch = Annotated[
-    Annotated[int, Field(ge=1), Tag("int")] | Annotated[TokenLimit, Tag("TokenLimit")], Discriminator(_limit_kind)
+    Annotated[int, Field(ge=1), Tag("int")]
+    | Annotated[TokenLimit, Tag("TokenLimit")]
+    | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_limit_kind),
 ]
 
 
@@ -58,7 +61,8 @@ class TrainingConfig(Section):
     """Batches whose gradients are averaged before an optimizer step."""
     micro_batch: MicroBatch | None = None
     """Rows that a process takes through the towers at once, or `{tokens: 8192}` for as many rows as have so many text
-    tokens, with those of mined and further texts that fall to them; all of its share of the batch if null. The loss
+    tokens, with those of mined and extra texts that fall to them; all of its share of the batch if null. `auto`: as
+    many rows as fit into the memory of the device, found before the first step, and kept by a resumed run. The loss
     still compares all rows of the batch: their embeddings are computed twice and only a micro-batch's activations are
     kept (gradient caching, arXiv:2101.06983). A row of more tokens is a micro-batch of its own; where batch
     normalisation learns, it joins its neighbour, for one row has no statistics."""

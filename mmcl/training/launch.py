@@ -24,7 +24,6 @@ def train(
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     resume: bool = False,
-    find_batch: bool = False,
     show_progress: bool | None = None,
 ) -> Run:
     """Train what a config describes.
@@ -34,8 +33,6 @@ def train(
         out: the run folder; ``runs/NAME`` if absent.
         overrides: ``key=value`` strings, as the command line's ``--set``.
         resume: go on from the newest checkpoint in the run folder. The result equals that of an uninterrupted run.
-        find_batch: put the largest batch that fits into memory in the place of ``training.batch_size``; a resumed run
-            keeps the one it found.
         show_progress: a bar on stderr; for a terminal if absent. Otherwise a line now and then is logged.
 
     Raises:
@@ -46,17 +43,15 @@ def train(
     config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / config.name
     with distributed.lost_process_is_told(lambda: _how_to_go_on(folder, "all of them")):
-        return _train(config, folder, resume, find_batch, show_progress)
+        return _train(config, folder, resume, show_progress)
 
 
-def _train(config: Config, folder: Path, resume: bool, find_batch: bool, show_progress: bool | None) -> Run:
+def _train(config: Config, folder: Path, resume: bool, show_progress: bool | None) -> Run:
     with exclusive_folder(folder) as new:
         try:
             with remove_on_failure(folder, new):
-                if find_batch:
-                    from mmcl.training.find_batch import fitting
-
-                    config = fitting(config, folder, resume)
+                if resume and has_begun(folder):
+                    config = _with_its_micro_batch(config, Run(folder))
                 trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
         except FolderError:
             if distributed.world_size() == 1:
@@ -70,6 +65,14 @@ def _train(config: Config, folder: Path, resume: bool, find_batch: bool, show_pr
             message = f"interrupted at step {trainer.progress.step} of {trainer.steps}; {_how_to_go_on(folder, 'it')}"
             raise KeyboardInterrupt(message) from None
     return Run(folder)
+
+
+def _with_its_micro_batch(config: Config, run: Run) -> Config:
+    """``config`` with the micro-batch that a run has found, where it says ``auto``."""
+    training = config.training
+    if training.micro_batch == "auto":
+        training = training.model_copy(update={"micro_batch": run.config.training.micro_batch})
+    return config.model_copy(update={"training": training})
 
 
 def _how_to_go_on(folder: Path, run: str) -> str:

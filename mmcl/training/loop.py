@@ -38,6 +38,7 @@ from mmcl.training.clock import Clock
 from mmcl.training.devices import choose_precision, start_device
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
+from mmcl.training.optimization.auto_micro_batch import find_micro_batch
 from mmcl.training.optimization.average import WeightAverage
 from mmcl.training.optimization.batch_norm import prepare_batch_norm
 from mmcl.training.optimization.not_finite import require_finite_weights
@@ -128,6 +129,8 @@ class Trainer:
     def _fit(self, interrupts: Interrupts) -> None:
         self.method.train()
         settings, progress, accumulate = self.config.training, self.progress, self.config.training.accumulate
+        if settings.micro_batch == "auto":
+            self._find_micro_batch()
         if self.main:
             announce(self.config, self.method, self.feed, self.device, self.precision, self.steps, progress.step)
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
@@ -176,6 +179,19 @@ class Trainer:
             batches.close()
             ticker.close()
             self.metrics.close()
+
+    def _find_micro_batch(self) -> None:
+        """Put the micro-batch that fits into memory in the place of ``auto``, in the run's ``config.yaml`` as well."""
+        numbers = itertools.count()
+
+        def run(batch: Batch) -> StepResult:
+            return self.step([batch] * min(2, self.config.training.accumulate), next(numbers), 0.0)
+
+        found = find_micro_batch(self.step, self.feed, run, [callback.full_load() for callback in self.callbacks])
+        self.step.settings = self.config.training.model_copy(update={"micro_batch": found})
+        self.config = self.config.model_copy(update={"training": self.step.settings})
+        if self.main:
+            write_config(self.folder, self.config)
 
     def _batches(self) -> tuple[Generator[Batch, None, None], int]:
         """The batches to come, and the step before which new ones are asked for."""

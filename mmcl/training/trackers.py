@@ -80,7 +80,7 @@ def _tracker(name: str, project: str, folder: Path, resume_step: int, run: str |
         return tracking.WandBTracker(project, name=folder.name, dir=str(folder), id=run, resume="allow")
     if name == "mlflow":
         return tracking.MLflowTracker(project, run_name=folder.name, run_id=run)
-    return tracking.TrackioTracker(project, name=run or folder.name, resume="allow")
+    return tracking.TrackioTracker(project, name=run or folder.name, resume="allow" if run else "never")
 
 
 def _run_of(name: str, tracker: Any) -> str | None:

@@ -25,6 +25,10 @@ class Callback:
         """The step after ``step``, and at most ``stop``, before which batches are asked for anew."""
         return stop
 
+    def full_load(self) -> AbstractContextManager[None]:
+        """A context in which batches carry as much as they ever will, to measure the memory of a step."""
+        return nullcontext()
+
     def before_batches(self, step: int) -> None:
         """Called before batches are prepared, of which the first is that of ``step``."""
 

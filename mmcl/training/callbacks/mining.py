@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -169,9 +170,13 @@ class Miner(Callback):
             ) from None
         self._serve(items)
 
-    def any_negatives(self) -> None:
-        """Have batches carry some negatives or other, to measure what they cost."""
+    @contextmanager
+    def full_load(self) -> Iterator[None]:
+        """A context in which batches carry some negatives or other."""
+        before = self.feed.hard
         self._serve(np.zeros((len(self.feed.positions), self.rules.count), np.int64))
+        yield
+        self.feed.hard = before
 
     def _serve(self, items: np.ndarray) -> None:
         of_rows = np.zeros((self.feed.total, self.rules.count), np.int64)

@@ -67,6 +67,7 @@ def _synchronise(module: nn.Module) -> None:
 def tell_of_statistics(method: Method, settings: TrainingConfig) -> None:
     """Warn where batch normalisation sees fewer rows than are compared with each other."""
     layers, world, micro = learning_layers(method), distributed.world_size(), settings.micro_batch
+    assert micro != "auto", "announced when it has been found"
     rows = settings.batch_size // world
     divided = micro is not None and not (isinstance(micro, int) and micro >= rows)
     shared = settings.batch_norm == "sync"

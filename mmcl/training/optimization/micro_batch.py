@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from mmcl.training.optimization.batch_norm import learning_layers
 NO_TOKENS = "training.micro_batch counts tokens, but no text passes a tower here; give it a number of rows"
 
 
-def micro_batches(batch: Batch, limit: int | TokenLimit | None, method: nn.Module) -> list[Batch]:
+def micro_batches(batch: Batch, limit: int | TokenLimit | Literal["auto"] | None, method: nn.Module) -> list[Batch]:
     """``batch`` in parts of consecutive rows, each within ``limit``, see ``training.micro_batch``; but a row that would
     be alone joins its neighbours where there is batch normalisation: a single row has no statistics.
 
@@ -34,6 +35,8 @@ def micro_batches(batch: Batch, limit: int | TokenLimit | None, method: nn.Modul
     least = 2 if learning_layers(method) else 1
     if limit is None or rows <= 1:
         sizes = [rows]
+    elif limit == "auto":
+        raise ValueError("the size of a micro-batch has to be found first")
     elif isinstance(limit, int):
         sizes = _evenly(rows, -(-rows // limit))
     else:

@@ -24,9 +24,9 @@ from mmcl.training import train
 from mmcl.training.build import build_method
 from mmcl.training.callbacks.mining import Miner
 from mmcl.training.checkpoint import load_checkpoint
-from mmcl.training.find_batch import grown
 from mmcl.training.logs import MetricsLog
 from mmcl.training.loop import Trainer
+from mmcl.training.optimization.auto_micro_batch import longest_batch
 from mmcl.training.optimization.step import Stepper
 
 from ..processes import TRAIN, launch
@@ -364,16 +364,12 @@ def test_hard_captions_of_pictures_are_of_other_pictures(tmp_path, shapes_config
         assert corpus[line["item"]] in texts(rows[int(line["negative"])]["text"])
 
 
-def test_the_largest_batch_is_measured_with_mined_negatives(tmp_path, config):
+def test_memory_is_measured_with_mined_negatives(tmp_path, config):
     trainer = Trainer(load_config(config), tmp_path / "run", resume=False, show_progress=False)
-    trainer.miner.any_negatives()
-    batches = trainer.feed.batches(0, 1)
-    batch = next(batches)
-    batches.close()
-    assert len(grown(batch, 20).extra[MINED]["input_ids"]) == 40
-    assert len(grown(batch, 20).extra_ids[MINED]) == 40
-    trainer.method.train()
-    assert np.isfinite(trainer.step([grown(batch, 20)], 0, 0.0).loss)
+    with trainer.miner.full_load():
+        batch = longest_batch(trainer.feed, trainer.method)
+    assert len(batch.extra_ids[MINED]) == 2 * len(batch.ids)
+    assert trainer.feed.hard is None
     trainer.metrics.close()
 
 

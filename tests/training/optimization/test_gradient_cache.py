@@ -10,9 +10,7 @@ import torch
 
 from mmcl.config.load import load_config
 from mmcl.config.training import TrainingConfig
-from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
-from mmcl.training.find_batch import find_batch
 from mmcl.training.optimization.step import Stepper
 
 from ..processes import launch
@@ -240,9 +238,3 @@ def test_a_narrow_precision_and_its_scaler_see_no_difference(folder, precision):
             expected = parameter.detach() - 0.1 * parameter.grad
             torch.testing.assert_close(method.get_parameter(name).detach(), expected, rtol=1e-3, atol=1e-4)
     assert all(parameter.grad is None for parameter in method.parameters())
-
-
-def test_a_search_for_the_batch_that_fits_is_refused_where_micro_batches_make_any_fit(tmp_path, shapes_config):
-    config = load_config(shapes_config, ["training.micro_batch=8"])
-    with pytest.raises(MmclError, match="leave one of the two out"):
-        find_batch(config, tmp_path)
