@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 
 from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.feed import Feed
-from mmcl.formats.transformers.nets import UNLIMITED
 from mmcl.methods import Method
 from mmcl.methods.parts.queue import MemoryQueue
+from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
