@@ -9,7 +9,7 @@ of its difference; p is how often random signs give a mean difference at least a
 when all sign patterns are no more than the resamples asked for, else p = (1 + as far) / (1 + resamples), which is never
 0 (Phipson and Smyth 2010). For hits, with one query a group, the enumeration is McNemar's exact test.
 
-*Groups*: the captions of one picture are not independent, so they are resampled, and their signs are flipped, together.
+*Groups*: the captions of one image are not independent, so they are resampled, and their signs are flipped, together.
 *Holm* (1979): with many metrics one is bound to look significant; adjusted p-values keep the chance of even one false
 "ahead" below 5%. A metric's verdict needs both: an interval without 0 and an adjusted p below 0.05.
 """

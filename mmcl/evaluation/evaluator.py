@@ -53,7 +53,7 @@ class Evaluator(Protocol):
     headlines: ClassVar[tuple[str, ...]]
     """Names of the metrics that a log line shows, the most telling first."""
     summary: ClassVar[tuple[str, ...]] = ()
-    """Names, without their cut-offs, of further metrics for a model card or a short table."""
+    """Names, without their cut-offs, of other metrics for a model card or a short table."""
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     """Names, without their cut-offs, of the metrics of which the lower value is the better one."""
 

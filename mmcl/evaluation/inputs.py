@@ -23,11 +23,11 @@ def with_ids(name: str, given: Identified) -> tuple[list[Any], Vectors]:
         raise MmclError(f"{name}: expected a mapping from id to vector or a pair (ids, array), not {_kind(given)}")
     ids = given[0].tolist() if isinstance(given[0], np.ndarray) else list(given[0])
     vectors = matrix(name, given[1], ids=ids)
-    seen: set[Any] = set()
+    known: set[Any] = set()
     for key in ids:
-        if key in seen:
+        if key in known:
             raise MmclError(f"{name}: the id {key!r} stands twice; ids must be unique")
-        seen.add(key)
+        known.add(key)
     return ids, vectors
 
 

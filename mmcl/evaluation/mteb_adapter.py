@@ -21,7 +21,7 @@ def mteb_model(encoder: Encoder, name: str | None = None) -> MtebModel:
             ``TASK-query``, ``TASK``, ``TYPE-query``, ``TYPE``, ``query``; and so for ``document``, for which a model's
             ``passage`` stands too. Where none fits, the model's default prompt, if it has one.
         name: ``organization/model``, under which mteb keeps results; made from the encoder's own name if absent.
-            Results of other weights are told apart by a hash of them, the revision.
+            The revision is a hash of the weights.
 
     What is ranked is mteb's to say: of tasks whose queries stand in their corpus (ArguAna, Quora) it leaves each out of
     its own ranking, as ``beir_retrieval`` does by default, and ``retrieval`` with ``self_matches="drop"``.

@@ -1,4 +1,4 @@
-"""Texts to vectors, for judges of text: each distinct text once, with the model's own prompts."""
+"""Texts to vectors, for evaluations of text: each distinct text once, with the model's own prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def embed_texts(
         texts: N texts.
         identities: of the texts, see ``text_identities``: of those that are the same the first one is embedded. By
             default equal texts are.
-        options: further arguments of ``encode``, such as ``prompt``. Those that are None are not passed, so that an
+        options: other arguments of ``encode``, such as ``prompt``. Those that are None are not passed, so that an
             encoder that knows nothing but texts will do.
     """
     of = texts if identities is None else identities

@@ -28,11 +28,11 @@ def warn_of_training_rows(
     """Log a warning if ``rows`` are, or are among, what the model was trained on, by the name of its source.
 
     Rows are the same if their images are: the same bytes, in one file or in several; without images, if their texts
-    are. A source that cannot be read here is passed over, and of one with over 100,000 rows it is only told whether it
-    is the very same.
+    are. A source that cannot be read here is passed over, and of one with over 100,000 rows all that is compared is
+    whether it is the very same.
 
     Args:
-        encoder: one that knows its training source is told by its ``card``.
+        encoder: the training source stands in its ``card``, if anywhere.
         rows: to be judged on.
         image: the column of images.
         texts: the columns of texts, where there is none of images.

@@ -38,7 +38,7 @@ def estimate(
         seed: of the resamples.
         level: coverage of the intervals.
         groups: (N,) integers in [0, G): items of a group are drawn together, G groups a resample. For items that are
-            not independent, such as five captions of one picture, whose intervals would else be too narrow.
+            not independent, such as five captions of one image, whose intervals would else be too narrow.
 
     Returns:
         {name: value}, {name: (low, high)}.

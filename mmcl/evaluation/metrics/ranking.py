@@ -110,44 +110,79 @@ def relevant_ranks(
     device = _device(queries, device)
     ready_after_fork(device)
     space = _DotSpace(corpus, similarity, device)
-    apart_query, apart_document = _NO_PAIRS if left_out is None else left_out
-    ranked = judgements.keeps(apart_query, apart_document, len(corpus))
-    found = np.flatnonzero((judgements.documents != MISSING) & ranked)
-    query, document = judgements.queries[found], judgements.documents[found]
-    scores = _pair_scores(space, queries, corpus, query, document)
-
-    # Queries with about equally many relevant documents share a block, so that padding costs little.
-    sizes = np.bincount(query, minlength=len(queries))
-    rows = np.argsort(sizes, kind="stable")  # place -> query
-    place = np.empty_like(rows)
-    place[rows] = np.arange(len(rows))
-
-    # Within a query from the worst score up; among equals the better grade first, because it is to rank lower.
-    order = np.lexsort((-judgements.grades[found], scores, place[query]))
-    apart_place = place[apart_query]
-    place, document, scores = place[query][order], document[order], scores[order]
-    starts = np.append(0, np.cumsum(sizes[rows]))
-    slot = np.arange(len(order)) - starts[place]
-
-    blocks = []
-    for start in range(0, len(rows), query_rows):
-        some = rows[start : start + query_rows]
-        part = slice(starts[start], starts[start + len(some)])
-        if part.start < part.stop:
-            own = (apart_place >= start) & (apart_place < start + len(some))
-            unranked = apart_place[own] - start, apart_document[own]
-            blocks.append(
-                _Block(some, place[part] - start, slot[part], document[part], scores[part], unranked, space.device)
-            )
+    layout = _Layout.of(space, queries, corpus, judgements, _NO_PAIRS if left_out is None else left_out)
+    blocks = layout.blocks(query_rows, device)
     for first in range(0, len(corpus), corpus_rows):
         documents = space.documents(corpus[first : first + corpus_rows])
         for block in blocks:
             block.add(space.queries(queries[block.rows]), documents, first)
-
     ranks = np.full(len(judgements.documents), np.inf)
     ahead = np.concatenate([block.ahead() for block in blocks]) if blocks else np.empty(0)
-    ranks[found[order]] = sizes[rows][place] - slot + ahead
+    ranks[layout.entries] = layout.not_above + ahead
     return ranks
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The E' judgements whose documents are ranked, in the order in which blocks of queries hold them.
+
+    Queries are sorted by how many relevant documents they have, so that padding within a block costs little. Within a
+    query the entries ascend by score; among equals the better grade stands first, because it is to rank lower.
+    """
+
+    rows: np.ndarray  # (Q,) the queries, sorted
+    starts: np.ndarray  # (Q + 1,) where the entries of each begin
+    entries: np.ndarray  # (E',) numbers of the judgements
+    place: np.ndarray  # (E',) of each entry: its query's place in ``rows``
+    document: np.ndarray  # (E',)
+    score: np.ndarray  # (E',)
+    left_out: tuple[np.ndarray, np.ndarray]  # places of queries, and documents, that are not ranked
+
+    @classmethod
+    def of(
+        cls, space: _DotSpace, queries: Vectors, corpus: Vectors, judgements: Judgements, left_out: np.ndarray
+    ) -> _Layout:
+        ranked = judgements.keeps(left_out[0], left_out[1], len(corpus))
+        found = np.flatnonzero((judgements.documents != MISSING) & ranked)
+        query, document = judgements.queries[found], judgements.documents[found]
+        scores = _pair_scores(space, queries, corpus, query, document)
+        sizes = np.bincount(query, minlength=len(queries))
+        rows = np.argsort(sizes, kind="stable")
+        place = np.empty_like(rows)
+        place[rows] = np.arange(len(rows))
+        order = np.lexsort((-judgements.grades[found], scores, place[query]))
+        return cls(
+            rows=rows,
+            starts=np.append(0, np.cumsum(sizes[rows])),
+            entries=found[order],
+            place=place[query][order],
+            document=document[order],
+            score=scores[order],
+            left_out=(place[left_out[0]], left_out[1]),
+        )
+
+    @property
+    def slot(self) -> np.ndarray:
+        """(E',) of each entry: its number among its query's."""
+        return np.arange(len(self.entries)) - self.starts[self.place]
+
+    @property
+    def not_above(self) -> np.ndarray:
+        """(E',) of each entry: how many relevant documents of its query rank no lower, itself included."""
+        return np.diff(self.starts)[self.place] - self.slot
+
+    def blocks(self, query_rows: int, device: torch.device) -> list[_Block]:
+        """The queries that have entries, so many at a time."""
+        blocks, slot, (unranked_place, unranked_document) = [], self.slot, self.left_out
+        for start in range(0, len(self.rows), query_rows):
+            some = self.rows[start : start + query_rows]
+            part = slice(self.starts[start], self.starts[start + len(some)])
+            if part.start < part.stop:
+                here = (unranked_place >= start) & (unranked_place < start + len(some))
+                unranked = unranked_place[here] - start, unranked_document[here]
+                place, document, score = self.place[part] - start, self.document[part], self.score[part]
+                blocks.append(_Block(some, place, slot[part], document, score, unranked, device))
+        return blocks
 
 
 class _Block:

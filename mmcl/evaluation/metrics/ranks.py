@@ -42,10 +42,10 @@ def per_query(ranks: np.ndarray, judgements: Judgements, ks: Sequence[int]) -> d
     if len(some) < len(judgements.sizes):
         values = per_query(ranks, judgements.of_queries(some), ks)
         nothing = {name: np.inf if name == "median_rank" else 0.0 for name in values}
-        everybody = {name: np.full(len(judgements.sizes), nothing[name]) for name in values}
+        padded = {name: np.full(len(judgements.sizes), nothing[name]) for name in values}
         for name, value in values.items():
-            everybody[name][some] = value
-        return everybody
+            padded[name][some] = value
+        return padded
     query, starts, size = judgements.queries, judgements.offsets[:-1], judgements.sizes
     by_rank = np.lexsort((ranks, query))
     ranks, gains = ranks[by_rank], judgements.grades[by_rank]

@@ -39,8 +39,8 @@ _DEAD = 0.01
 # A collapse is judged by two signs that a working model does not show, however it was trained.
 # Cosine: the narrowest cones in use are those of text models trained at a temperature of 0.01, whose authors report
 # scores from about 0.7 up (E5, arXiv:2212.03533); above 0.95, random pairs are less than 18 degrees apart.
-# Rank: with fewer than 2% of the possible directions (10 of 512) even a linear classifier of a dozen classes has no
-# room, and models that transfer well use most of them (RankMe). Below 2, what is left is a line.
+# Rank: with fewer than 2% of the possible directions (10 of 512) even a linear classifier of a dozen classes
+# fails, and models that transfer well use most of them (RankMe). Below 2, what is left is a line.
 _CLOSE, _FLAT, _FLAT_AT_LEAST = 0.95, 0.02, 2.0
 _ENOUGH = 16  # rows; a handful of inputs may well be alike
 

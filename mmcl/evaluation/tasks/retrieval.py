@@ -144,20 +144,18 @@ def retrieval(
     query_ids, query_vectors = with_ids("queries", queries)
     corpus_ids, corpus_vectors = with_ids("corpus", corpus)
     same_width(("queries", query_vectors), ("documents", corpus_vectors))
-    judgements = _judgements(qrels, query_ids, corpus_ids)
     known = set(query_ids)
     return _score(
-        query_vectors,
-        corpus_vectors,
-        judgements,
-        ks,
-        query_ids,
-        similarity,
-        (bootstrap, seed),
-        device,
-        scored=np.array([bool(qrels.get(key)) for key in query_ids]),
-        own=_Own.of(query_ids, corpus_ids, self_matches),
-        missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
+        _Search(
+            queries=query_vectors,
+            corpus=corpus_vectors,
+            judgements=_judgements(qrels, query_ids, corpus_ids),
+            scored=np.array([bool(qrels.get(key)) for key in query_ids]),
+            matches=_SelfMatches.of(query_ids, corpus_ids, self_matches),
+            query_ids=query_ids,
+            missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
+        ),
+        _Measure(ks, similarity, bootstrap, seed, device),
     )
 
 
@@ -205,46 +203,27 @@ def retrieval_pairs(
         MmclError: as ``retrieval``; an image number out of range; lengths that do not fit.
     """
     check_self_matches(self_matches)
-    ks = cutoffs(ks)
     image, text = matrix(names[0], image), matrix(names[1], text)
     same_width((f"{names[0]} vectors", image), (f"{names[1]} vectors", text))
     owner = owners(image_of_text, len(image), len(text), names)
-    if image_ids is not None and text_ids is not None:
-        image_ids, text_ids = _list(image_ids), _list(text_ids)
-        owns = [_Own.of(*sides, self_matches) for sides in ((image_ids, text_ids), (text_ids, image_ids))]
-    elif self_matches == "keep":
-        owns = [_Own.of((), (), "keep")] * 2
-    else:
-        raise MmclError(
-            f"self_matches: 'drop' needs {names[0]}_ids and {names[1]}_ids, which say what is the same thing"
-        )
+    image_ids, text_ids = (None if ids is None else _list(ids) for ids in (image_ids, text_ids))
+    matches = _matches_both_ways(image_ids, text_ids, self_matches, names)
     image_class = np.arange(len(image)) if image_ids is None else codes(f"{names[0]}_ids", image_ids, len(image))
     text_class = np.arange(len(text)) if text_ids is None else codes(f"{names[1]}_ids", text_ids, len(text))
     linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
     texts_of_image = _expand(linked, text_class, image_class)
     images_of_text = _expand(linked.T.tocsr(), image_class, text_class)
-    rest = (similarity, (bootstrap, seed), device)
-
-    def one_way(
-        way: str, queries: Vectors, corpus: Vectors, judgements: Judgements, own: _Own, groups: np.ndarray
-    ) -> Scores:
-        judgements = judgements.without(own.left_out, len(corpus))
-        if not judgements.sizes.any():
-            raise MmclError(f"{way}: no query has an answer but itself; set self_matches to 'keep'")
-        scored = judgements.sizes > 0
-        return _score(
-            queries, corpus, judgements, ks, range(len(queries)), *rest, scored=scored, own=own, groups=groups
-        )
-
     forth, back = f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
-    return {
-        forth: one_way(forth, image, text, texts_of_image, owns[0], image_class),
-        back: one_way(back, text, image, images_of_text, owns[1], image_class[owner]),
+    ways = {
+        forth: _Search.of_answers(forth, image, text, texts_of_image, matches[0], image_class),
+        back: _Search.of_answers(back, text, image, images_of_text, matches[1], image_class[owner]),
     }
+    measure = _Measure(cutoffs(ks), similarity, bootstrap, seed, device)
+    return {way: _score(search, measure) for way, search in ways.items()}
 
 
 @dataclass(frozen=True)
-class _Own:
+class _SelfMatches:
     """Which queries stand in the corpus themselves, and what is to be done about it."""
 
     rule: SelfMatches
@@ -254,7 +233,7 @@ class _Own:
     """(2, P) queries and the documents that are not ranked for them."""
 
     @classmethod
-    def of(cls, queries: Sequence[Hashable], corpus: Sequence[Hashable], rule: SelfMatches) -> _Own:
+    def of(cls, queries: Sequence[Hashable], corpus: Sequence[Hashable], rule: SelfMatches) -> _SelfMatches:
         """From what each is called; what has the same name is the same thing."""
         wanted, places = set(queries), dict[Hashable, list[int]]()
         for place, name in enumerate(corpus):
@@ -263,6 +242,20 @@ class _Own:
         rows = [row for row, name in enumerate(queries) if name in places]
         pairs = [(row, place) for row in rows for place in places[queries[row]]] if rule == "drop" else []
         return cls(rule, np.array(rows, dtype=np.int64), np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
+
+
+def _matches_both_ways(
+    first: list[Hashable] | None, second: list[Hashable] | None, rule: SelfMatches, names: tuple[str, str]
+) -> tuple[_SelfMatches, _SelfMatches]:
+    """Of the first kind among the second, and of the second among the first; none where a kind has no ids."""
+    if first is not None and second is not None:
+        return _SelfMatches.of(first, second, rule), _SelfMatches.of(second, first, rule)
+    if rule == "drop":
+        raise MmclError(
+            f"self_matches: 'drop' needs {names[0]}_ids and {names[1]}_ids, which say what is the same thing"
+        )
+    none = _SelfMatches.of((), (), "keep")
+    return none, none
 
 
 def check_self_matches(rule: str) -> None:
@@ -275,48 +268,75 @@ def _list(values: Iterable[Hashable]) -> list[Hashable]:
     return values.tolist() if isinstance(values, np.ndarray | torch.Tensor) else list(values)
 
 
-def _score(
-    queries: Vectors,
-    corpus: Vectors,
-    judgements: Judgements,
-    ks: tuple[int, ...],
-    query_ids: Sequence[Any],
-    similarity: Similarity,
-    resampling: tuple[int, int],
-    device: str | torch.device | None,
-    *,
-    scored: np.ndarray,  # (Q,) bool, whether a query counts; all do that something is relevant to
-    own: _Own,
-    groups: np.ndarray | None = None,
-    missing: int = 0,
-) -> Scores:
-    ranks = relevant_ranks(queries, corpus, judgements, similarity=similarity, left_out=own.left_out, device=device)
-    scored = np.flatnonzero(scored)
-    judged = judgements.of_queries(scored)
-    candidates = len(corpus) - np.bincount(own.left_out[0], minlength=len(queries))[scored]
-    values = measures.per_query(ranks, judged, ks)
+@dataclass(frozen=True)
+class _Search:
+    """Queries, what they search in, and the right answers."""
+
+    queries: Vectors  # (Q, D)
+    corpus: Vectors  # (C, D)
+    judgements: Judgements
+    scored: np.ndarray  # (Q,) bool, whether a query counts; all do that something is relevant to
+    matches: _SelfMatches
+    query_ids: Sequence[Any]
+    groups: np.ndarray | None = None  # (Q,) see ``Scores.groups``
+    missing: int = 0  # queries that the judgements name but that have no vector
+
+    @classmethod
+    def of_answers(
+        cls,
+        way: str,
+        queries: Vectors,
+        corpus: Vectors,
+        judgements: Judgements,
+        matches: _SelfMatches,
+        groups: np.ndarray,
+    ) -> _Search:
+        """One in which each query with an answer beside itself counts; queries are called by their rows."""
+        judgements = judgements.without(matches.left_out, len(corpus))
+        if not judgements.sizes.any():
+            raise MmclError(f"{way}: no query has an answer but itself; set self_matches to 'keep'")
+        return cls(queries, corpus, judgements, judgements.sizes > 0, matches, range(len(queries)), groups)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What is measured of a search, and how; the fields are arguments of ``retrieval``."""
+
+    ks: tuple[int, ...]
+    similarity: Similarity
+    bootstrap: int
+    seed: int
+    device: str | torch.device | None
+
+
+def _score(search: _Search, measure: _Measure) -> Scores:
+    queries, corpus, left_out = search.queries, search.corpus, search.matches.left_out
+    options: dict[str, Any] = {"similarity": measure.similarity, "device": measure.device}
+    ranks = relevant_ranks(queries, corpus, search.judgements, left_out=left_out, **options)
+    scored = np.flatnonzero(search.scored)
+    judged = search.judgements.of_queries(scored)
+    candidates = len(corpus) - np.bincount(left_out[0], minlength=len(queries))[scored]
+    values = measures.per_query(ranks, judged, measure.ks)
     values["median_rank"] = np.minimum(values["median_rank"], candidates + 1)
-    if groups is not None:
-        groups = np.unique(groups[scored], return_inverse=True)[1]
-    resamples, seed = resampling
+    groups = None if search.groups is None else np.unique(search.groups[scored], return_inverse=True)[1]
     metrics, intervals = bootstrapping.estimate(
-        measures.statistic(values), len(scored), resamples=resamples, seed=seed, groups=groups
+        measures.statistic(values), len(scored), resamples=measure.bootstrap, seed=measure.seed, groups=groups
     )
     return Scores(
         metrics=metrics,
         intervals=intervals,
         per_query=values,
-        query_ids=[query_ids[row] for row in scored.tolist()],
+        query_ids=[search.query_ids[row] for row in scored.tolist()],
         relevant=judged.sizes,
         found=np.bincount(judged.queries, weights=np.isfinite(ranks), minlength=len(scored)).astype(np.int64),
         candidates=candidates,
-        ks=ks,
+        ks=measure.ks,
         corpus=len(corpus),
         skipped_queries=len(queries) - len(scored),
-        missing_queries=missing,
+        missing_queries=search.missing,
         groups=groups,
-        self_matches=own.rule,
-        queries_in_corpus=len(np.intersect1d(own.rows, scored)),
+        self_matches=search.matches.rule,
+        queries_in_corpus=len(np.intersect1d(search.matches.rows, scored)),
     )
 
 

@@ -35,27 +35,27 @@ log = logging.getLogger("mmcl")
 
 @dataclass(frozen=True)
 class PairVectors:
-    """The pictures and captions of a table as vectors: N pictures, T captions, one or several a picture."""
+    """The images and captions of a table as vectors: N images, T captions, one or several an image."""
 
     images: np.ndarray  # (N, D) float32
     texts: np.ndarray  # (T, D) float32
-    owner: np.ndarray  # (T,) the picture of each caption
-    hashes: np.ndarray  # (N,) equal for equal pictures
+    owner: np.ndarray  # (T,) the image of each caption
+    hashes: np.ndarray  # (N,) equal for equal images
     captions: list[str]  # T
     same_captions: list[Hashable]  # T, equal for captions that are the same to the model
-    row_ids: list[str]  # N, of the pictures
+    row_ids: list[str]  # N, of the images
 
     @property
     def caption_ids(self) -> list[str]:
         """Row and number of each caption: "17#0" is the first of row 17."""
-        number = np.arange(len(self.owner)) - np.searchsorted(self.owner, self.owner)  # captions stand by picture
+        number = np.arange(len(self.owner)) - np.searchsorted(self.owner, self.owner)  # captions stand by image
         return [f"{self.row_ids[row]}#{place}" for row, place in zip(self.owner.tolist(), number.tolist(), strict=True)]
 
 
 def embed_pairs(encoder: Encodes, rows: Rows | ShardRows, *, image: str = "image", text: str = "text") -> PairVectors:
-    """Embed the pictures of a column and the captions of another, one or a list a row.
+    """Embed the images of a column and the captions of another, one or a list a row.
 
-    Rows with an unreadable picture or without a caption are left out, and their number is logged. Pictures are decoded
+    Rows with an unreadable image or without a caption are left out, and their number is logged. Images are decoded
     block by block; what is kept is the vectors.
 
     Raises:
@@ -66,7 +66,7 @@ def embed_pairs(encoder: Encodes, rows: Rows | ShardRows, *, image: str = "image
     vectors, readable, hashes = _image_vectors(encoder, rows, image)
     chosen = [place for place, row in enumerate(readable) if captions[row]]
     kept = [readable[place] for place in chosen]
-    _report(rows, len(rows) - len(kept), "an unreadable picture or no caption")
+    _report(rows, len(rows) - len(kept), "an unreadable image or no caption")
     flat = [caption for row in kept for caption in captions[row]]
     ids, same = rows.ids(), text_identities(encoder, flat)
     return PairVectors(
@@ -89,12 +89,12 @@ def retrieval_of_rows(
     ks: Iterable[int] = (1, 5, 10),
     bootstrap: int = 1000,
 ) -> dict[str, Scores]:
-    """Retrieval both ways between the pictures of a column and the captions of another, one or a list a row.
+    """Retrieval both ways between the images of a column and the captions of another, one or a list a row.
 
-    Captions that are the same to the model are right answers for each other's pictures, and equal pictures for each
-    other's captions: a picture that stands in five rows with a caption each is as right in any of them. Rows with an
-    unreadable picture or without a caption are left out, and their number is logged. Under ``clip_benchmark`` stand
-    CLIP_benchmark's metrics, for which a caption is right for the picture of its own row only.
+    Captions that are the same to the model are right answers for each other's images, and equal images for each
+    other's captions: an image that stands in five rows with a caption each is as right in any of them. Rows with an
+    unreadable image or without a caption are left out, and their number is logged. Under ``clip_benchmark`` stand
+    CLIP_benchmark's metrics, for which a caption is right for the image of its own row only.
 
     Returns:
         {"image_to_text": Scores, "text_to_image": Scores}; query ids are row ids, and "<row id>#<number>" of captions.
@@ -146,10 +146,10 @@ def zero_shot_of_rows(
     ks: Iterable[int] = (1, 5),
     bootstrap: int = 1000,
 ) -> ZeroShotScores:
-    """Zero-shot classification of the pictures of a column by the class names or numbers that stand in another.
+    """Zero-shot classification of the images of a column by the class names or numbers that stand in another.
 
     Args:
-        encoder: embeds pictures and sentences.
+        encoder: embeds images and sentences.
         rows: the table.
         label, image: its columns.
         templates: what class names are put into, see ``mmcl.evaluation.tasks.templates.resolve``.
@@ -186,7 +186,7 @@ def zero_shot_of_rows(
     warn_of_training_rows(encoder, rows, image=image)
     vectors, readable, _ = _image_vectors(encoder, rows, image)
     kept = [position for position, row in enumerate(readable) if codes[row] is not None]
-    _report(rows, len(rows) - len(kept), "an unreadable picture or no class name")
+    _report(rows, len(rows) - len(kept), "an unreadable image or no class name")
     own = np.array([codes[readable[position]] for position in kept], dtype=np.int64)
     scores = zero_shot(vectors[kept], own, classifier(encoder, names, sentences), ks, names=names, bootstrap=bootstrap)
     ids = rows.ids()
@@ -237,7 +237,7 @@ def scores_of_rows(
 def diagnostics_of_rows(
     encoder: Encodes, rows: Rows | ShardRows, *, image: str | None = "image", text: str | None = "text"
 ) -> Diagnostics:
-    """The geometry of the embeddings of a column of pictures, of a column of texts, or of both and how they lie.
+    """The geometry of the embeddings of a column of images, of a column of texts, or of both and how they lie.
 
     Raises:
         MmclError: neither is named, there is no such column, or no usable row.
@@ -248,10 +248,10 @@ def diagnostics_of_rows(
     if image is not None:
         rows.require([image])
         vectors, readable, _ = _image_vectors(encoder, rows, image)
-        _report(rows, len(rows) - len(readable), "an unreadable picture")
+        _report(rows, len(rows) - len(readable), "an unreadable image")
         return diagnose(vectors)
     if text is None:
-        raise MmclError("diagnostics: name a column of pictures, a column of texts, or both")
+        raise MmclError("diagnostics: name a column of images, a column of texts, or both")
     rows.require([text])
     texts = [caption for value in rows.texts(text) for caption in texts_of(value)]
     if not texts:

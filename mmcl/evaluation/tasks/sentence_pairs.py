@@ -109,8 +109,8 @@ def open_sts(
     kept = [task in tasks for task in labels] if tasks else [True] * len(rows)
     first, second = (_texts(rows, names[role]) for role in ("sentence1", "sentence2"))
     scores = _numbers(rows.column(names["score"])) if has_scores else np.full(len(rows), np.nan)
-    whole = [bool(a and b) for a, b in zip(first, second, strict=True)]
-    usable = [i for i in range(len(rows)) if kept[i] and whole[i] and (not has_scores or math.isfinite(scores[i]))]
+    complete = [bool(a and b) for a, b in zip(first, second, strict=True)]
+    usable = [i for i in range(len(rows)) if kept[i] and complete[i] and (not has_scores or math.isfinite(scores[i]))]
     left_out = sum(kept) - len(usable)
     wanted = "two sentences and a score" if has_scores else "two sentences"
     if not usable:

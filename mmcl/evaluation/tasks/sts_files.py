@@ -48,8 +48,8 @@ def original_files(source: Path) -> list[Path]:
     parts = Counter(file.parent for file in found if _INPUT.fullmatch(file.name))
     # Some years have a file of all parts beside these.
     found = [file for file in found if not (file.name.endswith(".input.ALL.txt") and parts[file.parent] > 1)]
-    whole = {file.parent: file for file in found if file.name.lower() == "sick.txt"}  # its parts may lie beside it
-    return [file for file in found if not _SICK.fullmatch(file.name) or whole.get(file.parent, file) == file]
+    complete = {file.parent: file for file in found if file.name.lower() == "sick.txt"}  # its parts may lie beside it
+    return [file for file in found if not _SICK.fullmatch(file.name) or complete.get(file.parent, file) == file]
 
 
 def read_original(files: Iterable[Path]) -> list[Labelled]:
@@ -86,7 +86,7 @@ def text_lines(file: Path) -> list[str]:
 
 
 def _semeval(file: Path) -> list[Labelled]:
-    """Of a year: sentences, and further columns in some years; beside them, or in the folder beside theirs, a file of
+    """Of a year: sentences, and other columns in some years; beside them, or in the folder beside theirs, a file of
     scores, blank where there are none."""
     gold = file.with_name(file.name.replace(".input.", ".gs.", 1))
     if not gold.is_file():
@@ -114,7 +114,7 @@ def _semeval(file: Path) -> list[Labelled]:
 
 
 def _benchmark(file: Path) -> list[Labelled]:
-    """Genre, file, year, number, score and two sentences, and further columns, without a header or quotes."""
+    """Genre, file, year, number, score and two sentences, and other columns, without a header or quotes."""
     found = _BENCHMARK.fullmatch(file.name)
     assert found is not None, "the caller looks"
     pairs = []

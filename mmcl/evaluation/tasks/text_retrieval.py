@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -112,6 +112,52 @@ def retrieval_of_texts(
     """
     rows.require([query, document])
     warn_of_training_rows(encoder, rows, texts=(query, document))
+    pairs = _read_pairs(rows, query, document)
+    asking, answering = _prompt(encoder, query_prompt, _QUERY), _prompt(encoder, document_prompt, _DOCUMENT)
+    same_queries = text_identities(encoder, pairs.queries, asking)
+    same_documents = text_identities(encoder, pairs.documents, answering)
+    scores = retrieval_pairs(
+        embed_texts(encoder, pairs.queries, identities=same_queries, prompt=asking),
+        embed_texts(encoder, pairs.documents, identities=same_documents, prompt=answering),
+        pairs.owner,
+        ks,
+        names=names,
+        image_ids=same_queries,
+        text_ids=same_documents,
+        self_matches=self_matches,
+        bootstrap=bootstrap,
+    )
+    ids = (pairs.query_ids, pairs.document_ids)
+    ways = (f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}")
+    return {
+        way: replace(
+            scores[way],
+            query_ids=[called[row] for row in scores[way].query_ids],
+            data=_judged_on(pairs.fingerprint, scores[way]),
+        )
+        for way, called in zip(ways, ids, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Queries and their documents, from the columns of a table."""
+
+    queries: list[str]  # Q
+    documents: list[str]  # T
+    owner: np.ndarray  # (T,) the query of each document
+    query_ids: list[str]  # Q
+    document_ids: list[str]  # T
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal texts under equal ids."""
+        content = json.dumps([self.query_ids, self.queries, self.document_ids, self.documents])
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _read_pairs(rows: Rows | ShardRows, query: str, document: str) -> _Pairs:
+    """The rows with text in both columns; the number of the others is logged."""
     queries, documents = ([texts_of(value) for value in rows.texts(column)] for column in (query, document))
     if (several := next((row for row in range(len(rows)) if len(queries[row]) > 1), None)) is not None:
         raise MmclError(f"{rows.name}: row {several} has several texts in '{query}'; give each query a row of its own")
@@ -121,33 +167,14 @@ def retrieval_of_texts(
     if len(kept) < len(rows):
         where = (rows.name, len(rows) - len(kept), len(rows), query, document)
         log.warning("%s: %d of %d rows left out: no text in '%s' or '%s'", *where)
-    asked = [queries[row][0] for row in kept]
-    answers = [text for row in kept for text in documents[row]]
-    owner = np.repeat(np.arange(len(kept)), [len(documents[row]) for row in kept])
-    asking, answering = _prompt(encoder, query_prompt, _QUERY), _prompt(encoder, document_prompt, _DOCUMENT)
-    same_queries, same_documents = text_identities(encoder, asked, asking), text_identities(encoder, answers, answering)
-    scores = retrieval_pairs(
-        embed_texts(encoder, asked, identities=same_queries, prompt=asking),
-        embed_texts(encoder, answers, identities=same_documents, prompt=answering),
-        owner,
-        ks,
-        names=names,
-        image_ids=same_queries,
-        text_ids=same_documents,
-        self_matches=self_matches,
-        bootstrap=bootstrap,
-    )
     ids = rows.ids()
-    of_queries = [ids[row] for row in kept]
-    of_documents = [f"{ids[row]}#{number}" for row in kept for number in range(len(documents[row]))]
-    data = hashlib.blake2b(json.dumps([of_queries, asked, of_documents, answers]).encode(), digest_size=16).hexdigest()
-    forth, back = f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
-    return {
-        way: replace(
-            scores[way], query_ids=[names[row] for row in scores[way].query_ids], data=_judged_on(data, scores[way])
-        )
-        for way, names in ((forth, of_queries), (back, of_documents))
-    }
+    return _Pairs(
+        queries=[queries[row][0] for row in kept],
+        documents=[text for row in kept for text in documents[row]],
+        owner=np.repeat(np.arange(len(kept)), [len(documents[row]) for row in kept]),
+        query_ids=[ids[row] for row in kept],
+        document_ids=[f"{ids[row]}#{number}" for row in kept for number in range(len(documents[row]))],
+    )
 
 
 def _judged_on(data: str, scores: Scores) -> str:

@@ -146,7 +146,7 @@ def zero_shot(
 
     A tie never helps: an image that lies as near to another class as to its own counts as the other's. ImageNet's
     list has "missile" and "sunglasses" twice, and the images of those four classes can therefore not be right;
-    ``clip_benchmark`` holds the numbers in which the first of such twins is taken.
+    ``clip_benchmark`` holds the numbers in which the first of such classes is taken.
 
     Args:
         images: (N, D) vectors; or, with ``encoder``, a list of N images.
@@ -186,7 +186,7 @@ def zero_shot(
         ranks=ranks,
         labels=label,
         query_ids=list(range(len(label))),
-        clip_benchmark=_clip_benchmark(ranks - _later_twins(class_vectors)[label], label, count),
+        clip_benchmark=_clip_benchmark(ranks - _later_duplicates(class_vectors)[label], label, count),
         classes=count,
         empty_classes=int((sizes == 0).sum()),
     )
@@ -213,7 +213,7 @@ def _clip_benchmark(ranks: np.ndarray, label: np.ndarray, classes: int) -> dict[
     return values | {"mean_per_class_recall": float(per_class(np.ones((1, len(label))))[0])}
 
 
-def _later_twins(class_vectors: Vectors) -> np.ndarray:
+def _later_duplicates(class_vectors: Vectors) -> np.ndarray:
     """(C,): how many later classes have exactly the same vector; each put an image's own class one rank lower."""
     vectors = class_vectors.cpu().numpy() if isinstance(class_vectors, torch.Tensor) else np.asarray(class_vectors)
     of, sizes = np.unique(vectors, axis=0, return_inverse=True, return_counts=True)[1:]
