@@ -22,7 +22,7 @@ class _StoppedError(Exception):
 
 
 class _Commands(TyperGroup):
-    """Typer ends an interrupted command, or one whose reader is gone, without a word; here all ends are told alike."""
+    """Typer ends an interrupted command, or one whose output nobody reads, without a word; here both are reported."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -78,7 +78,7 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 
 
 def main() -> None:
-    """Run the command line. Exit code 2 is a mistake that the user can mend, told in one line."""
+    """Run the command line. Exit code 2 is a mistake that the user can mend, said in one line."""
     prepare_streams()
     debug = "--debug" in sys.argv or bool(os.environ.get("MMCL_DEBUG"))
     logger = logging.getLogger("mmcl")

@@ -1,4 +1,4 @@
-"""mmcl data: sample data sets, and a look at one's own."""
+"""mmcl data: sample data sets, and a check of one's own."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def _groups(share: str, groups: list[list[str]]) -> str:
     return f"{share}: {shown}{' …' if len(groups) > _NAMED else ''}" if groups else share
 
 
-def _share(count: int, whole: int) -> str:
-    return f"{count:,} ({count / max(whole, 1):.2%})"
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({count / max(total, 1):.2%})"
 
 
 def _spread(values: dict[str, float] | None) -> str:

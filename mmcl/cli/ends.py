@@ -52,7 +52,7 @@ def end(error: BaseException | None, code: int = 0, *, debug: bool = False) -> i
         return NO_READER
     if error is None:
         return code
-    line, code = told(error)
+    line, code = one_line(error)
     line = fitted(printable(line), sys.stderr)
     if code == INTERRUPTED and sys.stderr.isatty():
         line = f"\r{line}"  # over the ^C that a terminal shows
@@ -81,10 +81,10 @@ def _silence(stream: TextIO) -> None:
         os.dup2(nothing.fileno(), stream.fileno())
 
 
-def told(error: BaseException) -> tuple[str, int]:
+def one_line(error: BaseException) -> tuple[str, int]:
     """One line and an exit code: 2 for what the user can mend, 1 for what nobody foresaw."""
     if isinstance(error, KeyboardInterrupt):
-        return str(error) or "interrupted; what is on disk is whole", INTERRUPTED
+        return str(error) or "interrupted; what is on disk is complete", INTERRUPTED
     if isinstance(error, MmclError):
         return f"error: {_line(error)}", error.exit_code
     if _lacks_memory(error):
@@ -97,7 +97,7 @@ def told(error: BaseException) -> tuple[str, int]:
         name = getattr(error, "filename", None)
         where = f" ({name})" if name else ""
         if error.errno == errno.ENOSPC:
-            cure = "make room, then run the same command again (a training run with --resume)"
+            cure = "free some space, then run the same command again (a training run with --resume)"
             return f"error: the disk is full{where}; {cure}", 2
         if error.errno in (errno.EMFILE, errno.ENFILE):
             cure = "raise the limit (ulimit -n 4096), or lower data.workers"

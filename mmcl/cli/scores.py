@@ -92,8 +92,8 @@ def print_comparison(found: Comparison, a: str, b: str, *, of: str = "images") -
     """A row a metric, and the verdict; ``of`` is what queries belong to that are not independent."""
     _print_differences(found, a, b, "metric", lambda value, sign: format(value, f"{sign}.4f"))
     sizes = sorted({(row.queries, row.groups) for row in found.differences.values()})
-    told = ", ".join(f"{q:,} queries" if q == g else f"{q:,} queries of {g:,} {of}" for q, g in sizes)
-    _print_footing(told, found)
+    compared = ", ".join(f"{q:,} queries" if q == g else f"{q:,} queries of {g:,} {of}" for q, g in sizes)
+    _print_footing(compared, found)
 
 
 def print_sts_comparison(found: Comparison, a: str, b: str) -> None:
@@ -125,12 +125,12 @@ def _print_differences(found: Comparison, a: str, b: str, what: str, show: Calla
     say(found.verdict())
 
 
-def _print_footing(told: str, found: Comparison) -> None:
-    say(f"paired over {told}; {found.resamples:,} resamples; ahead: interval without 0 and p (Holm) < 0.05")
+def _print_footing(compared: str, found: Comparison) -> None:
+    say(f"paired over {compared}; {found.resamples:,} resamples; ahead: interval without 0 and p (Holm) < 0.05")
 
 
 def print_classes(scores: ZeroShotScores) -> None:
-    """The share of the largest class, and how well each class is told, or the worst of many."""
+    """The share of the largest class, and the accuracy of each class, or of the worst of many."""
     name, share = scores.largest_class
     say(f"always answering the largest class, {name}, would score top@1 {share:.4f}")
     sizes = scores.class_images

@@ -84,7 +84,7 @@ class Mined(NamedTuple):
     ranks: np.ndarray
 
 
-class Own:
+class KnownPositives:
     """What can never be a negative of a row: anything that is the same thing as its anchor or as one of its positives,
     or is paired with such a thing in any row.
 
@@ -144,7 +144,7 @@ def mine(
     corpus: np.ndarray,
     anchors: np.ndarray,
     positive: np.ndarray,
-    own: sparse.csr_array,
+    known: sparse.csr_array,
     rules: Rules,
     seeds: np.ndarray,
     guide: GuideVectors | None = None,
@@ -156,12 +156,12 @@ def mine(
         corpus: (C, D) unit vectors.
         anchors: (Q, D) unit vectors.
         positive: (Q,) similarity of each anchor to its positive.
-        own: (Q, C), not zero where an item can be no negative of an anchor; at least ``rules.count`` are left to each.
+        known: (Q, C), not zero where an item can be no negative of an anchor; it leaves each at least ``rules.count``.
         rules: what passes.
         seeds: (Q,) int64: all that is drawn at random for an anchor follows from its own.
         guide: what another model makes of the same.
     """
-    items, scores = nearest_others(index, anchors, rules.depth, own)
+    items, scores = nearest_others(index, anchors, rules.depth, known)
     passes = rules.passing(scores, positive)
     if guide is not None:
         closer = np.einsum("qe,qke->qk", guide.anchors, guide.corpus[items]) > guide.positive[:, None]
@@ -170,7 +170,7 @@ def mine(
     ranks = pick(passes, rules.count, draws)
     found = ranks >= 0
     chosen = np.where(found, np.take_along_axis(items, np.maximum(ranks, 0), axis=1), NEVER)
-    chosen = filled_up(chosen, own, seeds)
+    chosen = filled_up(chosen, known, seeds)
     similarity = np.take_along_axis(scores, np.maximum(ranks, 0), axis=1)
     row, place = np.nonzero(~found)
     similarity[row, place] = np.einsum("md,md->m", anchors[row], corpus[chosen[row, place]])
@@ -178,18 +178,18 @@ def mine(
 
 
 def nearest_others(
-    index: VectorIndex, anchors: np.ndarray, depth: int, own: sparse.csr_array
+    index: VectorIndex, anchors: np.ndarray, depth: int, known: sparse.csr_array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ``depth`` most similar items that are none of an anchor's own, best first.
+    """The ``depth`` most similar items that can be an anchor's negatives, best first.
 
     Returns:
         positions (Q, depth) int64 and scores (Q, depth) float32; -∞ and any position where there are fewer.
     """
-    width = own.shape[1]
-    ids, scores = index.search(anchors, depth + int(np.diff(own.indptr).max(initial=0)))
+    width = known.shape[1]
+    ids, scores = index.search(anchors, depth + int(np.diff(known.indptr).max(initial=0)))
     items = np.where(np.isneginf(scores), 0, ids).astype(np.int64)  # an approximate index may find fewer
     rows = np.arange(len(anchors))
-    owned = np.repeat(rows, np.diff(own.indptr)) * width + own.indices
+    owned = np.repeat(rows, np.diff(known.indptr)) * width + known.indices
     scores = np.where(np.isin(rows[:, None] * width + items, owned), np.float32(-np.inf), scores)
     items = np.pad(items, ((0, 0), (0, max(0, depth - items.shape[1]))))
     scores = np.pad(scores, ((0, 0), (0, items.shape[1] - scores.shape[1])), constant_values=-np.inf)
@@ -209,16 +209,16 @@ def pick(passes: np.ndarray, count: int, draws: np.ndarray | None = None) -> np.
     return np.where(places < passes.shape[1], places, NEVER)
 
 
-def filled_up(items: np.ndarray, own: sparse.csr_array, seeds: np.ndarray) -> np.ndarray:
-    """``items`` (Q, count) with other ones, drawn at random from those that are none of the row's own, where they are
-    -1."""
+def filled_up(items: np.ndarray, known: sparse.csr_array, seeds: np.ndarray) -> np.ndarray:
+    """``items`` (Q, count) with other ones, drawn at random from those that can be the row's negatives, where they
+    are -1."""
     items = items.copy()
     for row in np.flatnonzero((items == NEVER).any(axis=1)):
         missing = items[row] == NEVER
-        taken = np.union1d(own.indices[own.indptr[row] : own.indptr[row + 1]], items[row][~missing])
+        taken = np.union1d(known.indices[known.indptr[row] : known.indptr[row + 1]], items[row][~missing])
         # Drawn are numbers among the items not taken; each is moved past those taken before it.
         generator = np.random.default_rng(int(seeds[row]) % 2**64)
-        drawn = generator.choice(own.shape[1] - len(taken), missing.sum(), replace=False)
+        drawn = generator.choice(known.shape[1] - len(taken), missing.sum(), replace=False)
         items[row, missing] = drawn + np.searchsorted(taken - np.arange(len(taken)), drawn, side="right")
     return items
 

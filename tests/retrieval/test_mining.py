@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from mmcl.retrieval import Index
-from mmcl.retrieval.mining import GuideVectors, Own, Rules, filled_up, mine, nearest_others, pick
+from mmcl.retrieval.mining import GuideVectors, KnownPositives, Rules, filled_up, mine, nearest_others, pick
 
 
 def unit(rng, *shape):
@@ -172,7 +172,7 @@ def test_own_is_what_shares_a_thing_with_the_row_or_is_paired_with_such():
             (np.repeat(np.arange(count), [len(of) for of in side]), np.concatenate(side))
             for side in (anchors, positives)
         ]
-        own = Own(pairs[0], pairs[1], corpus, count)
+        own = KnownPositives(pairs[0], pairs[1], corpus, count)
         rows = rng.integers(0, count, 20)
         found = own.of(rows).toarray() != 0
         for place, row in enumerate(rows):
@@ -188,7 +188,9 @@ def test_own_is_what_shares_a_thing_with_the_row_or_is_paired_with_such():
 def test_of_several_positives_the_least_similar_counts():
     rng = np.random.default_rng(1)
     corpus, anchors = unit(rng, 5, 4), unit(rng, 3, 4)
-    own = Own((np.arange(3), np.array([100, 101, 102])), (np.array([0, 0, 1, 2]), np.arange(4)), np.arange(5), 3)
+    own = KnownPositives(
+        (np.arange(3), np.array([100, 101, 102])), (np.array([0, 0, 1, 2]), np.arange(4)), np.arange(5), 3
+    )
     rows = np.array([2, 0])
     scores = corpus @ anchors.T
     expected = [scores[3, 2], min(scores[0, 0], scores[1, 0])]

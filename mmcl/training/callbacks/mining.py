@@ -25,7 +25,7 @@ from mmcl.formats.open import open_model
 from mmcl.methods import Method
 from mmcl.models.towers import Towers
 from mmcl.retrieval import Index
-from mmcl.retrieval.mining import GuideVectors, Mined, Own, Rules, mine
+from mmcl.retrieval.mining import GuideVectors, KnownPositives, Mined, Rules, mine
 from mmcl.runtime import distributed
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError, NotFiniteError
@@ -104,7 +104,7 @@ class Miner(Callback):
         self._corpus, self._ids, self._stands_in = feed.distinct(self.roles[1])
         known = anchors.hashes[items], positives.hashes[self._corpus]
         others, of = positives.items(feed.positions)
-        self._own = Own((owner, known[0]), (of, positives.hashes[others]), known[1], len(feed.positions))
+        self._known = KnownPositives((owner, known[0]), (of, positives.hashes[others]), known[1], len(feed.positions))
         self._require_enough()
         self._guide_model = self._open_guide(self.settings.guide) if self.settings.guide else None
 
@@ -188,7 +188,7 @@ class Miner(Callback):
         rows = np.arange(len(self._anchors))
         for start in range(0, len(rows), ANCHORS_AT_ONCE):
             chunk = rows[start : start + ANCHORS_AT_ONCE]
-            left = len(self._corpus) - np.diff(self._own.of(chunk).indptr)
+            left = len(self._corpus) - np.diff(self._known.of(chunk).indptr)
             if left.min() < self.rules.count:
                 name = self.feed.ids(self.feed.positions[chunk[[left.argmin()]]])[0]
                 raise MmclError(
@@ -209,8 +209,8 @@ class Miner(Callback):
         with spoken("mine", len(share)) as advance:
             for start in range(0, len(share), ANCHORS_AT_ONCE):
                 rows = share[start : start + ANCHORS_AT_ONCE]
-                anchors, own = seen.anchors(rows), self._own.of(rows)
-                positive = self._own.similarity(rows, anchors, seen.corpus)
+                anchors, own = seen.anchors(rows), self._known.of(rows)
+                positive = self._known.similarity(rows, anchors, seen.corpus)
                 seeds = mix(torch.from_numpy(rows), self.seed, step).numpy()
                 mined = mine(index, seen.corpus, anchors, positive, own, self.rules, seeds, self._guide(rows))
                 found.append((mined, positive))
@@ -227,7 +227,7 @@ class Miner(Callback):
             return None
         seen = self._seen_by_guide
         anchors = seen.anchors(rows)
-        return GuideVectors(anchors, seen.corpus, self._own.similarity(rows, anchors, seen.corpus))
+        return GuideVectors(anchors, seen.corpus, self._known.similarity(rows, anchors, seen.corpus))
 
     @cached_property
     def _seen_by_guide(self) -> _Vectors:
