@@ -23,6 +23,7 @@ def train(
 ) -> None:
     """Train what a config describes: runs/NAME gets the model, metrics, checkpoints and a report."""
     import mmcl
+    from mmcl.evaluation.evaluator import summary
     from mmcl.reports import judge_run, write_run_report
     from mmcl.runtime import distributed
 
@@ -33,8 +34,6 @@ def train(
         return
     report = write_run_report(run, judge_run(run))
     write_json(json, run.metrics)
-    told = ("hit@", "ndcg@", "median", "spearman")
-    shown = [[key, value] for key, value in run.metrics.items() if key.split("/")[-1].startswith(told)]
-    if shown:
-        print_table(["metric", "value"], shown)
+    if shown := summary(run.metrics, run.config.evaluation):
+        print_table(["metric", "value"], [[key, value] for key, value in shown.items()])
     say(f"model  {run.folder / 'model'}\nreport {report}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -121,6 +121,11 @@ def evaluator_of(key: str, config: EvaluationConfig) -> type[Evaluator]:
     """
     kind: type[Evaluator] = EVALUATORS[config.sources[key.partition("/")[0]].task]
     return kind
+
+
+def summary(metrics: Mapping[str, float], config: EvaluationConfig) -> dict[str, float]:
+    """Of the metrics of a training log, by ``SOURCE/metric``, those for a model card or a short table."""
+    return {key: value for key, value in metrics.items() if evaluator_of(key, config).in_summary(key)}
 
 
 def open_evaluator(settings: EvaluationSourceConfig, setup: Setup) -> Evaluator:

@@ -13,6 +13,7 @@ import torch
 from mmcl.config.schema import Config
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.feed import Feed
+from mmcl.evaluation.evaluator import summary
 from mmcl.formats.export import TARGETS, cannot_export
 from mmcl.methods import Method
 from mmcl.runtime import distributed
@@ -152,8 +153,7 @@ def card_of(
     card: dict[str, Any] = {"data": data, "training": training}
     for line in Run(folder).lines():
         if line["step"] == step and "evaluation" in line:
-            kinds = ("hit@", "ndcg@", "mrr", "median_rank", "spearman")
             if "wise_ft" in line:
                 card["training"]["wise_ft"] = line["wise_ft"]
-            card["scores"] = {k: v for k, v in line["evaluation"].items() if k.split("/")[-1].startswith(kinds)}
+            card["scores"] = summary(line["evaluation"], config.evaluation)
     return card

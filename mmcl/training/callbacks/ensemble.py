@@ -22,7 +22,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.sharding import sharded_like, whole
 from mmcl.training.callbacks.base import Callback
-from mmcl.training.callbacks.evaluations import Evaluations, is_better
+from mmcl.training.callbacks.evaluations import Evaluations
 from mmcl.training.checkpoint import Progress, learned_names
 from mmcl.training.optimization.average import holding, live_tensors
 
@@ -51,7 +51,9 @@ class WeightEnsemble(Callback):
     def final_weights(self, step: int) -> Iterator[int]:
         best, metrics = self.evaluations.best, self.evaluations.metrics
         start = load_start(self.method, learned_names(self.method), self.path)
-        share, table = choose_share(self.method, start, self.shares, self.evaluations.evaluate, best)
+        share, table = choose_share(
+            self.method, start, self.shares, self.evaluations.evaluate, self.evaluations.is_better
+        )
         if distributed.rank() == 0:
             metrics.write(step, {"evaluation": table[share], "wise_ft": share})
             values = ", ".join(f"{alpha:g}: {found[best]:.4f}" for alpha, found in table.items() if best in found)
@@ -109,28 +111,28 @@ def choose_share(
     module: nn.Module,
     start: Mapping[str, Tensor],
     shares: Sequence[float],
-    judge: Callable[[], Mapping[str, float]],
-    metric: str | None,
+    evaluate: Callable[[], Mapping[str, float]],
+    is_better: Callable[[Mapping[str, float], Mapping[str, float]], bool],
 ) -> tuple[float, dict[float, dict[str, float]]]:
-    """Judge the ensembles of ``shares`` of the learned weights, and choose one. All processes call this together.
+    """Evaluate the ensembles of ``shares`` of the learned weights, and choose one. All processes call this together.
 
     Args:
         module: after fine-tuning.
         start: see :func:`interpolated`.
         shares: at least one.
-        judge: gives the metrics of ``module`` as it is; only process 0's are looked at.
-        metric: the name of the one that decides; the first share is chosen without.
+        evaluate: gives the metrics of ``module`` as it is; only process 0's are looked at.
+        is_better: whether the first of two ensembles' metrics are better; of equally good ones the first is chosen.
 
     Returns:
-        The share, and the metrics of each. Of equally good ones the first is chosen.
+        The share, and the metrics of each.
     """
     table: dict[float, dict[str, float]] = {}
     chosen = shares[0]
     device = next(iter(start.values())).device
     for alpha in shares:
         with interpolated(module, start, alpha):
-            table[alpha] = dict(judge())
-        better = metric is not None and is_better(metric, table[alpha], table[chosen])
+            table[alpha] = dict(evaluate())
+        better = is_better(table[alpha], table[chosen])
         if distributed.same_everywhere(better, device):
             chosen = alpha
     return chosen, table

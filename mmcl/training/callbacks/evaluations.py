@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from mmcl.config.evaluation import EvaluationConfig
-from mmcl.evaluation.evaluator import Evaluator
+from mmcl.evaluation.evaluator import Evaluator, evaluator_of
 from mmcl.methods import Method
 from mmcl.runtime import distributed
 from mmcl.runtime.device import resolve_precision
@@ -18,7 +18,6 @@ from mmcl.training.logs import MetricsLog
 from mmcl.training.optimization.average import WeightAverage
 
 log = logging.getLogger("mmcl")
-SHOWN = ("hit@1", "ndcg@10", "spearman")  # of the metrics of an evaluation
 
 
 class Evaluations(Callback):
@@ -48,7 +47,7 @@ class Evaluations(Callback):
         metrics: MetricsLog,
     ) -> None:
         self.evaluators, self.method, self.average = evaluators, method, average
-        self.best, self.every, self.steps = config.best, every, steps
+        self.config, self.best, self.every, self.steps = config, config.best, every, steps
         self.folder, self.metrics = folder, metrics
         self._best_step: int | None = None
 
@@ -98,29 +97,28 @@ class Evaluations(Callback):
         if distributed.rank() == 0:
             precision, best = resolve_precision("auto", self.method.encoder.device), self.best
             self.metrics.write(progress.step, {"evaluation": values, "precision": precision})
-            shown = {key: value for key, value in values.items() if key == best or (not best and key.endswith(SHOWN))}
+            shown = {key: value for key, value in values.items() if (key == best if best else self._is_headline(key))}
             log.info(
                 "step %d, judged in %s  %s",
                 progress.step,
                 precision,
                 "  ".join(f"{key} {value:.4f}" for key, value in shown.items()),
             )
-            improved = self._is_best(values, progress)
+            if best is not None and self.is_better(values, {} if progress.best is None else {best: progress.best}):
+                progress.best, progress.best_step, improved = values[best], progress.step, True
         return distributed.same_everywhere(improved, self.method.encoder.device)
 
-    def _is_best(self, values: dict[str, float], progress: Progress) -> bool:
-        name = self.best
-        if name is None or not is_better(name, values, {} if (best := progress.best) is None else {name: best}):
-            return False
-        progress.best, progress.best_step = values[name], progress.step
-        return True
+    def is_better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Whether ``new`` has the better value of the metric to choose by; False if none is named.
 
+        Where the metric is undefined it is missing, and worse than any value.
+        """
+        best = self.best
+        if best is None or best not in new or best not in old:
+            return best in new
+        return (new[best] > old[best]) == evaluator_of(best, self.config).higher_is_better(best) and new[best] != old[
+            best
+        ]
 
-def is_better(metric: str, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-    """Whether ``new`` has the better value of ``metric``; of ranks the lower one is, of all else the higher.
-
-    Where the metric is undefined it is missing, and worse than any value.
-    """
-    if metric not in new or metric not in old:
-        return metric in new
-    return new[metric] < old[metric] if metric.endswith("median_rank") else new[metric] > old[metric]
+    def _is_headline(self, key: str) -> bool:
+        return evaluator_of(key, self.config).is_headline(key)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmcl.config.evaluation import EvaluationConfig
 from mmcl.config.model import LoraConfig
 from mmcl.formats.lora import add_lora
 from mmcl.runtime.errors import MmclError
 from mmcl.training.callbacks.ensemble import choose_share, interpolated, load_start, save_start
+from mmcl.training.callbacks.evaluations import Evaluations
 from mmcl.training.optimization.average import WeightAverage
 
 
@@ -105,12 +107,19 @@ def test_the_best_judged_share_is_chosen_the_first_of_equals_and_lower_ranks_are
         return {"dev/hit@1": -distance, "dev/median_rank": distance}
 
     for metric in ("dev/hit@1", "dev/median_rank"):
-        chosen, table = choose_share(net, start, (0.2, 0.5, 0.8, 0.5), judge, metric)
+        chosen, table = choose_share(net, start, (0.2, 0.5, 0.8, 0.5), judge, by(metric))
         assert chosen == 0.5
         assert list(table) == [0.2, 0.5, 0.8]
         assert table[0.2][metric] == pytest.approx(table[0.8][metric], rel=1e-4)
-    assert choose_share(net, start, (0.8, 0.5), judge, None)[0] == 0.8
-    undefined = iter([{}, {"dev/spearman": 0.1}, {}])
-    assert choose_share(net, start, (0.2, 0.5, 0.8), lambda: next(undefined), "dev/spearman")[0] == 0.5
-    assert choose_share(net, start, (0.8,), dict, None) == (0.8, {0.8: {}})
+    assert choose_share(net, start, (0.8, 0.5), judge, by(None))[0] == 0.8
+    undefined = iter([{}, {"sts/spearman": 0.1}, {}])
+    assert choose_share(net, start, (0.2, 0.5, 0.8), lambda: next(undefined), by("sts/spearman"))[0] == 0.5
+    assert choose_share(net, start, (0.8,), dict, by(None)) == (0.8, {0.8: {}})
     assert all(torch.equal(tensor, learned[name]) for name, tensor in net.state_dict().items())
+
+
+def by(best):
+    """Which of two sets of metrics is the better one by the metric ``best``."""
+    sources = {"dev": {"source": "x"}, "sts": {"source": "y", "task": "sts"}}
+    config = EvaluationConfig.model_construct(sources=EvaluationConfig(sources=sources).sources, best=best)
+    return Evaluations({}, None, None, config, every=1, steps=1, folder=None, metrics=None).is_better
