@@ -68,7 +68,7 @@ def embed(
         NotFiniteError: a vector holds a NaN or an infinity; in all processes.
     """
     mine, embedder = share_of(count), encoder.embedder(modality)
-    distributed.same_buffers(embedder)
+    distributed.broadcast_buffers(embedder)
     out = torch.empty(len(mine), encoder.width, device=encoder.device)
     training = encoder.training
     encoder.eval()

@@ -1,4 +1,4 @@
-"""What processes that were launched together tell each other."""
+"""Collectives over the default process group; each returns its input where there is only one process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch.autograd.function import once_differentiable
 from mmcl.runtime.device import widest
 from mmcl.runtime.errors import MmclError
 
-PATIENCE = timedelta(days=30)  # at a barrier
+BARRIER_TIMEOUT = timedelta(days=30)
 # Newer releases of PyTorch have it by another name, and warn of this one.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def world_size() -> int:
-    """Number of processes; 1 where none were launched together."""
+    """Number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -33,32 +33,31 @@ def rank() -> int:
 
 
 def barrier() -> None:
-    """Wait for the other processes, however long one of them works alone, or finds that it has been lost.
+    """Wait for all processes, up to 30 days; raise an error as soon as one of them has ended.
 
-    Every other exchange ends with an error after the timeout of the default group, so what only one process does (to
-    decode, to evaluate, to write) belongs before a barrier.
+    Every other collective fails after the timeout of the default group. Work of one process alone (decoding,
+    evaluating, writing) therefore belongs before a barrier.
     """
     if world_size() > 1:
-        dist.barrier(_patient_group(dist.group.WORLD))
+        dist.barrier(_barrier_group(dist.group.WORLD))
 
 
 @cache
-def _patient_group(of: dist.ProcessGroup) -> dist.ProcessGroup:
-    """The same processes over gloo, whose connections close with a process that ends: those who wait for it know at
-    once, while NCCL would wait for as long as it is allowed to."""
-    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+def _barrier_group(of: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The same processes over gloo, whose connections close when a process ends. NCCL would wait for the timeout."""
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT))
 
 
 @contextmanager
-def lost_process_is_told(cure: Callable[[], str]) -> Iterator[None]:
-    """Within, an exchange with a process that has ended, or that does not answer in time, raises ``MmclError``.
+def translate_comm_errors(cure: Callable[[], str]) -> Iterator[None]:
+    """Within, a collective that fails because a process has ended or does not answer raises ``MmclError``.
 
     Args:
-        cure: what to do then, for the end of the message.
+        cure: returns the end of the message: what to do.
     """
     try:
         yield
-    except RuntimeError as error:  # torch has no type of its own for what gloo says
+    except RuntimeError as error:  # torch has no type of its own for gloo's errors
         reason = str(error)
         silent = re.search(r"tim(ed|e) ?out", reason, re.IGNORECASE) is not None
         if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo/transport" in reason):
@@ -72,12 +71,12 @@ def lost_process_is_told(cure: Callable[[], str]) -> Iterator[None]:
 
 
 def row_counts(count: int, device: torch.device) -> list[int]:
-    """Every process's number of rows, in the order of ranks."""
-    return [counts[0] for counts in everyones([count], device)]
+    """The number of rows of every process, in the order of ranks."""
+    return [counts[0] for counts in all_gather_ints([count], device)]
 
 
-def everyones(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Every process's numbers, as many on each, in the order of ranks."""
+def all_gather_ints(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+    """The numbers of every process, equally many on each, in the order of ranks."""
     table = torch.zeros(world_size(), len(numbers), dtype=torch.int64, device=device)
     table[rank()] = torch.tensor(numbers, dtype=torch.int64, device=device)
     if world_size() > 1:
@@ -86,15 +85,16 @@ def everyones(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Concatenate shards over the processes.
+    """Concatenate the shards of all processes.
 
-    Every process then computes the same loss of the same whole batch, so the gradient of its own shard needs no
-    communication: it is its slice of the whole gradient. Data parallelism later *averages* parameter gradients over
-    W processes, though the whole gradient is the *sum* of the shards' contributions; hence the factor W here.
-    Parameters of the loss itself (a temperature) get the whole gradient everywhere, and averaging leaves it right.
+    Every process computes the same loss of the same global batch from the result, so the gradient of its own shard is
+    a slice of the gradient of the batch and needs no communication. Data parallelism then *averages* gradients of
+    parameters over the W processes, while the gradient of the global batch is the *sum* of the contributions of all
+    shards; hence the factor W. Parameters of the loss itself (a temperature) have the same gradient on every process,
+    which the average leaves as it is.
 
-    A loss that is computed in parts, ``across`` processes, keeps to the same rule from the other side: what a process
-    adds to a gradient, to one of its embeddings or of a temperature, is W times its own part. So both may be added.
+    A loss that is computed in parts, ``across`` processes, follows the same convention: each process's contribution to
+    a gradient, of its embeddings or of a temperature, is W times its own part. So the two can be added.
     """
 
     @staticmethod
@@ -118,13 +118,12 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(shard: Tensor, counts: list[int] | None = None) -> Tensor:
-    """(n, …) of each of W processes becomes (Σn, …), in the order of ranks; gradient flows to this process's rows.
-
-    The processes may hold different numbers of rows, or none. With one process this is the identity.
+    """All-gather: (n, …) on each of W processes becomes (Σn, …), in the order of ranks; gradient flows to this
+    process's rows.
 
     Args:
-        shard: this process's rows.
-        counts: what :func:`row_counts` tells of them, where it is known already.
+        shard: this process's rows; their number may differ between processes, or be 0.
+        counts: the result of :func:`row_counts`, if it is known already.
     """
     if world_size() == 1:
         return shard
@@ -133,12 +132,12 @@ def gather_rows(shard: Tensor, counts: list[int] | None = None) -> Tensor:
 
 
 def gather_views(views: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """:func:`gather_rows` of each, told from each other by names that are the same on all processes."""
+    """:func:`gather_rows` of each tensor; all processes have the same names."""
     if world_size() == 1 or not views:
         return dict(views)
     device = next(iter(views.values())).device
     lengths = torch.tensor([[len(view) for view in views.values()]], device=device)
-    counts = _GatherRows.apply(lengths, [1] * world_size()).T.tolist()  # of all at once: each exchange is a wait
+    counts = _GatherRows.apply(lengths, [1] * world_size()).T.tolist()  # of all in one collective
     return {name: gather_rows(view, of) for (name, view), of in zip(views.items(), counts, strict=True)}
 
 
@@ -151,8 +150,8 @@ def gather_lists(items: list[str]) -> list[str]:
     return [item for found in lists for item in found]
 
 
-def same_everywhere(value: bool, device: torch.device) -> bool:
-    """Process 0's value, on every process."""
+def broadcast_bool(value: bool, device: torch.device) -> bool:
+    """The value of process 0, on every process."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=device)
@@ -161,10 +160,11 @@ def same_everywhere(value: bool, device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def same_buffers(module: nn.Module) -> None:
-    """Give all processes the buffers of process 0: a process moves running statistics by its own rows.
+def broadcast_buffers(module: nn.Module) -> None:
+    """Overwrite the buffers of all processes with those of process 0, as running statistics depend on a process's own
+    rows.
 
-    Sharding leaves it at that; DistributedDataParallel starts a step with those of process 0, and ends it with others.
+    FSDP never synchronises buffers. DDP does so at the beginning of a step, so that they differ at its end.
     """
     if world_size() > 1:
         for buffer in module.buffers():
@@ -172,16 +172,16 @@ def same_buffers(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def average(tensors: Sequence[Tensor]) -> None:
-    """Put the mean over all processes in the place of each tensor; all have the same ones."""
+def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor, in place, by its mean over all processes."""
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
             tensor /= world_size()
 
 
-def largest(value: float, device: torch.device) -> float:
-    """The largest of the processes' values."""
+def all_reduce_max(value: float, device: torch.device) -> float:
+    """The maximum over all processes."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, dtype=widest(device), device=device)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmcl.runtime.distributed import everyones, gather_rows, rank, world_size
+from mmcl.runtime.distributed import all_gather_ints, gather_rows, rank, world_size
 
 Work = Callable[[list[Tensor]], Tensor | None]
 Combine = Callable[[Tensor, Tensor], Tensor]
@@ -63,7 +63,7 @@ class Gather(Alone):
     """All columns come to every process at once: O(N·D) memory for N rows of the whole batch."""
 
     def __init__(self, rows: int, device: torch.device, told: Sequence[int] = ()) -> None:
-        table = everyones([rows, *told], device)  # in one exchange, for each is a wait
+        table = all_gather_ints([rows, *told], device)  # in one exchange, for each is a wait
         counts, self.told = [numbers[0] for numbers in table], [numbers[1:] for numbers in table]
         self.first, self.rows = sum(counts[: rank()]), sum(counts)
 

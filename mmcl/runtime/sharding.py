@@ -17,8 +17,8 @@ def shard(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -
     """Split the parameters of ``module`` over the processes (ZeRO stage 3; Rajbhandari et al. 2020, arXiv:1910.02054).
 
     Args:
-        module: its parameters are gathered when it runs, and let go afterwards.
-        parts: modules within it that are gathered one at a time, so that the whole never is.
+        module: its parameters are gathered for its forward and backward pass, and freed afterwards.
+        parts: its submodules that are gathered one at a time, so that the module is never gathered at once.
         device: of the parameters.
     """
     for parameter in module.parameters():
@@ -30,33 +30,33 @@ def shard(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -
 
 
 def delay_gradients(module: nn.Module, delay: bool) -> None:
-    """Whether a backward pass keeps its gradients here instead of reducing them over the processes."""
+    """Set whether a backward pass accumulates gradients on each process instead of reducing them over all."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(not delay, recurse=False)
 
 
 def reshard(module: nn.Module) -> None:
-    """Let go of parameters that a forward pass gathered, where no backward pass follows that would do so."""
+    """Free the parameters gathered by a forward pass that no backward pass follows."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor gathered from its shards; any other as it is. All processes call this together."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all processes, any other as it is. A collective call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """This process's part of ``tensor``, which is the same everywhere, if ``reference`` is in shards."""
+    """This process's shard of ``tensor``, the same on all processes, if ``reference`` is sharded; else ``tensor``."""
     if not isinstance(reference, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
 
 
 def unshard(module: nn.Module) -> None:
-    """Put whole parameters in the place of their shards, for good: for saving. All processes call this together."""
+    """Replace sharded parameters by full ones, in place, for saving. A collective call."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if isinstance(parameter, DTensor):

@@ -21,7 +21,7 @@ from mmcl.models.embedder import Embedder
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import remove_folder, replace_folder, sha256_file
-from mmcl.runtime.sharding import sharded_like, whole
+from mmcl.runtime.sharding import full_tensor, sharded_like
 from mmcl.training.optimization.average import WeightAverage
 
 FORMAT_VERSION = 2
@@ -89,7 +89,7 @@ def save_checkpoint(
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
         for name, tensors in files.items():
-            gathered = {key: whole(tensor) for key, tensor in tensors.items()}
+            gathered = {key: full_tensor(tensor) for key, tensor in tensors.items()}
             if distributed.rank() == 0:
                 save_tensors(beside / f"{name}.safetensors", gathered)
             distributed.barrier()

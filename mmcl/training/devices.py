@@ -30,7 +30,7 @@ def choose_precision(wanted: str, device: torch.device, checkpoints: Sequence[Pa
         return wanted
     begun = recorded_precision(checkpoints[-1]) if checkpoints else ""
     here = resolve_precision(wanted, device)
-    if distributed.largest(float(here == "float32"), device):
+    if distributed.all_reduce_max(float(here == "float32"), device):
         here = "float32"
     if begun and begun != here and distributed.rank() == 0:
         slow = f", which not every {device.type} here multiplies natively: it is slow" if begun == "bfloat16" else ""

@@ -42,7 +42,7 @@ def train(
     """
     config = load_config(config, overrides)
     folder = Path(out) if out is not None else Path("runs") / config.name
-    with distributed.lost_process_is_told(lambda: _how_to_go_on(folder, "all of them")):
+    with distributed.translate_comm_errors(lambda: _how_to_go_on(folder, "all of them")):
         return _train(config, folder, resume, show_progress)
 
 

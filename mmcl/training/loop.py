@@ -235,7 +235,7 @@ class Trainer:
         require_finite_weights(self.method, self.device)
         self.progress.scaler = self.step.scaler.state_dict()
         for embedder in embedders(self.method).values():  # a checkpoint has those of one process, with which all go on
-            distributed.same_buffers(embedder)
+            distributed.broadcast_buffers(embedder)
         keep = self.config.training.keep
         save_checkpoint(self.folder, self.method, self.step.optimizer, self.progress, keep=keep, average=self.average)
 

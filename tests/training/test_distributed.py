@@ -79,15 +79,15 @@ from mmcl.encoding.shares import from_shares, share_of
 dist.init_process_group("gloo")
 rank, cpu = distributed.rank(), torch.device("cpu")
 assert distributed.gather_lists([["a", "b"], ["c"]][rank]) == ["a", "b", "c"]
-assert [distributed.same_everywhere(rank == told, cpu) for told in (0, 1)] == [True, False]
-assert [distributed.largest(value, cpu) for value in (rank, -rank)] == [1, 0]
+assert [distributed.broadcast_bool(rank == told, cpu) for told in (0, 1)] == [True, False]
+assert [distributed.all_reduce_max(value, cpu) for value in (rank, -rank)] == [1, 0]
 layer = torch.nn.BatchNorm1d(3)
 for buffer in layer.buffers():
     buffer.fill_(5 + rank)
-distributed.same_buffers(layer)
+distributed.broadcast_buffers(layer)
 assert all((buffer == 5).all() for buffer in layer.buffers())
 tensors = [torch.full((2,), 3.0 * rank), torch.tensor(4.0)]
-distributed.average(tensors)
+distributed.all_reduce_mean(tensors)
 assert [tensor.tolist() for tensor in tensors] == [[1.5, 1.5], 4.0]
 for count in (1, 2, 7):
     mine = torch.from_numpy(share_of(count))

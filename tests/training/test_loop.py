@@ -132,7 +132,9 @@ def test_a_resumed_run_keeps_the_precision_it_began_in(tmp_path, monkeypatch, ca
 def test_processes_compute_in_what_all_of_their_devices_have(monkeypatch):
     monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: True)
     assert choose_precision("auto", torch.device("cpu"), []) == "bfloat16"
-    monkeypatch.setattr("mmcl.training.devices.distributed.largest", lambda value, device: max(value, 1.0))  # another's
+    monkeypatch.setattr(
+        "mmcl.training.devices.distributed.all_reduce_max", lambda value, device: max(value, 1.0)
+    )  # another's
     assert choose_precision("auto", torch.device("cpu"), []) == "float32"
 
 

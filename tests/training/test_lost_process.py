@@ -83,14 +83,14 @@ def test_what_torch_says_of_a_silent_process_names_the_setting(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     silent = "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 20000ms for recv operation to complete"
     told = r"no answer in time.*training\.timeout.*; look there$"
-    with pytest.raises(MmclError, match=told), distributed.lost_process_is_told(lambda: "look there"):
+    with pytest.raises(MmclError, match=told), distributed.translate_comm_errors(lambda: "look there"):
         raise RuntimeError(silent)
 
 
 def test_other_errors_stay_what_they_are(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(RuntimeError, match="shapes do not fit"), distributed.lost_process_is_told(lambda: ""):
+    with pytest.raises(RuntimeError, match="shapes do not fit"), distributed.translate_comm_errors(lambda: ""):
         raise RuntimeError("shapes do not fit")
     monkeypatch.setattr(distributed, "world_size", lambda: 1)
-    with pytest.raises(RuntimeError, match="gloo"), distributed.lost_process_is_told(lambda: ""):
+    with pytest.raises(RuntimeError, match="gloo"), distributed.translate_comm_errors(lambda: ""):
         raise RuntimeError("[gloo/transport] of a group that is none of ours")

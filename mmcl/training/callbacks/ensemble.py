@@ -20,7 +20,7 @@ from mmcl.formats.weights import save_tensors
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file
-from mmcl.runtime.sharding import sharded_like, whole
+from mmcl.runtime.sharding import full_tensor, sharded_like
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.callbacks.evaluations import Evaluations
 from mmcl.training.checkpoint import Progress, learned_names
@@ -64,7 +64,7 @@ class WeightEnsemble(Callback):
 
 def save_start(module: nn.Module, names: set[str], path: Path) -> None:
     """Write the tensors called ``names`` of a module that has not learned yet. All processes call this together."""
-    start = {name: whole(tensor) for name, tensor in live_tensors(module, names).items()}
+    start = {name: full_tensor(tensor) for name, tensor in live_tensors(module, names).items()}
     if distributed.rank() == 0:
         with atomic_file(path) as beside:
             save_tensors(beside, start)
@@ -133,7 +133,7 @@ def choose_share(
         with interpolated(module, start, alpha):
             table[alpha] = dict(evaluate())
         better = is_better(table[alpha], table[chosen])
-        if distributed.same_everywhere(better, device):
+        if distributed.broadcast_bool(better, device):
             chosen = alpha
     return chosen, table
 

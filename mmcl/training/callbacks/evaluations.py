@@ -106,7 +106,7 @@ class Evaluations(Callback):
             )
             if best is not None and self.is_better(values, {} if progress.best is None else {best: progress.best}):
                 progress.best, progress.best_step, improved = values[best], progress.step, True
-        return distributed.same_everywhere(improved, self.method.encoder.device)
+        return distributed.broadcast_bool(improved, self.method.encoder.device)
 
     def is_better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether ``new`` has the better value of the metric to choose by; False if none is named.

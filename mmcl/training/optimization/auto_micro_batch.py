@@ -65,7 +65,7 @@ def find_micro_batch(
         smallest = min(SMALLEST, rows)
         peak = _Peak(step, batch, run, memory)
         peak(smallest)  # the optimizer's state is made in the first step
-        budget = -distributed.largest(-memory.total() * SHARE, step.device)
+        budget = -distributed.all_reduce_max(-memory.total() * SHARE, step.device)
         found = largest_that_fits(peak, budget, smallest, rows)
         while found is not None and found > smallest and 2 * found < rows and peak(found, rows) > budget:
             found = max(smallest, found // 2 // MULTIPLE * MULTIPLE)
@@ -111,7 +111,7 @@ class _Peak:
             step.optimizer.zero_grad(set_to_none=True)
             return math.inf
         self.fitted.append(size)
-        return distributed.largest(self.memory.peak(), step.device)
+        return distributed.all_reduce_max(self.memory.peak(), step.device)
 
 
 @contextmanager

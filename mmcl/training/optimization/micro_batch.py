@@ -45,7 +45,7 @@ def micro_batches(batch: Batch, limit: int | TokenLimit | Literal["auto"] | None
         sizes = _without_single_rows(sizes)
     if limit is not None and distributed.world_size() > 1 and any(map(_speaks, method.modules())):
         device = next(method.parameters()).device
-        sizes = _at_least(sizes, int(distributed.largest(len(sizes), device)), least)
+        sizes = _at_least(sizes, int(distributed.all_reduce_max(len(sizes), device)), least)
     return [batch] if len(sizes) == 1 else batch.split(sizes)
 
 

@@ -21,6 +21,6 @@ def require_finite_weights(module: nn.Module, device: torch.device) -> None:
     local = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in learned.values()]
     finite = torch.stack([weight.isfinite().all() for weight in local]).tolist() if local else []
     wrong = [name for name, sound in zip(learned, finite, strict=True) if not sound]
-    if distributed.largest(float(len(wrong)), device):
+    if distributed.all_reduce_max(float(len(wrong)), device):
         example = f", such as {wrong[0]}" if wrong else ""
         raise NotFiniteError(f"weights became nan or infinite{example}", "weights")

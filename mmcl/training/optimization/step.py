@@ -170,9 +170,9 @@ def clip_gradients(module: nn.Module, limit: float) -> float:
     shards = [parameter for parameter in learned if isinstance(parameter, DTensor)]
     plain = [parameter for parameter in learned if not isinstance(parameter, DTensor)]
     if shards:
-        distributed.average(_gradients(plain))
+        distributed.all_reduce_mean(_gradients(plain))
     kinds = [kind for kind in (plain, shards) if kind]
-    norms = [sharding.whole(nn.utils.get_total_norm(_gradients(kind))) for kind in kinds]
+    norms = [sharding.full_tensor(nn.utils.get_total_norm(_gradients(kind))) for kind in kinds]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, limit, norm)

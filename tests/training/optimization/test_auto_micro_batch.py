@@ -130,7 +130,7 @@ def test_a_trial_that_several_processes_cannot_come_back_from_ends_in_one_line(m
     step = SimpleNamespace(settings=TrainingConfig(), device=torch.device("cpu"))
     memory = SimpleNamespace(reset=lambda: None, peak=lambda: 1.0)
     monkeypatch.setattr(auto_micro_batch.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(auto_micro_batch.distributed, "largest", lambda value, device: value)
+    monkeypatch.setattr(auto_micro_batch.distributed, "all_reduce_max", lambda value, device: value)
     peak = auto_micro_batch._Peak(step, batch, run, memory)
     with pytest.raises(MmclError, match=r"auto: 32 rows in each of 2 processes exceed .*; 16 did not: set it yourself"):
         largest_that_fits(peak, 1e6, 8, 128)

@@ -99,7 +99,7 @@ def one_graph(method, groups, lr=0.1):
         loss = method.loss(method.global_views(views))
         (loss.value / len(groups)).backward()
     learned = [parameter for parameter in method.parameters() if parameter.grad is not None]
-    distributed.average([parameter.grad for parameter in learned])
+    distributed.all_reduce_mean([parameter.grad for parameter in learned])
     with torch.no_grad():
         for parameter in learned:
             parameter.add_(parameter.grad, alpha=-lr)
@@ -111,7 +111,7 @@ def one_graph(method, groups, lr=0.1):
 def same_state(method, other, close=None):
     expected = other.state_dict()
     for name, tensor in method.state_dict().items():
-        tensor, wanted = sharding.whole(tensor), sharding.whole(expected[name])
+        tensor, wanted = sharding.full_tensor(tensor), sharding.full_tensor(expected[name])
         if close is None:
             assert torch.equal(tensor, wanted), (name, (tensor - wanted).abs().max())
         else:

@@ -158,7 +158,7 @@ def test_no_row_is_alone_in_batch_normalisation_where_another_process_has_more_p
     rows, limit, others, sizes, monkeypatch
 ):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "largest", lambda value, device: max(value, others))
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda value, device: max(value, others))
     layer = torch.nn.SyncBatchNorm(1)
     found = [len(part.ids) for part in micro_batches(batch_of([2] * rows), limit, layer)]
     assert sorted(found) == sizes
@@ -166,7 +166,7 @@ def test_no_row_is_alone_in_batch_normalisation_where_another_process_has_more_p
 
 def test_too_few_rows_for_the_parts_of_another_process_are_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "largest", lambda value, device: 4)
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda value, device: 4)
     layer = torch.nn.SyncBatchNorm(1)
     told = r"^another process has 4 micro-batches, of which each needs 2 for batch normalisation, and this one 7 rows; "
     with pytest.raises(MmclError, match=told + r"raise training\.micro_batch$"):
