@@ -11,13 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl.data.batches.inputs import text_inputs
 from mmcl.encoding.inputs import Options, read_images
 from mmcl.encoding.text_compute import TextCompute
-from mmcl.encoding.text_pipeline import Embedded, chunked, embed_chunks
+from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, embed_chunks
+from mmcl.encoding.workers import embed_in_workers
+from mmcl.formats.open import open_model
 from mmcl.losses.unit import unit_length
+from mmcl.models.embedder import Embedder
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.towers import Towers
-from mmcl.runtime.device import DTYPES, ready_after_fork
+from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork
 from mmcl.runtime.errors import MmclError
 
 IMAGES_A_BATCH = 64
@@ -65,6 +69,61 @@ class Compute:
                 vectors = embedder(pixels=pixels.to(device))
             yield Embedded(finished(vectors, options), np.zeros(len(chunk), dtype=bool), errors)
 
+    def elsewhere(self, devices: Devices | None) -> list[torch.device]:
+        """The devices of worker processes; none where this process will do."""
+        chosen = [] if devices is None else pick_devices(devices)
+        return [] if chosen == [self.towers.device] else chosen
+
+    def stream(
+        self, name: str, chunks: Iterable[list[str]], options: Options, devices: list[torch.device]
+    ) -> Iterator[Embedded]:
+        """Embed chunk after chunk of texts, here or in workers on ``devices``."""
+        with self.evaluating():
+            if devices:
+                yield from embed_in_workers(self.towers, name, embeds_in, chunks, devices, options)
+            else:
+                yield from self.texts(name, chunks, options)
+
+    def some(
+        self,
+        items: Sequence[Any],
+        towers: Sequence[str],
+        wanted: Sequence[int],
+        options: Options,
+        devices: list[torch.device],
+        advance: Callable[[int], object],
+    ) -> Iterator[tuple[np.ndarray, Embedded]]:
+        """Some of the ``wanted`` places in ``items`` after the other, with what is embedded of them.
+
+        Args:
+            items: inputs.
+            towers: name of the tower of each.
+            wanted: places in ``items``.
+            options: what is wanted of them.
+            devices: of worker processes; none for this process.
+            advance: called with the number of inputs done since.
+        """
+        with self.evaluating():
+            for name in dict.fromkeys(towers):
+                places = np.array([place for place in wanted if towers[place] == name])
+                mine = [items[place] for place in places]
+                images = self.towers.modality(name) == "image"
+                parts: Iterable[Embedded]
+                if devices:
+                    size = max(1, min(CHUNK, -(-len(mine) // (4 * len(devices)))))
+                    parts = embed_in_workers(self.towers, name, embeds_in, chunked(mine, size), devices, options)
+                elif images:
+                    parts = self.images(name, mine, options)
+                else:
+                    parts = self.texts(name, chunked(mine, CHUNK), options, advance)
+                start = 0
+                for part in parts:
+                    end = start + len(part.cut)
+                    yield places[start:end], part
+                    if devices or images:
+                        advance(end - start)
+                    start = end
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """With the towers in evaluation mode."""
@@ -77,6 +136,28 @@ class Compute:
         finally:
             if training:
                 self.towers.train()
+
+
+def embeds_in(folder: str, device: str, name: str, options: Options) -> Callable[[list[Any]], Embedded]:
+    """What embeds a list of inputs by the tower ``name`` of the model in ``folder``, on ``device``."""
+    compute = Compute(open_model(folder).to(torch.device(device)))
+    images = compute.towers.modality(name) == "image"
+
+    def embeds(inputs: list[Any]) -> Embedded:
+        parts = compute.images(name, inputs, options) if images else compute.texts(name, [inputs], options)
+        vectors, cut, _ = zip(*parts, strict=True)
+        return Embedded(np.concatenate(vectors), np.concatenate(cut))
+
+    return embeds
+
+
+def tower_inputs(embedder: Embedder, items: Sequence[Any], prompt: str | None) -> tuple[dict[str, Tensor], int]:
+    """What ``embedder`` reads of inputs of its modality, and how many texts were cut."""
+    tower = embedder.tower
+    if isinstance(tower, ImageTower):
+        return {"pixels": torch.from_numpy(read_images(items, tower, 0)[0])}, 0
+    tokens, cut = tower.tokenize(items, prompt)
+    return text_inputs(tower, tokens, tower.skipped(prompt)), cut
 
 
 def finished(embeddings: Tensor, options: Options) -> np.ndarray:

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from mmcl.data.images import ImageError, decode, image_suffixes, usable_cpus
+from mmcl.data.images import decode
 from mmcl.data.rows import Rows
 from mmcl.data.sources.tar.rows import ShardRows
-from mmcl.encoding.changes import COLUMNS, changed, state
+from mmcl.encoding.changes import changed
+from mmcl.encoding.source_reader import BLOCK_ROWS, Block, Modality, SourceReader, modality_of
 from mmcl.encoding.stored import id_table
 from mmcl.encoding.vectors import Vectors, open_vectors
 from mmcl.encoding.writer import VectorWriter, with_columns
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import as_path, existing_file
+from mmcl.runtime.files import as_path
 from mmcl.runtime.lock import exclusive
 from mmcl.runtime.progress import progress
 
-Modality = Literal["image", "text"]
-
-_BLOCK_ROWS = {"text": 4_096, "image": 64}
 _PROBE_ROWS = 8
 # Of unit vectors: bfloat16 here and float32 where the run began put MiniLM's 0.01 apart, those of 24 dimensions 0.02.
 # What stands beside a text in bfloat16, float16 on disk and TF32 change less.
 _PROBE_DISTANCE = 0.03
-_SAMPLE_ROWS = 100
-_LABEL_LENGTH = 200
 
 log = logging.getLogger("mmcl")
 
@@ -75,26 +68,6 @@ class Wanted(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-@dataclass
-class _Block:
-    """Rows, decoded: what there is to encode, and what was skipped."""
-
-    rows: Sequence[int]
-    ids: list[str] = field(default_factory=list)
-    inputs: list[Any] = field(default_factory=list)
-    labels: list[str | None] = field(default_factory=list)
-    skipped: list[tuple[int, str, str]] = field(default_factory=list)  # row, id, reason
-    columns: dict[str, list[int | None]] = field(default_factory=dict)  # of images, see changes.py
-
-    def add(self, id_: str, item: Any, label: Any) -> None:
-        self.ids.append(id_)
-        self.inputs.append(item)
-        if isinstance(label, Path):
-            self.labels.append(str(label))
-        else:
-            self.labels.append(None if label is None else shorten(str(label), _LABEL_LENGTH, placeholder=" …"))
-
-
 def encode_source(
     encoder: Encodes,
     rows: Rows | ShardRows,
@@ -115,7 +88,7 @@ def encode_source(
 ) -> Vectors:
     """Encode a column of ``rows`` into the folder ``out``.
 
-    An interrupted run's folder is gone on with from its last whole shard; a finished one is returned as it is. In both,
+    An interrupted run's folder is continued from its last complete shard; a finished one is returned as it is. In both,
     images whose files have another size or time of change since are encoded again. Memory holds two blocks of decoded
     rows and one shard of vectors.
 
@@ -123,15 +96,15 @@ def encode_source(
         encoder: its ``encode`` is called with lists of texts or of images: as its ``prepare_image`` gives them, small
             and in the threads that decode, or without one as PIL images.
         rows: the corpus; as ``open_rows`` opens it, tar shards too, which are read as a stream.
-        column: texts, lists of texts (each text gets a vector, under its row's id), or pictures.
+        column: texts, lists of texts (each text gets a vector, under its row's id), or images.
         out: a new folder, or one of an earlier run with the same encoder, rows, column, modality, dtype, prompt and
             dimension.
         modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are images.
         dtype: ``float32`` or ``float16`` on disk.
         shard_rows: a shard is written once it has this many vectors, and after a minute at the latest: what a killed
             process can cost.
-        batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 pictures.
-        label_column: what tables of results show; by default the text, cut at 200 characters, or the picture's path.
+        batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 images.
+        label_column: what tables of results show; by default the text, cut at 200 characters, or the image's path.
         id_column: what searches return for a vector; by default ``id`` or ``_id``, else the number of the row. Of tar
             shards, the shard and key of the sample.
         on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
@@ -144,15 +117,15 @@ def encode_source(
         The vectors, of unit length, memory-mapped.
 
     Raises:
-        MmclError: no such column, a modality the encoder lacks, an unusable picture or text under ``fail``, nothing
+        MmclError: no such column, a modality the encoder lacks, an unusable image or text under ``fail``, nothing
             that can be encoded, or ``out`` holds vectors of another origin.
         OSError: the disk is full. Give the same call again once there is room.
         KeyboardInterrupt: as it comes, saying where the same call goes on.
     """
     rows.require([name for name in (column, label_column, id_column) if name is not None])
-    modality = modality or _modality_of(rows, column)
+    modality = modality or modality_of(rows, column)
     size = _block_rows(batch_rows, modality, shard_rows)
-    reader = _Reader(rows, column, modality, label_column, id_column, getattr(encoder, "prepare_image", decode))
+    reader = SourceReader(rows, column, modality, label_column, id_column, getattr(encoder, "prepare_image", decode))
     wanted = Wanted(prompt, truncate_dim)
     _check_wanted(encoder, wanted, modality)
 
@@ -176,7 +149,7 @@ Encode = Callable[[list[Any]], np.ndarray]
 
 
 def _fill(
-    writer: VectorWriter, encode: Encode, reader: _Reader, size: int, on_error: str, show_progress: bool | None
+    writer: VectorWriter, encode: Encode, reader: SourceReader, size: int, on_error: str, show_progress: bool | None
 ) -> None:
     """Encode the rows that are left."""
     try:
@@ -195,7 +168,7 @@ def _fill(
 
 
 def _retry(
-    writer: VectorWriter, encode: Encode, reader: _Reader, size: int, on_error: str, show_progress: bool | None
+    writer: VectorWriter, encode: Encode, reader: SourceReader, size: int, on_error: str, show_progress: bool | None
 ) -> None:
     """Encode what had been skipped and can now be used; an empty text stays one."""
     rows = writer.skipped_rows() if reader.modality == "image" else []
@@ -215,7 +188,7 @@ def _retry(
     log.info(f"{writer.folder}: tried {len(rows):,} skipped rows again, {writer.count - before:,} now have a vector")
 
 
-def _encode_changed(writer: VectorWriter, encode: Encode, reader: _Reader, on_error: str) -> None:
+def _encode_changed(writer: VectorWriter, encode: Encode, reader: SourceReader, on_error: str) -> None:
     """Encode the images again whose files have changed since their vectors were stored."""
     count = 0
     for number in range(len(writer.shards)):
@@ -223,7 +196,7 @@ def _encode_changed(writer: VectorWriter, encode: Encode, reader: _Reader, on_er
         if not rows:
             continue
         vectors, tables = [], []
-        for block in reader.blocks(rows, _BLOCK_ROWS["image"]):
+        for block in reader.blocks(rows, BLOCK_ROWS["image"]):
             _take_skipped(block, reader, writer, on_error)
             vectors.append(encode(block.inputs))
             tables.append(with_columns(id_table(block.ids, len(block.ids), block.labels), block.columns))
@@ -233,7 +206,7 @@ def _encode_changed(writer: VectorWriter, encode: Encode, reader: _Reader, on_er
         log.info(f"{writer.folder}: {count:,} images had changed since, and were encoded again")
 
 
-def _take_skipped(block: _Block, reader: _Reader, writer: VectorWriter, on_error: str) -> None:
+def _take_skipped(block: Block, reader: SourceReader, writer: VectorWriter, on_error: str) -> None:
     _refuse_damage(reader, on_error)
     if block.skipped and on_error == "fail":
         row, id_, reason = block.skipped[0]
@@ -242,7 +215,7 @@ def _take_skipped(block: _Block, reader: _Reader, writer: VectorWriter, on_error
         writer.skip(row, id_, reason)
 
 
-def _refuse_damage(reader: _Reader, on_error: str) -> None:
+def _refuse_damage(reader: SourceReader, on_error: str) -> None:
     if isinstance(reader.rows, ShardRows):
         if on_error == "fail":
             reader.rows.refuse_damage()
@@ -252,96 +225,13 @@ def _refuse_damage(reader: _Reader, on_error: str) -> None:
 def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:
     if asked is not None and asked < 1:
         raise MmclError(f"batch_rows is {asked}; it must be 1 or more")
-    return min(asked or _BLOCK_ROWS[modality], shard_rows)
-
-
-def _modality_of(rows: Rows | ShardRows, column: str) -> Modality:
-    """What the first rows hold: images, names of files that end as images do or of which most exist, or text."""
-    if isinstance(rows, ShardRows):
-        return rows.modality(column)
-    head = rows.select(range(min(_SAMPLE_ROWS, len(rows))))
-    values = {row: value for row, value in enumerate(head.column(column)) if value is not None and value != ""}
-    if any(isinstance(value, bytes | dict) for value in values.values()):
-        return "image"
-    if not values or not all(isinstance(value, str) for value in values.values()):
-        return "text"
-    paths = [path for path in head.images(column, list(values)) if isinstance(path, Path)]
-    named = all(path.suffix.lower() in image_suffixes() for path in paths)
-    return "image" if named or sum(existing_file(path) is not None for path in paths) > len(paths) / 2 else "text"
+    return min(asked or BLOCK_ROWS[modality], shard_rows)
 
 
 def _model_name(encoder: Encodes) -> str:
     """What loads the encoder again: its folder, absolute so that it is found from elsewhere, or its name."""
     folder = getattr(encoder, "path", None)
     return encoder.name if folder is None else str(Path(folder).resolve())
-
-
-@dataclass
-class _Reader:
-    """Reads and decodes a column, block by block."""
-
-    rows: Rows | ShardRows
-    column: str
-    modality: Modality
-    label_column: str | None = None
-    id_column: str | None = None
-    prepare: Callable[[Any], Any] = decode
-
-    def blocks(self, rows: Sequence[int], size: int) -> Iterator[_Block]:
-        """Blocks of ``size`` of these rows, each read and decoded while the one before it is being encoded."""
-        read = self._images if self.modality == "image" else self._texts
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(usable_cpus()) as decoders:
-            due = None
-            for at in range(0, len(rows), size):
-                coming = ahead.submit(read, rows[at : at + size], decoders)
-                if due:
-                    yield due.result()
-                due = coming
-            if due:
-                yield due.result()
-
-    def images(self, rows: Sequence[int]) -> Sequence[bytes | Path | ImageError | None]:
-        """The undecoded images of some rows."""
-        return self.rows.images(self.column, rows)
-
-    def _texts(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> _Block:
-        part = self.rows.select(rows)
-        labels: list[Any] = part.column(self.label_column) if self.label_column else [None] * len(part)
-        block = _Block(rows)
-        for row, id_, value, label in zip(rows, part.ids(self.id_column), part.texts(self.column), labels, strict=True):
-            texts: list[str | None] = [*value] if isinstance(value, list) else [value]
-            for text in texts or [None]:
-                if text is None or not text.strip():
-                    block.skipped.append((row, id_, "empty text"))
-                else:
-                    block.add(id_, text, label if self.label_column else text)
-        return block
-
-    def _images(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> _Block:
-        part = self.rows.select(rows)
-        images = part.images(self.column, range(len(part)))
-        paths = [image if isinstance(image, Path) else None for image in images]
-        labels: Sequence[Any] = part.column(self.label_column) if self.label_column else paths
-        block = _Block(rows, columns={name: [] for name in COLUMNS})
-        states = list(map(state, images))  # before they are read, so that a change meanwhile is noticed
-        pictures = decoders.map(self._prepared, images)
-        for row, id_, picture, label, known in zip(
-            rows, part.ids(self.id_column), pictures, labels, states, strict=True
-        ):
-            if isinstance(picture, ImageError):
-                block.skipped.append((row, id_, str(picture)))
-            else:
-                block.add(id_, picture, label)
-                for name, value in zip(COLUMNS, (row, *known), strict=True):
-                    block.columns[name].append(value)
-        return block
-
-    def _prepared(self, image: bytes | Path | ImageError | None) -> Any:
-        """The image as the encoder takes it, or the error that says why there is none."""
-        try:
-            return image if isinstance(image, ImageError) else self.prepare(image)
-        except ImageError as error:
-            return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
 
 
 def _check_wanted(encoder: Encodes, wanted: Wanted, modality: Modality) -> None:
@@ -354,7 +244,7 @@ def _check_wanted(encoder: Encodes, wanted: Wanted, modality: Modality) -> None:
 
 def _open_writer(
     encoder: Encodes,
-    reader: _Reader,
+    reader: SourceReader,
     out: str | Path,
     dtype: Literal["float32", "float16"],
     shard_rows: int,
@@ -410,12 +300,12 @@ def _prompt_text(encoder: Encodes, prompt: str | None, modality: Modality) -> st
     return words(prompt) if words else prompt or ""
 
 
-def _check_same_weights(encoder: Encodes, reader: _Reader, writer: VectorWriter, wanted: Wanted) -> None:
+def _check_same_weights(encoder: Encodes, reader: SourceReader, writer: VectorWriter, wanted: Wanted) -> None:
     """Encode the first rows again: a model trained further under its old name must not complete another's vectors."""
     if not writer.count or writer.same_encoder:
         return
     block = next((block for block in reader.blocks(range(len(reader.rows)), _PROBE_ROWS) if block.inputs), None)
-    if block is None:  # the pictures are gone since: nothing is left to encode either
+    if block is None:  # the images are gone since: nothing is left to encode either
         return
     again = _encode(encoder, block.inputs, reader.modality, wanted)
     ids, stored = next(open_vectors(writer.folder, partial=True).iter_shards())
@@ -438,7 +328,7 @@ def _encode(encoder: Encodes, inputs: list[Any], modality: Modality, wanted: Wan
     return encoder.encode(inputs, modality=modality, normalize=True, show_progress=False, **wanted.named())
 
 
-def _report_skipped(writer: VectorWriter, reader: _Reader) -> None:
+def _report_skipped(writer: VectorWriter, reader: SourceReader) -> None:
     count = writer.skipped["count"]
     if not count:
         return

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmcl.data.images import PreparedImage, decode_many
 from mmcl.models.image.tower import ImageTower
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file
 
@@ -40,6 +41,44 @@ class Options(NamedTuple):
     prompt: str | None
     compute: str
     skip: bool = False
+
+
+def options_of(
+    towers: Towers, batch_size: int | str, normalize: bool, truncate_dim: int | None, prompt: str | None, compute: str
+) -> Options:
+    """What ``encode`` is asked for, checked.
+
+    Raises:
+        MmclError: ``truncate_dim`` or ``batch_size`` is out of range.
+    """
+    if truncate_dim is not None and not (is_whole(truncate_dim) and 1 <= truncate_dim <= towers.width):
+        raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {towers.width}")
+    if batch_size != "auto" and not (is_whole(batch_size) and int(batch_size) >= 1):
+        raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
+    size = None if isinstance(batch_size, str) else batch_size
+    return Options(size, normalize, truncate_dim or towers.dim, prompt, compute)
+
+
+def tower_of_each(towers: Towers, items: Sequence[Any], wanted: str | None, prompt: str | None) -> list[str]:
+    """The name of the tower that embeds each input.
+
+    Args:
+        towers: to choose from.
+        items: of any kind.
+        wanted: a modality or the name of a tower, for all inputs; by type if absent.
+        prompt: as for ``encode``.
+
+    Raises:
+        MmclError: an input is of no known kind, there is no such tower, several are of the modality, or there is a
+            prompt and no text.
+    """
+    named = wanted if wanted is not None and wanted in towers.embedders else None
+    modality = wanted if named is None else towers.modality(named)
+    kinds = [modality_of(item, place, modality, towers.names) for place, item in enumerate(items)]
+    names = {kind: named or towers.resolve(kind) for kind in dict.fromkeys(kinds)}
+    if prompt and set(kinds) == {"image"}:
+        raise MmclError(f"encode: prompt '{prompt}' goes before texts, and all inputs are images; leave it out")
+    return [names[kind] for kind in kinds]
 
 
 def listed(inputs: Any) -> tuple[list[Any], bool]:

@@ -16,22 +16,25 @@ import torch
 
 from mmcl.encoding.inputs import Options
 from mmcl.encoding.text_pipeline import Embedded
+from mmcl.formats.folder import save
+from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
-Opener: TypeAlias = Callable[[str, str, str], Any]
-"""A function of a module: the encoder in a folder, on a device, in a precision."""
+Embeds: TypeAlias = Callable[[list[Any]], Embedded]
+Opener: TypeAlias = Callable[[str, str, str, Options], Embeds]
+"""A function of a module: what embeds inputs by a tower (name) of the model in a folder, on a device, as is wanted."""
 _AHEAD = 4
 """Chunks a worker may have finished while an earlier one is still being computed."""
 _SECONDS_TO_STOP = 5
 
 
 def embed_in_workers(
-    save: Callable[[Path], object],
+    towers: Towers,
+    name: str,
     opener: Opener,
     chunks: Iterable[Sequence[Any]],
     devices: Sequence[torch.device],
     options: Options,
-    modality: str,
 ) -> Iterator[Embedded]:
     """Embed chunk after chunk, in the order of the chunks.
 
@@ -39,12 +42,12 @@ def embed_in_workers(
     The model goes to them as a folder: nothing is shared but what is sent.
 
     Args:
-        save: writes the model into a folder.
+        towers: the model.
+        name: of the tower.
         opener: opens it in a worker.
-        chunks: of inputs of one modality.
+        chunks: of inputs.
         devices: of the workers, one each.
         options: what is wanted of the inputs.
-        modality: as for ``encode``.
 
     Raises:
         MmclError: a worker ended (was killed, say, for want of memory), or an input cannot be encoded.
@@ -52,12 +55,16 @@ def embed_in_workers(
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmcl-workers-"))) / "model"
-        save(folder)
+        path = towers.path
+        try:
+            save(towers, folder)
+        finally:
+            towers.path = path
         threads = max(1, torch.get_num_threads() // max(1, sum(device.type == "cpu" for device in devices)))
         workers = []
         for device in devices:
-            opened = partial(opener, str(folder), str(device), options.compute)
-            workers.append(_Worker(opened, device, options, modality, threads))
+            opened = partial(opener, str(folder), str(device), name, options)
+            workers.append(_Worker(opened, device, threads))
         for worker in workers:
             stack.callback(worker.stop)
         yield from _in_order(workers, chunks)
@@ -96,13 +103,11 @@ def _in_order(workers: list[_Worker], chunks: Iterable[Sequence[Any]]) -> Iterat
 class _Worker:
     """A process, as the one that started it sees it."""
 
-    def __init__(
-        self, opened: Callable[[], Any], device: torch.device, options: Options, modality: str, threads: int
-    ) -> None:
+    def __init__(self, opened: Callable[[], Embeds], device: torch.device, threads: int) -> None:
         context = get_context("spawn")  # a fork would inherit torch's threads, locked as they happen to be
         self.connection, theirs = context.Pipe()
         self._device = device
-        self._process = context.Process(target=_work, args=(theirs, opened, options, modality, threads), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, opened, threads), daemon=True)
         self._process.start()
         theirs.close()  # held by the worker alone, its end is seen here when the worker ends
 
@@ -138,29 +143,20 @@ class _Worker:
 
 
 def _work(
-    connection: Connection, opened: Callable[[], Any], options: Options, modality: str, threads: int
+    connection: Connection, opened: Callable[[], Embeds], threads: int
 ) -> None:  # pragma: no cover  (in another process)
     logging.getLogger("mmcl").setLevel(logging.ERROR)  # what was cut is counted, and said once, where it was asked for
     torch.set_num_threads(threads)
-    encoder = None
+    embeds: Embeds | None = None
     while True:
         try:
             chunk = connection.recv()
         except (EOFError, OSError):
             return
+        answer: Any
         try:
-            if encoder is None:
-                encoder = opened()
-            answer: Any = encoder.encode(
-                chunk,
-                modality=modality,
-                batch_size=options.batch_size or "auto",
-                normalize=options.normalize,
-                truncate_dim=options.dim,
-                prompt=options.prompt,
-                show_progress=False,
-                return_truncated=True,
-            )
+            embeds = embeds or opened()
+            answer = tuple(embeds(chunk))
         except MmclError as error:
             answer = str(error)
         connection.send(answer)

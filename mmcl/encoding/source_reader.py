@@ -1,0 +1,124 @@
+"""A column of a corpus, read and decoded block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+from mmcl.data.images import ImageError, decode, image_suffixes, usable_cpus
+from mmcl.data.rows import Rows
+from mmcl.data.sources.tar.rows import ShardRows
+from mmcl.encoding.changes import COLUMNS, state
+from mmcl.runtime.files import existing_file
+
+Modality = Literal["image", "text"]
+
+BLOCK_ROWS = {"text": 4_096, "image": 64}
+"""Rows that are read, decoded and encoded at a time."""
+_SAMPLE_ROWS = 100
+_LABEL_LENGTH = 200
+
+
+@dataclass
+class Block:
+    """Rows, decoded: what there is to encode, and what was skipped."""
+
+    rows: Sequence[int]
+    ids: list[str] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    skipped: list[tuple[int, str, str]] = field(default_factory=list)  # row, id, reason
+    columns: dict[str, list[int | None]] = field(default_factory=dict)  # of images, see changes.py
+
+    def add(self, id_: str, item: Any, label: Any) -> None:
+        self.ids.append(id_)
+        self.inputs.append(item)
+        if isinstance(label, Path):
+            self.labels.append(str(label))
+        else:
+            self.labels.append(None if label is None else shorten(str(label), _LABEL_LENGTH, placeholder=" …"))
+
+
+@dataclass
+class SourceReader:
+    """Reads and decodes a column, block by block."""
+
+    rows: Rows | ShardRows
+    column: str
+    modality: Modality
+    label_column: str | None = None
+    id_column: str | None = None
+    prepare: Callable[[Any], Any] = decode
+
+    def blocks(self, rows: Sequence[int], size: int) -> Iterator[Block]:
+        """Blocks of ``size`` of these rows, each read and decoded while the one before it is being encoded."""
+        read = self._images if self.modality == "image" else self._texts
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(usable_cpus()) as decoders:
+            due = None
+            for at in range(0, len(rows), size):
+                coming = ahead.submit(read, rows[at : at + size], decoders)
+                if due:
+                    yield due.result()
+                due = coming
+            if due:
+                yield due.result()
+
+    def images(self, rows: Sequence[int]) -> Sequence[bytes | Path | ImageError | None]:
+        """The undecoded images of some rows."""
+        return self.rows.images(self.column, rows)
+
+    def _texts(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> Block:
+        part = self.rows.select(rows)
+        labels: list[Any] = part.column(self.label_column) if self.label_column else [None] * len(part)
+        block = Block(rows)
+        for row, id_, value, label in zip(rows, part.ids(self.id_column), part.texts(self.column), labels, strict=True):
+            texts: list[str | None] = [*value] if isinstance(value, list) else [value]
+            for text in texts or [None]:
+                if text is None or not text.strip():
+                    block.skipped.append((row, id_, "empty text"))
+                else:
+                    block.add(id_, text, label if self.label_column else text)
+        return block
+
+    def _images(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> Block:
+        part = self.rows.select(rows)
+        images = part.images(self.column, range(len(part)))
+        paths = [image if isinstance(image, Path) else None for image in images]
+        labels: Sequence[Any] = part.column(self.label_column) if self.label_column else paths
+        block = Block(rows, columns={name: [] for name in COLUMNS})
+        states = list(map(state, images))  # before they are read, so that a change meanwhile is noticed
+        prepared = decoders.map(self._prepared, images)
+        for row, id_, found, label, known in zip(rows, part.ids(self.id_column), prepared, labels, states, strict=True):
+            if isinstance(found, ImageError):
+                block.skipped.append((row, id_, str(found)))
+            else:
+                block.add(id_, found, label)
+                for name, value in zip(COLUMNS, (row, *known), strict=True):
+                    block.columns[name].append(value)
+        return block
+
+    def _prepared(self, image: bytes | Path | ImageError | None) -> Any:
+        """The image as the encoder takes it, or the error that says why there is none."""
+        try:
+            return image if isinstance(image, ImageError) else self.prepare(image)
+        except ImageError as error:
+            return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
+
+
+def modality_of(rows: Rows | ShardRows, column: str) -> Modality:
+    """What the first rows hold: images, names of files that end as images do or of which most exist, or text."""
+    if isinstance(rows, ShardRows):
+        return rows.modality(column)
+    head = rows.select(range(min(_SAMPLE_ROWS, len(rows))))
+    values = {row: value for row, value in enumerate(head.column(column)) if value is not None and value != ""}
+    if any(isinstance(value, bytes | dict) for value in values.values()):
+        return "image"
+    if not values or not all(isinstance(value, str) for value in values.values()):
+        return "text"
+    paths = [path for path in head.images(column, list(values)) if isinstance(path, Path)]
+    named = all(path.suffix.lower() in image_suffixes() for path in paths)
+    return "image" if named or sum(existing_file(path) is not None for path in paths) > len(paths) / 2 else "text"
