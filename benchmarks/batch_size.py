@@ -25,7 +25,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation import compare, compare_sts, open_sts, sts
 from mmcl.evaluation.compare import Comparison
 from mmcl.evaluation.tasks.rows import retrieval_of_rows
-from mmcl.methods import Views
+from mmcl.methods import Rows
 from mmcl.methods.clip import Clip
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -207,8 +207,8 @@ def trained(setup: Setup, name: str, max_lr: float, overrides: list[str]) -> tup
         *overrides,
         *(["training.epochs=1e-9", "training.lr=1e-12"] if size == "untrained" else []),  # a step that changes nothing
     ]
-    embed = repeats_as_negatives if added == "repeats" else Clip.embed
-    with tempfile.TemporaryDirectory() as folder, patch.object(Clip, "embed", embed):
+    rows = repeats_as_negatives if added == "repeats" else Clip._rows
+    with tempfile.TemporaryDirectory() as folder, patch.object(Clip, "_rows", rows):
         settings.append(f"data.train.source={first_rows(setup, Path(folder))}")
         start = time.perf_counter()
         run = mmcl.train(load_config(config, settings), out=Path(folder) / "run")
@@ -229,13 +229,13 @@ def first_rows(setup: Setup, folder: Path) -> Path:
     return folder / "rows.parquet"
 
 
-EMBED = Clip.embed
+ROWS = Clip._rows
 
 
-def repeats_as_negatives(self: Clip, batch: Batch) -> Views:
-    """The method's views, but every row is a thing of its own, whatever it shows or says."""
-    views = EMBED(self, batch)
-    return views | {"ids": torch.arange(views["ids"].numel()).view_as(views["ids"])}
+def repeats_as_negatives(self: Clip, batch: Batch) -> Rows:
+    """What is known of the rows, but every row is a thing of its own, whatever it shows or says."""
+    rows = ROWS(self, batch)
+    return replace(rows, ids=torch.arange(rows.ids.numel()).view_as(rows.ids))
 
 
 if __name__ == "__main__":

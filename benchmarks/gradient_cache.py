@@ -40,6 +40,7 @@ def measure(way: str, batch: int, micro_batch: int, steps: int, source: str) -> 
     import torch
 
     from mmcl.config.load import load_config
+    from mmcl.methods import Step
     from mmcl.training.loop import Trainer
 
     size = micro_batch if way == "accumulated" else batch
@@ -62,7 +63,7 @@ def measure(way: str, batch: int, micro_batch: int, steps: int, source: str) -> 
         seconds, result = [], None
         for number in range(steps):
             start = time.perf_counter()
-            result = trainer.step(taken, number, 1e-3)
+            result = trainer.step(taken, Step(number, trainer.steps), 1e-3)
             seconds.append(time.perf_counter() - start)
         batches.close()
         trainer.metrics.close()

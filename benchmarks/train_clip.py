@@ -42,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmcl.config.load import load_config
 from mmcl.data.batches.feed import open_feed
+from mmcl.methods import Step
 from mmcl.runtime.device import DTYPES, multiplies_bfloat16, resolve_precision
 from mmcl.training.loop import Trainer
 
@@ -230,7 +231,7 @@ class Mmcl:
         trainer, batch = self._kept
         _wait(self.device)
         start = time.perf_counter()
-        trainer.step([batch], 0, LEARNING_RATE)
+        trainer.step([batch], Step(0, 1), LEARNING_RATE)
         _wait(self.device)
         return time.perf_counter() - start
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, ClassVar, Literal, Unpack
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from mmcl.config.methods import MethodConfig
-from mmcl.data.batches.batch import MINED, Batch
-from mmcl.losses import Blockwise, Negatives, info_nce
-from mmcl.methods.base import Setting, Views
+from mmcl.data.batches.batch import MINED, Inputs
+from mmcl.data.batches.views import Extra
+from mmcl.losses import Blockwise, info_nce
+from mmcl.methods.base import Context
 from mmcl.methods.image_text import ImageText
-from mmcl.methods.paired import key_of
+from mmcl.methods.paired import Compared, NegativeGroup, as_negatives
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import TeacherConfig
 from mmcl.models.towers import Towers
 
-FURTHER = {"text": "negatives", MINED: MINED}  # role of captions without a picture to the view of them
-IDS = {"negatives": "negative_ids", MINED: f"{MINED}_ids"}  # such a view to that of their identities
+NEGATIVES = "negatives"  # extra texts
 
 
 class ClipConfig(MethodConfig):
@@ -46,65 +46,65 @@ class ClipConfig(MethodConfig):
 
 
 class Clip(ImageText):
-    """Each picture is told from the batch by its text, and each text by its picture."""
+    """Symmetric InfoNCE between images and texts."""
 
     Config = ClipConfig
     config: ClipConfig
     start_temperature: ClassVar[float] = 0.07
 
-    def __init__(self, config: ClipConfig, encoder: Towers, **setting: Unpack[Setting]) -> None:
-        super().__init__(config, encoder, **setting)
+    def __init__(self, config: ClipConfig, encoder: Towers, context: Context) -> None:
+        super().__init__(config, encoder, context)
         if config.queue is not None:
-            self.keep_past(config.queue, self.sides, {side: encoder.embedder(side) for side in self.sides})
+            self.make_queue(config.queue, self.sides, {side: encoder.embedder(side) for side in self.sides})
 
     @property
-    def extra(self) -> dict[str, int]:
-        """Further captions, as negatives of every picture."""
-        return {"text": self.config.extra_texts} if self.config.extra_texts else {}
+    def extra(self) -> dict[str, Extra]:
+        """Extra texts, as negatives of every image."""
+        return {NEGATIVES: Extra("text", self.config.extra_texts)} if self.config.extra_texts else {}
 
     @property
-    def minable(self) -> tuple[str, str]:
-        """Hard captions of a picture."""
+    def mining_roles(self) -> tuple[str, str]:
+        """Hard captions of an image."""
         return self.sides
 
     @property
-    def compared(self) -> tuple[str, ...]:
-        return (*super().compared, "negatives", MINED)
+    def embedding_names(self) -> tuple[str, ...]:
+        return (*self.sides, NEGATIVES, MINED)
 
-    def embed(self, batch: Batch) -> Views:
-        further = {role: view for role, view in FURTHER.items() if role in batch.extra}
-        texts = {"text": batch.inputs["text"]} | {view: batch.extra[role] for role, view in further.items()}
-        pictures = self.pictures(batch)
+    def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         image, text = (self.encoder.embedder(side) for side in self.sides)
-        views: Views = {"image": image(**pictures)}
+        texts = {name: inputs[name] for name in ("text", NEGATIVES, MINED) if name in inputs}
+        embeddings = {"image": image(**inputs["image"])}
+        if self.key_embedder is not None:
+            return embeddings | {"text": text(**texts["text"])}
+        return embeddings | self.embed_together(text, texts)
+
+    def embed_keys(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         if self.key_embedder is None:
-            views |= self.embed_together(text, texts)
-        else:
-            views["text"] = text(**texts["text"])
-            keys = self.embed_together(partial(self.key_embedder, "text"), texts)
-            views |= {"key_image": self.key_embedder("image", **pictures), "key_text": keys.pop("text"), **keys}
-        ids = {IDS[view]: batch.extra_ids[role] for role, view in further.items()}
-        return views | ids | {"ids": batch.ids} | self.embed_references(batch)
+            return {}
+        texts = {name: inputs[name] for name in ("text", NEGATIVES, MINED) if name in inputs}
+        keys = {"image": self.key_embedder("image", **inputs["image"])}
+        return keys | self.embed_together(partial(self.key_embedder, "text"), texts)
 
-    def contrast(self, views: Views) -> Tensor:
-        return self._both_ways(self._tell_apart, views, symmetric=True)
+    def contrast(self, compared: Compared) -> Tensor:
+        return self.both_directions(self._info_nce, compared, symmetric=True)
 
-    def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
-        """Each ``query`` from the batch by its ``key``; captions without a picture are candidates of pictures alone."""
-        sources = {f"past_{key}": "past_ids"}
-        if key == "text":
-            sources = IDS | sources
-        further = [name for name in sources if name in views]
-        negatives = None
-        if further:
-            ids = torch.cat([views[sources[name]] for name in further])
-            negatives = Negatives(torch.cat([views[name] for name in further]), ids)
+    def _info_nce(self, compared: Compared, query: str, key: str, *, symmetric: bool) -> Tensor:
+        """InfoNCE from ``query`` to ``key``; texts without an image are candidates of images alone."""
+        outputs = compared.outputs
+        groups = [
+            NegativeGroup(compared.key(name), outputs.rows.extra_ids[name])
+            for name in (NEGATIVES, MINED)
+            if key == "text" and name in outputs.rows.extra_ids
+        ]
+        if key in compared.stored and compared.stored_ids is not None:
+            groups.append(NegativeGroup(compared.stored[key], compared.stored_ids))
         return info_nce(
-            views[query],
-            key_of(views, key),
+            outputs.embeddings[query],
+            compared.key(key),
             self.temperature,
-            ids=views["ids"],
-            negatives=negatives,
+            ids=outputs.rows.ids,
+            negatives=as_negatives(groups),
             symmetric=symmetric,
             label_smoothing=self.config.label_smoothing,
             blockwise=Blockwise(across=self.across),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
 from mmcl.config import schema
-from mmcl.data.batches.batch import Batch
-from mmcl.methods.base import Views, refuse_unknown_roles
+from mmcl.data.batches.batch import Inputs
+from mmcl.data.batches.views import View
+from mmcl.methods.base import refuse_unknown_roles
 from mmcl.methods.paired import Paired
 
 
@@ -18,19 +20,13 @@ class ImageText(Paired):
     sides: ClassVar[tuple[str, str]] = ("image", "text")
 
     @classmethod
-    def inputs_of(cls, config: schema.Config) -> dict[str, str]:
-        inputs = {"image": "image", "text": "text"}
-        refuse_unknown_roles(config, inputs)
-        return inputs
+    def columns_of(cls, config: schema.Config) -> dict[str, str]:
+        columns = {"image": "image", "text": "text"}
+        refuse_unknown_roles(config, columns)
+        return columns
 
-    def embed(self, batch: Batch) -> Views:
-        inputs = {"image": self.pictures(batch), "text": batch.inputs["text"]}
-        views = {role: self.encoder.embedder(role)(**tensors) for role, tensors in inputs.items()}
-        return views | {"ids": batch.ids} | self.embed_references(batch)
+    def views(self) -> dict[str, View]:
+        return {"image": View("image", "image", self.augment), "text": View("text", "text")}
 
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The pictures of a batch, in training changed at random, if the config says so."""
-        image = batch.inputs["image"]
-        if self.augmentation is not None and self.training and "pixels" in image:
-            image = {"pixels": self.augmentation(image["pixels"], batch.seeds)}
-        return image
+    def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+        return {side: self.encoder.embedder(side)(**inputs[side]) for side in self.sides}

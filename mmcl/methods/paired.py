@@ -5,20 +5,83 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Unpack
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmcl.losses import Blockwise, batch_accuracy, distillation, matryoshka
-from mmcl.methods.base import Loss, Method, Setting, Views
+from mmcl.losses import Blockwise, Negatives, batch_accuracy, distillation, matryoshka
+from mmcl.methods.base import Context, Loss, Method
+from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
+from mmcl.methods.step import Step
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
 TEACHER_TEMPERATURE = 0.01  # at which CLIP models end
+GUIDE = "guide_{}"  # what a queue calls the embeddings that a guide has of a side
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a contrast is computed from.
+
+    Attributes:
+        outputs: of the batch.
+        stored: side to the keys that a queue holds of former batches, (F, D).
+        stored_ids: (F, K) their identities.
+        stored_guide: side to what a guide makes of them.
+    """
+
+    outputs: Outputs
+    stored: dict[str, Tensor]
+    stored_ids: Tensor | None = None
+    stored_guide: Mapping[str, Tensor] | None = None
+
+    def key(self, name: str) -> Tensor:
+        """What queries are compared with: by a momentum copy, if there is one."""
+        return key_of(self.outputs, name)
+
+
+@dataclass(frozen=True)
+class NegativeGroup:
+    """Negatives of one kind beside the other rows' keys.
+
+    Attributes:
+        vectors: (M, D).
+        ids: (M, C) identities.
+        owner: (M,) the row whose hard negative each is, -1 for none; None where no negative has one.
+        guide: (M, F) what a guide makes of them.
+        there: (M,) bool; what is False is left out. None: all are there.
+    """
+
+    vectors: Tensor
+    ids: Tensor
+    owner: Tensor | None = None
+    guide: Tensor | None = None
+    there: Tensor | None = None
+
+    def of(self, name: str) -> Tensor:
+        """One attribute of those that are there."""
+        tensor = getattr(self, name)
+        return tensor if self.there is None else tensor[self.there]
+
+
+def as_negatives(groups: Sequence[NegativeGroup], weight: float = 1.0) -> Negatives | None:
+    """All groups as a loss takes them, ``weight`` being that of a row's own ones; None without groups."""
+    if not groups:
+        return None
+    owned = groups[0].owner is not None
+    vectors, ids = joined(groups, "vectors"), joined(groups, "ids")
+    return Negatives(vectors, ids, joined(groups, "owner") if owned else None, weight)
+
+
+def joined(groups: Sequence[NegativeGroup], name: str) -> Tensor:
+    """An attribute of all groups."""
+    return torch.cat([group.of(name) for group in groups])
 
 
 class Paired(Method):
@@ -28,7 +91,7 @@ class Paired(Method):
 
     Attributes:
         logit_scale: ln(1/τ).
-        queue: keys of past batches, if the config asks for them.
+        queue: keys of former batches, if the config asks for them.
         momentum: what embeds keys then, if the config asks for that.
     """
 
@@ -43,13 +106,12 @@ class Paired(Method):
 
     config: Any
 
-    def __init__(self, config: Any, encoder: Towers, **setting: Unpack[Setting]) -> None:
-        super().__init__(config, encoder, **setting)
+    def __init__(self, config: Any, encoder: Towers, context: Context) -> None:
+        super().__init__(config, encoder, context)
         start = _start(config.temperature, encoder, self.start_temperature)
         self.logit_scale = nn.Parameter(torch.tensor(start), requires_grad=config.learn_temperature)
         self.queue: MemoryQueue | None = None
         self.momentum: MomentumCopy | None = None
-        self._seen: list[Views] = []  # what goes into the queue after the step
         for dim in config.matryoshka.dims if config.matryoshka else ():
             if dim >= encoder.width:
                 raise MmclError(
@@ -57,21 +119,25 @@ class Paired(Method):
                     "are learned anyway; leave it out"
                 )
 
-    def keep_past(self, settings: QueueConfig, roles: Sequence[str], parts: Mapping[str, nn.Module]) -> None:
-        """Make the queue of the keys that ``settings`` describe, and the momentum copy, if any.
+    def make_queue(self, settings: QueueConfig, sides: Sequence[str], parts: Mapping[str, nn.Module]) -> None:
+        """Make the queue of keys that ``settings`` describe, and the momentum copy, if any.
 
         Args:
             settings: of the queue.
-            roles: whose keys the loss compares with those of past batches.
+            sides: whose keys the loss compares with those of former batches.
             parts: name to each module that makes keys.
         """
-        dims = dict.fromkeys(roles, self.encoder.width)
+        dims = dict.fromkeys(sides, self.encoder.width)
         if "guide" in self.references:
-            dims |= {f"guide_{role}": self.references["guide"].width for role in roles}
-        columns = min(len(self.sides), len(self.inputs))
+            dims |= {GUIDE.format(side): self.references["guide"].width for side in sides}
+        columns = min(len(self.sides), len(self.columns))
         self.queue = MemoryQueue(settings.size, dims, columns, settings.start)
         if settings.momentum is not None:
             self.momentum = MomentumCopy(parts, settings.momentum)
+
+    @property
+    def rings(self) -> bool:
+        return True
 
     @property
     def key_embedder(self) -> MomentumCopy | None:
@@ -87,107 +153,126 @@ class Paired(Method):
         """``logit_scale`` and ``logit_bias`` as they stand, for the encoder to keep; no bias for a method without."""
         return self.logit_scale.item(), None
 
-    def global_views(self, views: Views) -> Views:
-        """This process's own, where the contrast goes across processes, and else those of all."""
-        return views if self.across else super().global_views(views)
-
-    def _whole(self, views: Views, *names: str) -> Views:
-        """Some of the views that ``loss`` sees, of the whole batch."""
-        some = {name: views[name] for name in names}
-        return distributed.gather_views(some) if self.across else some
+    def column(self, side: str) -> str:
+        """The column that a side is a view of."""
+        return self.views()[side].column
 
     @property
-    def compared(self) -> tuple[str, ...]:
-        """The views, where there are such, that are embeddings by the encoder that learns."""
-        return (*self.sides, *(f"{kind}_{side}" for kind in ("key", "past") for side in self.sides))
+    def embedding_names(self) -> tuple[str, ...]:
+        """The embeddings that lie in the space of the encoder that learns."""
+        return self.sides
 
     @abstractmethod
-    def contrast(self, views: Views) -> Tensor:
-        """The loss of the global batch from the views alone, whatever the number of their dimensions."""
+    def contrast(self, compared: Compared) -> Tensor:
+        """The loss of the global batch from embeddings alone, whatever the number of their dimensions."""
 
-    def _both_ways(self, tell_apart: Callable[..., Tensor], views: Views, *, symmetric: bool) -> Tensor:
-        """The contrast of both directions in one go, or of each by itself where there is a queue: past keys are
-        candidates of queries and past queries of keys, so that no direction is the other's transpose.
+    def both_directions(self, info_nce: Callable[..., Tensor], compared: Compared, *, symmetric: bool) -> Tensor:
+        """The contrast of both directions in one go, or of each by itself where there is a queue: stored keys are
+        candidates of queries and stored queries of keys, so that no direction is the other's transpose.
 
         Args:
-            tell_apart: the loss of (views, query, key, symmetric=): the views called ``query`` by those called ``key``.
-            views: of the global batch.
+            info_nce: the loss of (compared, query, key, symmetric=) between the sides called ``query`` and ``key``.
+            compared: of the global batch.
             symmetric: from keys to queries as well.
         """
         if self.queue is None:
-            return tell_apart(views, *self.sides, symmetric=symmetric)
+            return info_nce(compared, *self.sides, symmetric=symmetric)
         ways = (self.sides, self.sides[::-1]) if symmetric else (self.sides,)
-        return torch.stack([tell_apart(views, *way, symmetric=False) for way in ways]).mean()
+        return torch.stack([info_nce(compared, *way, symmetric=False) for way in ways]).mean()
 
-    def loss(self, views: Views) -> Loss:
+    def loss(self, outputs: Outputs, step: Step) -> Loss:
         """The contrast, at all dimensions asked for, and what the config adds to it."""
-        views = self._with_past(views)
-        cut = self.config.matryoshka
-        if cut is None:
-            value = self.contrast(views)
-        else:
-            names = [name for name in self.compared if name in views]
-            value = matryoshka(self.contrast, views, names, cut.dims, cut.weights)
-        terms = self.further_terms(views)
+        compared = self._with_stored(outputs)
+        value = self.contrast(compared) if self.config.matryoshka is None else self._at_all_dimensions(compared)
+        terms = self.added_terms(outputs)
         if not terms:
             return Loss(value)
         parts = {"contrastive": value} | {name: term for name, (_, term) in terms.items()}
         return Loss(value + sum(weight * term for weight, term in terms.values()), parts)
 
-    def _with_past(self, views: Views) -> Views:
-        """The views, and under ``past_NAME`` what the queue holds; the keys among them are noted for it."""
-        if self.queue is None:
-            return views
-        if self.training:
-            rows = {name: key_of(views, name).detach() for name in self.queue.names}
-            self._seen.append(rows | {"ids": views["ids"][:, : self.queue.ids.shape[1]]})
-        past = self.queue.past()
-        if self.across:  # each process brings its share of what all of them hold
-            past = {name: rows[distributed.rank() :: distributed.world_size()] for name, rows in past.items()}
-        dtype = views[self.sides[0]].dtype  # that of the products with keys of the batch
-        return views | {f"past_{name}": rows.to(dtype) if name in self.sides else rows for name, rows in past.items()}
+    def _at_all_dimensions(self, compared: Compared) -> Tensor:
+        kinds = {"embeddings": compared.outputs.embeddings, "keys": compared.outputs.keys, "stored": compared.stored}
+        names = [(kind, name) for kind, of in kinds.items() for name in of if name in self.embedding_names]
 
-    def further_terms(self, views: Views) -> dict[str, tuple[float, Tensor]]:
+        def contrast(vectors: dict[str, Tensor]) -> Tensor:
+            cut: dict[str, dict[str, Tensor]] = {kind: dict(of) for kind, of in kinds.items()}
+            for kind, name in names:
+                cut[kind][name] = vectors[f"{kind}/{name}"]
+            outputs = replace(compared.outputs, embeddings=cut["embeddings"], keys=cut["keys"])
+            return self.contrast(replace(compared, outputs=outputs, stored=cut["stored"]))
+
+        vectors = {f"{kind}/{name}": kinds[kind][name] for kind, name in names}
+        return matryoshka(contrast, vectors, list(vectors), self.config.matryoshka.dims, self.config.matryoshka.weights)
+
+    def _with_stored(self, outputs: Outputs) -> Compared:
+        """The outputs, beside them what the queue holds."""
+        stored = {} if self.queue is None else self.queue.contents()
+        if not stored:
+            return Compared(outputs, {})
+        if self.across:  # each process brings its share of what all of them hold
+            stored = {name: rows[distributed.rank() :: distributed.world_size()] for name, rows in stored.items()}
+        dtype = outputs.embeddings[self.sides[0]].dtype  # that of the products with keys of the batch
+        vectors = {side: stored[side].to(dtype) for side in self.sides if side in stored}
+        guide = {side: stored[GUIDE.format(side)] for side in vectors if GUIDE.format(side) in stored}
+        return Compared(outputs, vectors, stored["ids"], guide)
+
+    def _global(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Some of what the loss gets, of the global batch."""
+        return distributed.gather_views(tensors) if self.across else tensors
+
+    def added_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
         """What is added to the contrast: name to weight and value."""
         config = self.config.teacher
         if config is None:
             return {}
         query, key = self.sides
-        views = self._whole(views, query, key, f"teacher_{query}", f"teacher_{key}")
-        term = distillation(
-            views[query],
-            views[key],
-            views[f"teacher_{query}"],
-            views[f"teacher_{key}"],
-            self.temperature,
-            math.exp(-_start(config.temperature, self.references["teacher"], TEACHER_TEMPERATURE)),
+        teacher = outputs.rows.references["teacher"]
+        rows = self._global(
+            {
+                "query": view_of(outputs, query),
+                "key": view_of(outputs, key),
+                "teacher's query": teacher[self.column(query)],
+                "teacher's key": teacher[self.column(key)],
+            }
         )
-        return {"distillation": (config.weight, term)}
+        temperature = math.exp(-_start(config.temperature, self.references["teacher"], TEACHER_TEMPERATURE))
+        vectors = (rows["query"], rows["key"], rows["teacher's query"], rows["teacher's key"])
+        return {"distillation": (config.weight, distillation(*vectors, self.temperature, temperature))}
 
-    def metrics(self, views: Views) -> dict[str, float]:
-        query, key = self.sides
-        blockwise = Blockwise(across=self.across)
-        accuracy = batch_accuracy(views[query], views[key], ids=views["ids"], blockwise=blockwise)
+    def metrics(self, outputs: Outputs) -> dict[str, float]:
+        query, key = (view_of(outputs, side) for side in self.sides)
+        accuracy = batch_accuracy(query, key, ids=outputs.rows.ids, blockwise=Blockwise(across=self.across))
         return {"accuracy": accuracy.item(), "temperature": self.temperature.item()}
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_update(self, outputs: Outputs, step: Step) -> None:
         # Clamped here rather than in the loss, where a scale beyond the clamp would get no gradient to come back with.
         self.logit_scale.clamp_(*self.scale_bounds)
         if self.momentum is not None:
             self.momentum.update()
-        if self.queue is not None and self._seen:
-            whole = [self._whole(rows, *rows) for rows in self._seen]  # one by one: in the order of a single process
-            self.queue.push({name: torch.cat([rows[name] for rows in whole]) for name in whole[0]})
-            self._seen.clear()
+        if self.queue is not None:
+            # One by one: in the order of a single process.
+            batches = [self._global(self._stored_of(batch, self.queue)) for batch in outputs.each()]
+            self.queue.push({name: torch.cat([rows[name] for rows in batches]) for name in batches[0]})
 
-    def forget_step(self) -> None:
-        self._seen.clear()
+    def _stored_of(self, outputs: Outputs, queue: MemoryQueue) -> dict[str, Tensor]:
+        """What a queue keeps of a batch."""
+        sides = [side for side in self.sides if side in queue.names]
+        rows = {side: key_of(outputs, side) for side in sides}
+        for side in sides:
+            if GUIDE.format(side) in queue.names:
+                rows[GUIDE.format(side)] = outputs.rows.references["guide"][self.column(side)]
+        return rows | {"ids": outputs.rows.ids[:, : queue.ids.shape[1]]}
 
 
-def key_of(views: Views, role: str) -> Tensor:
-    """What others are compared with of a role: ``key_ROLE`` where the role is also a query, embedded by another."""
-    return views.get(f"key_{role}", views[role])
+def key_of(outputs: Outputs, name: str) -> Tensor:
+    """What others are compared with: by a momentum copy, if there is one, and else by the encoder itself."""
+    return outputs.keys[name] if name in outputs.keys else outputs.embeddings[name]
+
+
+def view_of(outputs: Outputs, side: str) -> Tensor:
+    """The embeddings of a side, by the encoder that learns where it embeds it."""
+    return outputs.embeddings[side] if side in outputs.embeddings else outputs.keys[side]
 
 
 def _start(temperature: float | None, encoder: Towers, otherwise: float) -> float:

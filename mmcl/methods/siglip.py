@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal, Unpack
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from mmcl.config.methods import MethodConfig
 from mmcl.losses import Blockwise, sigmoid
-from mmcl.methods.base import Setting, Views
+from mmcl.methods.base import Context
 from mmcl.methods.image_text import ImageText
+from mmcl.methods.outputs import Outputs
+from mmcl.methods.paired import Compared
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.references import TeacherConfig
 from mmcl.models.towers import Towers
@@ -38,7 +40,7 @@ class SiglipConfig(MethodConfig):
 
 
 class Siglip(ImageText):
-    """Each picture and each text are judged for themselves: do they belong together?
+    """Pairwise sigmoid loss: for each image and each text, whether they belong together.
 
     The bias starts at the log-odds of a positive, -ln(N - 1) in a global batch of N, so that the many negatives need
     not push it there first. With that bias the temperature of a model to start from is not taken: at CLIP's 0.01 even a
@@ -54,26 +56,27 @@ class Siglip(ImageText):
     start_temperature: ClassVar[float] = 0.1
     scale_bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)  # the temperature is free
 
-    def __init__(self, config: SiglipConfig, encoder: Towers, **setting: Unpack[Setting]) -> None:
-        super().__init__(config, encoder, **setting)
+    def __init__(self, config: SiglipConfig, encoder: Towers, context: Context) -> None:
+        super().__init__(config, encoder, context)
         bias = config.bias if config.bias is not None else encoder.logit_bias
         if bias is None and config.temperature is None:
             self.logit_scale.data.fill_(-math.log(self.start_temperature))
-        start = -math.log(self.batch_size - 1) if bias is None else bias
+        start = -math.log(context.batch_size - 1) if bias is None else bias
         self.logit_bias = nn.Parameter(torch.tensor(start), requires_grad=config.learn_bias)
 
     def learned_scale(self) -> tuple[float | None, float | None]:
         return self.logit_scale.item(), self.logit_bias.item()
 
-    def contrast(self, views: Views) -> Tensor:
+    def contrast(self, compared: Compared) -> Tensor:
+        outputs = compared.outputs
         return sigmoid(
-            views["image"],
-            views["text"],
+            outputs.embeddings["image"],
+            outputs.embeddings["text"],
             self.temperature,
             self.logit_bias,
-            ids=views["ids"],
+            ids=outputs.rows.ids,
             blockwise=Blockwise(across=self.across),
         )
 
-    def metrics(self, views: Views) -> dict[str, float]:
-        return super().metrics(views) | {"bias": self.logit_bias.item()}
+    def metrics(self, outputs: Outputs) -> dict[str, float]:
+        return super().metrics(outputs) | {"bias": self.logit_bias.item()}

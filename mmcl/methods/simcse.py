@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Unpack, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -15,12 +16,14 @@ from mmcl.config import schema
 from mmcl.config.methods import MethodConfig
 from mmcl.config.model import HeadConfig
 from mmcl.config.section import Positive
-from mmcl.data.batches.batch import MINED, Batch
-from mmcl.data.identity import NOTHING, mix
-from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
+from mmcl.data.batches.batch import MINED, Inputs
+from mmcl.data.batches.views import View
+from mmcl.data.identity import NOTHING
+from mmcl.losses import Blockwise, Guide, batch_accuracy, cosent, cosine_mse, debiased_info_nce, info_nce
 from mmcl.losses.unit import unit_length
-from mmcl.methods.base import Loss, Setting, Views, roles_named
-from mmcl.methods.paired import Paired, key_of
+from mmcl.methods.base import Context, roles_named
+from mmcl.methods.outputs import Outputs
+from mmcl.methods.paired import Compared, NegativeGroup, Paired, as_negatives, joined, view_of
 from mmcl.methods.parts.masked_language import MaskedLanguage, MlmConfig
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig
@@ -31,6 +34,7 @@ from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 
 PAIR = {"anchor": "text", "positive": "text"}
+MASKED = "masked {}"  # view of a column's texts in which tokens are hidden
 NEGATIVE = re.compile(r"negative(_[1-9][0-9]*)?")
 
 
@@ -92,7 +96,7 @@ class SimcseConfig(MethodConfig):
 
 
 class Simcse(Paired):
-    """Each text is told from the batch by its positive: itself under another dropout, or its partner.
+    """InfoNCE from each text to its positive: itself under another dropout, or its partner.
 
     - With the role ``text`` a sentence goes through the tower twice in one batch, and dropout makes the pair.
     - With ``anchor`` and ``positive`` rows are pairs, and ``negative``, ``negative_2``, … are hard negatives: wrong for
@@ -107,21 +111,18 @@ class Simcse(Paired):
     """
 
     sides: ClassVar[tuple[str, str]] = ("anchor", "positive")
-    # Where anchors are questions, to pad them to the length of the answers would cost most.
-    apart: ClassVar[tuple[str, ...]] = ("anchor",)
     start_temperature: ClassVar[float] = 0.05
 
     Config = SimcseConfig
     config: SimcseConfig
 
-    def __init__(self, config: SimcseConfig, encoder: Towers, **setting: Unpack[Setting]) -> None:
-        super().__init__(config, encoder, **setting)
-        if config.loss != "info_nce" or config.debias or config.hardness:
-            _refuse_ring(config, self.across)
-            self.across = None
-        self.unsupervised = "text" in self.inputs
-        self.negatives = [role for role in self.inputs if NEGATIVE.fullmatch(role)]
-        _refuse_what_does_nothing(config, hard=bool(self.negatives or self.mined))
+    def __init__(self, config: SimcseConfig, encoder: Towers, context: Context) -> None:
+        if not _goes_across(config):
+            _refuse_ring(config, context.exchange)
+        self.unsupervised = "text" in context.columns
+        self.negatives = [role for role in context.columns if NEGATIVE.fullmatch(role)]
+        super().__init__(config, encoder, context)
+        _refuse_what_does_nothing(config, hard=bool(self.negatives or context.mined))
         if config.training_head:
             kept = encoder.training_head  # of the model to start from
             self.training_head = Head(HeadConfig(kind="tanh"), encoder.width, encoder.width) if kept is None else kept
@@ -131,34 +132,55 @@ class Simcse(Paired):
             parts: dict[str, nn.Module] = {"text": embedder}
             if self.training_head is not None:
                 parts["training_head"] = self.training_head
-            self.keep_past(config.queue, self.sides if config.symmetric else self.sides[1:], parts)
+            self.make_queue(config.queue, self.sides if config.symmetric else self.sides[1:], parts)
 
     @classmethod
-    def inputs_of(cls, config: schema.Config) -> dict[str, str]:
+    def columns_of(cls, config: schema.Config) -> dict[str, str]:
         method, named = cast(SimcseConfig, config.method), roles_named(config)
         hard = sorted(filter(NEGATIVE.fullmatch, named), key=lambda role: (len(role), role))
         everything = ["text", *PAIR, *(hard or ["negative"]), "score"]
         if method.loss != "info_nce":
-            inputs = PAIR | {"score": "number"}
+            columns = PAIR | {"score": "number"}
         elif set(named) <= {"text"}:
-            inputs = {"text": "text"}
+            columns = {"text": "text"}
         else:
-            inputs = PAIR | dict.fromkeys(hard, "text")
+            columns = PAIR | dict.fromkeys(hard, "text")
         for role, setting in named.items():
             if role not in everything:
                 raise MmclError(f"{setting}.{role}: method 'simcse' has no such role; {nearest(role, everything)}")
-            if role not in inputs:
+            if role not in columns:
                 if role == "score":
                     raise MmclError(f"{setting}.score: scores are learned by method.loss cosent or cosine_mse; set one")
                 raise MmclError(
                     f"{setting}.{role}: method 'simcse' with loss '{method.loss}' and these columns reads "
-                    f"{', '.join(inputs)}; leave {role} out, or change method.loss or the columns"
+                    f"{', '.join(columns)}; leave {role} out, or change method.loss or the columns"
                 )
-        return inputs
+        return columns
+
+    def views(self) -> dict[str, View]:
+        texts = [column for column, modality in self.columns.items() if modality == "text"]
+        views = {column: View(column, "text") for column in texts}
+        if self.unsupervised:
+            views = {side: View("text", "text") for side in self.sides}
+        if self.masked_language is not None and self.training:
+            for number, column in enumerate(self.columns):
+                if column in texts:
+                    hide, shown = self.masked_language.hiding(number), "anchor" if self.unsupervised else column
+                    views[MASKED.format(column)] = View(column, "text", hide, draw_of=shown)
+        return views
 
     @property
-    def compared(self) -> tuple[str, ...]:
-        return (*super().compared, *self.negatives, MINED)
+    def rings(self) -> bool:
+        return _goes_across(self.config)
+
+    @property
+    def separate(self) -> tuple[str, ...]:
+        """Anchors: where these are questions, to pad them to the length of the answers would cost most."""
+        return () if self.unsupervised else ("anchor",)
+
+    @property
+    def embedding_names(self) -> tuple[str, ...]:
+        return (*self.sides, *self.negatives, MINED)
 
     @property
     def optional(self) -> frozenset[str]:
@@ -166,143 +188,132 @@ class Simcse(Paired):
         return frozenset(self.negatives)
 
     @property
-    def minable(self) -> tuple[str, str] | None:
+    def mining_roles(self) -> tuple[str, str] | None:
         """Other rows' positives, for anchors."""
-        return self.sides if "anchor" in self.inputs and self.config.loss == "info_nce" else None
-
-    @property
-    def redrawn(self) -> dict[str, str]:
-        return {"positive": "text"} if self.unsupervised else {}
+        return self.sides if "anchor" in self.columns and self.config.loss == "info_nce" else None
 
     def learned_scale(self) -> tuple[float | None, float | None]:
         return (None, None) if self.config.loss == "cosine_mse" else super().learned_scale()
 
-    def embed(self, batch: Batch) -> Views:
-        texts = batch.inputs | ({MINED: batch.extra[MINED]} if MINED in batch.extra else {})
-        views = self._embed_texts(texts) | self.embed_references(batch) | {"ids": batch.ids}
-        if MINED in batch.extra:
-            views[f"{MINED}_ids"] = batch.extra_ids[MINED]
-        if "score" in self.inputs:
-            views["score"] = batch.inputs["score"]["values"]
-        if self.unsupervised:
-            for name in self.references:
-                views[f"{name}_anchor"] = views[f"{name}_positive"] = views.pop(f"{name}_text")
+    def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+        embeddings: dict[str, Tensor] = {}
+        for texts in self._passes(inputs):
+            queries = texts if self.key_embedder is None else {n: of for n, of in texts.items() if n in self._queries}
+            embeddings |= self.embed_together(self.encoder.embedder("text"), queries)
         if self.masked_language is not None and self.training:
-            views["mlm"] = self._predict_tokens(batch)
-        return views
+            tower = cast(TextTower, self.encoder.embedder("text").tower)
+            hidden = [inputs[name] for name in map(MASKED.format, self.columns) if name in inputs]
+            embeddings["mlm"] = torch.stack([self.masked_language(tower, **texts) for texts in hidden]).sum(dim=0)
+        return embeddings
 
-    def _embed_texts(self, inputs: dict[str, dict[str, Tensor]]) -> Views:
-        if self.unsupervised:
-            inputs = {"anchor": inputs["text"], "positive": inputs.get("positive", inputs["text"])}
-            groups = [[*self.sides]]
-        else:
-            groups = [[*self.apart], [role for role in ("positive", *self.negatives, MINED) if role in inputs]]
-        views: Views = {}
-        for roles in groups:
-            texts = {role: inputs[role] for role in roles}
-            if self.key_embedder is None:
-                views |= self.embed_together(self.encoder.embedder("text"), texts)
-                continue
-            queries = {role: texts[role] for role in roles if role in self._queries}
-            keys = {role: texts[role] for role in roles if role != "anchor" or self.config.symmetric}
-            views |= self.embed_together(self.encoder.embedder("text"), queries)
-            vectors = self.embed_together(partial(self.key_embedder, "text"), keys)
-            views |= {f"key_{role}" if role in queries else role: vector for role, vector in vectors.items()}
-        return views
+    def embed_keys(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+        if self.key_embedder is None:
+            return {}
+        keys: dict[str, Tensor] = {}
+        for texts in self._passes(inputs):
+            named = {name: of for name, of in texts.items() if name != "anchor" or self.config.symmetric}
+            keys |= self.embed_together(partial(self.key_embedder, "text"), named)
+        return keys
+
+    def _passes(self, inputs: Mapping[str, Inputs]) -> list[dict[str, Inputs]]:
+        """The texts of each pass through the tower."""
+        names = [name for name in self.embedding_names if name in inputs]
+        passes = [[name] for name in self.separate] + [[name for name in names if name not in self.separate]]
+        return [{name: inputs[name] for name in each} for each in passes]
 
     @property
     def _queries(self) -> tuple[str, ...]:
-        """The roles that are told from others; all else is keys alone, which a momentum copy embeds if there is one."""
+        """What is compared with others; all else is keys alone, which a momentum copy embeds if there is one."""
         return self.sides if self.config.symmetric else self.sides[:1]
 
-    def _predict_tokens(self, batch: Batch) -> Tensor:
-        """(N, 2) of all texts of a row: what :class:`MaskedLanguage` gives."""
-        assert self.masked_language is not None, "the caller looks"
-        tower = cast(TextTower, self.encoder.embedder("text").tower)
-        counts = []
-        for number, (role, modality) in enumerate(self.inputs.items()):
-            if modality == "text":
-                tokens, seeds = batch.inputs[role], mix(batch.seeds, number)
-                counts.append(self.masked_language(tower, tokens["input_ids"], tokens.get("attention_mask"), seeds))
-        return torch.stack(counts).sum(dim=0)
+    def project(self, outputs: Outputs) -> Outputs:
+        """The embeddings through the training head, whose parameters every process holds in full, however the towers
+        are spread."""
+        if self.training_head is None or not self.training:
+            return outputs
+        names = [name for name in self.embedding_names if name in outputs.embeddings]
+        projected = {name: self.training_head(outputs.embeddings[name]) for name in names}
+        keys = outputs.keys
+        if self.momentum is not None:
+            keys = {name: self.momentum("training_head", vectors) for name, vectors in keys.items()}
+        return replace(outputs, embeddings=outputs.embeddings | projected, keys=keys)
 
-    def loss(self, views: Views) -> Loss:
-        return super().loss(self._before_the_loss(views))
-
-    def contrast(self, views: Views) -> Tensor:
-        config, (query, key) = self.config, (views[side] for side in self.sides)
+    def contrast(self, compared: Compared) -> Tensor:
+        outputs, config = compared.outputs, self.config
+        if config.loss == "info_nce":
+            return self.both_directions(self._info_nce, compared, symmetric=config.symmetric)
+        query, key = (view_of(outputs, side) for side in self.sides)
         if config.loss == "cosent":
-            return cosent(query, key, views["score"], self.temperature)
-        if config.loss == "cosine_mse":
-            return cosine_mse(query, key, self._targets(views["score"]))
-        return self._both_ways(self._tell_apart, views, symmetric=config.symmetric)
+            return cosent(query, key, outputs.rows.values["score"], self.temperature)
+        return cosine_mse(query, key, self._targets(outputs.rows.values["score"]))
 
-    def _tell_apart(self, views: Views, query: str, key: str, *, symmetric: bool) -> Tensor:
-        """Each ``query`` from the batch by its ``key``, among further negatives that are keys of its kind."""
-        config, ids = self.config, self._identities(views["ids"])
-        further = self._further(views, key)
+    def _info_nce(self, compared: Compared, query: str, key: str, *, symmetric: bool) -> Tensor:
+        """InfoNCE from ``query`` to ``key``, among negatives that are keys of its kind."""
+        config, outputs, ids = self.config, compared.outputs, self._identities(compared.outputs.rows.ids)
+        groups = self._groups(compared, key)
         options: dict[str, Any] = {"ids": (ids[query], ids[key]), "symmetric": symmetric}
-        if further:
-            there = {name: self._there(views, name) for name in further}
-
-            def joined(of: Callable[[str], Tensor]) -> Tensor:
-                parts = [(of(name), there[name]) for name in further]
-                return torch.cat([part if some is None else part[some] for part, some in parts])
-
-            options["negatives"] = Negatives(
-                joined(lambda name: views[name]),
-                joined(lambda name: self._identities_of_negatives(views, name, key)),
-                joined(lambda name: self._owners(views, name)),
-                config.hard_negative_weight,
-            )
+        options["negatives"] = as_negatives(groups, config.hard_negative_weight)
         if config.debias or config.hardness:
             options |= {"debias": config.debias, "hardness": config.hardness}
-            return debiased_info_nce(views[query], key_of(views, key), self.temperature, **options)
+            return debiased_info_nce(outputs.embeddings[query], compared.key(key), self.temperature, **options)
         return info_nce(
-            views[query],
-            key_of(views, key),
+            outputs.embeddings[query],
+            compared.key(key),
             self.temperature,
-            guide=self._guide(views, query, key, joined) if further else self._guide(views, query, key),
+            guide=self._guide(outputs, query, key, groups),
             label_smoothing=config.label_smoothing,
             blockwise=Blockwise(across=self.across),
             **options,
         )
 
-    def further_terms(self, views: Views) -> dict[str, tuple[float, Tensor]]:
-        terms = super().further_terms(views)
-        if "mlm" in views and self.config.mlm is not None:
-            total, count = self._whole(views, "mlm")["mlm"].sum(dim=0)
+    def _groups(self, compared: Compared, key: str) -> list[NegativeGroup]:
+        """The negatives besides: for anchors, whose key is ``positive``, the hard ones; then stored keys."""
+        outputs, groups = compared.outputs, []
+        rows = torch.arange(len(outputs.rows.ids), device=outputs.rows.ids.device)
+        guide = outputs.rows.references.get("guide", {})
+        if key == "positive":
+            for number, name in enumerate(self.negatives):
+                ids = outputs.rows.ids[:, 2 + number]
+                there = ids != NOTHING
+                groups.append(
+                    NegativeGroup(
+                        compared.key(name),
+                        ids[:, None].expand(-1, 4),
+                        rows,
+                        guide.get(name),
+                        None if bool(there.all()) else there,
+                    )
+                )
+            if MINED in outputs.rows.extra_ids:
+                # Mined and stored ones have the identities of their row's anchor and positive, so that they are no
+                # negatives of another row with one of these. Of mined ones those of the first row come first.
+                ids = self._identities(outputs.rows.extra_ids[MINED])[key]
+                owner = rows.repeat_interleave(self.context.mined)
+                groups.append(NegativeGroup(compared.key(MINED), ids, owner, guide.get(MINED)))
+        if key in compared.stored and compared.stored_ids is not None:
+            ids, stored_guide = self._identities(compared.stored_ids)[key], compared.stored_guide or {}
+            owner = rows.new_full((len(ids),), -1)
+            groups.append(NegativeGroup(compared.stored[key], ids, owner, stored_guide.get(key)))
+        return groups
+
+    def added_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
+        terms = super().added_terms(outputs)
+        if "mlm" in outputs.embeddings and self.config.mlm is not None:
+            total, count = self._global({"mlm": outputs.embeddings["mlm"]})["mlm"].sum(dim=0)
             terms["mlm"] = (self.config.mlm.weight, total / count.clamp(min=1))
         return terms
 
-    def metrics(self, views: Views) -> dict[str, float]:
-        views = self._before_the_loss(views)
-        query, key = (views[side] for side in self.sides)
+    def metrics(self, outputs: Outputs) -> dict[str, float]:
+        query, key = (view_of(outputs, side) for side in self.sides)
         temperature = {} if self.config.loss == "cosine_mse" else {"temperature": self.temperature.item()}
         if self.config.loss != "info_nce":
             cosines = (unit_length(query.float()) * unit_length(key.float())).sum(dim=1)
-            correlation = torch.corrcoef(torch.stack([cosines, views["score"].float()]))[0, 1]
+            correlation = torch.corrcoef(torch.stack([cosines, outputs.rows.values["score"].float()]))[0, 1]
             return {"correlation": correlation.nan_to_num().item(), **temperature}
-        ids = self._identities(views["ids"])
+        ids = self._identities(outputs.rows.ids)
         blockwise = Blockwise(across=self.across)
         accuracy = batch_accuracy(query, key, ids=(ids["anchor"], ids["positive"]), blockwise=blockwise)
         return {"accuracy": accuracy.item(), **temperature}
-
-    def _before_the_loss(self, views: Views) -> Views:
-        """The views through the training head: here, and not in ``embed``, for it belongs to the loss, whose parameters
-        are whole on every process, however the towers are spread."""
-        if self.training_head is None or not self.training:
-            return views
-        heads: dict[bool, Callable[[Tensor], Tensor]] = {True: self.training_head, False: self.training_head}
-        if self.momentum is not None:
-            heads[False] = partial(self.momentum, "training_head")
-        return views | {name: heads[name in self._queries](views[name]) for name in self.compared if name in views}
-
-    def _further(self, views: Views, key: str) -> list[str]:
-        """The views that are negatives besides, in the order in which they stand wherever they are joined: past keys of
-        the same kind, and for anchors, whose key is ``positive``, the hard ones before them."""
-        hard = [*self.negatives, MINED] if key == "positive" else []
-        return [name for name in (*hard, f"past_{key}") if name in views]
 
     def _identities(self, ids: Tensor) -> dict[str, Tensor]:
         """Of both sides, crossed, so that a text equal to a row's anchor or to its positive is no negative of it."""
@@ -314,36 +325,12 @@ class Simcse(Paired):
             "positive": torch.stack([anchor, positive, anchor, positive], dim=1),
         }
 
-    def _identities_of_negatives(self, views: Views, name: str, key: str) -> Tensor:
-        """As those of a ``key``. Mined and past ones have the identities of their row's anchor and positive, so that
-        they are no negatives of another row with one of these."""
-        if name in self.negatives:
-            return views["ids"][:, 2 + self.negatives.index(name), None].expand(-1, 4)
-        return self._identities(views[f"{MINED}_ids" if name == MINED else "past_ids"])[key]
-
-    def _there(self, views: Views, name: str) -> Tensor | None:
-        """(N,) bool: which rows have a hard negative of a role; None where every row of a view counts."""
-        if name not in self.negatives:
-            return None
-        there = views["ids"][:, 2 + self.negatives.index(name)] != NOTHING
-        return None if bool(there.all()) else there
-
-    def _owners(self, views: Views, name: str) -> Tensor:
-        """The row whose hard negative each one of a view is; -1 for past keys, which are nobody's."""
-        rows = torch.arange(len(views["anchor"]), device=views["anchor"].device)
-        if name in self.negatives:
-            return rows
-        # Of mined ones those of the first row come first, then those of the next.
-        return rows.repeat_interleave(self.mined) if name == MINED else rows.new_full((len(views[name]),), -1)
-
-    def _guide(
-        self, views: Views, query: str, key: str, joined: Callable[[Callable[[str], Tensor]], Tensor] | None = None
-    ) -> Guide | None:
+    def _guide(self, outputs: Outputs, query: str, key: str, groups: Sequence[NegativeGroup]) -> Guide | None:
         if self.config.guide is None:
             return None
-        seen = {f"past_{key}": f"past_guide_{key}"}
-        negatives = None if joined is None else joined(lambda name: views[seen.get(name, f"guide_{name}")])
-        return Guide(views[f"guide_{query}"], views[f"guide_{key}"], negatives, self.config.guide.margin)
+        guide = outputs.rows.references["guide"]
+        sides = guide[self.column(query)], guide[self.column(key)]
+        return Guide(*sides, joined(groups, "guide") if groups else None, self.config.guide.margin)
 
     def _targets(self, score: Tensor) -> Tensor:
         """Cosines from 0 to 1."""
@@ -354,6 +341,11 @@ class Simcse(Paired):
                 f"{score.max():g}; set it to the range of the data"
             )
         return (score - low) / (high - low)
+
+
+def _goes_across(config: SimcseConfig) -> bool:
+    """Whether the loss can be computed by each process for its own rows."""
+    return config.loss == "info_nce" and not config.debias and not config.hardness
 
 
 def _refuse_ring(config: SimcseConfig, across: str | None) -> None:

@@ -99,10 +99,10 @@ def require_whole_steps(settings: TrainingConfig, batches: int) -> None:
 
 def count_negatives(config: Config, method: Method, feed: Feed) -> str:
     """What each query is compared with."""
-    modalities = list(method.inputs.values())
+    modalities = list(method.columns.values())
     if "number" in modalities:
         return "labelled pairs"
-    batch, hard = config.training.batch_size, max(0, len(modalities) - 2) + method.mined
+    batch, hard = config.training.batch_size, max(0, len(modalities) - 2) + method.context.mined
     exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
     how = exchange[config.training.exchange] if distributed.world_size() > 1 else ""
     queue = getattr(config.method, "queue", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,7 +13,6 @@ from mmcl.config.methods import METHODS
 from mmcl.config.model import TowerConfig
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
-from mmcl.data.augment.images import Augmentation
 from mmcl.data.batches.tokenizer_texts import training_texts
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.data.sources.tar.shards import is_shards
@@ -22,7 +22,7 @@ from mmcl.formats.open import open_model
 from mmcl.formats.start import start_from
 from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower
 from mmcl.formats.tokenizers import read_tokenizer
-from mmcl.methods import Method
+from mmcl.methods import Context, Method
 from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder
@@ -49,27 +49,27 @@ def build_method(config: Config, folder: Path) -> Method:
     """
     torch.manual_seed(config.seed)
     kind: type[Method] = METHODS[config.method.name]
-    inputs = kind.inputs_of(config)
-    modalities = set(inputs.values()) & {"image", "text"}
+    columns = kind.columns_of(config)
+    modalities = set(columns.values()) & {"image", "text"}
     _refuse_what_is_not_read(config, modalities)
     if config.model.name:
         encoder = start_from(config.model, config.data.image, modalities)
     else:
-        encoder = _encoder(config, inputs, folder)
+        encoder = _encoder(config, columns, folder)
     for modality in sorted(encoder.modalities):
         _adapt(encoder.embedder(modality), _section(config, modality))
-    size = encoder.image_size
-    augmentation = Augmentation(config.augmentation, size) if size and config.augments("image") else None
     named = {name: getattr(config.method, name, None) for name in REFERENCES}
     method = kind(
         config.method,
         encoder,
-        inputs=inputs,
-        augmentation=augmentation,
-        batch_size=config.training.batch_size,
-        across=config.training.exchange if distributed.world_size() > 1 else None,
-        mined=config.data.mining.count if config.data.mining else 0,
-        references={name: open_model(section.name) for name, section in named.items() if section is not None},
+        Context(
+            columns=columns,
+            batch_size=config.training.batch_size,
+            exchange=config.training.exchange if distributed.world_size() > 1 else None,
+            mined=config.data.mining.count if config.data.mining else 0,
+            augmentation=config.augmentation if config.augments("image") else None,
+            references={name: open_model(section.name) for name, section in named.items() if section is not None},
+        ),
     )
     _refuse_equal_views(method, config)
     return method
@@ -87,8 +87,11 @@ def finish_encoder(method: Method) -> Towers:
 
 def require_tokens(method: Method, config: Config) -> None:
     """Raise ``MmclError`` where micro-batches are told by tokens, and features stand in for these."""
-    kept = method.encoder.embedder("text").frozen and not config.augments("text")
-    if isinstance(config.training.micro_batch, TokenLimit) and kept and not is_shards(config.data.train.source):
+    towers = {view.tower for view in method.views().values()}
+    texts = [tower for tower in towers if method.encoder.embedder(tower).tower.modality == "text"]
+    kept = all(method.encoder.embedder(tower).frozen for tower in texts) and not config.augments("text")
+    streamed = bool(texts) and is_shards(config.data.train.source)
+    if isinstance(config.training.micro_batch, TokenLimit) and kept and not streamed:
         raise MmclError(NO_TOKENS)
 
 
@@ -104,9 +107,10 @@ def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:
 
 def _refuse_equal_views(method: Method, config: Config) -> None:
     """Raise ``MmclError`` where two draws of a text would be the same: there would be nothing to learn."""
-    if not method.redrawn or config.augments("text"):
+    twice = [column for column, of in method.columns.items() if of == "text" and method.reading.draws(column) > 1]
+    if not twice or config.augments("text"):
         return
-    embedder = method.encoder.embedder("text")
+    embedder = cast(Embedder, method.reading.embedder(twice[0]))
     drawn = embedder.head if embedder.frozen else embedder
     if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in drawn.modules()):
         raise MmclError(

@@ -22,7 +22,7 @@ from mmcl.data.batches.feed import Feed, open_feed
 from mmcl.data.batches.table import Table
 from mmcl.evaluation.evaluator import Evaluator, Setup, open_evaluator
 from mmcl.formats.folder import save
-from mmcl.methods import Method
+from mmcl.methods import Method, Step
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.errors import MmclError
@@ -185,7 +185,7 @@ class Trainer:
         numbers = itertools.count()
 
         def run(batch: Batch) -> StepResult:
-            return self.step([batch] * min(2, self.config.training.accumulate), next(numbers), 0.0)
+            return self.step([batch] * min(2, self.config.training.accumulate), Step(next(numbers), self.steps), 0.0)
 
         found = find_micro_batch(self.step, self.feed, run, [callback.full_load() for callback in self.callbacks])
         self.step.settings = self.config.training.model_copy(update={"micro_batch": found})
@@ -205,13 +205,13 @@ class Trainer:
         """One optimizer step."""
         for callback in self.callbacks:
             callback.before_step(taken)
-        return self.step(taken, step, rate)
+        return self.step(taken, Step(step, self.steps), rate)
 
     def _log(self, ticker: Ticker, result: StepResult, rate: float, pairs_per_second: float) -> None:
         progress = self.progress
         means = {name: statistics.fmean(step[name] for step in progress.window) for name in progress.window[0]}
         with torch.no_grad():
-            values = {**means, **self.method.metrics(result.views)}
+            values = {**means, **self.method.metrics(result.outputs)}
         ticker.show(progress.step, {**values, "pairs/s": pairs_per_second})
         epoch = progress.step * self.config.training.accumulate / len(self.feed)
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}

@@ -45,9 +45,9 @@ def batch():
     torch.manual_seed(1)
     ids = torch.arange(8)
     inputs = {"image": {"pixels": torch.randn(8, 4)}, "text": {"input_ids": torch.randn(8, 4)}}
-    inputs |= {f"teacher_{role}": {"features": torch.randn(8, 6)} for role in ("image", "text")}
+    teacher = {role: {"features": torch.randn(8, 6)} for role in ("image", "text")}
     text_ids = torch.where(ids == 5, 2, ids)
-    return Batch(inputs, torch.stack([ids, text_ids], dim=1), seeds=ids, rows=ids)
+    return Batch(inputs, torch.stack([ids, text_ids], dim=1), seeds=ids, rows=ids, references={"teacher": teacher})
 
 
 WORDS = ["a", "the", "two", "dogs", "cat", "bird", "runs", "sleeps", "sings", "on", "in", "beach", "house", "tree"]

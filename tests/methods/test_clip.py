@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from mmcl.config.data import AugmentationConfig
 from mmcl.config.schema import Config
+from mmcl.data.augment.images import Augmentation
 from mmcl.data.batches.batch import MINED
+from mmcl.data.batches.views import Extra
 from mmcl.losses import Negatives, distillation, info_nce
-from mmcl.methods import Clip
+from mmcl.methods import Clip, Context, Step
 from mmcl.methods.clip import ClipConfig
 from mmcl.methods.paired import key_of
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
@@ -22,12 +25,14 @@ from mmcl.runtime.errors import MmclError
 
 INPUTS = {"image": "image", "text": "text"}
 
+STEP = Step(0, 1)
+
 
 @pytest.fixture
 def make_clip(make_encoder):
     def make(encoder=None, **settings):
         given = {name: settings.pop(name) for name in ("augmentation", "references", "mined") if name in settings}
-        return Clip(ClipConfig(**settings), encoder or make_encoder(), inputs=INPUTS, batch_size=8, **given)
+        return Clip(ClipConfig(**settings), encoder or make_encoder(), Context(INPUTS, batch_size=8, **given))
 
     return make
 
@@ -44,31 +49,31 @@ def test_starts_at_the_config_s_temperature_else_the_model_s_else_its_own(make_c
         assert clip.temperature.item() == pytest.approx(math.exp(-expected))
 
 
-def test_the_temperature_stays_between_a_hundredth_and_one(make_clip):
+def test_the_temperature_stays_between_a_hundredth_and_one(make_clip, batch):
     clip = make_clip(learn_temperature=False)
     assert not clip.logit_scale.requires_grad
     for value, expected in ((9.0, math.log(100)), (-1.0, 0.0)):
         clip.logit_scale.data.fill_(value)
-        clip.after_step()
+        clip.after_update(clip.outputs(batch), STEP)
         assert clip.logit_scale.item() == pytest.approx(expected)
 
 
 def test_the_loss_is_info_nce_with_everything_the_config_says(make_clip, batch):
     clip = make_clip(label_smoothing=0.2, extra_texts=3, temperature=0.3)
-    assert clip.extra == {"text": 3}
-    batch.extra["text"] = {"input_ids": torch.randn(3, 4)}
-    batch.extra_ids["text"] = torch.tensor([[100, 0], [101, 2], [102, 50]])  # texts 0 and 2 are in the batch as well
-    views = clip(batch)
+    assert clip.extra == {"negatives": Extra("text", 3)}
+    batch.extra["negatives"] = {"input_ids": torch.randn(3, 4)}
+    batch.extra_ids["negatives"] = torch.tensor([[100, 0], [101, 2], [102, 50]])  # 0 and 2 are in the batch
+    views = clip.outputs(batch)
     image, text = clip.encoder.embedder("image"), clip.encoder.embedder("text")
     expected = info_nce(
         image(**batch.inputs["image"]),
         text(**batch.inputs["text"]),
         0.3,
         ids=batch.ids,
-        negatives=Negatives(text(**batch.extra["text"]), batch.extra_ids["text"]),
+        negatives=Negatives(text(**batch.extra["negatives"]), batch.extra_ids["negatives"]),
         label_smoothing=0.2,
     )
-    loss = clip.loss(views)
+    loss = clip.loss(clip.project(views), STEP)
     torch.testing.assert_close(loss.value, expected)
     assert loss.parts == {}
     assert clip.metrics(views).keys() == {"accuracy", "temperature"}
@@ -80,7 +85,10 @@ def test_captions_of_every_kind_go_through_a_tower_in_one_pass(make_clip, batch,
     """Also in parts without further captions: in shards, processes with fewer passes would be waited for forever."""
     queue = None if momentum is None else QueueConfig(size=8, momentum=momentum)
     clip = make_clip(extra_texts=3, queue=queue, mined=mined).train()
-    batch.extra["text"], batch.extra_ids["text"] = {"input_ids": torch.randn(3, 4)}, torch.arange(6).view(3, 2)
+    batch.extra["negatives"], batch.extra_ids["negatives"] = (
+        {"input_ids": torch.randn(3, 4)},
+        torch.arange(6).view(3, 2),
+    )
     if mined:
         batch.extra[MINED], batch.extra_ids[MINED] = {"input_ids": torch.randn(16, 4)}, torch.arange(32).view(16, 2)
     learning = clip.encoder.embedder("text")
@@ -89,53 +97,47 @@ def test_captions_of_every_kind_go_through_a_tower_in_one_pass(make_clip, batch,
     for embedder in towers:
         embedder.tower.register_forward_hook(lambda tower, given, features: passes.append(tower))
     parts = batch.split([2, 2, 2, 2])
-    assert ["text" in part.extra for part in parts] == [False, True, True, True]
+    assert ["negatives" in part.extra for part in parts] == [False, True, True, True]
     for part in parts:
         passes.clear()
-        views = clip(part)
+        views = clip.outputs(part)
         assert sorted(map(id, passes)) == sorted(id(embedder.tower) for embedder in towers)
-        further = {"negatives": "text"} | ({MINED: MINED} if mined else {})
-        for view, role in further.items():
-            assert (view in views) == (role in part.extra)
-            if view in views:
-                torch.testing.assert_close(views[view], towers[-1](**part.extra[role]))
-        torch.testing.assert_close(views["text"], learning(**part.inputs["text"]))
+        everything = views.embeddings | views.keys
+        for name in ("negatives", *([MINED] if mined else [])):
+            assert (name in everything) == (name in part.extra)
+            if name in part.extra:
+                torch.testing.assert_close(everything[name], towers[-1](**part.extra[name]))
+        torch.testing.assert_close(views.embeddings["text"], learning(**part.inputs["text"]))
         torch.testing.assert_close(key_of(views, "text"), towers[-1](**part.inputs["text"]))
 
 
-def test_pictures_are_augmented_in_training_only(make_clip, batch):
-    seen = []
-
-    def augmentation(pixels, seeds):
-        seen.append(seeds)
-        return torch.zeros_like(pixels)
-
-    clip = make_clip(augmentation=augmentation)
-    embedder = clip.encoder.embedder("image")
-    assert torch.equal(clip(batch)["image"], embedder(pixels=torch.zeros(8, 4)))
-    assert torch.equal(seen[0], batch.seeds)
-    assert torch.equal(clip.eval()(batch)["image"], embedder(**batch.inputs["image"]))
+def test_images_are_augmented_in_training_only(make_clip, batch):
+    batch.inputs["image"] = {"pixels": torch.randint(256, (8, 2, 2, 3), dtype=torch.uint8)}
+    config = AugmentationConfig(brightness=0.5, flip=0.5)
+    clip = make_clip(augmentation=config)
+    changed = Augmentation(config, 2)(batch.inputs["image"]["pixels"], batch.seeds)
+    assert torch.equal(clip.view_inputs(batch)["image"]["pixels"], changed)
+    assert torch.equal(clip.eval().view_inputs(batch)["image"]["pixels"], batch.inputs["image"]["pixels"])
     batch.inputs["image"] = {"features": torch.randn(8, 6)}  # of a frozen tower
-    clip.train()(batch)
-    assert len(seen) == 1
+    assert clip.train().view_inputs(batch)["image"] is batch.inputs["image"]
 
 
 def test_matryoshka_cuts_the_extra_texts_as_well(make_clip, batch):
     clip = make_clip(extra_texts=3, temperature=0.3, matryoshka=MatryoshkaConfig(dims=[2], weights=[0.5]))
-    batch.extra["text"] = {"input_ids": torch.randn(3, 4)}
-    batch.extra_ids["text"] = torch.tensor([[100, 0], [101, 2], [102, 50]])
-    views = clip(batch)
+    batch.extra["negatives"] = {"input_ids": torch.randn(3, 4)}
+    batch.extra_ids["negatives"] = torch.tensor([[100, 0], [101, 2], [102, 50]])
+    views = clip.outputs(batch)
     terms = [
         info_nce(
-            views["image"][:, :dim],
-            views["text"][:, :dim],
+            views.embeddings["image"][:, :dim],
+            views.embeddings["text"][:, :dim],
             0.3,
             ids=batch.ids,
-            negatives=Negatives(views["negatives"][:, :dim], batch.extra_ids["text"]),
+            negatives=Negatives(views.embeddings["negatives"][:, :dim], batch.extra_ids["negatives"]),
         )
         for dim in (5, 2)
     ]
-    torch.testing.assert_close(clip.loss(views).value, terms[0] + 0.5 * terms[1])
+    torch.testing.assert_close(clip.loss(clip.project(views), STEP).value, terms[0] + 0.5 * terms[1])
     with pytest.raises(MmclError, match="9 is no part of the model's 5 dimensions"):
         make_clip(matryoshka=MatryoshkaConfig(dims=[9]))
 
@@ -145,11 +147,11 @@ def test_columns_of_roles_that_it_has_not_are_named_with_where_they_stand():
         return Config(data={"train": {"source": "x.csv"}, "mix": [source], "columns": columns}, model={})
 
     plain = {"source": "y.csv"}
-    assert Clip.inputs_of(config({"text": "caption"}, plain)) == INPUTS
+    assert Clip.columns_of(config({"text": "caption"}, plain)) == INPUTS
     with pytest.raises(MmclError, match=r"data\.columns\.txt: method 'clip' has no such role; did you mean 'text'"):
-        Clip.inputs_of(config({"txt": "caption"}, plain))
+        Clip.columns_of(config({"txt": "caption"}, plain))
     with pytest.raises(MmclError, match=r"data\.mix\.0\.columns\.anchor"):
-        Clip.inputs_of(config({}, plain | {"columns": {"anchor": "a"}}))
+        Clip.columns_of(config({}, plain | {"columns": {"anchor": "a"}}))
 
 
 def taught(make_clip, teacher, **settings):
@@ -163,11 +165,13 @@ def taught(make_clip, teacher, **settings):
 def test_a_teacher_adds_a_term_at_its_own_temperature(make_clip, make_encoder, batch, settings, learned, temperature):
     teacher = make_encoder(dim=3, logit_scale=learned)
     clip = taught(make_clip, teacher, weight=2.5, **settings)
-    views = clip(batch)
-    loss = clip.loss(views)
-    features = [teacher.embedder(role).head(batch.inputs[f"teacher_{role}"]["features"]) for role in ("image", "text")]
-    term = distillation(views["image"], views["text"], *features, 0.1, temperature)
-    pairs = info_nce(views["image"], views["text"], 0.1, ids=batch.ids)
+    views = clip.outputs(batch)
+    loss = clip.loss(clip.project(views), STEP)
+    features = [
+        teacher.embedder(role).head(batch.references["teacher"][role]["features"]) for role in ("image", "text")
+    ]
+    term = distillation(views.embeddings["image"], views.embeddings["text"], *features, 0.1, temperature)
+    pairs = info_nce(views.embeddings["image"], views.embeddings["text"], 0.1, ids=batch.ids)
     torch.testing.assert_close(loss.parts, {"contrastive": pairs, "distillation": term})
     torch.testing.assert_close(loss.value, pairs + 2.5 * term)
 
@@ -184,7 +188,7 @@ def test_a_teacher_is_no_part_of_the_module_yet_goes_where_it_goes(make_clip, ma
     assert not teacher.training
 
     optimizer = torch.optim.SGD(clip.parameters(), lr=1.0)
-    clip.loss(clip(batch)).value.backward()
+    clip.loss(clip.project(clip.outputs(batch)), STEP).value.backward()
     optimizer.step()
     assert save(teacher.state_dict()) == before
     assert all(p.grad is None for p in teacher.parameters())
@@ -195,10 +199,11 @@ def test_a_teacher_is_no_part_of_the_module_yet_goes_where_it_goes(make_clip, ma
 def test_autocast_does_not_round_the_teacher(make_clip, make_encoder, batch):
     clip = taught(make_clip, make_encoder(dim=3))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = clip(batch)
-    assert inside["image"].dtype == torch.bfloat16
-    for role in ("teacher_image", "teacher_text"):
-        assert torch.equal(inside[role], clip(batch)[role])
+        inside = clip.outputs(batch)
+    assert inside.embeddings["image"].dtype == torch.bfloat16
+    outside = clip.outputs(batch).rows.references["teacher"]
+    for role, vectors in inside.rows.references["teacher"].items():
+        assert torch.equal(vectors, outside[role])
 
 
 def test_a_teacher_and_its_settings_go_together(make_clip, make_encoder):

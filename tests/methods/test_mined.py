@@ -10,7 +10,7 @@ import torch
 
 from mmcl.data.batches.batch import MINED
 from mmcl.encoding import Encoder
-from mmcl.methods import Clip, Siglip, Simcse
+from mmcl.methods import Clip, Context, Siglip, Simcse, Step
 from mmcl.methods.clip import ClipConfig
 from mmcl.methods.siglip import SiglipConfig
 from mmcl.methods.simcse import SimcseConfig
@@ -18,6 +18,8 @@ from mmcl.runtime.errors import MmclError
 
 PAIR = {"anchor": "text", "positive": "text"}
 SCALE = 1 / 0.1
+
+STEP = Step(0, 1)
 
 
 def told_apart(query, key, wrong, excluded_keys, excluded_wrong, weights):
@@ -47,15 +49,15 @@ def test_simcse_weighs_a_rows_own_and_leaves_out_what_belongs_to_it(make_text_en
     negatives = ["the house", "a tree", "old dogs", "a cat"]
     encoder = make_text_encoder()
     config = SimcseConfig(temperature=0.1, hard_negative_weight=3.0)
-    simcse = Simcse(config, encoder, inputs=PAIR | {"negative": "text"}, batch_size=4, mined=2).eval()
+    simcse = Simcse(config, encoder, Context(PAIR | {"negative": "text"}, batch_size=4, mined=2)).eval()
     batch = make_batch(encoder, anchor=anchors, positive=positives, negative=negatives)
     mined = make_batch(encoder, a=[partners[n][0] for n in chosen], p=[partners[n][1] for n in chosen])
     batch.extra[MINED], batch.extra_ids[MINED] = mined.inputs["p"], mined.ids
-    views = simcse(batch)
+    views = simcse.outputs(batch)
     texts = [partners[n][1] for n in chosen]
     exact = Encoder(encoder)
     exact.set_compute("float32")
-    np.testing.assert_allclose(unit(views[MINED]), exact.encode(texts), atol=1e-5)
+    np.testing.assert_allclose(unit(views.embeddings[MINED]), exact.encode(texts), atol=1e-5)
     rows = range(4)
     things = [{anchors[i], positives[i]} for i in rows]
     wrong = [{text} for text in negatives] + [set(partners[n]) for n in chosen]
@@ -63,11 +65,13 @@ def test_simcse_weighs_a_rows_own_and_leaves_out_what_belongs_to_it(make_text_en
     wrong_out = np.array([[bool(things[i] & wrong[m]) for m in range(12)] for i in rows])
     owner = np.array([*rows, *np.repeat(rows, 2)])
     weights = np.where(owner[None, :] == np.arange(4)[:, None], 3.0, 1.0)
-    vectors = np.concatenate([unit(views["negative"]), unit(views[MINED])])
-    expected = told_apart(unit(views["anchor"]), unit(views["positive"]), vectors, keys_out, wrong_out, weights)
+    vectors = np.concatenate([unit(views.embeddings["negative"]), unit(views.embeddings[MINED])])
+    expected = told_apart(
+        unit(views.embeddings["anchor"]), unit(views.embeddings["positive"]), vectors, keys_out, wrong_out, weights
+    )
     assert wrong_out[:, 4:].any()
     assert not wrong_out.all()
-    assert simcse.loss(views).value.item() == pytest.approx(expected, rel=1e-5)
+    assert simcse.loss(simcse.project(views), STEP).value.item() == pytest.approx(expected, rel=1e-5)
     assert np.isfinite(simcse.metrics(views)["accuracy"])
 
 
@@ -76,33 +80,31 @@ def test_clip_takes_hard_captions_beside_the_further_ones(make_encoder, batch):
     clip = Clip(
         ClipConfig(temperature=0.1, extra_texts=3),
         encoder,
-        inputs={"image": "image", "text": "text"},
-        batch_size=8,
-        mined=2,
+        Context({"image": "image", "text": "text"}, batch_size=8, mined=2),
     ).eval()
     torch.manual_seed(4)
     ids = torch.stack([torch.arange(100, 116) - 98 * (torch.arange(16) % 3 == 0), torch.arange(200, 216)], dim=1)
-    batch.extra = {"text": {"input_ids": torch.randn(3, 4)}, MINED: {"input_ids": torch.randn(16, 4)}}
-    batch.extra_ids = {"text": torch.tensor([[0, 50], [51, 2], [52, 53]]), MINED: ids}
-    views = clip(batch)
-    wrong = np.concatenate([unit(views["negatives"]), unit(views[MINED])])
-    wrong_ids = np.concatenate([batch.extra_ids["text"].numpy(), ids.numpy()])
+    batch.extra = {"negatives": {"input_ids": torch.randn(3, 4)}, MINED: {"input_ids": torch.randn(16, 4)}}
+    batch.extra_ids = {"negatives": torch.tensor([[0, 50], [51, 2], [52, 53]]), MINED: ids}
+    views = clip.outputs(batch)
+    wrong = np.concatenate([unit(views.embeddings["negatives"]), unit(views.embeddings[MINED])])
+    wrong_ids = np.concatenate([batch.extra_ids["negatives"].numpy(), ids.numpy()])
     rows = batch.ids.numpy()
     keys_out = (rows[:, None] == rows[None]).any(-1)
     wrong_out = (rows[:, None] == wrong_ids[None]).any(-1)
     assert wrong_out[:, 3:].any()
-    image, text = unit(views["image"]), unit(views["text"])
+    image, text = unit(views.embeddings["image"]), unit(views.embeddings["text"])
     forward = told_apart(image, text, wrong, keys_out, wrong_out, np.ones(wrong_out.shape))
     none = np.zeros((8, 0))
     backward = told_apart(text, image, np.zeros((0, 5)), keys_out, none, none)
-    assert clip.loss(views).value.item() == pytest.approx((forward + backward) / 2, rel=1e-5)
+    assert clip.loss(clip.project(views), STEP).value.item() == pytest.approx((forward + backward) / 2, rel=1e-5)
 
 
 def test_methods_without_a_use_for_them_refuse_them(make_encoder, make_text_encoder):
     with pytest.raises(MmclError, match=r"^data\.mining: hard negatives are mined for clip and for simcse on pairs"):
-        Siglip(SiglipConfig(), make_encoder(), inputs={"image": "image", "text": "text"}, batch_size=8, mined=1)
+        Siglip(SiglipConfig(), make_encoder(), Context({"image": "image", "text": "text"}, batch_size=8, mined=1))
     with pytest.raises(MmclError, match=r"^data\.mining"):
-        Simcse(SimcseConfig(), make_text_encoder(), inputs={"text": "text"}, batch_size=8, mined=1)
-    Simcse(SimcseConfig(hard_negative_weight=2.0), make_text_encoder(), inputs=PAIR, batch_size=8, mined=1)
+        Simcse(SimcseConfig(), make_text_encoder(), Context({"text": "text"}, batch_size=8, mined=1))
+    Simcse(SimcseConfig(hard_negative_weight=2.0), make_text_encoder(), Context(PAIR, batch_size=8, mined=1))
     with pytest.raises(MmclError, match=r"set data\.mining, or leave it out"):
-        Simcse(SimcseConfig(hard_negative_weight=2.0), make_text_encoder(), inputs=PAIR, batch_size=8)
+        Simcse(SimcseConfig(hard_negative_weight=2.0), make_text_encoder(), Context(PAIR, batch_size=8))

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from mmcl.losses import sigmoid
-from mmcl.methods import Siglip
+from mmcl.methods import Context, Outputs, Rows, Siglip, Step
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.siglip import SiglipConfig
+
+STEP = Step(0, 1)
 
 
 @pytest.fixture
 def make_siglip(make_encoder):
     def make(encoder=None, batch_size=8, **settings):
         inputs = {"image": "image", "text": "text"}
-        return Siglip(SiglipConfig(**settings), encoder or make_encoder(), inputs=inputs, batch_size=batch_size)
+        return Siglip(SiglipConfig(**settings), encoder or make_encoder(), Context(inputs, batch_size=batch_size))
 
     return make
 
@@ -44,16 +46,18 @@ def test_a_start_from_a_clip_model_takes_no_negative_for_a_positive(make_siglip,
 
 def test_at_the_start_positives_and_negatives_pull_the_bias_equally(make_siglip, batch):
     siglip = make_siglip()
-    views = {"image": torch.eye(8, 20), "text": torch.eye(20)[8:16], "ids": torch.arange(8)}  # nothing is similar
-    siglip.loss(views).value.backward()
+    vectors = {"image": torch.eye(8, 20), "text": torch.eye(20)[8:16]}  # nothing is similar
+    siglip.loss(Outputs(vectors, Rows(torch.arange(8))), STEP).value.backward()
     assert siglip.logit_bias.grad.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_loss_is_the_sigmoid_loss_and_learns_scale_and_bias(make_siglip, batch):
     siglip = make_siglip(temperature=0.2, bias=-1.0)
-    views = siglip(batch)
-    loss = siglip.loss(views).value
-    torch.testing.assert_close(loss, sigmoid(views["image"], views["text"], 0.2, -1.0, ids=batch.ids))
+    views = siglip.outputs(batch)
+    loss = siglip.loss(siglip.project(views), STEP).value
+    torch.testing.assert_close(
+        loss, sigmoid(views.embeddings["image"], views.embeddings["text"], 0.2, -1.0, ids=batch.ids)
+    )
     loss.backward()
     assert siglip.logit_scale.grad.abs() > 0
     assert siglip.logit_bias.grad.abs() > 0
@@ -68,17 +72,20 @@ def test_what_is_not_to_be_learned_has_no_gradient(make_siglip):
     assert not make_siglip(learn_temperature=False).logit_scale.requires_grad
 
 
-def test_the_temperature_may_fall_below_that_of_clip(make_siglip):
+def test_the_temperature_may_fall_below_that_of_clip(make_siglip, batch):
     siglip = make_siglip(temperature=1 / 117)
-    siglip.after_step()
+    siglip.after_update(siglip.outputs(batch), STEP)
     assert siglip.learned_scale()[0] == pytest.approx(math.log(117))
 
 
 def test_matryoshka_adds_the_loss_of_the_first_dimensions(make_siglip, batch):
     siglip = make_siglip(temperature=0.2, bias=-1.0, matryoshka=MatryoshkaConfig(dims=[3]))
-    views = siglip(batch)
-    cuts = [sigmoid(views["image"][:, :dim], views["text"][:, :dim], 0.2, -1.0, ids=batch.ids) for dim in (5, 3)]
-    torch.testing.assert_close(siglip.loss(views).value, sum(cuts))
+    views = siglip.outputs(batch)
+    cuts = [
+        sigmoid(views.embeddings["image"][:, :dim], views.embeddings["text"][:, :dim], 0.2, -1.0, ids=batch.ids)
+        for dim in (5, 3)
+    ]
+    torch.testing.assert_close(siglip.loss(siglip.project(views), STEP).value, sum(cuts))
 
 
 def test_trains_from_end_to_end(tmp_path, shapes_config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
 from mmcl.encoding import Encoder
 from mmcl.losses import Guide, Negatives, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
-from mmcl.methods import Simcse
+from mmcl.methods import Context, Simcse, Step
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
 from mmcl.methods.simcse import SimcseConfig
@@ -31,6 +32,8 @@ HARD = ["the beach", "two dogs", "the old cat", "a bird", "the red tree"]
 HARDER = ["a beach", "the cat", "a red bird", "dogs", "the house"]
 SENTENCES = ["two dogs", "the old cat sleeps in a house", "a bird sings", "a red bird sings on a tree", "the cat runs"]
 
+STEP = Step(0, 1)
+
 
 @pytest.fixture
 def make_simcse(make_text_encoder):
@@ -38,9 +41,17 @@ def make_simcse(make_text_encoder):
         inputs = {role: "number" if role == "score" else "text" for role in roles or ("text",)}
         encoder = encoder or make_text_encoder()
         config = SimcseConfig(**settings)
-        return Simcse(config, encoder, inputs=inputs, batch_size=8, references=references)
+        return Simcse(config, encoder, Context(inputs, batch_size=8, references=references or {}))
 
     return make
+
+
+def with_rows(outputs, **changes):
+    return replace(outputs, rows=replace(outputs.rows, **changes))
+
+
+def with_embeddings(outputs, embeddings):
+    return replace(outputs, embeddings=embeddings)
 
 
 class DropoutMasks:
@@ -75,8 +86,8 @@ def test_unsupervised_equals_a_float64_reference_with_the_same_dropout_masks(
         patch.setattr(F, "dropout", recorder)
         patch.setattr(Dropout, "forward", nn.Dropout.forward)  # ours draws the same in another way
         patch.setattr(Embedder, "_by_length", lambda self, **inputs: self.tower(**inputs))  # in the order given
-        views = simcse(batch)
-    loss = simcse.loss(views).value
+        views = simcse.outputs(batch)
+    loss = simcse.loss(simcse.project(views), STEP).value
     assert len(recorder.masks) == 1 + 2 * 3  # the embeddings; in each layer attention, its output, the output: ONE pass
 
     tokens, n = batch.inputs["text"], len(SENTENCES)
@@ -100,11 +111,11 @@ def test_unsupervised_equals_a_float64_reference_with_the_same_dropout_masks(
 def test_duplicated_sentences_leave_each_other_s_denominators_and_nothing_else_changes(make_simcse, make_batch):
     simcse = make_simcse(temperature=0.2).eval()
     texts = [*SENTENCES, SENTENCES[1], SENTENCES[1], SENTENCES[4]]
-    views = simcse(make_batch(simcse.encoder, text=texts))
-    masked = simcse.loss(views).value.item()
-    unmasked = simcse.loss(views | {"ids": torch.arange(len(texts))[:, None]}).value.item()
+    views = simcse.outputs(make_batch(simcse.encoder, text=texts))
+    masked = simcse.loss(simcse.project(views), STEP).value.item()
+    unmasked = simcse.loss(with_rows(views, ids=torch.arange(len(texts))[:, None]), STEP).value.item()
 
-    vectors = unit(views["anchor"].detach().double().numpy())
+    vectors = unit(views.embeddings["anchor"].detach().double().numpy())
     terms = np.exp(vectors @ vectors.T / 0.2)
     rows = range(len(texts))
     everyone = [terms[i].sum() for i in rows]
@@ -138,7 +149,7 @@ def test_supervised_with_hard_negatives_equals_the_paper_s_equation(make_simcse,
                 if texts[j] not in own
             )
         total -= math.log(math.exp(a[i] @ p[i] / 0.05) / below)
-    assert simcse.loss(simcse(batch)).value.item() == pytest.approx(total / 5, rel=1e-4)
+    assert simcse.loss(simcse.project(simcse.outputs(batch)), STEP).value.item() == pytest.approx(total / 5, rel=1e-4)
 
 
 def test_pairs_alone_may_be_symmetric_and_debiased(make_simcse, make_batch):
@@ -146,72 +157,75 @@ def test_pairs_alone_may_be_symmetric_and_debiased(make_simcse, make_batch):
     settings = {"symmetric": True, "debias": 0.1, "hardness": 0.5, "temperature": 0.3}
     simcse = make_simcse(*roles, **settings)
     batch = make_batch(simcse.encoder, **roles)
-    views = simcse.eval()(batch)
+    views = simcse.eval().outputs(batch)
     a, p = batch.ids.unbind(1)
     ids = torch.stack([a, a, p, p], 1), torch.stack([a, p, a, p], 1)
-    expected = debiased_info_nce(views["anchor"], views["positive"], 0.3, debias=0.1, hardness=0.5, ids=ids)
-    torch.testing.assert_close(simcse.loss(views).value, expected)
+    expected = debiased_info_nce(
+        views.embeddings["anchor"], views.embeddings["positive"], 0.3, debias=0.1, hardness=0.5, ids=ids
+    )
+    torch.testing.assert_close(simcse.loss(simcse.project(views), STEP).value, expected)
     assert simcse.metrics(views).keys() == {"accuracy", "temperature"}
-    assert simcse.redrawn == {}
+    assert all(view.column == name for name, view in simcse.views().items())
 
 
 def test_another_draw_of_the_texts_takes_the_place_of_the_second_view(make_simcse, make_batch):
     simcse = make_simcse().eval()
-    assert simcse.redrawn == {"positive": "text"}
+    assert {view.column for view in simcse.views().values()} == {"text"}
     batch = make_batch(simcse.encoder, text=SENTENCES)
     changed = ["dogs", "the old cat in a house on the beach", "a bird", "bird sings on the tree", "cat runs"]
-    batch.inputs["positive"] = make_batch(simcse.encoder, text=changed).inputs["text"]  # longer than the first
-    views = simcse(batch)
+    batch.draws["text"] = [make_batch(simcse.encoder, text=changed).inputs["text"]]  # longer than the first
+    views = simcse.outputs(batch)
     embedder = simcse.encoder.embedder("text")
-    for view, role in (("anchor", "text"), ("positive", "positive")):
-        torch.testing.assert_close(views[view], embedder(**batch.inputs[role]), rtol=1e-5, atol=1e-5)
+    for draw, side in enumerate(simcse.sides):
+        torch.testing.assert_close(views.embeddings[side], embedder(**batch.drawn("text", draw)), rtol=1e-5, atol=1e-5)
 
 
 def test_features_of_a_frozen_tower_are_embedded_like_tokens(make_simcse, make_text_encoder):
     from mmcl.data.batches.batch import Batch
 
     simcse = make_simcse("anchor", "positive", "negative", encoder=make_text_encoder(frozen=True))
-    features = {role: {"features": torch.randn(4, 8)} for role in simcse.inputs}
-    views = simcse(Batch(features, torch.arange(12).reshape(4, 3), torch.arange(4), torch.arange(4)))
+    features = {role: {"features": torch.randn(4, 8)} for role in simcse.columns}
+    views = simcse.outputs(Batch(features, torch.arange(12).reshape(4, 3), torch.arange(4), torch.arange(4)))
     for role, given in features.items():
-        assert torch.allclose(views[role], simcse.encoder.embedder("text")(**given))
+        assert torch.allclose(views.embeddings[role], simcse.encoder.embedder("text")(**given))
 
 
 def test_labelled_pairs_learn_the_order_of_scores_or_the_scores(make_simcse, make_batch):
     roles = {"anchor": ANCHORS, "positive": POSITIVES, "score": [5.0, 3.0, 0.0, 2.5, 1.0]}
     for settings in ({"loss": "cosent", "temperature": 0.1}, {"loss": "cosine_mse"}):
         simcse = make_simcse(*roles, **settings).eval()
-        views = simcse(make_batch(simcse.encoder, **roles))
-        pair, scores = (views["anchor"], views["positive"]), torch.tensor(roles["score"])
+        views = simcse.outputs(make_batch(simcse.encoder, **roles))
+        pair, scores = (views.embeddings["anchor"], views.embeddings["positive"]), torch.tensor(roles["score"])
         expected = cosent(*pair, scores, 0.1) if "temperature" in settings else cosine_mse(*pair, scores / 5)
-        torch.testing.assert_close(simcse.loss(views).value, expected)
+        torch.testing.assert_close(simcse.loss(simcse.project(views), STEP).value, expected)
         correlation = np.corrcoef(F.cosine_similarity(*pair).detach().numpy(), roles["score"])[0, 1]
         assert simcse.metrics(views)["correlation"] == pytest.approx(correlation, abs=1e-5)
     assert simcse.learned_scale() == (None, None)
     with pytest.raises(MmclError, match=r"score_range is 0 to 5, but there are scores from 0 to 9"):
-        simcse.loss(views | {"score": torch.tensor([0.0, 9.0, 1.0, 2.0, 3.0])})
+        simcse.loss(with_rows(views, values={"score": torch.tensor([0.0, 9.0, 1.0, 2.0, 3.0])}), STEP)
 
 
 def test_a_teacher_and_a_guide_see_all_roles_and_are_no_parts(make_simcse, make_text_encoder, make_batch):
     roles = {"anchor": ANCHORS, "positive": POSITIVES, "negative": HARD}
     references = {name: make_text_encoder(dim=3, width=16) for name in ("teacher", "guide")}
     settings = {"teacher": TeacherConfig(name="x", weight=2.0), "guide": GuideConfig(name="y", margin=0.05)}
-    simcse = make_simcse(*roles, references=references, temperature=0.1, **settings)
+    simcse = make_simcse(*roles, references=references or {}, temperature=0.1, **settings)
     assert not any("teacher" in name or "guide" in name for name in simcse.state_dict())
     batch = make_batch(simcse.encoder, **roles)
     seen = {}
     for name, reference in references.items():
+        batch.references[name] = {}
         for role in roles:
             features = torch.randn(5, 16)
-            batch.inputs[f"{name}_{role}"] = {"features": features}
+            batch.references[name][role] = {"features": features}
             seen[f"{name}_{role}"] = reference.embedder("text").head(features)
-    views = simcse(batch)
-    loss = simcse.loss(views)
+    views = simcse.outputs(batch)
+    loss = simcse.loss(simcse.project(views), STEP)
     guide = Guide(*(seen[f"guide_{role}"] for role in roles), 0.05)
     ids = simcse._identities(batch.ids)
-    vectors = views["anchor"], views["positive"]
+    vectors = views.embeddings["anchor"], views.embeddings["positive"]
     ids = ids["anchor"], ids["positive"]
-    negatives = Negatives(views["negative"], batch.ids[:, 2:].expand(-1, 4))
+    negatives = Negatives(views.embeddings["negative"], batch.ids[:, 2:].expand(-1, 4))
     contrast = info_nce(*vectors, 0.1, ids=ids, negatives=negatives, guide=guide, symmetric=False)
     term = distillation(*vectors, seen["teacher_anchor"], seen["teacher_positive"], 0.1, 0.01)
     torch.testing.assert_close(loss.parts, {"contrastive": contrast, "distillation": term})
@@ -222,19 +236,22 @@ def test_the_references_of_a_sentence_are_those_of_both_its_views(make_simcse, m
     settings = {"teacher": TeacherConfig(name="x"), "guide": GuideConfig(name="y")}
     simcse = make_simcse(references={name: make_text_encoder() for name in settings}, **settings)
     batch = make_batch(simcse.encoder, text=SENTENCES)
-    batch.inputs |= {f"{name}_text": {"features": torch.randn(5, 8)} for name in settings}
-    views = simcse(batch)
-    assert torch.equal(views["guide_anchor"], views["guide_positive"])
-    assert torch.isfinite(simcse.loss(views).value)
+    batch.references = {name: {"text": {"features": torch.randn(5, 8)}} for name in settings}
+    views = simcse.outputs(batch)
+    assert simcse.column("anchor") == simcse.column("positive") == "text"
+    assert torch.isfinite(simcse.loss(simcse.project(views), STEP).value)
 
 
 def test_matryoshka_adds_the_loss_of_the_first_dimensions(make_simcse, make_batch):
     roles = {"anchor": ANCHORS, "positive": POSITIVES, "negative": HARD}
     plain = make_simcse(*roles).eval()
     nested = make_simcse(*roles, matryoshka=MatryoshkaConfig(dims=[3, 2], weights=[0.5, 2.0])).eval()
-    views = plain(make_batch(plain.encoder, **roles))
-    cuts = [plain.loss(views | {role: views[role][:, :dim] for role in roles}).value for dim in (6, 3, 2)]
-    torch.testing.assert_close(nested.loss(views).value, cuts[0] + 0.5 * cuts[1] + 2.0 * cuts[2])
+    views = plain.outputs(make_batch(plain.encoder, **roles))
+    cuts = [
+        plain.loss(with_embeddings(views, {role: views.embeddings[role][:, :dim] for role in roles}), STEP).value
+        for dim in (6, 3, 2)
+    ]
+    torch.testing.assert_close(nested.loss(views, STEP).value, cuts[0] + 0.5 * cuts[1] + 2.0 * cuts[2])
     with pytest.raises(MmclError, match="6 is no part of the model's 6 dimensions"):
         make_simcse(matryoshka=MatryoshkaConfig(dims=[6]))
 
@@ -243,12 +260,14 @@ def test_the_training_head_stands_before_the_loss_in_training_only(make_simcse, 
     simcse = make_simcse(training_head=True)
     plain = make_simcse(encoder=simcse.encoder)
     before = Encoder(plain.encoder).encode(SENTENCES)
-    views = simcse(make_batch(simcse.encoder, text=SENTENCES))
-    through = {side: simcse.training_head(views[side]) for side in ("anchor", "positive")}
+    views = simcse.outputs(make_batch(simcse.encoder, text=SENTENCES))
+    through = {side: simcse.training_head(views.embeddings[side]) for side in ("anchor", "positive")}
     weight, bias = simcse.training_head[1].weight, simcse.training_head[1].bias
-    torch.testing.assert_close(through["anchor"], torch.tanh(F.linear(views["anchor"], weight, bias)))
-    torch.testing.assert_close(simcse.loss(views).value, plain.loss(views | through).value)
-    torch.testing.assert_close(simcse.eval().loss(views).value, plain.eval().loss(views).value)
+    torch.testing.assert_close(through["anchor"], torch.tanh(F.linear(views.embeddings["anchor"], weight, bias)))
+    torch.testing.assert_close(
+        simcse.loss(simcse.project(views), STEP).value, plain.loss(with_embeddings(views, through), STEP).value
+    )
+    assert simcse.eval().project(views) is views
     assert any(name.startswith("training_head") for name in simcse.state_dict())
     assert not any("training_head" in name for name in simcse.encoder.state_dict())
     simcse.training_head[1].weight.data.add_(1.0)
@@ -281,10 +300,10 @@ def test_columns_say_which_roles_there_are():
         ({}, "cosent", ["anchor", "positive", "score"]),
         ({"score": "label"}, "cosine_mse", ["anchor", "positive", "score"]),
     ]:
-        assert list(Simcse.inputs_of(config_of(columns, loss))) == expected
+        assert list(Simcse.columns_of(config_of(columns, loss))) == expected
     named_by_source = config_of({}, of_source={"anchor": "q", "negative": "n"})
-    assert list(Simcse.inputs_of(named_by_source)) == ["anchor", "positive", "negative"]
-    assert Simcse.inputs_of(config_of({}, "cosent"))["score"] == "number"
+    assert list(Simcse.columns_of(named_by_source)) == ["anchor", "positive", "negative"]
+    assert Simcse.columns_of(config_of({}, "cosent"))["score"] == "number"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +318,7 @@ def test_columns_say_which_roles_there_are():
 )
 def test_columns_that_do_not_fit_are_named(columns, loss, told):
     with pytest.raises(MmclError, match=told):
-        Simcse.inputs_of(config_of(columns, loss))
+        Simcse.columns_of(config_of(columns, loss))
 
 
 def test_settings_that_would_do_nothing_are_refused(make_simcse):
@@ -311,12 +330,12 @@ def test_settings_that_would_do_nothing_are_refused(make_simcse):
         make_simcse(training_head=True, matryoshka=MatryoshkaConfig(dims=[2]))
 
 
-def test_the_temperature_is_kept_still_unless_it_is_to_learn(make_simcse):
+def test_the_temperature_is_kept_still_unless_it_is_to_learn(make_simcse, make_batch):
     assert math.exp(-make_simcse().logit_scale.item()) == pytest.approx(0.05)
     assert not make_simcse().logit_scale.requires_grad
     learning = make_simcse(learn_temperature=True)
     learning.logit_scale.data.fill_(9.0)
-    learning.after_step()
+    learning.after_update(learning.outputs(make_batch(learning.encoder, text=SENTENCES)), STEP)
     assert learning.temperature.item() == pytest.approx(0.01)
 
 

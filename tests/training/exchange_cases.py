@@ -26,7 +26,7 @@ from mmcl import losses
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
-from mmcl.methods import Method, clip, paired, siglip, simcse
+from mmcl.methods import Context, Method, Step, clip, paired, siglip, simcse
 from mmcl.methods.clip import ClipConfig
 from mmcl.methods.siglip import SiglipConfig
 from mmcl.methods.simcse import SimcseConfig
@@ -118,8 +118,8 @@ def make_method(name: str, across: str | None) -> Method:
     kind, config, inputs = METHODS[name]
     modalities = set(inputs.values()) - {"number"}
     references = {role: encoder_of(modalities) for role in ("teacher", "guide") if getattr(config, role, None)}
-    options: Any = {"inputs": inputs, "batch_size": ROWS, "references": references, "across": across}
-    return kind(config, encoder_of(modalities), **options).double()
+    context = Context(inputs, ROWS, across, references=references)
+    return kind(config, encoder_of(modalities), context).double()
 
 
 def make_batch(method: Method, step: int, sizes: list[int]) -> Batch:
@@ -132,23 +132,25 @@ def make_batch(method: Method, step: int, sizes: list[int]) -> Batch:
     first = sum(sizes[: rank()])
     mine = slice(first, first + sizes[rank()])
     inputs: dict[str, dict[str, Tensor]] = {}
-    for role, modality in method.inputs.items():
+    references: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in method.references}
+    for role, modality in method.columns.items():
         name = {"image": "pixels", "text": "input_ids"}.get(modality, "values")
         whole = draw(ROWS) if modality != "number" else torch.rand(ROWS, generator=random)
         inputs[role] = {name: whole[mine]}
         for reference in method.references:
-            inputs[f"{reference}_{role}"] = {"features": draw(ROWS, 6)[mine]}
-    columns = sum(modality != "number" for modality in method.inputs.values())
+            references[reference][role] = {"features": draw(ROWS, 6)[mine]}
+    columns = sum(modality != "number" for modality in method.columns.values())
     ids = torch.randint(ROWS, (ROWS, columns), generator=random) + ROWS * torch.arange(columns)
     rows = torch.arange(ROWS)[mine]
     extra, extra_ids = {}, {}
-    for role, count in method.extra.items():
+    for role, wanted in method.extra.items():
+        count = wanted.count
         share = slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
         extra[role] = {"input_ids": draw(count)[share]}
         extra_ids[role] = (torch.randint(ROWS, (count, columns), generator=random) + ROWS * torch.arange(columns))[
             share
         ]
-    return Batch(inputs, ids[mine], rows, rows, extra, extra_ids)
+    return Batch(inputs, ids[mine], rows, rows, extra, extra_ids, references=references)
 
 
 def in_tiles(loss: Any, tile: int | None, *args: Any, blockwise: losses.Blockwise, **options: Any) -> Tensor:
@@ -162,7 +164,7 @@ def run(
     for module, loss in ((clip, "info_nce"), (simcse, "info_nce"), (siglip, "sigmoid"), (paired, "batch_accuracy")):
         setattr(module, loss, partial(in_tiles, getattr(losses, loss), tile))
     several = world_size() > 1
-    method = make_method(name, exchange if several and name not in ("debiased", "cosent") else None)
+    method = make_method(name, exchange if several else None)
     settings = TrainingConfig(micro_batch=micro_batch, clip_grad=None, weight_decay=0.01, device="cpu")
     device = torch.device("cpu")
     wrapped = parallel_method(method, settings, device)
@@ -179,10 +181,10 @@ def run(
     sizes = rows[world_size()] if rows else [ROWS // world_size()] * world_size()
     numbers = []
     for number in range(STEPS):
-        result = step([make_batch(method, number, sizes)], number, 1e-2)
+        result = step([make_batch(method, number, sizes)], Step(number, STEPS), 1e-2)
         numbers.append([result.loss, result.norm, *result.parts.values()])
         if number % 10 == 9:
-            numbers[-1] += method.metrics(result.views).values()
+            numbers[-1] += method.metrics(result.outputs).values()
     found["log"] = torch.tensor([value for line in numbers for value in line], dtype=torch.float64)
     # A copy: buffers may be shared, and weights be views of a bucket.
     found |= {key: tensor.clone() for key, tensor in method.state_dict().items()}

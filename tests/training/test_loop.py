@@ -167,9 +167,9 @@ def test_divergence_stops_with_step_rows_and_last_good_checkpoint(tmp_path, tiny
     calls = []
     honest = Clip.loss
 
-    def poisoned(self, views):
+    def poisoned(self, outputs, step):
         calls.append(1)
-        loss = honest(self, views)
+        loss = honest(self, outputs, step)
         return Loss(loss.value * torch.nan) if len(calls) == 5 else loss
 
     monkeypatch.setattr(Clip, "loss", poisoned)
@@ -182,6 +182,7 @@ def test_divergence_stops_with_step_rows_and_last_good_checkpoint(tmp_path, tiny
 
 def test_accumulation_averages_gradients(tmp_path, tiny):
     """A batch accumulated with itself is the batch alone."""
+    from mmcl.methods import Step
     from mmcl.training.loop import Trainer
 
     changes = ["model.text.dropout=0", "model.image.args.drop_path_rate=0", "augmentation={}"]
@@ -190,7 +191,7 @@ def test_accumulation_averages_gradients(tmp_path, tiny):
         trainer = Trainer(load_config(tiny, changes), tmp_path / str(copies), resume=False, show_progress=False)
         trainer.method.train()
         (batch,) = trainer.feed.batches(0, 1)
-        results.append(trainer.step([batch] * copies, 0, 1e-3))
+        results.append(trainer.step([batch] * copies, Step(0, 1), 1e-3))
     assert results[1].loss == pytest.approx(results[0].loss, rel=1e-5)
     assert results[1].norm == pytest.approx(results[0].norm, rel=1e-4)
 

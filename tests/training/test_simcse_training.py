@@ -203,16 +203,16 @@ def test_a_row_lacks_any_of_its_roles_and_numbers_are_checked(tmp_path):
 def test_the_second_draw_of_a_sentence_is_there_only_where_texts_change(tmp_path, sentences):
     config = config_of(sentences["alone"])
     feed, _ = feed_of(config, tmp_path / "run")
-    assert list(feed.batch(draw(0, 1)).inputs) == ["text"]
+    assert feed.batch(draw(0, 1)).draws == {}
     feed, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.4")
     batch = feed.batch(draw(*range(40)))
-    assert list(batch.inputs) == ["text", "positive"]
-    assert not torch.equal(batch.inputs["text"]["input_ids"], batch.inputs["positive"]["input_ids"])
-    again = feed.batch(draw(7)).inputs["positive"]["input_ids"][0]
-    row = batch.inputs["positive"]
+    assert len(batch.draws["text"]) == 1
+    assert not torch.equal(batch.inputs["text"]["input_ids"], batch.draws["text"][0]["input_ids"])
+    again = feed.batch(draw(7)).drawn("text", 1)["input_ids"][0]
+    row = batch.drawn("text", 1)
     assert torch.equal(row["input_ids"][7][row["attention_mask"][7] == 1], again)
     still, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.4", augmented=False)
-    assert list(still.batch(draw(0)).inputs) == ["text"]
+    assert still.batch(draw(0)).draws == {}
 
 
 def prompted(config, **prompts):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mmcl.data.batches.inputs import take_rows
 
+Inputs: TypeAlias = dict[str, Tensor]
 MINED = "mined"  # of ``Batch.extra``, the name of mined hard negatives: as many for each row, row after row
 
 
@@ -20,79 +21,92 @@ class Batch:
     """N rows on their way through a method.
 
     Attributes:
-        inputs: role (``image``, ``text``, …) to the named inputs of an embedder: ``pixels`` uint8 (N, S, S, 3);
-            those of texts (see :mod:`mmcl.data.batches.inputs`); or ``features`` (N, F) of a frozen tower. Numbers,
-            which no embedder takes, are ``values`` (N,) float32. Under ``teacher_ROLE`` and ``guide_ROLE`` the features
-            that these have of the same items, unaugmented.
-        ids: (N, K) int64, the identities of the items, a column for each role that is no number. What counts as the
-            same thing is up to the method: for pairs, rows that agree in any column.
-        seeds: (N,) int64, one a row and epoch: from them alone a method draws its random numbers for augmentation.
+        inputs: column to the named inputs of an embedder: ``pixels`` uint8 (N, S, S, 3); those of texts (see
+            :mod:`mmcl.data.batches.inputs`); or ``features`` (N, F) of a frozen tower. Numbers, which no embedder
+            takes, are ``values`` (N,) float32.
+        ids: (N, K) int64, the identities of the items, one of each column that is no number. What counts as the
+            same thing is up to the method: for pairs, rows that agree in any of them.
+        seeds: (N,) int64, one a row and epoch: from them alone random changes are drawn.
         rows: (N,) int64 positions in the source; numbers in the order of reading, for a stream.
-        extra: role to the named inputs of further items, no partners of any row, where a method asks for them.
-        extra_ids: role to their identities, (M, K) int64 as in ``ids``.
+        extra: name to the inputs of further items, partners of none of the rows, where a method asks for them.
+        extra_ids: name to their identities, (M, K) int64 as in ``ids``.
+        draws: column to the inputs of its second and further random draws, where these are made on the host.
+        references: name of another model to the features that it has of the same items, unaugmented, by column or
+            name of extra items.
         names: for a stream, what each row is called in messages: its shard and key.
         position: for a stream, where it stands after this batch, in values that JSON can hold.
         problems: for a stream, the samples that were skipped on the way to this batch, each with id, role and reason.
     """
 
-    inputs: dict[str, dict[str, Tensor]]
+    inputs: dict[str, Inputs]
     ids: Tensor
     seeds: Tensor
     rows: Tensor
-    extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    extra: dict[str, Inputs] = field(default_factory=dict)
     extra_ids: dict[str, Tensor] = field(default_factory=dict)
+    draws: dict[str, list[Inputs]] = field(default_factory=dict)
+    references: dict[str, dict[str, Inputs]] = field(default_factory=dict)
     names: list[str] | None = None
     position: Any = None
     problems: list[dict[str, str]] = field(default_factory=list)
 
+    def drawn(self, column: str, draw: int) -> Inputs:
+        """The inputs of a random draw of a column, from 0; where it is not changed on the host all are the same."""
+        return self.draws[column][draw - 1] if draw and column in self.draws else self.inputs[column]
+
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
+        """The same batch on ``device``, but for ``rows``."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-
-        return Batch(
-            {role: moved(tensors) for role, tensors in self.inputs.items()},
-            self.ids.to(device),
-            self.seeds.to(device),
-            self.rows,
-            {role: moved(tensors) for role, tensors in self.extra.items()},
-            moved(self.extra_ids),
-            self.names,
-            self.position,
-            self.problems,
-        )
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory, from which a GPU copies while it computes."""
+        return self._mapped(Tensor.pin_memory)
 
     def split(self, sizes: Sequence[int]) -> list[Batch]:
-        """Consecutive parts of so many rows each, over which further items are spread in proportion to the rows.
+        """Consecutive parts of so many rows each, over which extra items are spread in proportion to the rows.
 
-        Texts end with the longest of their part. A part to which no further item falls lacks their role, since models
+        Texts end with the longest of their part. A part to which no extra item falls lacks their name, since models
         do not embed nothing; the last part has one if any has.
         """
         if sum(sizes) != len(self.ids):
             raise ValueError(f"{sizes} are not the sizes of parts of {len(self.ids)} rows")
+        return [self._part(slice(stop - size, stop)) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
 
-        def share(count: int, rows: slice) -> slice:
+    def _part(self, rows: slice) -> Batch:
+        def share(count: int) -> slice:
             return slice(rows.start * count // len(self.ids), rows.stop * count // len(self.ids))
 
-        parts = []
-        for size, stop in zip(sizes, accumulate(sizes), strict=True):
-            rows = slice(stop - size, stop)
-            further = {role: take_rows(named, share(_count(named), rows)) for role, named in self.extra.items()}
-            ids = {role: ids[share(len(ids), rows)] for role, ids in self.extra_ids.items()}
-            parts.append(
-                Batch(
-                    {role: take_rows(named, rows) for role, named in self.inputs.items()},
-                    self.ids[rows],
-                    self.seeds[rows],
-                    self.rows[rows],
-                    {role: named for role, named in further.items() if _count(named)},
-                    {role: some for role, some in ids.items() if len(some)},
-                    None if self.names is None else self.names[rows],
-                )
-            )
-        return parts
+        def take(name: str, inputs: Inputs) -> Inputs:
+            return take_rows(inputs, share(_count(inputs)) if name in self.extra else rows)
+
+        extra = {name: take(name, inputs) for name, inputs in self.extra.items()}
+        there = {name for name, inputs in extra.items() if _count(inputs)}
+        return Batch(
+            {column: take_rows(inputs, rows) for column, inputs in self.inputs.items()},
+            self.ids[rows],
+            self.seeds[rows],
+            self.rows[rows],
+            {name: extra[name] for name in extra if name in there},
+            {name: ids[share(len(ids))] for name, ids in self.extra_ids.items() if name in there},
+            {column: [take_rows(inputs, rows) for inputs in draws] for column, draws in self.draws.items()},
+            {
+                model: {name: take(name, of) for name, of in named.items() if name not in extra or name in there}
+                for model, named in self.references.items()
+            },
+            None if self.names is None else self.names[rows],
+        )
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        fields = ("inputs", "ids", "seeds", "extra", "extra_ids", "draws", "references")
+        return replace(self, **{name: _mapped(getattr(self, name), change) for name in fields})
 
 
-def _count(tensors: dict[str, Tensor]) -> int:
-    return len(next(iter(tensors.values())))
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Every tensor changed in nested dicts and lists."""
+    if isinstance(value, dict):
+        return {name: _mapped(below, change) for name, below in value.items()}
+    return [_mapped(below, change) for below in value] if isinstance(value, list) else change(value)
+
+
+def _count(inputs: Inputs) -> int:
+    return len(next(iter(inputs.values())))

@@ -5,22 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import Batch
-from mmcl.data.batches.towers import Reading
+from mmcl.data.batches.reading import Reading
 from mmcl.data.sources.tar.shards import is_shards
 from mmcl.runtime.errors import MmclError
 
 T = TypeVar("T")
-REDRAWN = 1  # mixed into the seeds of a role's second random draw
 
 
 class Feed(Protocol):
@@ -102,22 +99,6 @@ def open_feed(
         raise MmclError(f"{table}: tables and tar shards cannot be mixed; write all sources as one or as the other")
     kind: Any = StreamFeed if any(streamed) else TableFeed
     return kind(sources, reading, config, scratch, augmented=augmented, device=device, show_progress=show_progress)
-
-
-def pinned(batch: Batch) -> Batch:
-    """The same batch in pinned memory, from which a GPU copies while it computes."""
-
-    def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
-
-    return replace(
-        batch,
-        inputs={role: moved(tensors) for role, tensors in batch.inputs.items()},
-        ids=batch.ids.pin_memory(),
-        seeds=batch.seeds.pin_memory(),
-        extra={role: moved(tensors) for role, tensors in batch.extra.items()},
-        extra_ids=moved(batch.extra_ids),
-    )
 
 
 def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:

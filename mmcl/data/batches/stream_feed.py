@@ -20,12 +20,13 @@ from torch.utils.data import get_worker_info
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
-from mmcl.data.batches.batch import Batch
+from mmcl.data.batches.batch import Batch, Inputs
 from mmcl.data.batches.columns import choose_caption
-from mmcl.data.batches.feed import REDRAWN, pinned, prefetch
+from mmcl.data.batches.feed import prefetch
 from mmcl.data.batches.inputs import text_inputs
+from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
-from mmcl.data.batches.towers import ImageTower, Reading
+from mmcl.data.batches.towers import ImageTower
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
@@ -75,7 +76,7 @@ class StreamFeed:
         self._columns = [
             _column(role, of, sources[0], reading, config, augmentation) for role, of in reading.columns.items()
         ]
-        self._again = {new: role for new, role in reading.redrawn.items() if augmented and config.augments("text")}
+        self._draws_of = {role: reading.draws(role) for role, of in reading.columns.items() if changed and of == "text"}
         needed = [column.source for column in self._columns if column.source.role not in reading.optional]
         spare = [column.source for column in self._columns if column.source.role in reading.optional]
         for shards in listed:
@@ -130,7 +131,7 @@ class StreamFeed:
         if data.workers:
             made = by_workers(maker, numbers, data.workers, data.prefetch, maker.in_worker)
         if self._pin:
-            made = map(pinned, made)
+            made = map(Batch.pin_memory, made)
         return self._placed(prefetch(made, data.prefetch), places, start)
 
     def _placed(
@@ -199,13 +200,15 @@ class StreamFeed:
         names = [sample.name for sample in samples]
         seeds = mix(torch.tensor([stable_hash(name) for name in names]), self.config.seed, torch.tensor(epochs))
         first = number * self.config.training.batch_size + self._stand["rank"] * self._share
-        inputs: dict[str, dict[str, Tensor]] = {}
+        inputs: dict[str, Inputs] = {}
+        draws: dict[str, list[Inputs]] = {}
         ids: list[Tensor] = []
         for column, items in zip(self._columns, zip(*loaded, strict=True), strict=True):
             role = column.source.role
             chosen = column.choose(items, seeds)
             inputs[role] = column.inputs(chosen, seeds)
-            inputs |= {new: column.inputs(chosen, mix(seeds, REDRAWN)) for new, of in self._again.items() if of == role}
+            if (count := self._draws_of.get(role, 1)) > 1:
+                draws[role] = [column.inputs(chosen, mix(seeds, draw)) for draw in range(1, count)]
             if (hashes := column.hashes(chosen)) is not None:
                 ids.append(torch.tensor(hashes))
         return Batch(
@@ -213,6 +216,7 @@ class StreamFeed:
             torch.stack(ids, dim=1),
             seeds,
             rows=torch.arange(first, first + self._share),
+            draws=draws,
             names=names,
             position=stream.position,
             problems=stream.take_problems(),
@@ -324,7 +328,7 @@ def _column(
     source = ShardColumn(role, modality, settings.columns.get(role, config.data.columns.get(role)))
     if modality == "number":
         return _Numbers(source)
-    tower = reading.encoder.embedder(modality).tower
+    tower = reading.embedder(role).tower
     if tower.modality == "image":
         return _Pictures(source, tower)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))

@@ -14,8 +14,9 @@ from mmcl.config.data import SourceConfig, TrainSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.columns import Column, FeatureColumn, NumberColumn, PixelColumn, TextPart, TokenColumn, split
+from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
-from mmcl.data.batches.towers import Encoder, ImageTower, Reading, TextTower, Tower
+from mmcl.data.batches.towers import Encoder, ImageTower, TextTower, Tower
 from mmcl.data.cache.pixels import open_pixels
 from mmcl.data.cache.tokens import open_tokens
 from mmcl.data.rows import columns_named_by
@@ -75,10 +76,11 @@ class Table:
             if modality == "number":
                 self.columns[role] = self._numbers(role)
                 continue
-            embedder, changed = reading.encoder.embedder(modality), augmented and config.augments(modality)
+            embedder = reading.embedder(role)
+            changed = augmented and (config.augments(modality) or reading.changes(role))
             column = self._open(role, embedder.tower, changed)
             if embedder.frozen and not changed and scratch is not None:
-                column = FeatureColumn(column, embedder.tower, scratch / modality, device)
+                column = FeatureColumn(column, embedder.tower, scratch / reading.tower(role), device)
             self.columns[role] = column
         problems = {row for column in self.columns.values() for row in column.problems}
         self.positions = np.setdiff1d(np.arange(self.total), np.fromiter(problems, dtype=np.int64, count=len(problems)))

@@ -10,17 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
-from mmcl.data.batches.batch import MINED, Batch
+from mmcl.data.batches.batch import MINED, Batch, Inputs
 from mmcl.data.batches.columns import Column, TokenColumn
 from mmcl.data.batches.distinct import Identities
-from mmcl.data.batches.feed import REDRAWN, pinned, prefetch
+from mmcl.data.batches.feed import prefetch
+from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.sampler import Draw, Sampler, epoch_counts
 from mmcl.data.batches.table import Table
-from mmcl.data.batches.towers import Reading
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import mix
 from mmcl.runtime import distributed
@@ -77,22 +76,28 @@ class TableFeed(Table):
         )
         self.require_rows()
         self._pin = device.type == "cuda"
-        self._again = {new: role for new, role in reading.redrawn.items() if config.augments(reading.columns[role])}
-        self._again = self._again if augmented else {}
-        self._references: dict[str, dict[str, Column]] = {role: {} for role in reading.columns}
-        for name, encoder in (reading.references if augmented else {}).items():
-            for role, modality in reading.columns.items():
-                if modality != "number":
-                    self._references[role][f"{name}_{role}"] = self.features(role, modality, name, encoder)
-        extra = reading.extra if augmented else {}
+        # Texts are changed here, with random numbers of each draw; images by the views, on the device.
+        self._draws_of = {
+            role: reading.draws(role)
+            for role, modality in reading.columns.items()
+            if augmented and modality == "text" and config.augments("text")
+        }
+        self._references: dict[str, dict[str, Column]] = {
+            name: {
+                role: self.features(role, modality, name, encoder)
+                for role, modality in reading.columns.items()
+                if modality != "number"
+            }
+            for name, encoder in (reading.references if augmented else {}).items()
+        }
         self.hard: HardNegatives | None = None
-        self._pools = {role: self.distinct(role)[:2] for role in extra}
-        self._extra = {role: min(count, len(self._pools[role][0])) for role, count in extra.items()}
-        for role, count in self._extra.items():
-            if count < distributed.world_size():
+        self._extra = dict(reading.extra) if augmented else {}
+        self._pools = {name: self.distinct(extra.column)[:2] for name, extra in self._extra.items()}
+        for name, extra in self._extra.items():
+            if (count := self._count(name)) < distributed.world_size():
                 raise MmclError(
-                    f"method.extra_{role}s: {count} distinct ones are fewer than the {distributed.world_size()} "
-                    "processes that share them; raise it, or set it to 0"
+                    f"method.extra_{extra.column}s: {count} distinct ones are fewer than the "
+                    f"{distributed.world_size()} processes that share them; raise it, or set it to 0"
                 )
 
     @property
@@ -103,7 +108,11 @@ class TableFeed(Table):
     @property
     def extra_count(self) -> int:
         """Further items beside a global batch."""
-        return sum(self._extra.values())
+        return sum(map(self._count, self._extra))
+
+    def _count(self, name: str) -> int:
+        """Of extra items: no more than there are."""
+        return min(self._extra[name].count, len(self._pools[name][0]))
 
     @property
     def longest_texts(self) -> dict[str, int]:
@@ -125,7 +134,7 @@ class TableFeed(Table):
         if data.workers:
             made = by_workers(self.batch, draws, data.workers, data.prefetch, self._in_worker)
         if self._pin:
-            made = map(pinned, made)
+            made = map(Batch.pin_memory, made)
         return prefetch(made, data.prefetch)
 
     def _draws(self, start: int, stop: int) -> Iterator[Draw]:
@@ -139,23 +148,27 @@ class TableFeed(Table):
         """The batch of the rows drawn, as the current pass of their source sees them."""
         rows = torch.from_numpy(np.ascontiguousarray(draw.rows))
         seeds = mix(rows, self.config.seed, torch.from_numpy(np.ascontiguousarray(draw.passes)))
-        inputs: dict[str, dict[str, Tensor]] = {}
+        inputs: dict[str, Inputs] = {}
+        draws: dict[str, list[Inputs]] = {}
+        references: dict[str, dict[str, Inputs]] = {name: {} for name in self._references}
         ids = []
         for role, column in self.columns.items():
             items = column.choose(draw.rows, seeds)
             inputs[role] = column.inputs(items, seeds)
-            inputs |= {new: column.inputs(items, mix(seeds, REDRAWN)) for new, of in self._again.items() if of == role}
-            # A reference's items are numbered as ours are.
-            inputs |= {name: features.inputs(items) for name, features in self._references[role].items()}
+            if (count := self._draws_of.get(role, 1)) > 1:
+                draws[role] = [column.inputs(items, mix(seeds, draw)) for draw in range(1, count)]
+            for name, features in self._references.items():  # whose items are numbered as ours are
+                if role in features:
+                    references[name][role] = features[role].inputs(items)
             if column.identified:
                 ids.append(torch.from_numpy(column.names(draw.rows, items)))
-        batch = Batch(inputs, torch.stack(ids, dim=1), seeds, rows)
-        for role, count in self._extra.items():
-            pool, pool_ids = self._pools[role]
-            drawn = np.random.default_rng([self.config.seed, draw.number]).permutation(len(pool))[:count]
+        batch = Batch(inputs, torch.stack(ids, dim=1), seeds, rows, draws=draws, references=references)
+        for name, extra in self._extra.items():
+            pool, pool_ids = self._pools[name]
+            drawn = np.random.default_rng([self.config.seed, draw.number]).permutation(len(pool))[: self._count(name)]
             mine = np.array_split(drawn, distributed.world_size())[distributed.rank()]
-            batch.extra[role] = self.columns[role].inputs(pool[mine])
-            batch.extra_ids[role] = torch.from_numpy(pool_ids[mine])
+            batch.extra[name] = self.columns[extra.column].inputs(pool[mine])
+            batch.extra_ids[name] = torch.from_numpy(pool_ids[mine])
         if self.hard is not None:
             self._add_hard(batch, self.hard)
         return batch
@@ -168,11 +181,8 @@ class TableFeed(Table):
         seeds = mix(batch.seeds[:, None].expand(chosen.shape), numbers).reshape(-1)
         batch.extra[MINED] = self.columns[hard.role].inputs(items, seeds)
         batch.extra_ids[MINED] = torch.from_numpy(hard.ids[chosen.reshape(-1)])
-        if guide := self._references[hard.role].get(f"guide_{hard.role}"):
-            batch.extra[f"guide_{MINED}"], batch.extra_ids[f"guide_{MINED}"] = (
-                guide.inputs(items),
-                batch.extra_ids[MINED],
-            )
+        if "guide" in self._references:
+            batch.references["guide"][MINED] = self._references["guide"][hard.role].inputs(items)
 
     @cached_property
     def _sampler(self) -> Sampler:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,24 +80,3 @@ class Encoder(Protocol):
 
     def embedder(self, name: str, /) -> Embedder:
         """The embedder called ``name``."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is read of every row, and what for.
-
-    Attributes:
-        columns: role to modality (``image``, ``text``, ``number``).
-        encoder: its towers say what their inputs are.
-        optional: roles of texts that a row may lack.
-        redrawn: new role to the role that it is another random draw of, where the data are changed at random.
-        extra: role to the number of further items beside a global batch.
-        references: name to a model whose features of every item a batch carries.
-    """
-
-    columns: Mapping[str, str]
-    encoder: Encoder
-    optional: frozenset[str] = frozenset()
-    redrawn: Mapping[str, str] = field(default_factory=dict)
-    extra: Mapping[str, int] = field(default_factory=dict)
-    references: Mapping[str, Encoder] = field(default_factory=dict)

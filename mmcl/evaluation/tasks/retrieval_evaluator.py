@@ -12,8 +12,8 @@ from torch import Tensor
 from mmcl.config.evaluation import EvaluationSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.columns import Column
+from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.table import Table
-from mmcl.data.batches.towers import Reading
 from mmcl.data.sources.beir import Beir, is_beir, open_beir
 from mmcl.encoding.shares import embed
 from mmcl.evaluation.evaluator import Evaluator, Setup

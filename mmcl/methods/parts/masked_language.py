@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmcl.config.section import Positive, Section
-from mmcl.data.identity import uniforms
+from mmcl.data.batches.batch import Inputs
+from mmcl.data.batches.views import Transform
+from mmcl.data.identity import mix, uniforms
 from mmcl.models.embedder import Embedder
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError
@@ -83,12 +85,35 @@ class MaskedLanguage(nn.Module):
         shown = torch.where(hidden & (how < MASKED), self.mask, input_ids)
         return torch.where(hidden & (how >= MASKED) & (how < MASKED + SWAPPED), drawn, shown), hidden
 
-    def forward(self, tower: TextTower, input_ids: Tensor, attention_mask: Tensor | None, seeds: Tensor) -> Tensor:
-        """(N, 2): each row's summed cross-entropy, and how many tokens it had to predict."""
-        shown, hidden = self.hide(input_ids, attention_mask, seeds)
-        states = tower.states(shown, attention_mask)[hidden]  # (T, width), of the T hidden tokens
+    def hiding(self, number: int) -> Transform:
+        """The change of texts into those with hidden tokens, with random numbers of its own.
+
+        The changed inputs are those that :meth:`forward` takes.
+        """
+
+        def hide(inputs: Inputs, seeds: Tensor, draw: int, size: int | None) -> Inputs:
+            mask = inputs.get("attention_mask")
+            shown, hidden = self.hide(inputs["input_ids"], mask, mix(seeds, number))
+            changed = {"input_ids": shown, "hidden": hidden, "tokens": inputs["input_ids"]}
+            return changed if mask is None else changed | {"attention_mask": mask}
+
+        return hide
+
+    def forward(
+        self, tower: TextTower, input_ids: Tensor, hidden: Tensor, tokens: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """(N, 2): each row's summed cross-entropy, and how many tokens it had to predict.
+
+        Args:
+            tower: of the texts.
+            input_ids: (N, L) tokens of which some are hidden.
+            hidden: (N, L) bool, which.
+            tokens: (N, L) as they are.
+            attention_mask: of both.
+        """
+        states = tower.states(input_ids, attention_mask)[hidden]  # (T, width), of the T hidden tokens
         logits = F.linear(self.norm(F.gelu(self.dense(states))), tower.word_embeddings.weight, self.bias)
-        losses = F.cross_entropy(logits.float(), input_ids[hidden], reduction="none")
+        losses = F.cross_entropy(logits.float(), tokens[hidden], reduction="none")
         rows = hidden.nonzero()[:, 0]
         sums = losses.new_zeros(len(hidden)).index_add(0, rows, losses)
         return torch.stack([sums, hidden.sum(dim=1).to(losses.dtype)], dim=1)

@@ -70,7 +70,7 @@ class MomentumCopy(MethodState):
             else:
                 statistics[name].copy_(buffer)
 
-    def twins(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+    def module_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Every module that is followed, with its copy."""
         (source,) = self._source
         return zip(source.modules(), self.parts.modules(), strict=True)

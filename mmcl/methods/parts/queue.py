@@ -51,10 +51,10 @@ class MemoryQueue(MethodState):
 
     >>> queue = MemoryQueue(3, {"text": 2}, columns=1)
     >>> queue.push({"text": torch.ones(2, 2), "ids": torch.tensor([[7], [8]])})
-    >>> queue.past()["ids"].flatten().tolist()
+    >>> queue.contents()["ids"].flatten().tolist()
     [7, 8]
     >>> queue.push({"text": torch.ones(2, 2), "ids": torch.tensor([[9], [10]])})
-    >>> queue.past()["ids"].flatten().tolist()
+    >>> queue.contents()["ids"].flatten().tolist()
     [10, 8, 9]
     """
 
@@ -107,7 +107,7 @@ class MemoryQueue(MethodState):
         self.pushed.fill_(self.size)
         self.steps.fill_(self.start)
 
-    def past(self) -> dict[str, Tensor]:
+    def contents(self) -> dict[str, Tensor]:
         """The rows it holds, as they were pushed: name to (F, D), and ``ids`` (F, C); nothing while there are none, or
         before the start. They share memory with the queue, and change with the next push."""
         filled = self.filled

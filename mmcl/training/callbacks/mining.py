@@ -53,8 +53,8 @@ SCHEMA = pa.schema(
 class Miner(Callback):
     """Finds hard negatives for the rows of a feed, by the weights as they are, and has its batches carry them.
 
-    The corpus are the distinct items of the second of ``Method.minable``'s roles; each row of the feed is an anchor. A
-    row's anchor is its first item of the first role (the others count as the same thing). Embeddings are those of the
+    The corpus are the distinct items of the second of the method's ``mining_roles``; each row of the feed is an anchor.
+    A row's anchor is its first item of the first role (the others count as the same thing). Embeddings are those of the
     encoder, without a head for training, dropout and augmentation, and not of the average of the weights. Where a row
     has too few items that pass, random ones fill up.
 
@@ -85,7 +85,7 @@ class Miner(Callback):
     def __init__(self, feed: Feed, method: Method, config: Config, folder: Path, precision: str, steps: int) -> None:
         assert isinstance(feed, TableFeed), "a stream refuses to be mined"
         assert config.data.mining is not None, "the caller looks"
-        assert method.minable is not None, "a method refuses what it cannot use"
+        assert method.mining_roles is not None, "a method refuses what it cannot use"
         self.settings = config.data.mining
         if self.settings.start >= steps:
             raise MmclError(
@@ -95,7 +95,7 @@ class Miner(Callback):
         self.rules = Rules(**{name: getattr(self.settings, name) for name in Rules.__dataclass_fields__})
         self.feed, self.method, self.precision = feed, method, precision
         self.folder, self.seed = folder / "mined", config.seed
-        self.roles = method.minable
+        self.roles = method.mining_roles
         self._warned = False
 
         anchors, positives = (feed.columns[role] for role in self.roles)
@@ -243,7 +243,7 @@ class Miner(Callback):
     def _open_guide(self, name: str) -> tuple[Towers, list[Column]]:
         """The guide and its features of both roles."""
         encoder = open_model(name).to(self.method.encoder.device)
-        modalities = [self.method.inputs[role] for role in self.roles]
+        modalities = [self.method.columns[role] for role in self.roles]
         if missing := sorted(set(modalities) - encoder.modalities):
             raise MmclError(f"data.mining.guide: model '{name}' does not embed {missing[0]}s; name one that does")
         features = zip(self.roles, modalities, strict=True)
@@ -252,7 +252,7 @@ class Miner(Callback):
     def _vectors(self, encoder: Towers, columns: Sequence[Column]) -> _Vectors:
         anchors, positives = columns
         _, first, of_rows = np.unique(anchors.contents[self._anchors], return_index=True, return_inverse=True)
-        one, other = (self.method.inputs[role] for role in self.roles)
+        one, other = (self.method.columns[role] for role in self.roles)
         distinct, corpus = self._anchors[first], self._corpus
         seen = _Vectors(
             embed(encoder, one, lambda places: anchors.inputs(distinct[places]), len(distinct)),

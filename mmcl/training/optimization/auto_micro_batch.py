@@ -151,11 +151,13 @@ def longest_batch(feed: Feed, method: Method) -> Batch:
         batches.close()
     # A model without a limit keeps the texts of the batch that was drawn.
     if longest := {role: most for role, most in feed.longest_texts.items() if most < UNLIMITED}:
-        padding = cast(TextTower, method.encoder.embedder("text").tower).padding_id
-        for named in (batch.inputs, batch.extra):
-            for role, inputs in named.items():
-                if "input_ids" in inputs:
-                    pad_texts(inputs, longest.get(role, max(longest.values())), padding)
+        named = [*batch.inputs.items(), *batch.extra.items()]
+        named += [(column, inputs) for column, draws in batch.draws.items() for inputs in draws]
+        for role, inputs in named:
+            if "input_ids" in inputs:
+                column = role if role in longest else next(iter(longest))
+                padding = cast(TextTower, method.reading.embedder(column).tower).padding_id
+                pad_texts(inputs, longest.get(role, max(longest.values())), padding)
     return batch
 
 

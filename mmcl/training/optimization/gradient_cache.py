@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mmcl.data.batches.batch import Batch
-from mmcl.methods import Views
+from mmcl.methods import Outputs
 from mmcl.training.optimization.batch_norm import statistics_stay
 
 
 def backward(
     method: nn.Module,
     parts: Sequence[Batch],
-    embed: Callable[[Batch], Views],
-    objective: Callable[[Views], Tensor],
+    outputs_of: Callable[[Batch], Outputs],
+    embed: Callable[[Batch], dict[str, Tensor]],
+    objective: Callable[[Outputs], Tensor],
     joined: Callable[[bool], AbstractContextManager[None]],
     device: torch.device,
 ) -> None:
@@ -39,25 +40,26 @@ def backward(
     Args:
         method: whose random numbers are torch's, and whose running statistics move once a part.
         parts: of the batch of this process.
-        embed: gives a part's views; called twice for each part but the last.
-        objective: the scalar to differentiate, of the views of all parts. Called once. It may use parameters.
+        outputs_of: gives a part's outputs; called once for each part.
+        embed: gives a part's embeddings once more; called for each part but the last.
+        objective: the scalar to differentiate, of the outputs of all parts. Called once. It may use parameters.
         joined: context of a forward and a backward pass: whether gradients then meet those of other processes. It is
             True once, for the part that comes last.
         device: whose random state belongs to a pass, beside the CPU's.
     """
     *early, last = parts
-    embedded: list[Views] = []
+    embedded: list[Outputs] = []
     states: list[RandomState] = []
     with joined(not early):
         for part in early:
             states.append(RandomState(device))
             with torch.no_grad():
-                embedded.append(embed(part))
-        graph = embed(last)
-        embedded.append(graph)
+                embedded.append(outputs_of(part))
+        embedded.append(outputs_of(last))
+        graph = embedded[-1].embeddings
         shares, of_loss = _gradients(method, embedded, objective)
         with statistics_stay(method):
-            _pull([(graph[name], gradient) for name, gradient in shares[-1].items()] + of_loss)
+            _backward_from([(graph[name], gradient) for name, gradient in shares[-1].items()] + of_loss)
     if not early:
         return
     del graph, embedded
@@ -67,40 +69,43 @@ def backward(
             with joined(number == 0):
                 states[number].restore()
                 graph = embed(early[number])
-                _pull([(graph[name], gradient) for name, gradient in shares[number].items()] + _sums_so_far(method))
+                _backward_from(
+                    [(graph[name], gradient) for name, gradient in shares[number].items()] + _detach_gradients(method)
+                )
     after.restore()
 
 
 def _gradients(
-    method: nn.Module, embedded: Sequence[Views], objective: Callable[[Views], Tensor]
-) -> tuple[list[Views], list[tuple[Tensor, Tensor]]]:
-    """Of the objective: each part's gradients to its own views, and those to the parameters that the objective uses.
+    method: nn.Module, embedded: Sequence[Outputs], objective: Callable[[Outputs], Tensor]
+) -> tuple[list[dict[str, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Of the objective: each part's gradients to its own embeddings, and those to the parameters that it uses.
 
-    The last part's views say which ones carry gradient.
+    The last part says which embeddings carry gradient.
     """
-    whole = {name: torch.cat([views[name] for views in embedded if name in views]).detach() for name in embedded[-1]}
-    leaves = {name: whole[name].requires_grad_() for name, view in embedded[-1].items() if view.requires_grad}
+    joined = Outputs.cat(embedded).detached()
+    last = embedded[-1].embeddings
+    leaves = {name: joined.embeddings[name].requires_grad_() for name in last if last[name].requires_grad}
     learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    value = objective(whole)
+    value = objective(joined)
     gradients = torch.autograd.grad(value, [*leaves.values(), *learned], allow_unused=True)
-    shares: list[Views] = [{} for _ in embedded]
+    shares: list[dict[str, Tensor]] = [{} for _ in embedded]
     for name, gradient in zip(leaves, gradients, strict=False):
         if gradient is not None:
-            having = [number for number, views in enumerate(embedded) if name in views]
-            slices = gradient.split([len(embedded[number][name]) for number in having])
+            having = [number for number, outputs in enumerate(embedded) if name in outputs.embeddings]
+            slices = gradient.split([len(embedded[number].embeddings[name]) for number in having])
             for number, piece in zip(having, slices, strict=True):
                 shares[number][name] = piece
     of_loss = zip(learned, gradients[len(leaves) :], strict=True)
     return shares, [(parameter, gradient) for parameter, gradient in of_loss if gradient is not None]
 
 
-def _pull(ends: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _backward_from(ends: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Backward from tensors, given the gradient to each."""
     if ends:
         torch.autograd.backward([tensor for tensor, _ in ends], [gradient for _, gradient in ends])
 
 
-def _sums_so_far(method: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def _detach_gradients(method: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Take the gradients away from the parameters of ``method``, for a backward pass that starts from them as well.
 
     To these sums it adds each use of a weight in turn, where otherwise all uses of a part would be added up first. And

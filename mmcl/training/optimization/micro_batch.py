@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mmcl.config.training import TokenLimit
-from mmcl.data.batches.batch import Batch
+from mmcl.data.batches.batch import Batch, Inputs
 from mmcl.data.batches.inputs import token_counts
+from mmcl.data.batches.views import draw_numbers
 from mmcl.methods import Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
@@ -57,19 +58,27 @@ def _passes(batch: Batch, method: nn.Module) -> list[Tensor]:
     """For each pass through the text tower (N, T): tokens of the T texts that each row brings to it, which are those of
     its roles, one that is drawn twice but was not changed at random twice over, and its share of the further texts, of
     which each counts as the longest."""
-    rows, apart = len(batch.ids), method.apart if isinstance(method, Method) else ()
-    passing = list(batch.inputs.items())
-    for new, role in method.redrawn.items() if isinstance(method, Method) else ():
-        if new not in batch.inputs:
-            passing.append((new, batch.inputs[role]))
-    alone = [token_counts(inputs)[:, None] for role, inputs in passing if "input_ids" in inputs and role in apart]
-    together = [token_counts(inputs) for role, inputs in passing if "input_ids" in inputs and role not in apart]
+    rows, separate = len(batch.ids), method.separate if isinstance(method, Method) else ()
+    passing = [(name, inputs) for name, inputs in _texts(batch, method) if "input_ids" in inputs]
+    alone = [token_counts(inputs)[:, None] for name, inputs in passing if name in separate]
+    together = [token_counts(inputs) for name, inputs in passing if name not in separate]
     for inputs in batch.extra.values():
         if "input_ids" in inputs and (further := len(inputs["input_ids"])):
             together += [token_counts(inputs).max().expand(rows)] * -(-further // rows)
     if not alone and not together:
         raise MmclError(NO_TOKENS)
     return [*alone, torch.stack(together, dim=1)] if together else alone
+
+
+def _texts(batch: Batch, method: nn.Module) -> Iterator[tuple[str, Inputs]]:
+    """The inputs of each view as they are before what changes them on the device, which makes no text longer."""
+    if not isinstance(method, Method):
+        yield from batch.inputs.items()
+        return
+    views = method.views()
+    for name, numbers in draw_numbers(views).items():
+        if views[name].draw_of is None:  # texts with hidden tokens pass by themselves
+            yield from ((name, batch.drawn(views[name].column, number)) for number in numbers)
 
 
 def _evenly(rows: int, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
-from mmcl.methods import Loss, Method, Views
+from mmcl.methods import Loss, Method, Outputs, Step
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.blocks import blocks
@@ -39,13 +39,13 @@ class StepResult:
     Attributes:
         loss: the mean over the batches.
         norm: of the gradient, before it was clipped.
-        views: what the loss saw of the last batch, without gradient.
+        outputs: what the loss got of the last batch, without gradient.
         parts: as ``loss``, of what it is made of, where a method has several parts.
     """
 
     loss: float
     norm: float
-    views: Views
+    outputs: Outputs
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -73,68 +73,77 @@ class Stepper:
         self.settings, self.device, self.precision, self.average = settings, device, precision, average
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
-    def __call__(self, batches: Sequence[Batch], step: int, rate: float) -> StepResult:
-        """Optimizer step ``step`` (from 0) at learning rate ``rate``, over the mean loss of these batches.
+    def __call__(self, batches: Sequence[Batch], step: Step, rate: float) -> StepResult:
+        """An optimizer step at learning rate ``rate``, over the mean loss of these batches.
 
         Raises:
             NotFiniteError: the loss or the gradient stopped being finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        total, parts, views = 0.0, dict[str, float](), Views()
+        total, parts, outputs = 0.0, dict[str, float](), list[Outputs]()
         for number, batch in enumerate(batches, start=1):
-            loss, views = self._learn(batch, number, len(batches))
+            loss, of_batch = self._forward_backward(batch, step, number, len(batches))
+            outputs.append(of_batch)
             total += loss.value.item() / len(batches)
             for name, part in loss.parts.items():
                 parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
-        if step == 0 and (idle := without_gradient(self.method)):
-            self._tell_of_idle(idle)
-        norm = self._update(batches[-1])
-        self.method.after_step()
+        if step.number == 0 and (idle := without_gradient(self.method)):
+            self._report_idle(idle)
+        norm = self._update(batches[-1], step)
+        self.method.after_update(Outputs.of_batches(outputs), step)
         if self.average is not None:
-            self.average.update(step + 1)
-        return StepResult(total, norm, views, parts)
+            self.average.update(step.number + 1)
+        return StepResult(total, norm, outputs[-1], parts)
 
-    def _learn(self, batch: Batch, number: int, count: int) -> tuple[Loss, Views]:
-        """Add the share of batch ``number`` of ``count`` in the gradient; returns its loss and what the loss saw."""
-        seen: list[tuple[Loss, Views]] = []
+    def _forward_backward(self, batch: Batch, step: Step, number: int, count: int) -> tuple[Loss, Outputs]:
+        """Add the share of batch ``number`` of ``count`` in the gradient; returns its loss and what the loss got."""
+        results: list[tuple[Loss, Outputs]] = []
 
-        def embed(part: Batch) -> Views:
-            dtype = DTYPES[self.precision]
-            with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "float32"):
-                views: Views = self.wrapped(part.to(self.device))
-            return views
+        def autocast() -> torch.autocast:
+            return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "float32")
 
-        def objective(views: Views) -> Tensor:
-            views = self.method.global_views(views)
-            loss = self.method.loss(views)
+        def embed(part: Batch) -> dict[str, Tensor]:
+            with autocast():
+                embeddings: dict[str, Tensor] = self.wrapped(self.method.view_inputs(part.to(self.device)))
+            return embeddings
+
+        def outputs_of(part: Batch) -> Outputs:
+            with autocast():
+                return self.method.outputs(part.to(self.device), self.wrapped)
+
+        def objective(outputs: Outputs) -> Tensor:
+            outputs = self.method.project(outputs if self.method.across else outputs.gathered())
+            loss = self.method.loss(outputs, step)
             if not torch.isfinite(loss.value):
                 raise NotFiniteError(f"the loss became {loss.value.item()}", "loss", batch)
             parts = {name: part.detach() for name, part in loss.parts.items()}
-            seen.append((Loss(loss.value.detach(), parts), {name: view.detach() for name, view in views.items()}))
+            results.append((Loss(loss.value.detach(), parts), outputs.detached()))
             return self.scaler.scale(loss.value / count)
 
         parts = micro_batches(batch, self.settings.micro_batch, self.method)
         backward(
             self.method,
             parts,
+            outputs_of,
             embed,
             objective,
-            lambda joined: self._gradients_stay(not joined or number < count),
+            lambda joined: self._no_sync(not joined or number < count),
             self.device,
         )
-        return seen[0]
+        return results[0]
 
-    def _tell_of_idle(self, idle: list[str]) -> None:
-        told = f"{len(idle)} parameters are to learn, but got no gradient, such as {idle[0]}"
+    def _report_idle(self, idle: list[str]) -> None:
+        what = f"{len(idle)} parameters are to learn, but got no gradient, such as {idle[0]}"
         if isinstance(self.wrapped, DistributedDataParallel):  # it would wait for their gradients
             cure = f"keep them as they are: training.groups: [{{match: '{re.escape(idle[0])}', lr: 0}}]"
-            raise MmclError(f"{told}, which several processes cannot have; {cure}")
-        log.warning(told)
+            raise MmclError(f"{what}, which several processes cannot have; {cure}")
+        log.warning(what)
 
-    def _update(self, batch: Batch) -> float:
+    def _update(self, batch: Batch, step: Step) -> float:
         """Clip, step and clear the gradient; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
+        self.method.before_update(step)
         norm = clip_gradients(self.method, self.settings.clip_grad or math.inf)
         if not math.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips such a step by itself
             raise NotFiniteError(f"the gradient became {norm}", "gradient", batch)
@@ -144,9 +153,9 @@ class Stepper:
         return norm
 
     @contextmanager
-    def _gradients_stay(self, stay: bool) -> Iterator[None]:
+    def _no_sync(self, local: bool) -> Iterator[None]:
         """Between the passes of a step gradients add up in each process, and meet the others' at the last one only."""
-        if not stay:
+        if not local:
             yield
         elif isinstance(self.wrapped, DistributedDataParallel):
             with self.wrapped.no_sync():
@@ -200,7 +209,11 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
         parts = embedders(method).values()
         learning = [part for part in parts if any(weight.requires_grad for weight in part.parameters())]
         for copy in [part for part in method.modules() if isinstance(part, MomentumCopy)]:  # in its model's shards
-            learning += [twin for part, twin in copy.twins() if isinstance(twin, Embedder) and part in learning]
+            learning += [
+                follower
+                for part, follower in copy.module_pairs()
+                if isinstance(follower, Embedder) and part in learning
+            ]
         for embedder in learning:
             sharding.shard(embedder, blocks(embedder.tower.net), device)
             embedder.in_groups = False

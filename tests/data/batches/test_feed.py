@@ -13,9 +13,9 @@ from PIL import Image
 from mmcl.config import load_config
 from mmcl.config.data import SourceConfig
 from mmcl.data.batches.feed import open_feed, prefetch
+from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.sampler import Draw
 from mmcl.data.batches.table import Table
-from mmcl.data.batches.towers import Reading
 from mmcl.encoding import Encoder
 from mmcl.evaluation.tasks.retrieval_evaluator import PairsEvaluator
 from mmcl.runtime import distributed
@@ -60,7 +60,7 @@ def same(method, texts):
 def judge(feed, method, ks):
     """The pictures and captions of a feed's rows, by each other."""
     sources, device = [feed.settings[0]], torch.device("cpu")
-    table = Table(sources, Reading(method.inputs, method.encoder), feed.config, feed._scratch, device=device)
+    table = Table(sources, Reading(method.columns, method.encoder), feed.config, feed._scratch, device=device)
     return PairsEvaluator(table, ("image", "text"), ks).evaluate(method.encoder)
 
 
@@ -72,7 +72,7 @@ def equal(a, b):
     """Bit for bit."""
     tensors = [[batch.ids, batch.seeds, batch.rows, *batch.extra_ids.values()] for batch in (a, b)]
     for batch, flat in zip((a, b), tensors, strict=True):
-        for inputs in (batch.inputs, batch.extra):
+        for inputs in (batch.inputs, batch.extra, *batch.references.values()):
             flat += [inputs[role][name] for role in sorted(inputs) for name in sorted(inputs[role])]
     return len(tensors[0]) == len(tensors[1]) and all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
 
@@ -98,7 +98,7 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
     rows = [{"image": f"{n}.png", "text": text} for n, text in enumerate(texts)]
     feed, method = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=4"], augmented=True)
     batch = feed.batch(drawn(0, 1, number=3))
-    ids = batch.extra_ids["text"]
+    ids = batch.extra_ids["negatives"]
     assert ids.shape == (4, 2)
     assert len(set(ids[:, 1].tolist())) == 4
     owner = {
@@ -108,7 +108,7 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
     for picture, text in ids.tolist():
         assert picture in {pictures_of[row] for row, cell in enumerate(texts) if cell == texts[owner[text]]}
     assert feed.extra_count == 4
-    again = feed.batch(drawn(0, 1, number=3)).extra_ids["text"]
+    again = feed.batch(drawn(0, 1, number=3)).extra_ids["negatives"]
     assert torch.equal(ids, again)
     everything, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=99"], augmented=True)
     assert everything.extra_count == 6  # all distinct captions
@@ -128,12 +128,12 @@ def test_an_epoch_whose_batch_cannot_be_filled_ends_in_one_line(pictures, shapes
 def test_processes_share_further_texts(pictures, shapes_config, monkeypatch):
     rows = [{"image": f"{n}.png", "text": f"a dog of age {n}"} for n in range(6)]
     few, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=3"], augmented=True)
-    whole = few.batch(drawn(0, 1)).extra_ids["text"]
+    whole = few.batch(drawn(0, 1)).extra_ids["negatives"]
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(few.batch(drawn(0, 1)).extra_ids["text"])
+        shares.append(few.batch(drawn(0, 1)).extra_ids["negatives"])
     assert [len(share) for share in shares] == [2, 1]
     assert torch.equal(torch.cat(shares), whole)
 
@@ -273,12 +273,12 @@ def test_a_teacher_has_features_of_the_same_pictures_and_captions(pictures, shap
     images = [Image.open(pictures / f"{n}.png") for n in range(6)]
     for turn in range(4):
         batch = feed.batch(drawn(4, 0, 2, turn=turn))
-        assert list(batch.inputs) == ["image", "teacher_image", "text", "teacher_text"]
+        assert list(batch.references["teacher"]) == list(batch.inputs) == ["image", "text"]
         for n, (row, chosen) in enumerate(zip((4, 0, 2), batch.ids[:, 1].tolist(), strict=True)):
             (caption,) = [text for text in PAIRS[row]["text"] if same(method, [text]) == [chosen]]
             for role, item in (("image", images[row]), ("text", caption)):
                 with torch.inference_mode():
-                    vector = teacher.embedder(role).head(batch.inputs[f"teacher_{role}"]["features"][n : n + 1])
+                    vector = teacher.embedder(role).head(batch.references["teacher"][role]["features"][n : n + 1])
                 expected = torch.from_numpy(exact.encode(item, normalize=False))
                 assert torch.allclose(vector[0], expected, atol=1e-5)
 

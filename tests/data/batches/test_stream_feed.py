@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from mmcl.config import load_config
 from mmcl.data.batches.feed import open_feed
+from mmcl.data.batches.views import Extra
 from mmcl.data.identity import mix, stable_hash
 from mmcl.data.sources.tar.shards import read_shard, shard_name, write_shards
 from mmcl.runtime import distributed
@@ -340,10 +342,13 @@ def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(
 
 
 def test_what_a_stream_cannot_do_is_refused(config, method, shards, monkeypatch):
-    for name, value, told in (("extra", {"text": 9}, "extra_texts"), ("references", {"teacher": 0}, "a teacher needs")):
+    for changes, told in (
+        ({"extra": {"x": Extra("text", 9)}}, "extra_texts"),
+        ({"references": {"teacher": 0}}, "a teacher"),
+    ):
         with monkeypatch.context() as changed:
-            changed.setattr(type(method), name, value, raising=False)
-            changed.delitem(vars(method), name, raising=False)  # which would come before the class's
+            reading = replace(method.reading, **changes)
+            changed.setattr(type(method), "reading", reading)
             with pytest.raises(MmclError, match=told):
                 make_feed(config, method)
     with pytest.raises(MmclError, match=r"batches of one source need tables; set data\.batches to mixed"):

@@ -7,19 +7,21 @@ import pytest
 import torch
 
 from mmcl.data.identity import mix
-from mmcl.methods import Simcse
+from mmcl.methods import Context, Simcse, Step
 from mmcl.methods.parts.masked_language import MaskedLanguage, MlmConfig
 from mmcl.methods.simcse import SimcseConfig
 from mmcl.runtime.errors import MmclError
 
 SENTENCES = ["two dogs", "the old cat sleeps in a house", "a bird sings", "a red bird sings on a tree", "the cat runs"]
 
+STEP = Step(0, 1)
+
 
 @pytest.fixture
 def make_simcse(make_text_encoder):
     def make(*roles, **mlm):
         inputs = dict.fromkeys(roles or ("text",), "text")
-        return Simcse(SimcseConfig(mlm=MlmConfig(**mlm)), make_text_encoder(), inputs=inputs, batch_size=8)
+        return Simcse(SimcseConfig(mlm=MlmConfig(**mlm)), make_text_encoder(), Context(inputs, batch_size=8))
 
     return make
 
@@ -63,7 +65,7 @@ def test_what_is_hidden_of_a_row_depends_on_its_seed_alone(masked):
 def test_the_loss_is_the_mean_cross_entropy_of_the_hidden_tokens(make_simcse, make_batch):
     simcse = make_simcse("anchor", "positive", probability=0.5, weight=0.3)
     batch = make_batch(simcse.encoder, anchor=SENTENCES, positive=SENTENCES[::-1])
-    views = simcse(batch)
+    views = simcse.outputs(batch)
     tower, head = simcse.encoder.embedder("text").tower, simcse.masked_language
     losses = []
     for number, role in enumerate(("anchor", "positive")):
@@ -80,15 +82,16 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_hidden_tokens(make_simcse, ma
             x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
             logits = table @ x + bias
             losses.append(np.log(np.exp(logits).sum()) - logits[tokens["input_ids"][row, place]])
-    loss = simcse.loss(views)
-    assert len(losses) == views["mlm"][:, 1].sum()
+    loss = simcse.loss(simcse.project(views), STEP)
+    assert len(losses) == views.embeddings["mlm"][:, 1].sum()
     assert loss.parts["mlm"].item() == pytest.approx(np.mean(losses), rel=1e-5)
     torch.testing.assert_close(loss.value, loss.parts["contrastive"] + 0.3 * loss.parts["mlm"])
 
 
 def test_its_gradient_reaches_the_tower_and_its_own_layers(make_simcse, make_batch):
     simcse = make_simcse(probability=0.5)
-    simcse.loss(simcse(make_batch(simcse.encoder, text=SENTENCES))).parts["mlm"].backward()
+    outputs = simcse.outputs(make_batch(simcse.encoder, text=SENTENCES))
+    simcse.loss(outputs, STEP).parts["mlm"].backward()
     tower = simcse.encoder.embedder("text").tower
     learning = [*tower.net.encoder.parameters(), *simcse.masked_language.parameters(), tower.word_embeddings.weight]
     for parameter in learning:
@@ -100,22 +103,22 @@ def test_its_gradient_reaches_the_tower_and_its_own_layers(make_simcse, make_bat
 
 def test_halves_of_a_batch_hide_and_cost_what_the_whole_does(make_simcse, make_batch):
     simcse = make_simcse(probability=0.5)
-    whole = simcse(make_batch(simcse.encoder, text=SENTENCES))["mlm"]
+    whole = simcse.outputs(make_batch(simcse.encoder, text=SENTENCES)).embeddings["mlm"]
     batch = make_batch(simcse.encoder, text=SENTENCES)
     for part in (slice(0, 2), slice(2, 5)):
         share = make_batch(simcse.encoder, text=SENTENCES[part])
         share.seeds = batch.seeds[part]
-        torch.testing.assert_close(simcse(share)["mlm"], whole[part], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(simcse.outputs(share).embeddings["mlm"], whole[part], rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_without_hidden_tokens_and_a_method_that_is_judged_have_no_such_loss(make_simcse, make_batch):
     simcse = make_simcse(probability=1e-6)
-    views = simcse(make_batch(simcse.encoder, text=SENTENCES))
-    loss = simcse.loss(views)
+    views = simcse.outputs(make_batch(simcse.encoder, text=SENTENCES))
+    loss = simcse.loss(simcse.project(views), STEP)
     assert loss.parts["mlm"].item() == 0.0
     loss.value.backward()
     assert all(parameter.grad is not None for parameter in simcse.masked_language.parameters())
-    assert "mlm" not in simcse.eval()(make_batch(simcse.encoder, text=SENTENCES))
+    assert "mlm" not in simcse.eval().outputs(make_batch(simcse.encoder, text=SENTENCES)).embeddings
 
 
 def test_what_cannot_be_taught_is_refused(make_text_encoder, tokenizer):

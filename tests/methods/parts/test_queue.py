@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from mmcl.config.load import load_config
 from mmcl.data.identity import stable_hash
 from mmcl.losses import Guide, Negatives, batch_accuracy, debiased_info_nce, info_nce
-from mmcl.methods import Clip, Simcse
+from mmcl.methods import Clip, Context, Outputs, Simcse, Step
 from mmcl.methods.clip import ClipConfig
+from mmcl.methods.paired import key_of, view_of
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
@@ -24,6 +25,8 @@ from mmcl.runtime.errors import MmclError
 
 TEXTS = ["two dogs", "the cat runs", "a bird sings", "a red house", "the old cat", "dogs on the beach", "a tree"]
 TEXTS += ["the house in a tree", "a bird", "the beach", "a cat sleeps", "two red dogs"]
+
+STEP = Step(0, 1)
 
 
 def exactly(got, expected):
@@ -59,7 +62,7 @@ def test_a_queue_is_a_list_of_the_newest_rows(sizes):
         number += size
         queue.push({"a": rows[:, None].expand(-1, 2), "b": -rows[:, None].expand(-1, 3), "ids": rows[:, None] + 1000})
         expected.extend(rows.tolist())
-        past = queue.past()
+        past = queue.contents()
         assert queue.filled == len(expected)
         order = torch.arange(queue.filled) if queue.filled < 7 else (torch.arange(7) + queue.next) % 7  # oldest first
         assert past["a"][order][:, 0].tolist() == list(expected)
@@ -70,11 +73,11 @@ def test_a_queue_is_a_list_of_the_newest_rows(sizes):
 def test_a_queue_gives_nothing_before_its_start_and_holds_then_what_came_before():
     queue = MemoryQueue(4, {"a": 1}, columns=1, start=2)
     rows = {"a": torch.ones(1, 1), "ids": torch.zeros(1, 1, dtype=torch.long)}
-    assert queue.past() == {}
+    assert queue.contents() == {}
     queue.push(rows)
-    assert queue.past() == {}
+    assert queue.contents() == {}
     queue.push(rows)
-    assert len(queue.past()["a"]) == 2
+    assert len(queue.contents()["a"]) == 2
     with pytest.raises(ValueError, match="1 row or more, not 0"):
         MemoryQueue(0, {}, columns=1)
 
@@ -98,7 +101,7 @@ def test_a_queue_with_info_nce_is_moco_s_loss_as_lightly_computes_it():
         query, key = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
         theirs = loss(query, key)
         if step >= 3:  # its bank starts with random vectors
-            past = Negatives(queue.past()["key"])
+            past = Negatives(queue.contents()["key"])
             rows = [
                 info_nce(q[None], k[None], 0.1, negatives=past, symmetric=False)
                 for q, k in zip(query, key, strict=True)
@@ -117,7 +120,7 @@ def make_clip(make_encoder):
     def make(queue, references=None, **settings):
         config = ClipConfig(queue=queue, **settings)
         inputs = {"image": "image", "text": "text"}
-        return Clip(config, make_encoder(), inputs=inputs, batch_size=8, references=references).double()
+        return Clip(config, make_encoder(), Context(inputs, batch_size=8, references=references or {})).double()
 
     return make
 
@@ -134,14 +137,14 @@ def batches(batch, count):
         yield replace(batch, inputs=inputs, ids=ids)
 
 
-def learn(method, loss):
+def learn(method, outputs, loss):
     """A step of gradient descent, and what comes after it."""
     names, weights = zip(*((n, p) for n, p in method.named_parameters() if p.requires_grad), strict=True)
     gradients = torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True)
     with torch.no_grad():
         for weight, gradient in zip(weights, gradients, strict=True):
             weight -= 0.1 * (0 if gradient is None else gradient)
-    method.after_step()
+    method.after_update(outputs.detached(), STEP)
     return dict(zip(names, gradients, strict=True))
 
 
@@ -155,7 +158,8 @@ def test_clip_tells_pictures_from_past_texts_and_texts_from_past_pictures(make_c
     past = deque(maxlen=size)
     for step, one in enumerate(batches(batch, 5)):
         clip.train()
-        loss = clip.loss(clip(one)).value
+        outputs = clip.outputs(one)
+        loss = clip.loss(outputs, STEP).value
         image, text = (clip.encoder.embedder(side)(**one.inputs[side]) for side in clip.sides)
         keys = {"image": image, "text": text}
         if copies:
@@ -180,7 +184,7 @@ def test_clip_tells_pictures_from_past_texts_and_texts_from_past_pictures(make_c
         past.extend(
             {"image": keys["image"][i].detach(), "text": keys["text"][i].detach(), "ids": ids[i]} for i in range(8)
         )
-        learn(clip, loss)
+        learn(clip, outputs, loss)
         for side, other in copies.items():
             for own, followed in zip(other.parameters(), clip.encoder.embedder(side).parameters(), strict=True):
                 own.data = momentum * own.data + (1 - momentum) * followed.data
@@ -190,10 +194,11 @@ def test_before_the_start_the_loss_is_that_without_a_queue(make_clip, batch):
     plain, queued = make_clip(None), make_clip(QueueConfig(size=8, start=2))
     queued.load_state_dict(plain.state_dict(), strict=False)
     for step, one in enumerate(batches(batch, 4)):
-        losses = [method.loss(method(one)).value for method in (plain, queued)]
+        outputs = [method.outputs(one) for method in (plain, queued)]
+        losses = [method.loss(of, STEP).value for method, of in zip((plain, queued), outputs, strict=True)]
         assert torch.isclose(*losses, rtol=1e-12) == (step < 2)
-        for method, loss in zip((plain, queued), losses, strict=True):
-            learn(method, loss)
+        for method, of, loss in zip((plain, queued), outputs, losses, strict=True):
+            learn(method, of, loss)
         plain.load_state_dict(queued.state_dict(), strict=False)
 
 
@@ -201,39 +206,39 @@ def test_further_captions_and_all_dimensions_go_with_a_queue(make_clip, batch):
     settings = {"matryoshka": MatryoshkaConfig(dims=[3]), "extra_texts": 3, "temperature": 0.3}
     clip = make_clip(QueueConfig(size=8, momentum=0.5), **settings)
     first, second = batches(batch, 2)
-    learn(clip, clip.loss(clip(first)).value)
-    second.extra["text"] = {"input_ids": torch.randn(3, 4).double()}
-    second.extra_ids["text"] = torch.tensor([[100, 4], [101, 6], [102, 50]])
-    views = clip(second)
-    assert not views["negatives"].requires_grad
-    past, loss = {name: rows.clone() for name, rows in clip.queue.past().items()}, 0
+    outputs = clip.outputs(first)
+    learn(clip, outputs, clip.loss(outputs, STEP).value)
+    second.extra["negatives"] = {"input_ids": torch.randn(3, 4).double()}
+    second.extra_ids["negatives"] = torch.tensor([[100, 4], [101, 6], [102, 50]])
+    views = clip.outputs(second)
+    assert not views.keys["negatives"].requires_grad
+    past, loss = {name: rows.clone() for name, rows in clip.queue.contents().items()}, 0
     for cut in (slice(None), slice(3)):
-        ids = torch.cat([views["negative_ids"], past["ids"]])
-        texts = Negatives(torch.cat([views["negatives"], past["text"]])[:, cut], ids)
+        ids = torch.cat([views.rows.extra_ids["negatives"], past["ids"]])
+        texts = Negatives(torch.cat([views.keys["negatives"], past["text"]])[:, cut], ids)
         options = {"ids": second.ids, "symmetric": False}
-        image, text, key_image, key_text = (views[n][:, cut] for n in ("image", "text", "key_image", "key_text"))
+        image, text, key_image, key_text = (
+            of[side][:, cut] for of in (views.embeddings, views.keys) for side in clip.sides
+        )
         loss += info_nce(image, key_text, clip.temperature, negatives=texts, **options) / 2
         images = Negatives(past["image"][:, cut], past["ids"])
         loss += info_nce(text, key_image, clip.temperature, negatives=images, **options) / 2
-    exactly(clip.loss(views).value, loss)
+    exactly(clip.loss(clip.project(views), STEP).value, loss)
 
 
-def test_only_training_fills_the_queue_and_asks_the_copy(make_clip, batch):
+def test_the_loss_changes_nothing_and_only_training_asks_the_copy(make_clip, batch):
     clip = make_clip(QueueConfig(size=8, momentum=0.5)).eval()
     batch = next(batches(batch, 1))
-    views = clip(batch)
-    assert not any(name.startswith("key_") for name in views)
-    clip.loss(views)
-    clip.after_step()
-    assert clip.queue.filled == 0
+    assert clip.outputs(batch).keys == {}
     clip.train()
-    views = clip(batch)
-    clip.loss(views)
-    clip.loss(views)  # micro-batches of one step
-    assert clip.queue.filled == 0
-    clip.after_step()
+    views = clip.outputs(batch)
+    before = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+    assert clip.loss(views, STEP).value == clip.loss(views, STEP).value
+    assert all(torch.equal(tensor, before[name]) for name, tensor in clip.state_dict().items())
+    clip.after_update(Outputs.of_batches([views.detached(), views.detached()]), STEP)  # two batches of one step
     assert (int(clip.queue.pushed), int(clip.queue.steps)) == (16, 1)
-    assert clip.metrics(views)["accuracy"] == batch_accuracy(views["image"], views["text"], ids=batch.ids)
+    image, text = (views.embeddings[side] for side in clip.sides)
+    assert clip.metrics(views)["accuracy"] == batch_accuracy(image, text, ids=batch.ids)
 
 
 # --- simcse -------------------------------------------------------------------------------------------------------
@@ -244,9 +249,16 @@ def make_simcse(make_text_encoder):
     def make(*roles, references=None, dropout=0.0, **settings):
         inputs = dict.fromkeys(roles or ("text",), "text")
         config, encoder = SimcseConfig(**settings), make_text_encoder(dropout)
-        return Simcse(config, encoder, inputs=inputs, batch_size=4, references=references).double()
+        return Simcse(config, encoder, Context(inputs, batch_size=4, references=references or {})).double()
 
     return make
+
+
+def flat(outputs):
+    """All vectors by one name each."""
+    keys = {f"key_{name}" if name in outputs.embeddings else name: of for name, of in outputs.keys.items()}
+    guide = {f"guide_{name}": of for name, of in outputs.rows.references.get("guide", {}).items()}
+    return outputs.embeddings | keys | guide
 
 
 def pairs(step):
@@ -271,10 +283,10 @@ def test_simcse_tells_anchors_from_past_positives_and_positives_from_past_anchor
     sides = ("anchor", "positive")
     for step in range(5):
         texts = {side: pairs(step)[side] for side in sides}
-        views = simcse(make_batch(simcse.encoder, **texts))
-        loss = simcse.loss(views).value
-        query = {side: views[side] for side in sides}
-        key = {side: views.get(f"key_{side}", views[side]) for side in sides}
+        views = simcse.outputs(make_batch(simcse.encoder, **texts))
+        loss = simcse.loss(views, STEP).value
+        query = {side: view_of(views, side) for side in sides}
+        key = {side: key_of(views, side) for side in sides if side in views.keys or side in views.embeddings}
         if momentum is not None:
             assert query["positive"].requires_grad == symmetric
             assert not key["positive"].requires_grad
@@ -292,7 +304,7 @@ def test_simcse_tells_anchors_from_past_positives_and_positives_from_past_anchor
         ]
         exactly(loss, torch.stack(found).mean())
         past.extend({side: key[side][i].detach() for side in sides} | {"texts": rows[i]} for i in range(4))
-        learn(simcse, loss)
+        learn(simcse, views, loss)
 
 
 @pytest.mark.parametrize("debias", [0.0, 0.1])
@@ -306,22 +318,21 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
     references = {} if debias else {"guide": make_text_encoder(dim=3, width=16).double()}
     simcse = make_simcse(
         "anchor", "positive", "negative",
-        queue=QueueConfig(size=8, momentum=momentum), references=references, **settings,
+        queue=QueueConfig(size=8, momentum=momentum), references=references or {}, **settings,
     )  # fmt: skip
     kept = []
     for step in range(3):
         batch = make_batch(simcse.encoder, **pairs(step))
-        for role in () if debias else pairs(step):
-            batch.inputs[f"guide_{role}"] = {"features": torch.randn(4, 16).double()}
-        views = simcse(batch)
-        loss = simcse.loss(views).value
+        if not debias:
+            batch.references["guide"] = {role: {"features": torch.randn(4, 16).double()} for role in pairs(step)}
+        views = simcse.outputs(batch)
+        v = flat(simcse.project(views))
+        loss = simcse.loss(simcse.project(views), STEP).value
         if step == 2:
             break
-        simcse_views = simcse._before_the_loss(views)
-        kept.append({n: simcse_views[n].detach() for n in simcse_views if n != "ids"} | {"ids": batch.ids})
-        learn(simcse, loss)
+        kept.append({name: tensor.detach() for name, tensor in v.items()} | {"ids": batch.ids})
+        learn(simcse, simcse.project(views), loss)
 
-    v = simcse._before_the_loss(views)
     past = {name: torch.cat([one[name] for one in kept]) for name in kept[0]}
     own, before = ({"a": ids[:, 0], "p": ids[:, 1]} for ids in (batch.ids, past["ids"]))
 
@@ -349,22 +360,23 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
         losses.append(info_nce(v[query], v[key_name], simcse.temperature, guide=guide, **options))
     exactly(loss, torch.stack(losses).mean())
     if head and momentum is not None:
-        copied = simcse.momentum("training_head", views["key_anchor"])
+        copied = simcse.momentum("training_head", views.keys["anchor"])
         exactly(v["key_anchor"], copied)
-        assert not torch.allclose(v["key_anchor"], simcse.training_head(views["key_anchor"]), atol=1e-9)
+        assert not torch.allclose(v["key_anchor"], simcse.training_head(views.keys["anchor"]), atol=1e-9)
 
 
 def test_a_sentence_is_no_negative_of_itself_seen_before(make_simcse, make_batch):
     simcse = make_simcse(queue=QueueConfig(size=16))
     first = make_batch(simcse.encoder, text=TEXTS[:4])
-    learn(simcse, simcse.loss(simcse(first)).value)
+    outputs = simcse.outputs(first)
+    learn(simcse, outputs, simcse.loss(outputs, STEP).value)
     again = make_batch(simcse.encoder, text=[TEXTS[0], TEXTS[8], TEXTS[2], TEXTS[9]])
-    views = simcse(again)
-    loss = simcse.loss(views).value
-    past, held = simcse.queue.past(), [0, 1, 2, 3]
+    views = simcse.outputs(again)
+    loss = simcse.loss(simcse.project(views), STEP).value
+    past, held = simcse.queue.contents(), [0, 1, 2, 3]
     assert past["ids"].flatten().tolist() == [stable_hash(text) for text in TEXTS[:4]]
     expected = one_way(
-        views["anchor"], views["positive"], past["positive"],
+        views.embeddings["anchor"], views.embeddings["positive"], past["positive"],
         lambda i, j: False, lambda i, m: (i, held[m]) in {(0, 0), (2, 2)}, simcse.temperature,
     )  # fmt: skip
     exactly(loss, expected)
@@ -373,21 +385,20 @@ def test_a_sentence_is_no_negative_of_itself_seen_before(make_simcse, make_batch
 def test_a_copy_without_dropout_embeds_positives_of_a_sentence(make_simcse, make_batch):
     simcse = make_simcse(queue=QueueConfig(size=16, momentum=0.9), dropout=0.5, teacher=None)
     batch = make_batch(simcse.encoder, text=TEXTS[:4])
-    views, again = simcse(batch), simcse(batch)
-    assert torch.equal(views["positive"], again["positive"])
-    assert not torch.equal(views["anchor"], again["anchor"])
+    views, again = simcse.outputs(batch), simcse.outputs(batch)
+    assert torch.equal(views.keys["positive"], again.keys["positive"])
+    assert not torch.equal(views.embeddings["anchor"], again.embeddings["anchor"])
     simcse.eval()
-    exactly(views["positive"], simcse(batch)["positive"])
+    exactly(views.keys["positive"], simcse.outputs(batch).embeddings["positive"])
 
 
 def test_a_teacher_goes_with_a_momentum_copy(make_simcse, make_text_encoder, make_batch):
     references = {"teacher": make_text_encoder(dim=3, width=16).double()}
     settings = {"teacher": TeacherConfig(name="x"), "queue": QueueConfig(size=16, momentum=0.9)}
-    simcse = make_simcse("anchor", "positive", references=references, **settings)
+    simcse = make_simcse("anchor", "positive", references=references or {}, **settings)
     batch = make_batch(simcse.encoder, **{side: pairs(0)[side] for side in ("anchor", "positive")})
-    for side in ("anchor", "positive"):
-        batch.inputs[f"teacher_{side}"] = {"features": torch.randn(4, 16).double()}
-    parts = simcse.loss(simcse(batch)).parts
+    batch.references["teacher"] = {s: {"features": torch.randn(4, 16).double()} for s in ("anchor", "positive")}
+    parts = simcse.loss(simcse.project(simcse.outputs(batch)), STEP).parts
     assert parts.keys() == {"contrastive", "distillation"}
     assert all(torch.isfinite(part) for part in parts.values())
 

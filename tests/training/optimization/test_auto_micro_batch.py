@@ -83,14 +83,14 @@ def test_a_run_is_that_of_the_micro_batch_that_was_found_and_keeps_it(tmp_path, 
 
 def test_the_queue_is_full_in_every_trial_and_empty_afterwards(tmp_path, shapes_config, memory, monkeypatch):
     filled = []
-    past = MemoryQueue.past
+    contents = MemoryQueue.contents
 
     def spy(self):
-        rows = past(self)
+        rows = contents(self)
         filled.append(len(rows["ids"]))
         return rows
 
-    monkeypatch.setattr(MemoryQueue, "past", spy)
+    monkeypatch.setattr(MemoryQueue, "contents", spy)
     config = load_config(shapes_config, ["method.queue={size: 512, start: 0, momentum: 0.9}"])
     trainer = Trainer(config, tmp_path / "run", resume=False, show_progress=False)
     trainer.method.train()

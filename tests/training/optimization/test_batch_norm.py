@@ -12,7 +12,7 @@ from torch import nn
 from mmcl.config.load import load_config
 from mmcl.config.training import TokenLimit, TrainingConfig
 from mmcl.data.batches.batch import Batch
-from mmcl.methods import Method
+from mmcl.methods import Method, Step
 from mmcl.models.activations import checkpoint_activations
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
@@ -46,7 +46,7 @@ def batch(method):
 def step(method: Method, batch: Batch, **settings):
     config = TrainingConfig(batch_size=ROWS, **settings)
     stepper = Stepper(method, method, torch.optim.SGD(method.parameters()), config, CPU, "float32", None)
-    return stepper([batch], 0, 0.1)
+    return stepper([batch], Step(0, 1), 0.1)
 
 
 def statistics(method):
@@ -58,7 +58,7 @@ def statistics(method):
 def test_running_statistics_move_once_for_each_micro_batch(method, batch, micro_batch, checkpointing):
     other = copy.deepcopy(method)
     for part in batch.split([ROWS] if micro_batch is None else [4, 4, 4]):
-        other(part)
+        other.outputs(part)
     if checkpointing:
         checkpoint_activations(method.encoder.embedder("image").tower.net, "here")
     torch.manual_seed(2)

@@ -10,6 +10,7 @@ import torch
 
 from mmcl.config.load import load_config
 from mmcl.config.training import TrainingConfig
+from mmcl.methods import Outputs, Step
 from mmcl.training.build import build_method
 from mmcl.training.optimization.step import Stepper
 
@@ -26,12 +27,14 @@ torch.set_num_threads(1)
 from mmcl.config.load import load_config
 from mmcl.runtime import distributed, sharding
 from mmcl.training.optimization.batch_norm import prepare_batch_norm
+from mmcl.methods import Outputs, Step
 from mmcl.training.build import build_method
 from mmcl.data.batches.feed import open_feed
 from mmcl.training.optimization.micro_batch import micro_batches
 from mmcl.training.optimization.step import Stepper, parallel_method
 
 runs = itertools.count()
+STEP = Step(0, 1)
 CPU = torch.device("cpu")
 FOLDER = Path(sys.argv[1])
 WORLD, RANK = (int(os.environ.get(name, alone)) for name, alone in (("WORLD_SIZE", 1), ("RANK", 0)))
@@ -92,19 +95,20 @@ def stepper(method, settings, lr=0.1):
 
 def one_graph(method, groups, lr=0.1):
     """One step of gradient descent by autograd alone, over the mean loss of groups of micro-batches."""
+    seen = []
     for parts in groups:
-        embedded = [method(part) for part in parts]
-        names = dict.fromkeys(name for views in embedded for name in views)
-        views = {name: torch.cat([each[name] for each in embedded if name in each]) for name in names}
-        loss = method.loss(method.global_views(views))
+        outputs = Outputs.cat([method.outputs(part) for part in parts])
+        outputs = method.project(outputs if method.across else outputs.gathered())
+        loss = method.loss(outputs, STEP)
         (loss.value / len(groups)).backward()
+        seen.append(outputs.detached())
     learned = [parameter for parameter in method.parameters() if parameter.grad is not None]
     distributed.all_reduce_mean([parameter.grad for parameter in learned])
     with torch.no_grad():
         for parameter in learned:
             parameter.add_(parameter.grad, alpha=-lr)
             parameter.grad = None
-    method.after_step()
+    method.after_update(Outputs.of_batches(seen), STEP)
     return loss.value.item()
 
 
@@ -139,15 +143,16 @@ for kind, overrides in (
         parts = micro_batches(batch, settings.micro_batch, method)
         assert len(parts) > 1
         torch.manual_seed(10 + 2 * number + RANK)
-        result = step([batch], number, 0.1)
+        result = step([batch], Step(number, 99), 0.1)
         after = torch.get_rng_state()
         torch.manual_seed(10 + 2 * number + RANK)
         loss = one_graph(other, [parts])
         assert torch.equal(torch.get_rng_state(), after), "the next step draws the same numbers"
         assert result.loss == loss, (result.loss, loss)
         same_state(method, other)
-        assert torch.equal(result.views["ids"], method.global_views({"ids": batch.ids})["ids"])
-        assert method.metrics(result.views).keys() >= {"accuracy"}
+        ids = batch.ids if method.across else distributed.gather_rows(batch.ids)
+        assert torch.equal(result.outputs.rows.ids, ids)
+        assert method.metrics(result.outputs).keys() >= {"accuracy"}
     assert sum(counts) == (len(batches) if WORLD > 1 else 0), "one synchronisation a step"
 
 # Accumulated batches meet once as well.
@@ -158,7 +163,7 @@ counts = []
 if WORLD > 1:
     step.wrapped.register_comm_hook(None, hook)
 torch.manual_seed(RANK)
-step(batches, 0, 0.1)
+step(batches, STEP, 0.1)
 torch.manual_seed(RANK)
 one_graph(other, [micro_batches(batch, settings.micro_batch, method) for batch in batches])
 same_state(method, other, close=1e-12)
@@ -180,11 +185,11 @@ for kind, overrides in ((CLIP, STILL_CLIP), (PAIRS, STILL)):
         cached = stepper(method, settings)
         plain = stepper(other, settings.model_copy(update={"micro_batch": None, "parallel": "ddp"}))
         for number, batch in enumerate(batches):
-            got, expected = cached([batch], number, 0.1), plain([batch], number, 0.1)
+            got, expected = (each([batch], Step(number, 99), 0.1) for each in (cached, plain))
             assert abs(got.loss - expected.loss) < 1e-10 and abs(got.norm - expected.norm) < 1e-10
             assert got.parts.keys() == expected.parts.keys()
-            for name, view in expected.views.items():
-                torch.testing.assert_close(got.views[name], view, rtol=1e-10, atol=1e-10)
+            for name, view in expected.outputs.embeddings.items():
+                torch.testing.assert_close(got.outputs.embeddings[name], view, rtol=1e-10, atol=1e-10)
         same_state(method, other, close=1e-10)
 """
 
@@ -222,15 +227,16 @@ def test_a_narrow_precision_and_its_scaler_see_no_difference(folder, precision):
     cached = Stepper(method, method, optimizer, settings, torch.device("cpu"), precision, None)
     cached.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=precision == "float16")  # one not to skip
     torch.manual_seed(0)
-    result = cached([batch], 0, 0.1)
+    result = cached([batch], Step(0, 1), 0.1)
     torch.manual_seed(0)
     embedded = []
     for part in batch.split([2, 2]):
         with torch.autocast("cpu", getattr(torch, precision)):
-            embedded.append(other(part))
-    views = {name: torch.cat([each[name] for each in embedded]) for name in embedded[0]}
-    assert views["anchor"].dtype == result.views["anchor"].dtype == getattr(torch, precision)
-    loss = other.loss(views).value
+            embedded.append(other.outputs(part))
+    outputs = Outputs.cat(embedded)
+    dtypes = {of.embeddings["anchor"].dtype for of in (outputs, result.outputs)}
+    assert dtypes == {getattr(torch, precision)}
+    loss = other.loss(outputs, Step(0, 1)).value
     loss.backward()
     assert result.loss == loss.item()
     for name, parameter in other.named_parameters():

@@ -115,7 +115,7 @@ def test_a_sentence_that_passes_twice_counts_twice(changed, tmp_path):
     batch = batch_of([5] * 8)
     del batch.inputs["image"]
     if changed:
-        batch.inputs["positive"] = batch.inputs["text"]
+        batch.draws["text"] = [batch.inputs["text"]]
     parts = micro_batches(batch, TokenLimit(tokens=40), build_method(config, tmp_path))
     assert [len(part.ids) for part in parts] == [4, 4]
 

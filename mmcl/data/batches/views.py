@@ -1,0 +1,117 @@
+"""Views: what of a row passes through a tower, and how it is changed at random before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mmcl.config.data import AugmentationConfig
+from mmcl.data.augment.images import Augmentation
+from mmcl.data.batches.batch import Batch, Inputs
+
+Modality: TypeAlias = Literal["image", "text", "number"]
+
+
+class Transform(Protocol):
+    """A random change of a batch, on the device where it is."""
+
+    def __call__(self, inputs: Inputs, seeds: Tensor, draw: int, size: int | None) -> Inputs:
+        """The changed inputs of N rows.
+
+        Args:
+            inputs: of the rows.
+            seeds: (N,) int64, one a row and epoch.
+            draw: number of the view among those of its column. What is drawn depends on seed and draw alone.
+            size: of the view, in pixels; None: as the inputs.
+        """
+
+
+@dataclass(frozen=True)
+class View:
+    """One forward pass over a column of the rows.
+
+    Attributes:
+        column: whose items pass.
+        tower: name of the tower.
+        transform: random change in training; None: as they are.
+        size: pixels of a side; None: the tower's own.
+        draw_of: name of a view before it whose random draw it shares, to change it once more; None: one of its own.
+        count: independent draws of each row. Their inputs and embeddings are (N·count, …), those of the first row
+            before those of the next.
+    """
+
+    column: str
+    tower: str
+    transform: Transform | None = None
+    size: int | None = None
+    count: int = 1
+    draw_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Items beside a global batch, drawn from all rows: partners of none.
+
+    Attributes:
+        column: whose items they are.
+        count: their number.
+    """
+
+    column: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of images, as a :class:`Transform`."""
+
+    config: AugmentationConfig
+
+    def __call__(self, inputs: Inputs, seeds: Tensor, draw: int, size: int | None) -> Inputs:
+        pixels = inputs["pixels"]
+        return {"pixels": Augmentation(self.config, size or pixels.shape[1])(pixels, seeds, draw)}
+
+
+def make_views(views: Mapping[str, View], batch: Batch, *, change: bool) -> dict[str, Inputs]:
+    """The inputs of every view of a batch, and of its extra items, by their names.
+
+    Args:
+        views: by name.
+        batch: on the device where it is to be changed.
+        change: whether to apply transforms: in training only.
+    """
+    made: dict[str, Inputs] = {}
+    for name, numbers in draw_numbers(views).items():
+        draws = [_draw(views[name], batch, number, change) for number in numbers]
+        made[name] = draws[0] if len(draws) == 1 else _row_by_row(draws)
+    return made | batch.extra
+
+
+def draw_numbers(views: Mapping[str, View]) -> dict[str, range]:
+    """The numbers of each view's draws among those of its column, from 0."""
+    numbers: dict[str, range] = {}
+    drawn: Counter[str] = Counter()
+    for name, view in views.items():
+        if view.draw_of is not None:
+            numbers[name] = numbers[view.draw_of]
+        else:
+            numbers[name] = range(drawn[view.column], drawn[view.column] + view.count)
+            drawn[view.column] += view.count
+    return numbers
+
+
+def _draw(view: View, batch: Batch, draw: int, change: bool) -> Inputs:
+    inputs = batch.drawn(view.column, draw)
+    if not change or view.transform is None or "features" in inputs:
+        return inputs
+    return view.transform(inputs, batch.seeds, draw, view.size)
+
+
+def _row_by_row(draws: list[Inputs]) -> Inputs:
+    """Several draws of N rows as one, all of the first row before all of the next."""
+    return {name: torch.stack([draw[name] for draw in draws], dim=1).flatten(0, 1) for name in draws[0]}
