@@ -42,8 +42,8 @@ def with_bars(names: Iterable[str]) -> list[str]:
 
 
 def with_curves(names: Iterable[str]) -> list[str]:
-    """Of the metrics of one source, those to show over the steps: hit rates at the first and the last cut-off; or, where
-    there are none, all but ranks."""
+    """Of the metrics of one source, those to show over the steps: hit rates at the first and the last cut-off; or all
+    but ranks, where there are none."""
     names = list(names)
     hits = sorted(filter(_is_hit, names), key=lambda name: int(name.partition("@")[2]))
     wanted = {hits[0], hits[-1]} if hits else set(names) - set(_RANKS)
