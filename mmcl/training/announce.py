@@ -19,7 +19,7 @@ from mmcl.methods import Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import duration
-from mmcl.training.optimization.batch_norm import tell_of_statistics
+from mmcl.training.optimization.batch_norm import warn_of_statistics
 from mmcl.training.optimization.optim import describe_learning
 from mmcl.training.run import Run
 
@@ -63,7 +63,7 @@ def announce(
             settings.warmup,
             steps,
         )
-    tell_of_statistics(method, settings)
+    warn_of_statistics(method, settings)
     encoder = method.encoder
     possible = [target for target in TARGETS if cannot_export(encoder, target) is None]
     others = [target for target in TARGETS if target not in possible]

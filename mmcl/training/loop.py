@@ -43,7 +43,7 @@ from mmcl.training.optimization.average import WeightAverage
 from mmcl.training.optimization.batch_norm import prepare_batch_norm
 from mmcl.training.optimization.not_finite import require_finite_weights
 from mmcl.training.optimization.optim import build_optimizer, freeze_groups, learning_rate
-from mmcl.training.optimization.step import Stepper, StepResult, parallel_method
+from mmcl.training.optimization.step import StepResult, TrainStep, parallel_method
 from mmcl.training.run import Run
 from mmcl.training.run_folder import SkippedList, prepare_folder, write_config
 from mmcl.training.trackers import require_trackers
@@ -102,7 +102,7 @@ class Trainer:
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         decay = settings.average
         self.average = WeightAverage(self.method, learned_names(self.method), decay) if decay else None
-        self.step = Stepper(self.method, wrapped, optimizer, settings, self.device, self.precision, self.average)
+        self.step = TrainStep(self.method, wrapped, optimizer, settings, self.device, self.precision, self.average)
         self.progress = Progress(data=self.feed.fingerprint, precision=self.precision)
         if checkpoints:
             self._resume(checkpoints[-1], Run(folder).config)

@@ -35,7 +35,7 @@ from mmcl.models.heads import Head
 from mmcl.models.towers import Towers
 from mmcl.runtime.distributed import barrier, gather_rows, rank, world_size
 from mmcl.training.optimization.optim import build_optimizer
-from mmcl.training.optimization.step import Stepper, parallel_method
+from mmcl.training.optimization.step import TrainStep, parallel_method
 
 STEPS, ROWS, WIDTH, DIM = 20, 24, 4, 5
 RAGGED = {1: [ROWS], 2: [17, 7], 4: [9, 1, 2, 12]}  # rows of each process
@@ -177,7 +177,7 @@ def run(
                 found.setdefault(f"gradient of {key}", parameter.grad.clone())
 
     optimizer.register_step_pre_hook(keep_gradient)
-    step = Stepper(method, wrapped, optimizer, settings, device, "float32", None)
+    step = TrainStep(method, wrapped, optimizer, settings, device, "float32", None)
     sizes = rows[world_size()] if rows else [ROWS // world_size()] * world_size()
     numbers = []
     for number in range(STEPS):

@@ -24,7 +24,7 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.optimization.average import live_tensors
 from mmcl.training.optimization.gradient_cache import RandomState
-from mmcl.training.optimization.step import Stepper
+from mmcl.training.optimization.step import TrainStep
 
 SMALLEST = 8  # rows of the first trial
 MULTIPLE = 8  # of rows, which tensor cores like
@@ -34,7 +34,7 @@ log = logging.getLogger("mmcl")
 
 
 def find_micro_batch(
-    step: Stepper,
+    step: TrainStep,
     feed: Feed,
     run: Callable[[Batch], object],
     full_load: Sequence[AbstractContextManager[None]] = (),
@@ -89,7 +89,7 @@ def find_micro_batch(
 class _Peak:
     """Bytes at the fullest moment of a step, by the size of its micro-batches; the most of any process."""
 
-    def __init__(self, step: Stepper, batch: Batch, run: Callable[[Batch], object], memory: Memory) -> None:
+    def __init__(self, step: TrainStep, batch: Batch, run: Callable[[Batch], object], memory: Memory) -> None:
         self.step, self.batch, self.run, self.memory = step, batch, run, memory
         self.fitted: list[int] = []
 
@@ -115,7 +115,7 @@ class _Peak:
 
 
 @contextmanager
-def _restored(step: Stepper) -> Iterator[None]:
+def _restored(step: TrainStep) -> Iterator[None]:
     """Within, steps may be made; afterwards weights and all other state, settings and random numbers are as before."""
     method, average, random, settings = step.method, step.average, RandomState(step.device), step.settings
     live = live_tensors(method, set(method.state_dict()))

@@ -64,7 +64,7 @@ def _synchronise(module: nn.Module) -> None:
             _synchronise(child)
 
 
-def tell_of_statistics(method: Method, settings: TrainingConfig) -> None:
+def warn_of_statistics(method: Method, settings: TrainingConfig) -> None:
     """Warn where batch normalisation sees fewer rows than are compared with each other."""
     layers, world, micro = learning_layers(method), distributed.world_size(), settings.micro_batch
     assert micro != "auto", "announced when it has been found"
@@ -86,7 +86,7 @@ def tell_of_statistics(method: Method, settings: TrainingConfig) -> None:
 
 
 @contextmanager
-def statistics_stay(module: nn.Module) -> Iterator[None]:
+def statistics_restored(module: nn.Module) -> Iterator[None]:
     """Within, batches that pass through ``module`` once more do not move its running statistics once more.
 
     So do the second pass of gradient caching and activations that are computed again. The values are put back, rather

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from mmcl.data.batches.batch import Batch
 from mmcl.methods import Outputs
-from mmcl.training.optimization.batch_norm import statistics_stay
+from mmcl.training.optimization.batch_norm import statistics_restored
 
 
 def backward(
@@ -58,13 +58,13 @@ def backward(
         embedded.append(outputs_of(last))
         graph = embedded[-1].embeddings
         shares, of_loss = _gradients(method, embedded, objective)
-        with statistics_stay(method):
+        with statistics_restored(method):
             _backward_from([(graph[name], gradient) for name, gradient in shares[-1].items()] + of_loss)
     if not early:
         return
     del graph, embedded
     after = RandomState(device)
-    with statistics_stay(method):
+    with statistics_restored(method):
         for number in reversed(range(len(early))):
             with joined(number == 0):
                 states[number].restore()

@@ -44,13 +44,13 @@ def micro_batches(batch: Batch, limit: int | TokenLimit | Literal["auto"] | None
         sizes = list(_filled(_passes(batch, method), limit.tokens))
     if least > 1:
         sizes = _without_single_rows(sizes)
-    if limit is not None and distributed.world_size() > 1 and any(map(_speaks, method.modules())):
+    if limit is not None and distributed.world_size() > 1 and any(map(_communicates, method.modules())):
         device = next(method.parameters()).device
         sizes = _at_least(sizes, int(distributed.all_reduce_max(len(sizes), device)), least)
     return [batch] if len(sizes) == 1 else batch.split(sizes)
 
 
-def _speaks(module: nn.Module) -> bool:
+def _communicates(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule | nn.SyncBatchNorm)
 
 

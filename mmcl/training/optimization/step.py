@@ -49,7 +49,7 @@ class StepResult:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-class Stepper:
+class TrainStep:
     """A method on its device, wrapped for the processes there are, and the optimizer of its parameters.
 
     Args:

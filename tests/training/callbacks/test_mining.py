@@ -27,7 +27,7 @@ from mmcl.training.checkpoint import load_checkpoint
 from mmcl.training.logs import MetricsLog
 from mmcl.training.loop import Trainer
 from mmcl.training.optimization.auto_micro_batch import longest_batch
-from mmcl.training.optimization.step import Stepper
+from mmcl.training.optimization.step import TrainStep
 
 from ..processes import TRAIN, launch
 
@@ -158,13 +158,13 @@ def test_random_negatives_are_told_each_time_and_their_cure_once(tmp_path, confi
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_carry_what_was_mined_last_and_nothing_before(tmp_path, config, monkeypatch, workers):
     seen = []
-    step = Stepper.__call__
+    step = TrainStep.__call__
 
     def spy(self, batches, number, rate):
         seen.append((number, batches))
         return step(self, batches, number, rate)
 
-    monkeypatch.setattr(Stepper, "__call__", spy)
+    monkeypatch.setattr(TrainStep, "__call__", spy)
     changes = [f"data.workers={workers}", "data.prefetch=3", "training.accumulate=2", "training.epochs=8"]
     changes += ["method.hard_negative_weight=2.0"]
     run = run_of(config, tmp_path / "run", *changes)

@@ -18,7 +18,7 @@ from mmcl.training import train
 from mmcl.training.loop import Trainer
 from mmcl.training.optimization import auto_micro_batch
 from mmcl.training.optimization.auto_micro_batch import MULTIPLE, largest_that_fits, longest_batch, pad_texts
-from mmcl.training.optimization.step import Stepper
+from mmcl.training.optimization.step import TrainStep
 
 
 @pytest.mark.parametrize(("fixed", "linear", "square"), [(50.0, 1.0, 0.0), (10.0, 0.5, 1e-3), (0.0, 3.0, 0.0)])
@@ -50,13 +50,13 @@ def test_no_micro_batch_is_larger_than_the_batch():
 def memory(monkeypatch):
     """A machine in which a step needs 1 GiB for every row of a micro-batch; gives the micro-batches of all steps."""
     sizes, gib = [], 2**30
-    step = Stepper.__call__
+    step = TrainStep.__call__
 
     def spy(self, batches, *args):
         sizes.append(self.settings.micro_batch or len(batches[0].ids))
         return step(self, batches, *args)
 
-    monkeypatch.setattr(Stepper, "__call__", spy)
+    monkeypatch.setattr(TrainStep, "__call__", spy)
     monkeypatch.setattr(auto_micro_batch.HostMemory, "reset", lambda self: None)
     monkeypatch.setattr(auto_micro_batch.HostMemory, "total", lambda self: 30 * gib / auto_micro_batch.SHARE)
     monkeypatch.setattr(auto_micro_batch.HostMemory, "peak", lambda self: sizes[-1] * gib)

@@ -17,8 +17,8 @@ from mmcl.models.activations import checkpoint_activations
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
-from mmcl.training.optimization.batch_norm import learning_layers, prepare_batch_norm, tell_of_statistics
-from mmcl.training.optimization.step import Stepper
+from mmcl.training.optimization.batch_norm import learning_layers, prepare_batch_norm, warn_of_statistics
+from mmcl.training.optimization.step import TrainStep
 
 CPU = torch.device("cpu")
 ROWS = 12
@@ -45,8 +45,8 @@ def batch(method):
 
 def step(method: Method, batch: Batch, **settings):
     config = TrainingConfig(batch_size=ROWS, **settings)
-    stepper = Stepper(method, method, torch.optim.SGD(method.parameters()), config, CPU, "float32", None)
-    return stepper([batch], Step(0, 1), 0.1)
+    train_step = TrainStep(method, method, torch.optim.SGD(method.parameters()), config, CPU, "float32", None)
+    return train_step([batch], Step(0, 1), 0.1)
 
 
 def statistics(method):
@@ -131,14 +131,14 @@ def test_shared_statistics_replace_the_layers_that_learn_and_keep_the_state(meth
 def test_one_line_tells_of_statistics_of_less_than_the_batch(method, caplog, monkeypatch, settings, world, told):
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     with caplog.at_level(logging.WARNING, "mmcl"):
-        tell_of_statistics(method, TrainingConfig(batch_size=64, **settings))
+        warn_of_statistics(method, TrainingConfig(batch_size=64, **settings))
     assert len(caplog.records) == (told is not None)
     if told:
         assert told in caplog.text
         assert "instead of the 64 rows that are compared" in caplog.text
         for layer in method.modules():
             layer.training = False
-        tell_of_statistics(method, TrainingConfig(batch_size=64, **settings))
+        warn_of_statistics(method, TrainingConfig(batch_size=64, **settings))
         assert len(caplog.records) == 1
 
 

@@ -12,7 +12,7 @@ from mmcl.config.load import load_config
 from mmcl.config.training import TrainingConfig
 from mmcl.methods import Outputs, Step
 from mmcl.training.build import build_method
-from mmcl.training.optimization.step import Stepper
+from mmcl.training.optimization.step import TrainStep
 
 from ..processes import launch
 from .test_micro_batch import batch_of
@@ -31,7 +31,7 @@ from mmcl.methods import Outputs, Step
 from mmcl.training.build import build_method
 from mmcl.data.batches.feed import open_feed
 from mmcl.training.optimization.micro_batch import micro_batches
-from mmcl.training.optimization.step import Stepper, parallel_method
+from mmcl.training.optimization.step import TrainStep, parallel_method
 
 runs = itertools.count()
 STEP = Step(0, 1)
@@ -87,10 +87,10 @@ def batches_and_method(config, overrides=(), count=2):
     return config.training, method, taken
 
 
-def stepper(method, settings, lr=0.1):
+def train_step(method, settings, lr=0.1):
     wrapped = parallel_method(method, settings, CPU)
     optimizer = torch.optim.SGD(method.parameters(), lr=lr)
-    return Stepper(method, wrapped, optimizer, settings, CPU, "float32", None)
+    return TrainStep(method, wrapped, optimizer, settings, CPU, "float32", None)
 
 
 def one_graph(method, groups, lr=0.1):
@@ -132,7 +132,7 @@ for kind, overrides in (
 ):
     settings, method, batches = batches_and_method(kind, overrides)
     other = copy.deepcopy(method)
-    step = stepper(method, settings)
+    step = train_step(method, settings)
     counts = []
     if WORLD > 1:
         def hook(state, bucket):
@@ -158,7 +158,7 @@ for kind, overrides in (
 # Accumulated batches meet once as well.
 settings, method, batches = batches_and_method(CLIP, ["training.micro_batch=4", "training.accumulate=2"])
 other = copy.deepcopy(method)
-step = stepper(method, settings)
+step = train_step(method, settings)
 counts = []
 if WORLD > 1:
     step.wrapped.register_comm_hook(None, hook)
@@ -182,8 +182,8 @@ for kind, overrides in ((CLIP, STILL_CLIP), (PAIRS, STILL)):
                 many.append("method.extra_texts=3")
         settings, method, batches = batches_and_method(kind, [*overrides, *many])
         other = copy.deepcopy(method)
-        cached = stepper(method, settings)
-        plain = stepper(other, settings.model_copy(update={"micro_batch": None, "parallel": "ddp"}))
+        cached = train_step(method, settings)
+        plain = train_step(other, settings.model_copy(update={"micro_batch": None, "parallel": "ddp"}))
         for number, batch in enumerate(batches):
             got, expected = (each([batch], Step(number, 99), 0.1) for each in (cached, plain))
             assert abs(got.loss - expected.loss) < 1e-10 and abs(got.norm - expected.norm) < 1e-10
@@ -224,7 +224,7 @@ def test_a_narrow_precision_and_its_scaler_see_no_difference(folder, precision):
     batch = batch_of([2, 5, 3, 4])
     optimizer = torch.optim.SGD(method.parameters())
     settings = TrainingConfig(batch_size=4, micro_batch=2, clip_grad=None)
-    cached = Stepper(method, method, optimizer, settings, torch.device("cpu"), precision, None)
+    cached = TrainStep(method, method, optimizer, settings, torch.device("cpu"), precision, None)
     cached.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=precision == "float16")  # one not to skip
     torch.manual_seed(0)
     result = cached([batch], Step(0, 1), 0.1)
