@@ -1,13 +1,50 @@
-"""mmcl models and mmcl export: what can be named in a config, and models for other libraries."""
+"""mmcl models and mmcl export: what a config can name, and models for other libraries."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from mmcl.cli.output import say
+from mmcl.cli.output import JsonPath, print_table, say, write_json
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.registry import Registry
+
+
+def models(json: JsonPath = None) -> None:
+    """List what a config can name: methods, towers, evaluators, sources of rows and samples, of plug-ins as well."""
+    from mmcl.config.evaluation import EVALUATORS
+    from mmcl.config.methods import METHODS
+    from mmcl.data.samples import SAMPLES
+    from mmcl.data.sources.open import SOURCES
+    from mmcl.formats.image_towers import IMAGE_TOWERS
+    from mmcl.formats.text_towers import TEXT_TOWERS
+
+    named = {
+        "text tower": TEXT_TOWERS,
+        "source": SOURCES,
+        "sample": {f"sample:{name}": sample.summary for name, sample in SAMPLES.items()},
+    }
+    found = [*_registered(METHODS), *_registered(EVALUATORS), *_registered(IMAGE_TOWERS)]
+    found += [_entry(kind, name, what) for kind, names in named.items() for name, what in names.items()]
+    write_json(json, found)
+    print_table(["kind", "name", "what it is", "from"], [list(entry.values()) for entry in found])
+
+
+def _registered(registry: Registry[Any]) -> Iterator[dict[str, str]]:
+    for name in registry:
+        try:
+            what = (inspect.getdoc(registry[name]) or "").partition("\n")[0]
+        except MmclError as error:  # of another package
+            what = f"cannot be used: {error}"
+        yield _entry(registry.kind, name, what, registry.origin(name))
+
+
+def _entry(kind: str, name: str, what: str, origin: str = "mmcl") -> dict[str, str]:
+    return {"kind": kind, "name": name, "what": what, "from": origin}
 
 
 def export(

@@ -27,7 +27,7 @@ def train(
     from mmcl.reports import judge_run, write_run_report
     from mmcl.runtime import distributed
 
-    # Before anything heavy is imported: a typo is reported at once.
+    # Before anything heavy is imported: a typo is told at once.
     experiment = load_config(config, overrides or [])
     run = mmcl.train(experiment, out=out, resume=resume)
     if distributed.rank() != 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,20 @@ from mmcl.formats.transformers.nets import opening, read_config, rebuild
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.image.tower import ImageTower
 from mmcl.runtime.errors import MmclError, first_line, nearest
+from mmcl.runtime.registry import Registry
+
+IMAGE_TOWERS: Registry[Callable[[str, ImageTowerConfig, int], tuple[nn.Module, dict[str, Any]]]] = Registry(
+    "mmcl.image_towers",
+    "image tower",
+    {
+        "timm": "mmcl.formats.image_towers:timm_net",
+        "open_clip": "mmcl.formats.image_towers:open_clip_net",
+        "transformers": "mmcl.formats.image_towers:transformers_net",
+    },
+)
+"""What makes the network of ``KEY:NAME``, from NAME, the tower's settings and the size of the images in pixels. Beside
+the network it returns what rebuilds it: ``name`` and ``args`` of the settings, and ``mean`` and ``std`` of the colours
+that the network takes. Another package adds its own by the entry-point group ``mmcl.image_towers``."""
 
 
 def build_image_tower(config: ImageTowerConfig, image: ImageConfig) -> ImageTower:
@@ -49,13 +64,10 @@ def create_net(config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]
         MmclError: the name, its weights or its arguments are not known.
     """
     library, _, model = config.name.partition(":")
-    create = {"timm": _timm, "open_clip": _open_clip, "transformers": _transformers}.get(library)
-    if create is None or not model:
-        raise MmclError(
-            f"image tower '{config.name}': expected 'timm:NAME', 'open_clip:NAME' or 'transformers:NAME', such as "
-            "'timm:resnet18'"
-        )
-    return create(model, config, size)
+    if library not in IMAGE_TOWERS or not model:
+        *others, last = (f"'{name}:NAME'" for name in IMAGE_TOWERS)
+        raise MmclError(f"image tower '{config.name}': expected {', '.join(others)} or {last}, such as 'timm:resnet18'")
+    return IMAGE_TOWERS[library](model, config, size)
 
 
 def rebuild_net(spec: dict[str, Any]) -> Any:
@@ -71,7 +83,8 @@ def rebuild_net(spec: dict[str, Any]) -> Any:
     return create_net(settings, spec["size"])[0]
 
 
-def _timm(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+def timm_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    """Any image model of timm, such as `timm:resnet18`."""
     import timm
 
     where = f"image tower 'timm:{model}'"
@@ -94,7 +107,8 @@ def _timm(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[st
     return net, {"name": config.name, "args": config.args, "mean": mean, "std": std}
 
 
-def _open_clip(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+def open_clip_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    """The visual tower of any open_clip model, such as `open_clip:ViT-B-32`."""
     where = f"image tower 'open_clip:{model}'"
     settings = model_config(model)
     native = settings["vision_cfg"].get("image_size", 224)
@@ -112,7 +126,8 @@ def _open_clip(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, di
     return net, about
 
 
-def _transformers(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+def transformers_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    """Any vision model of transformers, by hub name or folder, such as `transformers:facebook/dinov2-small`."""
     where = f"image tower 'transformers:{model}'"
     if isinstance(config.pretrained, str):
         raise MmclError(f"{where}: transformers takes true or false as 'pretrained'")

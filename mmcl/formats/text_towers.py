@@ -26,6 +26,13 @@ log = logging.getLogger("mmcl")
 
 SCRATCH_MAX_TOKENS = 64
 
+TEXT_TOWERS = {
+    "scratch": "A small new transformer, with a tokenizer trained on the run's own texts.",
+    "open_clip:NAME": "The text tower of any open_clip model, such as `open_clip:ViT-B-32`.",
+    "NAME": "A transformers or sentence-transformers model, by hub name or folder, or `sample:minilm`.",
+}
+"""Names of text towers, and what they stand for."""
+
 
 def build_text_tower(config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
     """The tower that the config names; one from scratch needs a ``tokenizer``, unless the config names that too.

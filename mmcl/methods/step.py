@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-from mmcl.runtime import schedules
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,15 @@ class Step:
     number: int
     total: int
 
+    @property
+    def progress(self) -> float:
+        """From 0 at the first step to 1 at the last."""
+        return self.number / max(1, self.total - 1)
+
     def cosine(self, start: float, end: float) -> float:
         """From ``start`` at the first step to ``end`` at the last, along half a cosine."""
-        return schedules.cosine(self.number, self.total - 1, start, end)
+        return end - (end - start) * (1 + math.cos(math.pi * self.progress)) / 2
 
     def linear(self, start: float, end: float) -> float:
         """From ``start`` at the first step to ``end`` at the last, along a line."""
-        return schedules.linear(self.number, self.total - 1, start, end)
+        return start + (end - start) * self.progress

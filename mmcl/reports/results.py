@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mmcl.evaluation import Scores, StsScores
-from mmcl.evaluation.metrics.display import in_words, is_fraction, with_bars
+
+_FRACTIONS = {"hit", "recall", "precision", "ndcg", "map", "mrr", "top", "mean_per_class"}
+
+_CORRELATIONS = ("spearman", "pearson")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Row:
     @property
     def is_fraction(self) -> bool:
         """Whether it lies on the scale from 0 to 1 by its meaning, not by accident."""
-        return is_fraction(self.name)
+        return self.name.split("@")[0] in _FRACTIONS
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Direction:
 
     @property
     def headline(self) -> list[Row]:
-        """The rows that get a bar."""
-        names = with_bars(row.name for row in self.rows)
-        return [row for row in self.rows if row.name in names]
+        """The rows that get a bar: the hit rates, or every fraction where there are none; or correlations."""
+        fractions = [row for row in self.rows if row.is_fraction]
+        correlations = [row for row in self.rows if row.name in _CORRELATIONS]
+        return [row for row in fractions if row.name.startswith("hit@")] or fractions or correlations
 
-    @property
-    def in_words(self) -> list[tuple[str, Row]]:
-        """The rows that get a sentence, and how it begins."""
-        return [(words, row) for row in self.rows if (words := in_words(row.name))]
+    def row(self, name: str) -> Row | None:
+        """The row of a metric, if it was measured."""
+        return next((row for row in self.rows if row.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _correlations(title: str, scores: StsScores, start: Mapping[str, float]) -> 
     found = []
     for way, size in ways.items():
         rows = []
-        for metric in dict.fromkeys(key.rpartition("/")[2] for key in scores.metrics):
+        for metric in _CORRELATIONS:
             key = f"{way}/{metric}" if way else metric
             low_high = scores.intervals.get(key)
             interval = None if low_high is None or not all(map(math.isfinite, low_high)) else low_high

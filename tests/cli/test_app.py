@@ -220,7 +220,7 @@ def test_an_interrupted_command_says_so(mmcl_, pairs, run, tmp_path, monkeypatch
 
     monkeypatch.setattr(mmcl.encoding, "encode_source", interrupted)
     code, _, err = mmcl_("encode", run, pairs / "pairs.csv", "--column", "caption", "--out", tmp_path / "v")
-    assert (code, err.splitlines()[-1]) == (130, "interrupted; what is on disk is whole")
+    assert (code, err.splitlines()[-1]) == (130, "interrupted; what is on disk is complete")
 
 
 def test_help_needs_no_heavy_library():

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,7 +44,7 @@ def _raises(error):
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 2, "not enough memory (libtorch"),
         (ImportError("cannot import name 'x'"), 1, "unforeseen ImportError: cannot import name 'x'"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 2, "not enough memory"),
-        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 2, "the disk is full (x.bin); make room"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 2, "the disk is full (x.bin); free some space"),
         (OSError(errno.EMFILE, "Too many open files"), 2, "too many open files; raise the limit (ulimit -n"),
         (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 2, "x.bin: Permission denied; --debug shows"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 999), 2, "characters) …"),
@@ -51,12 +52,12 @@ def _raises(error):
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 2, "error: [Errno 32] Broken pipe"),  # not stdout's
         (ValueError("x" * 1_000_000), 1, "characters) …"),
         (ValueError("\x1b]0;title\x07\u202e"), 1, "\\x1b]0;title\\x07\\u202e"),
-        (KeyboardInterrupt(), 130, "interrupted; what is on disk is whole"),
+        (KeyboardInterrupt(), 130, "interrupted; what is on disk is complete"),
         (KeyboardInterrupt("interrupted at step 3"), 130, "interrupted at step 3"),
     ],
 )
 def test_whatever_stops_a_command_is_one_line_and_an_exit_code(mmcl_, monkeypatch, error, code, said):
-    monkeypatch.setattr(config_command.json_, "dumps", _raises(error))
+    monkeypatch.setattr(config_command, "json_", SimpleNamespace(dumps=_raises(error)))
     got, out, err = mmcl_("config", "schema")
     assert got == code
     assert out == ""
@@ -67,7 +68,7 @@ def test_whatever_stops_a_command_is_one_line_and_an_exit_code(mmcl_, monkeypatc
 
 
 def test_debug_shows_the_traceback_before_the_same_line_and_code(mmcl_, monkeypatch):
-    monkeypatch.setattr(config_command.json_, "dumps", _raises(PanicException("oh \x1b[31m")))
+    monkeypatch.setattr(config_command, "json_", SimpleNamespace(dumps=_raises(PanicException("oh \x1b[31m"))))
     code, _, err = mmcl_("config", "schema", "--debug")
     assert code == 1
     assert "Traceback" in err

@@ -10,6 +10,7 @@ import select
 import struct
 import sys
 import termios
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_the_line_of_an_error_breaks_between_words(terminal, monkeypatch):
         raise MmclError(WORDS)
 
     lines = terminal(80)
-    monkeypatch.setattr("mmcl.cli.config.json_.dumps", fails)
+    monkeypatch.setattr("mmcl.cli.config.json_", SimpleNamespace(dumps=fails))
     monkeypatch.setattr(sys, "argv", ["mmcl", "config", "schema"])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -89,12 +90,12 @@ def test_an_interruption_stands_where_the_terminal_echoed_the_key(terminal, monk
         raise KeyboardInterrupt
 
     lines = terminal(80)
-    monkeypatch.setattr("mmcl.cli.config.json_.dumps", fails)
+    monkeypatch.setattr("mmcl.cli.config.json_", SimpleNamespace(dumps=fails))
     monkeypatch.setattr(sys, "argv", ["mmcl", "config", "schema"])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 130
-    assert lines()[0] == "\rinterrupted; what is on disk is whole"
+    assert lines()[0] == "\rinterrupted; what is on disk is complete"
 
 
 def _compared(*names):

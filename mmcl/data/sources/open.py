@@ -18,6 +18,15 @@ from mmcl.runtime.progress import spoken
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 
+SOURCES = {
+    "FILE": "A CSV, TSV, JSON-lines, JSON, Parquet or text file; COCO's, Karpathy's or Flickr's captions.",
+    "FOLDER": "Tables, a split each; images with captions beside them or by class; BEIR's or img2dataset's layout.",
+    "sample:NAME": "A sample data set.",
+    "user/name": "A data set on the hub, or `user/name:config`.",
+    "NAME-{0000..0019}.tar": "WebDataset tar shards, by path, URL or `pipe:COMMAND`.",
+}
+"""Names of sources of rows, and what they stand for."""
+
 
 def open_source(
     source: str | Path, *, split: str | None = None, separator: str | None = None, root: str | Path | None = None

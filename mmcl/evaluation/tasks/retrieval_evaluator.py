@@ -42,7 +42,7 @@ class RetrievalSourceConfig(EvaluationSourceConfig):
 
 
 class RetrievalEvaluator(Evaluator):
-    """What the evaluators of retrieval share."""
+    """Retrieval between images and texts or anchors and positives, both ways, or by the judgements of a BEIR folder."""
 
     Config = RetrievalSourceConfig
     headlines = ("hit@1", "ndcg@10")

@@ -32,7 +32,9 @@ class StsSourceConfig(EvaluationSourceConfig):
 
 
 class StsEvaluator(Evaluator):
-    """Correlation with people's scores; see :func:`mmcl.evaluation.tasks.sts`.
+    """Correlation of the similarities of pairs of sentences with people's scores.
+
+    See :func:`mmcl.evaluation.tasks.sts.sts`.
 
     Args:
         pairs: labelled pairs.

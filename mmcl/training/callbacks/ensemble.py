@@ -49,11 +49,13 @@ class WeightEnsemble(Callback):
 
     @contextmanager
     def final_weights(self, step: int) -> Iterator[int]:
-        evaluations, best = self.evaluations, self.evaluations.best
+        best, metrics = self.evaluations.best, self.evaluations.metrics
         start = load_start(self.method, learned_names(self.method), self.path)
-        share, table = choose_share(self.method, start, self.shares, evaluations.evaluate, evaluations.is_better)
+        share, table = choose_share(
+            self.method, start, self.shares, self.evaluations.evaluate, self.evaluations.is_better
+        )
         if distributed.rank() == 0:
-            evaluations.metrics.write(step, {"evaluation": table[share], "wise_ft": share})
+            metrics.write(step, {"evaluation": table[share], "wise_ft": share})
             values = ", ".join(f"{alpha:g}: {found[best]:.4f}" for alpha, found in table.items() if best in found)
             log.info("weight-space ensemble: share %g of the learned weights is saved  %s", share, values)
         with interpolated(self.method, start, share):
