@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +58,7 @@ class Compute:
     @torch.inference_mode()
     def images(self, name: str, images: Sequence[Any], options: Options) -> Iterator[Embedded]:
         """Embed batch after batch by the image tower ``name``."""
-        embedder, device = self.towers.embedder(name), self.towers.device
-        tower = cast(ImageTower, embedder.tower)
+        embedder, tower, device = self.towers.embedder(name), self.towers.image_tower(name), self.towers.device
         dtype = DTYPES[options.compute]
         size = options.batch_size or IMAGES_A_BATCH
         for number, chunk in enumerate(chunked(images, size)):

@@ -14,7 +14,6 @@ from mmcl.data.images import ImageInput, PreparedImage
 from mmcl.encoding.fingerprint import fingerprint
 from mmcl.models.embedder import Embedder
 from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Conventions, Towers
 
 T = TypeVar("T")
@@ -91,7 +90,7 @@ class Described(nn.Module):
             tower.exact_decoding = exact
 
     def _image_towers(self) -> list[ImageTower]:
-        return [cast(ImageTower, self.embedder(name).tower) for name in self.towers.of_modality("image")]
+        return [self.towers.image_tower(name) for name in self.towers.of_modality("image")]
 
     def embedder(self, name: str) -> Embedder:
         """The tower called ``name``, or the only one of that modality, with its head.
@@ -110,12 +109,11 @@ class Described(nn.Module):
             ImageError: it cannot be read.
             MmclError: this encoder embeds no images.
         """
-        return cast(ImageTower, self.embedder("image").tower).prepare(image)
+        return self.towers.image_tower().prepare(image)
 
     def fingerprint(self) -> dict[str, str]:
-        """What tells this encoder from others, or from itself after training: ``weights``, a hash of the weights and of
-        what else decides the vectors, and ``prompt``, the text before every other. It takes as long as reading them
-        does."""
+        """What identifies this encoder: ``weights``, a hash of the weights and of what else decides the vectors, and
+        ``prompt``, the text before every other. It takes as long as reading them does."""
         return self._fingerprint or fingerprint(self.towers)
 
     def keep_fingerprint(self) -> None:
@@ -126,7 +124,7 @@ class Described(nn.Module):
     def prompts(self) -> dict[str, str]:
         """Name to the text that is put before another, of the text tower; empty without one, or with several."""
         names = self.towers.of_modality("text")
-        return dict(self.text_tower(names[0]).prompts) if len(names) == 1 else {}
+        return dict(self.towers.text_tower(names[0]).prompts) if len(names) == 1 else {}
 
     def prompt_text(self, prompt: str | None = None, modality: str = "text") -> str:
         """What :meth:`mmcl.Encoder.encode` puts before every text.
@@ -138,7 +136,7 @@ class Described(nn.Module):
         Raises:
             MmclError: this encoder embeds no text, or has no prompt of that name.
         """
-        return self.text_tower(modality).prompt_text(prompt)
+        return self.towers.text_tower(modality).prompt_text(prompt)
 
     def text_identities(self, texts: Sequence[str], prompt: str | None = None, modality: str = "text") -> np.ndarray:
         """(N,) int64, equal for texts whose vectors behind ``prompt`` are the same, since their tokens are: ``paris``
@@ -147,12 +145,4 @@ class Described(nn.Module):
         Raises:
             MmclError: as :meth:`prompt_text`, or something is no text.
         """
-        return self.text_tower(modality).identities(texts, prompt)
-
-    def text_tower(self, name: str = "text") -> TextTower:
-        """The tower called ``name``, of texts.
-
-        Raises:
-            MmclError: as :meth:`embedder`.
-        """
-        return cast(TextTower, self.embedder(name).tower)
+        return self.towers.text_tower(modality).identities(texts, prompt)

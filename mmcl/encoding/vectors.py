@@ -91,7 +91,7 @@ class Vectors:
             MmclError: naming the file that is damaged.
         """
         for number in range(len(self._shards)):
-            yield to_numpy(self._table(number)["id"]), self._map(number, whole=True)
+            yield to_numpy(self._table(number)["id"]), self._map(number, verified=True)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors at these positions, in this order, as float32 (n, D).
@@ -110,7 +110,7 @@ class Vectors:
         for number in np.unique(numbers):
             here = numbers == number
             rows = self._shards[number]["rows"]
-            vectors = self._map(int(number), whole=bool(here.sum() >= rows))
+            vectors = self._map(int(number), verified=bool(here.sum() >= rows))
             result[here] = vectors[positions[here] - (self._ends[number] - rows)]
         return result
 
@@ -122,7 +122,7 @@ class Vectors:
         """
         self._sound.clear()
         for number in range(len(self._shards)):
-            self._map(number, whole=True)
+            self._map(number, verified=True)
             self._table(number)
 
     def _check(self, number: int, kind: str) -> None:
@@ -130,8 +130,8 @@ class Vectors:
             sound_file(self.folder, self._shards[number], kind)
             self._sound.add((number, kind))
 
-    def _map(self, number: int, *, whole: bool = False) -> np.ndarray:
-        if whole:
+    def _map(self, number: int, *, verified: bool = False) -> np.ndarray:
+        if verified:
             self._check(number, "npy")
         if number not in self._maps:
             shard = self._shards[number]

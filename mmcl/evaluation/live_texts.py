@@ -10,7 +10,6 @@ from torch import Tensor
 from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.encoding.shares import embed
-from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import resolve_precision
 
@@ -25,9 +24,7 @@ class LiveTexts:
 
     def __init__(self, encoder: Towers) -> None:
         self._encoder = encoder
-        tower = encoder.embedder("text").tower
-        assert isinstance(tower, TextTower)
-        self._tower = tower
+        self._tower = encoder.text_tower()
 
     @property
     def prompts(self) -> Mapping[str, str]:

@@ -6,10 +6,9 @@ import html
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from mmcl.models.text.limits import UNLIMITED
-from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.printable import printable
 
@@ -57,10 +56,12 @@ def _example(towers: Towers) -> str:
 
 def _texts(towers: Towers, name: str) -> dict[str, Any]:
     """How texts become vectors, as far as who uses them has to know."""
-    tower = cast(TextTower, towers.embedder(name).tower)
+    tower = towers.text_tower(name)
     limited = tower.max_tokens < UNLIMITED
     facts = {
-        "tokens": f"longer texts are cut after {tower.max_tokens}" if limited else "texts of any length are read whole",
+        "tokens": f"longer texts are cut after {tower.max_tokens}"
+        if limited
+        else "texts of any length are read to their end",
         "pooling": _plain(tower.pooling),
     }
     if tower.lowercase:

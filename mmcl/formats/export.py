@@ -23,7 +23,6 @@ from mmcl.formats.weights import pass_on, save_tensors
 from mmcl.models.embedder import Embedder
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.text.open_clip import OpenClipTextTower
-from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, folder_to_write
@@ -42,7 +41,7 @@ def export(towers: Towers, to: str, folder: Path) -> Path:
         to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
             (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``) or ``onnx`` (a model
             folder with the text tower's graph, for ``mmcl.load(folder, backend="onnx")``; needs ``mmcl[onnx]``).
-        folder: to be written; it has to be new or empty. An earlier export is not told from another model's folder,
+        folder: to be written; it has to be new or empty. An earlier export looks like another model's folder,
             which may be the only copy there is.
 
     Raises:
@@ -84,13 +83,17 @@ def _open_clip(towers: Towers) -> Callable[[Path], None]:
     if towers.modalities != {"image", "text"}:
         raise MmclError(f"{why}; '{towers.name}' embeds {' and '.join(towers.modalities)} only")
     image, text = towers.embedder("image"), towers.embedder("text")
-    seeing, reading = cast(ImageTower, image.tower), cast(TextTower, text.tower)
-    if seeing.spec.get("library") != "open_clip" or not isinstance(reading, OpenClipTextTower):
-        other = seeing.spec["name"] if seeing.spec.get("library") != "open_clip" else type(reading.net).__name__
+    image_tower, text_tower = towers.image_tower(), towers.text_tower()
+    if image_tower.spec.get("library") != "open_clip" or not isinstance(text_tower, OpenClipTextTower):
+        other = (
+            image_tower.spec["name"]
+            if image_tower.spec.get("library") != "open_clip"
+            else type(text_tower.net).__name__
+        )
         raise MmclError(
             f"{why}; '{towers.name}' has {other}. Train with open_clip:NAME for both towers to export there"
         )
-    config = _model_config(towers, seeing.spec, describe_text_tower(reading))
+    config = _model_config(towers, image_tower.spec, describe_text_tower(text_tower))
     halves = {half: (embedder, _projection(embedder, half)) for half, embedder in (("visual", image), ("text", text))}
 
     def write(folder: Path) -> None:
@@ -103,28 +106,28 @@ def _open_clip(towers: Towers) -> Callable[[Path], None]:
 
 
 def _write_open_clip(towers: Towers, folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    seeing = cast(ImageTower, towers.embedder("image").tower)
-    reading = cast(OpenClipTextTower, towers.embedder("text").tower)
+    image_tower = towers.image_tower()
+    text_tower = cast(OpenClipTextTower, towers.text_tower())
     state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if towers.logit_scale is None else towers.logit_scale)
     if towers.logit_bias is not None:
         config["init_logit_bias"] = towers.logit_bias
         state["logit_bias"] = torch.tensor(towers.logit_bias)
-    if reading.max_tokens < (context := config["text_cfg"].get("context_length", 77)):
-        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, towers.name, reading.max_tokens)
-    description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(seeing.spec)}
+    if text_tower.max_tokens < (context := config["text_cfg"].get("context_length", 77)):
+        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, towers.name, text_tower.max_tokens)
+    description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(image_tower.spec)}
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     save_tensors(folder / "open_clip_model.safetensors", state)
-    save_tokenizer(reading.tokenizer, folder)
-    if hf := reading.spec["config"]["text_cfg"].get("hf_config"):
+    save_tokenizer(text_tower.tokenizer, folder)
+    if hf := text_tower.spec["config"]["text_cfg"].get("hf_config"):
         (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
 
 
 def _model_config(towers: Towers, image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     """open_clip's config of both towers together."""
-    seen, read = image["config"], text["config"]
+    visual, textual = image["config"], text["config"]
     if image.get("resized"):
-        raise MmclError(f"open-clip builds '{image['name']}' for another picture size than {image['size']} only")
-    vision_cfg, text_cfg = dict(seen["vision_cfg"]), dict(read["text_cfg"])
+        raise MmclError(f"open-clip builds '{image['name']}' for another image size than {image['size']} only")
+    vision_cfg, text_cfg = dict(visual["vision_cfg"]), dict(textual["text_cfg"])
     for half in (vision_cfg, text_cfg):  # the tokens are for the captions of a CoCa, of which this is the other part
         half.pop("output_tokens", None)
     if text_cfg.pop("hf_config", None):
@@ -132,9 +135,9 @@ def _model_config(towers: Towers, image: dict[str, Any], text: dict[str, Any]) -
     # A ResNet and timm's networks have activations of their own, and so have transformers' text models.
     own = "timm_model_name" in vision_cfg or isinstance(vision_cfg.get("layers"), (list, tuple))
     indifferent = [own, "hf_model_name" in text_cfg]
-    if seen["quick_gelu"] != read["quick_gelu"] and not any(indifferent):
+    if visual["quick_gelu"] != textual["quick_gelu"] and not any(indifferent):
         raise MmclError(f"open-clip has one activation for both towers; '{towers.name}' has QuickGELU in one of them")
-    quick = read["quick_gelu"] if own else seen["quick_gelu"]
+    quick = textual["quick_gelu"] if own else visual["quick_gelu"]
     config = {"embed_dim": towers.dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg, "custom_text": True}
     return config | ({"quick_gelu": True} if quick else {})
 
@@ -196,7 +199,7 @@ def _transformers(towers: Towers) -> Callable[[Path], None]:
         if embedder.head.layers:
             raise MmclError(f"transformers has no place for the {modality} head of '{towers.name}'; it would be lost")
     if len(towers.modalities) > 1:
-        _whole_kind(towers)
+        _joint_kind(towers)
     return lambda folder: _write_transformers(towers, folder)
 
 
@@ -204,18 +207,18 @@ def _write_transformers(towers: Towers, folder: Path) -> None:
     if len(towers.modalities) == 1:
         model: Any = towers.embedder(next(iter(towers.modalities))).tower.net
     else:
-        model = _whole(towers)
+        model = _joint(towers)
     with quiet_transformers():
         model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         pass_on(path)
     if "text" in towers.modalities:
-        tower = cast(TextTower, towers.embedder("text").tower)
+        tower = towers.text_tower()
         save_tokenizer(tower.tokenizer, folder)
         if tower.prompts:
             log.warning("transformers keeps no prompts; '%s' has %s", towers.name, ", ".join(sorted(tower.prompts)))
     if "image" in towers.modalities:
-        spec = cast(ImageTower, towers.embedder("image").tower).spec
+        spec = towers.image_tower().spec
         if spec["resize"] == "pad":
             log.warning("transformers has no white borders: its image processor squashes, '%s' pads", towers.name)
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n", "utf-8")
@@ -228,7 +231,7 @@ def _is_transformers(embedder: Embedder) -> bool:
     return not isinstance(tower, OpenClipTextTower)
 
 
-def _whole_kind(towers: Towers) -> str:
+def _joint_kind(towers: Towers) -> str:
     """``clip`` or ``siglip``, of which the two halves are."""
     nets: list[Any] = [towers.embedder(modality).tower.net for modality in ("image", "text")]
     types = {str(net.config.model_type) for net in nets}
@@ -239,7 +242,7 @@ def _whole_kind(towers: Towers) -> str:
     raise MmclError(f"transformers has no model of {kinds}; only the halves of a CLIPModel or SiglipModel are one")
 
 
-def _whole(towers: Towers) -> Any:
+def _joint(towers: Towers) -> Any:
     """The ``CLIPModel`` or ``SiglipModel`` that the two halves are of."""
     from transformers import CLIPConfig, SiglipConfig
 
@@ -250,7 +253,7 @@ def _whole(towers: Towers) -> Any:
     }
     prefixes = {"vision_model.": halves["image"], "text_model.": halves["text"]}
     config: Any
-    if _whole_kind(towers) == "clip":
+    if _joint_kind(towers) == "clip":
         config = CLIPConfig(**settings, projection_dim=towers.dim)
         state = {name: tensor for net in halves.values() for name, tensor in net.state_dict().items()}
     else:

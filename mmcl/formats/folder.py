@@ -1,4 +1,4 @@
-"""Model folders: written whole, checked when read, never unpickled."""
+"""Model folders: written at once or not at all, checked when read, never unpickled."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from mmcl.runtime.files import atomic_folder, folder_to_write, read_json, write_
 from mmcl.runtime.full_disk import full_disk_is_oserror
 from mmcl.runtime.version import __version__
 
-# 2: towers of whole CLIP models, described by their configs. 3: heads of any dense layers, training heads, prompts
+# 2: towers of CLIP models, described by their configs. 3: heads of any dense layers, training heads, prompts
 # left out of the pooling. 4: towers of any name, with their modality. All earlier ones are read.
 FORMAT_VERSION = 4
 DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 
 def save(model: Towers, folder: Path) -> Path:
-    """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced whole.
+    """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced.
 
     The folder of a model with one tower, of texts, is also a sentence-transformers folder.
 

@@ -115,8 +115,8 @@ def open_clip_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any,
     with_vision_settings(settings, {**config.args, "image_size": size}, where)
     half = tower_config(settings, "vision_cfg")
     if config.pretrained:
-        whole, tag = pretrained_model(model, config.pretrained, settings, where)
-        net, (mean, std) = whole.visual, open_clip_colours(tag)
+        clip, tag = pretrained_model(model, config.pretrained, settings, where)
+        net, (mean, std) = clip.visual, open_clip_colours(tag)
     else:
         net, (mean, std) = visual_net(half), open_clip_colours({})
     about: dict[str, Any] = {"library": "open_clip", "name": config.name, "config": half, "mean": mean, "std": std}
@@ -136,7 +136,7 @@ def transformers_net(model: str, config: ImageTowerConfig, size: int) -> tuple[A
     from transformers import AutoModel
 
     described = read_config(model, where)
-    described = getattr(described, "vision_config", described)  # of a whole CLIP, the half that sees
+    described = getattr(described, "vision_config", described)  # of a CLIP, the half for images
     folder = Path(model) if config.pretrained and Path(model).is_dir() else None
     with opening(f"{where}: cannot be opened as a vision model of transformers", folder):
         missing: set[str] = set()

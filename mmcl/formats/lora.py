@@ -43,7 +43,7 @@ def add_lora(net: nn.Module, config: LoraConfig) -> list[nn.Module]:
         )
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # a whole number by annotation, but only divided by the rank
+        lora_alpha=config.alpha,  # an integer by annotation, but only divided by the rank
         lora_dropout=config.dropout,
         target_modules="|".join(map(re.escape, layers)) if layers else [],
         target_parameters=[f"{name}.in_proj_weight" for name in attentions] or None,
@@ -86,7 +86,7 @@ def adapter_base(folder: Path) -> str | None:
         return None
     try:
         config = read_json(path)
-        kind, base, whole = config["peft_type"], config.get("base_model_name_or_path"), config.get("modules_to_save")
+        kind, base, full = config["peft_type"], config.get("base_model_name_or_path"), config.get("modules_to_save")
         named = [config.get(key) for key in _CODE]
     except (OSError, KeyError, TypeError) as error:
         raise MmclError(f"{path}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
@@ -94,10 +94,8 @@ def adapter_base(folder: Path) -> str | None:
         raise MmclError(
             f"{folder}: adapters of the kind {kind} are not supported, only LORA; merge them with peft first"
         )
-    if whole:
-        raise MmclError(
-            f"{folder}: holds whole layers ({', '.join(whole)}) beside adapters; merge them with peft first"
-        )
+    if full:
+        raise MmclError(f"{folder}: holds full layers ({', '.join(full)}) beside adapters; merge them with peft first")
     if any(named):
         raise MmclError(f"{path}: {', '.join(_CODE)} name modules and files to run or read; remove them")
     if not base:
@@ -137,8 +135,10 @@ def merge_adapter(net: Any, folder: Path) -> None:
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     try:
         peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(folder), net)
-        whole = f"{net.base_model_prefix}."  # what the base is called within a model with a head
-        state = {name.removeprefix("base_model.model.").removeprefix(whole): tensor for name, tensor in tensors.items()}
+        prefix = f"{net.base_model_prefix}."  # what the base is called within a model with a head
+        state = {
+            name.removeprefix("base_model.model.").removeprefix(prefix): tensor for name, tensor in tensors.items()
+        }
         loaded = peft.set_peft_model_state_dict(net, state)
     except Exception as error:  # peft checks little of what its config says
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
 
 from mmcl.formats.folder import DESCRIPTION, read_folder
 from mmcl.formats.lora import ADAPTER, adapter_base, adapts_itself, merge_adapter
@@ -101,7 +100,7 @@ def _open_folder(text: str) -> Towers:
 
 
 def _model_type(folder: Path) -> str | None:
-    """What kind of model transformers' config says it is; a whole sentence-transformers folder is of no kind."""
+    """What kind of model transformers' config says it is; a sentence-transformers folder is of no kind."""
     if not (folder / "config.json").is_file() or (folder / MODULES).is_file():
         return None
     return read_json(folder / "config.json").get("model_type")
@@ -143,7 +142,7 @@ def _open_adapters(folder: Path, base: str, name: str) -> Towers:
 
 def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettings) -> TextTower:
     """The tower of a sentence-transformers folder that holds adapters instead of a transformer."""
-    tower = cast(TextTower, _open_folder(base).embedder("text").tower)
+    tower = _open_folder(base).text_tower()
     merge_adapter(tower.net, source)
     tokenizer = read_tokenizer(source) if (source / "tokenizer_config.json").is_file() else tower.tokenizer
     weighted = settings.token_weights

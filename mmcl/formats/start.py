@@ -1,8 +1,8 @@
-"""A whole model to start training from: ``model.name`` of a config, and what its sections may then change."""
+"""A model to start training from: ``model.name`` of a config, and what its sections may then change."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ModelConfig, TowerConfig
@@ -32,7 +32,7 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
         modalities: what the method embeds.
 
     Raises:
-        MmclError: there is no such model, it does not embed these, or a section sets what a whole model has already.
+        MmclError: there is no such model, it does not embed these, or a section sets what the model has already.
     """
     assert config.name is not None, "the caller looks"
     for modality in sorted(modalities):
@@ -45,9 +45,9 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
         section = getattr(config, modality) or TowerConfig()
         embedder = towers.embedder(modality)
         if modality == "image":
-            _adapt_image(cast(ImageTower, embedder.tower), section, image, config.name)
+            _adapt_image(towers.image_tower(), section, image, config.name)
         else:
-            _adapt_text(cast(TextTower, embedder.tower), section, config.name)
+            _adapt_text(towers.text_tower(), section, config.name)
         if section.checkpointing:
             checkpoint_activations(embedder.tower.net, f"model.{modality}.checkpointing: '{config.name}'")
         if "dropout" in _changed(section.head):
@@ -66,7 +66,7 @@ def _refuse_settings_of_new_towers(name: str, modality: str, section: TowerConfi
     wrong += sorted(f"head.{key}" for key in _changed(section.head) - {"dropout"})
     if wrong:
         settings = ", ".join(f"model.{modality}.{key}" for key in wrong)
-        raise MmclError(f"{settings}: '{name}' is a whole model and has its own; leave it out, or leave out model.name")
+        raise MmclError(f"{settings}: '{name}' is a model and has its own; leave it out, or leave out model.name")
 
 
 def _changed(section: Section) -> set[str]:

@@ -175,10 +175,10 @@ def _refused(path: Path, error: Exception) -> MmclError:
     )
 
 
-def _collect(node: Any, name: str, groups: dict[str, dict[str, Tensor]], seen: set[int], path: Path) -> None:
-    if id(node) in seen or name.count(".") >= _DEPTH:
+def _collect(node: Any, name: str, groups: dict[str, dict[str, Tensor]], visited: set[int], path: Path) -> None:
+    if id(node) in visited or name.count(".") >= _DEPTH:
         return
-    seen.add(id(node))  # mappings that hold each other many times over are read once
+    visited.add(id(node))  # mappings that hold each other many times over are read once
     if isinstance(node, (list, tuple)) and any(isinstance(value, Mapping) for value in node):
         node = dict(enumerate(node))  # such as (state dict, epoch)
     if not isinstance(node, Mapping):
@@ -189,7 +189,7 @@ def _collect(node: Any, name: str, groups: dict[str, dict[str, Tensor]], seen: s
     if any(tensor.ndim for tensor in tensors.values()) or any(isinstance(value, Tensor) for value in node.values()):
         groups[name] = tensors
     for key, value in node.items():
-        _collect(value, f"{name}.{key}" if name else str(key), groups, seen, path)
+        _collect(value, f"{name}.{key}" if name else str(key), groups, visited, path)
 
 
 def _require_values(tensors: Mapping[str, Tensor], path: Path) -> None:

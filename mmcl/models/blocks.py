@@ -57,7 +57,7 @@ def freeze(net: nn.Module, count: int) -> list[nn.Module]:
     still = []
     for _, module, depth in _walk(net):
         holds_blocks = any(id(part) in there for part in module.modules() if part is not module)
-        # Leaving patches out (FLIP) is no property of the layers but a change of the picture: it goes on.
+        # Leaving patches out (FLIP) is no property of the layers but a change of the image: it goes on.
         if depth <= count and not holds_blocks and type(module).__name__ != "PatchDropout":
             still.append(module)
     return still

@@ -13,6 +13,8 @@ from torch import nn
 
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -110,7 +112,7 @@ class Towers(nn.Module):
     @property
     def image_size(self) -> int | None:
         """Side in pixels of the square input of the image tower; None without one."""
-        return cast(int, self.embedder("image").tower.size) if "image" in self.modalities else None
+        return self.image_tower().size if "image" in self.modalities else None
 
     def modality(self, name: str) -> str:
         """What the tower called ``name`` embeds."""
@@ -144,3 +146,25 @@ class Towers(nn.Module):
             MmclError: as :meth:`resolve`.
         """
         return cast(Embedder, self.embedders[self.resolve(name)])
+
+    def text_tower(self, name: str = "text") -> TextTower:
+        """The tower called ``name``, or the only one of texts.
+
+        Raises:
+            MmclError: as :meth:`resolve`, or it embeds images.
+        """
+        return cast(TextTower, self._tower(name, "text"))
+
+    def image_tower(self, name: str = "image") -> ImageTower:
+        """The tower called ``name``, or the only one of images.
+
+        Raises:
+            MmclError: as :meth:`resolve`, or it embeds texts.
+        """
+        return cast(ImageTower, self._tower(name, "image"))
+
+    def _tower(self, name: str, modality: str) -> ImageTower | TextTower:
+        tower = self.embedder(name).tower
+        if tower.modality != modality:
+            raise MmclError(f"the tower '{name}' of model '{self.name}' embeds {tower.modality}s, not {modality}s")
+        return tower

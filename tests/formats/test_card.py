@@ -38,7 +38,7 @@ def card_of(monkeypatch, name="n", prompt=("q", "w"), values=None):
         dim=4,
         training_head=None,
         card=values or {},
-        embedder=lambda _: SimpleNamespace(tower=tower),
+        text_tower=lambda _: tower,
     )
     monkeypatch.setattr(card, "TextTower", SimpleNamespace)
     return model_card(encoder)

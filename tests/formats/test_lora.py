@@ -270,7 +270,7 @@ def test_adapters_that_cannot_be_merged_are_refused_in_one_line(adapted, tmp_pat
 
     refused("kind", "adapters of the kind IA3 are not supported", peft_type="IA3")
     refused("nameless", "does not say what model it adapts", base_model_name_or_path=None)
-    refused("whole", r"holds whole layers \(pooler\)", modules_to_save=["pooler"])
+    refused("whole", r"holds full layers \(pooler\)", modules_to_save=["pooler"])
     refused("weights", r"adapter_model\.safetensors\) are missing")
     refused("other", "of another model than BertModel", target_modules=["key"])
     refused("rank", "do not suit BertModel|of another model than BertModel", r=2)

@@ -148,8 +148,8 @@ def _cut(tokenizer: Any, backend: Any, text: str, limit: int) -> list[int]:
         return cut
     encoding = backend.encode(text, add_special_tokens=False)
     encoding.truncate(max(0, limit - backend.num_special_tokens_to_add(False)), direction=tokenizer.truncation_side)
-    whole: list[int] = backend.post_process(encoding).ids
-    return whole
+    ids: list[int] = backend.post_process(encoding).ids
+    return ids
 
 
 def _backend(tokenizer: Any) -> Any:

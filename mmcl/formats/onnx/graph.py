@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ def exportable(towers: Towers) -> TextTower:
     Raises:
         MmclError: it has none, or one that is not of transformers.
     """
-    tower = cast(TextTower, towers.embedder("text").tower)
+    tower = towers.text_tower()
     if isinstance(tower, OpenClipTextTower) or not hasattr(tower.net, "config"):
         raise MmclError(f"'{towers.name}': only text towers of transformers can be written as a graph, not open_clip's")
     return tower

@@ -1,4 +1,4 @@
-"""Checkpoint files of whole CLIP models: read without unpickling, and told apart by their tensors."""
+"""Checkpoint files of CLIP models: read without unpickling, and identified by their tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmcl.formats.open_clip.nets import CAPTIONER, QUICK, build_whole, model_config
+from mmcl.formats.open_clip.nets import CAPTIONER, QUICK, build_model, model_config
 from mmcl.formats.tensor_files import is_safetensors, read_groups, require_finite
 from mmcl.formats.torchscript import is_torchscript
 from mmcl.runtime.errors import MmclError
@@ -21,7 +21,7 @@ Layout = Literal["open_clip", "openai", "transformers"]
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 # What torch.compile, FSDP and activation checkpointing put into names; no network has layers that are called so.
 _INSERTED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_SEEING = re.compile(r"(?<![^.])(?:visual|image_encoder|vision_model|text_model)\.")
+_VISUAL = re.compile(r"(?<![^.])(?:visual|image_encoder|vision_model|text_model)\.")
 _COPY = re.compile(r"ema|teacher|momentum|target|average|shadow")
 
 
@@ -59,7 +59,7 @@ def _model(groups: Mapping[str, Mapping[str, Tensor]], path: Path) -> dict[str, 
         raise MmclError(f"{path}: holds several models ({names}); save the state dict of one")
     if not places:
         example = next((f", but '{key}'" for tensors in groups.values() for key in tensors), "")
-        raise MmclError(f"{path}: these are not the weights of a whole CLIP model; it has no visual tower{example}")
+        raise MmclError(f"{path}: these are not the weights of a CLIP model; it has no visual tower{example}")
     group, prefix = places.pop()
     state = {key.removeprefix(prefix): value for key, value in groups[group].items() if key.startswith(prefix)}
     if left := [key for key in groups[group] if not key.startswith(prefix)]:
@@ -69,7 +69,7 @@ def _model(groups: Mapping[str, Mapping[str, Tensor]], path: Path) -> dict[str, 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> set[str]:
     """What stands before the names of the towers: "" where one stands at the beginning."""
-    found = {key[: match.start()] for key in tensors if (match := _SEEING.search(key))}
+    found = {key[: match.start()] for key in tensors if (match := _VISUAL.search(key))}
     return {""} if "" in found else found
 
 
@@ -94,7 +94,7 @@ def _fits(config: dict[str, Any], wanted: Mapping[str, torch.Size], layout: Layo
         return False
     with torch.device("meta"):
         try:
-            model = build_whole(config)
+            model = build_model(config)
         except (MmclError, NotImplementedError):  # some of timm's networks compute while they are built
             return False
     own = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("logit")}
@@ -110,7 +110,7 @@ def _as_halves(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def ambiguous(path: Path, names: list[str]) -> MmclError:
-    """What to tell somebody whose file fits several names, or none."""
+    """The error for somebody whose file fits several names, or none."""
     if not names:
         return MmclError(
             f"{path}: its architecture is none of open_clip's; put it into a folder with an open_clip_config.json, or "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.formats.open_clip.checkpoint_files import Layout, ambiguous, candidates, read_state
-from mmcl.formats.open_clip.nets import QUICK, build_whole, fill, model_config, tower_config
+from mmcl.formats.open_clip.nets import QUICK, build_model, fill, model_config, tower_config
 from mmcl.formats.open_clip.text import create_text_tower
 from mmcl.formats.plausible import require_plausible, require_size
 from mmcl.formats.transformers.clip import open_file as open_transformers_file
@@ -104,8 +104,8 @@ def open_folder(folder: Path, weights: Path | None = None) -> Towers:
     state, layout = read_state(found)
     if layout == "transformers":
         raise MmclError(f"{found}: the weights are in transformers' layout, but beside them is {CONFIG}")
-    whole = _with_weights(config, state, str(found))
-    return assemble(folder.name, config, whole, description.get("preprocess_cfg") or {}, folder)
+    clip = _with_weights(config, state, str(found))
+    return assemble(folder.name, config, clip, description.get("preprocess_cfg") or {}, folder)
 
 
 def open_hub(name: str) -> Towers:
@@ -149,7 +149,7 @@ def build_text_tower(config: TextTowerConfig) -> OpenClipTextTower:
 def pretrained_model(
     name: str, source: str | bool, config: dict[str, Any], where: str
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The model ``config`` with the weights of a tag of ``name``'s, or of a file; and what the tag says of pictures.
+    """The model ``config`` with the weights of a tag of ``name``'s, or of a file; and what the tag says of images.
 
     Raises:
         MmclError: there is no such tag, its weights were trained with the other activation (found before any
@@ -178,60 +178,60 @@ def pretrained_model(
 
 
 def assemble(
-    name: str, config: Mapping[str, Any], whole: Any, pictures: Mapping[str, Any], folder: Path | None = None
+    name: str, config: Mapping[str, Any], clip: Any, preprocess: Mapping[str, Any], folder: Path | None = None
 ) -> Towers:
     """Towers of the two halves of an open_clip model.
 
     Args:
         name: of the model.
         config: open_clip's model_cfg.
-        whole: what ``build_whole`` made of it.
-        pictures: open_clip's preprocess_cfg, or as much of it as is known.
+        clip: what ``build_model`` made of it.
+        preprocess: open_clip's preprocess_cfg, or as much of it as is known.
         folder: where the tokenizer's files may be.
     """
     dim = int(config["embed_dim"])
     called = f"open_clip:{name}"
     spec = {"library": "open_clip", "name": called, "config": tower_config(config, "vision_cfg")}
-    image = ImageTower(whole.visual, {**spec, **_preprocessing(name, whole.visual, pictures)})
-    text = create_text_tower(called, tower_config(config, "text_cfg"), whole.text, folder)
+    image = ImageTower(clip.visual, {**spec, **_preprocessing(name, clip.visual, preprocess)})
+    text = create_text_tower(called, tower_config(config, "text_cfg"), clip.text, folder)
     halves: tuple[ImageTower, OpenClipTextTower] = (image, text)
     head = HeadConfig(kind="none")
     embedders = {tower.modality: Embedder(tower, Head(head, tower.width, dim)) for tower in halves}
     towers = Towers(embedders, dim, name)
-    towers.logit_scale = float(whole.logit_scale.detach())
-    towers.logit_bias = None if whole.logit_bias is None else float(whole.logit_bias.detach())
+    towers.logit_scale = float(clip.logit_scale.detach())
+    towers.logit_bias = None if clip.logit_bias is None else float(clip.logit_bias.detach())
     return towers
 
 
-def colours(pictures: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+def colours(preprocess: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of a preprocess_cfg; OpenAI's where it says nothing."""
     import open_clip
 
-    mean = pictures.get("mean") or open_clip.OPENAI_DATASET_MEAN
-    std = pictures.get("std") or open_clip.OPENAI_DATASET_STD
+    mean = preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    std = preprocess.get("std") or open_clip.OPENAI_DATASET_STD
     mean, std = (list(each) if isinstance(each, (list, tuple)) else [each] * 3 for each in (mean, std))
     if not len(mean) == len(std) == 3 or not all(isinstance(value, int | float) for value in (*mean, *std)):
         raise MmclError(f"preprocess_cfg: mean {mean} and std {std} are not numbers of three channels")
     return mean, std
 
 
-def _preprocessing(name: str, visual: Any, pictures: Mapping[str, Any]) -> dict[str, Any]:
-    """How a picture becomes the net's input, in our own words."""
+def _preprocessing(name: str, visual: Any, preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """How an image becomes the net's input, in our own words."""
     sides = visual.image_size if isinstance(visual.image_size, (tuple, list)) else (visual.image_size,) * 2
     if sides[0] != sides[-1]:
-        raise MmclError(f"{name}: takes pictures of {sides[0]} × {sides[-1]} pixels; only squares are supported")
+        raise MmclError(f"{name}: takes images of {sides[0]} × {sides[-1]} pixels; only squares are supported")
     modes = {"shortest": "crop", "squash": "squash", "longest": "pad"}
-    how, filter = pictures.get("resize_mode") or "shortest", pictures.get("interpolation") or "bicubic"
+    how, filter = preprocess.get("resize_mode") or "shortest", preprocess.get("interpolation") or "bicubic"
     if how not in modes:
         raise MmclError(f"{name}: its preprocess_cfg has the resize_mode '{how}'; {nearest(str(how), modes)}")
     if filter not in ("bicubic", "bilinear", "nearest"):
         raise MmclError(
             f"{name}: its preprocess_cfg has the interpolation '{filter}'; use bicubic, bilinear or nearest"
         )
-    if how == "longest" and pictures.get("fill_color") != 255:
+    if how == "longest" and preprocess.get("fill_color") != 255:
         log.warning("%s: was trained on images padded with another colour than here, which is white", name)
     resize = modes[how] + ("" if filter == "bicubic" else f"-{filter}")
-    mean, std = colours(pictures)
+    mean, std = colours(preprocess)
     return {"size": int(sides[0]), "resize": resize, "mean": mean, "std": std}
 
 
@@ -239,19 +239,19 @@ def _with_weights(config: Mapping[str, Any], state: Mapping[str, Tensor], where:
     most = sum(tensor.nbytes for tensor in state.values())
     require_plausible(config, most, where)
     if "hf_model_name" not in config["text_cfg"]:  # whose config may come from the hub, which is asked once
-        require_size(lambda: build_whole(config), most, where)
-    whole = build_whole(config)
-    fill(whole, state, where)
-    return whole.eval()
+        require_size(lambda: build_model(config), most, where)
+    clip = build_model(config)
+    fill(clip, state, where)
+    return clip.eval()
 
 
 def _take_sizes(config: dict[str, Any], state: Mapping[str, Tensor]) -> None:
-    """A checkpoint keeps the picture size and context length it was trained with, whatever the name's config says."""
+    """A checkpoint keeps the image size and context length it was trained with, whatever the name's config says."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     patches, side = state.get("visual.positional_embedding"), vision.get("patch_size", 16)
     if patches is not None and side and isqrt(len(patches) - 1) ** 2 == len(patches) - 1:
         vision["image_size"] = isqrt(len(patches) - 1) * side
-    pooled = state.get("visual.attnpool.positional_embedding")  # of a ResNet, which halves the picture five times
+    pooled = state.get("visual.attnpool.positional_embedding")  # of a ResNet, which halves the image five times
     if pooled is not None:
         vision["image_size"] = isqrt(len(pooled) - 1) * 32
     words = state.get("positional_embedding", state.get("text.positional_embedding"))
@@ -281,7 +281,7 @@ def _require_activation(name: str, tag: str, quick: bool) -> None:
 
 
 def _require_tag(name: str, tag: str, where: str) -> None:
-    """Refuse what is no tag of ``name``; a tag of the same network with GELU is told to be that."""
+    """Refuse what is no tag of ``name``; a tag of the same network with GELU is named as that."""
     import open_clip
 
     if _is_tag(name, tag):

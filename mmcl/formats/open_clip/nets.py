@@ -1,4 +1,4 @@
-"""open_clip's networks: their configs by name, either half alone, and the weights of the whole."""
+"""open_clip's networks: their configs by name, either half alone, and the weights of a model."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def model_config(name: str) -> dict[str, Any]:
 
 
 def tower_config(config: Mapping[str, Any], half: str) -> dict[str, Any]:
-    """What of a whole model's config describes its half ``vision_cfg`` or ``text_cfg``."""
+    """What of a model's config describes its half ``vision_cfg`` or ``text_cfg``."""
     quick = bool(config.get("quick_gelu", False))
     return {"embed_dim": config["embed_dim"], half: deepcopy(dict(config[half])), "quick_gelu": quick}
 
 
 def visual_net(config: Mapping[str, Any]) -> Any:
     """The visual half that ``config`` (embed_dim, vision_cfg, quick_gelu) describes, with fresh weights."""
-    return build_whole({**config, "text_cfg": _NO_TEXT}).visual
+    return build_model({**config, "text_cfg": _NO_TEXT}).visual
 
 
 def text_net(config: Mapping[str, Any]) -> Any:
     """The text half that ``config`` (embed_dim, text_cfg, quick_gelu) describes, with fresh weights."""
-    return build_whole({**config, "vision_cfg": _NO_IMAGE}).text
+    return build_model({**config, "vision_cfg": _NO_IMAGE}).text
 
 
-def build_whole(config: Mapping[str, Any]) -> Any:
+def build_model(config: Mapping[str, Any]) -> Any:
     """A ``CustomTextCLIP`` with fresh weights; of a captioning model (CoCa), the contrastive part.
 
     A text half that is a transformers model is built from ``text_cfg["hf_config"]`` where that is there, so that no
@@ -98,7 +98,7 @@ def with_vision_settings(config: dict[str, Any], settings: Mapping[str, Any], wh
 
 
 def fill(model: Any, state: Mapping[str, Tensor], where: str) -> None:
-    """Give ``model`` (see :func:`build_whole`) the weights ``state``, whichever of open_clip's layouts they have.
+    """Give ``model`` (see :func:`build_model`) the weights ``state``, whichever of open_clip's layouts they have.
 
     Position embeddings of another grid or length are interpolated, as open_clip does.
 

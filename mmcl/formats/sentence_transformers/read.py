@@ -126,8 +126,8 @@ def read_settings(folder: Path) -> SentenceTransformersSettings:
 
 
 def _read_settings(folder: Path) -> SentenceTransformersSettings:
-    whole = _read_json(folder / SETTINGS)
-    if (kind := whole.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
+    stored = _read_json(folder / SETTINGS)
+    if (kind := stored.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
         raise MmclError(f"{folder}: a {kind} gives no one vector a text; use a model of the type SentenceTransformer")
     settings: dict[str, Any] = {}
     dense: list[DenseSettings] = []
@@ -154,8 +154,8 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
             raise MmclError(
                 f"{after.folder}: reads {after.inputs} features, but {before.folder.name} gives {before.layer.width}"
             )
-    prompts = {name: text or "" for name, text in (whole.get("prompts") or {}).items()}
-    default = whole.get("default_prompt_name")
+    prompts = {name: text or "" for name, text in (stored.get("prompts") or {}).items()}
+    default = stored.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise MmclError(f"{folder / SETTINGS}: its default prompt '{default}' is none of its prompts")
     return SentenceTransformersSettings(
@@ -165,14 +165,14 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
         default_prompt=default,
         conventions=Conventions(
             normalize=any(kind == "Normalize" for kind, _ in listed),
-            similarity=whole.get("similarity_fn_name") or "cosine",
-            truncate_dim=whole.get("truncate_dim"),
+            similarity=stored.get("similarity_fn_name") or "cosine",
+            truncate_dim=stored.get("truncate_dim"),
         ),
     )
 
 
 def _default_pooling(folder: Path) -> str:
-    """Where only a transformer is given: a causal language model tells of a whole text in its last state alone."""
+    """Where only a transformer is given: a causal language model tells of a full text in its last state alone."""
     config = _read_json(folder / "config.json")
     architecture = (config.get("architectures") or [""])[0]
     return "last" if architecture.endswith("ForCausalLM") and config.get("is_causal", True) else "mean"

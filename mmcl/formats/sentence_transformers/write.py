@@ -86,13 +86,13 @@ def write(towers: Towers, folder: Path) -> None:
         for index, (kind, path) in enumerate(modules)
     ]
     write_json(folder / MODULES, listing)
-    whole = {
+    settings = {
         "prompts": tower.prompts,
         "default_prompt_name": tower.default_prompt,
         "similarity_fn_name": conventions.similarity,
         "truncate_dim": conventions.truncate_dim,
     }
-    write_json(folder / SETTINGS, whole)
+    write_json(folder / SETTINGS, settings)
 
 
 def read_weights(embedder: Embedder, folder: Path) -> None:

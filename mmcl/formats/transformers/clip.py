@@ -1,4 +1,4 @@
-"""Whole CLIP and SigLIP models in transformers' format: ``CLIPModel`` and ``SiglipModel``."""
+"""CLIP and SigLIP models in transformers' format: ``CLIPModel`` and ``SiglipModel``."""
 
 from __future__ import annotations
 
@@ -82,21 +82,21 @@ def assemble(name: str, model: Any, tokenizer: Any, processor: Any) -> Towers:
 
     Args:
         name: of the model.
-        model: the whole.
+        model: both halves.
         tokenizer: its tokenizer.
         processor: its image processor; None for the one of its kind.
     """
     siglip = model.config.model_type == "siglip"
-    seeing, reading = (model.vision_model, model.text_model) if siglip else _projected(model)
-    spec = {"library": "transformers", "name": name, "architecture": type(seeing).__name__, "vector": "pooled"}
+    image_net, text_net = (model.vision_model, model.text_model) if siglip else _projected(model)
+    spec = {"library": "transformers", "name": name, "architecture": type(image_net).__name__, "vector": "pooled"}
     processor = processor or default_processor(model.config.model_type, model.config.vision_config.image_size)
-    pictures = preprocessing(processor, name)
-    image = ImageTower(seeing, {**spec, "config": seeing.config.to_diff_dict(), **pictures})
+    preprocess = preprocessing(processor, name)
+    image = ImageTower(image_net, {**spec, "config": image_net.config.to_diff_dict(), **preprocess})
     # SigLIP reads the last of 64 positions, padding or not; a mask only where its tokenizer gives one.
     masked = not siglip or "attention_mask" in tokenizer.model_input_names
     limit = tightest(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
     padded = limit if siglip else 0
-    text = TextTower(reading, tokenizer, pooling="pooled", max_tokens=limit, padded=padded, masked=masked)
+    text = TextTower(text_net, tokenizer, pooling="pooled", max_tokens=limit, padded=padded, masked=masked)
     halves: tuple[ImageTower, TextTower] = (image, text)
     head = HeadConfig(kind="none")
     embedders = {tower.modality: Embedder(tower, Head(head, tower.width, image.width)) for tower in halves}
@@ -113,10 +113,10 @@ def _projected(model: Any) -> tuple[Any, Any]:
     vision_config, text_config = model.config.vision_config, model.config.text_config
     vision_config.projection_dim = text_config.projection_dim = model.config.projection_dim
     with torch.device("meta"):  # every part of them is replaced
-        seeing, reading = CLIPVisionModelWithProjection(vision_config), CLIPTextModelWithProjection(text_config)
-    seeing.vision_model, seeing.visual_projection = model.vision_model, model.visual_projection
-    reading.text_model, reading.text_projection = model.text_model, model.text_projection
-    return seeing.eval(), reading.eval()
+        image_net, text_net = CLIPVisionModelWithProjection(vision_config), CLIPTextModelWithProjection(text_config)
+    image_net.vision_model, image_net.visual_projection = model.vision_model, model.visual_projection
+    text_net.text_model, text_net.text_projection = model.text_model, model.text_projection
+    return image_net.eval(), text_net.eval()
 
 
 def _safetensors(folder: Path) -> bool:

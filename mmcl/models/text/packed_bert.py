@@ -97,8 +97,8 @@ class PackedBert:
     def _places(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
         if self._padding is None:
             return np.concatenate([np.arange(len(ids)) for ids in tokens])
-        seen = [ids != self._padding for ids in tokens]  # a text may itself hold the padding token, which has no place
-        return np.concatenate([np.cumsum(each) * each for each in seen]) + self._padding
+        real = [ids != self._padding for ids in tokens]  # a text may itself hold the padding token, which has no place
+        return np.concatenate([np.cumsum(each) * each for each in real]) + self._padding
 
     def _through(self, layer: _Layer, states: Tensor, runs: list[tuple[int, int]]) -> Tensor:
         attended = F.linear(self._attend(F.linear(states, *layer.qkv), runs), *layer.attended)

@@ -146,7 +146,7 @@ def test_a_checkpoint_file_opens_by_the_configs_beside_it(tmp_path):
 def test_folders_with_something_missing_are_refused_in_one_line(tmp_path):
     clip_folder(tmp_path / "theirs")
     (tmp_path / "theirs" / "model.safetensors").rename(tmp_path / "model.safetensors")
-    with pytest.raises(MmclError, match="cannot be opened"):
+    with pytest.raises(MmclError, match="the weights are missing"):
         mmcl.load(tmp_path / "theirs")
     state = load_file(tmp_path / "model.safetensors")
     from safetensors.torch import save_file
