@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from mmcl.data.batches.views import Augment, Extra, View, make_views
 from mmcl.methods.outputs import Outputs, Rows
 from mmcl.methods.step import Step
 from mmcl.models.heads import Head
-from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -242,7 +241,7 @@ class Method(nn.Module, ABC):
         """
         if len(texts) < 2:
             return {name: embed(**inputs) for name, inputs in texts.items()}
-        padding = cast(TextTower, self.encoder.embedder("text").tower).padding_id
+        padding = self.encoder.text_tower().padding_id
         counts = [len(next(iter(inputs.values()))) for inputs in texts.values()]
         vectors = embed(**join_texts(list(texts.values()), padding)).split(counts)
         return dict(zip(texts, vectors, strict=True))

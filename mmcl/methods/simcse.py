@@ -29,7 +29,6 @@ from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
 from mmcl.models.heads import Head
-from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -201,7 +200,7 @@ class Simcse(Paired):
             queries = texts if self.key_embedder is None else {n: of for n, of in texts.items() if n in self._queries}
             embeddings |= self.embed_together(self.encoder.embedder("text"), queries)
         if self.masked_language is not None and self.training:
-            tower = cast(TextTower, self.encoder.embedder("text").tower)
+            tower = self.encoder.text_tower()
             hidden = [inputs[name] for name in map(MASKED.format, self.columns) if name in inputs]
             embeddings["mlm"] = torch.stack([self.masked_language(tower, **texts) for texts in hidden]).sum(dim=0)
         return embeddings
