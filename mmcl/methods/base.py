@@ -184,6 +184,14 @@ class Method(nn.Module, ABC):
         """The scale ln(1/τ) and the bias that belong to the embeddings, for the encoder to keep; none by default."""
         return None, None
 
+    def card(self) -> dict[str, Any]:
+        """What the model card says of the training besides the name of the method, in values that JSON can hold; nothing
+        by default."""
+        return {}
+
+    def require_steps(self, steps: int) -> None:
+        """Raise ``MmclError`` if a run of so many steps is too short for the method; called before the first."""
+
     @property
     def augment(self) -> Augment | None:
         """The random changes of training images that the config describes."""

@@ -119,6 +119,7 @@ def log_speed(folder: Path, steps: int, seconds: float) -> None:
 
 def card_of(
     config: Config,
+    method: Method,
     feed: Feed,
     folder: Path,
     precision: str,
@@ -131,6 +132,7 @@ def card_of(
 
     Args:
         config: of the run.
+        method: that was trained.
         feed: of the training data.
         folder: of the run.
         precision: of the towers.
@@ -147,8 +149,7 @@ def card_of(
         "steps": steps,
         "precision": precision,
     }
-    if cut := getattr(config.method, "matryoshka", None):
-        training["matryoshka"] = cut.dims
+    training |= method.card()
     training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(seconds, 1)}
     card: dict[str, Any] = {"data": data, "training": training}
     for line in Run(folder).lines():

@@ -88,12 +88,8 @@ class Trainer:
         self.evaluators = {name: self._open_evaluator(name, of) for name, of in config.evaluation.sources.items()}
         self.steps = self._steps_of(config)
         require_whole_steps(settings, len(self.feed))
-        queue = getattr(config.method, "queue", None)
-        if queue is not None and queue.start >= self.steps and not checkpoints:
-            raise MmclError(
-                f"method.queue.start: {queue.start}, but the run has {self.steps} steps, so that no past rows would "
-                "count; lower it, raise training.epochs, or leave the queue out"
-            )
+        if not checkpoints:
+            self.method.require_steps(self.steps)
         self.miner = self._opened(self._open_miner) if config.data.mining else None
 
         freeze_groups(self.method, settings)
@@ -285,7 +281,7 @@ class Trainer:
                 encoder = finish_encoder(self.method)
                 skipped, seconds = self.skipped.count(self.feed.name), self.progress.seconds
                 encoder.card = card_of(
-                    self.config, self.feed, self.folder, self.precision, step, self.steps, seconds, skipped
+                    self.config, self.method, self.feed, self.folder, self.precision, step, self.steps, seconds, skipped
                 )
                 save(encoder, self.folder / "model")
                 for file in (self.folder / "features").glob("*.npy"):
