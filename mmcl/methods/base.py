@@ -185,8 +185,7 @@ class Method(nn.Module, ABC):
         return None, None
 
     def card(self) -> dict[str, Any]:
-        """What the model card says of the training besides the name of the method, in values that JSON can hold; nothing
-        by default."""
+        """What the model card says of the method besides its name, in values that JSON can hold; nothing by default."""
         return {}
 
     def require_steps(self, steps: int) -> None:
