@@ -1,8 +1,10 @@
 """What ``import mmcl`` gives."""
 
+import graphlib
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 import mmcl
@@ -21,6 +23,14 @@ def test_every_public_name_is_there():
 def test_importing_it_imports_no_torch():
     code = "import sys, mmcl; sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_two_files_import_each_other():
+    imports = grimp.build_graph("mmcl", cache_dir=None)  # deferred imports and those for type checking among them
+    order = graphlib.TopologicalSorter(
+        {file: imports.find_modules_directly_imported_by(file) for file in imports.modules}
+    )
+    order.prepare()  # raises CycleError, which names the files of a circle
 
 
 def test_a_missing_column_comes_with_the_setting_that_names_it(tmp_path, shapes_config):

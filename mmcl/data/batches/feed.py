@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 
@@ -14,10 +12,10 @@ from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import Batch
 from mmcl.data.batches.reading import Reading
+from mmcl.data.batches.stream_feed import StreamFeed
+from mmcl.data.batches.table_feed import TableFeed
 from mmcl.data.sources.tar.shards import is_shards
 from mmcl.runtime.errors import MmclError
-
-T = TypeVar("T")
 
 
 class Feed(Protocol):
@@ -89,54 +87,9 @@ def open_feed(
     Raises:
         MmclError: a source cannot be used, or not with the others.
     """
-    # Imported here, since both are built on what stands below.
-    from mmcl.data.batches.stream_feed import StreamFeed
-    from mmcl.data.batches.table_feed import TableFeed
-
     streamed = [is_shards(source.source) for source in sources]
     if any(streamed) and not all(streamed):
         table = sources[streamed.index(False)].source
         raise MmclError(f"{table}: tables and tar shards cannot be mixed; write all sources as one or as the other")
     kind: Any = StreamFeed if any(streamed) else TableFeed
     return kind(sources, reading, config, scratch, augmented=augmented, device=device, show_progress=show_progress)
-
-
-def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items, prepared ``depth`` ahead on a thread while the consumer computes."""
-    ready: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(kind: str, value: T | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put((kind, value), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if stop.is_set():
-                    return
-            put("end", None)
-        except BaseException as error:  # handed over: the consumer raises it
-            put("error", error)
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value  # type: ignore[misc]
-            yield value  # type: ignore[misc]
-    finally:
-        stop.set()
-        thread.join()

@@ -22,7 +22,6 @@ from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.batch import Batch, Inputs
 from mmcl.data.batches.columns import choose_caption
-from mmcl.data.batches.feed import prefetch
 from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
@@ -34,6 +33,7 @@ from mmcl.data.sources.tar.shards import Sample, count_samples, is_local, list_s
 from mmcl.data.sources.tar.stream import Mixture, Order, Walk
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.prefetch import prefetch
 
 log = logging.getLogger("mmcl")
 

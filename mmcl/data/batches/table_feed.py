@@ -16,7 +16,6 @@ from mmcl.config.schema import Config
 from mmcl.data.batches.batch import MINED, Batch, Inputs
 from mmcl.data.batches.columns import Column, TokenColumn
 from mmcl.data.batches.distinct import Identities
-from mmcl.data.batches.feed import prefetch
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.sampler import Draw, Sampler, epoch_counts
 from mmcl.data.batches.table import Table
@@ -24,6 +23,7 @@ from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import mix
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.prefetch import prefetch
 
 log = logging.getLogger("mmcl")
 MINED_DRAW = 0x313ED  # mixed into the seeds of the random changes of mined negatives

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmcl.config import load_config
 from mmcl.config.data import SourceConfig
-from mmcl.data.batches.feed import open_feed, prefetch
+from mmcl.data.batches.feed import open_feed
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.sampler import Draw
 from mmcl.data.batches.table import Table
@@ -150,22 +150,6 @@ def test_a_picture_in_several_rows_scores_like_one_with_several_captions(picture
     assert by_row["text_to_image/hit@12"] == 1.0
     # each picture stands twice, so a right one is never beaten by its own copy
     assert by_row["text_to_image/hit@1"] == by_list["text_to_image/hit@1"]
-
-
-def test_prefetching_keeps_order_passes_errors_on_and_ends_its_thread():
-    assert list(prefetch(iter(range(50)))) == list(range(50))
-
-    def broken():
-        yield 1
-        raise KeyError("here")
-
-    items = prefetch(broken())
-    assert next(items) == 1
-    with pytest.raises(KeyError, match="here"):
-        next(items)
-    endless = prefetch(iter(int, 1))
-    next(endless)
-    endless.close()
 
 
 PAIRS = [{"image": f"{n}.png", "text": [f"{n} small red dogs", f"{n} large cats asleep"]} for n in range(6)]
