@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.registry import Registry
+
+if TYPE_CHECKING:
+    from mmcl.runtime.registry import Registry
 
 
 def models(json: JsonPath = None) -> None:

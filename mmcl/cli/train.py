@@ -10,7 +10,6 @@ import typer
 from mmcl.cli.config import Overrides
 from mmcl.cli.options import AllowPipe
 from mmcl.cli.output import JsonPath, print_table, say, write_json
-from mmcl.config.load import load_config
 
 
 def train(
@@ -22,13 +21,14 @@ def train(
     json: JsonPath = None,
 ) -> None:
     """Train what a config describes: runs/NAME gets the model, metrics, checkpoints and a report."""
+    from mmcl.config.load import load_config
+
+    experiment = load_config(config, overrides or [])  # a typo is reported before anything else is imported
     import mmcl
     from mmcl.evaluation.evaluator import summary
     from mmcl.reports import judge_run, write_run_report
     from mmcl.runtime import distributed
 
-    # Before anything heavy is imported: a typo is told at once.
-    experiment = load_config(config, overrides or [])
     run = mmcl.train(experiment, out=out, resume=resume)
     if distributed.rank() != 0:
         return

@@ -6,10 +6,12 @@ import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmcl.runtime.errors import MmclError, first_line, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 log = logging.getLogger("mmcl")
 T_co = TypeVar("T_co", covariant=True)
@@ -38,6 +40,8 @@ class Registry(Mapping[str, T_co]):
     @cached_property
     def plugins(self) -> dict[str, EntryPoint]:
         """The entry points of other packages, by name."""
+        from importlib.metadata import entry_points  # slow to import, and not needed for what is built in
+
         found: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
             if point.name in self._builtin or point.name in found:

@@ -224,7 +224,8 @@ def test_an_interrupted_command_says_so(mmcl_, pairs, run, tmp_path, monkeypatch
 
 
 def test_help_needs_no_heavy_library():
-    probe = "import sys, mmcl, mmcl.cli.app; print({'torch', 'numpy', 'transformers', 'rich'} & sys.modules.keys())"
+    heavy = "{'torch', 'numpy', 'transformers', 'rich', 'pydantic', 'importlib.metadata'}"
+    probe = f"import sys, mmcl, mmcl.cli.app; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
