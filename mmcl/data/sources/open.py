@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from mmcl.config.data import ImageConfig, SourceConfig
+from mmcl.data import samples
 from mmcl.data.rows import Rows, path_of_url
 from mmcl.data.sources.captions import open_captions
 from mmcl.data.sources.files import format_of, path_text
@@ -15,17 +17,23 @@ from mmcl.data.sources.tables import open_tables
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
 from mmcl.runtime.progress import spoken
+from mmcl.runtime.registry import Registry
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 
-SOURCES = {
+SOURCES: Registry[Callable[[str, str | None], Rows]] = Registry(
+    "mmcl.sources", "source", {"sample": "mmcl.data.sources.open:open_sample"}
+)
+"""What opens ``KEY:NAME``, from NAME and the part to read. Another package adds its own by the entry-point group
+``mmcl.sources``."""
+
+PLACES = {
     "FILE": "A CSV, TSV, JSON-lines, JSON, Parquet or text file; COCO's, Karpathy's or Flickr's captions.",
     "FOLDER": "Tables, a split each; images with captions beside them or by class; BEIR's or img2dataset's layout.",
-    "sample:NAME": "A sample data set.",
     "user/name": "A data set on the hub, or `user/name:config`.",
     "NAME-{0000..0019}.tar": "WebDataset tar shards, by path, URL or `pipe:COMMAND`.",
 }
-"""Names of sources of rows, and what they stand for."""
+"""Other sources of rows by how they are named."""
 
 
 def open_source(
@@ -48,7 +56,7 @@ def open_source(
       column ``image``), or by a ``.txt`` beside each image, or the ``caption`` of a ``.json`` (columns ``id``,
       ``image``, ``text``). Where all images lie in several subfolders, the subfolder's name is the column ``label``.
       Links are followed; what is hidden is left out;
-    - ``sample:NAME``, a sample data set;
+    - ``sample:NAME``, a sample data set, or ``KEY:NAME`` of a package that registers KEY, see ``SOURCES``;
     - ``user/name`` or ``user/name:config``, a data set on the hub.
 
     ``split`` names the part to read: of a single file, the rows whose column ``split`` says so, or without it all rows.
@@ -59,6 +67,11 @@ def open_source(
     """
     with spoken(f"read {source}", None):
         return _open(source, split, separator, None if root is None else _root(root))
+
+
+def open_sample(name: str, split: str | None) -> Rows:
+    """A sample data set, fetched or drawn when it is first opened."""
+    return open_folder(samples.get(name), split, name=f"sample:{name}")
 
 
 def open_described(settings: SourceConfig, image: ImageConfig) -> Rows:
@@ -87,10 +100,9 @@ def _open(source: str | Path, split: str | None, separator: str | None, root: Pa
             return rows
         rows = open_tables([path], name=text, folder=root or path.parent, separator=separator)
         return rows if split is None else rows.of_split(split)
-    if text.startswith("sample:"):
-        from mmcl.data import samples
-
-        return open_folder(samples.get(text.removeprefix("sample:")), split, name=text, root=root)
+    key, _, name = text.partition(":")
+    if name and key in SOURCES:
+        return SOURCES[key](name, split)
     if format_of(path) is None and isinstance(source, str) and (hub := _HUB_NAME.fullmatch(source)):
         return open_hub(hub["name"], hub["config"], split, name=text, folder=root)
     raise MmclError(f"{text}: no such file or folder (a data set on the hub is written user/name)")

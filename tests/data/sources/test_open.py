@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +17,7 @@ from PIL import Image
 
 from mmcl.data.sources import Rows, open_source
 from mmcl.data.sources.beir import is_beir, open_beir
+from mmcl.data.sources.open import SOURCES
 from mmcl.data.sources.tar.rows import open_rows
 from mmcl.evaluation.tasks.sentence_pairs import open_sts
 from mmcl.runtime.errors import MmclError
@@ -361,3 +363,28 @@ def test_paths_are_found_however_each_of_their_names_is_composed(tmp_path):
     (tmp_path / "rows.csv").write_text("\n".join(["image", *paths]), encoding="utf-8")
     rows = open_source(tmp_path / "rows.csv")
     assert rows.images("image", range(3)) == [tmp_path / "cafe\u0301" / "caf\xe9.png"] * 3
+
+
+def test_a_source_of_another_package_is_opened_by_its_key(tmp_path, monkeypatch):
+    info = tmp_path / "counted-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: counted\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mmcl.sources]\ncount = counted_:numbers\n")
+    (tmp_path / "counted_.py").write_text(
+        "import datasets\n"
+        "from mmcl.data.rows import Rows\n\n"
+        "def numbers(name, split):\n"
+        "    dataset = datasets.Dataset.from_dict({'text': [f'{split} {n}' for n in range(int(name))]})\n"
+        "    return Rows(dataset, name=f'count:{name}', fingerprint=name)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    SOURCES.__dict__.pop("plugins", None)
+    try:
+        rows = open_source("count:3", split="dev")
+        assert (rows.name, list(rows.texts("text"))) == ("count:3", ["dev 0", "dev 1", "dev 2"])
+        with pytest.raises(MmclError, match="no such file or folder"):
+            open_source("cuont:3")
+    finally:
+        SOURCES.__dict__.pop("plugins", None)
+        SOURCES._loaded.pop("count", None)
+        sys.modules.pop("counted_", None)
