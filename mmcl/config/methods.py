@@ -28,6 +28,9 @@ METHODS: Registry[Any] = Registry(
         "clip": "mmcl.methods.clip:Clip",
         "siglip": "mmcl.methods.siglip:Siglip",
         "simcse": "mmcl.methods.simcse:Simcse",
+        "simclr": "mmcl.methods.simclr:Simclr",
+        "byol": "mmcl.methods.byol:Byol",
+        "swav": "mmcl.methods.swav:Swav",
     },
 )
 """Methods by name. Another package adds its own by the entry-point group ``mmcl.methods``."""

@@ -45,7 +45,7 @@ class Config(Section):
         if self.data.batches == "one_source" and self.data.mix:
             drawn = {
                 "data.mining": self.data.mining is not None,
-                "method.queue": getattr(self.method, "queue", None) is not None,
+                "method.queue": bool(getattr(self.method, "queue", None)),
                 "method.extra_texts": getattr(self.method, "extra_texts", 0) > 0,
             }
             for setting, given in drawn.items():

@@ -171,6 +171,19 @@ class Method(nn.Module, ABC):
         return None
 
     @property
+    def negatives_per_query(self) -> int | None:
+        """Negatives of each query in a global batch, without extra items; None where there are no such."""
+        return None
+
+    @property
+    def stored_negatives(self) -> int:
+        """Keys of former batches, at most, with which each query is compared besides."""
+        return 0
+
+    def require_steps(self, steps: int) -> None:
+        """Raise ``MmclError`` for a setting that would do nothing in a run of so many steps."""
+
+    @property
     def rings(self) -> bool:
         """Whether the loss goes across processes by itself, each passing its own rows, as ``context.exchange`` says."""
         return False

@@ -15,7 +15,7 @@ from mmcl.losses import Blockwise, Negatives, batch_accuracy, distillation, matr
 from mmcl.methods.base import Context, Loss, Method
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.momentum import MomentumCopy
-from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
+from mmcl.methods.parts.queue import MemoryQueue, QueueConfig, require_start
 from mmcl.methods.step import Step
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
@@ -136,8 +136,22 @@ class Paired(Method):
             self.momentum = MomentumCopy(parts, settings.momentum)
 
     @property
+    def stored_negatives(self) -> int:
+        return 0 if self.queue is None else self.queue.size
+
+    def require_steps(self, steps: int) -> None:
+        if self.queue is not None:
+            require_start(self.queue, steps, "method.queue.start")
+
+    @property
     def rings(self) -> bool:
         return True
+
+    @property
+    def negatives_per_query(self) -> int | None:
+        texts = [modality for modality in self.columns.values() if modality != "number"]
+        hard = max(0, len(texts) - 2) + self.context.mined
+        return self.context.batch_size - 1 + hard * self.context.batch_size
 
     @property
     def key_embedder(self) -> MomentumCopy | None:

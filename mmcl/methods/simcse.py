@@ -173,6 +173,10 @@ class Simcse(Paired):
         return _goes_across(self.config)
 
     @property
+    def negatives_per_query(self) -> int | None:
+        return super().negatives_per_query if self.config.loss == "info_nce" else None
+
+    @property
     def separate(self) -> tuple[str, ...]:
         """Anchors: where these are questions, to pad them to the length of the answers would cost most."""
         return () if self.unsupervised else ("anchor",)

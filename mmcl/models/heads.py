@@ -27,11 +27,25 @@ class Dense(NamedTuple):
         width: of its output.
         bias: whether it has one.
         activation: what follows it, one of :data:`ACTIVATIONS` in any case.
+        norm: what stands between the two: ``batch`` normalisation, which takes the statistics of what it is given and
+            keeps no running ones, ``layer`` normalisation, or ``none``.
     """
 
     width: int
     bias: bool = True
     activation: str = "identity"
+    norm: str = "none"
+
+
+def _norm(name: str, width: int) -> list[nn.Module]:
+    kinds: dict[str, list[nn.Module]] = {
+        "none": [],
+        "batch": [nn.BatchNorm1d(width, track_running_stats=False)],
+        "layer": [nn.LayerNorm(width)],
+    }
+    if name not in kinds:
+        raise MmclError(f"head: there is no normalisation '{name}'; {nearest(name, kinds)}")
+    return kinds[name]
 
 
 class Head(nn.Sequential):
@@ -112,7 +126,8 @@ class Head(nn.Sequential):
                 hint = nearest(name, ACTIVATIONS)
                 raise MmclError(f"head: there is no activation '{layer.activation}'; {hint}")
             self.append(nn.Linear(width, layer.width, bias=layer.bias))
+            self.extend(_norm(layer.norm, layer.width))
             if name != "identity":
                 self.append(ACTIVATIONS[name]())
-            self.layers.append(Dense(layer.width, layer.bias, name))
+            self.layers.append(Dense(layer.width, layer.bias, name, layer.norm))
             width = layer.width

@@ -99,15 +99,14 @@ def require_whole_steps(settings: TrainingConfig, batches: int) -> None:
 
 def count_negatives(config: Config, method: Method, feed: Feed) -> str:
     """What each query is compared with."""
-    modalities = list(method.columns.values())
-    if "number" in modalities:
+    if "number" in method.columns.values():
         return "labelled pairs"
-    batch, hard = config.training.batch_size, max(0, len(modalities) - 2) + method.context.mined
+    if method.negatives_per_query is None:
+        return "no negatives"
     exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
     how = exchange[config.training.exchange] if distributed.world_size() > 1 else ""
-    queue = getattr(config.method, "queue", None)
-    past = f" and up to {queue.size} past ones" if queue is not None else ""
-    return f"{batch - 1 + hard * batch + feed.extra_count} negatives per query{how}{past}"
+    stored = f" and up to {method.stored_negatives} past ones" if method.stored_negatives else ""
+    return f"{method.negatives_per_query + feed.extra_count} negatives per query{how}{stored}"
 
 
 def log_speed(folder: Path, steps: int, seconds: float) -> None:

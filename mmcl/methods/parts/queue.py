@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmcl.config.section import Section
 from mmcl.methods.parts.state import MethodState
+from mmcl.runtime.errors import MmclError
 
 
 class QueueConfig(Section):
@@ -114,3 +115,13 @@ class MemoryQueue(MethodState):
         if filled == 0 or int(self.steps) < self.start:
             return {}
         return {name: self.get_buffer(f"vectors_{name}")[:filled] for name in self.names} | {"ids": self.ids[:filled]}
+
+
+def require_start(queue: MemoryQueue, steps: int, setting: str) -> None:
+    """Raise ``MmclError`` where a run of so many steps ends before the rows of ``queue`` count; ``setting`` says when
+    they do."""
+    if queue.start >= steps:
+        raise MmclError(
+            f"{setting}: {queue.start}, but the run has {steps} steps, so that no past rows would count; lower it, "
+            "raise training.epochs, or leave the queue out"
+        )

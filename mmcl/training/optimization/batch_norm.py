@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -20,8 +21,13 @@ log = logging.getLogger("mmcl")
 
 
 def learning_layers(module: nn.Module) -> list[_BatchNorm]:
-    """The batch normalisations in ``module`` that take the statistics of what they are given."""
-    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    """The batch normalisations in ``module`` whose running statistics learn. Those of a head for training have none:
+    they see the rows of the loss, however these pass through the towers."""
+    return [layer for layer in module.modules() if _learns(layer)]
+
+
+def _learns(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    return isinstance(layer, _BatchNorm) and layer.training and layer.running_mean is not None
 
 
 def prepare_batch_norm(method: Method, settings: TrainingConfig, device: torch.device) -> None:
@@ -58,7 +64,7 @@ def _synchronise(module: nn.Module) -> None:
 
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            if child.training:  # what is frozen has nothing to share
+            if _learns(child):  # what is frozen has nothing to share
                 setattr(module, name, convert_sync_batchnorm(child))
         else:
             _synchronise(child)

@@ -1,0 +1,62 @@
+"""What the methods over images alone share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mmcl.config import schema
+from mmcl.data.batches.batch import Inputs
+from mmcl.data.batches.views import View
+from mmcl.methods.base import Context, Method, refuse_unknown_roles
+from mmcl.methods.outputs import Outputs
+from mmcl.models.heads import Head
+from mmcl.models.towers import Towers
+from mmcl.runtime.errors import MmclError
+
+
+class ImageOnly(Method):
+    """Two random augmentations of an image, through one tower.
+
+    Raises:
+        MmclError: nothing is changed at random: both views would be the same.
+    """
+
+    def __init__(self, config: Any, encoder: Towers, context: Context) -> None:
+        super().__init__(config, encoder, context)
+        if context.augmentation is None:
+            raise MmclError(
+                f"method '{config.name}': without augmentation both views of an image are the same, with nothing to "
+                "learn; set augmentation, such as {crop_scale: [0.2, 1.0], flip: 0.5}"
+            )
+
+    @classmethod
+    def columns_of(cls, config: schema.Config) -> dict[str, str]:
+        columns = {"image": "image"}
+        refuse_unknown_roles(config, columns)
+        return columns
+
+    @property
+    def projector(self) -> Head:
+        """What stands between the embeddings and the loss."""
+        assert self.training_head is not None, "a method makes it"
+        return self.training_head
+
+    def views(self) -> dict[str, View]:
+        return {"image": View("image", "image", self.augment, count=2)}
+
+    def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+        return {name: self.encoder.embedder("image")(**inputs[name]) for name in self.views()}
+
+
+def by_view(vectors: Tensor, count: int = 2) -> Tensor:
+    """(count, N, D) of (N·count, D) embeddings of a view with a count."""
+    return vectors.unflatten(0, (-1, count)).transpose(0, 1)
+
+
+def both_views(outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """The (N, D) embeddings of both views."""
+    first, second = by_view(outputs.embeddings["image"])
+    return first, second

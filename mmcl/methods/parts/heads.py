@@ -1,0 +1,31 @@
+"""Heads between the towers and the loss, for training only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mmcl.config.model import WIDEST
+from mmcl.config.section import Section
+from mmcl.models.heads import Dense, Head
+
+Width = Annotated[int, Field(ge=1, le=WIDEST)]
+
+
+class MlpConfig(Section):
+    """A multi-layer perceptron with ReLU, in training only; the model folder keeps it, apart from the encoder."""
+
+    hidden: list[Width] = Field(default_factory=lambda: [2048])
+    """Widths of the hidden layers; none for a single dense layer."""
+    dim: Width = 128
+    """Width of the output."""
+    norm: Literal["batch", "layer", "none"] = "batch"
+    """Normalisation after each hidden layer. `batch` takes the statistics of the global batch, whatever the
+    micro-batches and processes, and keeps no running ones."""
+
+
+def mlp_head(config: MlpConfig, width: int) -> Head:
+    """The head that ``config`` describes, from (N, ``width``) to (N, ``config.dim``)."""
+    hidden = [Dense(size, config.norm == "none", "relu", config.norm) for size in config.hidden]
+    return Head.from_layers(width, [*hidden, Dense(config.dim)])

@@ -1,0 +1,59 @@
+"""SimCLR: agreement of two augmentations of an image (Chen et al. 2020, arXiv:2002.05709)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mmcl.config.methods import MethodConfig
+from mmcl.losses import Blockwise, batch_accuracy, nt_xent
+from mmcl.methods.base import Context, Loss
+from mmcl.methods.image_only import ImageOnly, both_views
+from mmcl.methods.outputs import Outputs
+from mmcl.methods.parts.heads import MlpConfig, mlp_head
+from mmcl.methods.step import Step
+from mmcl.models.towers import Towers
+
+
+class SimclrConfig(MethodConfig):
+    """One image tower, learned from two augmentations of each image (Chen et al. 2020, arXiv:2002.05709)."""
+
+    name: Literal["simclr"] = "simclr"
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.5
+    """Of NT-Xent; small batches of small images do well with 0.5, ImageNet with 0.1."""
+    projector: MlpConfig = Field(default_factory=MlpConfig)
+    """The head between the embeddings and the loss."""
+
+
+class Simclr(ImageOnly):
+    """NT-Xent between the projections of two augmentations of each image."""
+
+    Config = SimclrConfig
+    config: SimclrConfig
+
+    def __init__(self, config: SimclrConfig, encoder: Towers, context: Context) -> None:
+        super().__init__(config, encoder, context)
+        self.training_head = mlp_head(config.projector, encoder.width)
+
+    @property
+    def rings(self) -> bool:
+        """Where it is asked for; else every process has the global batch, whose statistics the projector takes."""
+        return self.context.exchange == "ring"
+
+    @property
+    def negatives_per_query(self) -> int:
+        return 2 * self.context.batch_size - 2
+
+    def project(self, outputs: Outputs) -> Outputs:
+        return replace(outputs, embeddings={"image": self.projector(outputs.embeddings["image"])})
+
+    def loss(self, outputs: Outputs, step: Step) -> Loss:
+        blockwise = Blockwise(across=self.across)
+        ids = outputs.rows.ids
+        return Loss(nt_xent(*both_views(outputs), self.config.temperature, ids=ids, blockwise=blockwise))
+
+    def metrics(self, outputs: Outputs) -> dict[str, float]:
+        blockwise = Blockwise(across=self.across)
+        return {"accuracy": batch_accuracy(*both_views(outputs), ids=outputs.rows.ids, blockwise=blockwise).item()}

@@ -1,0 +1,109 @@
+"""SwAV: each crop predicts the cluster of the others (Caron et al. 2020, arXiv:2006.09882)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from mmcl.config.methods import MethodConfig
+from mmcl.config.section import Positive, Range
+from mmcl.data.batches.views import Augment, View
+from mmcl.losses import sinkhorn, swapped_prediction
+from mmcl.methods.base import Context, Loss
+from mmcl.methods.image_only import ImageOnly, by_view
+from mmcl.methods.outputs import Outputs
+from mmcl.methods.parts.heads import MlpConfig, mlp_head
+from mmcl.methods.parts.prototypes import Prototypes
+from mmcl.methods.parts.queue import MemoryQueue, require_start
+from mmcl.methods.step import Step
+from mmcl.models.towers import Towers
+
+GLOBAL, LOCAL = "image", "local"  # views
+CROPS = ("first", "second")  # the two global ones
+
+
+class SwavConfig(MethodConfig):
+    """One image tower, learned by clustering crops of an image alike (Caron et al. 2020, arXiv:2006.09882)."""
+
+    name: Literal["swav"] = "swav"
+    temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.1
+    """Of the predictions."""
+    prototypes: int = Field(default=3000, ge=2)
+    """Clusters."""
+    epsilon: Positive = 0.05
+    """Smoothness of the assignments."""
+    iterations: int = Field(default=3, ge=1)
+    """Of Sinkhorn's algorithm."""
+    local_crops: int = Field(default=4, ge=1)
+    """Small crops beside the two global ones."""
+    local_size: int = Field(default=96, ge=8)
+    """Their side in pixels."""
+    local_scale: Range = (0.05, 0.14)
+    """Their area as a share of the image; that of the global ones is `augmentation.crop_scale`."""
+    queue: int = Field(default=0, ge=0)
+    """Former rows that take part in the assignments, for batches much smaller than the prototypes are many."""
+    queue_start: int = Field(default=0, ge=0)
+    """Optimizer steps before they do."""
+    freeze_prototypes: int = Field(default=300, ge=0)
+    """Optimizer steps at the start in which the prototypes stay as they are."""
+    projector: MlpConfig = Field(default_factory=MlpConfig)
+    """The head between the embeddings and the prototypes."""
+
+
+class Swav(ImageOnly):
+    """Swapped prediction of the assignments of two global crops from all other crops."""
+
+    Config = SwavConfig
+    config: SwavConfig
+
+    def __init__(self, config: SwavConfig, encoder: Towers, context: Context) -> None:
+        super().__init__(config, encoder, context)
+        self.training_head = mlp_head(config.projector, encoder.width)
+        self.prototypes = Prototypes(config.projector.dim, config.prototypes)
+        dims = dict.fromkeys(CROPS, config.projector.dim)
+        self.queue = MemoryQueue(config.queue, dims, columns=1, start=config.queue_start) if config.queue else None
+
+    def views(self) -> dict[str, View]:
+        assert self.context.augmentation is not None, "refused without"
+        local = Augment(self.context.augmentation.model_copy(update={"crop_scale": self.config.local_scale}))
+        size, count = self.config.local_size, self.config.local_crops
+        return super().views() | {LOCAL: View("image", "image", local, size=size, count=count)}
+
+    def project(self, outputs: Outputs) -> Outputs:
+        parts = list(outputs.embeddings.values())
+        vectors = F.normalize(self.projector(torch.cat(parts)), dim=1).split([len(part) for part in parts])
+        return replace(outputs, embeddings=dict(zip(outputs.embeddings, vectors, strict=True)))
+
+    def loss(self, outputs: Outputs, step: Step) -> Loss:
+        crops = by_view(outputs.embeddings[GLOBAL]), by_view(outputs.embeddings[LOCAL], self.config.local_crops)
+        scores = self.prototypes(torch.cat(crops))  # (V, N, K), the global ones first
+        return Loss(swapped_prediction(scores, self._assignments(scores[:2].detach()), self.config.temperature))
+
+    @torch.no_grad()
+    def _assignments(self, scores: Tensor) -> Tensor:
+        """(2, N, K) of the global crops, among those that the queue holds."""
+        stored = self.queue.contents() if self.queue is not None else {}
+        known = [scores]
+        if stored:
+            known.append(self.prototypes(torch.stack([stored[crop] for crop in CROPS])))
+        assigned = sinkhorn(torch.cat(known, dim=1), self.config.iterations, self.config.epsilon)
+        return assigned[:, : scores.shape[1]]
+
+    def require_steps(self, steps: int) -> None:
+        if self.queue is not None:
+            require_start(self.queue, steps, "method.queue_start")
+
+    def before_update(self, step: Step) -> None:
+        if step.number < self.config.freeze_prototypes:
+            self.prototypes.weight.grad = None
+
+    def after_update(self, outputs: Outputs, step: Step) -> None:
+        self.prototypes.normalise()
+        if self.queue is not None:
+            vectors = by_view(outputs.embeddings[GLOBAL])
+            self.queue.push(dict(zip(CROPS, vectors, strict=True)) | {"ids": outputs.rows.ids})

@@ -1,0 +1,191 @@
+"""SimCLR, BYOL and SwAV as methods: their losses against the papers' equations, and what changes after an update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmcl.config.data import AugmentationConfig
+from mmcl.config.load import load_config
+from mmcl.config.model import HeadConfig
+from mmcl.data.batches.batch import Batch
+from mmcl.losses import nt_xent, sinkhorn, swapped_prediction
+from mmcl.methods import Context, Step
+from mmcl.methods.byol import Byol, ByolConfig
+from mmcl.methods.image_only import by_view
+from mmcl.methods.simclr import Simclr, SimclrConfig
+from mmcl.methods.swav import Swav, SwavConfig
+from mmcl.models.embedder import Embedder
+from mmcl.models.heads import Head
+from mmcl.models.towers import Towers
+from mmcl.runtime.errors import MmclError
+
+STEP = Step(3, 10)
+SMALL = {"hidden": [8], "dim": 4}
+SETTINGS = {
+    Simclr: SimclrConfig(projector=SMALL),
+    Byol: ByolConfig(projector=SMALL, predictor=SMALL, momentum=0.9),
+    Swav: SwavConfig(projector=SMALL, prototypes=5, local_crops=4, local_size=8, freeze_prototypes=2, queue=16),
+}
+
+
+class Tower(nn.Module):
+    """Mean and spread of each channel, through a layer with batch normalisation."""
+
+    modality, width = "image", 6
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())
+        self.sizes = []
+
+    def forward(self, pixels):
+        self.sizes.append(tuple(pixels.shape))
+        flat = pixels.flatten(2)
+        return self.net(torch.cat([flat.mean(2), flat.std(2)], dim=1))
+
+
+@pytest.fixture
+def make():
+    def make(kind, **changes):
+        torch.manual_seed(0)
+        towers = Towers({"image": Embedder(Tower(), Head(HeadConfig(kind="none"), 6, 6))}, 6)
+        augmentation = AugmentationConfig(crop_scale=(0.3, 1.0), flip=0.5, brightness=0.4, greyscale=0.2)
+        config = SETTINGS[kind].model_copy(update=changes)
+        return kind(config, towers, Context({"image": "image"}, 6, augmentation=augmentation)).train()
+
+    return make
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    rows = torch.arange(6)
+    pixels = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8)
+    return Batch({"image": {"pixels": pixels}}, rows[:, None], seeds=rows + 50, rows=rows)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_method_is_one_short_file(kind):
+    source = Path(__import__(kind.__module__, fromlist=["x"]).__file__)
+    assert len(source.read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_views_are_independent_draws_of_the_row_alone(make, batch, kind):
+    method = make(kind)
+    inputs = method.view_inputs(batch)["image"]["pixels"]
+    assert inputs.shape == (12, 3, 16, 16)
+    first, second = by_view(inputs.flatten(1))
+    assert not torch.isclose(first, second).all(dim=1).any()
+    part = batch.split([2, 4])[1]
+    assert torch.equal(method.view_inputs(part)["image"]["pixels"], inputs[4:])
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_the_loss_changes_nothing_and_its_gradient_reaches_what_learns(make, batch, kind):
+    method = make(kind)
+    outputs = method.project(method.outputs(batch))
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    loss = method.loss(outputs, STEP)
+    assert method.loss(outputs, STEP).value == loss.value
+    method.metrics(outputs)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+    loss.value.backward()
+    for name, parameter in method.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_simclr_is_nt_xent_of_the_projections(make, batch):
+    simclr = make(Simclr)
+    outputs = simclr.outputs(batch)
+    hidden = simclr.projector[1](outputs.embeddings["image"])
+    hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
+    first, second = simclr.projector[-1](hidden.relu()).unflatten(0, (6, 2)).unbind(1)
+    expected = nt_xent(first, second, 0.5, ids=batch.ids)
+    torch.testing.assert_close(simclr.loss(simclr.project(outputs), STEP).value, expected)
+    assert simclr.negatives_per_query == 10
+
+
+def test_byol_predicts_the_copys_projection_of_the_other_view(make, batch):
+    byol = make(Byol)
+    outputs = byol.project(byol.outputs(batch))
+    online, target = (
+        F.normalize(of["image"], dim=1).detach().double().numpy() for of in (outputs.embeddings, outputs.keys)
+    )
+    distances = [
+        ((online[i] - target[j]) ** 2).sum() for r in range(6) for i, j in ((2 * r, 2 * r + 1), (2 * r + 1, 2 * r))
+    ]
+    assert byol.loss(outputs, STEP).value.item() == pytest.approx(np.sum(distances) / 6, rel=1e-5)
+    assert not outputs.keys["image"].requires_grad
+
+
+def test_byol_s_copy_takes_the_statistics_of_its_batch_and_follows_ever_more_slowly(make, batch):
+    byol = make(Byol)
+    own, copied = (part.tower.net for part in (byol.encoder.embedder("image"), byol.momentum.parts["image"]))
+    assert copied[1].training
+    assert not byol.eval().momentum.parts["image"].tower.net[1].training
+    byol.train()
+    torch.testing.assert_close(byol.outputs(batch).keys["image"], byol.outputs(batch).embeddings["image"])
+    before = copied[0].weight.clone()
+    with torch.no_grad():
+        own[0].weight.add_(1.0)
+    byol.after_update(byol.outputs(batch), Step(0, 10))
+    torch.testing.assert_close(copied[0].weight, 0.9 * before + 0.1 * own[0].weight)
+    after = copied[0].weight.clone()
+    byol.after_update(byol.outputs(batch), Step(9, 10))
+    torch.testing.assert_close(copied[0].weight, after, msg="at the last step the copy stands still")
+
+
+def test_swav_swaps_the_assignments_of_global_crops_among_all_crops_and_the_queue(make, batch):
+    swav = make(Swav)
+    outputs = swav.project(swav.outputs(batch))
+    sizes = swav.encoder.embedder("image").tower.sizes
+    assert sizes == [(12, 3, 16, 16), (24, 3, 8, 8)]
+    crops = torch.cat([by_view(outputs.embeddings["image"]), by_view(outputs.embeddings["local"], 4)])
+    assert crops.shape == (6, 6, 4)
+    scores = crops @ swav.prototypes.weight.T
+    expected = swapped_prediction(scores, sinkhorn(scores[:2]), 0.1)
+    torch.testing.assert_close(swav.loss(outputs, STEP).value, expected)
+    swav.after_update(outputs.detached(), STEP)
+    stored = swav.queue.contents()
+    together = torch.stack([torch.cat([crops[n], stored[name]]) for n, name in enumerate(("first", "second"))])
+    assigned = sinkhorn(together @ swav.prototypes.weight.T)[:, :6]
+    torch.testing.assert_close(swav.loss(outputs, STEP).value, swapped_prediction(scores, assigned, 0.1))
+
+
+def test_prototypes_stay_as_they_are_at_first_and_of_unit_length_always(make, batch):
+    swav = make(Swav)
+    for number, frozen in ((0, True), (1, True), (2, False)):
+        outputs = swav.project(swav.outputs(batch))
+        swav.loss(outputs, Step(number, 9)).value.backward()
+        swav.before_update(Step(number, 9))
+        assert (swav.prototypes.weight.grad is None) == frozen
+    with torch.no_grad():
+        swav.prototypes.weight.mul_(3.0)
+    swav.after_update(outputs.detached(), STEP)
+    torch.testing.assert_close(swav.prototypes.weight.norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol", "swav"])
+def test_without_augmentation_there_is_nothing_to_learn(name, tmp_path):
+    from mmcl.training.build import build_method
+
+    config = load_config({"method": name, "data": {"train": {"source": "x"}}, "model": {"image": {}}})
+    with pytest.raises(MmclError, match="both views of an image are the same"):
+        build_method(config, tmp_path)
+    with pytest.raises(MmclError, match=r"^model\.text: method '.*' reads no texts"):
+        build_method(load_config(config, ["model.text={}"]), tmp_path)
+
+
+def test_a_ring_is_refused_where_the_loss_needs_the_batch(make):
+    byol = make(Byol)
+    context = Context({"image": "image"}, 6, "ring", augmentation=byol.context.augmentation)
+    with pytest.raises(MmclError, match="method 'byol' needs the whole batch on every process; set it to gather"):
+        Byol(byol.config, byol.encoder, context)
+    assert Simclr(SETTINGS[Simclr], byol.encoder, context).across == "ring"

@@ -1,0 +1,125 @@
+"""Methods over images alone, end to end: trained, cut off and resumed, in micro-batches, on two processes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mmcl import load, train
+from mmcl.methods import Step
+
+from .processes import launch
+
+SMALL = {"hidden": [16], "dim": 8, "norm": "layer"}
+METHODS = {
+    "simclr": {"name": "simclr", "projector": SMALL},
+    "byol": {"name": "byol", "projector": SMALL, "predictor": SMALL, "momentum": 0.9},
+    "swav": {
+        "name": "swav", "projector": SMALL, "prototypes": 6, "local_size": 8, "queue": 24, "queue_start": 2,
+        "freeze_prototypes": 1,
+    },
+}  # fmt: skip
+VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 16, "dynamic_img_size": True}
+SCRIPT = """
+import sys, json
+from mmcl.training import train
+train(json.load(open(sys.argv[1])), out=sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Forty images of coloured stripes."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for number in range(40):
+        stripes = random.integers(0, 256, (16, 1, 3)) * np.ones((1, 16, 1))
+        pixels = stripes if number % 2 else stripes.transpose(1, 0, 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02d}.png")
+    rows = [{"image": str(folder / f"{number:02d}.png")} for number in range(40)]
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config_of(images, name, **training):
+    return {
+        "name": name,
+        "method": METHODS[name],
+        "data": {"train": {"source": str(images)}, "image": {"size": 16}},
+        "model": {"dim": 16, "image": {"name": "timm:vit_tiny_patch16_224", "args": VIT, "head": {"kind": "none"}}},
+        "augmentation": {"crop_scale": [0.4, 1.0], "flip": 0.5, "brightness": 0.3},
+        "training": {
+            "epochs": 2, "batch_size": 8, "lr": 1e-3, "log_every": 1, "save_every": 3, "precision": "float32",
+            "device": "cpu", **training,
+        },
+    }  # fmt: skip
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images, name):
+    config = config_of(images, name)
+    whole = train(config, out=tmp_path / "whole", show_progress=False)
+    losses = [line["loss"] for line in whole.lines() if "loss" in line]
+    assert len(losses) == 10
+    assert np.isfinite(losses).all()
+    stopped = tmp_path / "stopped"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        from mmcl.training.loop import Trainer
+
+        step = Trainer._step
+        patch.setattr(Trainer, "_step", lambda self, *given: stop() if given[1] == 5 else step(self, *given))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, out=stopped, show_progress=False)
+    train(config, out=stopped, resume=True, show_progress=False)
+    ours, theirs = weights(tmp_path / "whole"), weights(stopped)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    encoder = load(stopped)
+    assert encoder.modalities == {"image"}
+    assert encoder.encode(Image.new("RGB", (20, 30))).shape == (16,)
+    assert encoder.towers.training_head is not None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_learn_what_the_batch_learns(tmp_path, images, name):
+    from mmcl.config.load import load_config
+    from mmcl.training.loop import Trainer
+
+    found = []
+    for micro_batch in (None, 3):
+        config = load_config(config_of(images, name, micro_batch=micro_batch))
+        trainer = Trainer(config, tmp_path / str(micro_batch), resume=False, show_progress=False)
+        trainer.method.double().train()
+        batches = trainer.feed.batches(0, 4)
+        results = [trainer.step([batch], Step(number, 4), 1e-2) for number, batch in enumerate(batches)]
+        found.append(([r.loss for r in results], [r.norm for r in results], trainer.method.state_dict()))
+        trainer.metrics.close()
+    for number in (0, 1):
+        np.testing.assert_allclose(found[0][number], found[1][number], rtol=1e-6)
+    for key, tensor in found[0][2].items():
+        torch.testing.assert_close(found[1][2][key], tensor, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_learn_what_one_learns(tmp_path, images, name):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config_of(images, name)))
+    launch(SCRIPT, path, tmp_path / "two")
+    launch(SCRIPT, path, tmp_path / "one", processes=1)
+    ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
