@@ -55,7 +55,10 @@ def test_the_settings_of_a_plug_in_are_checked_and_in_the_schema(installed):
         load_config(given({"name": "grey", "shde": 1}))
     with pytest.raises(MmclError, match=r"'method\.shade' is 'dark': input should be a valid number"):
         load_config(given({"name": "grey", "shade": "dark"}))
-    members = {each["title"]: each for each in Config.model_json_schema()["properties"]["method"]["oneOf"]}
+    schema = Config.model_json_schema()
+    known = {f"#/$defs/{name}": section for name, section in schema["$defs"].items()}
+    members = [known.get(each.get("$ref"), each) for each in schema["properties"]["method"]["oneOf"]]
+    members = {each["title"]: each for each in members}
     assert members["GreyConfig"]["properties"]["shade"]["description"] == "How dark."
     assert "temperature" in members["ClipConfig"]["properties"]
 
