@@ -180,9 +180,6 @@ class Method(nn.Module, ABC):
         """Keys of former batches, at most, with which each query is compared besides."""
         return 0
 
-    def require_steps(self, steps: int) -> None:
-        """Raise ``MmclError`` for a setting that would do nothing in a run of so many steps."""
-
     @property
     def rings(self) -> bool:
         """Whether the loss goes across processes by itself, each passing its own rows, as ``context.exchange`` says."""

@@ -166,14 +166,6 @@ class Paired(Method):
     def card(self) -> dict[str, Any]:
         return {"matryoshka": self.config.matryoshka.dims} if self.config.matryoshka else {}
 
-    def require_steps(self, steps: int) -> None:
-        queue = getattr(self.config, "queue", None)
-        if queue is not None and queue.start >= steps:
-            raise MmclError(
-                f"method.queue.start: {queue.start}, but the run has {steps} steps, so that no past rows would count; "
-                "lower it, raise training.epochs, or leave the queue out"
-            )
-
     def learned_scale(self) -> tuple[float | None, float | None]:
         """``logit_scale`` and ``logit_bias`` as they stand, for the encoder to keep; no bias for a method without."""
         return self.logit_scale.item(), None
