@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mmcl.config import load_config, read_yaml
+from mmcl.config.methods import METHODS
 from mmcl.config.read_yaml import parse_yaml
 from mmcl.runtime.errors import MmclError
 
