@@ -1,8 +1,12 @@
 """The examples run as they are, and come to what they promise."""
 
+import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -31,3 +35,62 @@ def test_sentences_finds_the_question_that_means_the_same(run):
     answer, spearman = run("sentences.py")
     assert answer == "How do I reset my password?"
     assert spearman == "STS-B, Spearman: 82.03"
+
+
+def test_own_loss_falls_and_the_model_is_saved(run, tmp_path):
+    losses = [float(line.split()[-1]) for line in run("own_loss.py")]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "runs" / "own_loss" / "model.safetensors").is_file()
+
+
+def test_a_package_of_ones_own_adds_a_method_a_tower_and_an_evaluator(tmp_path):
+    site = tmp_path / "site"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+    ]
+    subprocess.run([*pip, str(copytree(EXAMPLES / "plugin", tmp_path / "plugin"))], check=True)
+    config = {
+        "name": "mine",
+        "method": {"name": "spectral", "weight": 0.5},
+        "data": {"train": {"source": "sample:shapes", "split": "dev"}, "image": {"size": 32}},
+        "model": {"dim": 16, "image": {"name": "patches:8", "args": {"width": 16}}},
+        "augmentation": {"crop_scale": [0.5, 1.0]},
+        "training": {"epochs": 2, "batch_size": 50, "lr": 1e-2, "log_every": 1},
+        "evaluation": {
+            "sources": {"dev": {"task": "effective_rank", "source": "sample:shapes", "split": "dev", "rows": 64}},
+            "best": "dev/effective_rank",
+        },
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(config))
+
+    def mmcl(*words):
+        path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "mmcl", *words]
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert all(name in mmcl("models")[1] for name in ("spectral", "patches", "effective_rank"))
+    schema = mmcl("config", "schema")[1]
+    assert "Of the repulsion of different images." in schema
+    assert "The first so many rows." in schema
+    code, _, said = mmcl("train", "mine.yaml", "--set", "method.weigth=2")
+    assert code == 2
+    assert "weight" in said
+    code, told, said = mmcl("train", "mine.yaml")
+    assert code == 0, said
+    assert "effective_rank" in told
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "mine" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+    code, _, said = mmcl("encode", "runs/mine", "sample:shapes", "--split", "test", "--out", "vectors")
+    assert code == 0, said
