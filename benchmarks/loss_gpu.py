@@ -34,7 +34,7 @@ from open_clip import ClipLoss
 from torch import Tensor
 
 from mmcl.losses import info_nce
-from mmcl.losses.blockwise import triton_tiles
+from mmcl.losses.blockwise import triton_blocks
 
 Loss: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -48,7 +48,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("loss_gpu: no CUDA device here, so nothing was measured")
     torch.manual_seed(0)
-    triton_tiles.BACKWARD_BLOCK = options.backward_block
+    triton_blocks.BACKWARD_BLOCK = options.backward_block
     show(check(options.dim))
     rate = matmul_rate()
     rows = []
@@ -95,7 +95,7 @@ def contenders() -> dict[str, Loss]:
 
 @contextmanager
 def _without_triton() -> Iterator[None]:
-    with mock.patch.object(triton_tiles, "available", return_value=False):
+    with mock.patch.object(triton_blocks, "available", return_value=False):
         yield
 
 
@@ -201,7 +201,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--backward-block",
         type=int,
-        default=triton_tiles.BACKWARD_BLOCK,
+        default=triton_blocks.BACKWARD_BLOCK,
         help="rows and columns of a block of derivatives",
     )
     return parser.parse_args()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.blockwise.plan import DEFAULT, Blockwise
-from mmcl.losses.blockwise.tiles import Plan, Sweep, make_plan
+from mmcl.losses.blockwise.blocks import BlockIterator
+from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, make_plan
 from mmcl.losses.candidates import EmbeddingSet, Ids, candidates, dense_logits, exclusion_mask
 from mmcl.losses.similarity import Similarity
 
@@ -37,7 +37,7 @@ def batch_accuracy(
     """
     with torch.autocast(query.device.type, enabled=False):
         batch = candidates(query, key, ids=ids, similarity=similarity, empty=blockwise.across is not None)
-        plan = make_plan(batch, blockwise, half=False)
+        plan = make_plan(batch, blockwise, bfloat16=False)
         if plan is not None:
             return _blockwise(batch.queries, batch.keys, plan)
         (scores,) = dense_logits(batch, 1.0, symmetric=False)
@@ -46,19 +46,18 @@ def batch_accuracy(
         return (own > others.amax(dim=1)).float().mean()
 
 
-def _blockwise(rows: EmbeddingSet, columns: EmbeddingSet, plan: Plan) -> Tensor:
+def _blockwise(rows: EmbeddingSet, columns: EmbeddingSet, plan: BlockPlan) -> Tensor:
     """Share of the rows of all processes whose positive has a larger similarity than any other column."""
     one = rows.vectors.new_ones(())
     own, best = (torch.full_like(rows.vectors[:, 0], -torch.inf) for _ in range(2))
-
-    sweep = Sweep(rows, one, plan)
+    blocks = BlockIterator(rows, one, plan)
 
     def work(shard: EmbeddingSet, _: list[Tensor]) -> None:
-        for r, c, z in sweep.tiles(shard):
-            found = sweep.own(r, c, shard)
+        for r, c, z in blocks.tiles(shard):
+            found = blocks.owned(r, c, shard)
             mask = exclusion_mask(rows.at(r), shard.at(c))
             if found is not None:
-                # From the tile itself, for a tie must be one to the last bit.
+                # From the tile itself, so that ties are exact.
                 row, column = (part[found[0]] for part in found[1:])
                 own[r.start + row] = z[row, column]
                 z[row, column] = -torch.inf
@@ -66,5 +65,5 @@ def _blockwise(rows: EmbeddingSet, columns: EmbeddingSet, plan: Plan) -> Tensor:
                 z.masked_fill_(mask, -torch.inf)
             torch.maximum(best[r], z.amax(dim=1), out=best[r])
 
-    plan.tour(columns, plan.keys, work)
-    return (plan.exchange.total((own > best).sum()) / plan.exchange.rows).float()
+    plan.map_shards(columns, plan.keys, work)
+    return (plan.exchange.all_reduce_sum((own > best).sum()) / plan.exchange.global_rows).float()

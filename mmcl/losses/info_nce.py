@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.blockwise.plan import DEFAULT, Blockwise
-from mmcl.losses.blockwise.tiled import Statistics, log_sum_exp, positive_logits
-from mmcl.losses.blockwise.tiles import Plan, as_scale, in_bfloat16, make_plan
+from mmcl.losses.blockwise.log_sum_exp import Statistics, log_sum_exp, positive_logits
+from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, all_bfloat16, as_scale, make_plan
 from mmcl.losses.candidates import Candidates, Ids, candidates, dense_logits
 from mmcl.losses.checks import check_temperature
 from mmcl.losses.negatives import Guide, Negatives
@@ -76,8 +75,8 @@ def info_nce(
     with torch.autocast(query.device.type, enabled=False):
         empty = blockwise.across is not None
         batch = candidates(query, key, ids=ids, negatives=negatives, guide=guide, similarity=similarity, empty=empty)
-        half = in_bfloat16(query, key, None if negatives is None else negatives.vectors)
-        plan = make_plan(batch, blockwise, half=half)
+        bfloat16 = all_bfloat16(query, key, None if negatives is None else negatives.vectors)
+        plan = make_plan(batch, blockwise, bfloat16=bfloat16)
         if plan is not None:
             return _blockwise(batch, temperature, plan, symmetric, label_smoothing)
         directions = dense_logits(batch, temperature, symmetric=symmetric)
@@ -85,7 +84,7 @@ def info_nce(
 
 
 def _blockwise(
-    batch: Candidates, temperature: float | Tensor, plan: Plan, symmetric: bool, label_smoothing: float
+    batch: Candidates, temperature: float | Tensor, plan: BlockPlan, symmetric: bool, label_smoothing: float
 ) -> Tensor:
     """The loss by statistics of each row's candidates other than its positive."""
     queries, keys, negatives, weight, _ = batch
@@ -94,15 +93,14 @@ def _blockwise(
     totals = label_smoothing > 0.0
     forward, backward = log_sum_exp(queries, keys, plan.keys, scale, positives, plan, both=symmetric, totals=totals)
     if negatives is not None:
-        if weight == 1.0 or negatives.owner is None:
+        if weight == 1.0:
             negatives = negatives._replace(owner=None)
-        more, _ = log_sum_exp(
-            queries, negatives, plan.negatives, scale, positives, plan, totals=totals, own_weight=weight
-        )
+        more, _ = log_sum_exp(queries, negatives, plan.negatives, scale, positives, plan, totals=totals, weight=weight)
         forward = Statistics(torch.logaddexp(forward.lse, more.lse), *map(torch.add, forward[1:], more[1:]))
     directions = [forward, backward] if symmetric else [forward]
     losses = [_cross_entropy_of(others, positives.to(others.lse.dtype), label_smoothing) for others in directions]
-    return plan.exchange.total(torch.stack(losses).mean(dim=0).sum() / plan.exchange.rows).to(positives.dtype)
+    loss = torch.stack(losses).mean(dim=0).sum() / plan.exchange.global_rows
+    return plan.exchange.all_reduce_sum(loss).to(positives.dtype)
 
 
 def _cross_entropy_of(others: Statistics, positives: Tensor, label_smoothing: float) -> Tensor:

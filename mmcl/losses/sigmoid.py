@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.blockwise.plan import DEFAULT, Blockwise
-from mmcl.losses.blockwise.tiled import positive_logits, softplus_sum
-from mmcl.losses.blockwise.tiles import Plan, as_number, as_scale, in_bfloat16, make_plan
+from mmcl.losses.blockwise.log_sum_exp import positive_logits
+from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, all_bfloat16, as_number, as_scale, make_plan
+from mmcl.losses.blockwise.softplus_sum import softplus_sum
 from mmcl.losses.candidates import Candidates, candidates, duplicate_mask
 from mmcl.losses.checks import check_number, check_pairs, check_temperature, scalar
 from mmcl.losses.similarity import Similarity, similarities
@@ -60,7 +60,7 @@ def sigmoid(
     check_number(bias, "bias")
     with torch.autocast(image.device.type, enabled=False):
         batch = candidates(image, text, ids=ids, similarity=similarity, empty=blockwise.across is not None)
-        plan = make_plan(batch, blockwise, half=in_bfloat16(image, text))
+        plan = make_plan(batch, blockwise, bfloat16=all_bfloat16(image, text))
         if plan is not None:
             return _blockwise(batch, temperature, bias, plan)
         temperature, bias = scalar(temperature), scalar(bias)
@@ -72,11 +72,11 @@ def sigmoid(
         return terms.sum(dim=1).mean()
 
 
-def _blockwise(batch: Candidates, temperature: float | Tensor, bias: float | Tensor, plan: Plan) -> Tensor:
+def _blockwise(batch: Candidates, temperature: float | Tensor, bias: float | Tensor, plan: BlockPlan) -> Tensor:
     """The positives, and the sum over all other pairs in tiles."""
     images, texts = batch.queries, batch.keys
     scale, bias = as_scale(temperature, images.vectors), as_number(bias, images.vectors)
     positives = positive_logits(images, texts, scale, plan) + bias
     others = softplus_sum(images, texts, scale, bias, plan)
     terms = others - F.logsigmoid(positives.to(others.dtype))
-    return plan.exchange.total(terms.sum() / plan.exchange.rows).to(positives.dtype)
+    return plan.exchange.all_reduce_sum(terms.sum() / plan.exchange.global_rows).to(positives.dtype)

@@ -1,10 +1,10 @@
 # ruff: noqa: N803  (what a kernel is compiled for is written in capitals)
 # mypy: disable-error-code="no-untyped-def,import-untyped"
-"""Triton kernels that turn a tile of the matrix of logits into sums, or into weights of its gradient.
+"""Triton kernels that turn a tile of the matrix of logits into sums, or into the derivative by its logits.
 
-Only :mod:`mmcl.losses.blockwise.triton_tiles`, which runs them, imports this module, for triton need not be there.
-Every program computes one tile of ``scale · rows @ columns.T``, and no two write to the same place, so none
-needs an atomic.
+Only :mod:`mmcl.losses.blockwise.triton_blocks`, which runs them, imports this module, since triton is optional. Every
+program computes one tile of ``scale · rows @ columns.T``, and no two write to the same place, so that no atomics are
+needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONFIGS = [
     triton.Config({"BLOCK_K": 64}, num_warps=8, num_stages=4),
     triton.Config({"BLOCK_K": 32}, num_warps=8, num_stages=3),
 ]
-# The tile's sides are not tuned: they decide in which order sums are added up, and runs are to be repeatable.
+# The size of a tile is not tuned: the order of sums depends on it, and runs are to be reproducible.
 _tuned: Any = triton.autotune(
     _CONFIGS[-1:] if INTERPRETED.value else _CONFIGS, key=["D", "ID_COLUMNS", "PRECISION"], cache_results=True
 )
@@ -33,7 +33,7 @@ _tuned: Any = triton.autotune(
 
 @triton.jit
 def _place(row_count, column_count, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """This program's tile. GROUP tiles below each other come first: what columns they share stays in the cache."""
+    """This program's tile. GROUP tiles below each other come first, so that the cache keeps the columns they share."""
     down, across = tl.cdiv(row_count, BLOCK_M), tl.cdiv(column_count, BLOCK_N)
     number = tl.program_id(0)
     first = number // (GROUP * across) * GROUP
@@ -73,7 +73,7 @@ def _logits(
     """A tile of logits, -∞ for what is no candidate; the places of its rows, and of its columns."""
     row_at = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column_at = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Past the end the last one is read again, which costs the product no mask; what comes of it never counts.
+    # Past the end the last one is read again, so that the product needs no mask; its results are discarded.
     row_read, column_read = tl.minimum(row_at, row_count - 1), tl.minimum(column_at, column_count - 1)
     z = _similarities(rows, columns, row_read, column_read, D, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K) * tl.load(scale)
     if owner is not None:
@@ -89,7 +89,7 @@ def _logits(
 
 @triton.jit
 def _log_sum_exp(z, AXIS: tl.constexpr):
-    """-∞ where there is no candidate."""
+    """Log-sum-exp along an axis; -∞ where there is no candidate."""
     top = tl.max(z, axis=AXIS)
     top = tl.where(top == float("-inf"), 0.0, top)
     terms = tl.exp2((z - tl.expand_dims(top, AXIS)) * LOG2_E)
@@ -158,7 +158,7 @@ def softmax_weights_tile(
 
 @triton.jit
 def _softplus(x):
-    """log(1 + exp(x)), and its derivative. Small ones keep their digits: there are B² to add up."""
+    """log(1 + exp(x)) and its derivative, with full relative precision for small values, of which B² are added."""
     small = tl.exp2(-tl.abs(x) * LOG2_E)
     series = small * (1.0 - small * (0.5 - small * (1.0 / 3.0 - small * 0.25)))
     value = tl.maximum(x, 0.0) + tl.where(small < 0.03125, series, tl.log2(1.0 + small) * LN_2)

@@ -1,4 +1,4 @@
-"""The Triton kernels against dense formulas in float64. Run by test_triton_tiles.py, with ``TRITON_INTERPRET=1``."""
+"""The Triton kernels against dense formulas in float64. Run by test_triton_blocks.py, with ``TRITON_INTERPRET=1``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses import Blockwise, Negatives, info_nce, sigmoid
-from mmcl.losses.blockwise import triton_tiles
-from mmcl.losses.blockwise.triton_tiles import Logits
+from mmcl.losses.blockwise import triton_blocks
+from mmcl.losses.blockwise.triton_blocks import Logits
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Tiles and launches so small that a few dozen rows take several of both."""
-    monkeypatch.setattr(triton_tiles, "PROGRAM_TILE", 32)
-    monkeypatch.setattr(triton_tiles, "FORWARD_BLOCK", 64)
-    monkeypatch.setattr(triton_tiles, "BACKWARD_BLOCK", 48)
+    monkeypatch.setattr(triton_blocks, "PROGRAM_TILE", 32)
+    monkeypatch.setattr(triton_blocks, "FORWARD_BLOCK", 64)
+    monkeypatch.setattr(triton_blocks, "BACKWARD_BLOCK", 48)
 
 
 def unit(n: int, d: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -73,7 +73,7 @@ def compare(logits: Logits, tolerance: float, *, shift: float | None = None, bot
     """Log-sum-exps and gradients are those of the dense form."""
     exact = Dense(logits)
     expected = exact.z.logsumexp(dim=1), exact.z.logsumexp(dim=0)
-    found = triton_tiles.log_sum_exp(logits, shift=shift, both=both)
+    found = triton_blocks.log_sum_exp(logits, shift=shift, both=both)
     assert (found[1] is not None) == both
     row_grad, column_grad = torch.randn(len(logits.rows)), torch.randn(len(logits.columns))
     value, statistics = weighed(expected[0], row_grad), (found[0], row_grad)
@@ -81,7 +81,7 @@ def compare(logits: Logits, tolerance: float, *, shift: float | None = None, bot
     if both:
         torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-5)
         value, statistics = value + weighed(expected[1], column_grad), (*statistics, found[1], column_grad)
-    got = gradients(logits, lambda d: triton_tiles.log_sum_exp_backward(logits, d, *statistics, shift=shift))
+    got = gradients(logits, lambda d: triton_blocks.log_sum_exp_backward(logits, d, *statistics, shift=shift))
     *wanted, d_scale = exact.gradients(value)
     for ours, theirs in zip(got[:2], wanted, strict=True):
         assert ours.dtype == torch.float32
@@ -105,11 +105,13 @@ def test_tiles_of_the_real_size(shift):
 
 def test_columns_that_learn_nothing_cost_no_product(small_blocks):
     logits = problem(40, 50, 9)
-    lse, _ = triton_tiles.log_sum_exp(logits, both=False)
+    lse, _ = triton_blocks.log_sum_exp(logits, both=False)
     found = [torch.zeros(40, 9), torch.zeros(40, 9)]
-    for d_rows, theirs in zip(found, (True, False), strict=True):
-        d_columns = triton_tiles.log_sum_exp_backward(logits, d_rows, lse, torch.ones(40), theirs=theirs)
-        assert (d_columns is not None) == theirs
+    for d_rows, required in zip(found, (True, False), strict=True):
+        d_columns = triton_blocks.log_sum_exp_backward(
+            logits, d_rows, lse, torch.ones(40), columns_require_grad=required
+        )
+        assert (d_columns is not None) == required
     assert torch.equal(*found)
 
 
@@ -135,11 +137,11 @@ def test_nothing_overflows_at_temperature_one_hundredth(small_blocks):
     compare(Logits(x, -x[:30], torch.tensor(100.0), *ids), 1e-4)
     for shift in (None, 0.0):
         nothing = Logits(x[:5], x[:7], torch.tensor(1.0), torch.zeros(5).long(), torch.zeros(7).long())
-        row_lse, column_lse = triton_tiles.log_sum_exp(nothing, shift=shift)
+        row_lse, column_lse = triton_blocks.log_sum_exp(nothing, shift=shift)
         assert row_lse.isneginf().all()
         assert column_lse.isneginf().all()
         given = nothing, torch.zeros(5, 4), row_lse, torch.ones(5), column_lse, torch.ones(7)
-        assert not triton_tiles.log_sum_exp_backward(*given, shift=shift).any()
+        assert not triton_blocks.log_sum_exp_backward(*given, shift=shift).any()
         assert not given[1].any()
 
 
@@ -149,17 +151,17 @@ def test_softplus_equals_the_dense_form(small_blocks, dtype, tolerance):
     logits, bias = problem(45, 60, 33, scale=12.0, id_columns=2, dtype=dtype), torch.tensor(-7.0)
     exact, row_grad = Dense(logits), torch.randn(45)
     expected = F.softplus(exact.z + bias.double())
-    value, slope = triton_tiles.softplus_sum(logits, bias)
+    value, slope = triton_blocks.softplus_sum(logits, bias)
     torch.testing.assert_close(value, expected.sum(dim=1), rtol=1e-5, atol=0.0)
     torch.testing.assert_close(slope, (exact.z + bias.double()).sigmoid().sum(dim=1), rtol=1e-5, atol=0.0)
-    got = gradients(logits, lambda d: triton_tiles.softplus_sum_backward(logits, bias, d, row_grad))
+    got = gradients(logits, lambda d: triton_blocks.softplus_sum_backward(logits, bias, d, row_grad))
     for ours, theirs in zip(got, exact.gradients((expected.sum(dim=1) * row_grad.double()).sum()), strict=True):
         assert error(ours, theirs) < tolerance
 
 
 def test_softplus_keeps_terms_that_added_to_one_would_vanish(small_blocks):
     rows = torch.tensor([[1.0], [0.0]])
-    value, slope = triton_tiles.softplus_sum(Logits(rows, rows, torch.tensor(1.0)), torch.tensor(-20.0))
+    value, slope = triton_blocks.softplus_sum(Logits(rows, rows, torch.tensor(1.0)), torch.tensor(-20.0))
     logits = rows.double() @ rows.T.double() - 20.0
     torch.testing.assert_close(value, F.softplus(logits).sum(dim=1), rtol=1e-5, atol=0.0)
     torch.testing.assert_close(slope, logits.sigmoid().sum(dim=1), rtol=1e-5, atol=0.0)
@@ -192,8 +194,8 @@ def losses(kind: str, dtype=torch.float64, tile=None) -> list[Tensor]:
 @pytest.mark.parametrize("kind", ["clip", "hard negatives", "sigmoid"])
 def test_the_losses_go_through_the_kernels(small_blocks, monkeypatch, kind):
     launched = []
-    launch = triton_tiles._Block.launch
-    monkeypatch.setattr(triton_tiles._Block, "launch", lambda *args: launched.append(args[1]) or launch(*args))
+    launch = triton_blocks._Block.launch
+    monkeypatch.setattr(triton_blocks._Block, "launch", lambda *args: launched.append(args[1]) or launch(*args))
     expected = losses(kind)
     assert not launched
     for got, want in zip(losses(kind, torch.float32, tile=32), expected, strict=True):
@@ -208,4 +210,4 @@ def test_no_rows_or_no_negatives_are_an_empty_matrix(small_blocks, columns):
     ids = torch.arange(9)[:, None].expand(9, columns)
     with_none = info_nce(full, full, ids=ids, negatives=Negatives(none, ids[:0]), blockwise=Blockwise(4))
     assert with_none.item() == pytest.approx(info_nce(full, full, ids=ids, blockwise=Blockwise(None)).item(), rel=1e-4)
-    assert triton_tiles.log_sum_exp(Logits(none, full, torch.tensor(5.0), ids[:0], ids))[1].isneginf().all()
+    assert triton_blocks.log_sum_exp(Logits(none, full, torch.tensor(5.0), ids[:0], ids))[1].isneginf().all()

@@ -1,4 +1,4 @@
-"""What tiled losses refuse, and what they must not fall for."""
+"""Losses in tiles: what they refuse, numerical edge cases, and what they must leave alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmcl.losses import Blockwise, Guide, Negatives, info_nce, sigmoid
-from mmcl.losses.blockwise import tiled, tiles
+from mmcl.losses.blockwise import blocks, log_sum_exp, softplus_sum
 
 LOSSES = [
     lambda q, k: info_nce(q, k, 0.2, similarity="dot", blockwise=Blockwise(2)),
@@ -118,7 +118,7 @@ def test_a_device_without_float64_is_served(monkeypatch):
     tensors = [torch.randn(6, 4) for _ in range(3)]
     results = []
     for dtype in (torch.float64, torch.float32):
-        for module in (tiled, tiles):
+        for module in (blocks, log_sum_exp, softplus_sum):
             monkeypatch.setattr(module, "widest", lambda device, dtype=dtype: dtype)
         q, k, n = (tensor.clone().requires_grad_() for tensor in tensors)
         loss = info_nce(q, k, negatives=Negatives(n), label_smoothing=0.1, blockwise=Blockwise(4))
@@ -129,7 +129,7 @@ def test_a_device_without_float64_is_served(monkeypatch):
 
 
 def test_products_in_float32_leave_the_settings_of_the_process_alone(monkeypatch):
-    monkeypatch.setattr(tiles, "_rounded_to_bfloat16", None)
+    monkeypatch.setattr(blocks, "_onednn_bfloat16", None)
     before = torch.backends.mkldnn.matmul.fp32_precision
     info_nce(torch.randn(5, 3), torch.randn(5, 3), blockwise=Blockwise(2))
     assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmcl.losses.blockwise import triton_tiles
+from mmcl.losses.blockwise import triton_blocks
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton comes with torch for CUDA on Linux only"
@@ -57,12 +57,12 @@ def test_kernels_compile_for_hopper_and_use_no_atomics(tmp_path):
 
 
 def test_the_host_side_needs_no_triton():
-    blocked = "import sys; sys.modules['triton'] = None; import mmcl.losses.blockwise.triton_tiles"
+    blocked = "import sys; sys.modules['triton'] = None; import mmcl.losses.blockwise.triton_blocks"
     assert not failure("-c", blocked)
 
 
 def test_tensors_without_a_device_for_the_kernels_are_not_taken(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not triton_tiles.available(torch.zeros(1))
+    assert not triton_blocks.available(torch.zeros(1))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert not triton_tiles.available(torch.zeros(1, dtype=torch.float64))
+    assert not triton_blocks.available(torch.zeros(1, dtype=torch.float64))

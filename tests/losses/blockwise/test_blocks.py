@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, info_nce, sigmoid
-from mmcl.losses.blockwise import tiles
+from mmcl.losses.blockwise import blocks, plan
 
 
 def compare(loss, tensors, tile, rtol=1e-10, atol=1e-11):
@@ -170,14 +170,14 @@ def test_products_in_bfloat16_stay_within_a_hundredth_of_the_gradient(monkeypatc
     torch.manual_seed(4)
     q = torch.randn(40, 24).bfloat16()
     k = (q.float() + torch.randn(40, 24)).bfloat16()
-    multiply = tiles.multiply
+    multiply = blocks.multiply
 
-    def rounded(a, b, out, *, half, add=False):
-        assert half
-        multiply(a.bfloat16().float(), b.bfloat16().float(), out, half=True, add=add)
+    def rounded(a, b, out, *, bfloat16, add=False):
+        assert bfloat16
+        multiply(a.bfloat16().float(), b.bfloat16().float(), out, bfloat16=True, add=add)
 
-    monkeypatch.setattr(tiles, "multiply", rounded)
-    monkeypatch.setattr(tiles, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(blocks, "multiply", rounded)
+    monkeypatch.setattr(plan, "multiplies_bfloat16", lambda device: True)
     for tau in (0.02, 0.07):
         grads = []
         for dtype, tile in ((torch.float64, None), (torch.bfloat16, 16)):
@@ -211,7 +211,7 @@ def test_no_matrix_of_all_logits_is_ever_in_memory(monkeypatch):
     info_nce(q, q.detach(), blockwise=Blockwise("auto")).backward()
     sigmoid(q, q.detach(), 0.1, -1.0, blockwise=Blockwise("auto")).backward()
     batch_accuracy(q, q)
-    assert 0 < largest <= tiles.TILE**2
+    assert 0 < largest <= plan.TILE**2
 
 
 def test_arguments_that_do_not_fit_are_named():
