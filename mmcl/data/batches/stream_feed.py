@@ -30,7 +30,7 @@ from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
 from mmcl.data.sources.tar.shards import Sample, count_samples, is_local, list_shards, shard_name
-from mmcl.data.sources.tar.stream import Mixture, Order, Walk
+from mmcl.data.sources.tar.stream import Mixture, Order, ShardIterator
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.prefetch import prefetch
@@ -177,19 +177,19 @@ class StreamFeed:
             block=self.config.data.shuffle,
         )
         place = place or {"drawn": 0, "walks": [None] * len(self.pools)}
-        walks = [
-            Walk(
+        iterators = [
+            ShardIterator(
                 pool,
                 self._load,
                 order,
                 pool=number,
                 wanted={extension for column in self._columns for extension in column.source.files},
                 fail=self.config.data.on_error == "fail",
-                place=place["walks"][number],
+                cursor=place["walks"][number],
             )
             for number, pool in enumerate(self.pools)
         ]
-        return Mixture(walks, self.weights, order, place["drawn"])
+        return Mixture(iterators, self.weights, order, place["drawn"])
 
     def _load(self, sample: Sample) -> list[Any]:
         return [column.load(sample) for column in self._columns]

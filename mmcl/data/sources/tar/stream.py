@@ -13,7 +13,7 @@ from mmcl.data.sources.tar.shards import Reachable, Sample, ShardError, read_sha
 from mmcl.runtime.errors import MmclError
 
 T = TypeVar("T")
-_DEAL, _BLOCK, _MIX = range(0x5AD0, 0x5AD3)  # apart from one another and from what else is drawn with the run's seed
+_DEAL, _BLOCK, _MIX = range(0x5AD0, 0x5AD3)  # unlike one another and what else is drawn with the run's seed
 _DRAWS = 1024
 
 
@@ -54,8 +54,8 @@ class Order:
 
 
 @dataclass
-class _Place:
-    """Where a walk stands: a block of samples, by the shard and the sample it begins with, and how many are taken."""
+class _Cursor:
+    """Where an iterator stands: a block of samples, by the shard and sample it begins with, and how many are taken."""
 
     epoch: int = 0
     block: int = 0
@@ -64,7 +64,7 @@ class _Place:
     taken: int = 0
 
 
-class Walk(Generic[T]):
+class ShardIterator(Generic[T]):
     """Every sample of this worker's share of some shards, once an epoch, epoch after epoch without end.
 
     The samples of the share's shards, one after the other, are cut into blocks, and each block is shuffled. Nothing
@@ -77,7 +77,7 @@ class Walk(Generic[T]):
         pool: number of these shards among those of a mixture.
         wanted: extensions that ``load`` reads.
         fail: raise ``MmclError`` for a sample or a shard that cannot be used, instead of skipping it.
-        place: where to go on, as ``place`` gave it.
+        cursor: where to go on, as ``cursor`` gave it.
 
     Attributes:
         problems: what was skipped, each with id, role and reason; whoever takes them empties the list.
@@ -92,7 +92,7 @@ class Walk(Generic[T]):
         pool: int = 0,
         wanted: Collection[str] | None = None,
         fail: bool = False,
-        place: dict[str, int] | None = None,
+        cursor: dict[str, int] | None = None,
     ) -> None:
         self.shards = shards
         self.load = load
@@ -101,19 +101,19 @@ class Walk(Generic[T]):
         self.wanted = wanted
         self.fail = fail
         self.problems: list[dict[str, str]] = []
-        self._at = _Place(**(place or {}))
+        self._cursor = _Cursor(**(cursor or {}))
         self._block: list[Sample | None] = []
         self._samples: Iterator[tuple[int, int, Sample]] | None = None  # of this epoch, not yet in a block
         self._ahead: tuple[int, int, Sample] | None = None  # the first of them: where the next block begins
-        self._from_start = self._at == _Place(epoch=self._at.epoch)
+        self._from_start = self._cursor == _Cursor(epoch=self._cursor.epoch)
         self._useful = False
         self._first_problem = ""
         self._reachable = Reachable()
 
     @property
-    def place(self) -> dict[str, int]:
-        """Where the walk stands, for JSON."""
-        return asdict(self._at)
+    def cursor(self) -> dict[str, int]:
+        """Where the iterator stands, for JSON."""
+        return asdict(self._cursor)
 
     def next(self) -> tuple[Sample, T, int]:
         """The next sample that can be used, what was made of it, and its epoch.
@@ -122,13 +122,13 @@ class Walk(Generic[T]):
             MmclError: a whole epoch has no such sample; or something cannot be used and ``fail`` is set.
         """
         while True:
-            while self._at.taken >= len(self._block):
+            while self._cursor.taken >= len(self._block):
                 self._fill()
-            sample, self._block[self._at.taken] = self._block[self._at.taken], None
+            sample, self._block[self._cursor.taken] = self._block[self._cursor.taken], None
             assert sample is not None  # each is taken once
             found = self._try(sample)
-            self._at.taken += 1
-            if self._at.taken == len(self._block):
+            self._cursor.taken += 1
+            if self._cursor.taken == len(self._block):
                 self._end_block()
             if found is not None:
                 return found
@@ -143,11 +143,11 @@ class Walk(Generic[T]):
             self._skip(sample.name, "shard", error.reason)
             return None
         self._useful = True
-        return sample, loaded, self._at.epoch
+        return sample, loaded, self._cursor.epoch
 
     def _fill(self) -> None:
-        """Read the block that begins where the walk stands, or end the epoch if there is none."""
-        at = self._at
+        """Read the block that begins at the cursor, or end the epoch if there is none."""
+        at = self._cursor
         known = len(self.problems)
         if self._samples is None:
             self._samples = self._read(at.epoch, at.shard, at.sample)
@@ -157,7 +157,7 @@ class Walk(Generic[T]):
             block.append(self._ahead[2])
             self._ahead = next(self._samples, None)
         if at.taken:
-            del self.problems[known:]  # the batch that began this block has told them
+            del self.problems[known:]  # the batch that began this block has them
         self._block = list(self.order.shuffled(block, at.epoch, at.block, self.pool))
         self._block[: at.taken] = [None] * at.taken
         if not block:
@@ -169,16 +169,16 @@ class Walk(Generic[T]):
             self._end_epoch()
         else:
             shard, sample, _ = self._ahead
-            self._at = _Place(self._at.epoch, self._at.block + 1, shard, sample)
+            self._cursor = _Cursor(self._cursor.epoch, self._cursor.block + 1, shard, sample)
 
     def _end_epoch(self) -> None:
         if self._from_start and not self._useful:
             raise MmclError(
-                f"{shard_name(self.shards[0])} and the other shards ({len(self.shards)} in all): a whole pass gave no "
+                f"{shard_name(self.shards[0])} and the other shards ({len(self.shards)} in all): a pass gave no "
                 f"sample that can be used{self._first_problem and f'; the first problem was {self._first_problem}'}"
                 + ("" if ": shard: " in self._first_problem else "; name the extensions to read in data.columns")
             )
-        self._at = _Place(self._at.epoch + 1)
+        self._cursor = _Cursor(self._cursor.epoch + 1)
         self._samples = None
         self._from_start, self._useful = True, False
 
@@ -204,39 +204,41 @@ class Walk(Generic[T]):
 
 
 class Mixture(Generic[T]):
-    """Several walks as one: each next sample comes from a walk drawn by weight, by its number in the stream alone.
+    """Several iterators as one: each next sample comes from one drawn by weight, by its number in the stream alone.
 
     Args:
-        walks: one for each pool of shards.
+        iterators: one for each pool of shards.
         weights: their shares of the samples that can be used, in any unit.
         order: the worker's.
         drawn: samples given so far.
     """
 
-    def __init__(self, walks: Sequence[Walk[T]], weights: Sequence[float], order: Order, drawn: int = 0) -> None:
-        self.walks = walks
+    def __init__(
+        self, iterators: Sequence[ShardIterator[T]], weights: Sequence[float], order: Order, drawn: int = 0
+    ) -> None:
+        self.iterators = iterators
         self.order = order
         self.drawn = drawn
         self._ends = np.cumsum(weights)[:-1] / np.sum(weights)
-        self._choices: tuple[int, np.ndarray] = (-1, self._ends)  # number of a block of draws, and its walks
+        self._choices: tuple[int, np.ndarray] = (-1, self._ends)  # number of a block of draws, and its iterators
 
     @property
     def position(self) -> dict[str, Any]:
         """Where the stream stands, for JSON."""
-        return {"drawn": self.drawn, "walks": [walk.place for walk in self.walks]}
+        return {"drawn": self.drawn, "walks": [iterator.cursor for iterator in self.iterators]}
 
     def next(self) -> tuple[Sample, T, int]:
-        """As :meth:`Walk.next`."""
+        """As :meth:`ShardIterator.next`."""
         block, within = divmod(self.drawn, _DRAWS)
         if self._choices[0] != block:
             draws = np.random.default_rng([self.order.seed, _MIX, self.order.slot, block]).random(_DRAWS)
             self._choices = block, np.searchsorted(self._ends, draws, side="right")
         self.drawn += 1
-        return self.walks[int(self._choices[1][within])].next()
+        return self.iterators[int(self._choices[1][within])].next()
 
     def take_problems(self) -> list[dict[str, str]]:
         """What was skipped since this was last asked."""
-        taken = [problem for walk in self.walks for problem in walk.problems]
-        for walk in self.walks:
-            walk.problems.clear()
+        taken = [problem for iterator in self.iterators for problem in iterator.problems]
+        for iterator in self.iterators:
+            iterator.problems.clear()
         return taken

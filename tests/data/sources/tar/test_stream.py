@@ -11,7 +11,7 @@ import pytest
 
 import mmcl.data.sources.tar.stream as module
 from mmcl.data.sources.tar.shards import read_shard, write_shards
-from mmcl.data.sources.tar.stream import Mixture, Order, SampleError, Walk
+from mmcl.data.sources.tar.stream import Mixture, Order, SampleError, ShardIterator
 from mmcl.runtime.errors import MmclError
 
 
@@ -33,8 +33,8 @@ def text(sample):
     return sample.read("txt").decode()
 
 
-def take(walk, count):
-    return [(loaded, epoch) for _, loaded, epoch in (walk.next() for _ in range(count))]
+def take(iterator, count):
+    return [(loaded, epoch) for _, loaded, epoch in (iterator.next() for _ in range(count))]
 
 
 @pytest.mark.parametrize("block", [1, 4, 1000])
@@ -42,9 +42,9 @@ def take(walk, count):
 def test_every_sample_comes_once_an_epoch_in_a_new_order(shards, block, slots):
     epochs = [[], [], []]
     for slot in range(slots):
-        walk = Walk(shards, text, Order(5, slot, slots, block))
-        while walk.place["epoch"] < 3:
-            loaded, epoch = take(walk, 1)[0]
+        iterator = ShardIterator(shards, text, Order(5, slot, slots, block))
+        while iterator.cursor["epoch"] < 3:
+            loaded, epoch = take(iterator, 1)[0]
             epochs[epoch].append(loaded)
     everything = sorted(text(sample) for shard in shards for sample in read_shard(shard))
     assert [sorted(epoch) for epoch in epochs] == [everything] * 3
@@ -53,8 +53,8 @@ def test_every_sample_comes_once_an_epoch_in_a_new_order(shards, block, slots):
 
 def test_a_block_is_a_permutation_of_consecutive_samples(shards):
     order = Order(0, block=10)
-    walk = Walk(shards, text, order)
-    epoch = [loaded for loaded, _ in take(walk, 49)]
+    iterator = ShardIterator(shards, text, order)
+    epoch = [loaded for loaded, _ in take(iterator, 49)]
     plain = [text(sample) for shard in order.deal(shards, 0) for sample in read_shard(shard)]
     for start in range(0, 49, 10):
         assert sorted(epoch[start : start + 10]) == sorted(plain[start : start + 10])
@@ -64,28 +64,28 @@ def test_a_block_is_a_permutation_of_consecutive_samples(shards):
 @pytest.mark.parametrize("block", [1, 6, 7, 49, 1000])
 def test_a_walk_goes_on_where_it_stood_after_any_sample(shards, block):
     order = Order(1, block=block)
-    whole = take(Walk(shards, text, order), 120)
-    walk = Walk(shards, text, order)
+    whole = take(ShardIterator(shards, text, order), 120)
+    iterator = ShardIterator(shards, text, order)
     for taken in range(0, 105, 3):
-        resumed = Walk(shards, text, order, place=json.loads(json.dumps(walk.place)))
+        resumed = ShardIterator(shards, text, order, cursor=json.loads(json.dumps(iterator.cursor)))
         assert take(resumed, 9) == whole[taken : taken + 9]
-        take(walk, 3)
+        take(iterator, 3)
 
 
 def test_finished_shards_are_not_opened_again_and_at_most_one_block_is_read_again(shards, monkeypatch):
     order = Order(2, block=5)
     dealt = order.deal(shards, 0)
     before = np.cumsum([sum(1 for _ in read_shard(shard)) for shard in dealt])
-    walk = Walk(shards, text, order)
+    iterator = ShardIterator(shards, text, order)
     opened = []
     monkeypatch.setattr(module, "read_shard", lambda shard, wanted: opened.append(shard) or read_shard(shard, wanted))
     for taken in range(49):
         opened.clear()
-        take(Walk(shards, text, order, place=walk.place), 1)
+        take(ShardIterator(shards, text, order, cursor=iterator.cursor), 1)
         finished = {shard for shard, end in zip(dealt, before, strict=True) if end <= taken // 5 * 5}
         assert finished.isdisjoint(opened)
         monkeypatch.undo()
-        take(walk, 1)
+        take(iterator, 1)
         monkeypatch.setattr(
             module, "read_shard", lambda shard, wanted: opened.append(shard) or read_shard(shard, wanted)
         )
@@ -104,34 +104,34 @@ def test_what_cannot_be_used_is_told_once_a_pass_whether_resumed_or_not(shards, 
     cut.write_bytes(cut.read_bytes()[: 1024 * 8 + 513])
     everything = [*shards, str(damaged)]
     order = Order(3, block=6)
-    walk = Walk(everything, refuse_odd, order)
+    iterator = ShardIterator(everything, refuse_odd, order)
     steps = []
-    while walk.place["epoch"] < 2:
-        loaded = take(walk, 1)
-        steps.append((loaded, list(walk.problems), walk.place))
-        walk.problems.clear()
+    while iterator.cursor["epoch"] < 2:
+        loaded = take(iterator, 1)
+        steps.append((loaded, list(iterator.problems), iterator.cursor))
+        iterator.problems.clear()
     told = Counter(problem["id"] for _, problems, _ in steps for problem in problems)
     assert set(told.values()) == {2}
     assert {"07.tar", "06.tar:000000008"} <= set(told)
     assert len(told) == 2 + sum(int(s.key) % 2 for shard in shards[:6] for s in read_shard(shard)) + 4
     for number in range(0, len(steps) - 1, 2):
-        resumed = Walk(everything, refuse_odd, order, place=steps[number][2])
-        assert (take(resumed, 1), resumed.problems, resumed.place) == steps[number + 1]
+        resumed = ShardIterator(everything, refuse_odd, order, cursor=steps[number][2])
+        assert (take(resumed, 1), resumed.problems, resumed.cursor) == steps[number + 1]
 
 
 def test_a_pass_without_any_use_ends_and_fail_stops_at_the_first(shards):
     def refuse(sample):
         raise SampleError("image", "broken")
 
-    walk = Walk(shards, refuse, Order(0))
+    iterator = ShardIterator(shards, refuse, Order(0))
     with pytest.raises(MmclError, match=r"7 in all.*image: broken"):
-        walk.next()
-    assert len(walk.problems) == 49
+        iterator.next()
+    assert len(iterator.problems) == 49
     for place in ({"epoch": 0, "block": 0, "shard": 3, "sample": 0, "taken": 0}, {"epoch": 4}):
         with pytest.raises(MmclError, match="no sample that can be used"):
-            Walk(shards, refuse, Order(0), place=place).next()
+            ShardIterator(shards, refuse, Order(0), cursor=place).next()
     with pytest.raises(MmclError, match=r"0\d\.tar:\d+: image: broken; mend it"):
-        Walk(shards, refuse, Order(0), fail=True).next()
+        ShardIterator(shards, refuse, Order(0), fail=True).next()
 
 
 def test_mixing_keeps_to_the_weights_whatever_is_skipped_and_goes_on_where_it_stood(tmp_path):
@@ -140,11 +140,11 @@ def test_mixing_keeps_to_the_weights_whatever_is_skipped_and_goes_on_where_it_st
     def mixture(position=None):
         position = position or {"drawn": 0, "walks": [None, None]}
         order = Order(7, block=8)
-        walks = [
-            Walk(shards, load, order, pool=pool, place=position["walks"][pool])
+        iterators = [
+            ShardIterator(shards, load, order, pool=pool, cursor=position["walks"][pool])
             for pool, (shards, load) in enumerate([(a, lambda s: ("a", text(s))), (b, lambda s: ("b", refuse_odd(s)))])
         ]
-        return Mixture(walks, [3.0, 1.0], order, position["drawn"])
+        return Mixture(iterators, [3.0, 1.0], order, position["drawn"])
 
     stream = mixture()
     whole = take(stream, 4000)
