@@ -127,7 +127,7 @@ COMMANDS = ("train", "encode", "index", "export")
 
 def _small_shards() -> None:
     """An interruption costs at most a shard, which of a small corpus is a small one."""
-    from mmcl.encoding.encode import encode_source
+    from mmcl.encoding.corpora.encode import encode_source
 
     assert encode_source.__kwdefaults__ is not None
     encode_source.__kwdefaults__.update(shard_rows=4, batch_rows=2)

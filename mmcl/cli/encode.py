@@ -32,6 +32,9 @@ def encode(
     modality: Annotated[
         Literal["image", "text"] | None, typer.Option(help="What it holds.", show_default="as it looks")
     ] = None,
+    tower: Annotated[
+        str | None, typer.Option(help="The tower to encode by, if the model has several of a kind.", show_default=False)
+    ] = None,
     split: Annotated[str | None, typer.Option(help="The part of the source to encode.")] = None,
     label: Annotated[str | None, typer.Option(help="A column to show in search results.")] = None,
     id: Annotated[
@@ -61,6 +64,8 @@ def encode(
     from mmcl.encoding import encode_source
 
     encoder = load(model, device, dtype, backend, exact_decoding)
+    if tower is not None:
+        encoder = encoder.select(tower)
     rows = open_rows(source, split=split, separator=separator, root=image_root)
     usual = [name for name in ("image", "text") if name in encoder.modalities]
     column = column or next((name for name in usual if name in rows.column_names), None)

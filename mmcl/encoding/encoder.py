@@ -49,6 +49,18 @@ class Encoder(Described):
         super().__init__(towers)
         self._compute = Compute(towers)
 
+    def select(self, *names: str) -> Encoder:
+        """An encoder by these towers alone, which shares their weights.
+
+        ``encoder.select("answer")`` encodes a corpus of answers where the model embeds questions too.
+
+        Raises:
+            MmclError: a name is neither a tower's nor a modality with one tower.
+        """
+        part = Encoder(self.towers.select(*names))
+        part.set_compute(self._precision)
+        return part
+
     @property
     def compute(self) -> str:
         """What :meth:`encode` computes in on the device where the weights are: ``float32`` or ``bfloat16``."""

@@ -51,9 +51,9 @@ def options_of(
     Raises:
         MmclError: ``truncate_dim`` or ``batch_size`` is out of range.
     """
-    if truncate_dim is not None and not (is_whole(truncate_dim) and 1 <= truncate_dim <= towers.width):
+    if truncate_dim is not None and not (is_integer(truncate_dim) and 1 <= truncate_dim <= towers.width):
         raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {towers.width}")
-    if batch_size != "auto" and not (is_whole(batch_size) and int(batch_size) >= 1):
+    if batch_size != "auto" and not (is_integer(batch_size) and int(batch_size) >= 1):
         raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
     size = None if isinstance(batch_size, str) else batch_size
     return Options(size, normalize, truncate_dim or towers.dim, prompt, compute)
@@ -162,7 +162,7 @@ def modality_of(item: Any, position: int, wanted: str | None, towers: Sequence[s
     raise MmclError(f"encode: input {position} is a {kind}; text is a str, an image a Path, PIL image, array or bytes")
 
 
-def is_whole(value: object) -> bool:
+def is_integer(value: object) -> bool:
     """Whether it is a whole number, which ``True`` is not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 

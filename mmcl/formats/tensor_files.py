@@ -101,7 +101,7 @@ def require_readable_weights(folder: Path) -> None:
         require_itself(path)
 
 
-def require_whole_weights(folder: Path) -> None:
+def require_intact_weights(folder: Path) -> None:
     """Read each file of weights in a model's folder, and say what is wrong with the first that cannot be.
 
     Raises:

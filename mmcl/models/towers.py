@@ -139,6 +139,19 @@ class Towers(nn.Module):
         towers = "" if self.modalities == {*self.names} else f" (towers {' and '.join(self.names)})"
         raise MmclError(f"model '{self.name}' embeds {known} only{towers}, and cannot take {name} input")
 
+    def select(self, *names: str) -> Towers:
+        """These towers alone, by name or modality, as a model of the same description that shares their weights.
+
+        Raises:
+            MmclError: as :meth:`resolve`.
+        """
+        found = [self.resolve(name) for name in names]
+        part = Towers({name: self.embedder(name) for name in found}, self.width, self.name)
+        for field in ("conventions", "path", "card", "logit_scale", "logit_bias", "training_head"):
+            setattr(part, field, getattr(self, field))
+        part.training = self.training
+        return part
+
     def embedder(self, name: str) -> Embedder:
         """The tower called ``name``, or the only one of that modality, with its head.
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from mmcl.encoding.stored import (
+from mmcl.encoding.corpora.stored import (
     FileRecord,
     Fingerprint,
     Stored,
@@ -72,7 +72,7 @@ class Index:
         similarity: ``cosine``, ``dot`` or ``euclidean``.
         spec: the FAISS factory string of the index.
         model: name or folder of the encoder whose vectors these are, if known.
-        encoder: its fingerprint, see :class:`mmcl.encoding.stored.Fingerprint`, if known.
+        encoder: its fingerprint, see :class:`mmcl.encoding.corpora.stored.Fingerprint`, if known.
 
     Several threads may search one index at once. A forked process searches on one thread.
 

@@ -19,7 +19,7 @@ class VectorIndex(Protocol):
         dim: components of a vector.
         similarity: what the scores are; the higher is the more similar, of ``euclidean`` the negative distance.
         model: name or folder of the encoder whose vectors these are, if known.
-        encoder: its fingerprint, see :class:`mmcl.encoding.stored.Fingerprint`, if known.
+        encoder: its fingerprint, see :class:`mmcl.encoding.corpora.stored.Fingerprint`, if known.
     """
 
     dim: int

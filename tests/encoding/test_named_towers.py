@@ -13,7 +13,8 @@ import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
-from mmcl.encoding import Encoder
+from mmcl.data.sources import open_source
+from mmcl.encoding import Encoder, encode_source
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
@@ -105,6 +106,19 @@ def test_worker_processes_encode_by_the_tower_that_is_named(encoder):
     here = encoder.encode(ANSWERS, modality="answer")
     np.testing.assert_allclose(encoder.encode(ANSWERS, modality="answer", devices=["cpu", "cpu"]), here, atol=1e-6)
     assert encoder.path is None
+
+
+def test_a_corpus_is_encoded_by_the_tower_that_is_selected(encoder, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text\n" + "\n".join(["the baker did", "behind the house"]) + "\n")
+    chosen = encoder.select("answer")
+    assert (chosen.towers.names, chosen.dim, chosen.name) == (["answer"], 8, "qa")
+    vectors = encode_source(chosen, open_source(path), "text", tmp_path / "vectors", show_progress=False)
+    expected = reference(encoder, "answer", ["the baker did", "behind the house"])
+    np.testing.assert_allclose(np.asarray(vectors), expected, atol=1e-5)
+    assert next(chosen.parameters()) is next(encoder.embedder("answer").parameters())
+    with pytest.raises(MmclError, match=r"rows\.csv: .*several text towers; name one: answer or question"):
+        encode_source(encoder, open_source(path), "text", tmp_path / "both", show_progress=False)
 
 
 def test_names_in_a_folder_that_lead_out_of_it_are_damage(encoder, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmcl.formats.tensor_files import read_groups, read_tensors, require_finite, require_whole_weights
+from mmcl.formats.tensor_files import read_groups, read_tensors, require_finite, require_intact_weights
 from mmcl.formats.torchscript import is_torchscript, read_torchscript
 from mmcl.runtime.errors import MmclError
 
@@ -268,4 +268,4 @@ def test_a_list_of_parts_that_is_something_else_or_names_a_missing_one_is_told(t
     ):
         listed.write_text(content)
         with pytest.raises(MmclError, match=message):
-            require_whole_weights(tmp_path)
+            require_intact_weights(tmp_path)

@@ -14,7 +14,7 @@ import torch
 from mmcl.data import samples
 from mmcl.formats.hub import fetch
 from mmcl.formats.plausible import require_plausible, require_size, weights_bytes
-from mmcl.formats.tensor_files import require_finite, require_readable_weights, require_whole_weights
+from mmcl.formats.tensor_files import require_finite, require_intact_weights, require_readable_weights
 from mmcl.runtime.errors import MmclError, first_line
 
 
@@ -105,7 +105,7 @@ def opening(what: str, folder: Path | None = None) -> Iterator[None]:
         raise
     except Exception as error:  # it checks little of what it reads: anything may come of a damaged file
         if folder is not None:
-            require_whole_weights(folder)
+            require_intact_weights(folder)
         raise MmclError(f"{what}: {first_line(error)}") from None
 
 

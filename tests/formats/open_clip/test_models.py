@@ -14,7 +14,7 @@ from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import Encoder
-from mmcl.encoding.encode import _model_name
+from mmcl.encoding.corpora.encode import _model_name
 from mmcl.formats.image_towers import build_image_tower, rebuild_image_tower
 from mmcl.formats.open_clip.checkpoint_files import read_state
 from mmcl.formats.start import start_from

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
-from mmcl.encoding.manifest import MANIFEST, Dtype, check_shard, read_manifest, sound_file, write_manifest
-from mmcl.encoding.stored import file_record, id_table, near, read_table, write_table
+from mmcl.encoding.corpora.manifest import MANIFEST, Dtype, check_shard, read_manifest, sound_file, write_manifest
+from mmcl.encoding.corpora.stored import file_record, id_table, near, read_table, write_table
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path, atomic_file
 from mmcl.runtime.lock import entries
@@ -35,7 +35,7 @@ class VectorWriter:
         shard_rows: a shard is closed by the block that brings it to this many vectors; a block is never split.
         shard_seconds: or by the first block that ends so long after the last shard was closed.
         resume: continue such a folder; if False, only a new or empty one is accepted.
-        encoder: the fingerprint of the encoder, see :class:`mmcl.encoding.stored.Fingerprint`. Where the folder has
+        encoder: of the encoder, a :class:`~mmcl.encoding.corpora.stored.Fingerprint`. Where the folder has
             that of the same weights, ``model`` may differ: the model has moved.
 
     Attributes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmcl.encoding import VectorWriter, open_vectors
-from mmcl.encoding import writer as writer_module
+from mmcl.encoding.corpora import writer as writer_module
 from mmcl.retrieval import Index
 from mmcl.runtime.errors import MmclError
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 from mmcl.data.images import decode
 from mmcl.data.rows import Rows
 from mmcl.data.sources.tar.rows import ShardRows
-from mmcl.encoding.changes import changed
-from mmcl.encoding.source_reader import BLOCK_ROWS, Block, Modality, SourceReader, modality_of
-from mmcl.encoding.stored import id_table
-from mmcl.encoding.vectors import Vectors, open_vectors
-from mmcl.encoding.writer import VectorWriter, with_columns
+from mmcl.encoding.corpora.changes import changed
+from mmcl.encoding.corpora.reader import BLOCK_ROWS, Block, Modality, SourceReader, modality_of
+from mmcl.encoding.corpora.stored import id_table
+from mmcl.encoding.corpora.vectors import Vectors, open_vectors
+from mmcl.encoding.corpora.writer import VectorWriter, with_columns
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
 from mmcl.runtime.lock import exclusive
@@ -257,6 +257,11 @@ def _open_writer(
         raise MmclError(
             f"{rows.name}: column '{column}' holds {modality}s, model '{encoder.name}' embeds {known} only; "
             "name another column or model"
+        )
+    if (towers := getattr(encoder, "towers", None)) is not None and len(names := towers.of_modality(modality)) > 1:
+        raise MmclError(
+            f"{rows.name}: model '{encoder.name}' has several {modality} towers; name one: {' or '.join(names)} "
+            "(encoder.select(name), or --tower)"
         )
     source: dict[str, Any] = {
         "name": rows.name,

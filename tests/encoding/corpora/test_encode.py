@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from mmcl.data.sources import open_source
-from mmcl.encoding import VectorWriter, encode_source, open_vectors, writer
+from mmcl.encoding import VectorWriter, encode_source, open_vectors
+from mmcl.encoding.corpora import writer
 from mmcl.runtime.errors import MmclError
 
 TEXTS = [f"sentence number {n}" for n in range(33)]

@@ -1,4 +1,4 @@
-"""Vectors on disk, as :mod:`mmcl.encoding.writer` writes them: ``.npy`` shards with their ids, and a manifest."""
+"""Vectors on disk, as ``VectorWriter`` writes them: ``.npy`` shards with their ids, and a manifest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmcl.encoding.manifest import AGAIN, ENCODE, check_shard, read_manifest, sound_file
-from mmcl.encoding.stored import found_model, id_table, read_table, to_numpy
+from mmcl.encoding.corpora.manifest import AGAIN, ENCODE, check_shard, read_manifest, sound_file
+from mmcl.encoding.corpora.stored import found_model, id_table, read_table, to_numpy
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
 
@@ -26,7 +26,7 @@ class Vectors:
         dim: components of a vector.
         dtype: ``float32`` or ``float16`` on disk.
         model: name or folder of the encoder, if known.
-        encoder: its fingerprint, see :class:`mmcl.encoding.stored.Fingerprint`; None in folders of an older mmcl.
+        encoder: its ``stored.Fingerprint``; None in folders of an older mmcl.
         source: what they come from.
         skipped: ``count`` of the things that got no vector, and ``rows``, the first 1,000 with row, id and reason.
         complete: False while an encode is under way or interrupted.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, StringConstraints
 
-from mmcl.encoding.stored import (
+from mmcl.encoding.corpora.stored import (
     FileRecord,
     Fingerprint,
     Stored,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mmcl.data.images import ImageError, decode, image_suffixes, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.data.sources.tar.rows import ShardRows
-from mmcl.encoding.changes import COLUMNS, state
+from mmcl.encoding.corpora.changes import COLUMNS, state
 from mmcl.runtime.files import existing_file
 
 Modality = Literal["image", "text"]

@@ -1,0 +1,1 @@
+"""Corpora to vectors on disk, and these read again."""
