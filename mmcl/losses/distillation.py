@@ -1,4 +1,4 @@
-"""Learning the similarities of another model."""
+"""Distillation of the similarities of another model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def distillation(
 
     .. math:: -\frac{1}{2N} \sum_{i,j} (P^{teacher}_{ij} \log P_{ij} + Q^{teacher}_{ij} \log Q_{ij})
 
-    It is smallest, though not zero, where the two agree. Rows that are the same thing need no exception: the teacher
-    gives them the same probability.
+    Its minimum, which is not zero, is where the two agree. Duplicates need no exception, as the teacher gives them the
+    same probability.
 
     Args:
         query: (N, D) embeddings of the student.

@@ -27,43 +27,36 @@ def info_nce(
     label_smoothing: float = 0.0,
     blockwise: Blockwise = DEFAULT,
 ) -> Tensor:
-    r"""Mean cross-entropy of each query's positive key among all keys (van den Oord et al. 2018, arXiv:1807.03748,
-    eq. 4; symmetric as in CLIP, Radford et al. 2021, arXiv:2103.00020, fig. 3; with hard negatives as in SimCSE, Gao et
-    al. 2021, arXiv:2104.08821, eq. 5 and, with their weight, its appendix).
-
-    With s the similarity and τ the temperature, row i of ``query`` contributes
+    r"""Mean cross-entropy of each query's positive among all keys (van den Oord et al. 2018, arXiv:1807.03748, eq. 4;
+    symmetric as in CLIP, Radford et al. 2021, arXiv:2103.00020, fig. 3; with hard negatives as in SimCSE, Gao et al.
+    2021, arXiv:2104.08821, eq. 5 and appendix). With s the similarity and τ the temperature, query i contributes
 
     .. math:: -\log \frac{\exp(s(q_i, k_i) / τ)}
               {\sum_{j \in A(i)} \exp(s(q_i, k_j) / τ) + \sum_{m \in B(i)} α_{im} \exp(s(q_i, n_m) / τ)}
 
-    where A(i) holds i itself and every j that is no duplicate of i, B(i) the negatives that are no duplicates of i, and
-    α_im is the weight of negatives for their owner's row and 1 for all others. A guide takes more out of A(i) and B(i).
+    where A(i) holds i and every j that is no duplicate of i, B(i) the negatives that are no duplicates of i, and α_im
+    the weight of the negatives for their owner and 1 for other queries. A guide takes more out of A(i) and B(i).
 
     Args:
         query: (N, D) embeddings.
         key: (N, D) embeddings; row i is the positive of row i of ``query``.
         temperature: τ > 0, a number or a tensor of one element, through which gradient flows.
-        ids: (N,) or (N, C) integers. Rows that agree in any of the C columns are duplicates: they leave each other's
-            denominators. A pair of such tensors holds the ids of queries and those of keys: query i and key j are
-            duplicates if row i of the first and row j of the second agree in any column. For texts a paired with texts
-            p, ids of (a, a, p, p) and of (a, p, a, p) leave out whatever shares a text.
+        ids: (N,) or (N, C) integers. Rows that agree in any of the C columns are duplicates, and leave each other's
+            denominators. Or a pair of such tensors, ids of queries and ids of keys: for texts a paired with texts p,
+            the columns (a, a, p, p) and (a, p, a, p) leave out whatever shares a text.
         negatives: (M, D) more keys, which are negatives of queries.
-        guide: embeddings by another model, by which false negatives are left out in both directions. GISTEmbed itself
-            compares queries with queries and keys with keys as well.
+        guide: embeddings by another model, which leave out false negatives in both directions.
         symmetric: average with the direction from key to query.
         similarity: ``cosine``, ``dot``, or ``euclidean`` (the negative distance).
         label_smoothing: share of the target spread evenly over what is in the denominator (arXiv:1512.00567, sec. 7).
-        blockwise: how the matrix of logits is computed: in tiles, and over several processes. With ``across``, owners
-            of negatives are row numbers of the own process.
+        blockwise: how the matrix of logits is computed: in tiles, and over several processes.
 
     Returns:
         A scalar; float64 for float64 inputs, else float32, in which all sums are accumulated.
 
     Raises:
-        ValueError: shapes do not fit, arguments that belong together are not given together, ``similarity`` is none of
-            the three, ``temperature`` not above 0, ``label_smoothing`` not in [0, 1), or ``blockwise`` not what it can
-            be; on all processes, if they do not give the same arguments, (0, D) where one has none, or none of them has
-            a row.
+        ValueError: shapes or arguments do not fit together, or are out of range; on all processes, if they do not give
+            the same arguments, (0, D) where one has none, or none of them has a row.
 
     >>> image = torch.eye(8)
     >>> info_nce(image, image).item() < 1e-4  # every image is nearest to its own text

@@ -14,20 +14,19 @@ def matryoshka(
     dims: Sequence[int],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    r"""A loss of the whole embeddings plus that of their first dimensions (Kusupati et al. 2022, arXiv:2205.13147,
-    eq. 1).
+    r"""A loss of embeddings plus that of their first dimensions (Kusupati et al. 2022, arXiv:2205.13147, eq. 1).
 
     With z_{1:m} the first m dimensions,
 
     .. math:: L(z) + \sum_m c_m L(z_{1:m})
 
-    It is the sum, as in the paper, and not the mean: so the whole weighs what it weighs without the parts,
-    beside the other terms of a method and under the same learning rate.
+    It is the sum, as in the paper, and not the mean: the loss of the full embeddings has the weight that it has alone,
+    beside other terms of a method and under the same learning rate.
 
     Args:
-        loss: from views to a scalar; it has to normalise by itself, since a part of a unit vector is none.
-        views: what ``loss`` takes: (N, D) embeddings, and whatever it needs of the rows.
-        names: which of the views are embeddings, and are cut; the others are handed over as they are.
+        loss: from views to a scalar; it normalises by itself, since a part of a unit vector is none.
+        views: the argument of ``loss``: (N, D) embeddings, and other tensors by row.
+        names: which of the views are embeddings, and are truncated; the others are passed on as they are.
         dims: each m, in [1, D].
         weights: c_m of each; all 1 if absent.
 
@@ -42,11 +41,10 @@ def matryoshka(
     weights = [1.0] * len(dims) if weights is None else weights
     if len(weights) != len(dims):
         raise ValueError(f"{len(weights)} weights for {len(dims)} dimensions")
-    whole = dict(views)
-    total = loss(whole)
+    total = loss(dict(views))
     for dim, weight in zip(dims, weights, strict=True):
         for name in names:
             if not 1 <= dim <= views[name].shape[1]:
                 raise ValueError(f"{name} has {views[name].shape[1]} dimensions, of which {dim} cannot be the first")
-        total = total + weight * loss(whole | {name: views[name][:, :dim] for name in names})
+        total = total + weight * loss({**views, **{name: views[name][:, :dim] for name in names}})
     return total

@@ -19,7 +19,8 @@ class Negatives:
         vectors: (M, D) embeddings. They are negatives of queries only, not of keys.
         ids: (M,) or (M, C) integers, with as many columns as the ids of the keys: duplicates of a query leave its
             denominator. If absent, no negative does.
-        owner: (M,) int64, the row of the query whose hard negative it is, or -1 for none.
+        owner: (M,) int64, the row of the query whose hard negative it is, or -1 for none; with several processes, a row
+            of the own process.
         weight: α > 0, how much a hard negative counts in the denominator of its owner; in that of any other row it
             counts 1. SimCSE's code takes ln α.
     """
@@ -56,7 +57,7 @@ class Guide:
     arXiv:2402.16829).
 
     A key is no negative of a query if the guide's cosine of the two exceeds its cosine of the query and the query's
-    positive less the margin.
+    positive less the margin. GISTEmbed itself compares queries with queries and keys with keys as well.
 
     Attributes:
         query: (N, E) embeddings of the queries by the guide. No gradient flows to it.

@@ -1,4 +1,4 @@
-"""Losses of pairs with a score that says how much alike they are."""
+"""Losses of pairs with a similarity score."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mmcl.losses.similarity import prepare
 
 
 def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tensor = 0.05) -> Tensor:
-    r"""The cosines of the pairs in the order of their scores (CoSENT, Su 2022,
-    https://kexue.fm/archives/8847; Huang et al. 2024, IEEE/ACM TASLP 32).
+    r"""Ranking loss that orders the cosines of pairs by their scores (CoSENT, Su 2022, https://kexue.fm/archives/8847;
+    Huang et al. 2024, IEEE/ACM TASLP 32).
 
     With c the cosines and y the scores,
 
     .. math:: \log \Big(1 + \sum_{y_i > y_j} \exp\big((c_j - c_i) / τ\big)\Big)
 
-    Only the order of the scores counts, so they may have any range; pairs with the same score are not compared.
+    Only the order of the scores matters, so that they may have any range; pairs of equal scores are not compared.
 
     Args:
         query: (N, D) embeddings.
         key: (N, D) embeddings; row i belongs to row i of ``query``.
-        score: (N,), larger for pairs that are more alike.
+        score: (N,), larger for more similar pairs.
         temperature: τ > 0, a number or a tensor of one element, through which gradient flows.
 
     Returns:
@@ -45,13 +45,13 @@ def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tenso
 
 
 def cosine_mse(query: Tensor, key: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of the pairs' cosines and the cosines that they are to have (Reimers & Gurevych 2019,
-    arXiv:1908.10084, section 3, "regression objective function").
+    """Mean squared error between the cosines of pairs and target cosines (Reimers & Gurevych 2019, arXiv:1908.10084,
+    section 3, "regression objective function").
 
     Args:
         query: (N, D) embeddings.
         key: (N, D) embeddings; row i belongs to row i of ``query``.
-        target: (N,) cosines, in [-1, 1].
+        target: (N,) target cosines, in [-1, 1].
 
     Returns:
         A scalar; float64 for float64 inputs, else float32.

@@ -1,4 +1,4 @@
-"""Unit length for vectors of any length that floating-point numbers have."""
+"""L2 normalisation of vectors of any length that floating-point numbers can represent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """(N, D) rows of unit length; a row of zeros stays one.
+    """L2-normalised rows of (N, D) ``vectors``; a row of zeros stays zero.
 
-    Rows are scaled by a power of two first, since the squares of a row of length 1e20 are infinite in float32 and those
-    of one of 1e-25 are zero. That scaling is exact: it changes no bit where the squares are ordinary numbers.
+    Rows are first scaled by a power of two, because in float32 the squares of a row of length 1e20 overflow and those
+    of a row of length 1e-25 underflow. The scaling is exact, so it changes no bit where the squares do neither.
     """
     if vectors.shape[1] == 0:
         return vectors
@@ -24,7 +24,7 @@ def unit_length(vectors: Tensor) -> Tensor:
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """As :func:`unit_length` of an array (…, D) of floats, in its own precision."""
+    """As :func:`unit_length`, of an array (…, D) of floats, in its own precision."""
     _, exponent = np.frexp(np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0))
     scaled = np.ldexp(vectors, -exponent)
     norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
