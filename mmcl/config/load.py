@@ -163,11 +163,14 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _tag(annotation: Any) -> str:
-    """How pydantic calls a member of a union in the place of an error: a method by its name, a type by its own."""
+    """How pydantic calls a member of a union in the place of an error: a method by its name, a named tower by its
+    modality, a type by its own name."""
     if _is_section(annotation):
         for base, named in ByName.of.items():
             if issubclass(annotation, base):
                 return str(annotation.model_fields[named.key].default)
+        if modality := annotation.model_fields.get("modality"):
+            return str(typing.get_args(modality.annotation)[0])
     return getattr(annotation, "__name__", str(annotation))
 
 

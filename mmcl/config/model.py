@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from mmcl.config.section import Fraction, Positive, Section
 
@@ -135,6 +135,32 @@ class TextTowerConfig(TowerConfig):
         return self
 
 
+class NamedTextTowerConfig(TextTowerConfig):
+    """A text tower under a name of its own."""
+
+    modality: Literal["text"]
+
+
+class NamedImageTowerConfig(ImageTowerConfig):
+    """An image tower under a name of its own."""
+
+    modality: Literal["image"]
+
+
+def _modality(value: Any) -> Any:
+    return value.get("modality") if isinstance(value, dict) else getattr(value, "modality", None)
+
+
+NamedTowerConfig = Annotated[
+    Annotated[NamedTextTowerConfig, Tag("text")] | Annotated[NamedImageTowerConfig, Tag("image")],
+    Discriminator(
+        _modality,
+        custom_error_type="modality",
+        custom_error_message="settings with modality: text or image are asked for",
+    ),
+]
+
+
 class ModelConfig(Section):
     """The towers and the space they share."""
 
@@ -147,3 +173,17 @@ class ModelConfig(Section):
     """The image tower, where the method has one."""
     text: TextTowerConfig | None = None
     """The text tower, where the method has one."""
+    towers: dict[str, NamedTowerConfig] = Field(default_factory=dict)
+    """Name to a tower of any modality, in the place of `image` and `text`: `{question: {modality: text, …}, answer:
+    {modality: text, …}}`. The names are the roles of the columns that pass through them (clip, siglip)."""
+
+    @model_validator(mode="after")
+    def _towers_are_named_once(self) -> ModelConfig:
+        beside = [name for name in ("name", "image", "text") if getattr(self, name) is not None]
+        if self.towers and beside:
+            raise ValueError(f"towers: they stand in the place of {beside[0]}; leave one of the two out")
+        return self
+
+    def tower(self, name: str) -> TowerConfig | None:
+        """The section of the tower called ``name``."""
+        return self.towers.get(name) or {"image": self.image, "text": self.text}.get(name)

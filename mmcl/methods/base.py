@@ -109,9 +109,24 @@ class Method(nn.Module, ABC):
         """
 
     @classmethod
-    def towers_of(cls, config: schema.Config) -> dict[str, str]:
-        """Name to modality of the towers that the method needs; by default one for each modality of its columns."""
-        return {modality: modality for modality in cls.columns_of(config).values() if modality != "number"}
+    def towers_of(cls, config: schema.Config) -> dict[str, list[str]]:
+        """Name of each tower that the method needs to the columns that pass through it; by default a tower for each
+        modality of the columns.
+
+        Raises:
+            MmclError: the config names other towers.
+        """
+        if config.model.towers:
+            name = next(iter(config.model.towers))
+            raise MmclError(
+                f"model.towers.{name}: method '{config.method.name}' has no towers of other names; set model.image or "
+                "model.text"
+            )
+        towers: dict[str, list[str]] = {}
+        for column, modality in cls.columns_of(config).items():
+            if modality != "number":
+                towers.setdefault(modality, []).append(column)
+        return towers
 
     @abstractmethod
     def views(self) -> Mapping[str, View]:
@@ -250,7 +265,9 @@ class Method(nn.Module, ABC):
         """Of a column, or of mined negatives."""
         return self.columns[self.mining_roles[1] if name == MINED and self.mining_roles else name]
 
-    def embed_together(self, embed: Callable[..., Tensor], texts: Mapping[str, Inputs]) -> dict[str, Tensor]:
+    def embed_together(
+        self, embed: Callable[..., Tensor], texts: Mapping[str, Inputs], tower: str = "text"
+    ) -> dict[str, Tensor]:
         """The texts of several views, or of none, in one pass of what embeds them.
 
         In shards a tower meets those of other processes in every pass, and waits for a process that has fewer: a view
@@ -258,7 +275,7 @@ class Method(nn.Module, ABC):
         """
         if len(texts) < 2:
             return {name: embed(**inputs) for name, inputs in texts.items()}
-        padding = self.encoder.text_tower().padding_id
+        padding = self.encoder.text_tower(tower).padding_id
         counts = [len(next(iter(inputs.values()))) for inputs in texts.values()]
         vectors = embed(**join_texts(list(texts.values()), padding)).split(counts)
         return dict(zip(texts, vectors, strict=True))

@@ -60,7 +60,7 @@ class Clip(ImageText):
     @property
     def extra(self) -> dict[str, Extra]:
         """Extra texts, as negatives of every image."""
-        return {NEGATIVES: Extra("text", self.config.extra_texts)} if self.config.extra_texts else {}
+        return {NEGATIVES: Extra(self.sides[1], self.config.extra_texts)} if self.config.extra_texts else {}
 
     @property
     def mining_roles(self) -> tuple[str, str]:
@@ -72,19 +72,21 @@ class Clip(ImageText):
         return (*self.sides, NEGATIVES, MINED)
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
-        image, text = (self.encoder.embedder(side) for side in self.sides)
-        texts = {name: inputs[name] for name in ("text", NEGATIVES, MINED) if name in inputs}
-        embeddings = {"image": image(**inputs["image"])}
+        image, text = self.sides
+        embeddings = {image: self.encoder.embedder(image)(**inputs[image])}
         if self.key_embedder is not None:
-            return embeddings | {"text": text(**texts["text"])}
-        return embeddings | self.embed_together(text, texts)
+            return embeddings | {text: self.encoder.embedder(text)(**inputs[text])}
+        return embeddings | self.embed_together(self.encoder.embedder(text), self._texts(inputs), text)
 
     def embed_keys(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         if self.key_embedder is None:
             return {}
-        texts = {name: inputs[name] for name in ("text", NEGATIVES, MINED) if name in inputs}
-        keys = {"image": self.key_embedder("image", **inputs["image"])}
-        return keys | self.embed_together(partial(self.key_embedder, "text"), texts)
+        image, text = self.sides
+        keys = {image: self.key_embedder(image, **inputs[image])}
+        return keys | self.embed_together(partial(self.key_embedder, text), self._texts(inputs), text)
+
+    def _texts(self, inputs: Mapping[str, Inputs]) -> dict[str, Inputs]:
+        return {name: inputs[name] for name in (self.sides[1], NEGATIVES, MINED) if name in inputs}
 
     def contrast(self, compared: Compared) -> Tensor:
         return self.both_directions(self._info_nce, compared, symmetric=True)
@@ -95,7 +97,7 @@ class Clip(ImageText):
         groups = [
             NegativeGroup(compared.key(name), outputs.rows.extra_ids[name])
             for name in (NEGATIVES, MINED)
-            if key == "text" and name in outputs.rows.extra_ids
+            if key == self.sides[1] and name in outputs.rows.extra_ids
         ]
         if key in compared.stored and compared.stored_ids is not None:
             groups.append(NegativeGroup(compared.stored[key], compared.stored_ids))

@@ -1,9 +1,8 @@
-"""What the methods over pairs of an image and a text share."""
+"""What the methods over pairs with a tower for each side share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,21 +11,33 @@ from mmcl.data.batches.batch import Inputs
 from mmcl.data.batches.views import View
 from mmcl.methods.base import refuse_unknown_roles
 from mmcl.methods.paired import Paired
+from mmcl.runtime.errors import MmclError
 
 
 class ImageText(Paired):
-    """Images and texts in one space."""
-
-    sides: ClassVar[tuple[str, str]] = ("image", "text")
+    """Images and texts in one space; or what two towers embed that the config names."""
 
     @classmethod
     def columns_of(cls, config: schema.Config) -> dict[str, str]:
-        columns = {"image": "image", "text": "text"}
+        columns = {name: section.modality for name, section in config.model.towers.items()}
+        if len(columns) not in (0, 2):
+            raise MmclError(f"model.towers: method '{config.method.name}' has two of them, not {len(columns)}")
+        columns = columns or {"image": "image", "text": "text"}
         refuse_unknown_roles(config, columns)
-        return columns
+        return dict(columns)
+
+    @classmethod
+    def towers_of(cls, config: schema.Config) -> dict[str, list[str]]:
+        return {side: [side] for side in cls.columns_of(config)}
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        first, second = self.columns
+        return first, second
 
     def views(self) -> dict[str, View]:
-        return {"image": View("image", "image", self.augment), "text": View("text", "text")}
+        augment = {"image": self.augment}
+        return {side: View(side, side, augment.get(modality)) for side, modality in self.columns.items()}
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {side: self.encoder.embedder(side)(**inputs[side]) for side in self.sides}

@@ -95,9 +95,6 @@ class Paired(Method):
         momentum: what embeds keys then, if the config asks for that.
     """
 
-    sides: ClassVar[tuple[str, str]]
-    """The two views that belong together."""
-
     start_temperature: ClassVar[float]
     """Where neither the config nor the model to start from names one."""
 
@@ -152,6 +149,11 @@ class Paired(Method):
         texts = [modality for modality in self.columns.values() if modality != "number"]
         hard = max(0, len(texts) - 2) + self.context.mined
         return self.context.batch_size - 1 + hard * self.context.batch_size
+
+    @property
+    @abstractmethod
+    def sides(self) -> tuple[str, str]:
+        """The two views that belong together."""
 
     @property
     def key_embedder(self) -> MomentumCopy | None:

@@ -68,10 +68,10 @@ class Siglip(ImageText):
         return self.logit_scale.item(), self.logit_bias.item()
 
     def contrast(self, compared: Compared) -> Tensor:
-        outputs = compared.outputs
+        outputs, (first, second) = compared.outputs, self.sides
         return sigmoid(
-            outputs.embeddings["image"],
-            outputs.embeddings["text"],
+            outputs.embeddings[first],
+            outputs.embeddings[second],
             self.temperature,
             self.logit_bias,
             ids=outputs.rows.ids,

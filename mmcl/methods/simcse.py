@@ -109,7 +109,6 @@ class Simcse(Paired):
         masked_language: predicts hidden tokens besides, if the config says so.
     """
 
-    sides: ClassVar[tuple[str, str]] = ("anchor", "positive")
     start_temperature: ClassVar[float] = 0.05
 
     Config = SimcseConfig
@@ -155,6 +154,10 @@ class Simcse(Paired):
                     f"{', '.join(columns)}; leave {role} out, or change method.loss or the columns"
                 )
         return columns
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        return "anchor", "positive"
 
     def views(self) -> dict[str, View]:
         texts = [column for column, modality in self.columns.items() if modality == "text"]

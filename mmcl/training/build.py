@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmcl.config.methods import METHODS
-from mmcl.config.model import TowerConfig
+from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
 from mmcl.data.batches.tokenizer_texts import training_texts
@@ -49,16 +49,17 @@ def build_method(config: Config, folder: Path) -> Method:
     """
     torch.manual_seed(config.seed)
     kind: type[Method] = METHODS[config.method.name]
-    columns = kind.columns_of(config)
+    columns, towers = kind.columns_of(config), kind.towers_of(config)
     modalities = set(columns.values()) & {"image", "text"}
     _refuse_what_is_not_read(config, modalities)
     if config.model.name:
         encoder = start_from(config.model, config.data.image, modalities)
     else:
-        encoder = _encoder(config, columns, folder)
-    for modality in sorted(encoder.modalities):
-        _adapt(encoder.embedder(modality), _section(config, modality))
-    named = {name: getattr(config.method, name, None) for name in REFERENCES}
+        encoder = _encoder(config, towers, folder)
+    for name in encoder.names:
+        where = f"model.towers.{name}" if name in config.model.towers else f"model.{name}"
+        _adapt(encoder.embedder(name), config.model.tower(name) or TowerConfig(), where)
+    references = {name: getattr(config.method, name, None) for name in REFERENCES}
     method = kind(
         config.method,
         encoder,
@@ -68,7 +69,7 @@ def build_method(config: Config, folder: Path) -> Method:
             exchange=config.training.exchange if distributed.world_size() > 1 else None,
             mined=config.data.mining.count if config.data.mining else 0,
             augmentation=config.augmentation if config.augments("image") else None,
-            references={name: open_model(section.name) for name, section in named.items() if section is not None},
+            references={name: open_model(section.name) for name, section in references.items() if section is not None},
         ),
     )
     _refuse_equal_views(method, config)
@@ -78,8 +79,8 @@ def build_method(config: Config, folder: Path) -> Method:
 def finish_encoder(method: Method) -> Towers:
     """The encoder of a trained method, ready to be saved: adapters are merged, and what else was learned is noted."""
     encoder = method.encoder
-    for modality in sorted(encoder.modalities):
-        merge_lora(encoder.embedder(modality).tower.net)
+    for name in encoder.names:
+        merge_lora(encoder.embedder(name).tower.net)
     encoder.logit_scale, encoder.logit_bias = method.learned_scale()
     encoder.training_head = method.training_head
     return encoder
@@ -119,37 +120,33 @@ def _refuse_equal_views(method: Method, config: Config) -> None:
         )
 
 
-def _encoder(config: Config, inputs: Mapping[str, str], folder: Path) -> Towers:
+def _encoder(config: Config, towers: Mapping[str, Sequence[str]], folder: Path) -> Towers:
+    """New towers, by name and the columns that pass through them."""
     embedders: dict[str, Embedder] = {}
-    for modality in dict.fromkeys(inputs.values()):
-        if modality == "number":
-            continue
-        section = config.model.image if modality == "image" else config.model.text
-        roles = [role for role, of in inputs.items() if of == modality]
+    for name, columns in towers.items():
+        section = config.model.tower(name)
         if section is None:
             raise MmclError(
-                f"model.{modality} is missing: method '{config.method.name}' needs it for its {roles[0]} input"
+                f"model.{name} is missing: method '{config.method.name}' needs it for its {columns[0]} input"
             )
-        if modality == "image":
-            tower: ImageTower | TextTower = build_image_tower(config.model.image, config.data.image)  # type: ignore[arg-type]
+        if isinstance(section, ImageTowerConfig):
+            tower: ImageTower | TextTower = build_image_tower(section, config.data.image)
         else:
-            tower = _text_tower(config, roles, folder)
-        head = Head(section.head, tower.width, config.model.dim)
-        embedders[modality] = Embedder(tower, head, frozen=section.frozen)
+            assert isinstance(section, TextTowerConfig), "there is no other"
+            tower = _text_tower(config, section, columns, folder / _tokenizer_folder(config, name))
+        embedders[name] = Embedder(tower, Head(section.head, tower.width, config.model.dim), frozen=section.frozen)
     return Towers(embedders, config.model.dim, config.name)
 
 
-def _section(config: Config, modality: str) -> TowerConfig:
-    section = config.model.image if modality == "image" else config.model.text
-    return section or TowerConfig()
+def _tokenizer_folder(config: Config, name: str) -> str:
+    return f"tokenizer-{name}" if name in config.model.towers else "tokenizer"
 
 
-def _adapt(embedder: Embedder, section: TowerConfig) -> None:
+def _adapt(embedder: Embedder, section: TowerConfig, where: str) -> None:
     """Freeze the first blocks, and put low-rank adapters into the others, as the config says."""
     if section.frozen:
         for key in ("freeze_blocks", "lora", "patch_dropout"):
             if getattr(section, key, None):
-                where = f"model.{embedder.tower.modality}"
                 raise MmclError(f"{where}.{key} does nothing in a tower that is frozen; leave it or {where}.frozen out")
     net = embedder.tower.net
     for name, parameter in net.named_parameters():
@@ -161,12 +158,10 @@ def _adapt(embedder: Embedder, section: TowerConfig) -> None:
         embedder.keep_in_eval(add_lora(net, section.lora))
 
 
-def _text_tower(config: Config, roles: Sequence[str], folder: Path) -> TextTower:
-    section = config.model.text
-    assert section is not None  # narrowed by the caller
+def _text_tower(config: Config, section: TextTowerConfig, roles: Sequence[str], kept: Path) -> TextTower:
+    """A text tower; a tokenizer of its own is trained on ``roles``, and kept."""
     if section.name != "scratch" or section.tokenizer.name:
         return build_text_tower(section)
-    kept = folder / "tokenizer"
     if not kept.is_dir() and distributed.rank() == 0:
         with atomic_folder(kept) as beside:
             limit = section.max_tokens or SCRATCH_MAX_TOKENS

@@ -14,6 +14,7 @@ from mmcl.config.schema import Config
 from mmcl.data.batches.columns import Column
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.table import Table
+from mmcl.data.batches.views import View
 from mmcl.data.sources.beir import Beir, is_beir, open_beir
 from mmcl.encoding.shares import embed
 from mmcl.evaluation.evaluator import Evaluator, Setup
@@ -60,13 +61,17 @@ class RetrievalEvaluator(Evaluator):
             _require_best(setup.name, [_SEARCH], config)
             beir = open_beir(settings.source, settings.split)
             return BeirEvaluator(beir, config.evaluation.ks, prompts, settings.self_matches or "drop")
+        named = tuple(config.model.towers)
         sides = ("image", "text") if "image" in encoder.modalities else ("anchor", "positive")
+        sides = (named[0], named[1]) if len(named) == 2 else sides
         if "image" in sides and settings.self_matches is not None:
             raise MmclError(
                 f"{where}.self_matches: images and texts are searched, of which none is the other; leave it out"
             )
         _require_best(setup.name, [f"{sides[0]}_to_{sides[1]}", f"{sides[1]}_to_{sides[0]}"], config)
-        reading = Reading({side: "image" if side == "image" else "text" for side in sides}, encoder)
+        towers = {side: encoder.resolve(side if side in encoder.names else _modality(side)) for side in sides}
+        views = {side: View(side, tower) for side, tower in towers.items()}
+        reading = Reading({side: encoder.modality(tower) for side, tower in towers.items()}, encoder, views=views)
         device, show_progress = setup.device, setup.show_progress
         table = Table([settings], reading, config, setup.scratch, device=device, show_progress=show_progress)
         table.require_rows()
@@ -211,11 +216,15 @@ def _require_best(name: str, ways: Sequence[str], config: Config) -> None:
         )
 
 
+def _modality(side: str) -> str:
+    return "image" if side == "image" else "text"
+
+
 def _embed(encoder: Towers, side: str, column: Column, items: np.ndarray) -> np.ndarray:
     """(len(items), D) unit vectors."""
-    modality = "image" if side == "image" else "text"
+    tower = side if side in encoder.names else _modality(side)
 
     def inputs(places: np.ndarray) -> dict[str, Tensor]:
         return column.inputs(items[places])
 
-    return embed(encoder, modality, inputs, len(items), precision=resolve_precision("auto", encoder.device))
+    return embed(encoder, tower, inputs, len(items), precision=resolve_precision("auto", encoder.device))

@@ -252,7 +252,8 @@ class Miner(Callback):
     def _vectors(self, encoder: Towers, columns: Sequence[Column]) -> _Vectors:
         anchors, positives = columns
         _, first, of_rows = np.unique(anchors.contents[self._anchors], return_index=True, return_inverse=True)
-        one, other = (self.method.columns[role] for role in self.roles)
+        own = encoder is self.method.encoder
+        one, other = (self.method.reading.tower(role) if own else self.method.columns[role] for role in self.roles)
         distinct, corpus = self._anchors[first], self._corpus
         seen = _Vectors(
             embed(encoder, one, lambda places: anchors.inputs(distinct[places]), len(distinct)),
