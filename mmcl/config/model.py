@@ -139,12 +139,14 @@ class NamedTextTowerConfig(TextTowerConfig):
     """A text tower under a name of its own."""
 
     modality: Literal["text"]
+    """What it embeds."""
 
 
 class NamedImageTowerConfig(ImageTowerConfig):
     """An image tower under a name of its own."""
 
     modality: Literal["image"]
+    """What it embeds."""
 
 
 def _modality(value: Any) -> Any:
