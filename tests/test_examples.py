@@ -43,6 +43,21 @@ def test_own_loss_falls_and_the_model_is_saved(run, tmp_path):
     assert (tmp_path / "runs" / "own_loss" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("name", ["search_images.ipynb", "judge.ipynb"])
+def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((EXAMPLES / name).read_text())["cells"]
+    variables = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{name}, {cell['id']}", "exec"), variables)
+    printed = capsys.readouterr().out
+    if name == "judge.ipynb":
+        assert "384 is ahead beyond the interval" in printed
+    else:
+        assert variables["index"].search(variables["encoder"].encode(variables["images"][7]), k=1)[0] == [[7]]
+
+
 def test_a_package_of_ones_own_adds_a_method_a_tower_and_an_evaluator(tmp_path):
     site = tmp_path / "site"
     pip = [
