@@ -119,7 +119,7 @@ class StreamFeed:
         ``position`` is that of the batch before ``start``; its ``problems`` are those met since the batch before.
 
         Raises:
-            MmclError: the position is one of another number of processes or workers; a whole pass has no sample that
+            MmclError: the position is one of another number of processes or workers; a pass has no sample that
                 can be used; or one cannot and ``data.on_error`` is ``fail``.
             ValueError: ``start`` is not 0 and there is no position.
         """
