@@ -1,4 +1,4 @@
-"""How the weights are learned, and how the model is judged meanwhile."""
+"""How the weights are learned, and what is written meanwhile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GroupConfig(Section):
 
 
 class TokenLimit(Section):
-    """A size told by texts."""
+    """A size in text tokens."""
 
     tokens: int = Field(ge=1)
     """Text tokens, padding included."""
@@ -102,7 +102,7 @@ class TrainingConfig(Section):
     """Shares of the learned weights in a weight-space ensemble with the starting ones (WiSE-FT, arXiv:2109.01903).
     The one that judges best by `evaluation.best` is saved; the first if that names nothing."""
     average: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Decay of a running average of the weights, such as 0.995; the average is what is judged and saved."""
+    """Decay of a running average of the weights, such as 0.995; the average is what is evaluated and saved."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the towers; losses are in float32. `auto`: bfloat16 where the devices of all processes multiply it natively,
     else float32; a resumed run keeps what it began in. float16 is never chosen silently. Several processes, or
@@ -110,7 +110,7 @@ class TrainingConfig(Section):
     the parts are added up: within a few steps two processes differed from one by 0.3% in the gradient's norm and by
     0.02% in the loss."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Several processes: every one holds the whole model (`ddp`), or a shard of it (`fsdp`)."""
+    """Several processes: every one holds the full model (`ddp`), or a shard of it (`fsdp`)."""
     exchange: Literal["gather", "ring"] = "gather"
     """Several processes compare their rows with those of all: every one gathers all embeddings (`gather`), or they
     travel around and none holds more than two processes' at a time (`ring`), for batches whose embeddings are large."""

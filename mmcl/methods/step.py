@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from mmcl.runtime import schedules
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,10 @@ class Step:
     number: int
     total: int
 
-    @property
-    def progress(self) -> float:
-        """From 0 at the first step to 1 at the last."""
-        return self.number / max(1, self.total - 1)
-
     def cosine(self, start: float, end: float) -> float:
         """From ``start`` at the first step to ``end`` at the last, along half a cosine."""
-        return end - (end - start) * (1 + math.cos(math.pi * self.progress)) / 2
+        return schedules.cosine(self.number, self.total - 1, start, end)
 
     def linear(self, start: float, end: float) -> float:
         """From ``start`` at the first step to ``end`` at the last, along a line."""
-        return start + (end - start) * self.progress
+        return schedules.linear(self.number, self.total - 1, start, end)

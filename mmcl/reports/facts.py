@@ -26,7 +26,7 @@ from mmcl.training.run import Run
 
 @dataclass(frozen=True)
 class History:
-    """A run as its folder tells it, without loading the model.
+    """A run as its folder has it, without loading the model.
 
     Attributes:
         lines: of ``metrics.jsonl``, oldest first.
@@ -96,13 +96,13 @@ def facts(history: History) -> list[tuple[str, str]]:
     found = [("Data", " and ".join(map(_source, (config.data.train, *config.data.mix))) + rows)]
     found += [(f"Judged on: {name}", _source(source)) for name, source in config.evaluation.sources.items()]
     found.append(("Method", _settings(config.method)))
-    whole = config.model.name  # which knows its own towers and dimension: those in the config are defaults
-    if whole is not None:
-        found.append(("Model", f"started from {whole}"))
+    start = config.model.name  # which knows its own towers and dimension: those in the config are defaults
+    if start is not None:
+        found.append(("Model", f"started from {start}"))
     for modality, tower in (("Image tower", config.model.image), ("Text tower", config.model.text)):
-        if tower is not None and (told := _adapted(tower) if whole else _tower(tower, config)):
-            found.append((modality, told))
-    if dim := history.dim or (None if whole else config.model.dim):
+        if tower is not None and (described := _adapted(tower) if start else _tower(tower, config)):
+            found.append((modality, described))
+    if dim := history.dim or (None if start else config.model.dim):
         found.append(("Embedding", f"{dim} dimensions"))
     settings = config.training
     batch = f"{settings.batch_size:,}" + (f" × {settings.accumulate} accumulated" if settings.accumulate > 1 else "")
@@ -154,8 +154,8 @@ def _settings(section: Section) -> str:
     """The name, where there is one, and the rest in brackets, but for what is off unless it is asked for."""
     fields, values = type(section).model_fields, dict(section)
     name = values.pop("name", "")
-    told = {key: value for key, value in values.items() if value or value != fields[key].default}
-    rest = ", ".join(f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in told.items())
+    given = {key: value for key, value in values.items() if value or value != fields[key].default}
+    rest = ", ".join(f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in given.items())
     return " ".join(filter(None, (name, f"({rest})" if rest else "")))
 
 

@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from mmcl.config.load import to_yaml
 from mmcl.evaluation import Scores, StsScores
+from mmcl.evaluation.metrics.display import DEFINITIONS
 from mmcl.reports import facts, results
+from mmcl.reports.images import data_uri
 from mmcl.reports.judged import Judged
-from mmcl.reports.pictures import data_uri
 from mmcl.reports.plots import learning_curves
 from mmcl.reports.shown import Mistake, Search
 from mmcl.runtime.files import atomic_file
@@ -56,8 +57,8 @@ def write_report(
     are left out.
 
     Args:
-        path: the file; replaced whole if it exists.
-        run: whose config, metrics and model card the report tells. The model itself is not loaded.
+        path: the file; replaced if it exists.
+        run: whose config, metrics and model card the report shows. The model itself is not loaded.
         title: plain text, as everything here: it is escaped.
         scores: {what the model was judged on: {direction: Scores}, or StsScores}. Without them the run's own
             evaluation leads.
@@ -85,6 +86,7 @@ def write_report(
         plots=learning_curves(history.lines, best=history.config.evaluation.best, step=history.training.get("step")),
         step_is_marked=bool(evaluation and history.training),
         facts=facts.facts(history),
+        definitions=DEFINITIONS,
         skipped_count=len(skipped),
         skipped=facts.skipped(skipped),
         config=to_yaml(run.config),

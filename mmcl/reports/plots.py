@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from mmcl.evaluation.metrics.display import is_fraction, with_curves
 from mmcl.reports.results import split_key, title_of
 
 POINTS = 400  # a longer curve is shown as the means of so many stretches
@@ -54,12 +55,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of curves.
+    """A figure of curves.
 
     Attributes:
         title: plain text.
         svg: an ``<svg>`` element.
-        alt: what the picture shows, in words.
+        alt: what the figure shows, in words.
     """
 
     title: str
@@ -88,9 +89,9 @@ def learning_curves(
     rest = [name for name in logged if name not in (*first, *last, *_NOT_CURVES)]
     plots: list[tuple[str, list[Curve], bool, int | None]]
     plots = [(_title(name), [logged[name]], name in _FRACTIONS, None) for name in first]
-    correlations = ("spearman", "pearson")
     plots += [
-        (title, curves, not title.lower().endswith(correlations), step) for title, curves in _evaluations(judged, best)
+        (f"{source}: {metric}", curves, is_fraction(metric), step)
+        for source, metric, curves in _evaluations(judged, best)
     ]
     plots += [(_title(name), [logged[name]], False, None) for name in (*last, *rest)]
     return [
@@ -174,8 +175,8 @@ def _collect(lines: Any) -> dict[str, Curve]:
     return {name: Curve(*np.array(points, dtype=np.float64).T) for name, points in table.items()}
 
 
-def _evaluations(judged: Mapping[str, Curve], best: str | None) -> list[tuple[str, list[Curve]]]:
-    """For each source the hit rates at the first and the last cut-off, and the metric that chose the model."""
+def _evaluations(judged: Mapping[str, Curve], best: str | None) -> list[tuple[str, str, list[Curve]]]:
+    """Source, metric and curves of what a report shows of each source, and of the metric that chose the model."""
     ways: dict[tuple[str, str], dict[str, Curve]] = {}
     for key, curve in judged.items():
         source, way, metric = split_key(key)
@@ -189,11 +190,8 @@ def _evaluations(judged: Mapping[str, Curve], best: str | None) -> list[tuple[st
     shown = []
     for source in dict.fromkeys(source for source, _ in groups):
         metrics = [metric for name, metric in groups if name == source]
-        hits = sorted((metric for metric in metrics if metric.startswith("hit@")), key=lambda name: int(name[4:]))
-        wanted = {hits[0], hits[-1]} if hits else set(metrics)
-        wanted |= {chosen[2]} if source == chosen[0] else set()
-        wanted -= {"median_rank"}
-        shown += [(f"{source}: {metric}", groups[source, metric]) for metric in metrics if metric in wanted]
+        wanted = {*with_curves(metrics), *([chosen[2]] if source == chosen[0] else [])}
+        shown += [(source, metric, groups[source, metric]) for metric in metrics if metric in wanted]
     return shown
 
 

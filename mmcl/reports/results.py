@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mmcl.evaluation import Scores, StsScores
-
-_FRACTIONS = {"hit", "recall", "precision", "ndcg", "map", "mrr", "top", "mean_per_class"}
-
-_CORRELATIONS = ("spearman", "pearson")
+from mmcl.evaluation.metrics.display import in_words, is_fraction, with_bars
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Row:
     @property
     def is_fraction(self) -> bool:
         """Whether it lies on the scale from 0 to 1 by its meaning, not by accident."""
-        return self.name.split("@")[0] in _FRACTIONS
+        return is_fraction(self.name)
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,14 @@ class Direction:
 
     @property
     def headline(self) -> list[Row]:
-        """The rows that get a bar: the hit rates, or every fraction where there are none; or correlations."""
-        fractions = [row for row in self.rows if row.is_fraction]
-        correlations = [row for row in self.rows if row.name in _CORRELATIONS]
-        return [row for row in fractions if row.name.startswith("hit@")] or fractions or correlations
+        """The rows that get a bar."""
+        names = with_bars(row.name for row in self.rows)
+        return [row for row in self.rows if row.name in names]
 
-    def row(self, name: str) -> Row | None:
-        """The row of a metric, if it was measured."""
-        return next((row for row in self.rows if row.name == name), None)
+    @property
+    def in_words(self) -> list[tuple[str, Row]]:
+        """The rows that get a sentence, and how it begins."""
+        return [(words, row) for row in self.rows if (words := in_words(row.name))]
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def _correlations(title: str, scores: StsScores, start: Mapping[str, float]) -> 
     found = []
     for way, size in ways.items():
         rows = []
-        for metric in _CORRELATIONS:
+        for metric in dict.fromkeys(key.rpartition("/")[2] for key in scores.metrics):
             key = f"{way}/{metric}" if way else metric
             low_high = scores.intervals.get(key)
             interval = None if low_high is None or not all(map(math.isfinite, low_high)) else low_high

@@ -13,7 +13,7 @@ class Hit:
     Attributes:
         label: what the result is called.
         score: its similarity to the query.
-        image: an encoded picture of any format, the path of one, or None.
+        image: an encoded image of any format, the path of one, or None.
         right: whether it answers the query; None where nobody knows.
     """
 
@@ -33,13 +33,13 @@ class Search:
 
 @dataclass
 class Mistake:
-    """A picture that is nearer to a wrong name than to its own.
+    """An image that is nearer to a wrong name than to its own.
 
     Attributes:
-        image: the encoded picture, or its path.
+        image: the encoded image, or its path.
         name: what it is.
         taken_for: the name the model put first.
-        taken_for_image: a picture of what it was taken for, or None.
+        taken_for_image: an image of what it was taken for, or None.
         score: similarity to ``taken_for``.
         score_of_right: similarity to ``name``.
         rank_of_right: 1-based rank of ``name`` among all names.

@@ -12,7 +12,7 @@ Schedule: TypeAlias = Callable[[int, int, float, float], float]
 
 def cosine(step: int, steps: int, start: float, end: float) -> float:
     """Half a cosine from ``start`` to ``end`` (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
-    return end + (start - end) * (1 + math.cos(math.pi * step / max(1, steps))) / 2
+    return end + (start - end) * (1 + math.cos(math.pi * (step / max(1, steps)))) / 2
 
 
 def linear(step: int, steps: int, start: float, end: float) -> float:

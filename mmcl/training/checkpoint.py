@@ -233,7 +233,7 @@ def learned_names(method: nn.Module) -> set[str]:
 
 
 def _learns(module: nn.Module, name: str) -> bool:
-    """Whether ``name``, of the state of a module that stays still, is a parameter that learns nevertheless."""
+    """Whether ``name``, of the state of a module kept in evaluation mode, is a parameter that learns nevertheless."""
     path, _, leaf = name.rpartition(".")
     parameter = module.get_submodule(path)._parameters.get(leaf)
     return parameter is not None and parameter.requires_grad

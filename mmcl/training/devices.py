@@ -58,7 +58,7 @@ def start_device(name: str, timeout: timedelta) -> torch.device:
     except dist.DistError as error:
         raise MmclError(
             f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}: the others did not all join within "
-            f"training.timeout, {timeout.total_seconds() / 60:g} minutes; their own last lines tell what keeps them"
+            f"training.timeout, {timeout.total_seconds() / 60:g} minutes; their own last lines say what keeps them"
         ) from error
     if here.num_processes == 1:  # what it says of the device is that of the first run in this process
         return device

@@ -1,4 +1,4 @@
-"""Ctrl-C in training: it ends the run between two steps, where a checkpoint is that of whole steps."""
+"""Ctrl-C in training: it ends the run between two steps, where a checkpoint is complete."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Around what is done whole or not at all."""
+        """A context that is finished before an interrupt takes effect."""
         self._holding = True
         try:
             yield

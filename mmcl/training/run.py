@@ -73,8 +73,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     which are counted in a warning."""
     lines, damaged = [], 0
     content = path.read_bytes().split(b"\n") if path.is_file() else []
-    *whole, cut_short = content or [b""]
-    for line in [*whole, cut_short]:
+    *complete, cut_short = content or [b""]
+    for line in [*complete, cut_short]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -103,11 +103,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _is_metrics(line: dict[str, Any]) -> bool:
     step = line.get("step")
     groups = [value for value in line.values() if isinstance(value, dict)]
-    judged = line.get("evaluation", {})
+    evaluated = line.get("evaluation", {})
     return (
         type(step) is int
         and step >= 0
-        and isinstance(judged, dict)
+        and isinstance(evaluated, dict)
         and all(_is_number(number) for group in groups for number in group.values())
         and all(isinstance(value, str | dict) or _is_number(value) for value in line.values())
     )

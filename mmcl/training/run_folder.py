@@ -95,7 +95,7 @@ def exclusive_folder(folder: Path) -> Iterator[bool]:
 def remove_on_failure(folder: Path, new: bool) -> Iterator[None]:
     """Within, a run is set up. If that fails, a ``new`` folder is removed again.
 
-    It stays if it lists skipped rows, since a message has said that it does.
+    A folder that lists skipped rows is kept, since a message has named the list.
     """
     try:
         yield

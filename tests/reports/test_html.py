@@ -43,7 +43,7 @@ class Page(HTMLParser):
         return [value for _, name, value in self.attributes if name == attribute]
 
 
-def picture(color: str = "red", size: tuple[int, int] = (20, 20)) -> bytes:
+def encoded(color: str = "red", size: tuple[int, int] = (20, 20)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -60,8 +60,8 @@ def scores() -> Judged:
 def full(tmp_path_factory: pytest.TempPathFactory, scores: Judged, steps: Steps, fake_run: FakeRun) -> str:
     tmp_path = tmp_path_factory.mktemp("report")
     run = fake_run(tmp_path / "run", steps(), step=20)
-    hits = [Hit("red square", 0.512, picture(), True), Hit("blue square", 0.25, picture("blue"), False)]
-    mistake = Mistake(picture(), "crab", "ship", picture("blue"), 0.443, 0.406, 4)
+    hits = [Hit("red square", 0.512, encoded(), True), Hit("blue square", 0.25, encoded("blue"), False)]
+    mistake = Mistake(encoded(), "crab", "ship", encoded("blue"), 0.443, 0.406, 4)
     path = write_report(
         tmp_path / "page.html",
         run,
@@ -108,7 +108,7 @@ def test_searches_and_mistakes_are_told(full: str) -> None:
     assert "something red" in page.text
     assert "0.512" in page.text
     assert page.text.count("✓ right") == 1  # in words: not by colour alone
-    assert {"red square", "blue square", "The picture: crab", "Taken for: ship"} <= set(page.all("alt"))
+    assert {"red square", "blue square", "The image: crab", "Taken for: ship"} <= set(page.all("alt"))
     assert page.tags["img"] == len(page.all("alt")) == 4
     assert "taken for ship by 0.037" in page.text
     assert "right name at rank 4" in page.text
@@ -153,15 +153,15 @@ def test_text_of_users_is_inert(tmp_path: Path, scores: Judged, fake_run: FakeRu
         run,
         title=evil,
         scores={evil: dict.fromkeys([evil], scores["unseen art"]["image_to_text"])},
-        searches=[Search(evil, [Hit(evil, 0.5, picture(), True)])],
-        mistakes=[Mistake(picture(), evil, evil, picture(), 0.5, 0.4, 2)],
+        searches=[Search(evil, [Hit(evil, 0.5, encoded(), True)])],
+        mistakes=[Mistake(encoded(), evil, evil, encoded(), 0.5, 0.4, 2)],
         notes=[evil],
     ).read_text(encoding="utf-8")
-    for html, pictures in ((by_itself, 0), (given, 3)):
+    for html, images in ((by_itself, 0), (given, 3)):
         page = Page(html)
         assert evil in page.text  # shown as it was written
         assert page.tags["script"] == 0
-        assert page.tags["img"] == pictures
+        assert page.tags["img"] == images
         assert not [name for _, name, _ in page.attributes if name == "onerror"]
 
 
@@ -212,13 +212,13 @@ def test_skipped_rows_are_counted_and_the_first_listed(tmp_path: Path, steps: St
     assert "row-5" not in text
 
 
-def test_a_picture_that_cannot_be_read_leaves_its_place(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
+def test_an_image_that_cannot_be_read_leaves_its_place(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
     run = fake_run(tmp_path, steps())
-    hits = [Hit("broken", 0.5, b"not a picture"), Hit("text only", 0.4)]
+    hits = [Hit("broken", 0.5, b"not an image"), Hit("text only", 0.4)]
     html = write_report(tmp_path / "x.html", run, title="x", searches=[Search("q", hits)]).read_text(encoding="utf-8")
     page = Page(html)
     assert page.tags["img"] == 0
-    assert page.text.count("no picture") == 1
+    assert page.text.count("no image") == 1
     assert "text only" in page.text
 
 

@@ -49,13 +49,11 @@ class WeightEnsemble(Callback):
 
     @contextmanager
     def final_weights(self, step: int) -> Iterator[int]:
-        best, metrics = self.evaluations.best, self.evaluations.metrics
+        evaluations, best = self.evaluations, self.evaluations.best
         start = load_start(self.method, learned_names(self.method), self.path)
-        share, table = choose_share(
-            self.method, start, self.shares, self.evaluations.evaluate, self.evaluations.is_better
-        )
+        share, table = choose_share(self.method, start, self.shares, evaluations.evaluate, evaluations.is_better)
         if distributed.rank() == 0:
-            metrics.write(step, {"evaluation": table[share], "wise_ft": share})
+            evaluations.metrics.write(step, {"evaluation": table[share], "wise_ft": share})
             values = ", ".join(f"{alpha:g}: {found[best]:.4f}" for alpha, found in table.items() if best in found)
             log.info("weight-space ensemble: share %g of the learned weights is saved  %s", share, values)
         with interpolated(self.method, start, share):

@@ -116,9 +116,8 @@ class Evaluations(Callback):
         best = self.best
         if best is None or best not in new or best not in old:
             return best in new
-        return (new[best] > old[best]) == evaluator_of(best, self.config).higher_is_better(best) and new[best] != old[
-            best
-        ]
+        higher = evaluator_of(best, self.config).higher_is_better(best)
+        return new[best] > old[best] if higher else new[best] < old[best]
 
     def _is_headline(self, key: str) -> bool:
         return evaluator_of(key, self.config).is_headline(key)

@@ -60,7 +60,7 @@ class Miner(Callback):
 
     What is mined for a row is a negative of the other rows of its batch as well, where it counts as a positive that
     came with them: its identities are those of the first row that it stands in. It is left out for a row that shares
-    one of these, but not for one whose anchor it is paired with in further rows alone; of partners outside of the batch
+    one of these, but not for one whose anchor it is paired with in other rows alone; of partners outside of the batch
     the losses know no more of ordinary negatives.
 
     What is mined before step s is in every batch of the steps from s up to the next mining, and in no other: a feed is
@@ -201,18 +201,18 @@ class Miner(Callback):
         """What there is for every usable row, and each one's similarity of anchor and positive."""
         dtype, device = DTYPES[self.precision], self.method.encoder.device
         with torch.autocast(device.type, dtype=dtype, enabled=self.precision != "float32"):
-            seen = self._vectors(self.method.encoder, [self.feed.columns[role] for role in self.roles])
-        index = Index.build(seen.corpus, show_progress=False)
+            embedded = self._vectors(self.method.encoder, [self.feed.columns[role] for role in self.roles])
+        index = Index.build(embedded.corpus, show_progress=False)
         found: list[tuple[Mined, np.ndarray]] = []
         count = len(self._anchors)
         share = share_of(count)
         with spoken("mine", len(share)) as advance:
             for start in range(0, len(share), ANCHORS_AT_ONCE):
                 rows = share[start : start + ANCHORS_AT_ONCE]
-                anchors, own = seen.anchors(rows), self._known.of(rows)
-                positive = self._known.similarity(rows, anchors, seen.corpus)
+                anchors, own = embedded.anchors(rows), self._known.of(rows)
+                positive = self._known.similarity(rows, anchors, embedded.corpus)
                 seeds = mix(torch.from_numpy(rows), self.seed, step).numpy()
-                mined = mine(index, seen.corpus, anchors, positive, own, self.rules, seeds, self._guide(rows))
+                mined = mine(index, embedded.corpus, anchors, positive, own, self.rules, seeds, self._guide(rows))
                 found.append((mined, positive))
                 advance(len(rows))
         parts, positives = zip(*found, strict=True)
@@ -225,12 +225,12 @@ class Miner(Callback):
     def _guide(self, rows: np.ndarray) -> GuideVectors | None:
         if self.settings.guide is None:
             return None
-        seen = self._seen_by_guide
-        anchors = seen.anchors(rows)
-        return GuideVectors(anchors, seen.corpus, self._known.similarity(rows, anchors, seen.corpus))
+        embedded = self._guide_vectors
+        anchors = embedded.anchors(rows)
+        return GuideVectors(anchors, embedded.corpus, self._known.similarity(rows, anchors, embedded.corpus))
 
     @cached_property
-    def _seen_by_guide(self) -> _Vectors:
+    def _guide_vectors(self) -> _Vectors:
         """Made in the first mining, not before: all processes must be there."""
         assert self._guide_model is not None, "it is asked for once"
         encoder, columns = self._guide_model
@@ -255,15 +255,15 @@ class Miner(Callback):
         own = encoder is self.method.encoder
         one, other = (self.method.reading.tower(role) if own else self.method.columns[role] for role in self.roles)
         distinct, corpus = self._anchors[first], self._corpus
-        seen = _Vectors(
+        embedded = _Vectors(
             embed(encoder, one, lambda places: anchors.inputs(distinct[places]), len(distinct)),
             of_rows,
             embed(encoder, other, lambda places: positives.inputs(corpus[places]), len(corpus)),
         )
-        for role, vectors in zip(self.roles, (seen.distinct, seen.corpus), strict=True):
+        for role, vectors in zip(self.roles, (embedded.distinct, embedded.corpus), strict=True):
             if zero := int((~vectors.any(1)).sum()):
                 raise NotFiniteError(f"{zero:,} of {len(vectors):,} vectors of role '{role}' became zero", "vectors")
-        return seen
+        return embedded
 
     def _write(self, step: int, mined: Mined, positive: np.ndarray) -> None:
         self.folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A running average of the weights: what is judged and saved, while the weights themselves go on learning."""
+"""A running average of the weights, which is evaluated and saved in their place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that stopped being finite: what tells that a run has diverged."""
+"""Numbers that stopped being finite: the sign of a run that has diverged."""
 
 from __future__ import annotations
 

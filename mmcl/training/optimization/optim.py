@@ -57,7 +57,7 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Op
     ]
     if config.optimizer == "muon" and any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         raise MmclError(
-            "training.optimizer: muon takes whole matrices, of which training.parallel: fsdp has shards; set it to ddp"
+            "training.optimizer: muon takes full matrices, of which training.parallel: fsdp has shards; set it to ddp"
         )
     return _optimizer(groups, config, fused=all(p.device.type in ("cpu", "cuda") for p in module.parameters()))
 

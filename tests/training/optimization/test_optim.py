@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import timm
 import torch
@@ -46,6 +48,14 @@ def test_schedules_equal_transformers(schedule):
             assert ours == pytest.approx(expected, abs=1e-12)
         optimizer.step()
         theirs.step()
+
+
+def test_the_cosine_of_the_learning_rate_is_that_of_the_first_version_bit_for_bit():
+    """A resumed run goes on at the very rate."""
+    config = TrainingConfig(lr=3e-3, warmup=3)
+    for step in range(3, 1000):
+        progress = (step - 3) / (1000 - 3)
+        assert learning_rate(config, step, 1000) == 3e-3 * (1 + math.cos(math.pi * progress)) / 2
 
 
 def test_a_warmup_below_one_is_a_share_of_the_steps():

@@ -1,4 +1,4 @@
-"""Pictures inside the page: small, safe to show, and part of the file."""
+"""Images inside the page: small, safe to show, and part of the file."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from PIL import Image
 
 from mmcl.data.images import ImageError, decode
 
-SIDE = 192  # pixels: twice the side at which the page shows a picture, for dense screens
+SIDE = 192  # pixels: twice the side at which the page shows an image, for dense screens
 
 
 def data_uri(image: bytes | Path | None) -> str | None:
-    """A picture as a ``data:`` URI of at most ``SIDE`` pixels a side; None if it cannot be shown.
+    """An image as a ``data:`` URI of at most ``SIDE`` pixels a side; None if it cannot be shown.
 
     Whatever comes in is decoded and written anew, so that no foreign bytes reach the page and every browser can show
-    what Pillow can read. Transparent pictures lie on white, as the models see them.
+    what Pillow can read. Transparent images lie on white, as the models see them.
     """
     if image is None:
         return None
     try:
-        picture = decode(image, target=SIDE)
+        shown = decode(image, target=SIDE)
     except ImageError:
         return None
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    shown.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=90)
+    shown.save(buffer, format="WEBP", quality=90)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
