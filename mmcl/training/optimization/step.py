@@ -201,7 +201,7 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
     """
     for embedder in embedders(method).values():
         if settings.compile:
-            # Texts of every length through one graph; pictures have one size.
+            # Texts of every length through one graph; images have one size.
             embedder.tower.compile(dynamic=embedder.tower.modality == "text" or None)
     if distributed.world_size() == 1:
         return method
