@@ -18,7 +18,7 @@ from mmcl.config.read_yaml import parse_yaml, problem_of, read_yaml
 from mmcl.config.schema import Config
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import as_path
-from mmcl.runtime.printable import shortened, shown
+from mmcl.runtime.printable import short_repr, shortened
 
 
 def load_config(config: str | Path | Mapping[str, Any] | Config, overrides: Iterable[str] = ()) -> Config:
@@ -105,7 +105,7 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
     if error["type"] == "union_tag_invalid":
         tags, tag = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")], error["ctx"]["tag"]
         name = error["ctx"]["discriminator"]
-        return f"{where}: '{key}.{name}' is {shown(tag)}; {nearest(tag, tags)}{tail}"
+        return f"{where}: '{key}.{name}' is {short_repr(tag)}; {nearest(tag, tags)}{tail}"
     reason = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     if error["type"] == "value_error":
@@ -113,8 +113,8 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
         return f"{where}: {place}{reason}{tail}"
     if error["type"] == "model_type" and (section := _section_at(error["loc"])):
         names = ", ".join(section.model_fields)
-        return f"{where}: '{key}' is {shown(got)}, but takes settings, as in {{name: value}}, of: {names}{tail}"
-    return f"{where}: '{key}' is {shown(got)}: {reason[0].lower()}{reason[1:]}{tail}"
+        return f"{where}: '{key}' is {short_repr(got)}, but takes settings, as in {{name: value}}, of: {names}{tail}"
+    return f"{where}: '{key}' is {short_repr(got)}: {reason[0].lower()}{reason[1:]}{tail}"
 
 
 def _keys(location: tuple[str | int, ...]) -> list[str | int]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.printable import shown
+from mmcl.runtime.printable import short_repr
 
 LONGEST_FILE = 1_000_000
 """Bytes of a file."""
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a list or a section cannot be a key", problem_mark=key.start_mark)
             if key.value in seen:
-                problem = f"the key {shown(key.value)} is given twice"
+                problem = f"the key {short_repr(key.value)} is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -62,7 +62,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError) as error:  # such as `!!int x`, or a number of 5,000 digits
-            kind, value = node.tag.rpartition(":")[2], shown(node.value)
+            kind, value = node.tag.rpartition(":")[2], short_repr(node.value)
             raise yaml.MarkedYAMLError(
                 problem=f"{value} cannot be read as {kind}", problem_mark=node.start_mark
             ) from error
@@ -100,7 +100,7 @@ def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
             raise yaml.MarkedYAMLError(problem="an alias stands inside of what it names", problem_mark=node.start_mark)
         return size
     if node.tag not in _PLAIN:
-        problem = f"the tag {shown(node.tag)} is not known here; leave it out"
+        problem = f"the tag {short_repr(node.tag)} is not known here; leave it out"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     known[id(node)] = None
     size = 1

@@ -16,7 +16,7 @@ from mmcl.models.towers import Towers
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import NotFiniteError
-from mmcl.runtime.progress import spoken
+from mmcl.runtime.progress import log_progress
 
 
 def share_of(count: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def embed(
     out = torch.empty(len(mine), encoder.width, device=encoder.device)
     training = encoder.training
     encoder.eval()
-    with spoken(f"embed {modality}s", len(mine), "items") as advance:
+    with log_progress(f"embed {modality}s", len(mine), "items") as advance:
         for start in range(0, len(mine), FEATURES_A_BATCH):
             chunk = mine[start : start + FEATURES_A_BATCH]
             moved = {name: tensor.to(encoder.device) for name, tensor in inputs(chunk).items() if tensor is not None}

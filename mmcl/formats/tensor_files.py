@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmcl.formats.torchscript import is_torchscript, read_torchscript
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import read_json, require_itself
+from mmcl.runtime.files import read_json, require_model_file
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 """What transformers and sentence-transformers call the files of weights in a model's folder."""
@@ -63,7 +63,7 @@ def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
     """
     if not path.exists():
         raise MmclError(f"{path}: the weights are missing; take a fresh copy of the model")
-    require_itself(path)
+    require_model_file(path)
     try:
         if is_safetensors(path):
             return {"": load_file(path)}
@@ -86,7 +86,7 @@ def read_groups(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def require_readable_weights(folder: Path) -> None:
-    """:func:`require_itself` for each file of weights in a model's folder, before another library meets it.
+    """:func:`require_model_file` for each file of weights in a model's folder, before another library meets it.
 
     Raises:
         MmclError: there is none, or one of them cannot be read.
@@ -98,7 +98,7 @@ def require_readable_weights(folder: Path) -> None:
             "are not read); take a fresh copy of the model"
         )
     for path in paths:
-        require_itself(path)
+        require_model_file(path)
 
 
 def require_intact_weights(folder: Path) -> None:

@@ -38,7 +38,7 @@ from mmcl.retrieval.inputs import as_shards, float32_array, prepared
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import as_path, atomic_folder, folder_to_write
-from mmcl.runtime.progress import progress, spoken
+from mmcl.runtime.progress import log_progress, progress
 
 _FORMAT, _VERSION = "mmcl index", 1
 _REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
@@ -334,7 +334,7 @@ def _fill(
     try:
         if len(rows):
             sample = prepared(shards.take(rows), similarity, lambda row: f"id {table['id'][int(rows[row])].as_py()!r}")
-            with spoken(f"train the index on {len(rows):,} vectors", None):
+            with log_progress(f"train the index on {len(rows):,} vectors", None):
                 index.train(sample)
         with progress("index", len(shards), "vectors", show) as advance:
             for _, shard in shards.iter_shards():

@@ -1,4 +1,4 @@
-"""Which device to compute on, and in which precision."""
+"""Devices and precision."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
-_forked = False  # whether this process was forked, and has not said yet that it computes on one thread
+_forked = False  # whether this process was forked and has not logged yet that it computes on one thread
 
 Devices = str | int | torch.device | Sequence[str | torch.device]
-"""A device, several of them (one may be there more than once), or a number of processes on the CPU."""
+"""A device, several of them (with repetitions), or a number of processes on the CPU."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,7 +23,7 @@ def pick_device(name: str = "auto") -> torch.device:
     """The device called ``name``; ``auto`` is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        MmclError: there is no such device here.
+        MmclError: this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -44,10 +44,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def ready_after_fork(device: torch.device) -> None:
-    """Say once, in a forked process, that it computes on one thread.
+    """In a forked process, log once that it computes on one thread.
 
     Raises:
-        MmclError: ``device`` is a GPU, which no forked process can use.
+        MmclError: ``device`` is a GPU, which a forked process cannot use.
     """
     global _forked
     if not _forked:
@@ -59,7 +59,7 @@ def ready_after_fork(device: torch.device) -> None:
 
 
 def _one_thread_after_fork() -> None:
-    """OpenMP's threads are not forked with a process, whose next parallel product would wait for them for ever."""
+    """A fork has none of OpenMP's threads, and its next parallel product would wait for them for ever."""
     global _forked
     torch.set_num_threads(1)
     _forked = True
@@ -73,7 +73,7 @@ def pick_devices(devices: Devices) -> list[torch.device]:
     """A device for each of several processes.
 
     Raises:
-        MmclError: one of them is not here, or there are none.
+        MmclError: this machine lacks one of them, or the list is empty.
     """
     if isinstance(devices, int):
         devices = ["cpu"] * devices
@@ -91,12 +91,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The type to add up in: float64, but float32 on Apple's MPS, which has no other."""
+    """The widest float type of a device, for sums: float64, or float32 on Apple's MPS."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` becomes ``bfloat16`` where it is native and ``float32`` elsewhere; a named precision stays."""
+    """``bfloat16`` where it is native and ``float32`` elsewhere for ``auto``; any other precision as it is."""
     if precision != "auto":
         return precision
     return "bfloat16" if multiplies_bfloat16(device) else "float32"

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. The command line prints their one line and exits with their code."""
+"""Errors that a user can mend: the command line prints their message, one line, and exits with their code."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 LONGEST_NAME = 200
-"""Characters of a name that are compared with those that are known."""
+"""Characters of a name that are compared with known names."""
 
 
 class MmclError(Exception):
-    """A mistake of the user's, or a state of their machine: one line that says what, where and how to mend it."""
+    """A mistake of the user's, or a state of their machine: one line with what, where and how to mend it."""
 
     exit_code = 2
 
@@ -21,7 +21,7 @@ class MmclError(Exception):
 
 
 class DivergedError(MmclError):
-    """The loss stopped being a finite number. Not a mistake of spelling: exit code 1."""
+    """The loss is no finite number any more. Exit code 1, since the command line was correct."""
 
     exit_code = 1
 
@@ -40,7 +40,7 @@ class NotFiniteError(ArithmeticError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind; a long one is cut. Advice to run a file's code is left out."""
+    """The first line of an error's message, shortened, or its type. Advice to run a file's code is replaced."""
     text = str(error).strip()
     if "custom code" in text and ("trust_remote_code" in text or "must be executed" in text):
         return "it comes with Python code of its own, which is never run: take one that transformers itself knows"
@@ -55,7 +55,7 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence fragment naming the known name closest to ``name``, or listing what is known; "" if nothing is."""
+    """``did you mean 'NAME'?`` with the closest known name, or a list of the known names; "" if there are none."""
     options = sorted(known)
     name = name[:LONGEST_NAME]  # the comparison takes time by its square
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)

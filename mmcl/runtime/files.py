@@ -21,7 +21,7 @@ from typing import Any
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.printable import shortened
 
-_claimed: set[Path] = set()  # what the threads of this process are at
+_claimed: set[Path] = set()  # temporary names in use by the threads of this process
 _claims = threading.Lock()
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -50,7 +50,7 @@ def cache_dir(*parts: str) -> Path:
 
 
 def _cache_base() -> Path:
-    """An empty variable is none; a relative ``XDG_CACHE_HOME`` is to be ignored, as its specification says."""
+    """Empty variables count as absent; a relative ``XDG_CACHE_HOME`` is ignored, as its specification says."""
     if own := os.environ.get("MMCL_CACHE", "").strip():
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME", "")
@@ -64,11 +64,11 @@ def sha256_file(path: Path) -> str:
 
 
 def as_path(text: str | Path) -> Path:
-    """The path that ``text`` is, of something that may or may not be there; ``~`` is expanded, except in the name of
-    something that exists and is no home folder (``~backup.csv``).
+    """``text`` as a path, which need not exist; ``~`` is expanded, except in the name of something that exists and is
+    no home folder (``~backup.csv``).
 
     Raises:
-        MmclError: it can be no path: empty, too long, with a NUL in it, or in the home of nobody.
+        MmclError: it is no valid path: empty, too long, with a NUL in it, or in the home folder of an unknown user.
     """
     if not str(text):
         raise MmclError("'': an empty name, where a file or folder is to be named")
@@ -86,15 +86,15 @@ def as_path(text: str | Path) -> Path:
 
 
 def folder_to_write(text: str | Path) -> Path:
-    """The folder that ``text`` is or leads to, of something that is to be written there.
+    """The folder to write to that ``text`` names, with symbolic links resolved; it need not exist.
 
     Raises:
-        MmclError: it can be none: it is a file, a device or a pipe, or ``-``, which is standard output.
+        MmclError: it is a file, a device or a pipe, or ``-``, which is standard output.
     """
     path = as_path(text)
     if str(path) == "-":
         raise MmclError("-: a folder cannot be written to standard output; name one")
-    folder = Path(os.path.realpath(path))  # a link to what is not there yet is followed
+    folder = Path(os.path.realpath(path))  # also of links whose target is missing
     if os.path.lexists(folder) and not folder.is_dir():
         raise MmclError(
             f"{path}: is {'a file' if folder.is_file() else 'no folder'}, where a folder is needed; choose another"
@@ -103,7 +103,7 @@ def folder_to_write(text: str | Path) -> Path:
 
 
 def existing_file(text: str | Path) -> Path | None:
-    """The file of this name, if there is one; None also for what can be no path: too long, or with a NUL in it."""
+    """The file of this name; None if there is none, or the name is no valid path."""
     try:
         path = as_path(text)
         return path if path.is_file() else None
@@ -121,20 +121,20 @@ def existing_folder(text: str | Path) -> Path | None:
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether what is written to ``path`` goes to standard output: ``-``, ``/dev/stdout`` and the like."""
+    """Whether ``path`` is standard output: ``-``, ``/dev/stdout`` and the like."""
     return _destination(path) == 1
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; what it holds becomes the content of ``path`` if the block ends without an error.
+    """Yield a temporary path, whose content becomes that of ``path`` if the block ends without an error.
 
-    A file is replaced, whole, and keeps its permissions; behind a symbolic link, the file it leads to. Devices, pipes,
-    descriptors (``/dev/stdout``) and ``-``, which is standard output, are written to.
+    A file is replaced in one step and keeps its permissions; of a symbolic link, the target is replaced. Devices,
+    pipes, descriptors (``/dev/stdout``) and ``-``, which is standard output, are written to.
 
     Raises:
         MmclError: ``path`` is a folder.
-        OSError: as writing to it would, for a file that is read-only too.
+        OSError: as writing to ``path`` would raise it, also for a read-only file.
     """
     destination = _destination(path)
     if isinstance(destination, int) or not _replaceable(destination):
@@ -144,31 +144,35 @@ def atomic_file(path: Path) -> Iterator[Path]:
             _send(complete, destination)
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(destination)
-    with _beside(destination, "part") as beside:
+    _remove_leftovers(destination)
+    with _sibling(destination, "part") as temporary:
         try:
-            yield beside
-            _keep_owner_and_mode(destination, beside)
+            yield temporary
+            _keep_owner_and_mode(destination, temporary)
             try:
-                beside.replace(destination)
+                temporary.replace(destination)
             except OSError as error:
                 if error.errno != errno.EBUSY:  # a file that is mounted by itself, as into a container
                     raise
-                _send(beside, destination)
+                _send(temporary, destination)
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path, unless: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder beside ``path``; it replaces ``path`` if the block ends without an error, ``unless`` that file
-    is there by then: another process was first, and may be reading.
+    """Yield a new folder beside ``path`` that replaces ``path`` if the block ends without an error.
 
-    A process that is killed at any moment leaves the old folder or the new one, complete. What it leaves beside them
-    is removed by the next one that writes to ``path``.
+    A process that is killed at any moment leaves the old folder or the new one, complete. Its temporary folder is
+    removed by the next process that writes to ``path``.
+
+    Args:
+        path: the folder to write.
+        unless: a file in it; if it exists in the end, nothing is replaced, since another process was faster and others
+            may be reading.
 
     Raises:
-        MmclError: ``path`` is no folder, or cannot be replaced: it is the current one, one above it, or a mount point.
+        MmclError: ``path`` is no folder, or cannot be replaced: the current folder, a parent of it, or a mount point.
     """
     path = folder_to_write(path)
     if path == Path.cwd() or path in Path.cwd().parents:
@@ -176,21 +180,21 @@ def atomic_folder(path: Path, unless: Path | None = None) -> Iterator[Path]:
     if os.path.ismount(path):
         raise MmclError(f"{path}: is a mount point, which cannot be replaced; choose a folder in it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    with _beside(path, "part") as beside:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
+    _remove_leftovers(path)
+    with _sibling(path, "part") as temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         try:
-            yield beside
+            yield temporary
             if unless is None or not unless.is_file():
-                _keep_owner_and_mode(path, beside)
-                replace_folder(beside, path, unless)
+                _keep_owner_and_mode(path, temporary)
+                replace_folder(temporary, path, unless)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_folder(new: Path, path: Path, unless: Path | None = None) -> None:
-    """Give the folder ``new`` the name ``path``, of which what had it is deleted only then."""
+    """Rename the folder ``new`` to ``path``, and then delete the folder that had this name."""
     while unless is None or not unless.is_file():
         try:
             new.rename(path)
@@ -199,11 +203,12 @@ def replace_folder(new: Path, path: Path, unless: Path | None = None) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         # A full folder cannot be replaced by one rename. Swapped in one step, the name is never missing; where the
-        # file system cannot do that, a process killed between two renames leaves the old one for _sweep to restore.
+        # file system cannot do that, a process killed between two renames leaves the old one, which
+        # _remove_leftovers restores.
         if _swap(new, path):
             shutil.rmtree(new, ignore_errors=True)
             return
-        with _beside(path, "old") as old:
+        with _sibling(path, "old") as old:
             path.rename(old)
             new.rename(path)
             shutil.rmtree(old, ignore_errors=True)
@@ -211,14 +216,14 @@ def replace_folder(new: Path, path: Path, unless: Path | None = None) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, of which no process finds a part under its name, even if this one is killed meanwhile."""
-    with _beside(path, "part") as going:
-        path.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
+    """Delete a folder so that no process finds a part of it under its name, even if this one is killed meanwhile."""
+    with _sibling(path, "part") as doomed:
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _replaceable(path: Path) -> bool:
-    """Whether there is nothing yet, or a file in a folder that takes another one."""
+    """Whether ``path`` is missing, or a file in a folder that can be written to."""
     if path.is_dir():
         raise MmclError(f"{path}: is a folder; name a file")
     if not path.exists():
@@ -229,20 +234,20 @@ def _replaceable(path: Path) -> bool:
 
 
 @contextmanager
-def _beside(path: Path, kind: str) -> Iterator[Path]:
-    """A hidden name under which this thread prepares ``path`` or removes what was there: ``.NAME.PROCESS.part``."""
+def _sibling(path: Path, kind: str) -> Iterator[Path]:
+    """A hidden temporary name beside ``path``, of this thread alone: ``.NAME.PROCESS.part``."""
     with _claims:
         names = (f"{_hidden(path)}{os.getpid()}{again}.{kind}" for again in ("", *(f"-{n}" for n in range(1, 1000))))
-        beside = next(path.with_name(name) for name in names if path.with_name(name) not in _claimed)
-        _claimed.add(beside)
+        temporary = next(path.with_name(name) for name in names if path.with_name(name) not in _claimed)
+        _claimed.add(temporary)
     try:
-        yield beside
+        yield temporary
     except OSError as error:
         if error.errno in _NO_ROOM and error.filename is None:  # a write to an open file does not say where
             error.filename = str(path)
         raise
     finally:
-        _claimed.discard(beside)
+        _claimed.discard(temporary)
 
 
 def _hidden(path: Path) -> str:
@@ -250,8 +255,9 @@ def _hidden(path: Path) -> str:
     return f".{name}."
 
 
-def _sweep(path: Path) -> None:
-    """Remove what processes that ended while they wrote ``path`` left beside it, or restore what they had renamed."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders of processes that ended while they wrote ``path``, or restore the old
+    folder that they had renamed."""
     pattern = re.compile(re.escape(_hidden(path)) + r"(\d+)(?:-\d+)?\.(part|old)")
     with os.scandir(path.parent) as entries:
         found = [match for entry in entries if (match := pattern.fullmatch(entry.name))]
@@ -279,7 +285,7 @@ def _is_running(process: int) -> bool:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False where the system or the file system cannot."""
+    """Swap two names in one step; False where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
@@ -295,7 +301,7 @@ def _keep_owner_and_mode(old: Path, new: Path) -> None:
 
 
 def _destination(path: Path) -> Path | int:
-    """What ``path`` leads to, its symbolic links followed; a number where that is a descriptor of this process."""
+    """The target of ``path``, with symbolic links resolved; a number if that is a descriptor of this process."""
     if str(path) == "-":
         return 1
     path = path.absolute()
@@ -313,12 +319,12 @@ def _destination(path: Path) -> Path | int:
 
 
 def _send(file: Path, destination: Path | int) -> None:
-    """Write what ``file`` holds to something that cannot be replaced."""
+    """Write the content of ``file`` to something that cannot be replaced."""
     with file.open("rb") as content:
         if destination == 1 and not hasattr(sys.stdout, "buffer"):  # a stand-in, as of a notebook
             sys.stdout.write(content.read().decode())
             return
-        sys.stdout.flush()  # what was printed before comes before, whatever leads there
+        sys.stdout.flush()  # text printed earlier comes first
         if destination == 1:
             shutil.copyfileobj(content, sys.stdout.buffer)
             sys.stdout.buffer.flush()
@@ -328,10 +334,10 @@ def _send(file: Path, destination: Path | int) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """The JSON object in a file.
 
     Raises:
-        MmclError: it is damaged.
+        MmclError: the file is damaged.
     """
     values = read_any_json(path)
     if not isinstance(values, dict):
@@ -340,25 +346,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_any_json(path: Path) -> Any:
-    """What a JSON file holds, be it an object, a list or a single value.
+    """The value in a JSON file: an object, a list or a single value.
 
     Raises:
-        MmclError: it is damaged, or may not be read.
+        MmclError: the file is damaged, or may not be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except PermissionError:
         raise MmclError(f"{path}: there is no permission to read it; chmod +r, or ask its owner") from None
     except (OSError, ValueError, RecursionError) as error:  # deep nesting; a number of thousands of digits
-        require_itself(path)
+        require_model_file(path)
         raise MmclError(f"{path}: damaged ({error}); take a fresh copy") from None
 
 
-def require_itself(path: Path) -> None:
-    """Look at the beginning of a file of a model's.
+def require_model_file(path: Path) -> None:
+    """Check the first bytes of a file of a model.
 
     Raises:
-        MmclError: it is missing, may not be read, or is plainly something else: empty, a git-lfs pointer, a web page.
+        MmclError: the file is missing, may not be read, is empty, or is a git-lfs pointer or a web page.
     """
     try:
         with path.open("rb") as file:
@@ -379,7 +385,7 @@ def require_itself(path: Path) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write ``values`` for people to read as well, by :func:`atomic_file`."""
+    """Write ``values`` as indented JSON, by :func:`atomic_file`."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    with atomic_file(path) as beside:  # half of a surrogate pair, as in a file name of another encoding, is escaped
-        beside.write_bytes(text.encode("utf-8", "backslashreplace"))
+    with atomic_file(path) as temporary:  # half of a surrogate pair, as in a file name of another encoding, is escaped
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

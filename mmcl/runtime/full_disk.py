@@ -1,4 +1,4 @@
-"""A full disk, as the libraries report it that write files."""
+"""A full disk, as libraries that write files report it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 @contextmanager
 def full_disk_is_oserror(path: Path) -> Iterator[None]:
-    """Libraries written in Rust and C++ report what the system refuses, a full disk above all, as exceptions of their
-    own, known by their text alone."""
+    """Raise ``OSError`` where libraries in Rust and C++ report an error of the system, such as a full disk, as an
+    exception of their own, whose text alone names the error."""
     try:
         yield
     except OSError:

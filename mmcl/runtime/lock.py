@@ -1,4 +1,4 @@
-"""One writer a folder."""
+"""Locks of folders: one writer at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import folder_to_write
 
 LOCK = ".lock"
-"""The file in a folder that its one writer holds; it is there no longer than the writer."""
+"""The file in a folder that its writer locks, and removes in the end."""
 
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _held: set[int] = set()
@@ -23,17 +23,17 @@ log = logging.getLogger("mmcl")
 
 @contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[bool]:
-    """Within, no other process or thread is in such a block for ``folder``. The kernel ends it with the process.
+    """Hold the lock of ``folder`` within the block. The kernel releases it if the process ends.
 
     Args:
-        folder: made if it is missing, with those above it, and removed again if nothing has been put into it.
-        what: what is done there, for the message: "encoding into".
+        folder: made if it is missing, with its parents, and removed again if it stays empty.
+        what: the activity, for the error message of other processes: "encoding into".
 
     Yields:
         Whether the folder was missing.
 
     Raises:
-        MmclError: another one is, or ``folder`` is a file.
+        MmclError: another process or thread holds the lock, or ``folder`` is a file.
     """
     folder = folder_to_write(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -53,12 +53,12 @@ def exclusive(folder: Path, what: str) -> Iterator[bool]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, but for its lock."""
+    """The contents of a folder, without its lock."""
     return [path for path in folder.iterdir() if path.name != LOCK]
 
 
 def _lock(folder: Path, what: str) -> int:
-    """The descriptor of the folder's lock, which is held until it is closed."""
+    """The descriptor of the lock, which is held until it is closed."""
     path = folder / LOCK
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -86,7 +86,7 @@ def _lock(folder: Path, what: str) -> int:
 
 
 def _close_in_child() -> None:
-    """A forked child would keep the lock of a parent that is gone."""
+    """Otherwise a forked child would keep the lock after its parent has ended."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)

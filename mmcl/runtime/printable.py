@@ -1,4 +1,4 @@
-"""Text of unknown origin, made fit for a terminal, a log or a message."""
+"""Text of unknown origin, made safe for a terminal, a log or a message."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import textwrap
 from typing import TextIO
 
 LONGEST_VALUE = 200
-"""Characters of a value that a message shows."""
+"""Characters of a value in a message."""
 
 # C0 and C1 but for tab and line feed, DEL, bidirectional embeddings, overrides and isolates, lone surrogates.
 _ACTIVE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """``text`` in which what acts on a terminal is escaped as in a Python literal: ``\\x1b``, ``\\u202e``.
+    """``text`` with control characters escaped as in a Python literal, ``\\x1b``, ``\\u202e``, except tabs and line
+    breaks.
 
-    Captions, column names and model names come from files of others: raw, their control characters would move the
-    cursor, set the window's title or hide what follows. Tabs and line breaks stay.
+    Captions, column names and model names come from files of others, whose control characters would move the cursor,
+    set the window's title or hide the text after them.
     """
     return _ACTIVE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
@@ -44,21 +45,21 @@ def _columns(stream: TextIO) -> int:
 
 
 def shortened(text: str, limit: int = LONGEST_VALUE) -> str:
-    """``text``, or its beginning and its end with what was left out between them counted."""
+    """``text``, or its beginning and its end with the number of characters left out between them."""
     if len(text) <= limit:
         return text
     head, tail = text[: limit * 3 // 4], text[-(limit // 4) :]
     return f"{head}… ({len(text) - len(head) - len(tail):,} characters) …{tail}"
 
 
-def shown(value: object, limit: int = LONGEST_VALUE) -> str:
-    """``repr`` of a value of plain data in about ``limit`` characters, and in time that does not depend on its size."""
+def short_repr(value: object, limit: int = LONGEST_VALUE) -> str:
+    """``repr`` of plain data in about ``limit`` characters, in time that does not depend on its size."""
     if isinstance(value, str):
         return repr(shortened(value, limit))
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list | tuple):
-        parts = [shown(item, limit // 4) for item in value[:4]] if limit >= 4 else ["…"]
+        parts = [short_repr(item, limit // 4) for item in value[:4]] if limit >= 4 else ["…"]
         if len(value) > len(parts):
             parts.append(f"… ({len(value):,} values)")
         return f"[{', '.join(parts)}]"

@@ -17,13 +17,13 @@ log = logging.getLogger("mmcl")
 def progress(
     description: str, total: int | None, unit: str = "rows", show: bool | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Show how far the block has come and yield ``advance(n)``.
+    """Show the progress of the block on stderr and yield ``advance(n)``.
 
-    A bar where stderr is a terminal, or ``show`` asks for one; else a line every half a minute (:func:`spoken`), unless
-    ``show`` is False. Nothing of it touches stdout, which belongs to results.
+    A bar if stderr is a terminal or ``show`` is True; nothing if ``show`` is False; otherwise the log lines of
+    :func:`log_progress`.
     """
     if show is None and not sys.stderr.isatty():
-        with spoken(description, total, unit) as advance:
+        with log_progress(description, total, unit) as advance:
             yield advance
         return
     if show is False:
@@ -43,35 +43,35 @@ def progress(
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Of everything so far: that of the last moments is none where all comes in one step."""
+        """The rate since the start: that of the last moments would be 0 where all items come in one step."""
 
         def render(self, task: Task) -> Text:
             elapsed = task.finished_time if task.finished_time is not None else task.elapsed
             return Text(f"{rate(task.completed, elapsed or 0.0)} {unit}/s", style="dim")
 
-    def whole() -> Column:
-        return Column(no_wrap=True)  # on one line at 80 columns, where the bar is what is left
+    def one_line() -> Column:
+        return Column(no_wrap=True)  # at 80 columns, the bar gets what is left
 
-    name = TextColumn("{task.description}", markup=False, table_column=whole())
-    counts, rates, left = MofNCompleteColumn(table_column=whole()), Rate(whole()), TimeRemainingColumn()
-    shown = [name, BarColumn(bar_width=None), counts, rates, left]
-    with Progress(*shown, console=Console(stderr=True), expand=True) as bar:
+    name = TextColumn("{task.description}", markup=False, table_column=one_line())
+    counts, rates, left = MofNCompleteColumn(table_column=one_line()), Rate(one_line()), TimeRemainingColumn()
+    columns = [name, BarColumn(bar_width=None), counts, rates, left]
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda n: bar.advance(task, n)
 
 
 @contextmanager
-def spoken(description: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
-    """Log a line every half a minute while the block runs, with what is done, the rate and the time left, and yield
-    ``advance(n)``; a block that is done sooner says nothing."""
+def log_progress(description: str, total: int | None, unit: str = "rows") -> Iterator[Callable[[int], None]]:
+    """Log a line every half a minute while the block runs, with the number done, the rate and the time left, and yield
+    ``advance(n)``."""
     started, done, ended = time.monotonic(), [0], threading.Event()
 
-    def speak() -> None:
+    def log_lines() -> None:
         while not ended.wait(SECONDS_BETWEEN_LINES):
-            log.info(line(description, done[0], total, unit, time.monotonic() - started))
+            log.info(progress_line(description, done[0], total, unit, time.monotonic() - started))
 
-    speaker = threading.Thread(target=speak, daemon=True)
-    speaker.start()
+    thread = threading.Thread(target=log_lines, daemon=True)
+    thread.start()
 
     def advance(count: int) -> None:
         done[0] += count
@@ -80,12 +80,11 @@ def spoken(description: str, total: int | None, unit: str = "rows") -> Iterator[
         yield advance
     finally:
         ended.set()
-        speaker.join()
+        thread.join()
 
 
-def line(description: str, done: int, total: int | None, unit: str, seconds: float) -> str:
-    """What is said of work that has taken so many seconds, such as ``tokenize: 5,000/20,000 rows, 1,000 rows/s, 15 s
-    left``."""
+def progress_line(description: str, done: int, total: int | None, unit: str, seconds: float) -> str:
+    """A line about work that has taken ``seconds``: ``tokenize: 5,000/20,000 rows, 1,000 rows/s, 15 s left``."""
     if not done:
         of = f"0/{total:,} {unit}, " if total else ""
         return f"{description}: {of}{duration(seconds)} so far"
@@ -95,13 +94,13 @@ def line(description: str, done: int, total: int | None, unit: str, seconds: flo
 
 
 def rate(done: float, seconds: float) -> str:
-    """How many in a second, with as many digits as tell something."""
+    """A number per second, with as many digits as are significant."""
     value = done / seconds if seconds > 0 else 0.0
     return f"{value:,.0f}" if value >= 10 or not value else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 48 s, 3 min 12 s, 5 h 20 min."""
+    """Seconds as text: 48 s, 3 min 12 s, 5 h 20 min."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{rest} s"

@@ -1,4 +1,4 @@
-"""Libraries that log and warn of what does not matter here."""
+"""Silence for libraries whose logs and warnings do not matter here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without log lines and warnings of any library: what matters of them is raised by the caller."""
+    """Suppress log lines and warnings within the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

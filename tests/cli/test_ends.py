@@ -13,7 +13,7 @@ import pytest
 from mmcl.cli import config as config_command
 from mmcl.cli.output import print_table, say
 from mmcl.runtime.errors import DivergedError, MmclError
-from mmcl.runtime.printable import printable, shortened, shown
+from mmcl.runtime.printable import printable, short_repr, shortened
 
 
 class PanicException(BaseException):
@@ -99,14 +99,14 @@ def test_printable_escapes_what_acts_on_a_terminal_and_nothing_else(capsys, text
 
 def test_values_in_messages_are_cut():
     assert shortened("x" * 1000, 100) == "x" * 75 + "… (900 characters) …" + "x" * 25
-    assert shown("x") == "'x'"
-    assert len(shown("\x00" * 10**6)) < 1000
-    assert shown(10**5000) == "a number of about 5,000 digits"
+    assert short_repr("x") == "'x'"
+    assert len(short_repr("\x00" * 10**6)) < 1000
+    assert short_repr(10**5000) == "a number of about 5,000 digits"
     nested = []
     nested.append(nested)
-    assert len(shown(nested)) < 200
-    assert shown([1, 2]) == "[1, 2]"
-    assert shown({"a": 1}) == "a section"
+    assert len(short_repr(nested)) < 200
+    assert short_repr([1, 2]) == "[1, 2]"
+    assert short_repr({"a": 1}) == "a section"
 
 
 def _ended(stdout, **more):

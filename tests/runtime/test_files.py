@@ -152,7 +152,7 @@ def test_killed_at_any_call_leaves_the_old_folder_or_the_new_one(tmp_path, monke
             monkeypatch.setattr(of, name, method)
         for path in home.parent.iterdir():  # as the leavings of another process
             path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", f".{DEAD}.")))
-        files._sweep(home)
+        files._remove_leftovers(home)
         assert [path.name for path in home.parent.iterdir()] == ["home"]
         found.add(tuple(path.name for path in home.iterdir()))
     assert found == {("old",), ("new",)}

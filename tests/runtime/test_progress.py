@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mmcl.runtime import progress as module
-from mmcl.runtime.progress import duration, line, progress, rate, spoken
+from mmcl.runtime.progress import duration, log_progress, progress, progress_line, rate
 from mmcl.training.logs import Ticker
 
 
@@ -39,7 +39,7 @@ def on_a_terminal(monkeypatch) -> Terminal:
     ],
 )
 def test_a_line_has_count_rate_and_time_left(done, total, seconds, said):
-    assert line("tokenize", done, total, "rows", seconds) == said
+    assert progress_line("tokenize", done, total, "rows", seconds) == said
 
 
 def test_work_without_a_terminal_speaks_even_while_it_does_not_advance(monkeypatch, caplog):
@@ -56,7 +56,7 @@ def test_work_without_a_terminal_speaks_even_while_it_does_not_advance(monkeypat
     with progress("tokenize", 100, show=False):
         time.sleep(0.05)
     assert len(caplog.messages) == count
-    with pytest.raises(ValueError, match="stop"), spoken("x", None):
+    with pytest.raises(ValueError, match="stop"), log_progress("x", None):
         raise ValueError("stop")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmcl.data.identity import stable_hash
 from mmcl.runtime.errors import MmclError, first_line
-from mmcl.runtime.files import require_itself
+from mmcl.runtime.files import require_model_file
 
 _FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model")
 _PROBED = 200
@@ -42,7 +42,7 @@ def reading_tokenizer(what: str, folder: Path | None = None) -> Iterator[None]:
             raise
         if folder is not None:
             for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
-                require_itself(path)
+                require_model_file(path)
         raise MmclError(f"{what} ({first_line(error)})") from None
 
 

@@ -14,7 +14,7 @@ from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, folder_to_write
 from mmcl.runtime.full_disk import full_disk_is_oserror
-from mmcl.runtime.progress import spoken
+from mmcl.runtime.progress import log_progress
 
 log = logging.getLogger("mmcl")
 VERY_LONG = 1_000_000  # the model sets the limit, not a tokenizer that is trained apart from it
@@ -44,7 +44,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
             raise
 
     try:
-        with spoken("train the tokenizer", None):
+        with log_progress("train the tokenizer", None):
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=remembered(),
                 model_writer=model,

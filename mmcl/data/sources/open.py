@@ -16,7 +16,7 @@ from mmcl.data.sources.hub import open_hub
 from mmcl.data.sources.tables import open_tables
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
-from mmcl.runtime.progress import spoken
+from mmcl.runtime.progress import log_progress
 from mmcl.runtime.registry import Registry
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
@@ -65,7 +65,7 @@ def open_source(
     default that of the table. Raises ``MmclError`` if there is no such thing, if it is empty or malformed, or if
     ``split`` does not choose one part.
     """
-    with spoken(f"read {source}", None):
+    with log_progress(f"read {source}", None):
         return _open(source, split, separator, None if root is None else _root(root))
 
 

@@ -30,7 +30,7 @@ from mmcl.runtime import distributed
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError, NotFiniteError
 from mmcl.runtime.files import atomic_file
-from mmcl.runtime.progress import spoken
+from mmcl.runtime.progress import log_progress
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.checkpoint import Progress
 
@@ -206,7 +206,7 @@ class Miner(Callback):
         found: list[tuple[Mined, np.ndarray]] = []
         count = len(self._anchors)
         share = share_of(count)
-        with spoken("mine", len(share)) as advance:
+        with log_progress("mine", len(share)) as advance:
             for start in range(0, len(share), ANCHORS_AT_ONCE):
                 rows = share[start : start + ANCHORS_AT_ONCE]
                 anchors, own = embedded.anchors(rows), self._known.of(rows)
