@@ -169,9 +169,9 @@ def test_batches_carry_what_was_mined_last_and_nothing_before(tmp_path, config, 
     changes += ["method.hard_negative_weight=2.0"]
     run = run_of(config, tmp_path / "run", *changes)
     files = files_of(run.folder)
-    assert [number for number, _ in seen] == list(range(8))
+    assert [step.number for step, _ in seen] == list(range(8))
     tower = mmcl.load(run.folder).embedder("text").tower
-    for number, batches in seen:
+    for number, batches in ((step.number, batches) for step, batches in seen):
         assert len(batches) == 2
         for batch in batches:
             if number < 2:
