@@ -63,12 +63,15 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _best_is_measured(self) -> EvaluationConfig:
         if self.best is not None:
+            name, _, key = self.best.partition("/")
+            source = self.sources.get(name)
+            if source is not None and EVALUATORS[source.task].may_measure(key, source, self.ks):
+                return self
             known = [
                 f"{name}/{key}"
                 for name, source in self.sources.items()
                 for key in EVALUATORS[source.task].metrics(source, self.ks)
             ]
-            if self.best not in known:
-                hint = nearest(self.best, known) if known else "there are no evaluation.sources"
-                raise ValueError(f"best: no metric '{self.best}' will be measured; {hint}")
+            hint = nearest(self.best, known) if known else "there are no evaluation.sources"
+            raise ValueError(f"best: no metric '{self.best}' will be measured; {hint}")
         return self

@@ -82,6 +82,11 @@ class Evaluator(Protocol):
         """
 
     @classmethod
+    def may_measure(cls, key: str, settings: Any, ks: Sequence[int]) -> bool:
+        """Whether ``key`` can be among the metrics, as far as is known before the source is opened."""
+        return key in cls.metrics(settings, ks)
+
+    @classmethod
     def higher_is_better(cls, key: str) -> bool:
         """Whether the higher of two values of a metric is the better one."""
         return _base(key) not in cls.lower_is_better
@@ -117,7 +122,7 @@ def evaluator_of(key: str, config: EvaluationConfig) -> type[Evaluator]:
     """The class of the evaluator that measures ``SOURCE/metric``, a key of a training log.
 
     Raises:
-        MmclError: ``evaluation.sources`` lacks SOURCE, or there is no evaluator of its task.
+        KeyError: ``evaluation.sources`` lacks SOURCE.
     """
     kind: type[Evaluator] = EVALUATORS[config.sources[key.partition("/")[0]].task]
     return kind

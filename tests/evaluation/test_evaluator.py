@@ -46,6 +46,10 @@ def test_the_keys_of_an_evaluator_are_what_a_checkpoint_may_be_chosen_by():
         name = f"{'sts' if key in sts else 'dev'}/{key}"
         EvaluationConfig.model_validate({"sources": SOURCES, "ks": (1, 7), "best": name})
     assert "image_to_text/hit@7" in retrieval
+    named = {"sources": SOURCES, "best": "dev/question_to_answer/hit@1"}  # the towers' names are the model's
+    assert EvaluationConfig.model_validate(named).best == named["best"]
+    with pytest.raises(ValueError, match="no metric 'dev/question_to_answer/hit@2' will be measured"):
+        EvaluationConfig.model_validate(named | {"best": "dev/question_to_answer/hit@2"})
 
 
 PLUG_IN = '''

@@ -27,6 +27,10 @@ class Bag:
     def __init__(self, prompts=None):
         self.prompts, self.max_tokens, self.asked = prompts or {}, 32, []
 
+    @property
+    def towers(self):
+        return self
+
     def embedder(self, modality):
         from types import SimpleNamespace
 

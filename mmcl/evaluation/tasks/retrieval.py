@@ -211,12 +211,11 @@ def retrieval_pairs(
     image_class = np.arange(len(image)) if image_ids is None else codes(f"{names[0]}_ids", image_ids, len(image))
     text_class = np.arange(len(text)) if text_ids is None else codes(f"{names[1]}_ids", text_ids, len(text))
     linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
-    texts_of_image = _expand(linked, text_class, image_class)
-    images_of_text = _expand(linked.T.tocsr(), image_class, text_class)
+    of_image, of_text = _expand(linked, text_class, image_class), _expand(linked.T.tocsr(), image_class, text_class)
     forth, back = f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
     ways = {
-        forth: _Search.of_answers(forth, image, text, texts_of_image, matches[0], image_class),
-        back: _Search.of_answers(back, text, image, images_of_text, matches[1], image_class[owner]),
+        forth: _Search.of_answers(forth, image, text, of_image, matches[0], image_class),
+        back: _Search.of_answers(back, text, image, of_text, matches[1], image_class[owner]),
     }
     measure = _Measure(cutoffs(ks), similarity, bootstrap, seed, device)
     return {way: _score(search, measure) for way, search in ways.items()}

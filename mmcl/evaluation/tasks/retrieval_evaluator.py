@@ -79,8 +79,13 @@ class RetrievalEvaluator(Evaluator):
 
     @classmethod
     def metrics(cls, settings: RetrievalSourceConfig, ks: Sequence[int]) -> list[str]:
-        names = [*(f"{name}@{k}" for name in _AT_K for k in ks), "map", "mrr", "median_rank"]
-        return [f"{way}/{name}" for way in _WAYS for name in names]
+        return [f"{way}/{name}" for way in _WAYS for name in _names(ks)]
+
+    @classmethod
+    def may_measure(cls, key: str, settings: RetrievalSourceConfig, ks: Sequence[int]) -> bool:
+        """Between towers of other names as well, which the source is found to have or not when it is opened."""
+        way, _, name = key.rpartition("/")
+        return "_to_" in way and name in _names(ks)
 
 
 class PairsEvaluator(RetrievalEvaluator):
@@ -214,6 +219,10 @@ def _require_best(name: str, ways: Sequence[str], config: Config) -> None:
         raise MmclError(
             f"evaluation.best: '{config.evaluation.best}' will not be measured: {name} is searched {' and '.join(ways)}"
         )
+
+
+def _names(ks: Sequence[int]) -> list[str]:
+    return [*(f"{name}@{k}" for name in _AT_K for k in ks), "map", "mrr", "median_rank"]
 
 
 def _modality(side: str) -> str:

@@ -90,8 +90,7 @@ def retrieval_of_texts(
     """Retrieval both ways between the texts of a column and those of another, one or a list a row.
 
     Texts that are the same to the model are the same thing: a query that stands in three rows has the documents of all
-    three as right answers.
-    Rows without a query or a document are left out, and their number is logged.
+    three as right answers. Rows without a query or a document are left out, and their number is logged.
 
     Args:
         encoder, query_prompt, document_prompt: as in ``beir_retrieval``.
@@ -127,15 +126,13 @@ def retrieval_of_texts(
         self_matches=self_matches,
         bootstrap=bootstrap,
     )
-    ids = (pairs.query_ids, pairs.document_ids)
-    ways = (f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}")
     return {
         way: replace(
             scores[way],
             query_ids=[called[row] for row in scores[way].query_ids],
             data=_judged_on(pairs.fingerprint, scores[way]),
         )
-        for way, called in zip(ways, ids, strict=True)
+        for way, called in zip(scores, (pairs.query_ids, pairs.document_ids), strict=True)
     }
 
 
