@@ -35,10 +35,10 @@ class ClipConfig(MethodConfig):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the target spread evenly over all candidates."""
     extra_texts: int = Field(default=0, ge=0)
-    """Further captions, drawn anew for every batch from all training rows, as negatives of every picture. Nearly free
+    """Extra captions, drawn anew for every batch from all training rows, as negatives of every image. Nearly free
     where the text tower is frozen; more than there are takes them all."""
     queue: QueueConfig | None = None
-    """Pictures of past batches as negatives of every text, and texts of past batches as negatives of every picture."""
+    """Images of past batches as negatives of every text, and texts of past batches as negatives of every image."""
     teacher: TeacherConfig | None = None
     """Learn the similarities of another model besides."""
     matryoshka: MatryoshkaConfig | None = None

@@ -28,7 +28,7 @@ class Batch:
             same thing is up to the method: for pairs, rows that agree in any of them.
         seeds: (N,) int64, one a row and epoch: from them alone random changes are drawn.
         rows: (N,) int64 positions in the source; numbers in the order of reading, for a stream.
-        extra: name to the inputs of further items, partners of none of the rows, where a method asks for them.
+        extra: name to the inputs of extra items, partners of none of the rows, where a method asks for them.
         extra_ids: name to their identities, (M, K) int64 as in ``ids``.
         draws: column to the inputs of its second and further random draws, where these are made on the host.
         references: name of another model to the features that it has of the same items, unaugmented, by column or

@@ -31,7 +31,7 @@ CAPTION_STREAM = 0xCA9  # of a row's random numbers, the one that chooses among 
 class Column(ABC):
     """One role of the rows of one or several sources, as inputs of its embedder.
 
-    Rows are numbered through the sources. A row has one or more *items* (one picture, several captions), numbered
+    Rows are numbered through the sources. A row has one or more *items* (one image, several captions), numbered
     through the column.
 
     Attributes:
@@ -68,7 +68,7 @@ class Column(ABC):
 
 
 class PixelColumn(Column):
-    """Pictures: one a row."""
+    """Images: one a row."""
 
     def __init__(self, parts: Sequence[Pixels]) -> None:
         self._parts = parts

@@ -35,16 +35,16 @@ def distinct_batches(
 ) -> tuple[np.ndarray, int]:
     """Cut rows into batches, none of which has a thing twice.
 
-    Rows that share nothing with others stay where they are, as far as there is room. Of the others each goes into the
-    batch that it stands in or, if something of it is there, into the first later one that has room and comes after all
-    that have anything of it. What finds no such batch is left out; in its stead, rows that fit come a second time or,
-    if there are none, spare ones.
+    Rows that share nothing with others stay where they are, as far as places are free. Of the others each goes into the
+    batch that it stands in or, if something of it is there, into the first later one with a free place after all that
+    have anything of it. What finds no such batch is left out; in its stead, rows that fit come a second time or, if
+    there are none, spare ones.
 
     Args:
-        rows: in their order. Those that exceed whole batches fill gaps.
+        rows: in their order. Those that exceed full batches fill gaps.
         batch_size: rows of a batch.
         identities: of the rows.
-        spare: further rows.
+        spare: rows besides.
 
     Returns:
         (batches, ``batch_size``) places in ``rows``, those in ``spare`` counted on from there; and how many of ``rows``
@@ -85,11 +85,11 @@ def _split(place: np.ndarray, code: np.ndarray, count: int) -> list[list[int]]:
 
 def _placed(places: np.ndarray, codes: list[list[int]], count: int, batch_size: int) -> dict[int, int]:
     """The batch of each of ``places`` that finds one, in linear time: full batches are jumped over."""
-    room = [batch_size] * count
-    following = list(range(count + 1))  # of a full batch, one after it that may have room; of others, itself
+    free_places = [batch_size] * count
+    following = list(range(count + 1))  # of a full batch, one after it that may have a free place; of others, itself
     last: dict[int, int] = {}  # of a code, the last batch that has it
 
-    def first_with_room(batch: int) -> int:
+    def first_with_place(batch: int) -> int:
         while following[batch] != batch:
             following[batch] = following[following[batch]]
             batch = following[batch]
@@ -98,12 +98,12 @@ def _placed(places: np.ndarray, codes: list[list[int]], count: int, batch_size: 
     found: dict[int, int] = {}
     for place in places.tolist():
         earliest = max((last[code] + 1 for code in codes[place] if code in last), default=0)
-        batch = first_with_room(min(max(earliest, place // batch_size), count))
+        batch = first_with_place(min(max(earliest, place // batch_size), count))
         if batch == count:
             continue
         found[place] = batch
-        room[batch] -= 1
-        if not room[batch]:
+        free_places[batch] -= 1
+        if not free_places[batch]:
             following[batch] = batch + 1
         last.update(dict.fromkeys(codes[place], batch))
     return found

@@ -80,7 +80,7 @@ def open_feed(
         config: of the run.
         scratch: folder for the features of frozen towers and of references; None: they are not computed ahead.
         augmented: to learn from: samples are changed at random, as the config says, and stand beside what else is
-            read: second draws, features of references and further items.
+            read: second draws, features of references and extra items.
         device: where frozen towers run, and batches go to.
         show_progress: a bar on stderr; for a terminal if absent.
 

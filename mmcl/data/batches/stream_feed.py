@@ -246,7 +246,7 @@ class _Column(ABC):
         """The identities, as a table's would be; None of what has none."""
 
 
-class _Pictures(_Column):
+class _Images(_Column):
     def __init__(self, source: ShardColumn, tower: ImageTower) -> None:
         super().__init__(source)
         self.tower = tower
@@ -330,7 +330,7 @@ def _column(
         return _Numbers(source)
     tower = reading.embedder(role).tower
     if tower.modality == "image":
-        return _Pictures(source, tower)
+        return _Images(source, tower)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
     return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation, role in reading.optional)
 

@@ -218,7 +218,7 @@ class TableFeed(Table):
             )
             if data.distinct and (repeated := sampler.repeated(0)) and distributed.rank() == 0:
                 log.warning(
-                    "%s: %d of %d rows of the first epoch share a text or picture with so many others that no batch is "
+                    "%s: %d of %d rows of the first epoch share a text or image with so many others that no batch is "
                     "left for them; other rows come more often instead",
                     self.name,
                     repeated,
@@ -230,7 +230,7 @@ class TableFeed(Table):
         return sampler
 
     def _identities(self) -> Identities:
-        """What every usable row has: all its texts and pictures, whatever column they stand in."""
+        """What every usable row has: all its texts and images, whatever column they stand in."""
         found = [
             (self.positions[owner], column.hashes[items])
             for column in self.columns.values()

@@ -13,7 +13,7 @@ class TeacherConfig(Section):
     """A model whose similarities are learned besides the pairs."""
 
     name: str
-    """As `mmcl.load` takes it. It embeds every picture (as it is, not augmented) and caption once."""
+    """As `mmcl.load` takes it. It embeds every image (as it is, not augmented) and caption once."""
     weight: Positive = 1.0
     """Weight of the distillation term; the contrastive one has weight 1."""
     temperature: Annotated[float, Field(gt=0.0)] | None = None

@@ -56,15 +56,15 @@ def _communicates(module: nn.Module) -> bool:
 
 def _passes(batch: Batch, method: nn.Module) -> list[Tensor]:
     """For each pass through the text tower (N, T): tokens of the T texts that each row brings to it, which are those of
-    its roles, one that is drawn twice but was not changed at random twice over, and its share of the further texts, of
+    its roles, one that is drawn twice but was not changed at random twice over, and its share of the extra texts, of
     which each counts as the longest."""
     rows, separate = len(batch.ids), method.separate if isinstance(method, Method) else ()
     passing = [(name, inputs) for name, inputs in _texts(batch, method) if "input_ids" in inputs]
     alone = [token_counts(inputs)[:, None] for name, inputs in passing if name in separate]
     together = [token_counts(inputs) for name, inputs in passing if name not in separate]
     for inputs in batch.extra.values():
-        if "input_ids" in inputs and (further := len(inputs["input_ids"])):
-            together += [token_counts(inputs).max().expand(rows)] * -(-further // rows)
+        if "input_ids" in inputs and (count := len(inputs["input_ids"])):
+            together += [token_counts(inputs).max().expand(rows)] * -(-count // rows)
     if not alone and not together:
         raise MmclError(NO_TOKENS)
     return [*alone, torch.stack(together, dim=1)] if together else alone

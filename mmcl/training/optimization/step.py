@@ -172,8 +172,9 @@ class TrainStep:
 def clip_gradients(module: nn.Module, limit: float) -> float:
     """Scale all gradients so that their norm together is at most ``limit``; returns it as it was before.
 
-    Beside the shards of a tower there are parameters that every process holds whole, such as a head for training. Their
-    gradients are averaged here, since nobody else does it, and their norm is taken apart: no call takes both kinds.
+    Beside the shards of a tower there are parameters that every process holds in full, such as a head for training.
+    Their gradients are averaged here, since nobody else does it, and their norm is computed separately: no call takes
+    both kinds.
     """
     learned = [parameter for parameter in module.parameters() if parameter.grad is not None]
     shards = [parameter for parameter in learned if isinstance(parameter, DTensor)]
