@@ -38,7 +38,6 @@ class Clock:
     def __init__(self, device: torch.device, every: float = SECONDS_BETWEEN_LINES) -> None:
         self.device = device
         self.every = every
-        self.latest: Shares | None = None
         self._begin()
         self._counted, self._counted_since = 0, time.monotonic()
 
@@ -106,14 +105,12 @@ class Clock:
             return None
         loader = self._waited / passed
         communication = (self._communicated or 0.0) * (1 - loader)
-        self.latest = Shares(loader, communication, 1 - loader - communication)
+        shares = Shares(loader, communication, 1 - loader - communication)
         if distributed.rank() == 0:
             several = f", communication {communication:.0%}" if distributed.world_size() > 1 else ""
-            log.info(
-                "time: loader %.0f%%, %s %.0f%%%s", 100 * loader, self.device.type, 100 * self.latest.device, several
-            )
+            log.info("time: loader %.0f%%, %s %.0f%%%s", 100 * loader, self.device.type, 100 * shares.device, several)
         self._begin()
-        return self.latest
+        return shares
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
