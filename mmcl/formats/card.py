@@ -18,7 +18,8 @@ TRAINING_HEAD = "training_head.safetensors"
 def model_card(towers: Towers) -> str:
     """Markdown with the metadata block that model hubs read."""
     kinds = " and ".join(f"{modality}s" for modality in sorted(towers.modalities))
-    task = "sentence-similarity" if towers.modalities == {"text"} else "zero-shot-image-classification"
+    alone = {"text": "sentence-similarity", "image": "image-feature-extraction"}
+    task = alone["".join(towers.modalities)] if len(towers.modalities) == 1 else "zero-shot-image-classification"
     lines = [
         "---",
         "library_name: mmcl",

@@ -91,6 +91,7 @@ def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images,
     assert encoder.modalities == {"image"}
     assert encoder.encode(Image.new("RGB", (20, 30))).shape == (16,)
     assert encoder.towers.training_head is not None
+    assert "pipeline_tag: image-feature-extraction" in (stopped / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)
