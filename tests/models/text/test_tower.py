@@ -308,7 +308,7 @@ def spoil(folder, how):
         ("no tokenizer", "the tokenizer's files are missing"),
         ("no tokenizer at all", "the tokenizer's files are missing"),
         ("half a tokenizer", "the tokenizer's files are missing or damaged"),
-        ("no weights", "cannot be opened"),
+        ("no weights", "the weights are missing"),
         ("half the weights", "the weights are damaged"),
         ("fewer weights", r"its weights lack 16 tensors, such as 'encoder\.layer\.1\."),
         ("a larger tokenizer", "entries but the model only .*; they do not belong together"),
