@@ -111,7 +111,7 @@ def test_finite_at_the_smallest_temperature(dtype, near):
 
 
 def test_identical_embeddings_are_at_the_edge_of_the_bound_and_finite():
-    """There all negatives are as near as the positive: the correction takes away what there is, or nearly so."""
+    """All negatives are as near as the positive, so that the correction subtracts nearly everything."""
     q = torch.ones(8, 4, requires_grad=True)
     for debias in (0.4999999, 0.5, 0.9, 1 - 1e-7):
         loss = debiased_info_nce(q, q.detach(), 0.05, debias=debias)

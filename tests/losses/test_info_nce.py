@@ -104,22 +104,22 @@ def everything(q, k, tau, ids, key_ids, negatives, negative_ids, owner, weight, 
     def cosine(a, b):
         return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
 
-    seen_q, seen_k, seen_n, margin = guide
+    guide_q, guide_k, guide_n, margin = guide
     total = 0.0
     for i in range(len(q)):
         positive = math.exp(cosine(q[i], k[i]) / tau)
-        limit = cosine(seen_q[i], seen_k[i]) - margin
-        there = back = positive
+        limit = cosine(guide_q[i], guide_k[i]) - margin
+        forward = backward = positive
         for j in set(range(len(q))) - {i}:
-            if not np.any(ids[i] == key_ids[j]) and not cosine(seen_q[i], seen_k[j]) > limit:
-                there += math.exp(cosine(q[i], k[j]) / tau)
-            if not np.any(key_ids[i] == ids[j]) and not cosine(seen_k[i], seen_q[j]) > limit:
-                back += math.exp(cosine(k[i], q[j]) / tau)
+            if not np.any(ids[i] == key_ids[j]) and not cosine(guide_q[i], guide_k[j]) > limit:
+                forward += math.exp(cosine(q[i], k[j]) / tau)
+            if not np.any(key_ids[i] == ids[j]) and not cosine(guide_k[i], guide_q[j]) > limit:
+                backward += math.exp(cosine(k[i], q[j]) / tau)
         for m in range(len(negatives)):
-            if not np.any(ids[i] == negative_ids[m]) and not cosine(seen_q[i], seen_n[m]) > limit:
-                there += (weight if owner[m] == i else 1.0) * math.exp(cosine(q[i], negatives[m]) / tau)
-        loss = -math.log(positive / there)
-        total += (loss - math.log(positive / back)) / 2 if symmetric else loss
+            if not np.any(ids[i] == negative_ids[m]) and not cosine(guide_q[i], guide_n[m]) > limit:
+                forward += (weight if owner[m] == i else 1.0) * math.exp(cosine(q[i], negatives[m]) / tau)
+        loss = -math.log(positive / forward)
+        total += (loss - math.log(positive / backward)) / 2 if symmetric else loss
     return total / len(q)
 
 
@@ -137,15 +137,15 @@ def test_hard_negatives_identities_of_keys_and_guide_as_the_equation_says(n, rep
     q, k, extra = rng.normal(size=(n, 5)), rng.normal(size=(n, 5)), rng.normal(size=(repeats * n, 5))
     ids, key_ids, negative_ids = (rng.integers(0, 30, size=(len(x), 3)) for x in (q, k, extra))
     owner = rng.permutation(np.tile(np.arange(n), repeats))
-    seen = rng.normal(size=(n, 4)), rng.normal(size=(n, 4)), rng.normal(size=(repeats * n, 4))
-    expected = everything(q, k, 0.5, ids, key_ids, extra, negative_ids, owner, weight, (*seen, margin), symmetric)
+    by_guide = rng.normal(size=(n, 4)), rng.normal(size=(n, 4)), rng.normal(size=(repeats * n, 4))
+    expected = everything(q, k, 0.5, ids, key_ids, extra, negative_ids, owner, weight, (*by_guide, margin), symmetric)
     got = info_nce(
         torch.tensor(q),
         torch.tensor(k),
         0.5,
         ids=(torch.tensor(ids), torch.tensor(key_ids)),
         negatives=Negatives(*map(torch.tensor, (extra, negative_ids, owner)), weight),
-        guide=Guide(*map(torch.tensor, seen), margin),
+        guide=Guide(*map(torch.tensor, by_guide), margin),
         symmetric=symmetric,
     )
     assert got.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
@@ -189,10 +189,10 @@ def test_guide_masks_what_sentence_transformers_gist_masks(hard, margin):
     settings |= {"similarity_fct": torch.nn.CosineSimilarity(-1), "cross_entropy_loss": torch.nn.CrossEntropyLoss()}
     vars(theirs).update(settings)
     torch.manual_seed(8)
-    seen = torch.randn(3, 12, 3).unbind()[: 3 if hard else 2]  # in few dimensions many are close
+    by_guide = torch.randn(3, 12, 3).unbind()[: 3 if hard else 2]  # in few dimensions many are close
     vectors = torch.randn(3, 12, 6).unbind()[: 3 if hard else 2]
-    expected = theirs([{"model": x, "guide": y} for x, y in zip(vectors, seen, strict=True)], None)
-    guide = Guide(seen[0], seen[1], seen[2] if hard else None, margin)
+    expected = theirs([{"model": x, "guide": y} for x, y in zip(vectors, by_guide, strict=True)], None)
+    guide = Guide(by_guide[0], by_guide[1], by_guide[2] if hard else None, margin)
     options = {"negatives": Negatives(vectors[2])} if hard else {}
     got = info_nce(vectors[0], vectors[1], 0.1, guide=guide, symmetric=False, **options)
     torch.testing.assert_close(got, expected)

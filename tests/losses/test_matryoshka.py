@@ -27,7 +27,7 @@ def test_is_the_weighted_sum_over_the_cuts_of_any_loss(loss):
 
 
 def test_equals_sentence_transformers_matryoshka_of_its_ranking_loss():
-    """There the whole is named among the dimensions; here it is always there."""
+    """Theirs needs the full dimension among the dimensions; ours always includes it."""
     from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
     torch.manual_seed(1)

@@ -101,7 +101,7 @@ for name, loss_of in {"ours": ours, "theirs": theirs}.items():
     loss = loss_of(both, *wrapped(x, y))
     loss.backward()
     value = loss.detach().clone()
-    dist.all_reduce(value)  # the mean over processes: theirs judge their own images, ours the whole batch
+    dist.all_reduce(value)  # the mean over processes: theirs is of a process's own images, ours of the global batch
     found |= {f"{name}.{key}": p.grad for key, p in both.named_parameters()} | {f"{name}.loss": value / world_size()}
 if rank() == 0:
     save_file(found, sys.argv[2])

@@ -1,4 +1,4 @@
-"""Files and folders that take their place whole, and what is written to instead of being replaced."""
+"""Files and folders that are replaced in one step, and what is written to instead."""
 
 from __future__ import annotations
 

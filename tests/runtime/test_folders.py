@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mmcl.runtime.lock import exclusive
 
 
 def test_a_folder_that_another_process_made_meanwhile_stays(tmp_path):
-    home = tmp_path / "home"
-    with atomic_folder(home, unless=home / "whole") as late:
-        (late / "whole").write_text("late")
+    target = tmp_path / "target"
+    with atomic_folder(target, unless=target / "complete") as late:
+        (late / "complete").write_text("late")
         with atomic_folder(tmp_path / "other") as first:
-            (first / "whole").write_text("first")
-        (tmp_path / "other").rename(home)
-    assert (home / "whole").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+            (first / "complete").write_text("first")
+        (tmp_path / "other").rename(target)
+    assert (target / "complete").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_a_folder_that_lacks_the_file_is_replaced(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "part").write_text("half")
-    with atomic_folder(home, unless=home / "whole") as beside:
-        (beside / "whole").write_text("new")
-    assert [path.name for path in home.iterdir()] == ["whole"]
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "part").write_text("half")
+    with atomic_folder(target, unless=target / "complete") as new:
+        (new / "complete").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["complete"]
 
 
 def _not_folders(tmp_path):

@@ -62,7 +62,7 @@ for where in (Blockwise(None, "gather"), Blockwise(3, "gather"), Blockwise(3, "r
     for case, (expected, got) in enumerate(zip(alone, run(True, blockwise=where), strict=True)):
         for at in (4, 5):  # temperature and bias: data parallelism averages them
             dist.all_reduce(got[at])
-        # Embeddings: W times what this process's rows have alone, for their gradient is averaged too, further down.
+        # Embeddings: W times this process's share, since gradients of parameters are averaged.
         given = [got[0], *(grad / world for grad in got[1:])]
         wanted = [expected[0], expected[1][rows], expected[2][rows], expected[3][wrong], *expected[4:]]
         for name, a, b in zip(("loss", "query", "key", "negatives", "temperature", "bias"), given, wanted, strict=True):

@@ -19,7 +19,7 @@ LOSSES = [
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("by", [None, 0, 1])
 def test_a_second_derivative_is_refused(loss, by):
-    """By whatever is named: autograd leaves out what does not lead there."""
+    """By every input: autograd skips functions that the wanted one does not enter."""
     q, k = given = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
     (grad,) = torch.autograd.grad(loss(q, k), q, create_graph=True)
     penalty = grad.square().sum()
@@ -39,8 +39,8 @@ def test_a_graph_of_the_gradient_changes_no_gradient(loss):
 def test_the_gradient_of_minus_a_loss_is_minus_its_gradient(loss):
     torch.manual_seed(0)
     q, k = given = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
-    there, back = (torch.autograd.grad(sign * loss(q, k), given) for sign in (1, -1))
-    for one, other in zip(there, back, strict=True):
+    plus, minus = (torch.autograd.grad(sign * loss(q, k), given) for sign in (1, -1))
+    for one, other in zip(plus, minus, strict=True):
         assert one.any()
         torch.testing.assert_close(one, -other)
 

@@ -53,9 +53,9 @@ class Dense:
 
 
 def weighed(lse: Tensor, grad: Tensor) -> Tensor:
-    """The sum of (N,) log-sum-exps times ``grad``, of those that there are."""
-    there = lse.isfinite()
-    return (lse[there] * grad[there].double()).sum()
+    """The sum of (N,) log-sum-exps times ``grad``, of those that are finite."""
+    finite = lse.isfinite()
+    return (lse[finite] * grad[finite].double()).sum()
 
 
 def gradients(logits: Logits, backward) -> list[Tensor]:
