@@ -18,6 +18,7 @@ import mmcl
 from mmcl.config.load import load_config, to_yaml
 from mmcl.data.batches.batch import MINED
 from mmcl.encoding import Encoder
+from mmcl.methods.step import Step
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
@@ -323,14 +324,14 @@ def test_a_guide_of_the_loss_sees_mined_negatives_too(tmp_path, config):
     batches, _ = trainer._batches()
     batch = next(batches)
     batches.close()
-    views = trainer.method.train()(batch)
+    outputs = trainer.method.train().outputs(batch)
     texts_of = dict(zip(trainer.feed.columns["positive"].hashes.tolist(), flat_positives(), strict=True))
     expected = mmcl.load(guide, dtype="float32").encode(
         [texts_of[identity] for identity in batch.extra_ids[MINED][:, 1].tolist()]
     )
-    got = torch.nn.functional.normalize(views[f"guide_{MINED}"], dim=1).numpy()
+    got = torch.nn.functional.normalize(outputs.rows.references["guide"][MINED], dim=1).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    assert torch.isfinite(trainer.method.loss(views).value)
+    assert torch.isfinite(trainer.method.loss(trainer.method.project(outputs), Step(0, 1)).value)
     trainer.metrics.close()
 
 
