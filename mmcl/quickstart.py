@@ -36,7 +36,7 @@ QUERIES = {
     ),
 }
 SPLITS = {"test": "concepts seen", "test_unseen": "concepts not seen"}
-"""The held-out pictures, by whether training showed what they show (in other pictures) or not."""
+"""The held-out images, by whether training showed what they show (in other images) or not."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Quickstart:
 
 
 def quickstart(out: Path) -> Quickstart:
-    """Train on the sample ``emoji``, encode, index, evaluate and search held-out pictures, and write a report.
+    """Train on the sample ``emoji``, encode, index, evaluate and search held-out images, and write a report.
 
     Where the package index cannot be reached and the sample was never fetched, ``shapes`` stands in, which is said.
     An interrupted quickstart goes on where it stopped.
@@ -98,8 +98,8 @@ def quickstart(out: Path) -> Quickstart:
     index = Index.build(everything, ids, labels=labels, model=str((run.folder / "model").resolve()))  # type: ignore[arg-type]
     index.save(out / "index")
 
-    pictures = _pictures(rows)
-    searches = [_search(query, encoder, index, pictures) for query in QUERIES[sample]]
+    images = _images(rows)
+    searches = [_search(query, encoder, index, images) for query in QUERIES[sample]]
     report = write_report(
         out / "report.html",
         run,
@@ -135,8 +135,8 @@ def _headline(ways: Mapping[str, Scores]) -> str:
     return ", ".join(parts)
 
 
-def _pictures(rows: Mapping[str, Rows]) -> dict[str, bytes]:
-    """Encoded picture of each id."""
+def _images(rows: Mapping[str, Rows]) -> dict[str, bytes]:
+    """Encoded image of each id."""
     found: dict[str, bytes] = {}
     for part in rows.values():
         images = part.images("image", range(len(part)))
@@ -144,11 +144,11 @@ def _pictures(rows: Mapping[str, Rows]) -> dict[str, bytes]:
     return found
 
 
-def _search(query: str, encoder: Encoder, index: Index, pictures: Mapping[str, bytes]) -> Search:
+def _search(query: str, encoder: Encoder, index: Index, images: Mapping[str, bytes]) -> Search:
     ids, scores = index.search(encoder.encode(query), k=HITS)
     found = zip(ids[0], scores[0], index.labels_of(ids[0]), strict=True)
     return Search(
-        query, [Hit(label or str(name), float(score), pictures.get(name), None) for name, score, label in found]
+        query, [Hit(label or str(name), float(score), images.get(name), None) for name, score, label in found]
     )
 
 

@@ -40,7 +40,7 @@ class TrainSourceConfig(SourceConfig):
 class MiningConfig(Section):
     """Hard negatives from the model's own index, mined anew as it learns (ANCE, Xiong et al. 2021, arXiv:2007.00808).
 
-    Every row gets the `count` items that its anchor (a picture, for clip) is most similar to among all positives of the
+    Every row gets the `count` items that its anchor (an image, for clip) is most similar to among all positives of the
     training rows (captions), as far as the rules below let them pass. What is the same thing as anything of the row, or
     belongs to an equal anchor, never does. A row with too few gets random ones besides. Needs tables: a stream has no
     row twice at hand."""
@@ -77,7 +77,7 @@ class MiningConfig(Section):
 
 
 class ImageConfig(Section):
-    """How a picture becomes pixels."""
+    """How an image becomes pixels."""
 
     size: int = Field(default=224, ge=8, le=2**14)
     """Side of the square that the image tower sees, in pixels."""
@@ -109,15 +109,15 @@ class DataConfig(Section):
     """Several sources: a batch has rows of all of them, or of one, whose negatives are then of its own kind, which
     mining, a queue and extra texts cannot keep."""
     distinct: bool = False
-    """Keep rows that share a text or picture out of the same batch, rather than masking them as negatives only."""
+    """Keep rows that share a text or image out of the same batch, rather than masking them as negatives only."""
     mining: MiningConfig | None = None
     """Hard negatives that the model finds for itself, for clip and for simcse on pairs; none if absent."""
     image: ImageConfig = Field(default_factory=ImageConfig)
-    """How a picture becomes pixels, in training and in use."""
+    """How an image becomes pixels, in training and in use."""
     on_error: Literal["skip", "fail"] = "skip"
-    """An unreadable picture or a missing text: skip the row, count and list it, or stop the run."""
+    """An unreadable image or a missing text: skip the row, count and list it, or stop the run."""
     cache_gb: float = Field(default=20.0, ge=0.0)
-    """Largest cache of decoded pixels on disk, in GB; beyond it pictures are decoded again in every epoch."""
+    """Largest cache of decoded pixels on disk, in GB; beyond it images are decoded again in every epoch."""
     workers: int = Field(default=0, ge=0)
     """Processes, for every device, that prepare batches; 0 is a thread beside the training loop."""
     prefetch: int = Field(default=2, ge=1)
@@ -131,10 +131,10 @@ class DataConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """Random changes of a training picture, drawn anew for every sample. The defaults change nothing."""
+    """Random changes of a training image, drawn anew for every sample. The defaults change nothing."""
 
     crop_scale: Range = (1.0, 1.0)
-    """Area of the random crop as a share of the picture (Inception-style crop); (1, 1) is off."""
+    """Area of the random crop as a share of the image (Inception-style crop); (1, 1) is off."""
     crop_ratio: Range = (3 / 4, 4 / 3)
     """Aspect ratio of the random crop."""
     flip: Fraction = 0.0
@@ -158,7 +158,7 @@ class AugmentationConfig(Section):
     blur_sigma: Range = (0.1, 2.0)
     """Standard deviation of the blur, in pixels."""
     fill: Fraction = 1.0
-    """Grey level of what lies outside the picture; 1 is white."""
+    """Grey level of what lies outside the image; 1 is white."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> AugmentationConfig:
@@ -167,7 +167,7 @@ class AugmentationConfig(Section):
             if not 0.0 < low <= high:
                 raise ValueError(f"{name}: two positive ends in ascending order, not ({low}, {high})")
         if self.crop_scale[1] > 1.0:
-            raise ValueError("crop_scale: a crop cannot exceed the picture, so its upper end is at most 1")
+            raise ValueError("crop_scale: a crop cannot exceed the image, so its upper end is at most 1")
         return self
 
 

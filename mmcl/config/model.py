@@ -55,7 +55,7 @@ class TowerConfig(Section):
 
 
 class ImageTowerConfig(TowerConfig):
-    """The tower that embeds pictures."""
+    """The tower that embeds images."""
 
     name: str = "timm:resnet18"
     """`timm:NAME` for any timm model, `open_clip:NAME` for the visual tower of any open_clip model,

@@ -27,7 +27,7 @@ class Config(Section):
     model: ModelConfig
     """The towers."""
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig)
-    """Random changes of training pictures."""
+    """Random changes of training images."""
     text_augmentation: TextAugmentationConfig = Field(default_factory=TextAugmentationConfig)
     """Random changes of training captions."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)

@@ -27,7 +27,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file, existing_folder
 from mmcl.runtime.progress import progress
 
-_LONG = 2.0  # aspect ratio beyond which a centre crop loses half of the picture
+_LONG = 2.0  # aspect ratio beyond which a centre crop loses half of the image
 _SHOWN = 5
 _NAMED = 3  # rows, and groups of rows, that advice names; all are in the facts
 
@@ -46,7 +46,7 @@ class Check:
 
 
 class _Look(NamedTuple):
-    """A picture that can be read. The size is that of the file."""
+    """An image that can be read. The size is that of the file."""
 
     width: int
     height: int
@@ -114,17 +114,17 @@ def check_source(
     against: Sequence[str | Path] = (),
     show_progress: bool | None = None,
 ) -> Check:
-    """Read all pictures and captions of a source once.
+    """Read all images and captions of a source once.
 
     Args:
         source: what ``open_source`` opens, or tar shards.
         split: the part of the source to read.
-        image: the column of pictures; ``image`` if absent, where there is one.
+        image: the column of images; ``image`` if absent, where there is one.
         text: the column of captions; ``text`` if absent, where there is one.
         tokenize: counts the tokens of captions.
         max_tokens: where ``tokenize`` cuts.
-        size: side that the pictures will be resized to. JPEGs are then decoded at reduced scale, as in training, which
-            is faster; and pictures that are smaller are counted.
+        size: side that the images will be resized to. JPEGs are then decoded at reduced scale, as in training, which
+            is faster; and images that are smaller are counted.
         separator: the character between the fields of a CSV file.
         root: the folder that paths of images in a table start from.
         against: other splits of the source, or other sources, as ``SOURCE`` or ``SOURCE:SPLIT``, such as what a model
@@ -209,7 +209,7 @@ def _read(
 
 
 def _look(image: bytes | Path | ImageError | None, size: int | None) -> _Look | str:
-    """What a picture is, or why it cannot be read."""
+    """What an image is, or why it cannot be read."""
     try:
         if isinstance(image, ImageError):
             raise image
@@ -371,16 +371,16 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     if images:
         count = images["readable"]
         found += [
-            (len(images["unreadable"]), facts["rows"], "pictures cannot be read; training skips and lists them"),
-            (images["repeated"], count, "pictures repeat another; they are not each other's negatives"),
+            (len(images["unreadable"]), facts["rows"], "images cannot be read; training skips and lists them"),
+            (images["repeated"], count, "images repeat another; they are not each other's negatives"),
             (
                 images["beyond_2_to_1"],
                 count,
-                "pictures are more than twice as long as wide or wide as long, and a centre crop loses half of "
+                "images are more than twice as long as wide or wide as long, and a centre crop loses half of "
                 "them; see data.image.resize",
             ),
             (images["transparent"], count, "images have transparency, which is composited on white"),
-            (images.get("smaller_than_size", 0), count, f"pictures are smaller than {images.get('size')} pixels"),
+            (images.get("smaller_than_size", 0), count, f"images are smaller than {images.get('size')} pixels"),
         ]
     if captions:
         found += [
@@ -390,7 +390,7 @@ def _advice(facts: dict[str, Any]) -> list[str]:
         ]
     if images:
         more = ", at least: so many look alike that not all were compared" if images.get("near_incomplete") else ""
-        near = f"pictures are nearly another one, scaled or compressed anew{more}"
+        near = f"images are nearly another one, scaled or compressed anew{more}"
         found.append((images["near"], images["readable"], near))
     if captions:
         found.append((captions["near"], captions["count"], "captions are another one but for case and punctuation"))

@@ -1,4 +1,4 @@
-"""The rows of any source, tables and tar shards alike, in blocks: undecoded pictures and captions, each row once."""
+"""The rows of any source, tables and tar shards alike, in blocks: undecoded images and captions, each row once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEXTS = 8192  # rows at a time where there are no images to decode
 
 
 class CheckedRow(NamedTuple):
-    """A row as it stands in its source; of a picture that could not even be read, the reason."""
+    """A row as it stands in its source; of an image that could not even be read, the reason."""
 
     name: str
     image: bytes | Path | ImageError | None
@@ -33,7 +33,7 @@ class Checked(NamedTuple):
     Attributes:
         blocks: the rows.
         total: how many there are, if that is known beforehand.
-        has_image: whether they have pictures.
+        has_image: whether they have images.
         has_text: whether they have captions.
         columns: what there is to choose from, in a table.
     """
@@ -60,7 +60,7 @@ def open_checked(
     Args:
         source: where they are.
         split: the part to read.
-        image: the column of pictures; ``image`` if absent, where there is one.
+        image: the column of images; ``image`` if absent, where there is one.
         text: the column of captions; ``text`` if absent, where there is one.
         damaged: shards that cannot be read to their end are added here while the blocks are taken.
         separator: the character between the fields of a CSV file.
@@ -129,16 +129,16 @@ def _open_shards(source: str | Path, image: str | None, text: str | None, damage
 
 
 def _row_of(sample: Sample, image: ShardColumn, text: ShardColumn) -> CheckedRow:
-    """A sample, its picture read here: the threads that decode share no open file."""
+    """A sample, its image read here: the threads that decode share no open file."""
     found = next((choice.lower() for choice in image.choices if choice.lower() in sample.files), None)
-    picture: bytes | ImageError | None = None
+    content: bytes | ImageError | None = None
     if found is not None:
         try:
-            picture = sample.read(found)
+            content = sample.read(found)
         except ShardError as error:
-            picture = ImageError(error.reason)
+            content = ImageError(error.reason)
     try:
         texts = text.captions(sample)
     except (SampleError, ShardError):
         texts = []
-    return CheckedRow(sample.name, picture, texts)
+    return CheckedRow(sample.name, content, texts)

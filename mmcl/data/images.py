@@ -101,8 +101,8 @@ def decode(image: ImageInput | None, target: int | None = None) -> Image.Image:
     Raises ``ImageError`` for what is missing, unreadable, truncated, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``
     (Pillow itself only warns up to twice that).
     """
-    with decoded(image, target) as picture:
-        return picture
+    with decoded(image, target) as opened:
+        return opened
 
 
 @contextmanager
@@ -111,8 +111,8 @@ def decoded(image: ImageInput | None, target: int | None = None) -> Iterator[Ima
     together would hold more than a hundred million pixels. The block must decode no other image."""
     with ExitStack() as stack:
         with _in_words(image):
-            picture = _read(image, target, stack)
-        yield picture
+            opened = _read(image, target, stack)
+        yield opened
 
 
 def load_pixels(
@@ -123,13 +123,13 @@ def load_pixels(
     What is decoded is let go of before this returns, so that threads hold little more than they are working on.
     ``exact_decoding`` decodes large JPEG files at their full size, see :func:`decode`.
     """
-    with decoded(image, None if exact_decoding else decoding_target(size, mode)) as picture:
-        return resize(picture, size, mode)
+    with decoded(image, None if exact_decoding else decoding_target(size, mode)) as opened:
+        return resize(opened, size, mode)
 
 
 def _read(image: ImageInput | None, target: int | None, stack: ExitStack) -> Image.Image:
     if image is None:
-        raise ImageError("no picture")
+        raise ImageError("no image")
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if isinstance(image, Image.Image):

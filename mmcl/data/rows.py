@@ -193,7 +193,7 @@ class Rows:
         return np.array([_number(value) for value in self.column(column)], dtype=np.float64)
 
     def images(self, column: str, indices: Sequence[int] | np.ndarray) -> list[bytes | Path | None]:
-        """The undecoded pictures of the rows at ``indices``: encoded bytes, or the path of a file; None where empty.
+        """The undecoded images of the rows at ``indices``: encoded bytes, or the path of a file; None where empty.
 
         Raises ``MmclError`` if the column holds something else.
         """
@@ -247,8 +247,8 @@ class Rows:
         if isinstance(value, str):
             return _image_file(value, self.folder)
         raise MmclError(
-            f"{self.name}: column '{column}' holds {type(value).__name__}, not pictures; "
-            "a picture is encoded bytes or the path of a file"
+            f"{self.name}: column '{column}' holds {type(value).__name__}, not images; "
+            "an image is encoded bytes or the path of a file"
         )
 
 

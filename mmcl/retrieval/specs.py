@@ -127,7 +127,7 @@ def tune(index: Any, queries: np.ndarray) -> tuple[int, float]:
     """The fewest cells (a power of two) whose visit finds 99% of the ten best, and the share it finds.
 
     The measure is a visit to every cell. ``queries`` should lie halfway between pairs of stored vectors: like a text
-    that asks for pictures, these lie off the stored vectors, and need more cells than those would.
+    that asks for images, these lie off the stored vectors, and need more cells than those would.
     """
     inverted = inverted_file(index)
     cells: int = inverted.nlist if inverted else 1

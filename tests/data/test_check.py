@@ -60,7 +60,7 @@ def test_every_fault_is_counted(tmp_path, faulty, kind):
     pictures = facts["images"]
     assert pictures["readable"] == 8
     assert [problem["id"].rsplit(":")[-1] for problem in pictures["unreadable"]] == ["r7", "r8"]
-    assert pictures["unreadable"][1]["reason"] == "no picture"
+    assert pictures["unreadable"][1]["reason"] == "no image"
     assert pictures["repeated"] == 1
     assert pictures["formats"] == {"PNG": 6, "BMP": 1, "JPEG": 1}
     assert pictures["modes"] == {"RGB": 7, "L": 1}

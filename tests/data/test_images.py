@@ -199,7 +199,7 @@ def test_truncated_files_are_refused(kind: str) -> None:
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     for image, reason in [
-        (None, "no picture"),
+        (None, "no image"),
         (b"", "empty"),
         (b"hello", "not an image in a format that Pillow reads"),
         (tmp_path / "a.jpg", "empty"),
@@ -332,7 +332,7 @@ def test_decode_many_keeps_order_and_reasons(threads: int) -> None:
     pixels, errors = decode_many([*images, None], 16, "squash", threads=threads)
     assert pixels.shape == (7, 16, 16, 3)
     assert list(errors) == [2, 6]
-    assert errors[6] == "no picture"
+    assert errors[6] == "no image"
     assert not pixels[[2, 6]].any()
     for i in (0, 1, 3, 4, 5):
         np.testing.assert_array_equal(pixels[i], resize(good[i], 16, "squash"))

@@ -1,6 +1,6 @@
-"""Random changes of a batch of pictures, every sample with its own, on the device where the batch is.
+"""Random changes of a batch of images, every sample with its own, on the device where the batch is.
 
-Crop, flip and rotation are composed, and the picture is resampled once. Brightness, contrast, saturation, hue and loss
+Crop, flip and rotation are composed, and the image is resampled once. Brightness, contrast, saturation, hue and loss
 of colour are composed too, into one affine map of RGB. What happens to a sample depends on its seed alone.
 """
 
@@ -22,18 +22,18 @@ _GEOMETRY, _COLOUR, _BLUR, _DRAWS = slice(0, 6), slice(6, 12), slice(12, 14), 14
 
 
 class Augmentation:
-    """Changes pictures at random as ``config`` says, and brings them to ``size`` × ``size``.
+    """Changes images at random as ``config`` says, and brings them to ``size`` × ``size``.
 
     - Crop (Inception's): its area is uniform in ``crop_scale``, its aspect ratio log-uniform in that part of
-      ``crop_ratio`` which fits into the picture. torchvision's ``RandomResizedCrop`` draws both again, up to ten times,
+      ``crop_ratio`` which fits into the image. torchvision's ``RandomResizedCrop`` draws both again, up to ten times,
       instead: given the area the ratio is distributed alike, but large areas are rarer there.
-    - Flip, then rotation about the crop's centre. Corners that turn in show the picture beyond the crop, and ``fill``
-      beyond the picture. Bilinear, without antialiasing: for pictures of about ``size``, of which a crop is enlarged.
+    - Flip, then rotation about the crop's centre. Corners that turn in show the image beyond the crop, and ``fill``
+      beyond the image. Bilinear, without antialiasing: for images of about ``size``, of which a crop is enlarged.
     - Brightness, contrast, saturation and hue by torchvision's factors, always in that order. Hue turns the plane of
       YIQ, which keeps luma, rather than that of HSV; values are clamped to [0, 1] at the end and not between.
     - Loss of colour, then Gaussian blur, cut off at three times the largest ``blur_sigma``, mirrored at the edge.
 
-    Defaults leave a picture of ``size`` as it is, and what one change draws does not depend on the others' settings.
+    Defaults leave an image of ``size`` as it is, and what one change draws does not depend on the others' settings.
     """
 
     def __init__(self, config: AugmentationConfig, size: int) -> None:
@@ -91,7 +91,7 @@ class Augmentation:
         return F.grid_sample(view, grid, padding_mode="zeros", align_corners=False).add_(self.config.fill)
 
     def _places(self, draws: Tensor, aspect: float) -> Tensor:
-        """(n, 2, 3) affine maps from view to picture; x and y run from -1 to 1 in both. ``aspect`` is W / H."""
+        """(n, 2, 3) affine maps from view to image; x and y run from -1 to 1 in both. ``aspect`` is W / H."""
         config = self.config
         smallest, largest = config.crop_scale
         area = smallest + (largest - smallest) * draws[:, 0]

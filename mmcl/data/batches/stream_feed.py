@@ -252,7 +252,7 @@ class _Images(_Column):
         self.tower = tower
 
     def load(self, sample: Sample) -> np.ndarray:
-        return self.source.picture(sample, self.tower.prepare)
+        return self.source.image(sample, self.tower.prepare)
 
     def inputs(self, chosen: Sequence[np.ndarray], seeds: Tensor) -> dict[str, Tensor]:
         return {"pixels": torch.from_numpy(np.stack(chosen))}

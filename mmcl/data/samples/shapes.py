@@ -1,7 +1,7 @@
 """Two coloured shapes on white with a caption, drawn from a seed: a data set that needs no network.
 
 Some pairs of a colour and a shape are never trained on, though the colour and the shape are, each in other pairs. The
-pictures with such a pair are ``dev_unseen`` and ``test_unseen``.
+images with such a pair are ``dev_unseen`` and ``test_unseen``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLOURS = {
     "brown": (125, 75, 45),
     "black": (20, 20, 20),
 }
-SIZES = {"small": 0.10, "large": 0.20}  # radius as a share of the picture's side
+SIZES = {"small": 0.10, "large": 0.20}  # radius as a share of the image's side
 _SIDE = 64
 _FINER = 4  # drawn this much larger and averaged down, which smooths the edges
 
@@ -57,7 +57,7 @@ def _heart() -> list[Point]:
 
 
 _THIRD = 1 / 3
-_OUTLINES: dict[str, list[Point]] = {  # y grows downwards, as in the picture
+_OUTLINES: dict[str, list[Point]] = {  # y grows downwards, as in the image
     "circle": _polygon(90, 0),
     "ring": _polygon(90, 0),
     "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
@@ -83,7 +83,7 @@ _RELATIONS: dict[str, tuple[str, Point]] = {
 
 
 class Thing(NamedTuple):
-    """One shape of a picture."""
+    """One shape of an image."""
 
     size: str
     colour: str
@@ -91,7 +91,7 @@ class Thing(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether no training picture shows this colour in this shape."""
+        """Whether no training image shows this colour in this shape."""
         return (self.colour, self.shape) in HELD_OUT
 
     def __str__(self) -> str:
@@ -111,15 +111,15 @@ class Scene(NamedTuple):
         return f"{self.first} {self.relation} {self.second}"
 
     def inverse(self) -> Scene:
-        """The same picture, told from the other shape."""
+        """The same image, told from the other shape."""
         return Scene(self.second, _RELATIONS[self.relation][0], self.first)
 
 
 def draw(scene: Scene, rng: random.Random) -> bytes:
     """A PNG of the scene, 64 × 64; ``rng`` moves the shapes a little."""
     side = _SIDE * _FINER
-    picture = Image.new("RGB", (side, side), "white")
-    canvas = ImageDraw.Draw(picture)
+    drawing = Image.new("RGB", (side, side), "white")
+    canvas = ImageDraw.Draw(drawing)
     dx, dy = _RELATIONS[scene.relation][1]
     for thing, sign in ((scene.first, 1), (scene.second, -1)):
         radius = SIZES[thing.size] * rng.uniform(0.9, 1.1)
@@ -129,7 +129,7 @@ def draw(scene: Scene, rng: random.Random) -> bytes:
         if thing.shape == "ring":
             _fill(canvas, _OUTLINES["ring"], (x * side, y * side), 0.5 * radius * side, (255, 255, 255))
     file = io.BytesIO()
-    picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).save(file, "PNG")
+    drawing.resize((_SIDE, _SIDE), Image.Resampling.BOX).save(file, "PNG")
     return file.getvalue()
 
 
@@ -182,7 +182,7 @@ def _scene(rng: random.Random, unseen: bool) -> Scene:
 
 def build(folder: Path, show_progress: bool | None = None) -> dict[str, Any]:
     """Write the five splits as Parquet into ``folder``."""
-    with progress("draw shapes", total=sum(SPLITS.values()), unit="pictures", show=show_progress) as advance:
+    with progress("draw shapes", total=sum(SPLITS.values()), unit="images", show=show_progress) as advance:
         made = rows(splits=SPLITS, advance=advance)
     for split, content in made.items():
         pq.write_table(pa.Table.from_pylist(content), folder / f"{split}.parquet")
@@ -193,7 +193,7 @@ SAMPLE = Sample(
     name="shapes",
     version="1",
     summary="two coloured shapes and a caption; drawn on this machine, some colour-shape pairs held out",
-    terms="drawn by mmcl (Apache-2.0); no restriction on the pictures.",
+    terms="drawn by mmcl (Apache-2.0); no restriction on the images.",
     download_mb=0.0,
     build=build,
 )

@@ -182,7 +182,7 @@ def test_closing_ends_the_workers_and_mistakes_come_through_them_as_they_are(pic
     batches.close()
     assert not set(multiprocessing.active_children()) - before
     (pictures / "3.png").unlink()
-    with pytest.raises(MmclError, match=r"^row 3: its picture was readable and no longer is: .*3\.png: no such file$"):
+    with pytest.raises(MmclError, match=r"^row 3: its image was readable and no longer is: .*3\.png: no such file$"):
         list(feed.batches(0, 9))
 
 

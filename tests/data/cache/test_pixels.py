@@ -99,7 +99,7 @@ def test_unreadable_pictures_are_zero_and_listed(tmp_path: Path, cache_gb: float
     for _ in range(2):  # built, then found
         pixels = open_pixels(table(tmp_path, images), "image", size=8, cache_gb=cache_gb)
         assert list(pixels.errors) == [1, 2]
-        assert pixels.errors[2] == "no picture"
+        assert pixels.errors[2] == "no image"
         assert pixels.hashes[[1, 2]].tolist() == [0, 0]
         assert not pixels.take([1, 2]).any()
         np.testing.assert_array_equal(pixels.take([3, 0]), expected([images[3], images[0]]))
@@ -124,7 +124,7 @@ def test_too_large_is_decoded_on_the_fly_and_said_once(tmp_path: Path, caplog: p
         np.testing.assert_array_equal(pixels.take([4, 0]), expected([images[4], images[0]]))
         pixels.take([1])
     assert [record.message for record in caplog.records if "decoded again" in record.message] == [
-        f"{rows.name}: 5 pictures take 0.00 GB as pixels and cache_gb is 1e-07: "
+        f"{rows.name}: 5 images take 0.00 GB as pixels and cache_gb is 1e-07: "
         "they are decoded again whenever they are used"
     ]
     assert not pixels.stored

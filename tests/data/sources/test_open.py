@@ -132,7 +132,7 @@ def test_image_features_of_datasets_stay_encoded(tmp_path: Path) -> None:
 
 def test_lists_are_not_pictures(tmp_path: Path) -> None:
     rows = open_source(write(tmp_path / "t.parquet", {"image": [["a.png"]]}))
-    with pytest.raises(MmclError, match="column 'image' holds list, not pictures"):
+    with pytest.raises(MmclError, match="column 'image' holds list, not images"):
         rows.images("image", [0])
 
 

@@ -1,4 +1,4 @@
-"""The files of a sample that a role is read from: pictures and captions."""
+"""The files of a sample that a role is read from: images and captions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ShardColumn:
         role: what it is read for.
         modality: ``image``, ``text`` or ``number``; it decides what is read if ``extensions`` is absent.
         extensions: such as ``jpg;png``. ``json.caption`` is the field ``caption`` of the file ``json``. If absent,
-            those of pictures and captions for the roles ``image`` and ``text``, and the role's own for another: such as
+            those of images and captions for the roles ``image`` and ``text``, and the role's own for another: such as
             ``anchor.txt`` or the field ``anchor`` of ``json``.
 
     Attributes:
@@ -57,7 +57,7 @@ class ShardColumn:
         """Whether the sample has one of the files."""
         return not self.files.isdisjoint(sample.files)
 
-    def picture(self, sample: Sample, prepare: Callable[[ImageInput], PreparedImage]) -> np.ndarray:
+    def image(self, sample: Sample, prepare: Callable[[ImageInput], PreparedImage]) -> np.ndarray:
         """The image's pixels as ``prepare`` gives them. Raises ``SampleError`` if there is none that can be read."""
         for choice in self.choices:
             if choice.lower() in sample.files:

@@ -84,7 +84,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Content that is read when it is needed: a local shard is shuffled without holding its pictures in memory."""
+    """Content that is read when it is needed: a local shard is shuffled without holding its images in memory."""
 
     file: _File
     start: int
@@ -141,7 +141,7 @@ class Sample:
 
 
 def is_shards(source: str | Path) -> bool:
-    """Whether ``source`` names tar shards rather than a table, pictures or a data set on the hub."""
+    """Whether ``source`` names tar shards rather than a table, images or a data set on the hub."""
     text = str(source)
     if text.startswith("sample:"):
         return False
@@ -516,7 +516,7 @@ def write_shards(rows: Iterable[Mapping[str, Any]], folder: str | Path, per_shar
     """Write ``rows`` into ``folder`` as shards ``00000.tar``, ``00001.tar``, … of ``per_shard`` samples each.
 
     A row maps extensions to content: bytes as they are, the file of a ``Path``, text as UTF-8, anything else as JSON;
-    under an extension of pictures (``jpg``, ``png``, …) text is the path of a file, as in tables. Its key is
+    under an extension of images (``jpg``, ``png``, …) text is the path of a file, as in tables. Its key is
     ``__key__``, or its number. Two writings of the same rows give the same bytes.
     """
     folder = Path(folder)

@@ -66,11 +66,11 @@ def test_a_picture_is_what_decoding_and_resizing_give():
     data = buffer.getvalue()
     column = ShardColumn("image", "image")
     expected = resize(decode(data, target=16), 16, "squash")
-    assert np.array_equal(column.picture(sample(jpeg=data, txt=b"a"), squashed), expected)
+    assert np.array_equal(column.image(sample(jpeg=data, txt=b"a"), squashed), expected)
     with pytest.raises(SampleError, match="image"):
-        column.picture(sample(jpg=data[:500]), squashed)
+        column.image(sample(jpg=data[:500]), squashed)
     with pytest.raises(SampleError, match=r"no jpg;.*the sample has txt"):
-        column.picture(sample(txt=b"a"), squashed)
+        column.image(sample(txt=b"a"), squashed)
 
 
 def test_a_column_that_no_sample_has_is_refused_before_the_run(tmp_path):
