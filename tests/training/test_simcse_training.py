@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from mmcl.evaluation import sts
 from mmcl.evaluation.evaluator import Setup, open_evaluator
 from mmcl.formats.folder import save
 from mmcl.losses import Guide, Negatives, info_nce
+from mmcl.methods import Step
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
@@ -172,7 +174,7 @@ def test_columns_that_cannot_be_used_are_counted_and_nothing_else_is_lost(tmp_pa
     feed_of(config, tmp_path / "run")
     assert caplog.text.count(cut) == 2, "whoever tokenized them"
     batch = feed.batch(draw(*range(3, 17)))
-    assert torch.isfinite(method.embed(batch)["anchor"]).all()
+    assert torch.isfinite(method.outputs(batch).embeddings["anchor"]).all()
     with pytest.raises(MmclError, match=r"row 0 has no text in column 'text' \(3 rows in all\)"):
         feed_of(config, tmp_path / "strict", "data.on_error=fail")
 
@@ -343,7 +345,7 @@ def test_a_mixed_source_may_have_no_column_of_hard_negatives(tmp_path):
     feed, method = feed_of(config, tmp_path / "run", "training.batch_size=12")
     batch = next(iter(feed.batches(0, 1)))
     assert ((batch.ids[:, 2] == NOTHING) == (batch.rows < 6)).all()
-    assert method(batch)["negative"].isfinite().all()
+    assert method.outputs(batch).embeddings["negative"].isfinite().all()
     config["data"]["mix"] = [{"source": with_hard, "columns": {"negative": "negativ"}}]
     with pytest.raises(MmclError, match=r"without.jsonl: no column 'negative'.* data\.columns\.negative"):
         feed_of(config, tmp_path / "other")
@@ -408,12 +410,14 @@ def test_a_pair_without_a_hard_negative_is_learned_from_without(tmp_path, caplog
     if kind == "jsonl":
         assert "3 of 6 rows have no negative, and are used without" in caplog.text
     batch = next(iter(feed.batches(0, 1)))
-    views = method(batch)
+    outputs = method.outputs(batch)
+    views = outputs.embeddings
     there = batch.ids[:, 2] != NOTHING
     assert there.sum() == 3
     if guided:
         method.config = method.config.model_copy(update={"guide": SimpleNamespace(margin=0.0)})
-        views |= {f"guide_{role}": views[role].detach() for role in ("anchor", "positive", "negative")}
+        guides = {role: views[role].detach() for role in ("anchor", "positive", "negative")}
+        outputs = replace(outputs, rows=replace(outputs.rows, references={"guide": guides}))
     guide = Guide(views["anchor"], views["positive"], views["negative"][there], 0.0) if guided else None
     expected = info_nce(
         views["anchor"],
@@ -423,7 +427,7 @@ def test_a_pair_without_a_hard_negative_is_learned_from_without(tmp_path, caplog
         guide=guide,
         symmetric=method.config.symmetric,
     )
-    torch.testing.assert_close(method.loss(views).value, expected)
+    torch.testing.assert_close(method.loss(outputs, Step(0, 1)).value, expected)
 
 
 def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
