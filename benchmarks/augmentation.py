@@ -1,4 +1,4 @@
-"""How fast is batched augmentation beside torchvision's transforms, one picture at a time?
+"""How fast is batched augmentation beside torchvision's transforms, one image at a time?
 
 python benchmarks/augmentation.py
 """

@@ -3,7 +3,7 @@
 python benchmarks/batch_size.py                              # both: an hour and a half on two cores
 python benchmarks/batch_size.py --data fashion --epochs 11 --runs 512 512+queue
 
-- `fashion`: pictures and captions, `configs/clip_fashion.yaml`; judged on the development rows by hit@1, hit@10 in %.
+- `fashion`: images and captions, `configs/clip_fashion.yaml`; judged on the development rows by hit@1, hit@10 in %.
 - `wiki_sentences`: 50,000 sentences and `configs/simcse_from_scratch.yaml`, but half as wide, and with all tokens
   counting alike at the start, since rare ones that count more are nearly all that the config reaches. Judged on the
   development pairs of STS-B and SICK-R by Spearman's correlation × 100. No sentence comes twice, so there are no
@@ -80,7 +80,7 @@ class Setup:
 
 
 def fashion(model: Encoder) -> tuple[Any, Cells]:
-    """Captions found for pictures and pictures for captions, within the development rows."""
+    """Captions found for images and images for captions, within the development rows."""
     dev = open_source(DATA / "fashion", split="dev")
     found = retrieval_of_rows(model, dev, image="image", text="caption", ks=(1, 10))
     metrics = [(way, scores, name) for way, scores in found.items() for name in FASHION_METRICS]

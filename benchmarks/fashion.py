@@ -2,7 +2,7 @@
 
 python benchmarks/fashion.py --data ../shared/data/fashion --minutes 15
 
-Both learn from the same pictures and captions with the same batch, and are judged by the same code. mmcl's minutes
+Both learn from the same images and captions with the same batch, and are judged by the same code. mmcl's minutes
 start with an empty cache and hold everything: the tokenizer, decoding, evaluation during training, writing the model.
 open_clip's hold the loop alone.
 """
@@ -49,41 +49,41 @@ class OpenClip:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval()
-        # Squashed, as a crop of 90 to 100% of a 60 × 80 picture is in training: its default cuts off a quarter.
+        # Squashed, as a crop of 90 to 100% of a 60 × 80 image is in training: its default cuts off a quarter.
         self.transform = open_clip.image_transform(SIZE, is_train=False, resize_mode="squash")
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[str | bytes | Image.Image]) -> np.ndarray:
-        """(N, D) float32 unit vectors of N texts or N pictures."""
+        """(N, D) float32 unit vectors of N texts or N images."""
         parts = []
         for start in range(0, len(inputs), 256):
             some = inputs[start : start + 256]
             if isinstance(some[0], str):
                 parts.append(self.model.encode_text(_tokenize(some), normalize=True))
             else:
-                pixels = torch.stack([self.transform(_picture(picture)) for picture in some])
+                pixels = torch.stack([self.transform(_image(image)) for image in some])
                 parts.append(self.model.encode_image(pixels, normalize=True))
         return torch.cat(parts).float().numpy()
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures through open_clip's transform for training, and captions as its tokens."""
+    """Images through open_clip's transform for training, and captions as its tokens."""
 
     def __init__(self, rows: Rows) -> None:
-        self.pictures = rows.images("image", range(len(rows)))
+        self.images = rows.images("image", range(len(rows)))
         self.tokens = _tokenize(rows.texts("caption"))
         self.transform = open_clip.image_transform(SIZE, is_train=True)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        return self.transform(_picture(self.pictures[row])), self.tokens[row]
+        return self.transform(_image(self.images[row])), self.tokens[row]
 
 
-def _picture(encoded: Any) -> Image.Image:
-    picture = encoded if isinstance(encoded, Image.Image) else Image.open(io.BytesIO(encoded))
-    return picture.convert("RGB")
+def _image(encoded: Any) -> Image.Image:
+    image = encoded if isinstance(encoded, Image.Image) else Image.open(io.BytesIO(encoded))
+    return image.convert("RGB")
 
 
 def _tokenize(texts: Sequence[Any]) -> Tensor:
@@ -174,10 +174,10 @@ def train_mmcl(args: argparse.Namespace) -> tuple[Encodes, dict[str, Any]]:
 
 
 def judge(encoder: Encodes, rows: Rows) -> dict[str, dict[str, Any]]:
-    """Metric to value and 95% interval, in %. Equal captions are right answers for each other's pictures."""
+    """Metric to value and 95% interval, in %. Equal captions are right answers for each other's images."""
     captions = rows.texts("caption")
-    pictures = encoder.encode(rows.images("image", range(len(rows))))
-    ways = retrieval_pairs(pictures, encoder.encode(captions), text_ids=captions, ks=(1, 10))
+    images = encoder.encode(rows.images("image", range(len(rows))))
+    ways = retrieval_pairs(images, encoder.encode(captions), text_ids=captions, ks=(1, 10))
     scores: dict[str, Any] = {way: (result, ("hit@1", "hit@10")) for way, result in ways.items()}
     kinds = zero_shot_of_rows(encoder, rows, label="article_type", templates=("{name}",), ks=(1,))
     scores[f"zero-shot, {kinds.classes} article types"] = kinds, ("top@1",)

@@ -12,7 +12,7 @@ Steps of `configs/clip_fashion.yaml`'s model on real pairs, after one that does 
   twice. Where a backward pass takes as long as two forward passes, k of them cost (4 k - 1) / 3 k of `accumulated`.
 
 Every row has processes of its own, and the most memory that one of them ever held: with the batches that are prepared
-ahead, whose pictures take 0.4 GB for 32,768 of 64 × 64.
+ahead, whose images take 0.4 GB for 32,768 of 64 × 64.
 """
 
 from __future__ import annotations

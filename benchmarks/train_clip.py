@@ -8,7 +8,7 @@ open_clip's side is its own code: `get_csv_dataset`, `train_one_epoch`, and what
 default augmentation and the same batch. Contenders alternate; the table has medians of the rounds.
 
 - `step`: one optimizer step on a batch in memory.
-- `first epoch`: mmcl's with an empty cache, so that every picture is decoded and every caption tokenized first.
+- `first epoch`: mmcl's with an empty cache, so that every image is decoded and every caption tokenized first.
 - `epoch`: any other. open_clip's epochs are all alike.
 """
 
@@ -68,8 +68,8 @@ class Case:
 
     Attributes:
         model: by open_clip's name.
-        size: of the pictures.
-        source: Parquet file with encoded pictures and captions.
+        size: of the images.
+        source: Parquet file with encoded images and captions.
         captions: its column of captions, one or a list a row.
         batch: pairs of a step.
         pairs: of an epoch, a multiple of ``batch``.
@@ -83,9 +83,9 @@ class Case:
     pairs: int
 
     def write_files(self, folder: Path) -> Path:
-        """The pictures as JPEG files, and the tab-separated table that open_clip reads; returns the table.
+        """The images as JPEG files, and the tab-separated table that open_clip reads; returns the table.
 
-        Every picture comes with its first caption before any comes with its second.
+        Every image comes with its first caption before any comes with its second.
         """
         rows = pq.read_table(self.source, columns=["image", self.captions]).slice(0, self.pairs).to_pylist()
         texts = [[row[self.captions]] if isinstance(row[self.captions], str) else row[self.captions] for row in rows]

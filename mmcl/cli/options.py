@@ -86,7 +86,7 @@ Templates = Annotated[
     list[str] | None,
     typer.Option(
         help="A prompt with {} for the class name, a file with one a line, or a set: openai (80), simple (7), photo, "
-        "pictures, plain. Repeat it to average over several.",
+        "images, plain. Repeat it to average over several.",
         show_default="{}",
     ),
 ]

@@ -19,7 +19,7 @@ from mmcl.encoding import open_vectors
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Forty pictures of four plain colours, and a CSV of their paths and captions, as a user has them."""
+    """Forty images of four plain colours, and a CSV of their paths and captions, as a user has them."""
     folder = tmp_path_factory.mktemp("pairs")
     colours = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
     rng = np.random.default_rng(0)
@@ -28,7 +28,7 @@ def pairs(tmp_path_factory):
         name, colour = list(colours.items())[number % 4]
         pixels = np.clip(np.array(colour) + rng.normal(0, 12, (40, 48, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,a {name} picture,{name}")
+        lines.append(f"{number}.png,a {name} image,{name}")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -77,14 +77,14 @@ def test_from_a_csv_to_search_results(mmcl_, pairs, run, tmp_path):
     code, out, _ = mmcl_("index", "info", tmp_path / "index", "--json", tmp_path / "info.json")
     assert json.loads((tmp_path / "info.json").read_text())["count"] == 40
 
-    queries = ["a blue picture", str(pairs / "1.png")]
+    queries = ["a blue image", str(pairs / "1.png")]
     code, out, _ = mmcl_("search", tmp_path / "index", *queries, "-k", 3, "--json", tmp_path / "found.json")
     assert code == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [hit["label"] for hit in found[queries[0]]] == ["a blue picture"] * 3
-    assert [hit["label"] for hit in found[queries[1]]] == ["a green picture"] * 3
+    assert [hit["label"] for hit in found[queries[0]]] == ["a blue image"] * 3
+    assert [hit["label"] for hit in found[queries[1]]] == ["a green image"] * 3
     assert found[queries[1]][0]["id"] == "1"
-    assert "a blue picture" in out
+    assert "a blue image" in out
     code, out, err = mmcl_("search", tmp_path / "index", "no/where.png")
     assert code == 0
     assert "no/where.png: there is no such file, so it is searched as text" in err
@@ -116,7 +116,7 @@ def test_judging_a_run(mmcl_, pairs, run, tmp_path):
     assert scores["image_to_text"]["metrics"]["hit@1"] == 1.0  # equal captions are right answers for each other
     assert scores["text_to_image"]["metrics"]["recall@10"] == 1.0
     assert "text_to_image: 40 queries" in out
-    options = ["--label", "colour", "--image", "path", "--template", "a {} picture"]
+    options = ["--label", "colour", "--image", "path", "--template", "a {} image"]
     code, out, _ = mmcl_("eval", "zero-shot", run, table, *options, "--json", tmp_path / "z.json")
     assert code == 0
     assert json.loads((tmp_path / "z.json").read_text())["metrics"]["top@1"] == 1.0
@@ -146,7 +146,7 @@ def test_judging_a_run(mmcl_, pairs, run, tmp_path):
 def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, config, pairs, run, tmp_path):
     (pairs / "empty.csv").touch()
     (pairs / "bad.png").write_bytes(b"\x89PNG nonsense")
-    (pairs / "broken.csv").write_text((pairs / "pairs.csv").read_text() + "bad.png,a picture,red\n")
+    (pairs / "broken.csv").write_text((pairs / "pairs.csv").read_text() + "bad.png,an image,red\n")
     broken = pairs / "broken.yaml"
     broken.write_text(config.read_text().replace("pairs.csv", "broken.csv"))
     places = {"config": config, "empty": pairs / "empty.csv", "csv": pairs / "pairs.csv", "run": run}

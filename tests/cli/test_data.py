@@ -62,11 +62,11 @@ def test_a_check_of_a_config_may_run_its_commands_when_told(mmcl_, tmp_path, mon
 
 
 def test_errors_about_what_to_read_name_the_option(mmcl_, tmp_path):
-    (tmp_path / "rows.csv").write_text("picture,said\na.png,one\n")
+    (tmp_path / "rows.csv").write_text("photo,said\na.png,one\n")
     with tarfile.open(tmp_path / "said.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0.said"))
     for source, said in (
-        ("rows.csv", "name which of picture, said to read with --image or --text"),
+        ("rows.csv", "name which of photo, said to read with --image or --text"),
         ("said.tar", "they have said; a column may be made of these; name another with --text"),
     ):
         code, _, err = mmcl_("data", "check", tmp_path / source)

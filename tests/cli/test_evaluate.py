@@ -16,7 +16,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 
 
 class Untrained:
-    """Average colour as the picture's vector; a text's is random, or near that of the colour it names."""
+    """Average colour as the image's vector; a text's is random, or near that of the colour it names."""
 
     modalities = frozenset({"image", "text"})
     compute, device = "float32", torch.device("cpu")
@@ -27,8 +27,8 @@ class Untrained:
     def encode(self, inputs):
         return np.stack([self._text(item) if isinstance(item, str) else self._image(item) for item in inputs])
 
-    def _image(self, picture):
-        return np.asarray(picture, dtype=np.float32).mean((0, 1)) / 255 - 0.4
+    def _image(self, image):
+        return np.asarray(image, dtype=np.float32).mean((0, 1)) / 255 - 0.4
 
     def _text(self, text):
         noise = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(3).astype(np.float32)
@@ -47,17 +47,17 @@ def evaluate(monkeypatch, mmcl_):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Forty pictures of four colours, with two captions each in a JSON lines file."""
+    """Forty images of four colours, with two captions each in a JSON lines file."""
     folder, rng, lines = tmp_path_factory.mktemp("colours"), np.random.default_rng(0), []
     for row in range(40):
         name, colour = list(COLOURS.items())[row % 4]
         pixels = np.clip(np.array(colour) + rng.normal(0, 12, (8, 8, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{row}.png")
-        captions = [f"a {name} picture", f"something {name}, number {row}"]
+        captions = [f"a {name} image", f"something {name}, number {row}"]
         lines.append(json.dumps({"image": f"{row}.png", "text": captions, "colour": name, "number": row % 4}))
     (folder / "rows.jsonl").write_text("\n".join(lines))
     (folder / "classes.txt").write_text("red\ngreen\nblue\nwhite\n")
-    (folder / "prompts.txt").write_text("a {} picture\nsomething {}\n")
+    (folder / "prompts.txt").write_text("a {} image\nsomething {}\n")
     return folder
 
 
@@ -149,7 +149,7 @@ def test_mistakes_get_one_line_and_exit_code_2(evaluate, arguments, said, table)
 
 
 def test_karpathys_json_is_judged_as_it_is(evaluate, table, tmp_path):
-    """Five captions a picture, of which any is a right answer; only the pictures of the split are searched."""
+    """Five captions an image, of which any is a right answer; only the images of the split are searched."""
     images = [
         {
             "filename": f"{row}.png",
@@ -315,7 +315,7 @@ def test_two_columns_of_text_are_searched_both_ways(of_texts, texts, tmp_path):
     assert "B is ahead beyond the interval on query_to_document/hit@1" in out
 
 
-def test_diagnostics_of_a_model_of_texts_need_no_pictures(of_texts, tmp_path):
+def test_diagnostics_of_a_model_of_texts_need_no_images(of_texts, tmp_path):
     (tmp_path / "texts.csv").write_text("text\n" + "\n".join(f"w{number} w{number + 1}" for number in range(9)) + "\n")
     code, _, _ = of_texts("diagnostics", "fine", tmp_path / "texts.csv", "--json", tmp_path / "d.json")
     assert code == 0

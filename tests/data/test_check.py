@@ -18,7 +18,7 @@ from mmcl.runtime.errors import MmclError
 RNG = np.random.default_rng(0)
 
 
-def picture(width: int, height: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
+def encoded(width: int, height: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
     file = io.BytesIO()
     Image.fromarray(RNG.integers(0, 255, (height, width, 3), dtype=np.uint8)).convert(mode).save(file, kind)
     return file.getvalue()
@@ -26,14 +26,14 @@ def picture(width: int, height: int, kind: str = "PNG", mode: str = "RGB") -> by
 
 @pytest.fixture(scope="module")
 def faulty():
-    """Ten rows: pictures 0 and 1 are equal, 7 is cut off, 8 is missing; row 5 has no text, captions repeat thrice."""
-    images = [picture(20 + n, 10 + n) for n in range(10)]
+    """Ten rows: images 0 and 1 are equal, 7 is cut off, 8 is missing; row 5 has no text, captions repeat thrice."""
+    images = [encoded(20 + n, 10 + n) for n in range(10)]
     pixels = Image.open(io.BytesIO(images[0]))
     again = io.BytesIO()
     pixels.save(again, "BMP")  # the same pixels, other bytes
     images[1] = again.getvalue()
-    images[2] = picture(90, 30, "JPEG")
-    images[3] = picture(12, 12, "PNG", "L")
+    images[2] = encoded(90, 30, "JPEG")
+    images[3] = encoded(12, 12, "PNG", "L")
     images[7] = images[7][:-60]
     images[8] = None
     texts = [["a dog", "a cat"], ["a dog"], ["a dog", "one two three"], ["x"], ["y"], [" ", ""], ["z"], ["a dog"]]
@@ -57,15 +57,15 @@ def test_every_fault_is_counted(tmp_path, faulty, kind):
     found = check_source(source)
     facts = found.facts
     assert facts["rows"] == 10
-    pictures = facts["images"]
-    assert pictures["readable"] == 8
-    assert [problem["id"].rsplit(":")[-1] for problem in pictures["unreadable"]] == ["r7", "r8"]
-    assert pictures["unreadable"][1]["reason"] == "no image"
-    assert pictures["repeated"] == 1
-    assert pictures["formats"] == {"PNG": 6, "BMP": 1, "JPEG": 1}
-    assert pictures["modes"] == {"RGB": 7, "L": 1}
-    assert pictures["width"] == {"min": 12.0, "median": 24.5, "max": 90.0}
-    assert pictures["beyond_2_to_1"] == 1
+    images_found = facts["images"]
+    assert images_found["readable"] == 8
+    assert [problem["id"].rsplit(":")[-1] for problem in images_found["unreadable"]] == ["r7", "r8"]
+    assert images_found["unreadable"][1]["reason"] == "no image"
+    assert images_found["repeated"] == 1
+    assert images_found["formats"] == {"PNG": 6, "BMP": 1, "JPEG": 1}
+    assert images_found["modes"] == {"RGB": 7, "L": 1}
+    assert images_found["width"] == {"min": 12.0, "median": 24.5, "max": 90.0}
+    assert images_found["beyond_2_to_1"] == 1
     captions = facts["captions"]
     assert captions["count"] == 11
     assert [name.rsplit(":")[-1] for name in captions["empty"]] == ["r5"]
@@ -75,7 +75,7 @@ def test_every_fault_is_counted(tmp_path, faulty, kind):
     assert captions["a_row"]["max"] == 2
     assert {name: facts["pairs"][name] for name in ("count", "repeated")} == {"count": 9, "repeated": 1}
     assert [[name.rsplit(":")[-1] for name in group] for group in facts["pairs"]["repeated_rows"]] == [["r0", "r1"]]
-    assert [[name.rsplit(":")[-1] for name in group] for group in pictures["repeated_rows"]] == [["r0", "r1"]]
+    assert [[name.rsplit(":")[-1] for name in group] for group in images_found["repeated_rows"]] == [["r0", "r1"]]
     assert [[name.rsplit(":")[-1] for name in group] for group in captions["repeated_rows"]] == [
         ["r0", "r1", "r2", "r7"]
     ]
@@ -85,25 +85,25 @@ def test_every_fault_is_counted(tmp_path, faulty, kind):
 
 def test_with_a_size_and_a_tokenizer_it_counts_what_is_too_small_and_too_long(tmp_path, faulty):
     images, texts = faulty
-    pq.write_table(pa.table({"picture": images[:7], "said": texts[:7]}), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"photo": images[:7], "said": texts[:7]}), tmp_path / "rows.parquet")
 
     def tokenize(texts):
         words = [text.split() for text in texts]
         return [np.arange(min(len(found), 2)) for found in words], sum(len(found) > 2 for found in words)
 
-    named = {"image": "picture", "text": "said"}
+    named = {"image": "photo", "text": "said"}
     facts = check_source(tmp_path / "rows.parquet", **named, size=14, tokenize=tokenize, max_tokens=2).facts
     assert facts["images"]["smaller_than_size"] == 3  # 10, 10 and 12 pixels high
     assert facts["captions"]["tokens"] == {"min": 1.0, "median": 2.0, "max": 2.0}
     assert (facts["captions"]["cut"], facts["captions"]["max_tokens"]) == (1, 2)
     only = check_source(tmp_path / "rows.parquet", text="said").facts
     assert "images" not in only
-    with pytest.raises(MmclError, match="no column 'image' or 'text'; name which of picture, said to read"):
+    with pytest.raises(MmclError, match="no column 'image' or 'text'; name which of photo, said to read"):
         check_source(tmp_path / "rows.parquet")
 
 
 def test_a_clean_data_set_gets_no_advice(tmp_path):
-    pq.write_table(pa.table({"image": [picture(9, 8), picture(8, 9)], "text": ["a", "b"]}), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"image": [encoded(9, 8), encoded(8, 9)], "text": ["a", "b"]}), tmp_path / "rows.parquet")
     assert check_source(tmp_path / "rows.parquet").advice == []
 
 
@@ -156,7 +156,7 @@ def test_rows_that_stand_in_another_split_are_listed(tmp_path, twins):
 
 
 def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path):
-    rows = [{"__key__": f"r{n}", "png": picture(8, 8), "txt": f"text {n}"} for n in range(6)]
+    rows = [{"__key__": f"r{n}", "png": encoded(8, 8), "txt": f"text {n}"} for n in range(6)]
     first, second = write_shards(rows, tmp_path / "shards", per_shard=3)
     first.write_bytes(first.read_bytes()[:2600])
     facts = check_source(tmp_path / "shards").facts

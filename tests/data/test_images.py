@@ -1,4 +1,4 @@
-"""Pictures: every kind becomes the RGB it shows; what cannot be trusted is refused with a reason."""
+"""Images: every kind becomes the RGB it shows; what cannot be trusted is refused with a reason."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-PICTURE = Image.fromarray(smooth(31, 47))
+IMAGE = Image.fromarray(smooth(31, 47))
 
 
-def test_bytes_paths_pil_and_arrays_are_the_same_picture(tmp_path: Path) -> None:
-    PICTURE.save(tmp_path / "a.png")
-    array = np.asarray(PICTURE)
-    for image in (encoded(PICTURE, "PNG"), tmp_path / "a.png", str(tmp_path / "a.png"), PICTURE, array):
+def test_bytes_paths_pil_and_arrays_are_the_same_image(tmp_path: Path) -> None:
+    IMAGE.save(tmp_path / "a.png")
+    array = np.asarray(IMAGE)
+    for image in (encoded(IMAGE, "PNG"), tmp_path / "a.png", str(tmp_path / "a.png"), IMAGE, array):
         decoded = decode(image)
         assert decoded.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(decoded), array)
@@ -46,7 +46,7 @@ def test_bytes_paths_pil_and_arrays_are_the_same_picture(tmp_path: Path) -> None
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(PICTURE, kind, exif=exif)
+    data = encoded(IMAGE, kind, exif=exif)
     by_hand = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -56,7 +56,7 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
         6: lambda a: np.rot90(a, -1),
         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
         8: lambda a: np.rot90(a, 1),
-    }[orientation](np.asarray(PICTURE))
+    }[orientation](np.asarray(IMAGE))
     np.testing.assert_array_equal(np.asarray(decode(data)), by_hand)
     np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))), by_hand)
 
@@ -74,8 +74,8 @@ def test_a_tag_of_an_odd_type_harms_neither_pixels_nor_orientation(kind: str, ta
     entry = tag.to_bytes(2, order) + (2).to_bytes(2, order) + (4).to_bytes(4, order) + b"abc\0"
     body[8:10] = (count + 1).to_bytes(2, order)
     body = body[: 10 + 12 * count] + entry + body[10 + 12 * count :]
-    data = encoded(PICTURE, kind, exif=head[:6] + bytes(body))
-    assert decode(data).size == (PICTURE.height, PICTURE.width)
+    data = encoded(IMAGE, kind, exif=head[:6] + bytes(body))
+    assert decode(data).size == (IMAGE.height, IMAGE.width)
 
 
 @pytest.mark.parametrize("tag", [0x8769, 0x8825, 0x011A, 0x0128, 0x9286, 0xC4A5])
@@ -87,8 +87,8 @@ def test_a_tiff_with_a_tag_of_an_odd_type_is_read_and_turned(tag: int) -> None:
     tags.tagtype[tag] = 2
     tags[tag] = "abc"
     buffer = io.BytesIO()
-    PICTURE.save(buffer, "TIFF", tiffinfo=tags)
-    expected = np.rot90(np.asarray(PICTURE), -1)
+    IMAGE.save(buffer, "TIFF", tiffinfo=tags)
+    expected = np.rot90(np.asarray(IMAGE), -1)
     np.testing.assert_array_equal(np.asarray(decode(buffer.getvalue())), expected)
 
 
@@ -116,12 +116,12 @@ def test_palette_with_and_without_transparency() -> None:
 
 
 def test_grey_bilevel_and_cmyk() -> None:
-    grey = np.asarray(PICTURE.convert("L"))
+    grey = np.asarray(IMAGE.convert("L"))
     np.testing.assert_array_equal(np.asarray(decode(grey)), grey[:, :, None].repeat(3, 2))
     np.testing.assert_array_equal(np.asarray(decode(grey[:, :, None])), np.asarray(decode(grey)))
-    assert set(np.unique(np.asarray(decode(PICTURE.convert("1"))))) == {0, 255}
-    cmyk = decode(encoded(PICTURE.convert("CMYK"), "JPEG", quality=98))
-    np.testing.assert_allclose(np.asarray(cmyk).astype(int), np.asarray(PICTURE).astype(int), atol=24)
+    assert set(np.unique(np.asarray(decode(IMAGE.convert("1"))))) == {0, 255}
+    cmyk = decode(encoded(IMAGE.convert("CMYK"), "JPEG", quality=98))
+    np.testing.assert_allclose(np.asarray(cmyk).astype(int), np.asarray(IMAGE).astype(int), atol=24)
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
@@ -196,7 +196,7 @@ def test_truncated_files_are_refused(kind: str) -> None:
         decode(data[: len(data) * 6 // 10])
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     for image, reason in [
         (None, "no image"),
@@ -276,7 +276,7 @@ def test_squash_and_pad() -> None:
         resize(image, 32, "stretch")  # type: ignore[arg-type]
 
 
-def test_draft_decoding_of_large_jpegs_keeps_the_picture() -> None:
+def test_draft_decoding_of_large_jpegs_keeps_the_image() -> None:
     data = encoded(Image.fromarray(smooth(1200, 1600)), "JPEG", quality=95)
     drafted = decode(data, target=64)
     assert drafted.size == (200, 150)
@@ -318,7 +318,7 @@ def test_large_images_are_converted_strip_by_strip_to_the_same_pixels(
 ) -> None:
     from mmcl.data import image_modes
 
-    image = PICTURE.convert("I;16" if mode == "I;16" else mode)
+    image = IMAGE.convert("I;16" if mode == "I;16" else mode)
     expected = np.asarray(decode(image))
     monkeypatch.setattr(image_modes, "_STRIP_PIXELS", 200)
     np.testing.assert_array_equal(np.asarray(decode(image)), expected)
@@ -342,14 +342,14 @@ def test_decode_many_keeps_order_and_reasons(threads: int) -> None:
 @pytest.mark.parametrize("side", [(40, 33), (33, 47), (32, 51), (90, 64)])
 def test_variants_that_pretrained_models_ask_for(side):
     transforms = pytest.importorskip("torchvision.transforms")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*side, 3), dtype=np.uint8))
+    drawn = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*side, 3), dtype=np.uint8))
     bilinear = transforms.InterpolationMode.BILINEAR
-    cropped = transforms.Compose([transforms.Resize(32, bilinear), transforms.CenterCrop(32)])(picture)
-    assert np.array_equal(resize(picture, 32, "crop-bilinear"), np.asarray(cropped))
-    squashed = transforms.Resize((32, 32), bilinear)(picture)
-    assert np.array_equal(resize(picture, 32, "squash-bilinear"), np.asarray(squashed))
+    cropped = transforms.Compose([transforms.Resize(32, bilinear), transforms.CenterCrop(32)])(drawn)
+    assert np.array_equal(resize(drawn, 32, "crop-bilinear"), np.asarray(cropped))
+    squashed = transforms.Resize((32, 32), bilinear)(drawn)
+    assert np.array_equal(resize(drawn, 32, "squash-bilinear"), np.asarray(squashed))
     transformers = pytest.importorskip("transformers")
     theirs = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False
-    )(picture)["pixel_values"][0]
-    assert np.array_equal(resize(picture, 32, "crop-floor"), np.moveaxis(np.asarray(theirs), 0, 2))
+    )(drawn)["pixel_values"][0]
+    assert np.array_equal(resize(drawn, 32, "crop-floor"), np.moveaxis(np.asarray(theirs), 0, 2))

@@ -52,15 +52,15 @@ def encoder():
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
+def image_path(tmp_path):
+    path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
     return path
 
 
-def test_kinds_of_input_orders_and_shapes(encoder, picture):
-    opened = Image.open(picture)
-    mixed = ["a red dog", picture, "a blue car", opened, np.asarray(opened), picture.read_bytes()]
+def test_kinds_of_input_orders_and_shapes(encoder, image_path):
+    opened = Image.open(image_path)
+    mixed = ["a red dog", image_path, "a blue car", opened, np.asarray(opened), image_path.read_bytes()]
     vectors = encoder.encode(mixed)
     assert vectors.shape == (6, 16)
     assert vectors.dtype == np.float32
@@ -70,7 +70,7 @@ def test_kinds_of_input_orders_and_shapes(encoder, picture):
         assert alone.shape == (16,)
         np.testing.assert_allclose(alone, vectors[position], atol=1e-5)
     assert encoder.encode([]).shape == (0, 16)
-    assert encoder.encode(str(picture), modality="image").shape == (16,)
+    assert encoder.encode(str(image_path), modality="image").shape == (16,)
 
 
 def test_order_and_neighbours_do_not_change_a_text_vector(encoder):
@@ -116,8 +116,8 @@ def test_options_of_the_result(encoder):
         (["a"], {"batch_size": True}, "batch_size is True"),
         (["a"], {"prompt": "query"}, "no prompt of that name"),
         ([Path("nowhere.png")], {}, r"nowhere\.png"),
-        ([b"not a picture"], {}, "input 0: not a readable image"),
-        ([b"a picture"], {"prompt": "query"}, "prompt 'query' goes before texts, and all inputs are images"),
+        ([b"not an image"], {}, "input 0: not a readable image"),
+        ([b"an image"], {"prompt": "query"}, "prompt 'query' goes before texts, and all inputs are images"),
     ],
 )
 def test_bad_input_is_one_clear_line(encoder, inputs, options, message):
@@ -131,12 +131,12 @@ def test_its_repr_is_one_line(encoder):
     assert repr(encoder) == expected
 
 
-def test_a_modality_that_the_model_lacks_is_named(picture):
+def test_a_modality_that_the_model_lacks_is_named(image_path):
     with pytest.raises(MmclError, match="embeds text only"):
-        make_encoder(image=False).encode(picture)
+        make_encoder(image=False).encode(image_path)
 
 
-def test_the_image_tower_is_timms_model(picture):
+def test_the_image_tower_is_timms_model(image_path):
     tower = build_image_tower(ImageTowerConfig(**NET), ImageConfig(size=32)).eval()
     theirs = timm.create_model("resnet10t", num_classes=0, **NET["args"]).eval()
     theirs.load_state_dict(tower.net.state_dict())
@@ -174,11 +174,11 @@ def test_unknown_image_towers_are_named_with_the_nearest(settings, message):
         build_image_tower(ImageTowerConfig(**settings), ImageConfig(size=32))
 
 
-def test_what_is_saved_is_loaded_and_saves_to_the_same_bytes(picture, tmp_path):
+def test_what_is_saved_is_loaded_and_saves_to_the_same_bytes(image_path, tmp_path):
     encoder = make_encoder(dtype="auto")  # as it is made, and as it is loaded
     encoder.save(tmp_path / "one")
     loaded = mmcl.load(tmp_path / "one")
-    inputs = [*CAPTIONS, picture]
+    inputs = [*CAPTIONS, image_path]
     assert np.array_equal(loaded.encode(inputs), encoder.encode(inputs))
     loaded.save(tmp_path / "two")
     names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())

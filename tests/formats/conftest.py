@@ -15,8 +15,8 @@ TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 TINY = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
 
 
-def pictures():
-    """Pictures of several shapes, as the libraries take them."""
+def sample_images():
+    """Images of several shapes, as the libraries take them."""
     generator = np.random.default_rng(0)
     sides = [(32, 32), (80, 50), (41, 61)]
     return [Image.fromarray(generator.integers(0, 256, (*side, 3), dtype=np.uint8)) for side in sides]
@@ -61,7 +61,7 @@ def open_library(folder):
 
 @torch.no_grad()
 def library_features(model, transform, tokenizer, captions=CAPTIONS):
-    """open_clip's own unit-length features of the pictures and the captions."""
-    seen = torch.stack([transform(picture) for picture in pictures()])
+    """open_clip's own unit-length features of the images and the captions."""
+    seen = torch.stack([transform(image) for image in sample_images()])
     images = model.encode_image(seen, normalize=True)
     return images.numpy(), model.encode_text(tokenizer(captions), normalize=True).numpy()

@@ -25,7 +25,7 @@ from mmcl.models.heads import Head
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
-from .conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, open_library, pictures
+from .conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, open_library, sample_images
 from .transformers.test_clip import clip_folder, siglip_folder
 from .transformers.test_clip import library_features as transformers_features
 
@@ -69,7 +69,7 @@ def test_a_model_trained_here_opens_in_open_clip_with_its_head_folded_in(tmp_pat
     folder = export(encoder.towers, "open-clip", tmp_path / "theirs")
     library = open_library(folder)
     images, texts = library_features(*library)
-    np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(sample_images()), images, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
     assert (library[0].logit_scale.item(), library[0].logit_bias.item()) == (2.5, -7.0)
     again = mmcl.load(folder, dtype="float32")
@@ -104,7 +104,7 @@ def test_the_contrastive_part_of_a_coca_opens_in_open_clip(tmp_path):
         library, open_clip.image_transform(32, False), open_clip.SimpleTokenizer(context_length=20)
     )
     encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
-    np.testing.assert_allclose(encoder.encode(pictures()), expected[0], atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(sample_images()), expected[0], atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), expected[1], atol=1e-5)
     export(encoder.towers, "open-clip", tmp_path / "back")
     for ours, theirs in zip(library_features(*open_library(tmp_path / "back")), expected, strict=True):

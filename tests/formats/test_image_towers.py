@@ -70,7 +70,7 @@ def test_transformers_vision_models_give_the_vector_they_are_known_for(tmp_path,
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "clip", "siglip"])
 @torch.no_grad()
-def test_positions_are_interpolated_to_another_picture_size(tmp_path, kind):
+def test_positions_are_interpolated_to_another_image_size(tmp_path, kind):
     model = write(tmp_path / "theirs", kind)
     tower = build(tmp_path / "theirs", size=48, pretrained=True).eval()
     larger = torch.nn.functional.interpolate(PIXELS, 48)

@@ -12,7 +12,7 @@ from mmcl.formats.start import start_from
 from mmcl.models.towers import Conventions
 from mmcl.runtime.errors import MmclError
 
-from .conftest import CAPTIONS, TINY, open_clip_folder, pictures
+from .conftest import CAPTIONS, TINY, open_clip_folder, sample_images
 
 BOTH = {"image", "text"}
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 def test_a_whole_model_is_the_start_as_it_is(folder):
     encoder = Encoder(start_from(ModelConfig(name=str(folder)), ImageConfig(), BOTH))
     whole = mmcl.load(folder)
-    for inputs in (CAPTIONS, pictures()):
+    for inputs in (CAPTIONS, sample_images()):
         assert np.array_equal(encoder.encode(inputs), whole.encode(inputs))
     assert (encoder.logit_scale, encoder.image_size) == (whole.logit_scale, 32)
     assert all(parameter.requires_grad for parameter in encoder.parameters())

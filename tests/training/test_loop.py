@@ -201,9 +201,9 @@ def test_accumulated_batches_are_one_step(tmp_path, tiny):
     assert [line["step"] for line in run.lines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_unreadable_pictures_are_skipped_counted_and_listed(tmp_path, tiny, caplog):
-    folder = _folder_of_pictures(tmp_path)
-    (folder / "3.png").write_bytes(b"not a picture")
+def test_unreadable_images_are_skipped_counted_and_listed(tmp_path, tiny, caplog):
+    folder = _folder_of_images(tmp_path)
+    (folder / "3.png").write_bytes(b"not an image")
     dev = folder / "dev.csv"  # what judging skips is listed, but is no row of the training data
     dev.write_text("path,caption\n1.png,one\n2.png,two\nnowhere.png,three\n")
     config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
@@ -222,7 +222,7 @@ def test_unreadable_pictures_are_skipped_counted_and_listed(tmp_path, tiny, capl
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_judging_takes_fewer_rows_than_a_batch(tmp_path, tiny, rows):
-    folder = _folder_of_pictures(tmp_path)
+    folder = _folder_of_images(tmp_path)
     few = folder / "few.csv"
     few.write_text("".join((folder / "pairs.csv").read_text().splitlines(keepends=True)[: rows + 1]))
     config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
@@ -252,8 +252,8 @@ def test_a_run_that_is_refused_leaves_what_was_there(tmp_path, tiny):
 
 
 def test_a_refused_run_keeps_the_list_of_skipped_rows_that_it_told_of(tmp_path, tiny, caplog):
-    folder = _folder_of_pictures(tmp_path)
-    (folder / "3.png").write_bytes(b"not a picture")
+    folder = _folder_of_images(tmp_path)
+    (folder / "3.png").write_bytes(b"not an image")
     config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
     config["data"]["columns"] = {"image": "path", "text": "caption"}
     config["evaluation"] = {"sources": {"dev": {"source": str(folder / "none.csv")}}}
@@ -264,9 +264,9 @@ def test_a_refused_run_keeps_the_list_of_skipped_rows_that_it_told_of(tmp_path, 
 
 
 def test_rows_of_which_none_can_be_used_are_told_in_one_line(tmp_path, tiny, caplog):
-    folder = _folder_of_pictures(tmp_path)
-    for picture in folder.glob("*.png"):
-        picture.write_bytes(b"not a picture")
+    folder = _folder_of_images(tmp_path)
+    for image in folder.glob("*.png"):
+        image.write_bytes(b"not an image")
     config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
     config["data"]["columns"] = {"image": "path", "text": "caption"}
     with pytest.raises(MmclError, match=r"none of the \d+ rows can be used; row 0, image: "):
@@ -296,17 +296,17 @@ def test_frozen_towers_do_not_move_and_their_features_are_computed_once(tmp_path
     assert sum(texts) == 2 * 4000  # each distinct caption once a run, whatever its length
 
 
-def _folder_of_pictures(tmp_path):
+def _folder_of_images(tmp_path):
     import numpy as np
     from PIL import Image
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     lines = ["path,caption"]
     for number in range(20):
         Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,picture number {number}")
+        lines.append(f"{number}.png,image number {number}")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     return folder
 

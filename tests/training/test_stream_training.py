@@ -21,12 +21,12 @@ BAD = 0.6
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Four shards of 40 drawn shapes; 60% of the pictures of the second one are cut short."""
+    """Four shards of 40 drawn shapes; 60% of the images of the second one are cut short."""
     rows = open_source("sample:shapes", split="train").select(range(160))
-    pictures, captions = rows.images("image", range(160)), rows.texts("text")
+    contents, captions = rows.images("image", range(160)), rows.texts("text")
     samples = []
-    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    for number, (image, caption) in enumerate(zip(contents, captions, strict=True)):
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
         broken = 40 <= number < 40 + BAD * 40
         samples.append({"__key__": f"{number:05d}", "png": content[:60] if broken else content, "txt": caption})
     folder = tmp_path_factory.mktemp("shards")
@@ -41,7 +41,7 @@ def config(shapes_config, shards):
     return shapes_config | {"data": data, "training": training, "evaluation": {}}
 
 
-def test_a_shard_of_mostly_corrupt_pictures_is_counted_named_and_survived(tmp_path, config, caplog):
+def test_a_shard_of_mostly_corrupt_images_is_counted_named_and_survived(tmp_path, config, caplog):
     with caplog.at_level("WARNING", logger="mmcl"):
         run = train(config, out=tmp_path / "run", show_progress=False)
     skipped = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
@@ -67,8 +67,8 @@ def test_a_run_cut_off_within_an_epoch_ends_with_the_same_weights(tmp_path, conf
 def test_shards_to_learn_from_and_a_table_to_judge_by_name_their_own_columns(tmp_path, config):
     rows = open_source("sample:shapes", split="dev").select(range(20))
     lines = ["path,caption"]
-    for number, (picture, text) in enumerate(zip(rows.images("image", range(20)), rows.texts("text"), strict=True)):
-        (tmp_path / f"{number}.png").write_bytes(picture if isinstance(picture, bytes) else Path(picture).read_bytes())
+    for number, (image, text) in enumerate(zip(rows.images("image", range(20)), rows.texts("text"), strict=True)):
+        (tmp_path / f"{number}.png").write_bytes(image if isinstance(image, bytes) else Path(image).read_bytes())
         lines.append(f"{number}.png,{text}")
     (tmp_path / "dev.csv").write_text("\n".join(lines) + "\n")
     config["data"]["columns"] = {"image": "png;jpg", "text": "txt"}

@@ -111,15 +111,15 @@ class Scene(NamedTuple):
         return f"{self.first} {self.relation} {self.second}"
 
     def inverse(self) -> Scene:
-        """The same image, told from the other shape."""
+        """The same image, described from the other shape."""
         return Scene(self.second, _RELATIONS[self.relation][0], self.first)
 
 
 def draw(scene: Scene, rng: random.Random) -> bytes:
     """A PNG of the scene, 64 × 64; ``rng`` moves the shapes a little."""
     side = _SIDE * _FINER
-    drawing = Image.new("RGB", (side, side), "white")
-    canvas = ImageDraw.Draw(drawing)
+    image = Image.new("RGB", (side, side), "white")
+    canvas = ImageDraw.Draw(image)
     dx, dy = _RELATIONS[scene.relation][1]
     for thing, sign in ((scene.first, 1), (scene.second, -1)):
         radius = SIZES[thing.size] * rng.uniform(0.9, 1.1)
@@ -129,7 +129,7 @@ def draw(scene: Scene, rng: random.Random) -> bytes:
         if thing.shape == "ring":
             _fill(canvas, _OUTLINES["ring"], (x * side, y * side), 0.5 * radius * side, (255, 255, 255))
     file = io.BytesIO()
-    drawing.resize((_SIDE, _SIDE), Image.Resampling.BOX).save(file, "PNG")
+    image.resize((_SIDE, _SIDE), Image.Resampling.BOX).save(file, "PNG")
     return file.getvalue()
 
 

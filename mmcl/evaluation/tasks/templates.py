@@ -12,7 +12,7 @@ from mmcl.runtime.printable import shortened
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
     "photo": ("a photo of a {}.",),
-    "pictures": (
+    "images": (
         "a picture of a {}.",
         "a drawing of a {}.",
         "an icon of a {}.",

@@ -22,7 +22,7 @@ EVERYTHING = AugmentationConfig(
 
 
 def smooth(count: int = 6, height: int = 48, width: int = 48) -> Tensor:
-    """Pictures without hard edges, levels well inside (0, 255): uint8 (n, H, W, 3)."""
+    """Images without hard edges, levels well inside (0, 255): uint8 (n, H, W, 3)."""
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     phase = torch.arange(count)[:, None, None, None] + torch.tensor([0.0, 1.0, 2.5])
     wave = torch.sin(3 * x[..., None] + phase) * torch.cos(4 * y[..., None] - 2 * phase)
@@ -97,7 +97,7 @@ def test_rotation_equals_torchvision() -> None:
     angles = 40 * (2 * uniforms(seeds(6), 6)[:, 5] - 1)
     for image, angle, ours in zip(plain(images), angles.tolist(), view, strict=True):
         theirs = reference.rotate(image, angle, v2.InterpolationMode.BILINEAR, fill=[1.0, 1.0, 1.0])
-        assert (ours - theirs).abs().mean() < 5e-3  # they differ on the border between picture and fill
+        assert (ours - theirs).abs().mean() < 5e-3  # they differ on the border between image and fill
         torch.testing.assert_close(ours[:, 12:36, 12:36], theirs[:, 12:36, 12:36], rtol=0, atol=2e-3)
 
 
@@ -133,7 +133,7 @@ def test_crops_have_the_areas_and_ratios_asked_for_and_lie_inside() -> None:
         assert abs(ratio[fits].log().mean()) < 0.02
 
 
-def test_enlarged_edges_stay_in_the_picture() -> None:
+def test_enlarged_edges_stay_in_the_image() -> None:
     black = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
     assert not Augmentation(AugmentationConfig(crop_scale=(0.3, 1.0), fill=1.0), 64)(black, seeds(8)).any()
 

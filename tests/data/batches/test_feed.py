@@ -24,7 +24,7 @@ from mmcl.training.build import build_method
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_folder(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(6):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
@@ -58,7 +58,7 @@ def same(method, texts):
 
 
 def judge(feed, method, ks):
-    """The pictures and captions of a feed's rows, by each other."""
+    """The images and captions of a feed's rows, by each other."""
     sources, device = [feed.settings[0]], torch.device("cpu")
     table = Table(sources, Reading(method.columns, method.encoder), feed.config, feed._scratch, device=device)
     return PairsEvaluator(table, ("image", "text"), ks).evaluate(method.encoder)
@@ -78,11 +78,11 @@ def equal(a, b):
 
 
 def test_every_caption_of_a_row_is_chosen_in_some_epoch_and_the_choice_belongs_to_row_and_epoch(
-    pictures, shapes_config
+    image_folder, shapes_config
 ):
     captions = [[f"{n} {word}" for word in ("one", "two", "three")] for n in range(6)]
     rows = [{"image": f"{n}.png", "text": texts} for n, texts in enumerate(captions)]
-    feed, method = make_feed(pictures, rows, shapes_config)
+    feed, method = make_feed(image_folder, rows, shapes_config)
     seen = [set() for _ in rows]
     for epoch in range(30):
         batch = feed.batch(drawn(*range(6), turn=epoch))
@@ -93,10 +93,10 @@ def test_every_caption_of_a_row_is_chosen_in_some_epoch_and_the_choice_belongs_t
     assert seen == [set(same(method, texts)) for texts in captions]
 
 
-def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(pictures, shapes_config):
+def test_further_captions_are_distinct_and_carry_the_identity_of_their_image(image_folder, shapes_config):
     texts = ["a dog", "a cat", "a dog", "a cow", ["a hen", "a pig"], "a fox"]
     rows = [{"image": f"{n}.png", "text": text} for n, text in enumerate(texts)]
-    feed, method = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=4"], augmented=True)
+    feed, method = make_feed(image_folder, rows, shapes_config, overrides=["method.extra_texts=4"], augmented=True)
     batch = feed.batch(drawn(0, 1, number=3))
     ids = batch.extra_ids["negatives"]
     assert ids.shape == (4, 2)
@@ -104,30 +104,30 @@ def test_further_captions_are_distinct_and_carry_the_identity_of_their_picture(p
     owner = {
         name: row for row, cell in enumerate(texts) for name in same(method, [cell] if isinstance(cell, str) else cell)
     }
-    pictures_of = feed.columns["image"].hashes
-    for picture, text in ids.tolist():
-        assert picture in {pictures_of[row] for row, cell in enumerate(texts) if cell == texts[owner[text]]}
+    images_of = feed.columns["image"].hashes
+    for image, text in ids.tolist():
+        assert image in {images_of[row] for row, cell in enumerate(texts) if cell == texts[owner[text]]}
     assert feed.extra_count == 4
     again = feed.batch(drawn(0, 1, number=3)).extra_ids["negatives"]
     assert torch.equal(ids, again)
-    everything, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=99"], augmented=True)
+    everything, _ = make_feed(image_folder, rows, shapes_config, overrides=["method.extra_texts=99"], augmented=True)
     assert everything.extra_count == 6  # all distinct captions
 
 
-def test_an_epoch_whose_batch_cannot_be_filled_ends_in_one_line(pictures, shapes_config):
+def test_an_epoch_whose_batch_cannot_be_filled_ends_in_one_line(image_folder, shapes_config):
     """The first row shares something with all but two others: what stands beside it changes from epoch to epoch."""
     things = [(1, "hen"), (0, "hen"), (5, "cow"), (1, "pig"), (2, "hen"), (3, "fox")]
-    rows = [{"image": f"{picture}.png", "text": text} for picture, text in things]
+    rows = [{"image": f"{image}.png", "text": text} for image, text in things]
     changed = ["training.batch_size=4", "data.distinct=true"]
-    feed, _ = make_feed(pictures, rows, shapes_config, overrides=changed)
+    feed, _ = make_feed(image_folder, rows, shapes_config, overrides=changed)
     assert len(feed) == 1  # the first epoch's can
     with pytest.raises(MmclError, match=r"^data\.distinct: 4 rows .* cannot be found; lower training\.batch_size$"):
         list(feed.batches(0, 60))
 
 
-def test_processes_share_further_texts(pictures, shapes_config, monkeypatch):
+def test_processes_share_further_texts(image_folder, shapes_config, monkeypatch):
     rows = [{"image": f"{n}.png", "text": f"a dog of age {n}"} for n in range(6)]
-    few, _ = make_feed(pictures, rows, shapes_config, overrides=["method.extra_texts=3"], augmented=True)
+    few, _ = make_feed(image_folder, rows, shapes_config, overrides=["method.extra_texts=3"], augmented=True)
     whole = few.batch(drawn(0, 1)).extra_ids["negatives"]
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     shares = []
@@ -139,16 +139,16 @@ def test_processes_share_further_texts(pictures, shapes_config, monkeypatch):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_picture_in_several_rows_scores_like_one_with_several_captions(pictures, shapes_config, frozen):
+def test_an_image_in_several_rows_scores_like_one_with_several_captions(image_folder, shapes_config, frozen):
     captions = [[f"{n} {word}" for word in ("one", "two")] for n in range(6)]
     lists = [{"image": f"{n}.png", "text": texts} for n, texts in enumerate(captions)]
     flat = [{"image": f"{n}.png", "text": text} for n, texts in enumerate(captions) for text in texts]
-    feed, method = make_feed(pictures, lists, shapes_config, frozen=frozen)
-    other, _ = make_feed(pictures, flat, shapes_config, frozen=frozen, method=method)
+    feed, method = make_feed(image_folder, lists, shapes_config, frozen=frozen)
+    other, _ = make_feed(image_folder, flat, shapes_config, frozen=frozen, method=method)
     by_list, by_row = judge(feed, method, (1, 12)), judge(other, method, (1, 12))
     assert by_row["image_to_text/hit@1"] == by_list["image_to_text/hit@1"]
     assert by_row["text_to_image/hit@12"] == 1.0
-    # each picture stands twice, so a right one is never beaten by its own copy
+    # each image stands twice, so a right one is never beaten by its own copy
     assert by_row["text_to_image/hit@1"] == by_list["text_to_image/hit@1"]
 
 
@@ -157,13 +157,13 @@ TWO = [PAIRS[:2], [{"id": f"b{n}", "image": f"{n}.png", "text": f"thing {n}"} fo
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_from_any_start_and_by_any_number_of_workers(pictures, shapes_config, workers):
+def test_batches_are_the_same_from_any_start_and_by_any_number_of_workers(image_folder, shapes_config, workers):
     overrides = ["training.batch_size=4", "text_augmentation.drop=0.5", "data.cache_gb=0", "method.extra_texts=3"]
-    feed, method = make_feed(pictures, PAIRS, shapes_config, overrides=overrides, augmented=True)
+    feed, method = make_feed(image_folder, PAIRS, shapes_config, overrides=overrides, augmented=True)
     whole = list(feed.batches(0, 7))
     state = torch.get_rng_state()
     overrides += [f"data.workers={workers}"]
-    other, _ = make_feed(pictures, PAIRS, shapes_config, method=method, overrides=overrides, augmented=True)
+    other, _ = make_feed(image_folder, PAIRS, shapes_config, method=method, overrides=overrides, augmented=True)
     rest = list(other.batches(3, 7))
     assert len(whole) == 7
     assert len(feed) == 1
@@ -172,29 +172,29 @@ def test_batches_are_the_same_from_any_start_and_by_any_number_of_workers(pictur
     assert torch.equal(torch.get_rng_state(), state), "the global generator belongs to dropout"
 
 
-def test_closing_ends_the_workers_and_mistakes_come_through_them_as_they_are(pictures, shapes_config):
+def test_closing_ends_the_workers_and_mistakes_come_through_them_as_they_are(image_folder, shapes_config):
     overrides = ["training.batch_size=2", "data.workers=2", "data.cache_gb=0"]
-    feed, _ = make_feed(pictures, PAIRS, shapes_config, overrides=overrides)
+    feed, _ = make_feed(image_folder, PAIRS, shapes_config, overrides=overrides)
     before = set(multiprocessing.active_children())
     batches = feed.batches(0, 1000)
     next(batches)
     assert len(set(multiprocessing.active_children()) - before) == 2
     batches.close()
     assert not set(multiprocessing.active_children()) - before
-    (pictures / "3.png").unlink()
+    (image_folder / "3.png").unlink()
     with pytest.raises(MmclError, match=r"^row 3: its image was readable and no longer is: .*3\.png: no such file$"):
         list(feed.batches(0, 9))
 
 
-def test_two_sources_are_one_set_of_rows(pictures, shapes_config):
-    feed, method = make_feed(pictures, TWO, shapes_config, overrides=["training.batch_size=3"])
+def test_two_sources_are_one_set_of_rows(image_folder, shapes_config):
+    feed, method = make_feed(image_folder, TWO, shapes_config, overrides=["training.batch_size=3"])
     assert (feed.samples, len(feed), feed.total) == (6, 2, 6)
     epoch = list(feed.batches(0, 2))
     rows = torch.cat([batch.rows for batch in epoch]).tolist()
     assert sorted(rows) == list(range(6))
     texts = [set(same(method, row["text"])) for row in PAIRS[:2]]
     texts += [set(same(method, [f"thing {n}"])) for n in range(2, 6)]
-    plain, _ = make_feed(pictures, PAIRS, shapes_config)
+    plain, _ = make_feed(image_folder, PAIRS, shapes_config)
     for batch in epoch:
         assert all(text in texts[row] for row, text in zip(batch.rows.tolist(), batch.ids[:, 1].tolist(), strict=True))
         alone = plain.batch(drawn(*batch.rows.tolist()))
@@ -204,16 +204,16 @@ def test_two_sources_are_one_set_of_rows(pictures, shapes_config):
         assert names == [str(row) if row < 2 else f"b{row}" for row in batch.rows.tolist()]
 
 
-def test_weights_and_samples_set_the_share_of_each_source(pictures, shapes_config):
+def test_weights_and_samples_set_the_share_of_each_source(image_folder, shapes_config):
     overrides = ["training.batch_size=3"]
     with pytest.raises(MmclError, match="give one to all"):
-        len(make_feed(pictures, TWO, shapes_config, overrides=overrides, weights=[2])[0])
-    feed, method = make_feed(pictures, TWO, shapes_config, overrides=overrides, weights=[2, 1])
+        len(make_feed(image_folder, TWO, shapes_config, overrides=overrides, weights=[2])[0])
+    feed, method = make_feed(image_folder, TWO, shapes_config, overrides=overrides, weights=[2, 1])
     rows = torch.cat([batch.rows for batch in feed.batches(0, 4)])  # two epochs
     assert (feed.samples, int((rows < 2).sum())) == (6, 8)
     assert sorted(rows[rows >= 2].tolist()) == [2, 3, 4, 5]
     overrides += ["data.train.samples=30"]
-    feed, _ = make_feed(pictures, TWO, shapes_config, overrides=overrides, method=method)
+    feed, _ = make_feed(image_folder, TWO, shapes_config, overrides=overrides, method=method)
     assert (feed.samples, len(feed)) == (34, 11)
     rows = torch.cat([batch.rows for batch in feed.batches(0, 11)])
     assert (rows < 2).sum() >= 29
@@ -221,40 +221,40 @@ def test_weights_and_samples_set_the_share_of_each_source(pictures, shapes_confi
     assert len(seeds.unique()) == len(seeds), "a row that comes again in an epoch is changed in another way"
 
 
-def test_tables_and_shards_are_not_mixed(pictures, shapes_config):
+def test_tables_and_shards_are_not_mixed(image_folder, shapes_config):
     config = load_config(shapes_config)
-    method = build_method(config, pictures / "run")
+    method = build_method(config, image_folder / "run")
     sources = [SourceConfig(source="a.tar"), SourceConfig(source="table.csv")]
     with pytest.raises(MmclError, match=r"^table\.csv: tables and tar shards cannot be mixed"):
-        open_feed(sources, method.reading, config, pictures, augmented=True, device=torch.device("cpu"))
+        open_feed(sources, method.reading, config, image_folder, augmented=True, device=torch.device("cpu"))
 
 
-def test_what_cannot_be_used_is_told_with_its_source(pictures, shapes_config):
-    (pictures / "5.png").write_bytes(b"no picture")
-    feed, _ = make_feed(pictures, TWO, shapes_config)
+def test_what_cannot_be_used_is_told_with_its_source(image_folder, shapes_config):
+    (image_folder / "5.png").write_bytes(b"no image")
+    feed, _ = make_feed(image_folder, TWO, shapes_config)
     (problem,) = feed.problems()
     assert problem["id"].endswith(": b5")
     assert (problem["role"], feed.positions.tolist()) == ("image", [0, 1, 2, 3, 4])
     with pytest.raises(MmclError, match="5 usable rows do not fill a batch of 64"):
         len(feed)
     broken = [PAIRS[:2], [{"image": "5.png", "text": "x"}]]
-    feed, _ = make_feed(pictures, broken, shapes_config, overrides=["training.batch_size=2"])
+    feed, _ = make_feed(image_folder, broken, shapes_config, overrides=["training.batch_size=2"])
     with pytest.raises(MmclError, match=r"none of its 1 rows can be used; leave it out of data\.mix"):
         len(feed)
 
 
-def test_a_teacher_has_features_of_the_same_pictures_and_captions(pictures, shapes_config):
+def test_a_teacher_has_features_of_the_same_images_and_captions(image_folder, shapes_config):
     larger = shapes_config | {"data": {"train": {"source": "sample:shapes", "split": "dev"}, "image": {"size": 48}}}
-    teacher = build_method(load_config(larger), pictures / "t").encoder.eval()
+    teacher = build_method(load_config(larger), image_folder / "t").encoder.eval()
     exact = Encoder(teacher)
     exact.set_compute("float32")
     overrides = ["text_augmentation.drop=0.3"]
     references = {"teacher": teacher}
     feed, method = make_feed(
-        pictures, PAIRS, shapes_config, overrides=overrides, augmented=True, references=references, frozen=True
+        image_folder, PAIRS, shapes_config, overrides=overrides, augmented=True, references=references, frozen=True
     )
     assert "input_ids" in feed.batch(drawn(0)).inputs["text"], "what is changed at random cannot be kept"
-    images = [Image.open(pictures / f"{n}.png") for n in range(6)]
+    images = [Image.open(image_folder / f"{n}.png") for n in range(6)]
     for turn in range(4):
         batch = feed.batch(drawn(4, 0, 2, turn=turn))
         assert list(batch.references["teacher"]) == list(batch.inputs) == ["image", "text"]
@@ -267,10 +267,10 @@ def test_a_teacher_has_features_of_the_same_pictures_and_captions(pictures, shap
                 assert torch.allclose(vector[0], expected, atol=1e-5)
 
 
-def test_captions_change_in_training_only(pictures, shapes_config):
+def test_captions_change_in_training_only(image_folder, shapes_config):
     overrides = ["text_augmentation.drop=0.6"]
-    still, method = make_feed(pictures, PAIRS, shapes_config, overrides=overrides)
-    moving, _ = make_feed(pictures, PAIRS, shapes_config, method=method, overrides=overrides, augmented=True)
+    still, method = make_feed(image_folder, PAIRS, shapes_config, overrides=overrides)
+    moving, _ = make_feed(image_folder, PAIRS, shapes_config, method=method, overrides=overrides, augmented=True)
     lengths = {turn: moving.batch(drawn(0, 1, 2, turn=turn)) for turn in range(8)}
     for turn, batch in lengths.items():
         plain = still.batch(drawn(0, 1, 2, turn=turn))
@@ -283,11 +283,11 @@ def test_captions_change_in_training_only(pictures, shapes_config):
     assert torch.equal(*judged)
 
 
-def test_a_table_with_a_separator_and_images_below_a_root(pictures, shapes_config, tmp_path):
+def test_a_table_with_a_separator_and_images_below_a_root(image_folder, shapes_config, tmp_path):
     table = tmp_path / "tables" / "rows.csv"
     table.parent.mkdir()
     table.write_text("image^text\n0.png^one, two\n1.png^three\n")
-    data = {"train": {"source": str(table), "separator": "^"}, "image": {"size": 32, "root": str(pictures)}}
+    data = {"train": {"source": str(table), "separator": "^"}, "image": {"size": 32, "root": str(image_folder)}}
     config = load_config(shapes_config | {"data": data})
     method = build_method(config, tmp_path / "run")
     reading, cpu = method.eval().reading, torch.device("cpu")

@@ -225,9 +225,9 @@ def test_items_and_identities_are_those_of_a_table_of_the_same_samples(config, m
     chosen = Counter()
     for batch in take(make_feed(config, method), 0, 39):
         for row, name in enumerate(batch.names):
-            identity, picture = pixels[name]
+            identity, image = pixels[name]
             assert batch.ids[row, 0].item() == identity
-            assert torch.equal(batch.inputs["image"]["pixels"][row], picture)
+            assert torch.equal(batch.inputs["image"]["pixels"][row], image)
             caption = batch.ids[row, 1].item()
             ids = batch.inputs["text"]["input_ids"][row][batch.inputs["text"]["attention_mask"][row] == 1]
             assert captions[caption] == (name, ids.tolist())
@@ -248,7 +248,7 @@ def test_captions_are_changed_only_where_the_config_says_so_and_keep_their_ident
 
 @pytest.fixture
 def corrupt(tmp_path):
-    """Two shards of 50 samples, of whose pictures 60% are not readable; one caption is missing and one blank."""
+    """Two shards of 50 samples, of whose images 60% are not readable; one caption is missing and one blank."""
     paths = []
     for shard in range(2):
         rows = [{"png": b"\x89PNG no" if n % 5 < 3 else png(n), "txt": f"caption {n}"} for n in range(50)]
@@ -262,7 +262,7 @@ def corrupt(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_over_corrupt_pictures_goes_on_and_names_each(config, method, corrupt, workers):
+def test_a_run_over_corrupt_images_goes_on_and_names_each(config, method, corrupt, workers):
     feed = make_feed(config, method, f"data.train.source={corrupt}", f"data.workers={workers}")
     assert feed.samples == 100
     assert len(feed) == 12

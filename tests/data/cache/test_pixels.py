@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache/pixels"
 
 
-def picture(seed: int) -> bytes:
+def png(seed: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 7 + seed, 3), np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -48,7 +48,7 @@ def expected(images: list[bytes], size: int = 8) -> np.ndarray:
 
 def test_pixels_and_hashes_equal_plain_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 8 * 8 * 3)  # several blocks
-    images = [picture(i) for i in range(18)] + [picture(3)]
+    images = [png(i) for i in range(18)] + [png(3)]
     rows = table(tmp_path, images)
     pixels = open_pixels(rows, "image", size=8)
     assert (len(pixels), pixels.size, pixels.stored, pixels.errors) == (19, 8, True, {})
@@ -64,7 +64,7 @@ def test_pixels_and_hashes_equal_plain_decoding(tmp_path: Path, monkeypatch: pyt
 def test_it_is_built_once_and_anew_for_other_content(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = table(tmp_path, [picture(0), picture(1)])
+    rows = table(tmp_path, [png(0), png(1)])
     open_pixels(rows, "image", size=8)
     built = []
     build = module._build
@@ -79,23 +79,23 @@ def test_it_is_built_once_and_anew_for_other_content(
     assert all(not folder.name.startswith(".") for folder in cache.iterdir())
 
 
-def test_a_changed_picture_file_is_seen(tmp_path: Path) -> None:
+def test_a_changed_image_file_is_seen(tmp_path: Path) -> None:
     for i in range(2):
-        (tmp_path / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / f"{i}.png").write_bytes(png(i))
     rows = table(tmp_path, ["0.png", "1.png", "2.png"])
     before = open_pixels(rows, "image", size=8)
     assert before.errors == {2: f"{tmp_path / '2.png'}: no such file"}
-    (tmp_path / "1.png").write_bytes(picture(7))
-    (tmp_path / "2.png").write_bytes(picture(2))
+    (tmp_path / "1.png").write_bytes(png(7))
+    (tmp_path / "2.png").write_bytes(png(2))
     os.utime(tmp_path / "1.png", (0, 0))
     after = open_pixels(rows, "image", size=8)
     assert after.errors == {}
-    np.testing.assert_array_equal(after.take([0, 1, 2]), expected([picture(0), picture(7), picture(2)]))
+    np.testing.assert_array_equal(after.take([0, 1, 2]), expected([png(0), png(7), png(2)]))
 
 
 @pytest.mark.parametrize("cache_gb", [20.0, 0.0])
-def test_unreadable_pictures_are_zero_and_listed(tmp_path: Path, cache_gb: float) -> None:
-    images = [picture(0), picture(1)[:50], None, picture(3)]
+def test_unreadable_images_are_zero_and_listed(tmp_path: Path, cache_gb: float) -> None:
+    images = [png(0), png(1)[:50], None, png(3)]
     for _ in range(2):  # built, then found
         pixels = open_pixels(table(tmp_path, images), "image", size=8, cache_gb=cache_gb)
         assert list(pixels.errors) == [1, 2]
@@ -106,18 +106,18 @@ def test_unreadable_pictures_are_zero_and_listed(tmp_path: Path, cache_gb: float
 
 
 def test_fail_names_row_and_path(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1)[:50])
+    (tmp_path / "a.png").write_bytes(png(1)[:50])
     rows = table(tmp_path, ["none.png", "a.png"]).select([1])
     for _ in range(2):
         with pytest.raises(MmclError, match=rf"rows\.parquet: row row-1: {tmp_path / 'a.png'}: .*on_error to skip"):
             open_pixels(rows, "image", size=8, on_error="fail")
         open_pixels(rows, "image", size=8)  # now stored, and still an error
-    with pytest.raises(MmclError, match="no column 'picture'"):
-        open_pixels(rows, "picture", size=8)
+    with pytest.raises(MmclError, match="no column 'photo'"):
+        open_pixels(rows, "photo", size=8)
 
 
 def test_too_large_is_decoded_on_the_fly_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = [picture(i) for i in range(5)]
+    images = [png(i) for i in range(5)]
     rows = table(tmp_path, images)
     with caplog.at_level(logging.WARNING, logger="mmcl"):
         pixels = open_pixels(rows, "image", size=8, cache_gb=1e-7)
@@ -140,7 +140,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
         def write(self, data: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    rows = table(tmp_path, [picture(0)])
+    rows = table(tmp_path, [png(0)])
     monkeypatch.setattr(module, "_pixel_file", lambda path, shape: Full())
     with pytest.raises(OSError, match="No space left"):
         open_pixels(rows, "image", size=8)
@@ -149,7 +149,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
 
 @pytest.mark.parametrize("damaged", ["pixels.npy", "hashes.npy", "errors.json"])
 def test_a_damaged_cache_is_built_anew(tmp_path: Path, cache: Path, damaged: str) -> None:
-    images = [picture(0), picture(1)]
+    images = [png(0), png(1)]
     rows = table(tmp_path, images)
     open_pixels(rows, "image", size=8)
     (home,) = cache.iterdir()
@@ -158,7 +158,7 @@ def test_a_damaged_cache_is_built_anew(tmp_path: Path, cache: Path, damaged: str
 
 
 def test_two_that_build_at_the_same_time_agree(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [picture(i) for i in range(20)]
+    images = [png(i) for i in range(20)]
     rows = table(tmp_path, images)
     both, build = threading.Barrier(2, timeout=60), module._build
     monkeypatch.setattr(module, "_build", lambda *args: (both.wait(), build(*args)))  # both have found nothing

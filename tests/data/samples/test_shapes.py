@@ -52,7 +52,7 @@ def test_no_scene_is_told_twice():
 @pytest.mark.parametrize(
     ("relation", "axis", "sign"), [("left of", 1, -1), ("right of", 1, 1), ("above", 0, -1), ("below", 0, 1)]
 )
-def test_the_picture_shows_what_the_caption_says(relation, axis, sign):
+def test_the_image_shows_what_the_caption_says(relation, axis, sign):
     scene = Scene(Thing("small", "red", "circle"), relation, Thing("large", "blue", "square"))
     assert scene.caption == f"a small red circle {relation} a large blue square"
     for seed in range(10):

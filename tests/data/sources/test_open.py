@@ -121,16 +121,16 @@ def test_images_are_bytes_or_paths_from_the_files_folder(tmp_path: Path) -> None
 
 
 def test_image_features_of_datasets_stay_encoded(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (4, 4), (1, 2, 3))
-    picture.save(tmp_path / "a.png")
-    saved = datasets.Dataset.from_dict({"image": [picture, str(tmp_path / "a.png")]})
+    drawn = Image.new("RGB", (4, 4), (1, 2, 3))
+    drawn.save(tmp_path / "a.png")
+    saved = datasets.Dataset.from_dict({"image": [drawn, str(tmp_path / "a.png")]})
     saved.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
     images = open_source(tmp_path / "saved").images("image", [0, 1])
     assert all(isinstance(image, bytes) or image == tmp_path / "a.png" for image in images)
     assert open_source(tmp_path / "saved").column("image")[0].keys() == {"bytes", "path"}
 
 
-def test_lists_are_not_pictures(tmp_path: Path) -> None:
+def test_lists_are_not_images(tmp_path: Path) -> None:
     rows = open_source(write(tmp_path / "t.parquet", {"image": [["a.png"]]}))
     with pytest.raises(MmclError, match="column 'image' holds list, not images"):
         rows.images("image", [0])
@@ -301,7 +301,7 @@ def karpathy(folder: Path, **more: object) -> Path:
 
 
 @pytest.mark.parametrize(("folder", "filepath"), [("", ""), ("images", ""), ("val2014", "val2014"), ("", "nowhere")])
-def test_karpathys_json_gives_pictures_with_all_their_captions(tmp_path: Path, folder: str, filepath: str) -> None:
+def test_karpathys_json_gives_images_with_all_their_captions(tmp_path: Path, folder: str, filepath: str) -> None:
     file = karpathy(tmp_path, **({"filepath": filepath} if filepath else {}))
     (tmp_path / folder).mkdir(exist_ok=True)
     for n in range(4):
@@ -317,7 +317,7 @@ def test_karpathys_json_gives_pictures_with_all_their_captions(tmp_path: Path, f
         open_source(file, split="dev")
 
 
-def test_karpathys_json_without_its_pictures_says_where_it_looked(tmp_path: Path) -> None:
+def test_karpathys_json_without_its_images_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(MmclError, match=r"not there; looked for .*/0\.jpg, .*/images/0\.jpg"):
         open_source(karpathy(tmp_path), split="train")
     (tmp_path / "rows.json").write_text('{"images": [{"a": 1}], "text": "x"}\n{"images": [{"a": 2}], "text": "y"}\n')

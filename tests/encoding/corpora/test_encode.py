@@ -55,7 +55,7 @@ def rows(path: Path, **columns):
     return open_source(path.with_suffix(".parquet"))
 
 
-def picture(shade: int) -> bytes:
+def png(shade: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (4, 4), (shade, 0, 0)).save(file, "PNG")
     return file.getvalue()
@@ -85,9 +85,9 @@ def test_texts_become_vectors_in_order_with_ids_and_labels(tmp_path):
     assert stored.source["fingerprint"] == source.fingerprint
 
 
-def test_unreadable_pictures_and_empty_cells_are_skipped_counted_and_listed(tmp_path, caplog):
+def test_unreadable_images_and_empty_cells_are_skipped_counted_and_listed(tmp_path, caplog):
     shades = [10, 20, 30, 40]
-    cells = [picture(10), b"not a picture", picture(20), None, picture(30), picture(40)[:40], picture(40)]
+    cells = [png(10), b"not an image", png(20), None, png(30), png(40)[:40], png(40)]
     source = rows(tmp_path / "s", image=cells, name=["a", "b", "c", "d", "e", "f", "g"])
     with caplog.at_level(logging.WARNING, "mmcl"):
         stored = encode_source(HashEncoder(), source, "image", tmp_path / "out", batch_rows=2, label_column="name")
@@ -139,14 +139,14 @@ def test_rows_without_an_id_in_the_column_that_is_named_are_told(tmp_path, ids, 
         encode_source(HashEncoder(), source, "text", tmp_path / "out", id_column="sku", batch_rows=2)
 
 
-def test_paths_of_pictures_are_found_from_the_tables_folder_and_become_labels(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "red.png").write_bytes(picture(200))
-    source = rows(tmp_path / "s", file=["pictures/gone.png", "pictures/red.png"])
+def test_paths_of_images_are_found_from_the_tables_folder_and_become_labels(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "red.png").write_bytes(png(200))
+    source = rows(tmp_path / "s", file=["images/gone.png", "images/red.png"])
     encoder = HashEncoder()
     stored = encode_source(encoder, source, "file", tmp_path / "out")
     assert encoder.calls == [(1, "image")]
-    assert stored.table()["label"].to_pylist() == [str(tmp_path / "pictures" / "red.png")]
+    assert stored.table()["label"].to_pylist() == [str(tmp_path / "images" / "red.png")]
     assert "gone.png" in stored.skipped["rows"][0]["reason"]
 
 
@@ -157,8 +157,8 @@ def test_paths_of_pictures_are_found_from_the_tables_folder_and_become_labels(tm
         ([None, "", "a cat " * 1000], "text"),
         ([["a", "b"]], "text"),
         (["x.png", "y.JPG"], "image"),
-        ([None, picture(1)], "image"),
-        ([{"bytes": picture(1), "path": None}], "image"),
+        ([None, png(1)], "image"),
+        ([{"bytes": png(1), "path": None}], "image"),
     ],
 )
 def test_the_modality_is_what_the_column_holds(tmp_path, cells, modality):
@@ -247,8 +247,8 @@ def test_vectors_that_were_begun_in_another_precision_are_the_models_own(tmp_pat
             encode_source(Moved(), source, "text", tmp_path / "out")
 
 
-def test_pictures_that_are_gone_do_not_keep_a_finished_encode_from_being_opened(tmp_path):
-    (tmp_path / "red.png").write_bytes(picture(200))
+def test_images_that_are_gone_do_not_keep_a_finished_encode_from_being_opened(tmp_path):
+    (tmp_path / "red.png").write_bytes(png(200))
     source = rows(tmp_path / "s", file=["red.png"])
     encode_source(HashEncoder(), source, "file", tmp_path / "out")
     (tmp_path / "red.png").unlink()
@@ -339,14 +339,14 @@ def test_vectors_without_a_fingerprint_get_one_once_they_are_found_to_be_the_enc
 def album(tmp_path):
     """Six image files, of which the last two are missing, and their rows."""
     for shade in range(4):
-        (tmp_path / f"{shade}.png").write_bytes(picture(shade))
+        (tmp_path / f"{shade}.png").write_bytes(png(shade))
     return rows(tmp_path / "s", file=[f"{shade}.png" for shade in range(6)])
 
 
 def test_skipped_images_are_tried_again_when_asked_for(tmp_path, album, caplog):
     call = (Fingerprinted(tmp_path), album, "file", tmp_path / "out")
     assert encode_source(*call).ids().tolist() == ["0", "1", "2", "3"]
-    (tmp_path / "4.png").write_bytes(picture(4))
+    (tmp_path / "4.png").write_bytes(png(4))
     assert len(encode_source(*call)) == 4
     stored = encode_source(*call, retry_skipped=True)
     assert stored.ids().tolist() == ["0", "1", "2", "3", "4"]
@@ -354,7 +354,7 @@ def test_skipped_images_are_tried_again_when_asked_for(tmp_path, album, caplog):
     assert [entry["row"] for entry in stored.skipped["rows"]] == [5]
     assert stored.skipped["count"] == 1
     assert stored.complete
-    (tmp_path / "5.png").write_bytes(picture(5))
+    (tmp_path / "5.png").write_bytes(png(5))
     assert encode_source(*call, retry_skipped=True).skipped == {"count": 0, "rows": [], "ranges": []}
     open_vectors(tmp_path / "out").verify()
     caplog.set_level(logging.INFO)
@@ -370,7 +370,7 @@ def test_an_encode_of_nothing_is_not_complete_and_tried_again(tmp_path):
             encode_source(*call)
         with pytest.raises(MmclError, match="not finished"):
             open_vectors(tmp_path / "out")
-    (tmp_path / "1.png").write_bytes(picture(1))
+    (tmp_path / "1.png").write_bytes(png(1))
     stored = encode_source(*call)
     assert (stored.ids().tolist(), stored.skipped["count"]) == (["1"], 1)
 
@@ -382,7 +382,7 @@ def test_a_folder_of_nothing_that_an_older_version_called_complete_is_tried_agai
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     manifest |= {"complete": True, "skipped": {"count": 1, "rows": [{"row": 0, "id": "0", "reason": "gone"}]}}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "0.png").write_bytes(png(0))
     stored = encode_source(HashEncoder(), source, "file", tmp_path / "out")
     assert (len(stored), stored.skipped["count"]) == (1, 0)
 
@@ -390,7 +390,7 @@ def test_a_folder_of_nothing_that_an_older_version_called_complete_is_tried_agai
 def test_images_replaced_under_an_unchanged_table_are_encoded_again(tmp_path, album):
     call = (Fingerprinted(tmp_path), album, "file", tmp_path / "out")
     encode_source(*call, shard_rows=2, batch_rows=2)
-    (tmp_path / "1.png").write_bytes(picture(100))
+    (tmp_path / "1.png").write_bytes(png(100))
     (tmp_path / "2.png").write_bytes(b"no image")
     for name in ("0.png", "1.png", "2.png"):
         os.utime(tmp_path / name, ns=(0, 10**18))

@@ -118,11 +118,11 @@ def test_equal_ids_are_the_same_thing() -> None:
     """Against the dense definition: text j is right for image i if a text equal to j belongs to an image equal to i."""
     rng = np.random.default_rng(2)
     image, text = rng.standard_normal((12, 4)), rng.standard_normal((30, 4))
-    owner, pictures, captions = rng.integers(0, 12, 30), rng.integers(0, 8, 12), rng.choice(list("abcdefghijk"), 30)
+    owner, images, captions = rng.integers(0, 12, 30), rng.integers(0, 8, 12), rng.choice(list("abcdefghijk"), 30)
     right = np.zeros((12, 30), dtype=bool)
     for j, i in enumerate(owner):
-        right |= (pictures == pictures[i])[:, None] & (captions == captions[j])[None]
-    ours = retrieval_pairs(image, text, owner, image_ids=pictures, text_ids=list(captions), similarity="dot")
+        right |= (images == images[i])[:, None] & (captions == captions[j])[None]
+    ours = retrieval_pairs(image, text, owner, image_ids=images, text_ids=list(captions), similarity="dot")
     for scores, table, answers in (
         (ours["image_to_text"], image @ text.T, right),
         (ours["text_to_image"], text @ image.T, right.T),

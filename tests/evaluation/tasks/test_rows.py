@@ -37,9 +37,9 @@ class SmallEncoder:
     def encode(self, inputs: list[Any], /) -> np.ndarray:
         return np.stack([self._text(item) if isinstance(item, str) else self._image(item) for item in inputs])
 
-    def _image(self, picture: Image.Image) -> np.ndarray:
+    def _image(self, image: Image.Image) -> np.ndarray:
         pixels = (
-            np.asarray(picture.convert("RGB").resize((8, 8), Image.Resampling.NEAREST), dtype=np.float64).ravel() / 255
+            np.asarray(image.convert("RGB").resize((8, 8), Image.Resampling.NEAREST), dtype=np.float64).ravel() / 255
             - 0.5
         )
         return (pixels @ self._pixels).astype(np.float32)
@@ -84,9 +84,9 @@ def dense(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def cosines(encoder: Any, pictures: list[Image.Image], captions: list[str]) -> np.ndarray:
+def cosines(encoder: Any, images: list[Image.Image], captions: list[str]) -> np.ndarray:
     """(N, T) in float64, rounded so that equal vectors tie exactly."""
-    image, text = (encoder.encode(items).astype(np.float64) for items in (pictures, captions))
+    image, text = (encoder.encode(items).astype(np.float64) for items in (images, captions))
     image, text = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (image, text))
     return np.round(image @ text.T, 9)
 
@@ -101,7 +101,7 @@ def test_a_thousand_photographs_with_five_captions_equal_a_plain_reference() -> 
 
 @needs_flickr
 @pytest.mark.slow
-def test_a_model_of_product_pictures_on_photographs_equals_a_plain_reference(tmp_path: Path) -> None:
+def test_a_model_of_product_images_on_photographs_equals_a_plain_reference(tmp_path: Path) -> None:
     """Trained for a moment, and untrained. Near ties may come in another order in float64 than in float32."""
     config = Path(__file__).parents[2] / "configs" / "clip_fashion.yaml"
     fashion = FLICKR.parent / "fashion"
@@ -114,12 +114,12 @@ def test_a_model_of_product_pictures_on_photographs_equals_a_plain_reference(tmp
 def equals_the_reference_on_flickr(encoder: Any, tolerance: float) -> None:
     rows = open_source(FLICKR)
     scores = retrieval_of_rows(encoder, rows, text="captions", ks=KS, bootstrap=0)
-    pictures = [Image.open(io.BytesIO(data)) for data in rows.images("image", range(len(rows)))]
+    images = [Image.open(io.BytesIO(data)) for data in rows.images("image", range(len(rows)))]
     listed = [list(map(str, value)) for value in rows.texts("captions")]
     captions = np.array([caption for row in listed for caption in row])
     assert (scores["image_to_text"].queries, scores["text_to_image"].queries) == (1000, 5000)
     owner = np.repeat(np.arange(1000), 5)
-    table = cosines(encoder, pictures, captions.tolist())
+    table = cosines(encoder, images, captions.tolist())
     code = np.unique(text_identities(encoder, captions.tolist()), return_inverse=True)[1]  # equal where read alike
     said = np.zeros((1000, code.max() + 1), dtype=bool)
     said[owner, code] = True  # no two of the photographs are equal, some captions are
@@ -137,14 +137,14 @@ def equals_the_reference_on_flickr(encoder: Any, tolerance: float) -> None:
 
 @pytest.fixture
 def colours() -> Rows:
-    """Nine pictures of three colours, of which one is broken and one has no caption."""
+    """Nine images of three colours, of which one is broken and one has no caption."""
     shades = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
     names = [list(shades)[number % 3] for number in range(9)]
-    pictures = [png(shades[name], number) for number, name in enumerate(names)]
+    images = [png(shades[name], number) for number, name in enumerate(names)]
     captions = [[f"a {name} thing", f"something {name} {number}"] for number, name in enumerate(names)]
     numbers = [{"red": 2, "green": 0, "blue": 1}[name] for name in names]
-    pictures[4], captions[5] = b"no picture", [" "]
-    return table({"image": pictures, "text": captions, "colour": names, "number": numbers, "id": list("abcdefghi")})
+    images[4], captions[5] = b"no image", [" "]
+    return table({"image": images, "text": captions, "colour": names, "number": numbers, "id": list("abcdefghi")})
 
 
 def test_equal_captions_are_right_but_not_for_clip_benchmark(colours: Rows) -> None:
@@ -155,8 +155,8 @@ def test_equal_captions_are_right_but_not_for_clip_benchmark(colours: Rows) -> N
     assert scores["text_to_image"].query_ids[:4] == ["a#0", "a#1", "b#0", "b#1"]
     assert scores["image_to_text"].relevant.tolist() == [4, 3, 3, 4, 4, 3, 3]  # of 3, 2 and 2 equal captions
     captions = [caption for row in kept for caption in colours.texts("text")[row]]  # type: ignore[union-attr]
-    pictures = [Image.open(io.BytesIO(colours.images("image", [row])[0])) for row in kept]  # type: ignore[arg-type]
-    table, own = cosines(encoder, pictures, captions), np.repeat(np.arange(7), 2) == np.arange(7)[:, None]
+    images = [Image.open(io.BytesIO(colours.images("image", [row])[0])) for row in kept]  # type: ignore[arg-type]
+    table, own = cosines(encoder, images, captions), np.repeat(np.arange(7), 2) == np.arange(7)[:, None]
     for way, side, answers in (("image_to_text", table, own), ("text_to_image", table.T, own.T)):
         for k in (1, 2):
             expected = np.mean([
@@ -243,7 +243,7 @@ def test_copies_of_the_training_images_are_warned_of_wherever_they_lie(tmp_path:
 @pytest.mark.parametrize("kind", ["table", "texts"])
 def test_rows_that_the_model_was_trained_on_are_warned_of(tmp_path: Path, caplog, kind: str) -> None:
     def write(name: str, numbers: list[int]) -> Rows:
-        lines = [f"{n}.png,picture {n},answer {n}" for n in numbers]
+        lines = [f"{n}.png,image {n},answer {n}" for n in numbers]
         (tmp_path / name).write_text("\n".join(["image,text,answer", *lines]) + "\n")
         return open_source(tmp_path / name)
 
@@ -273,7 +273,7 @@ def test_diagnostics_of_pairs_or_of_one_column(colours: Rows) -> None:
     assert (both.spaces["image"].rows, both.between.pairs) == (7, 14)
     assert list(diagnostics_of_rows(encoder, colours, text=None).spaces) == ["image"]
     texts = diagnostics_of_rows(encoder, colours, image=None).spaces["text"]
-    assert texts.rows == 16  # without a picture, that of a broken one counts
+    assert texts.rows == 16  # without an image, that of a broken one counts
     with pytest.raises(MmclError, match="name a column"):
         diagnostics_of_rows(encoder, colours, image=None, text=None)
 

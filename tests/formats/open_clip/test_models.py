@@ -21,7 +21,7 @@ from mmcl.formats.start import start_from
 from mmcl.formats.text_towers import build_text_tower
 from mmcl.runtime.errors import MmclError
 
-from ..conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, pictures
+from ..conftest import CAPTIONS, TEXT, TINY, VISION, library_features, open_clip_folder, sample_images
 
 BIDIRECTIONAL = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 TIMM = {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
@@ -39,7 +39,7 @@ CONFIGS = {
 
 def check_equal(encoder, images, texts):
     encoder.set_compute("float32")
-    np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(sample_images()), images, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def refusal(name):
         ("tiny-RN", 20, {"layers": [1] * 4, "width": 16, "image_size": 96}),
     ],
 )
-def test_a_checkpoint_keeps_the_picture_size_it_was_trained_with(tmp_path, name, dim, vision):
+def test_a_checkpoint_keeps_the_image_size_it_was_trained_with(tmp_path, name, dim, vision):
     config = {**TINY, "embed_dim": dim, "vision_cfg": vision}
     expected = library_features(*open_clip_folder(tmp_path / "theirs", config))
     encoder = mmcl.load(f"{name}/{tmp_path / 'theirs' / 'open_clip_model.safetensors'}")
@@ -242,8 +242,8 @@ def test_towers_of_a_config_take_weights_from_a_file(tmp_path):
     text = build_text_tower(TextTowerConfig(name="open_clip:tiny-ViT", pretrained=file, max_tokens=12)).eval()
     short = [CAPTIONS[0], CAPTIONS[1]]
     with torch.no_grad():
-        pixels = torch.from_numpy(np.array(pictures()[0]))[None]
-        torch.testing.assert_close(image(pixels), model.encode_image(transform(pictures()[0])[None]))
+        pixels = torch.from_numpy(np.array(sample_images()[0]))[None]
+        torch.testing.assert_close(image(pixels), model.encode_image(transform(sample_images()[0])[None]))
         torch.testing.assert_close(text(**text.collate(text.tokenize(short)[0])), model.encode_text(tokenizer(short)))
     assert text.tokenize([CAPTIONS[3]])[0][0].shape == (12,)
     larger = build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=64))

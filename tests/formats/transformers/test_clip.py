@@ -16,7 +16,7 @@ from mmcl.formats.folder import preprocessor
 from mmcl.formats.transformers.image_processors import preprocessing, read_processor
 from mmcl.runtime.errors import MmclError
 
-from ..conftest import CAPTIONS, pictures
+from ..conftest import CAPTIONS, sample_images
 
 transformers = pytest.importorskip("transformers")
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -70,7 +70,7 @@ def finish(model, tokenizer, processor, folder, size):
 @torch.no_grad()
 def library_features(model, tokenizer, processor):
     """The library's own unit-length features, with padding to the whole context."""
-    seen = processor(pictures(), return_tensors="pt")
+    seen = processor(sample_images(), return_tensors="pt")
     read = tokenizer(CAPTIONS, padding="max_length", max_length=20, truncation=True, return_tensors="pt")
     both = model.get_image_features(**seen).pooler_output, model.get_text_features(**read).pooler_output
     return [torch.nn.functional.normalize(features, dim=1).numpy() for features in both]
@@ -78,7 +78,7 @@ def library_features(model, tokenizer, processor):
 
 def check_equal(encoder, images, texts):
     encoder.set_compute("float32")
-    np.testing.assert_allclose(encoder.encode(pictures()), images, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(sample_images()), images, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
 
 
@@ -203,11 +203,9 @@ def test_image_processors_are_followed_to_the_pixel(tmp_path, settings):
 
 def check_pixels(spec, theirs):
     mean, std = (np.array(spec[name]).reshape(3, 1, 1) for name in ("mean", "std"))
-    for picture in pictures():
-        pixels = load_pixels(picture, spec["size"], spec["resize"]).transpose(2, 0, 1)
-        np.testing.assert_allclose(
-            (pixels / 255 - mean) / std, theirs(picture)["pixel_values"][0], atol=1e-4, rtol=1e-5
-        )
+    for image in sample_images():
+        pixels = load_pixels(image, spec["size"], spec["resize"]).transpose(2, 0, 1)
+        np.testing.assert_allclose((pixels / 255 - mean) / std, theirs(image)["pixel_values"][0], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

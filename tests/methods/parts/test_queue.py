@@ -150,7 +150,7 @@ def learn(method, outputs, loss):
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
 @pytest.mark.parametrize("size", [5, 12, 100])
-def test_clip_tells_pictures_from_past_texts_and_texts_from_past_pictures(make_clip, batch, size, momentum):
+def test_clip_tells_images_from_past_texts_and_texts_from_past_images(make_clip, batch, size, momentum):
     clip = make_clip(QueueConfig(size=size, momentum=momentum), temperature=0.2, label_smoothing=0.1)
     copies = {}
     if momentum is not None:

@@ -339,14 +339,14 @@ def flat_positives():
     return [text for _, positive in PAIRS for text in texts(positive)]
 
 
-def test_hard_captions_of_pictures_are_of_other_pictures(tmp_path, shapes_config):
+def test_hard_captions_of_images_are_of_other_images(tmp_path, shapes_config):
     rng = np.random.default_rng(0)
     rows = []
     for number in range(12):
         path = tmp_path / f"{number}.png"
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
-        rows.append({"image": path.name, "text": [f"picture {number}", f"photo of {number}"]})
-    rows += [{"image": "0.png", "text": "a third caption"}, {"image": "1.png", "text": "picture 2"}]
+        rows.append({"image": path.name, "text": [f"image {number}", f"photo of {number}"]})
+    rows += [{"image": "0.png", "text": "a third caption"}, {"image": "1.png", "text": "image 2"}]
     source = write(tmp_path / "rows.jsonl", rows)
     changes = [f"data.train={{source: {source}}}", "data.mining={count: 3, depth: 30, choice: top}", "evaluation={}"]
     changes += ["training.batch_size=4", "training.epochs=0.7", "method.extra_texts=2"]

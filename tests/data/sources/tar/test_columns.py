@@ -60,7 +60,7 @@ def squashed(image):
     return PreparedImage(load_pixels(image, 16, "squash"))
 
 
-def test_a_picture_is_what_decoding_and_resizing_give():
+def test_an_image_is_what_decoding_and_resizing_give():
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)).save(buffer, "jpeg")
     data = buffer.getvalue()

@@ -186,22 +186,22 @@ def test_counts_are_kept_until_a_shard_changes(tmp_path, monkeypatch):
 
 
 def test_written_shards_are_the_same_bytes_every_time(tmp_path):
-    picture = tmp_path / "p.jpg"
-    picture.write_bytes(b"picture")
-    samples = [{"jpg": picture, "json": {"caption": "größer"}, "cls": 3} for _ in range(3)]
+    image = tmp_path / "p.jpg"
+    image.write_bytes(b"image")
+    samples = [{"jpg": image, "json": {"caption": "größer"}, "cls": 3} for _ in range(3)]
     a, b = (write_shards(samples, tmp_path / name, per_shard=2) for name in "ab")
     assert [path.name for path in a] == ["00000.tar", "00001.tar"]
     assert [path.read_bytes() for path in a] == [path.read_bytes() for path in b]
-    assert by_tarfile(a[1]) == {"000000002": {"jpg": b"picture", "json": '{"caption": "größer"}'.encode(), "cls": b"3"}}
+    assert by_tarfile(a[1]) == {"000000002": {"jpg": b"image", "json": '{"caption": "größer"}'.encode(), "cls": b"3"}}
 
 
-def test_a_path_under_an_extension_of_pictures_is_read_and_a_text_is_not(tmp_path):
-    picture = tmp_path / "picture.jpg"
-    picture.write_bytes(b"pixels")
-    (shard,) = write_shards([{"jpg": str(picture), "txt": str(picture)}], tmp_path / "shards")
+def test_a_path_under_an_extension_of_images_is_read_and_a_text_is_not(tmp_path):
+    image = tmp_path / "image.jpg"
+    image.write_bytes(b"pixels")
+    (shard,) = write_shards([{"jpg": str(image), "txt": str(image)}], tmp_path / "shards")
     (sample,) = read_shard(str(shard))
     assert sample.read("jpg") == b"pixels"
-    assert sample.read("txt") == str(picture).encode()
+    assert sample.read("txt") == str(image).encode()
 
 
 @pytest.mark.parametrize("source", ["pipe:cat x.tar", "PIPE:touch x", "a.tar::pipe:touch x", "pipe:{cat,tac} x"])
