@@ -11,7 +11,8 @@ from mmcl.data.images import ImageError
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
 from mmcl.data.sources.tar.columns import ShardColumn, require_columns
-from mmcl.data.sources.tar.shards import Reachable, Sample, ShardError, is_shards, list_shards, read_shard
+from mmcl.data.sources.tar.read import Reachable, Sample, ShardError, read_shard
+from mmcl.data.sources.tar.shards import is_shards, list_shards
 from mmcl.data.sources.tar.stream import SampleError
 from mmcl.runtime.errors import MmclError
 

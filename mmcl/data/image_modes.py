@@ -117,7 +117,7 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
         if low >= -0.5 and high <= 1.5:  # resampling overshoots
             return lambda part: _eight_bits(255 * _finite(part))
         # Levels of 8 bits that are so low are a black image, unless they are a few that were not scaled.
-        if low >= -16 and high <= 271 and (high > 16 or (low >= 0 and _whole(image))):
+        if low >= -16 and high <= 271 and (high > 16 or (low >= 0 and _are_integers(image))):
             return lambda part: _eight_bits(_finite(part))
         raise ImageError(f"floating-point levels from {low:g} to {high:g}; scale them to 0…1, or save 8 or 16 bits")
     if mode == "I":
@@ -138,7 +138,7 @@ def _extrema(image: Image.Image) -> tuple[float, float]:
     return low, high
 
 
-def _whole(image: Image.Image) -> bool:
+def _are_integers(image: Image.Image) -> bool:
     levels = np.asarray(image)
     return bool((levels == np.rint(levels)).all())
 

@@ -11,6 +11,7 @@ from mmcl.data.cache.tokens import texts_of
 from mmcl.data.identity import stable_hash
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
+from mmcl.data.sources.open import is_registered
 from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.evaluation.texts import Encodes
 from mmcl.runtime.errors import MmclError
@@ -103,7 +104,7 @@ def _open(name: str) -> Rows | None:
     found = _NAME.fullmatch(name)
     assert found is not None, "a name is not empty"
     for source, split in ((name, None), (found["source"], found["split"])):
-        if source.startswith("sample:") or existing_file(source) is not None or existing_folder(source) is not None:
+        if is_registered(source) or existing_file(source) is not None or existing_folder(source) is not None:
             try:
                 return open_source(source, split=split)
             except (MmclError, OSError):

@@ -74,7 +74,7 @@ def announce(
     )
 
 
-def require_whole_steps(settings: TrainingConfig, batches: int) -> None:
+def require_full_steps(settings: TrainingConfig, batches: int) -> None:
     """Raise ``MmclError`` where a single step takes more batches than the run has; warn where rounding adds some.
 
     Args:

@@ -26,7 +26,7 @@ from mmcl.methods import Method, Step
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.errors import MmclError
-from mmcl.training.announce import announce, card_of, log_speed, require_whole_steps
+from mmcl.training.announce import announce, card_of, log_speed, require_full_steps
 from mmcl.training.build import build_method, finish_encoder, require_tokens
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.callbacks.ensemble import WeightEnsemble
@@ -87,7 +87,7 @@ class Trainer:
         self.feed = self._open_feed([config.data.train, *config.data.mix])
         self.evaluators = {name: self._open_evaluator(name, of) for name, of in config.evaluation.sources.items()}
         self.steps = self._steps_of(config)
-        require_whole_steps(settings, len(self.feed))
+        require_full_steps(settings, len(self.feed))
         if not checkpoints:
             self.method.require_steps(self.steps)
         self.miner = self._opened(self._open_miner) if config.data.mining else None

@@ -39,7 +39,7 @@ def test_check_reads_a_table_with_a_separator_whose_images_lie_below_a_root(mmcl
 
 
 def test_commands_as_a_source_run_only_where_the_command_line_says_so(mmcl_, tmp_path, monkeypatch):
-    from mmcl.data.sources.tar.shards import write_shards
+    from mmcl.data.sources.tar.write import write_shards
 
     monkeypatch.setattr("mmcl.data.sources.tar.shards._pipes_allowed", False)
     (shard,) = write_shards([{"txt": "a cat"}, {"txt": "a dog"}], tmp_path)

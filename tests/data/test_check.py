@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmcl.data.check import _Frequent, check_source
-from mmcl.data.sources.tar.shards import write_shards
+from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime.errors import MmclError
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmcl.data.sources import open_source
-from mmcl.data.sources.tar.shards import write_shards
+from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.checkpoint import list_checkpoints

@@ -29,7 +29,10 @@ from mmcl.data.batches.towers import ImageTower
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
-from mmcl.data.sources.tar.shards import Sample, count_samples, is_local, list_shards, shard_name
+from mmcl.data.sources.tar.count import count_samples
+from mmcl.data.sources.tar.names import is_local, shard_name
+from mmcl.data.sources.tar.read import Sample
+from mmcl.data.sources.tar.shards import list_shards
 from mmcl.data.sources.tar.stream import Mixture, Order, ShardIterator
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError

@@ -30,7 +30,7 @@ MINED_DRAW = 0x313ED  # mixed into the seeds of the random changes of mined nega
 
 
 class HardNegatives(NamedTuple):
-    """Items that are to be told from the partners of rows.
+    """Items that are negatives of rows.
 
     Attributes:
         role: whose column they are of.

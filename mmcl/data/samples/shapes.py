@@ -144,7 +144,7 @@ def rows(
 ) -> dict[str, Any]:
     """Split name to rows (id, image, text, concept, vendor); the same seed gives the same bytes.
 
-    No scene is in two splits, nor twice in one, not even told from its other shape.
+    No scene is in two splits, nor twice in one, not even described from its other shape.
     """
     rng = random.Random(seed)
     seen: set[Scene] = set()

@@ -25,7 +25,7 @@ _BLOCK = 10_000
 _MOST_COLUMNS = 10_000
 _LONGEST = 64 * 2**20  # characters of a field; a quote that nothing closes would read the whole file into one
 
-_EXCEL = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # the line by which a spreadsheet is told the separator
+_EXCEL = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # the line that names the separator to a spreadsheet
 
 csv.field_size_limit(_LONGEST)  # from 131,072, for all of the process
 
@@ -89,8 +89,8 @@ class DelimitedFiles:
         separator are neither."""
         with open_text(file) as lines:
             head = list(islice(lines, _LOOKED_AT))
-        if head and (told := _EXCEL.fullmatch(head[0])):
-            return told[1]
+        if head and (named := _EXCEL.fullmatch(head[0])):
+            return named[1]
         for separator, called in _SEPARATORS.items():
             reader = csv.reader(head, delimiter=separator, skipinitialspace=separator == "|")
             try:

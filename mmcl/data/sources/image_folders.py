@@ -49,7 +49,7 @@ class _Found:
     closed: int = 0  # folders that may not be read
     damaged: int = 0  # captions
 
-    def told(self) -> str:
+    def left_out(self) -> str:
         """What was left out, for a message; empty if nothing was."""
         others = ", ".join(f"{suffix or 'without suffix'} {count:,}" for suffix, count in self.others.most_common(5))
         parts = [
@@ -71,8 +71,8 @@ def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | Non
     """
     found = _Found()
     _walk(folder, found, ())
-    if told := found.told():
-        log.warning("%s: left out: %s", name, told)
+    if left_out := found.left_out():
+        log.warning("%s: left out: %s", name, left_out)
     if not found.images:
         return None
     images = sorted(found.images)

@@ -69,6 +69,12 @@ def open_source(
         return _open(source, split, separator, None if root is None else _root(root))
 
 
+def is_registered(source: str) -> bool:
+    """Whether ``source`` is ``KEY:NAME`` with a key of ``SOURCES``."""
+    key, _, name = source.partition(":")
+    return bool(name) and not name.startswith("//") and key in SOURCES
+
+
 def open_sample(name: str, split: str | None) -> Rows:
     """A sample data set, fetched or drawn when it is first opened."""
     return open_folder(samples.get(name), split, name=f"sample:{name}")
@@ -100,8 +106,8 @@ def _open(source: str | Path, split: str | None, separator: str | None, root: Pa
             return rows
         rows = open_tables([path], name=text, folder=root or path.parent, separator=separator)
         return rows if split is None else rows.of_split(split)
-    key, _, name = text.partition(":")
-    if name and key in SOURCES:
+    if is_registered(text):
+        key, _, name = text.partition(":")
         return SOURCES[key](name, split)
     if format_of(path) is None and isinstance(source, str) and (hub := _HUB_NAME.fullmatch(source)):
         return open_hub(hub["name"], hub["config"], split, name=text, folder=root)

@@ -22,7 +22,9 @@ from mmcl.config import load_config
 from mmcl.data.batches.feed import open_feed
 from mmcl.data.batches.views import Extra
 from mmcl.data.identity import mix, stable_hash
-from mmcl.data.sources.tar.shards import read_shard, shard_name, write_shards
+from mmcl.data.sources.tar.names import shard_name
+from mmcl.data.sources.tar.read import read_shard
+from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method

@@ -14,7 +14,8 @@ import numpy as np
 from mmcl.data.cache.tokens import texts_of
 from mmcl.data.images import ImageError, ImageInput, PreparedImage
 from mmcl.data.rows import ColumnError, passage_of
-from mmcl.data.sources.tar.shards import Reachable, Sample, ShardError, is_local, read_shard, shard_name
+from mmcl.data.sources.tar.names import is_local, shard_name
+from mmcl.data.sources.tar.read import Reachable, Sample, ShardError, read_shard
 from mmcl.data.sources.tar.stream import SampleError
 from mmcl.runtime.errors import MmclError
 
@@ -157,7 +158,7 @@ def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn], cure:
     try:
         first.extend(islice(read_shard(shard, wanted=()), _LOOKED_AT))
     except ShardError:
-        return  # told when it is read to learn from
+        return  # reported when the shard is read for training
     complete = any(all(column.stands_in(sample) for column in columns) for sample in first)
     for column in columns:
         if first and not complete and (lacking := [sample for sample in first if not column.stands_in(sample)]):
@@ -184,7 +185,7 @@ def count_lacking(shards: Sequence[str], column: ShardColumn) -> tuple[int, int]
             except NoTextError:
                 lacking += 1
             except SampleError:
-                continue  # told when it is read to learn from
+                continue  # reported when the shard is read for training
     except ShardError:
         pass
     return lacking, looked_at

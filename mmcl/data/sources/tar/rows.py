@@ -14,17 +14,10 @@ from mmcl.data.images import ImageError, image_suffixes
 from mmcl.data.rows import ColumnError, Rows
 from mmcl.data.sources import open_source
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, extensions_of, require_columns
-from mmcl.data.sources.tar.shards import (
-    Reachable,
-    Sample,
-    ShardError,
-    count_samples,
-    is_local,
-    is_shards,
-    list_shards,
-    read_shard,
-    shard_name,
-)
+from mmcl.data.sources.tar.count import count_samples
+from mmcl.data.sources.tar.names import is_local, shard_name
+from mmcl.data.sources.tar.read import Reachable, Sample, ShardError, read_shard
+from mmcl.data.sources.tar.shards import is_shards, list_shards
 from mmcl.data.sources.tar.stream import SampleError
 from mmcl.runtime.errors import MmclError
 

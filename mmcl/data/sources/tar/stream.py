@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from mmcl.data.sources.tar.shards import Reachable, Sample, ShardError, read_shard, shard_name
+from mmcl.data.sources.tar.names import shard_name
+from mmcl.data.sources.tar.read import Reachable, Sample, ShardError, read_shard
 from mmcl.runtime.errors import MmclError
 
 T = TypeVar("T")

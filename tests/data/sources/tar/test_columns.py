@@ -11,8 +11,9 @@ from PIL import Image
 
 from mmcl.data.images import PreparedImage, decode, load_pixels, resize
 from mmcl.data.sources.tar.columns import ShardColumn, require_columns, shard_captions
-from mmcl.data.sources.tar.shards import Sample, write_shards
+from mmcl.data.sources.tar.read import Sample
 from mmcl.data.sources.tar.stream import SampleError
+from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime.errors import MmclError
 
 

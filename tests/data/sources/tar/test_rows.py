@@ -14,7 +14,7 @@ from PIL import Image
 from mmcl.data.images import decode
 from mmcl.data.sources import open_source
 from mmcl.data.sources.tar.rows import ShardRows, open_rows
-from mmcl.data.sources.tar.shards import write_shards
+from mmcl.data.sources.tar.write import write_shards
 from mmcl.encoding import encode_source
 from mmcl.evaluation.tasks.rows import diagnostics_of_rows, retrieval_of_rows, zero_shot_of_rows
 from mmcl.runtime.errors import MmclError

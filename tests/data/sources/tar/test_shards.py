@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mmcl.data.sources.tar import remote
 from mmcl.data.sources.tar import shards as module
-from mmcl.data.sources.tar.shards import (
-    Reachable,
-    ShardError,
-    count_samples,
-    is_shards,
-    list_shards,
-    read_shard,
-    shard_name,
-    write_shards,
-)
+from mmcl.data.sources.tar.count import count_samples
+from mmcl.data.sources.tar.names import shard_name
+from mmcl.data.sources.tar.read import Reachable, ShardError, read_shard
+from mmcl.data.sources.tar.shards import is_shards, list_shards
+from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime.errors import MmclError
 
 
@@ -168,7 +164,7 @@ def test_a_shard_that_exists_is_that_shard(tmp_path, name):
 
 
 def test_counts_are_kept_until_a_shard_changes(tmp_path, monkeypatch):
-    import mmcl.data.sources.tar.shards as module
+    import mmcl.data.sources.tar.count as module
 
     shards = [str(path) for path in write_shards(rows(25), tmp_path, per_shard=10)]
     read = []
@@ -237,8 +233,8 @@ def test_an_address_on_the_hub_that_is_none_is_refused():
 
 
 def test_a_program_that_is_missing_or_silent_ends_the_shard(monkeypatch):
-    monkeypatch.setattr(module, "_PROGRAMS", {"s3": ("no_such_program", "{shard}"), "gs": ("sleep", "30")})
-    monkeypatch.setattr(module, "_SILENCE", 0.05)
+    monkeypatch.setattr(remote, "_PROGRAMS", {"s3": ("no_such_program", "{shard}"), "gs": ("sleep", "30")})
+    monkeypatch.setattr(remote, "_SILENCE", 0.05)
     with pytest.raises(ShardError, match="no_such_program is not installed, which reads s3://"):
         list(read_shard("s3://bucket/a.tar"))
     with pytest.raises(ShardError, match="nothing came for"):

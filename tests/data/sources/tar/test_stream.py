@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import mmcl.data.sources.tar.stream as module
-from mmcl.data.sources.tar.shards import read_shard, write_shards
+from mmcl.data.sources.tar.read import read_shard
 from mmcl.data.sources.tar.stream import Mixture, Order, SampleError, ShardIterator
+from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime.errors import MmclError
 
 
