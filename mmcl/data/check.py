@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mmcl.data.cache.tokens import Tokenize
+from mmcl.data.check_advice import advice_of
 from mmcl.data.check_copies import Items, Names, across, copies, fingerprints, leaks
 from mmcl.data.check_rows import Checked, CheckedRow, open_checked
 from mmcl.data.identity import stable_hash
@@ -29,7 +30,6 @@ from mmcl.runtime.progress import progress
 
 _LONG = 2.0  # aspect ratio beyond which a centre crop loses half of the image
 _SHOWN = 5
-_NAMED = 3  # rows, and groups of rows, that advice names; all are in the facts
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def check_source(
         others.append((str(other), theirs, of))
     if others:
         facts["leaks"] = _leaks((str(source), tally, found), others)
-    return Check(facts, _advice(facts))
+    return Check(facts, advice_of(facts))
 
 
 def _part_of(source: str | Path, other: str) -> tuple[str | Path, str | None]:
@@ -354,57 +354,3 @@ def _spread(values: np.ndarray) -> dict[str, float] | None:
         return None
     found = {"min": values.min(), "median": np.median(values), "max": values.max()}
     return {name: round(float(value), 2) for name, value in found.items()}
-
-
-def _first(groups: Sequence[Sequence[str]]) -> str:
-    """The first groups of rows, for a line."""
-    shown = "; ".join(" = ".join(group[:_NAMED]) + (" = …" if len(group) > _NAMED else "") for group in groups[:_NAMED])
-    return shown + ("; …" if len(groups) > _NAMED else "")
-
-
-def _advice(facts: dict[str, Any]) -> list[str]:
-    """What is off, and what to do about it."""
-    images, captions, pairs = (facts.get(name, {}) for name in ("images", "captions", "pairs"))
-    found = [
-        (len(facts.get("damaged_shards", ())), facts["rows"], "damaged shards, read up to the damage: write them anew")
-    ]
-    if images:
-        count = images["readable"]
-        found += [
-            (len(images["unreadable"]), facts["rows"], "images cannot be read; training skips and lists them"),
-            (images["repeated"], count, "images repeat another; they are not each other's negatives"),
-            (
-                images["beyond_2_to_1"],
-                count,
-                "images are more than twice as long as wide or wide as long, and a centre crop loses half of "
-                "them; see data.image.resize",
-            ),
-            (images["transparent"], count, "images have transparency, which is composited on white"),
-            (images.get("smaller_than_size", 0), count, f"images are smaller than {images.get('size')} pixels"),
-        ]
-    if captions:
-        found += [
-            (len(captions["empty"]), facts["rows"], "rows have no caption; training skips and lists them"),
-            (captions["repeated"], captions["count"], "captions repeat another; they are not each other's negatives"),
-            (captions.get("cut", 0), captions["count"], "captions are longer than the model reads, and are cut"),
-        ]
-    if images:
-        more = ", at least: so many look alike that not all were compared" if images.get("near_incomplete") else ""
-        near = f"images are nearly another one, scaled or compressed anew{more}"
-        found.append((images["near"], images["readable"], near))
-    if captions:
-        found.append((captions["near"], captions["count"], "captions are another one but for case and punctuation"))
-    if pairs:
-        rows = _first(pairs["repeated_rows"])
-        found.append(
-            (pairs["repeated"], pairs["count"], f"pairs stand there more than once; remove the copies: {rows}")
-        )
-    if shared := facts.get("across_splits"):
-        rows = _first(shared["rows"])
-        found.append((shared["count"], facts["rows"], f"rows stand in several splits, exactly or nearly: {rows}"))
-    if leaked := facts.get("leaks"):
-        first = ", ".join(f"{row['id']} ({row['in']}: {row['as']})" for row in leaked["rows"][:_NAMED])
-        found.append(
-            (leaked["count"], facts["rows"], f"rows stand in what they are to be judged against, too: {first}")
-        )
-    return [f"{count:,} ({count / max(whole, 1):.2%}) {what}" for count, whole, what in found if count]

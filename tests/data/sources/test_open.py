@@ -19,6 +19,7 @@ from mmcl.data.sources import Rows, open_source
 from mmcl.data.sources.beir import is_beir, open_beir
 from mmcl.data.sources.open import SOURCES
 from mmcl.data.sources.tar.rows import open_rows
+from mmcl.data.sources.tar.shards import is_shards
 from mmcl.evaluation.tasks.sentence_pairs import open_sts
 from mmcl.runtime.errors import MmclError
 
@@ -382,6 +383,7 @@ def test_a_source_of_another_package_is_opened_by_its_key(tmp_path, monkeypatch)
     try:
         rows = open_source("count:3", split="dev")
         assert (rows.name, list(rows.texts("text"))) == ("count:3", ["dev 0", "dev 1", "dev 2"])
+        assert not is_shards("count:3.tar")  # the key decides, not what the name ends in
         with pytest.raises(MmclError, match="no such file or folder"):
             open_source("cuont:3")
     finally:

@@ -1,0 +1,62 @@
+"""What is off in a data set, by the facts that a check counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_NAMED = 3  # rows, and groups of rows, that advice names; all are in the facts
+
+
+def advice_of(facts: dict[str, Any]) -> list[str]:
+    """What is off, and what to do about it."""
+    images, captions, pairs = (facts.get(name, {}) for name in ("images", "captions", "pairs"))
+    found = [
+        (len(facts.get("damaged_shards", ())), facts["rows"], "damaged shards, read up to the damage: write them anew")
+    ]
+    if images:
+        count = images["readable"]
+        found += [
+            (len(images["unreadable"]), facts["rows"], "images cannot be read; training skips and lists them"),
+            (images["repeated"], count, "images repeat another; they are not each other's negatives"),
+            (
+                images["beyond_2_to_1"],
+                count,
+                "images are more than twice as long as wide or wide as long, and a centre crop loses half of "
+                "them; see data.image.resize",
+            ),
+            (images["transparent"], count, "images have transparency, which is composited on white"),
+            (images.get("smaller_than_size", 0), count, f"images are smaller than {images.get('size')} pixels"),
+        ]
+    if captions:
+        found += [
+            (len(captions["empty"]), facts["rows"], "rows have no caption; training skips and lists them"),
+            (captions["repeated"], captions["count"], "captions repeat another; they are not each other's negatives"),
+            (captions.get("cut", 0), captions["count"], "captions are longer than the model reads, and are cut"),
+        ]
+    if images:
+        more = ", at least: so many look alike that not all were compared" if images.get("near_incomplete") else ""
+        near = f"images are nearly another one, scaled or compressed anew{more}"
+        found.append((images["near"], images["readable"], near))
+    if captions:
+        found.append((captions["near"], captions["count"], "captions are another one but for case and punctuation"))
+    if pairs:
+        rows = _first(pairs["repeated_rows"])
+        found.append(
+            (pairs["repeated"], pairs["count"], f"pairs stand there more than once; remove the copies: {rows}")
+        )
+    if shared := facts.get("across_splits"):
+        rows = _first(shared["rows"])
+        found.append((shared["count"], facts["rows"], f"rows stand in several splits, exactly or nearly: {rows}"))
+    if leaked := facts.get("leaks"):
+        first = ", ".join(f"{row['id']} ({row['in']}: {row['as']})" for row in leaked["rows"][:_NAMED])
+        found.append(
+            (leaked["count"], facts["rows"], f"rows stand in what they are to be judged against, too: {first}")
+        )
+    return [f"{count:,} ({count / max(total, 1):.2%}) {what}" for count, total, what in found if count]
+
+
+def _first(groups: Sequence[Sequence[str]]) -> str:
+    """The first groups of rows, for a line."""
+    shown = "; ".join(" = ".join(group[:_NAMED]) + (" = …" if len(group) > _NAMED else "") for group in groups[:_NAMED])
+    return shown + ("; …" if len(groups) > _NAMED else "")
