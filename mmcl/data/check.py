@@ -23,6 +23,7 @@ from mmcl.data.images import ImageError, decoded, usable_cpus
 from mmcl.data.near_copies import image_fingerprint, members, normalised, same
 from mmcl.data.sources import open_source
 from mmcl.data.sources.files import format_of
+from mmcl.data.sources.open import SOURCES, is_registered
 from mmcl.data.sources.tar.shards import is_shards
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file, existing_folder
@@ -147,11 +148,8 @@ def check_source(
     tally, found = read(source, split, tokenize)
     facts = _facts(tally, str(source), found, max_tokens if tokenize else None, size)
     if split is None and "split" in found.columns:
-        labels = np.unique([str(label) for label in open_source(source, **table).texts("split")], return_inverse=True)[
-            1
-        ]
-        rows = across((_images if found.has_image else _captions)(tally, str(source)), labels)
-        facts["across_splits"] = {"count": sum(map(len, rows)), "rows": rows}
+        splits = open_source(source, **table).texts("split")
+        facts["across_splits"] = _across_splits(str(source), tally, found, splits)
     others = []
     for other in against:
         try:
@@ -164,14 +162,21 @@ def check_source(
     return Check(facts, advice_of(facts))
 
 
+def _across_splits(source: str, tally: _Tally, found: Checked, splits: Iterable[object]) -> dict[str, Any]:
+    """The rows that stand in several splits: by their images, or by their captions where there are none."""
+    labels = np.unique([str(split) for split in splits], return_inverse=True)[1]
+    rows = across((_images if found.has_image else _captions)(tally, source), labels)
+    return {"count": sum(map(len, rows)), "rows": rows}
+
+
 def _part_of(source: str | Path, other: str) -> tuple[str | Path, str | None]:
     """The source and split that ``other`` names: a source; one with a split after a colon; or a split of ``source``."""
     path, _, part = other.rpartition(":")
     if _exists(other) or "://" in other or is_shards(other):
         return other, None
-    if path.startswith("sample:") or _exists(path):
+    if is_registered(path) or _exists(path):
         return path, part
-    named = "/" in other or path == "sample" or format_of(Path(other)) is not None
+    named = "/" in other or path in SOURCES or format_of(Path(other)) is not None
     return (other, None) if named else (source, other)
 
 
