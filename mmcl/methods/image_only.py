@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmcl.config import schema
@@ -14,7 +15,7 @@ from mmcl.methods.base import Context, Method, refuse_unknown_roles
 from mmcl.methods.outputs import Outputs
 from mmcl.models.heads import Head
 from mmcl.models.towers import Towers
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, first_line
 
 
 class ImageOnly(Method):
@@ -49,6 +50,22 @@ class ImageOnly(Method):
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {name: self.encoder.embedder("image")(**inputs[name]) for name in self.views()}
+
+
+@torch.no_grad()
+def require_readable(encoder: Towers, size: int, setting: str) -> None:
+    """Raise ``MmclError``, which names ``setting``, unless the tower reads images of ``size`` pixels."""
+    tower = encoder.image_tower()
+    training = tower.training
+    try:
+        tower.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # whatever a network of another input size meets
+        raise MmclError(
+            f"{setting}: the image tower cannot read images of {size} pixels ({first_line(error)}); choose another "
+            "size or tower"
+        ) from None
+    finally:
+        tower.train(training)
 
 
 def by_view(vectors: Tensor, count: int = 2) -> Tensor:

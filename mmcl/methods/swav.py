@@ -15,7 +15,7 @@ from mmcl.config.section import Positive, Range
 from mmcl.data.batches.views import Augment, View
 from mmcl.losses import sinkhorn, swapped_prediction
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image_only import ImageOnly, by_view
+from mmcl.methods.image_only import ImageOnly, by_view, require_readable
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.parts.prototypes import Prototypes
@@ -63,6 +63,7 @@ class Swav(ImageOnly):
 
     def __init__(self, config: SwavConfig, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)
+        require_readable(encoder, config.local_size, "method.local_size")
         self.training_head = mlp_head(config.projector, encoder.width)
         self.prototypes = Prototypes(config.projector.dim, config.prototypes)
         dims = dict.fromkeys(CROPS, config.projector.dim)

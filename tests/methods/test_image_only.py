@@ -144,8 +144,9 @@ def test_byol_s_copy_takes_the_statistics_of_its_batch_and_follows_ever_more_slo
 
 def test_swav_swaps_the_assignments_of_global_crops_among_all_crops_and_the_queue(make, batch):
     swav = make(Swav)
-    outputs = swav.project(swav.outputs(batch))
     sizes = swav.encoder.embedder("image").tower.sizes
+    sizes.clear()  # the method has tried a local crop
+    outputs = swav.project(swav.outputs(batch))
     assert sizes == [(12, 3, 16, 16), (24, 3, 8, 8)]
     crops = torch.cat([by_view(outputs.embeddings["image"]), by_view(outputs.embeddings["local"], 4)])
     assert crops.shape == (6, 6, 4)
@@ -189,3 +190,17 @@ def test_a_ring_is_refused_where_the_loss_needs_the_batch(make):
     with pytest.raises(MmclError, match="method 'byol' needs the whole batch on every process; set it to gather"):
         Byol(byol.config, byol.encoder, context)
     assert Simclr(SETTINGS[Simclr], byol.encoder, context).across == "ring"
+
+
+def test_crops_that_the_tower_cannot_read_are_named(tmp_path):
+    from mmcl.training.build import build_method
+
+    config = {
+        "name": "small",
+        "method": {"name": "swav", "local_size": 24, "projector": {"hidden": [8], "dim": 8}},
+        "data": {"train": {"source": "sample:shapes", "split": "dev"}, "image": {"size": 32}},
+        "model": {"dim": 8, "image": {"name": "timm:convnext_atto", "args": {"patch_size": 2}}},
+        "augmentation": {"crop_scale": [0.5, 1.0]},
+    }
+    with pytest.raises(MmclError, match=r"method.local_size: the image tower cannot read images of 24 pixels"):
+        build_method(load_config(config), tmp_path)
