@@ -456,7 +456,7 @@ def test_a_guide_has_features_of_every_text_role(tmp_path, sentences):
     encoder = mmcl.load(folder, dtype="float32")
     for role in TRIPLETS:
         texts = [feed.sources[0].column(role)[row] for row in (5, 2)]
-        vectors = encoder.embedder("text").head(batch.inputs[f"guide_{role}"]["features"])
+        vectors = encoder.embedder("text").head(batch.references["guide"][role]["features"])
         expected = encoder.encode(texts, normalize=False)
         assert np.allclose(vectors.detach().numpy(), expected, atol=1e-5)
     assert method.references.keys() == {"guide"}
