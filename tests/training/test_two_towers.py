@@ -37,10 +37,11 @@ def config(tmp_path):
 
 
 def test_trains_saves_loads_and_encodes_by_the_name_of_a_tower(tmp_path, config):
-    run = train(config, out=tmp_path / "run", show_progress=False)
+    # In bfloat16 near ties may change places between batches of other shapes.
+    run = train(config, out=tmp_path / "run", overrides=["training.precision=float32"], show_progress=False)
     scores = run.metrics
     assert scores["same/question_to_answer/hit@1"] > 0.5
-    encoder = load(tmp_path / "run")
+    encoder = load(tmp_path / "run", dtype="float32")
     assert encoder.towers.names == ["answer", "question"]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
     questions = encoder.encode([row["q"] for row in rows], modality="question")
