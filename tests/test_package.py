@@ -3,6 +3,8 @@
 import graphlib
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import grimp
 import pytest
@@ -41,3 +43,10 @@ def test_a_missing_column_comes_with_the_setting_that_names_it(tmp_path, shapes_
         MmclError, match=r"no column 'image'; it has path, caption; name another with data.columns.image"
     ):
         mmcl.train(config, out=tmp_path / "run")
+
+
+def test_every_package_is_installed():
+    root = Path(__file__).parents[1]
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(file.parent.relative_to(root).parts) for file in (root / "mmcl").rglob("__init__.py")}
+    assert set(listed) == found | {"mmcl.configs"}
