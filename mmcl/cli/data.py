@@ -22,8 +22,10 @@ def list_samples() -> None:
     """List the sample data sets, their origin and terms."""
     from mmcl.data import samples
 
-    rows = [[sample.name, sample.summary, sample.terms] for sample in samples.SAMPLES.values()]
-    print_table(["name", "what it is", "terms"], rows)
+    listed = samples.SAMPLES.values()
+    print_table(["name", "what it is"], [[sample.name, sample.summary] for sample in listed])
+    # Sentences with addresses, which a column of the table would break.
+    say(*(f"terms of {sample.name}: {sample.terms}" for sample in listed))
 
 
 @app.command(short_help="Fetch a sample data set and print its folder.")

@@ -75,6 +75,7 @@ class Ticker:
         self._started, self._first = time.monotonic(), done
         self._spoke = self._started
         self._words = ""
+        self._newest = ""  # metrics that no line has had yet
         self._bar: Any = None
         self._silent = show is False
         if show is None:
@@ -86,17 +87,19 @@ class Ticker:
     def show(self, step: int, values: dict[str, float] | None = None) -> None:
         """The state after ``step``; ``values`` are what was logged there, if anything was."""
         if values is not None:
-            self._words = "  ".join(f"{name} {value:,.4g}" for name, value in values.items())
+            self._words = self._newest = "  ".join(f"{name} {value:,.4g}" for name, value in values.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
             return
         now = time.monotonic()
         passed = now - self._spoke
-        # With the newest metrics if there are any soon, without them rather than not at all.
+        # With new metrics if there are any soon; without them rather than not at all.
         if not self._silent and passed >= (SECONDS_BETWEEN_LINES if values is not None else LONGEST_SILENCE):
             self._spoke = now
             left = (now - self._started) / max(1, step - self._first) * (self.steps - step)
-            log.info("step %d/%d  %s  ETA %s", step, self.steps, self._words, duration(left))
+            words = [f"step {step}/{self.steps}", *filter(None, [self._newest]), f"ETA {duration(left)}"]
+            self._newest = ""
+            log.info("%s", "  ".join(words))
 
     def close(self) -> None:
         if self._bar is not None:

@@ -133,6 +133,21 @@ def test_a_table_of_words_is_as_wide_as_the_terminal_and_keeps_its_distance(term
     assert shown[1].startswith(" rank    score   id")
 
 
+def test_samples_are_listed_with_every_address_of_their_terms_in_one_piece(terminal, monkeypatch):
+    from mmcl.data.samples import SAMPLES
+
+    lines = terminal(80)
+    monkeypatch.setattr(sys, "argv", ["mmcl", "data", "list"])
+    with pytest.raises(SystemExit):
+        main()
+    shown = lines()
+    assert max(map(len, shown)) <= 80
+    addresses = [word.strip("().") for sample in SAMPLES.values() for word in sample.terms.split() if "://" in word]
+    assert addresses
+    assert all(any(address in line for line in shown) for address in addresses)
+    assert all(f"terms of {name}:" in "\n".join(shown) for name in SAMPLES)
+
+
 def test_an_interruption_while_the_command_line_is_imported_is_a_line(monkeypatch, capsys):
     class Interrupted:
         def find_spec(self, name, *_):

@@ -95,6 +95,18 @@ def test_steps_between_two_lines_of_metrics_are_said_too(monkeypatch, caplog):
     assert len(caplog.messages) == 1
 
 
+def test_lines_have_the_metrics_of_a_step_once(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("mmcl.training.logs.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("mmcl.training.logs.LONGEST_SILENCE", 0.0)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    ticker = Ticker(10, 0, show=None)
+    for step, values in ((1, None), (2, {"loss": 1.5}), (3, None), (4, None), (5, {"loss": 1.25})):
+        ticker.show(step, values)
+    shown = [line.split("  ETA ")[0] for line in caplog.messages]
+    assert shown == ["step 1/10", "step 2/10  loss 1.5", "step 3/10", "step 4/10", "step 5/10  loss 1.25"]
+
+
 def test_rates_and_durations():
     assert [rate(done, 2) for done in (0, 1, 30, 24_690)] == ["0", "0.5", "15", "12,345"]
     said = ["0 s", "1 min 0 s", "59 min 59 s", "2 h 1 min"]

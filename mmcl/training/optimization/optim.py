@@ -145,7 +145,7 @@ def public_name(name: str) -> str:
 
 
 def describe_learning(module: nn.Module) -> str:
-    """What learns, part by part: ``image.tower 1.2 M of 5.4 M, image.head 0.1 M, text.tower frozen (22.7 M)``."""
+    """Weights that learn, part by part: ``image.tower 1,204,288 of 5,407,116, text.tower frozen (22,713,216)``."""
     learned: dict[str, int] = {}
     there: dict[str, int] = {}
     for name, parameter in _weights(module):
@@ -155,11 +155,11 @@ def describe_learning(module: nn.Module) -> str:
     described = []
     for part, total in there.items():
         if learned[part] == 0:
-            described.append(f"{part} frozen ({_millions(total)})")
-        elif _millions(learned[part]) != _millions(total):  # some towers have a pooler that is never used
-            described.append(f"{part} {_millions(learned[part])} of {_millions(total)}")
+            described.append(f"{part} frozen ({total:,})")
+        elif learned[part] != total:  # some towers have a pooler that is never used
+            described.append(f"{part} {learned[part]:,} of {total:,}")
         else:
-            described.append(f"{part} {_millions(total)}" if total > 1 else part)
+            described.append(f"{part} {total:,}" if total > 1 else part)
     return ", ".join(described)
 
 
@@ -193,10 +193,6 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters, but for those of copies that only follow what learns."""
     beside = tuple(beside_weights(module))
     return ((name, parameter) for name, parameter in module.named_parameters() if not name.startswith(beside))
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 50_000 else f"{count:,}"
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
