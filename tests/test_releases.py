@@ -38,6 +38,7 @@ def expected(release):
 def test_a_model_gives_the_vectors_that_it_gave(release, expected, run):
     encoder = mmcl.load(release / run, dtype="float32")
     np.testing.assert_allclose(encoder.encode(expected[run]["texts"]), expected[run]["text"], **NEAR)
+    assert list(encoder.towers.heads) == (["projector"] if run == "words" else [])
     if "image" in expected[run]:
         images = [release / f"image-{number}.png" for number in range(3)]
         np.testing.assert_allclose(encoder.encode(images), expected[run]["image"], **NEAR)

@@ -8,11 +8,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmcl.formats.heads import HEADS
 from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.towers import Towers
 from mmcl.runtime.printable import printable
-
-TRAINING_HEAD = "training_head.safetensors"
 
 
 def model_card(towers: Towers) -> str:
@@ -41,8 +40,9 @@ def model_card(towers: Towers) -> str:
     for name in towers.of_modality("text"):
         title = "Texts" if name == "text" else f"Texts of the tower '{_plain(name)}'"
         lines += ["", f"## {title}", "", *_table(_texts(towers, name), str)]
-    if towers.training_head is not None and "text" in towers.modalities:
-        lines += ["", f"`{TRAINING_HEAD}` stood before the loss in training; encoding does without it."]
+    if towers.heads:
+        stood = " and ".join(map(_plain, towers.heads))
+        lines += ["", f"`{HEADS}`: what stood before the loss in training ({stood}); encoding does without."]
     for title, values in towers.card.items():
         lines += ["", f"## {_plain(title.capitalize())}", "", *_table(values)]
     return "\n".join(lines) + "\n"

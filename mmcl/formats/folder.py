@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from mmcl.formats.card import TRAINING_HEAD, model_card
+from mmcl.formats.card import model_card
+from mmcl.formats.heads import build_heads, read_heads, save_heads
 from mmcl.formats.image_towers import rebuild_image_tower
 from mmcl.formats.plausible import require_plausible, weights_bytes
 from mmcl.formats.sentence_transformers import write as writer
@@ -31,8 +32,9 @@ from mmcl.runtime.full_disk import full_disk_is_oserror
 from mmcl.runtime.version import __version__
 
 # 2: towers of CLIP models, described by their configs. 3: heads of any dense layers, training heads, prompts
-# left out of the pooling. 4: towers of any name, with their modality. All earlier ones are read.
-FORMAT_VERSION = 4
+# left out of the pooling. 4: towers of any name, with their modality. 5: any number of heads. All
+# earlier ones are read.
+FORMAT_VERSION = 5
 DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 
@@ -60,13 +62,7 @@ def save(model: Towers, folder: Path) -> Path:
         "card": model.card,
     }
     with atomic_folder(folder) as beside, full_disk_is_oserror(folder):
-        if (training := model.training_head) is not None:
-            linear = training.linear_layers()
-            description["training_head"] = {
-                "dim": linear[-1].out_features if linear else model.width,
-                **training.spec(),
-            }
-            save_tensors(beside / TRAINING_HEAD, training.state_dict())
+        description["heads"] = save_heads(model.heads, beside)
         alone = model.modalities == {"text"} and len(model.names) == 1
         if alone and not writer.cannot_express(model.embedder("text")):
             writer.write(model, beside)
@@ -123,8 +119,8 @@ def read_folder(folder: Path) -> Towers:
         )
     embedders: dict[str, Embedder] = {}
     try:
-        sizes = [description["dim"], description["towers"], description.get("training_head")]
-        require_plausible({"dim": sizes[0], "towers": sizes[1:]}, weights_bytes(folder), folder / DESCRIPTION)
+        sizes = {key: description.get(key) for key in ("dim", "towers", "heads", "training_head")}
+        require_plausible(sizes, weights_bytes(folder), folder / DESCRIPTION)
         kinds = {name: spec.get("modality", name) for name, spec in description["towers"].items()}
         for name, spec in description["towers"].items():
             tower: ImageTower | TextTower
@@ -139,9 +135,7 @@ def read_folder(folder: Path) -> Towers:
         model.conventions = Conventions(**description.get("conventions", {}))
         model.card = description.get("card", {})
         model.logit_scale, model.logit_bias = (description.get(key) for key in ("logit_scale", "logit_bias"))
-        if training := description.get("training_head"):
-            dim = training.pop("dim")
-            model.training_head = Head.from_spec(training, model.width, dim)
+        model.heads = build_heads(description)
         _check_values(model)
     except MmclError:
         raise
@@ -152,8 +146,7 @@ def read_folder(folder: Path) -> Towers:
         writer.read_weights(model.embedder("text"), folder)
     else:
         load_weights(model.embedders, folder / WEIGHTS)
-    if model.training_head is not None:
-        load_weights(model.training_head, folder / TRAINING_HEAD)
+    read_heads(model.heads, description, folder)
     return model
 
 

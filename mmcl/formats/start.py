@@ -55,7 +55,7 @@ def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) ->
         embedders[modality] = Embedder(embedder.tower, embedder.head, frozen=section.frozen)
     start = Towers(embedders, towers.width, config.name)
     start.logit_scale, start.logit_bias = towers.logit_scale, towers.logit_bias
-    start.training_head = towers.training_head
+    start.heads = towers.heads
     return start
 
 

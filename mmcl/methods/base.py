@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,13 @@ from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.views import Augment, Extra, View, make_views
 from mmcl.methods.outputs import Outputs, Rows
 from mmcl.methods.step import Step
-from mmcl.models.heads import Head
+from mmcl.models.heads import Head, Prototypes
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 
 REFERENCES = ("teacher", "guide")
+log = logging.getLogger("mmcl")
+AnyHead = TypeVar("AnyHead", Head, Prototypes)
 
 
 @dataclass
@@ -68,13 +71,13 @@ class Method(nn.Module, ABC):
         config: of the method.
         encoder: the towers to train.
         context: see :class:`Context`.
+
+    Attributes:
+        heads: what stands between the embeddings and the loss, by name, see :meth:`add_head`.
     """
 
     Config: ClassVar[type[MethodConfig]]
     """Its settings."""
-
-    training_head: Head | None
-    """What stands between the embeddings and the loss, and is kept apart from the encoder in the model folder."""
 
     def __init__(self, config: Any, encoder: Towers, context: Context) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ class Method(nn.Module, ABC):
         self.encoder = encoder
         self.context = context
         self.columns = dict(context.columns)
-        self.training_head = None
+        self.heads = nn.ModuleDict()
         self.references = dict(context.references)  # a plain dict: nn.Module does not look into it
         for reference in self.references.values():
             reference.eval().requires_grad_(False)
@@ -98,6 +101,28 @@ class Method(nn.Module, ABC):
             raise MmclError(
                 f"training.exchange: method '{config.name}' needs the whole batch on every process; set it to gather"
             )
+
+    def add_head(self, name: str, make: Callable[[], AnyHead]) -> AnyHead:
+        """A head for training only, which is kept beside the encoder in the model folder.
+
+        Args:
+            name: of the head: ``projector``, ``predictor``, ``prototypes``, …
+            make: a new one. Where the model to start from has a head of that name and of the same architecture, it is
+                that one, with its weights.
+        """
+        kept = self.encoder.heads.get(name)
+        if kept is not None:
+            with torch.device("meta"):  # draws no random numbers
+                wanted = make().architecture()
+            if kept.architecture() != wanted:
+                log.warning(
+                    "%s: the %s of the model to start from is %s, and the one to train %s, with new weights",
+                    self.encoder.name, name, kept.architecture(), wanted,
+                )  # fmt: skip
+                kept = None
+        head = make() if kept is None else cast(AnyHead, kept)
+        self.heads[name] = head
+        return head
 
     @classmethod
     @abstractmethod

@@ -41,17 +41,17 @@ class Byol(ImageOnly):
 
     def __init__(self, config: ByolConfig, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)
-        self.training_head = mlp_head(config.projector, encoder.width)
+        projector = self.add_head("projector", lambda: mlp_head(config.projector, encoder.width))
         same = config.predictor.model_copy(update={"dim": config.projector.dim})
-        self.predictor = mlp_head(same, config.projector.dim)
-        parts = {"image": encoder.embedder("image"), "projector": self.projector}
+        self.add_head("predictor", lambda: mlp_head(same, config.projector.dim))
+        parts = {"image": encoder.embedder("image"), "projector": projector}
         self.momentum = MomentumCopy(parts, config.momentum, statistics="batch")
 
     def embed_keys(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {"image": self.momentum("image", **inputs["image"])} if self.training else {}
 
     def project(self, outputs: Outputs) -> Outputs:
-        predictions = self.predictor(self.projector(outputs.embeddings["image"]))
+        predictions = self.heads["predictor"](self.heads["projector"](outputs.embeddings["image"]))
         targets = {name: self.momentum("projector", keys) for name, keys in outputs.keys.items()}
         return replace(outputs, embeddings={"image": predictions}, keys=targets)
 

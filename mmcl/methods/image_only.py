@@ -13,7 +13,6 @@ from mmcl.data.batches.batch import Inputs
 from mmcl.data.batches.views import View
 from mmcl.methods.base import Context, Method, refuse_unknown_roles
 from mmcl.methods.outputs import Outputs
-from mmcl.models.heads import Head
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, first_line
 
@@ -38,12 +37,6 @@ class ImageOnly(Method):
         columns = {"image": "image"}
         refuse_unknown_roles(config, columns)
         return columns
-
-    @property
-    def projector(self) -> Head:
-        """What stands between the embeddings and the loss."""
-        assert self.training_head is not None, "a method makes it"
-        return self.training_head
 
     def views(self) -> dict[str, View]:
         return {"image": View("image", "image", self.augment, count=2)}

@@ -35,7 +35,7 @@ class Simclr(ImageOnly):
 
     def __init__(self, config: SimclrConfig, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)
-        self.training_head = mlp_head(config.projector, encoder.width)
+        self.add_head("projector", lambda: mlp_head(config.projector, encoder.width))
 
     @property
     def rings(self) -> bool:
@@ -47,7 +47,7 @@ class Simclr(ImageOnly):
         return 2 * self.context.batch_size - 2
 
     def project(self, outputs: Outputs) -> Outputs:
-        return replace(outputs, embeddings={"image": self.projector(outputs.embeddings["image"])})
+        return replace(outputs, embeddings={"image": self.heads["projector"](outputs.embeddings["image"])})
 
     def loss(self, outputs: Outputs, step: Step) -> Loss:
         blockwise = Blockwise(across=self.across)

@@ -105,7 +105,6 @@ class Simcse(Paired):
     A text is no negative of a row that has it as its anchor or as its positive.
 
     Attributes:
-        training_head: maps embeddings before they are compared in training, if the config says so.
         masked_language: predicts hidden tokens besides, if the config says so.
     """
 
@@ -122,14 +121,11 @@ class Simcse(Paired):
         super().__init__(config, encoder, context)
         _refuse_what_does_nothing(config, hard=bool(self.negatives or context.mined))
         if config.training_head:
-            kept = encoder.training_head  # of the model to start from
-            self.training_head = Head(HeadConfig(kind="tanh"), encoder.width, encoder.width) if kept is None else kept
+            self.add_head("projector", lambda: Head(HeadConfig(kind="tanh"), encoder.width, encoder.width))
         mlm, embedder = config.mlm, encoder.embedder("text")
         self.masked_language = MaskedLanguage(embedder, mlm.probability) if mlm else None
         if config.queue is not None:
-            parts: dict[str, nn.Module] = {"text": embedder}
-            if self.training_head is not None:
-                parts["training_head"] = self.training_head
+            parts: dict[str, nn.Module] = {"text": embedder, **self.heads}
             self.make_queue(config.queue, self.sides if config.symmetric else self.sides[1:], parts)
 
     @classmethod
@@ -233,15 +229,15 @@ class Simcse(Paired):
         return self.sides if self.config.symmetric else self.sides[:1]
 
     def project(self, outputs: Outputs) -> Outputs:
-        """The embeddings through the training head, whose parameters every process holds in full, however the towers
-        are spread."""
-        if self.training_head is None or not self.training:
+        """The embeddings through the projector, if there is one: every process holds all of its parameters, however the
+        towers are spread."""
+        if not (self.heads and self.training):
             return outputs
         names = [name for name in self.embedding_names if name in outputs.embeddings]
-        projected = {name: self.training_head(outputs.embeddings[name]) for name in names}
+        projected = {name: self.heads["projector"](outputs.embeddings[name]) for name in names}
         keys = outputs.keys
         if self.momentum is not None:
-            keys = {name: self.momentum("training_head", vectors) for name, vectors in keys.items()}
+            keys = {name: self.momentum("projector", vectors) for name, vectors in keys.items()}
         return replace(outputs, embeddings=outputs.embeddings | projected, keys=keys)
 
     def contrast(self, compared: Compared) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ from mmcl.methods.base import Context, Loss
 from mmcl.methods.image_only import ImageOnly, by_view, require_readable
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
-from mmcl.methods.parts.prototypes import Prototypes
 from mmcl.methods.parts.queue import MemoryQueue, require_start
 from mmcl.methods.step import Step
+from mmcl.models.heads import Prototypes
 from mmcl.models.towers import Towers
 
 GLOBAL, LOCAL = "image", "local"  # views
@@ -64,10 +64,15 @@ class Swav(ImageOnly):
     def __init__(self, config: SwavConfig, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)
         require_readable(encoder, config.local_size, "method.local_size")
-        self.training_head = mlp_head(config.projector, encoder.width)
-        self.prototypes = Prototypes(config.projector.dim, config.prototypes)
+        self.add_head("projector", lambda: mlp_head(config.projector, encoder.width))
+        self.add_head("prototypes", lambda: Prototypes(config.projector.dim, config.prototypes))
         dims = dict.fromkeys(CROPS, config.projector.dim)
         self.queue = MemoryQueue(config.queue, dims, columns=1, start=config.queue_start) if config.queue else None
+
+    @property
+    def prototypes(self) -> Prototypes:
+        """The cluster centres."""
+        return cast(Prototypes, self.heads["prototypes"])
 
     def views(self) -> dict[str, View]:
         assert self.context.augmentation is not None, "refused without"
@@ -77,7 +82,7 @@ class Swav(ImageOnly):
 
     def project(self, outputs: Outputs) -> Outputs:
         parts = list(outputs.embeddings.values())
-        vectors = F.normalize(self.projector(torch.cat(parts)), dim=1).split([len(part) for part in parts])
+        vectors = F.normalize(self.heads["projector"](torch.cat(parts)), dim=1).split([len(part) for part in parts])
         return replace(outputs, embeddings=dict(zip(outputs.embeddings, vectors, strict=True)))
 
     def loss(self, outputs: Outputs, step: Step) -> Loss:

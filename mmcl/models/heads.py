@@ -1,10 +1,12 @@
-"""From a tower's features to the shared space."""
+"""Heads: from a tower's features to the shared space, and from there to a loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.config.model import HeadConfig
@@ -52,6 +54,7 @@ class Head(nn.Sequential):
     """A map from (N, ``width``) features to (N, ``dim``) embeddings: dropout, then a chain of dense layers.
 
     Attributes:
+        width: of the features.
         config: the section it was made by; None for a chain that no section describes.
         layers: the chain.
 
@@ -69,6 +72,7 @@ class Head(nn.Sequential):
             "tanh": [Dense(dim, activation="tanh")],
         }
         super().__init__(nn.Dropout(config.dropout))
+        self.width = width
         self.config: HeadConfig | None = config
         self.layers: list[Dense] = []
         self._extend(width, kinds[config.kind])
@@ -104,6 +108,15 @@ class Head(nn.Sequential):
             return self.config.model_dump()
         return {"dropout": self[0].p, "layers": [layer._asdict() for layer in self.layers]}
 
+    @property
+    def dim(self) -> int:
+        """Of the embeddings."""
+        return self.layers[-1].width if self.layers else self.width
+
+    def architecture(self) -> str:
+        """Its layers in words, dropout apart: heads of one architecture can have each other's weights."""
+        return " → ".join([str(self.width), *map(_in_words, self.layers)])
+
     def forward(self, features: Tensor) -> Tensor:
         """(N, dim) embeddings of (N, width) features, which are float32 whatever the weights."""
         linear = self.linear_layers()
@@ -131,3 +144,42 @@ class Head(nn.Sequential):
                 self.append(ACTIVATIONS[name]())
             self.layers.append(Dense(layer.width, layer.bias, name, layer.norm))
             width = layer.width
+
+
+def _in_words(layer: Dense) -> str:
+    facts = ["no bias"] * (not layer.bias) + [fact for fact in (layer.norm, layer.activation) if fact not in _DEFAULTS]
+    return f"{layer.width} ({', '.join(facts)})" if facts else str(layer.width)
+
+
+_DEFAULTS = {Dense(1).norm, Dense(1).activation}
+
+
+class Prototypes(nn.Module):
+    """K unit vectors, whose inner products with unit vectors are scores (SwAV, Caron et al. 2020, arXiv:2006.09882).
+
+    Args:
+        width: D of the vectors.
+        dim: K.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.width, self.dim = width, dim
+        self.weight = nn.Parameter(F.normalize(torch.randn(dim, width), dim=1))
+
+    def spec(self) -> dict[str, Any]:
+        """What they are, beside their width and number."""
+        return {"kind": "prototypes"}
+
+    def architecture(self) -> str:
+        """As :meth:`Head.architecture`."""
+        return f"{self.width} → {self.dim} prototypes"
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(…, K) scores of (…, D) unit vectors."""
+        return F.linear(vectors, self.weight)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Bring them back to unit length, from which an update has moved them."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mmcl.models.embedder import Embedder
-from mmcl.models.heads import Head
+from mmcl.models.heads import Head, Prototypes
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError
@@ -62,8 +62,8 @@ class Towers(nn.Module):
         card: what the model card says beside the architecture: data, settings, scores.
         logit_scale: ln(1/τ) of the temperature τ it was trained with; None if unknown.
         logit_bias: the bias of its sigmoid loss; None without one.
-        training_head: the head between the embeddings and the loss, used in training only, as SimCSE's MLP; None
-            without. It is no submodule: neither among the parameters nor in the state.
+        heads: what stood between the embeddings and the loss in training, by name: ``projector``, ``predictor``, … They
+            are no submodules: neither among the parameters nor in the state.
 
     Raises:
         MmclError: the name of a tower has other characters than letters, digits, ``_`` and ``-``.
@@ -81,13 +81,7 @@ class Towers(nn.Module):
         self.card: dict[str, Any] = {}
         self.logit_scale: float | None = None
         self.logit_bias: float | None = None
-        self.training_head: Head | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "training_head":  # a module's attribute that is a module would become a submodule
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+        self.heads: Mapping[str, Head | Prototypes] = {}
 
     @property
     def dim(self) -> int:
@@ -147,7 +141,7 @@ class Towers(nn.Module):
         """
         found = [self.resolve(name) for name in names]
         part = Towers({name: self.embedder(name) for name in found}, self.width, self.name)
-        for field in ("conventions", "path", "card", "logit_scale", "logit_bias", "training_head"):
+        for field in ("conventions", "path", "card", "logit_scale", "logit_bias", "heads"):
             setattr(part, field, getattr(self, field))
         part.training = self.training
         return part

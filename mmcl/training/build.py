@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -35,6 +36,8 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder
 from mmcl.runtime.full_disk import full_disk_is_oserror
 from mmcl.training.optimization.micro_batch import NO_TOKENS
+
+log = logging.getLogger("mmcl")
 
 
 def build_method(config: Config, folder: Path) -> Method:
@@ -73,7 +76,19 @@ def build_method(config: Config, folder: Path) -> Method:
         ),
     )
     _refuse_equal_views(method, config)
+    _log_heads(method)
     return method
+
+
+def _log_heads(method: Method) -> None:
+    """Say which heads of the model to start from go on, and which do not."""
+    encoder = method.encoder
+    taken = [name for name, head in encoder.heads.items() if name in method.heads and method.heads[name] is head]
+    unused = [name for name in encoder.heads if name not in method.heads]
+    if taken:
+        log.info("%s: training starts with its %s", encoder.name, " and ".join(taken))
+    if unused:
+        log.info("%s: method '%s' has no use for its %s", encoder.name, method.config.name, " and ".join(unused))
 
 
 def finish_encoder(method: Method) -> Towers:
@@ -82,7 +97,7 @@ def finish_encoder(method: Method) -> Towers:
     for name in encoder.names:
         merge_lora(encoder.embedder(name).tower.net)
     encoder.logit_scale, encoder.logit_bias = method.learned_scale()
-    encoder.training_head = method.training_head
+    encoder.heads = {name: cast(Head, head) for name, head in method.heads.items()}
     return encoder
 
 

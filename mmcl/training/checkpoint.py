@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +59,12 @@ class Progress:
     judged: bool = True
 
 
+_FORMER = {
+    "training_head.": "heads.projector.",
+    "momentum.parts.training_head.": "momentum.parts.projector.",
+    "predictor.": "heads.predictor.",
+    "prototypes.": "heads.prototypes.",
+}  # what heads were called in the state of a method
 _PROGRESS = TypeAdapter(Progress)
 _CHECKSUMS = TypeAdapter(dict[str, str])
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -142,16 +149,17 @@ def load_checkpoint(
     live = method.state_dict()
     weights = {
         name: sharded_like(tensor, live[name]) if name in live else tensor
-        for name, tensor in load_file(checkpoint / "model.safetensors").items()
+        for name, tensor in current_names(load_file(checkpoint / "model.safetensors"), live).items()
     }
     missing, unexpected = method.load_state_dict(weights, strict=False)
     wrong = [*unexpected, *(changed_names(method) & set(missing))]
     if wrong:
         raise MmclError(f"{checkpoint}: holds another model than the config describes (first difference: {wrong[0]})")
     if average is not None:
-        average.load(load_file(checkpoint / "average.safetensors"))
+        average.load(current_names(load_file(checkpoint / "average.safetensors"), live))
     if optimizer is not None:
-        _restore_optimizer(optimizer, method, load_file(checkpoint / "optimizer.safetensors"), checkpoint)
+        moments = current_names(load_file(checkpoint / "optimizer.safetensors"), live)
+        _restore_optimizer(optimizer, method, moments, checkpoint)
         random = checkpoint / f"random-{distributed.rank()}.safetensors"
         if random.name in checksums:
             _restore_random_state(load_file(random))
@@ -161,6 +169,24 @@ def load_checkpoint(
     if position.name in checksums:
         progress.position = json.loads(position.read_text(encoding="utf-8"))
     return progress
+
+
+def current_names(tensors: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` of the state of a method, or of its optimizer, by the names that these have now.
+
+    Args:
+        tensors: as read.
+        live: the state of the method.
+    """
+
+    def name_now(name: str) -> str:
+        for former, now in _FORMER.items():
+            renamed = now + name.removeprefix(former)
+            if name.startswith(former) and renamed.partition(":")[0] in live:
+                return renamed
+        return name
+
+    return {name_now(name): tensor for name, tensor in tensors.items()}
 
 
 def recorded_precision(checkpoint: Path) -> str:

@@ -35,7 +35,7 @@ def card_of(name="n", prompt=("q", "w"), values=None):
         of_modality=lambda modality: [modality],
         name=name,
         dim=4,
-        training_head=None,
+        heads={},
         card=values or {},
         text_tower=lambda _: tower,
     )

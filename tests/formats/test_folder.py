@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mmcl
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
@@ -15,7 +16,7 @@ from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.text_towers import build_text_tower
 from mmcl.models.embedder import Embedder
-from mmcl.models.heads import Dense, Head
+from mmcl.models.heads import Dense, Head, Prototypes
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -34,21 +35,43 @@ def encoder():
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first_last"])  # a folder of sentence-transformers', and one of ours alone
-def test_the_training_head_is_kept_beside_what_embeds(encoder, tmp_path, pooling):
+def test_heads_are_kept_beside_what_embeds(encoder, tmp_path, pooling):
     encoder.embedder("text").tower.set_pooling(pooling)
     expected = encoder.encode(TEXTS)
-    encoder.towers.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
+    heads = {
+        "mlp": Head(HeadConfig(kind="tanh"), 8, 8),
+        "projector": Head.from_layers(8, [Dense(5, False, "relu", "batch"), Dense(6, True, "gelu", "layer"), Dense(4)]),
+        "predictor": Head.from_layers(4, [Dense(4, bias=False)], dropout=0.5),
+        "prototypes": Prototypes(4, 7),
+    }
+    encoder.towers.heads = heads
     loaded = mmcl.load(encoder.save(tmp_path / "model"), dtype="float32")
-    features = torch.randn(3, 8)
-    torch.testing.assert_close(loaded.towers.training_head(features), encoder.towers.training_head(features))
+    assert list(loaded.towers.heads) == list(heads)
+    for name, head in heads.items():
+        again, features = loaded.towers.heads[name].eval(), torch.randn(6, head.width)
+        torch.testing.assert_close(again(features), head.eval()(features), rtol=0, atol=0)
+        assert (again.architecture(), again.spec(), again.dim) == (head.architecture(), head.spec(), head.dim)
     np.testing.assert_array_equal(loaded.encode(TEXTS), expected)
-    assert not any("training_head" in name for name in loaded.state_dict())
-    (tmp_path / "model" / "training_head.safetensors").unlink()
-    with pytest.raises(MmclError, match=r"training_head\.safetensors: the weights are missing"):
+    assert loaded.state_dict().keys() == encoder.state_dict().keys()
+    (tmp_path / "model" / "heads.safetensors").unlink()
+    with pytest.raises(MmclError, match=r"heads\.safetensors: the weights are missing"):
         mmcl.load(tmp_path / "model", dtype="float32")
-    encoder.towers.training_head = None
+    encoder.towers.heads = {}
     encoder.save(tmp_path / "model")
-    assert mmcl.load(tmp_path / "model", dtype="float32").towers.training_head is None
+    assert mmcl.load(tmp_path / "model", dtype="float32").towers.heads == {}
+    assert not (tmp_path / "model" / "heads.safetensors").exists()
+
+
+def test_the_one_head_of_format_4_is_the_projector(encoder, tmp_path):
+    head = Head.from_layers(8, [Dense(5, False, "relu", "layer"), Dense(4)])
+    path = encoder.save(tmp_path / "model") / "mmcl.json"
+    description = json.loads(path.read_text()) | {"format_version": 4, "training_head": {"dim": 4, **head.spec()}}
+    del description["heads"]
+    path.write_text(json.dumps(description))
+    save_file(head.state_dict(), tmp_path / "model" / "training_head.safetensors")
+    heads, features = mmcl.load(tmp_path / "model", dtype="float32").towers.heads, torch.randn(3, 8)
+    assert list(heads) == ["projector"]
+    torch.testing.assert_close(heads["projector"](features), head(features), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last_two"])
@@ -76,7 +99,7 @@ def test_folders_of_format_2_still_open(encoder, tmp_path):
 
 
 def test_the_card_tells_how_to_use_the_model(encoder, tmp_path):
-    encoder.towers.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
+    encoder.towers.heads = {"projector": Head(HeadConfig(kind="tanh"), 8, 8), "prototypes": Prototypes(8, 3)}
     encoder.card = {"training": {"matryoshka": [8, 4]}}
     card = (encoder.save(tmp_path / "model") / "README.md").read_text()
     for line in (
@@ -85,7 +108,7 @@ def test_the_card_tells_how_to_use_the_model(encoder, tmp_path):
         "| pooling | mean |",
         "| tokens | longer texts are cut after 64 |",
         "`encode(truncate_dim=…)` keeps the first, as it was trained to: 8, 4",
-        "`training_head.safetensors` stood before the loss",
+        "`heads.safetensors`: what stood before the loss in training (projector and prototypes)",
     ):
         assert line in card
 

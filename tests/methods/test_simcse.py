@@ -261,24 +261,24 @@ def test_the_training_head_stands_before_the_loss_in_training_only(make_simcse, 
     plain = make_simcse(encoder=simcse.encoder)
     before = Encoder(plain.encoder).encode(SENTENCES)
     views = simcse.outputs(make_batch(simcse.encoder, text=SENTENCES))
-    through = {side: simcse.training_head(views.embeddings[side]) for side in ("anchor", "positive")}
-    weight, bias = simcse.training_head[1].weight, simcse.training_head[1].bias
+    through = {side: simcse.heads["projector"](views.embeddings[side]) for side in ("anchor", "positive")}
+    weight, bias = simcse.heads["projector"][1].weight, simcse.heads["projector"][1].bias
     torch.testing.assert_close(through["anchor"], torch.tanh(F.linear(views.embeddings["anchor"], weight, bias)))
     torch.testing.assert_close(
         simcse.loss(simcse.project(views), STEP).value, plain.loss(with_embeddings(views, through), STEP).value
     )
     assert simcse.eval().project(views) is views
-    assert any(name.startswith("training_head") for name in simcse.state_dict())
-    assert not any("training_head" in name for name in simcse.encoder.state_dict())
-    simcse.training_head[1].weight.data.add_(1.0)
+    assert any(name.startswith("heads.projector") for name in simcse.state_dict())
+    assert not any("projector" in name for name in simcse.encoder.state_dict())
+    simcse.heads["projector"][1].weight.data.add_(1.0)
     assert np.array_equal(Encoder(simcse.encoder).encode(SENTENCES), before)
 
 
 def test_training_goes_on_with_the_head_that_a_model_was_trained_with(make_simcse, make_text_encoder):
     encoder = make_text_encoder()
-    encoder.training_head = Head(HeadConfig(kind="tanh"), 6, 6)
-    assert make_simcse(encoder=encoder, training_head=True).training_head is encoder.training_head
-    assert make_simcse(encoder=encoder).training_head is None
+    encoder.heads = {"projector": (head := Head(HeadConfig(kind="tanh"), 6, 6))}
+    assert make_simcse(encoder=encoder, training_head=True).heads["projector"] is head
+    assert not make_simcse(encoder=encoder).heads
 
 
 def config_of(columns, loss="info_nce", of_source=None):
@@ -364,5 +364,5 @@ def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path):
     assert logged[-1]["contrastive"] < 0.8 * logged[0]["contrastive"]
     assert logged[-1]["mlm"] < logged[0]["mlm"]
     encoder = load(run.folder)
-    assert encoder.towers.training_head is not None
+    assert list(encoder.towers.heads) == ["projector"]
     assert encoder.encode(rows[:3]).shape == (3, 16)

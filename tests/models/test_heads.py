@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mmcl.config.model import HeadConfig
-from mmcl.models.heads import ACTIVATIONS, Dense, Head
-from mmcl.models.towers import Towers
+from mmcl.models.heads import ACTIVATIONS, Dense, Head, Prototypes
 from mmcl.runtime.errors import MmclError
 
 
@@ -77,13 +77,32 @@ def test_mistakes_are_told_in_one_line():
         Head(HeadConfig(kind="none"), 6, 5)
 
 
-def test_a_training_head_is_no_part_of_the_encoder():
-    encoder = Towers({}, 6)
-    assert encoder.training_head is None
-    encoder.training_head = head = Head(HeadConfig(kind="tanh"), 6, 6)
-    assert encoder.training_head is head
-    assert list(encoder.parameters()) == []
-    assert encoder.state_dict() == {}
-    assert head not in encoder.modules()
-    encoder.training_head = None
-    assert encoder.training_head is None
+def test_an_architecture_names_all_that_weights_depend_on():
+    layers = [Dense(8, False, "relu", "batch"), Dense(4)]
+    assert Head.from_layers(6, layers, dropout=0.1).architecture() == "6 → 8 (no bias, batch, relu) → 4"
+    others = [
+        Head.from_layers(5, layers),
+        *(Head.from_layers(6, [layers[0]._replace(**change), layers[1]]) for change in (
+            {"width": 9}, {"bias": True}, {"activation": "gelu"}, {"norm": "layer"},
+        )),
+        Head.from_layers(6, layers[:1]),
+        Prototypes(6, 4),
+    ]  # fmt: skip
+    assert len({head.architecture() for head in [Head.from_layers(6, layers), *others]}) == 8
+    assert (
+        Head(HeadConfig(kind="tanh"), 6, 6).architecture()
+        == Head.from_layers(6, [Dense(6, True, "Tanh")]).architecture()
+    )
+
+
+def test_prototypes_score_unit_vectors_and_come_back_to_unit_length():
+    torch.manual_seed(0)
+    prototypes = Prototypes(3, 5)
+    vectors = F.normalize(torch.randn(2, 4, 3), dim=-1)
+    before = prototypes.weight.detach().clone()
+    torch.testing.assert_close(before.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(prototypes(vectors), torch.einsum("vnd,kd->vnk", vectors, before))
+    with torch.no_grad():
+        prototypes.weight.mul_(torch.arange(1.0, 6.0)[:, None])
+    prototypes.normalise()
+    torch.testing.assert_close(prototypes.weight.detach(), before)

@@ -39,11 +39,11 @@ def test_names_are_words():
         Towers({"a/b": texts("user").embedder("user")}, 8)
 
 
-def test_the_training_head_is_no_part_of_the_network():
+def test_heads_are_no_part_of_the_network():
     towers = texts("text")
     names = list(towers.state_dict())
     assert all(name.startswith("embedders.text.") for name in names)
-    towers.training_head = Head(HeadConfig(kind="tanh"), 8, 8)
+    towers.heads = {"projector": Head(HeadConfig(kind="tanh"), 8, 8)}
     assert list(towers.state_dict()) == names
     assert len(list(towers.parameters())) == len(list(towers.embedders.parameters()))
 

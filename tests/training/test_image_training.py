@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmcl import load, train
+from mmcl.config.load import load_config
 from mmcl.methods import Step
+from mmcl.runtime.files import sha256_file
+from mmcl.training.build import build_method
+from mmcl.training.checkpoint import list_checkpoints
 
 from .processes import launch
 
@@ -24,6 +29,7 @@ METHODS = {
         "freeze_prototypes": 1,
     },
 }  # fmt: skip
+HEADS = {"simclr": {"projector"}, "byol": {"projector", "predictor"}, "swav": {"projector", "prototypes"}}
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 16, "dynamic_img_size": True}
 SCRIPT = """
 import sys, json
@@ -61,8 +67,24 @@ def config_of(images, name, **training):
     }  # fmt: skip
 
 
-def weights(run):
-    return load_file(run / "model" / "model.safetensors")
+def weights(run, file="model"):
+    return load_file(run / "model" / f"{file}.safetensors")
+
+
+def name_heads_as_before(checkpoint):
+    """What a checkpoint was when each head had a place of its own in the method."""
+    former = {"heads.projector.": "training_head.", "heads.": ""}
+    state = json.loads((checkpoint / "state.json").read_text())
+    for file in ("model", "optimizer"):
+        path = checkpoint / f"{file}.safetensors"
+        tensors = load_file(path)
+        for name in list(tensors):
+            old = next((old + name.removeprefix(new) for new, old in former.items() if name.startswith(new)), name)
+            tensors[old] = tensors.pop(name)
+        assert any(name.startswith("training_head.") for name in tensors)
+        save_file(tensors, path)
+        state["sha256"][path.name] = sha256_file(path)
+    (checkpoint / "state.json").write_text(json.dumps(state))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -84,19 +106,23 @@ def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images,
         patch.setattr(Trainer, "_step", lambda self, *given: stop() if given[1] == 5 else step(self, *given))
         with pytest.raises(KeyboardInterrupt):
             train(config, out=stopped, show_progress=False)
-    train(config, out=stopped, resume=True, show_progress=False)
-    ours, theirs = weights(tmp_path / "whole"), weights(stopped)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    former = shutil.copytree(stopped, tmp_path / "former")
+    name_heads_as_before(list_checkpoints(former)[-1])
+    for folder in (stopped, former):
+        train(config, out=folder, resume=True, show_progress=False)
+        for file in ("model", "heads"):
+            ours, theirs = weights(tmp_path / "whole", file), weights(folder, file)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     encoder = load(stopped)
     assert encoder.modalities == {"image"}
     assert encoder.encode(Image.new("RGB", (20, 30))).shape == (16,)
-    assert encoder.towers.training_head is not None
+    assert encoder.towers.heads.keys() == HEADS[name]
     assert "pipeline_tag: image-feature-extraction" in (stopped / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_learn_what_the_batch_learns(tmp_path, images, name):
-    from mmcl.config.load import load_config
     from mmcl.training.loop import Trainer
 
     found = []
@@ -112,6 +138,27 @@ def test_micro_batches_learn_what_the_batch_learns(tmp_path, images, name):
         np.testing.assert_allclose(found[0][number], found[1][number], rtol=1e-6)
     for key, tensor in found[0][2].items():
         torch.testing.assert_close(found[1][2][key], tensor, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_a_run_starts_with_the_heads_of_a_model_that_fit(tmp_path, images, caplog):
+    caplog.set_level("INFO", "mmcl")
+    first = train(config_of(images, "byol", epochs=0.4), out=tmp_path / "first", show_progress=False)
+    kept = weights(first.folder, "heads")
+    config = config_of(images, "byol") | {"model": {"name": str(first.folder)}}
+    method = build_method(load_config(config), tmp_path / "next")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in method.heads.state_dict().items())
+    assert "starts with its projector and predictor" in caplog.text
+    caplog.clear()
+    other = config | {"method": METHODS["byol"] | {"predictor": SMALL | {"norm": "batch", "bias": False}}}
+    method = build_method(load_config(other), tmp_path / "next")
+    assert torch.equal(method.heads["projector"][1].weight, kept["projector.1.weight"])
+    assert "the predictor of the model to start from is 8 → 16 (no bias, layer, relu) → 8, and " in caplog.text
+    assert "the one to train 8 → 16 (no bias, batch, relu) → 8 (no bias), with new weights" in caplog.text
+    assert "starts with its projector\n" in caplog.text
+    caplog.clear()
+    simclr = config | {"method": METHODS["simclr"]}
+    assert list(build_method(load_config(simclr), tmp_path / "next").heads) == ["projector"]
+    assert "has no use for its predictor" in caplog.text
 
 
 @pytest.mark.slow

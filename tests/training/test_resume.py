@@ -16,7 +16,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.callbacks.evaluations import Evaluations
 from mmcl.training.check_config import check_config
-from mmcl.training.checkpoint import list_checkpoints
+from mmcl.training.checkpoint import current_names, list_checkpoints
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.loop import Trainer
 
@@ -254,3 +254,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_with_every_optimizer(tmp_path, w
 
 def learned(checkpoint):
     return [(checkpoint / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
+
+
+def test_former_names_of_heads_are_read_and_names_of_others_are_left():
+    live = dict.fromkeys(["heads.projector.1.weight", "momentum.parts.projector.1.bias", "predictor.1.weight"])
+    former = [
+        "training_head.1.weight",
+        "momentum.parts.training_head.1.bias",
+        "predictor.1.weight",
+        "prototypes.weight",
+    ]
+    names = ["heads.projector.1.weight", "momentum.parts.projector.1.bias", *former[2:]]
+    assert list(current_names(dict.fromkeys(former), live)) == names
+    assert list(current_names({"training_head.1.weight:exp_avg": None}, live)) == ["heads.projector.1.weight:exp_avg"]

@@ -124,7 +124,7 @@ def test_triplets_are_learned_and_found_again(tmp_path, sentences, caplog):
     assert "23 negatives per query" in caplog.text  # 11 other positives, 12 hard ones
     assert run.metrics["dev/anchor_to_positive/hit@1"] > 0.2
     assert 0 < run.metrics["dev/positive_to_anchor/mrr"] <= 1
-    assert mmcl.load(run.folder).towers.training_head is not None
+    assert list(mmcl.load(run.folder).towers.heads) == ["projector"]
 
 
 def test_labelled_pairs_are_learned(tmp_path, sentences, caplog):
@@ -155,7 +155,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, sentenc
         trainer.fit()
     resumed = train(config, out=tmp_path / "cut", resume=True, show_progress=False)
     assert losses(resumed) == losses(whole)
-    for file in ("model", "training_head"):
+    for file in ("model", "heads"):
         one, other = (load_file(run.folder / "model" / f"{file}.safetensors") for run in (whole, resumed))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -20,6 +20,8 @@ class MlpConfig(Section):
     """Widths of the hidden layers; none for a single dense layer."""
     dim: Width = 128
     """Width of the output."""
+    bias: bool = True
+    """Bias of the output. A hidden layer has one where no normalisation follows."""
     norm: Literal["batch", "layer", "none"] = "batch"
     """Normalisation after each hidden layer. `batch` takes the statistics of the global batch, whatever the
     micro-batches and processes, and keeps no running ones."""
@@ -28,4 +30,4 @@ class MlpConfig(Section):
 def mlp_head(config: MlpConfig, width: int) -> Head:
     """The head that ``config`` describes, from (N, ``width``) to (N, ``config.dim``)."""
     hidden = [Dense(size, config.norm == "none", "relu", config.norm) for size in config.hidden]
-    return Head.from_layers(width, [*hidden, Dense(config.dim)])
+    return Head.from_layers(width, [*hidden, Dense(config.dim, config.bias)])

@@ -23,7 +23,7 @@ from mmcl.runtime.files import atomic_file
 from mmcl.runtime.sharding import full_tensor, sharded_like
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.callbacks.evaluations import Evaluations
-from mmcl.training.checkpoint import Progress, learned_names
+from mmcl.training.checkpoint import Progress, current_names, learned_names
 from mmcl.training.optimization.average import holding, live_tensors
 
 START = "start.safetensors"  # the weights before training, in the run folder
@@ -76,7 +76,7 @@ def load_start(module: nn.Module, names: set[str], path: Path) -> dict[str, Tens
         MmclError: the file is missing or damaged, or was written for another model.
     """
     try:
-        start = load_file(path)
+        start = current_names(load_file(path), module.state_dict())
     except (FileNotFoundError, SafetensorError) as error:
         raise MmclError(
             f"{path}: the starting weights, which training.wise_ft needs, cannot be read ({error}); start a new run"

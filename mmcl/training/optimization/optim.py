@@ -140,8 +140,9 @@ def layer_scales(module: nn.Module, decay: float) -> dict[str, float]:
 
 
 def public_name(name: str) -> str:
-    """What a parameter is called in ``training.groups``: ``image.tower.net.…``, ``text.head.1.weight``."""
-    return name.removeprefix("encoder.embedders.")
+    """What a parameter is called in ``training.groups``: ``image.tower.net.…``, ``text.head.1.weight``,
+    ``projector.1.weight``."""
+    return name.removeprefix("encoder.embedders.").removeprefix("heads.")
 
 
 def describe_learning(module: nn.Module) -> str:

@@ -360,9 +360,9 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
         losses.append(info_nce(v[query], v[key_name], simcse.temperature, guide=guide, **options))
     exactly(loss, torch.stack(losses).mean())
     if head and momentum is not None:
-        copied = simcse.momentum("training_head", views.keys["anchor"])
+        copied = simcse.momentum("projector", views.keys["anchor"])
         exactly(v["key_anchor"], copied)
-        assert not torch.allclose(v["key_anchor"], simcse.training_head(views.keys["anchor"]), atol=1e-9)
+        assert not torch.allclose(v["key_anchor"], simcse.heads["projector"](views.keys["anchor"]), atol=1e-9)
 
 
 def test_a_sentence_is_no_negative_of_itself_seen_before(make_simcse, make_batch):
