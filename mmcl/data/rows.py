@@ -192,6 +192,19 @@ class Rows:
         """A column of numbers, float64; NaN where a cell is empty or no number."""
         return np.array([_number(value) for value in self.column(column)], dtype=np.float64)
 
+    def labels(self, column: str) -> list[str | None]:
+        """A column of labels as text: whole numbers are spelled out, class labels are their names; None where a cell is
+        empty.
+
+        Raises ``ColumnError`` for a column of anything else.
+        """
+        feature = self._dataset.features[column] if column in self._dataset.column_names else None
+        values = self.texts(column) if isinstance(feature, datasets.ClassLabel) else self.column(column)
+        try:
+            return [label_of(value) for value in values]
+        except ValueError as error:
+            raise ColumnError(f"{self.name}: column '{column}' holds {error}", column) from None
+
     def images(self, column: str, indices: Sequence[int] | np.ndarray) -> list[bytes | Path | None]:
         """The undecoded images of the rows at ``indices``: encoded bytes, or the path of a file; None where empty.
 
@@ -260,6 +273,20 @@ def passage_of(value: Any) -> str | None:
     if not all(part is None or isinstance(part, str) for part in parts):
         return None
     return " ".join(part.strip() for part in parts if part and part.strip())
+
+
+def label_of(value: Any) -> str | None:
+    """A label as text, so that 3, 3.0 and "3" are one; None for none, or a blank one.
+
+    Raises ``ValueError``, which names the type, for what is neither text nor a whole number.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int):
+        raise ValueError(f"{type(value).__name__}, where labels are text or whole numbers")
+    return str(value).strip() or None
 
 
 def _as_list(texts: str | list[str] | None) -> list[str]:

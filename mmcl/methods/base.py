@@ -17,7 +17,7 @@ from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import MINED, Batch, Inputs
 from mmcl.data.batches.inputs import join_texts
 from mmcl.data.batches.reading import Reading
-from mmcl.data.batches.views import Augment, Extra, View, make_views
+from mmcl.data.batches.views import VALUES, Augment, Extra, View, make_views
 from mmcl.methods.outputs import Outputs, Rows
 from mmcl.methods.step import Step
 from mmcl.models.heads import Head, Prototypes
@@ -42,7 +42,7 @@ class Context:
     """What a method is made with beside its settings and its towers.
 
     Attributes:
-        columns: role to modality (``image``, ``text``, ``number``), as :meth:`Method.columns_of` gives them.
+        columns: role to modality (``image``, ``text``, ``label``, ``number``), as :meth:`Method.columns_of` gives them.
         batch_size: rows of the global batch.
         exchange: how a loss meets the rows of other processes, ``gather`` or ``ring``; None where there are none.
         mined: mined hard negatives of each row, if there are any.
@@ -149,7 +149,7 @@ class Method(nn.Module, ABC):
             )
         towers: dict[str, list[str]] = {}
         for column, modality in cls.columns_of(config).items():
-            if modality != "number":
+            if modality not in VALUES:
                 towers.setdefault(modality, []).append(column)
         return towers
 
@@ -273,7 +273,10 @@ class Method(nn.Module, ABC):
         return Outputs(embeddings, self._rows(batch), keys)
 
     def _rows(self, batch: Batch) -> Rows:
-        values = {name: inputs["values"] for name, inputs in batch.inputs.items() if "values" in inputs}
+        values, labels = (
+            {column: inputs[name] for column, inputs in batch.inputs.items() if name in inputs}
+            for name in ("values", "labels")
+        )
         # In full precision: a teacher's temperature magnifies what its features were rounded to.
         with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
             references = {
@@ -284,7 +287,7 @@ class Method(nn.Module, ABC):
                 for model, named in batch.references.items()
                 if model in self.references
             }
-        return Rows(batch.ids, dict(batch.extra_ids), values, references)
+        return Rows(batch.ids, dict(batch.extra_ids), values, labels, references)
 
     def _modality(self, name: str) -> str:
         """Of a column, or of mined negatives."""

@@ -20,12 +20,14 @@ class Rows:
         ids: (N, K) int64 identities, a column for each item of a row.
         extra_ids: name of extra items to theirs, (M, K).
         values: column of numbers to (N,) float32.
+        labels: column of labels to (N,) int64, equal where the labels are, which mean nothing else.
         references: name of another model to its embeddings of the same items, (N, F) by column.
     """
 
     ids: Tensor
     extra_ids: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)
     references: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 

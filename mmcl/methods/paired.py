@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmcl.data.batches.views import VALUES
 from mmcl.losses import Blockwise, Negatives, batch_accuracy, distillation, matryoshka
 from mmcl.methods.base import Context, Loss, Method
 from mmcl.methods.outputs import Outputs
@@ -146,7 +147,7 @@ class Paired(Method):
 
     @property
     def negatives_per_query(self) -> int | None:
-        texts = [modality for modality in self.columns.values() if modality != "number"]
+        texts = [modality for modality in self.columns.values() if modality not in VALUES]
         hard = max(0, len(texts) - 2) + self.context.mined
         return self.context.batch_size - 1 + hard * self.context.batch_size
 

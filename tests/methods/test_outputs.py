@@ -20,6 +20,7 @@ def part(start, stop, extra):
             rows[:, None],
             {"extra": rows[:extra, None] + 100} if extra else {},
             {"score": rows.float()},
+            {"label": rows - 2**62},
             {"teacher": {"image": rows[:, None].double()}},
         ),
         {"image": rows[:, None].float() * 3},
@@ -34,6 +35,7 @@ def test_parts_are_joined_row_by_row_and_extra_items_may_lack_in_all_but_the_las
     assert torch.equal(joined.keys["image"], rows[:, None] * 3.0)
     assert torch.equal(joined.rows.ids[:, 0], rows)
     assert torch.equal(joined.rows.values["score"], rows.float())
+    assert torch.equal(joined.rows.labels["label"], rows - 2**62)
     assert torch.equal(joined.rows.references["teacher"]["image"][:, 0], rows.double())
     assert joined.rows.extra_ids["extra"][:, 0].tolist() == joined.embeddings["extra"][:, 0].tolist() == [102, 103]
     assert not joined.detached().embeddings["image"].requires_grad

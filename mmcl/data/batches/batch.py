@@ -22,9 +22,9 @@ class Batch:
 
     Attributes:
         inputs: column to the named inputs of an embedder: ``pixels`` uint8 (N, S, S, 3); those of texts (see
-            :mod:`mmcl.data.batches.inputs`); or ``features`` (N, F) of a frozen tower. Numbers, which no embedder
-            takes, are ``values`` (N,) float32.
-        ids: (N, K) int64, the identities of the items, one of each column that is no number. What counts as the
+            :mod:`mmcl.data.batches.inputs`); or ``features`` (N, F) of a frozen tower. What no embedder takes:
+            ``values`` (N,) float32 of numbers, ``labels`` (N,) int64, equal where the labels are.
+        ids: (N, K) int64, the identities of the items, one of each column that an embedder takes. What counts as the
             same thing is up to the method: for pairs, rows that agree in any of them.
         seeds: (N,) int64, one a row and epoch: from them alone random changes are drawn.
         rows: (N,) int64 positions in the source; numbers in the order of reading, for a stream.

@@ -1,4 +1,4 @@
-"""The roles of the rows, as inputs of a method: pixels, tokens, cached features or numbers, with their identities."""
+"""The roles of the rows, as inputs of a method: pixels, tokens, cached features, labels or numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import Tower
+from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import Pixels
 from mmcl.data.cache.tokens import Tokens, texts_of
-from mmcl.data.identity import NOTHING, uniforms
+from mmcl.data.identity import NOTHING, stable_hash, uniforms
 from mmcl.data.rows import Rows
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
@@ -173,18 +174,33 @@ class TokenColumn(Column):
         return text_inputs(self._parts[0].reader.tower, tokens, skipped)
 
 
-class NumberColumn(Column):
-    """Numbers: one a row. They are no things that could be equal, and have no identity."""
+class ValueColumn(Column):
+    """Labels or numbers: one a row, which passes through no tower. Rows that agree in one are not the same thing, so
+    that it has no identity.
+
+    Numbers are float32. Labels are int64 hashes of their text: equal for equal labels, in every process and run,
+    without a list of all that there are.
+
+    Args:
+        modality: ``label`` or ``number``.
+        parts: the values of each source: numbers, NaN for none; or the texts of labels, None for none.
+    """
 
     identified = False
 
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values.astype(np.float32)
+    def __init__(self, modality: str, parts: Sequence[Any]) -> None:
+        self._name = VALUES[modality]
+        if modality == "label":
+            self.values = np.concatenate([_hashed(part) for part in parts])
+            missing = self.values == NOTHING
+        else:
+            self.values = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+            missing = ~np.isfinite(self.values)
         self.hashes = self.contents = np.zeros(0, dtype=np.int64)
-        self.problems = dict.fromkeys(np.flatnonzero(~np.isfinite(self.values)).tolist(), "no number")
+        self.problems = dict.fromkeys(np.flatnonzero(missing).tolist(), f"no {modality}")
 
-    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
-        return {"values": torch.from_numpy(self.values[items])}
+    def inputs(self, items: np.ndarray | slice, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        return {self._name: torch.from_numpy(self.values[items])}
 
 
 class FeatureColumn(Column):
@@ -252,6 +268,12 @@ def split(numbers: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, np.nda
     for source in np.unique(sources):
         where = np.flatnonzero(sources == source)
         yield int(source), where, numbers[where] - starts[source]
+
+
+def _hashed(labels: Sequence[str | None]) -> np.ndarray:
+    """(N,) int64 hashes of labels; ``NOTHING`` in place of none."""
+    codes = {label: NOTHING if label is None else stable_hash(label) for label in set(labels)}
+    return np.array([codes[label] for label in labels], dtype=np.int64)
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ class Reading:
     """What is read of every row, and what for.
 
     Attributes:
-        columns: role to modality (``image``, ``text``, ``number``).
+        columns: role to modality (``image``, ``text``, ``label``, ``number``).
         encoder: its towers say what their inputs are.
         optional: roles of texts that a row may lack.
         views: of the columns, by name. A column that none is of passes through the tower of its modality.

@@ -21,11 +21,12 @@ from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.batch import Batch, Inputs
-from mmcl.data.batches.columns import choose_caption
+from mmcl.data.batches.columns import ValueColumn, choose_caption
 from mmcl.data.batches.inputs import text_inputs
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import ImageTower
+from mmcl.data.batches.views import VALUES
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
@@ -309,14 +310,20 @@ class _Texts(_Column):
         return hashes
 
 
-class _Numbers(_Column):
-    def load(self, sample: Sample) -> float:
-        return self.source.number(sample)
+class _Values(_Column):
+    """Labels or numbers, each batch as a :class:`~mmcl.data.batches.columns.ValueColumn` of its samples."""
 
-    def inputs(self, chosen: Sequence[float], seeds: Tensor) -> dict[str, Tensor]:
-        return {"values": torch.tensor(chosen, dtype=torch.float32)}
+    def __init__(self, source: ShardColumn, modality: str) -> None:
+        super().__init__(source)
+        self.modality = modality
 
-    def hashes(self, chosen: Sequence[float]) -> None:
+    def load(self, sample: Sample) -> float | str:
+        return self.source.label(sample) if self.modality == "label" else self.source.number(sample)
+
+    def inputs(self, chosen: Sequence[Any], seeds: Tensor) -> dict[str, Tensor]:
+        return ValueColumn(self.modality, [chosen]).inputs(slice(None))
+
+    def hashes(self, chosen: Sequence[Any]) -> None:
         return None
 
 
@@ -329,8 +336,8 @@ def _column(
     augmentation: TextAugmentation | None,
 ) -> _Column:
     source = ShardColumn(role, modality, settings.columns.get(role, config.data.columns.get(role)))
-    if modality == "number":
-        return _Numbers(source)
+    if modality in VALUES:
+        return _Values(source, modality)
     tower = reading.embedder(role).tower
     if tower.modality == "image":
         return _Images(source, tower)

@@ -13,13 +13,14 @@ import torch
 from mmcl.config.data import SourceConfig, TrainSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
-from mmcl.data.batches.columns import Column, FeatureColumn, NumberColumn, PixelColumn, TextPart, TokenColumn, split
+from mmcl.data.batches.columns import Column, FeatureColumn, PixelColumn, TextPart, TokenColumn, ValueColumn, split
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import Encoder, ImageTower, TextTower, Tower
+from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import open_pixels
 from mmcl.data.cache.tokens import open_tokens
-from mmcl.data.rows import columns_named_by
+from mmcl.data.rows import Rows, columns_named_by
 from mmcl.data.sources import open_described
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
@@ -73,8 +74,8 @@ class Table:
                 rows.require(name for name in names.values() if name is not None)
         self.columns: dict[str, Column] = {}
         for role, modality in reading.columns.items():
-            if modality == "number":
-                self.columns[role] = self._numbers(role)
+            if modality in VALUES:
+                self.columns[role] = self._values(role, modality)
                 continue
             embedder = reading.embedder(role)
             changed = augmented and (config.augments(modality) or reading.changes(role))
@@ -197,15 +198,15 @@ class Table:
             )
         return column
 
-    def _numbers(self, role: str) -> Column:
-        values = []
-        for number, rows in enumerate(self.sources):
-            name = self.config.data.column_of(role, self.settings[number])
-            values.append(rows.numbers(name))
-            bad = np.flatnonzero(~np.isfinite(values[-1]))
-            if len(bad) and self.config.data.on_error == "fail":
-                raise MmclError(
-                    f"{rows.name}: row {rows.select(bad[:1]).ids()[0]} has no number in column '{name}' ({len(bad)} "
-                    "rows in all); fill it, or set data.on_error to skip"
-                )
-        return NumberColumn(np.concatenate(values))
+    def _values(self, role: str, modality: str) -> Column:
+        names = [self.config.data.column_of(role, source) for source in self.settings]
+        read = Rows.labels if modality == "label" else Rows.numbers
+        column = ValueColumn(modality, [read(rows, name) for rows, name in zip(self.sources, names, strict=True)])
+        if column.problems and self.config.data.on_error == "fail":
+            source, _, bad = next(split(np.array(sorted(column.problems)), self.starts))
+            rows = self.sources[source]
+            raise MmclError(
+                f"{rows.name}: row {rows.select(bad[:1]).ids()[0]} has no {modality} in column '{names[source]}' "
+                f"({len(bad)} rows in all); fill it, or set data.on_error to skip"
+            )
+        return column

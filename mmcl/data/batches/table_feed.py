@@ -19,6 +19,7 @@ from mmcl.data.batches.distinct import Identities
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.sampler import Draw, Sampler, epoch_counts
 from mmcl.data.batches.table import Table
+from mmcl.data.batches.views import VALUES
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import mix
 from mmcl.runtime import distributed
@@ -86,7 +87,7 @@ class TableFeed(Table):
             name: {
                 role: self.features(role, modality, name, encoder)
                 for role, modality in reading.columns.items()
-                if modality != "number"
+                if modality not in VALUES
             }
             for name, encoder in (reading.references if augmented else {}).items()
         }

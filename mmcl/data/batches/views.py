@@ -14,7 +14,9 @@ from mmcl.config.data import AugmentationConfig
 from mmcl.data.augment.images import Augmentation
 from mmcl.data.batches.batch import Batch, Inputs
 
-Modality: TypeAlias = Literal["image", "text", "number"]
+Modality: TypeAlias = Literal["image", "text", "label", "number"]
+VALUES: Mapping[str, str] = {"label": "labels", "number": "values"}
+"""Modalities that pass through no tower, each with the name of its tensor in a batch."""
 
 
 class Transform(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmcl.data.cache.tokens import texts_of
 from mmcl.data.images import ImageError, ImageInput, PreparedImage
-from mmcl.data.rows import ColumnError, passage_of
+from mmcl.data.rows import ColumnError, label_of, passage_of
 from mmcl.data.sources.tar.names import is_local, shard_name
 from mmcl.data.sources.tar.read import Reachable, Sample, ShardError, read_shard
 from mmcl.data.sources.tar.stream import SampleError
@@ -22,6 +22,7 @@ from mmcl.runtime.errors import MmclError
 _DEFAULTS = {
     "image": "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;jfif;jpe;ppm;pgm;jp2",
     "text": "txt;json.caption;json.text",
+    "label": "cls;label.txt;json.label",
 }
 _LOOKED_AT = 100  # samples, before a run, in which a role that all of them lack is a mistake in its name
 
@@ -35,10 +36,10 @@ class ShardColumn:
 
     Args:
         role: what it is read for.
-        modality: ``image``, ``text`` or ``number``; it decides what is read if ``extensions`` is absent.
+        modality: ``image``, ``text``, ``label`` or ``number``; it decides what is read if ``extensions`` is absent.
         extensions: such as ``jpg;png``. ``json.caption`` is the field ``caption`` of the file ``json``. If absent,
-            those of images and captions for the roles ``image`` and ``text``, and the role's own for another: such as
-            ``anchor.txt`` or the field ``anchor`` of ``json``.
+            those of images, captions and classes for the roles ``image``, ``text`` and ``label``, and the role's own
+            for another: such as ``anchor.txt`` or the field ``anchor`` of ``json``.
 
     Attributes:
         files: the extensions of the files to read.
@@ -46,7 +47,7 @@ class ShardColumn:
 
     def __init__(self, role: str, modality: str, extensions: str | None = None) -> None:
         self.role = role
-        default = _DEFAULTS[modality] if role == modality else f"{role}.txt;json.{role}"
+        default = _DEFAULTS[modality] if role == modality and role in _DEFAULTS else f"{role}.txt;json.{role}"
         self.choices = [part.strip().lstrip(".") for part in (extensions or default).split(";")]
         self.files = {choice.lower() for choice in self.choices}
         self.files |= {"json" for choice in self.choices if choice.startswith("json.")}
@@ -83,6 +84,16 @@ class ShardColumn:
                 if math.isfinite(number := float(value)):
                     return number
         raise self.missing(sample, "no number")
+
+    def label(self, sample: Sample) -> str:
+        """The label of the first choice with one. Raises ``SampleError`` if there is none."""
+        for value in self._values(sample):
+            try:
+                if (label := label_of(value)) is not None:
+                    return label
+            except ValueError as error:
+                raise SampleError(self.role, str(error)) from None
+        raise self.missing(sample, "no label")
 
     def _values(self, sample: Sample) -> Iterator[Any]:
         """What the choices name, of those that the sample has."""
