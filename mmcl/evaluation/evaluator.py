@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 
+from mmcl.config import schema
 from mmcl.config.evaluation import EVALUATORS, EvaluationConfig, EvaluationSourceConfig
-from mmcl.config.schema import Config
 from mmcl.data.batches.table import Table
 from mmcl.data.sources.tar.shards import is_shards
+from mmcl.encoding.encoder import Encoder
+from mmcl.evaluation.measured import SourceResults
+from mmcl.evaluation.metrics.display import Display
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -32,7 +35,7 @@ class Setup:
 
     name: str
     encoder: Towers
-    config: Config
+    config: schema.Config
     scratch: Path | None
     device: torch.device
     show_progress: bool | None = None
@@ -56,6 +59,8 @@ class Evaluator(Protocol):
     """Names, without their cut-offs, of other metrics for a model card or a short table."""
     lower_is_better: ClassVar[tuple[str, ...]] = ()
     """Names, without their cut-offs, of the metrics of which the lower value is the better one."""
+    display: ClassVar[Display] = Display()
+    """How a report shows the metrics; where it names none to lead, the headlines do."""
 
     source: str
     """What messages call the rows."""
@@ -100,6 +105,29 @@ class Evaluator(Protocol):
     def in_summary(cls, key: str) -> bool:
         """Whether a model card shows the metric."""
         return cls.is_headline(key) or _base(key) in cls.summary
+
+    @classmethod
+    def shown(cls) -> Display:
+        """How a report shows the metrics."""
+        own = cls.display
+        return replace(own, leading=own.leading or (cls.headlines,), lower_is_better=cls.lower_is_better)
+
+    @classmethod
+    def judge(cls, settings: Any, encoder: Encoder, config: schema.Config) -> SourceResults | None:
+        """What a finished model does on a source, for its report: beside the metrics intervals, chance and examples.
+
+        Args:
+            settings: of the source.
+            encoder: the model.
+            config: of its run.
+
+        Returns:
+            None if there is nothing to add to what :meth:`evaluate` found, as by default.
+
+        Raises:
+            MmclError: the source cannot be read, or has no usable row.
+        """
+        return None
 
     def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
         """The metrics of ``encoder``, by key; empty in all processes but the first. All processes call this together.

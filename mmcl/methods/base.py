@@ -79,6 +79,9 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     """Its settings."""
 
+    fractions: ClassVar[Mapping[str, str]] = {}
+    """Those of :meth:`metrics` that are fractions in [0, 1], by name, with the titles of their plots in a report."""
+
     def __init__(self, config: Any, encoder: Towers, context: Context) -> None:
         super().__init__()
         self.config = config
@@ -219,6 +222,18 @@ class Method(nn.Module, ABC):
     def stored_negatives(self) -> int:
         """Keys of former batches, at most, with which each query is compared besides."""
         return 0
+
+    def compared_with(self, extra: int = 0) -> str:
+        """What each query of a global batch is compared with, in words, such as ``127 negatives per query``.
+
+        Args:
+            extra: extra items beside every batch.
+        """
+        if self.negatives_per_query is None:
+            return "no negatives"
+        how = {None: "", "gather": " gathered from all processes", "ring": " passed around the processes"}
+        stored = f" and up to {self.stored_negatives} past ones" if self.stored_negatives else ""
+        return f"{self.negatives_per_query + extra} negatives per query{how[self.context.exchange]}{stored}"
 
     @property
     def rings(self) -> bool:

@@ -102,6 +102,8 @@ class Paired(Method):
     scale_bounds: ClassVar[tuple[float, float]] = (0.0, math.log(100.0))
     """Of ln(1/τ)."""
 
+    fractions: ClassVar[Mapping[str, str]] = {"accuracy": "Accuracy within the batch"}
+
     config: Any
 
     def __init__(self, config: Any, encoder: Towers, context: Context) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +33,7 @@ class Simclr(ImageOnly):
 
     Config = SimclrConfig
     config: SimclrConfig
+    fractions: ClassVar[Mapping[str, str]] = {"accuracy": "Accuracy within the batch"}
 
     def __init__(self, config: SimclrConfig, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)

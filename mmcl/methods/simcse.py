@@ -175,6 +175,9 @@ class Simcse(Paired):
     def negatives_per_query(self) -> int | None:
         return super().negatives_per_query if self.config.loss == "info_nce" else None
 
+    def compared_with(self, extra: int = 0) -> str:
+        return super().compared_with(extra) if self.config.loss == "info_nce" else "labelled pairs"
+
     @property
     def separate(self) -> tuple[str, ...]:
         """Anchors: where these are questions, to pad them to the length of the answers would cost most."""

@@ -1,9 +1,9 @@
 """HTML reports and plots from metrics on disk: each report is one file that opens offline."""
 
+from mmcl.evaluation.shown import Hit as Hit
+from mmcl.evaluation.shown import Mistake as Mistake
+from mmcl.evaluation.shown import Search as Search
 from mmcl.reports.html import write_report as write_report
 from mmcl.reports.html import write_run_report as write_run_report
 from mmcl.reports.judged import Judged as Judged
 from mmcl.reports.judged import judge_run as judge_run
-from mmcl.reports.shown import Hit as Hit
-from mmcl.reports.shown import Mistake as Mistake
-from mmcl.reports.shown import Search as Search

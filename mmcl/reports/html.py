@@ -11,14 +11,15 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from mmcl.config.evaluation import EVALUATORS
 from mmcl.config.load import to_yaml
-from mmcl.evaluation import Scores, StsScores
-from mmcl.evaluation.metrics.display import DEFINITIONS
+from mmcl.config.methods import METHODS
+from mmcl.evaluation.measured import ByDirection, Measured
+from mmcl.evaluation.shown import Mistake, Search
 from mmcl.reports import facts, results
 from mmcl.reports.images import data_uri
 from mmcl.reports.judged import Judged
 from mmcl.reports.plots import learning_curves
-from mmcl.reports.shown import Mistake, Search
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.printable import printable
 from mmcl.training.run import Run, read_lines
@@ -48,7 +49,7 @@ def write_report(
     run: Run,
     *,
     title: str,
-    scores: Mapping[str, Mapping[str, Scores] | Mapping[str, float] | StsScores] = {},
+    scores: Mapping[str, Mapping[str, Measured] | ByDirection] = {},
     searches: Sequence[Search] = (),
     mistakes: Sequence[Mistake] = (),
     notes: Sequence[str] = (),
@@ -60,8 +61,8 @@ def write_report(
         path: the file; replaced if it exists.
         run: whose config, metrics and model card the report shows. The model itself is not loaded.
         title: plain text, as everything here: it is escaped.
-        scores: {what the model was judged on: {direction: Scores}, or StsScores}. Without them the run's own
-            evaluation leads.
+        scores: {what the model was judged on: {direction: Scores}, or StsScores, or what else is
+            :class:`mmcl.evaluation.measured.Measured`}. Without them the run's own evaluation leads.
         searches: queries with their results.
         mistakes: the wrong answers worth looking at, in the order given.
         notes: sentences to stand at the top.
@@ -72,21 +73,32 @@ def write_report(
     history = facts.History.of(run)
     step, evaluation = history.evaluation()
     skipped = read_lines(run.folder / "skipped.jsonl")
+    sources = history.config.evaluation.sources
+    displays = {name: EVALUATORS[source.task].shown() for name, source in sources.items()}
+    settings = (
+        results.from_scores(scores, history.start)
+        if scores
+        else results.from_evaluation(evaluation, displays, history.start)
+    )
     template = _environment().get_template("report.html.j2")
     page = template.render(
         title=title,
         history=history,
         notes=[*filter(None, [history.unfinished()]), *notes],
-        settings=results.from_scores(scores, history.start)
-        if scores
-        else results.from_evaluation(evaluation, history.start),
+        settings=settings,
         measured_in_training=step if evaluation and not scores else None,
         searches=searches,
         mistakes=mistakes,
-        plots=learning_curves(history.lines, best=history.config.evaluation.best, step=history.training.get("step")),
+        plots=learning_curves(
+            history.lines,
+            displays,
+            METHODS[history.config.method.name].fractions,
+            best=history.config.evaluation.best,
+            step=history.training.get("step"),
+        ),
         step_is_marked=bool(evaluation and history.training),
         facts=facts.facts(history),
-        definitions=DEFINITIONS,
+        definitions=results.definitions(settings, displays.values()),
         skipped_count=len(skipped),
         skipped=facts.skipped(skipped),
         config=to_yaml(run.config),
@@ -134,7 +146,7 @@ def _start(row: results.Row) -> str:
 def _chance(row: results.Row) -> str:
     if row.chance is None:
         return ""
-    return "<0.1%" if 0 < row.chance < 0.0005 else _percent(row.chance)
+    return "<0.1%" if row.is_fraction and 0 < row.chance < 0.0005 else _value(replace(row, value=row.chance))
 
 
 def _percent(value: float) -> str:

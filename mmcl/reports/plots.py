@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from mmcl.evaluation.metrics.display import is_fraction, with_curves
+from mmcl.evaluation.metrics.display import Display
 from mmcl.reports.results import split_key, title_of
 
 POINTS = 400  # a longer curve is shown as the means of so many stretches
@@ -35,12 +35,9 @@ _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mmcl", "text.parse_math": Fal
 
 _TITLES = {
     "loss": "Loss",
-    "accuracy": "Accuracy within the batch",
-    "temperature": "Temperature",
     "lr": "Learning rate",
     "grad_norm": "Norm of the gradient",
 }
-_FRACTIONS = {"accuracy"}
 _NOT_CURVES = {"step", "epoch", "pairs_per_second", "evaluation", "start"}
 
 
@@ -69,12 +66,19 @@ class Plot:
 
 
 def learning_curves(
-    lines: Sequence[Mapping[str, Any]], *, best: str | None = None, step: int | None = None
+    lines: Sequence[Mapping[str, Any]],
+    displays: Mapping[str, Display],
+    fractions: Mapping[str, str],
+    *,
+    best: str | None = None,
+    step: int | None = None,
 ) -> list[Plot]:
-    """Plots of what a run logged: loss and accuracy, evaluations, then every other number over the steps.
+    """Plots of what a run logged: the loss and the method's fractions, evaluations, then every other number.
 
     Args:
         lines: of ``metrics.jsonl``; the evaluation before training is a curve's first point.
+        displays: of the sources of the evaluation, by name.
+        fractions: name to title of those of the method's metrics that are fractions in [0, 1].
         best: evaluation metric that chose the model, such as ``dev/image_to_text/hit@1``; always among the plots.
         step: the step that the model was taken from, to be marked in the evaluations.
 
@@ -84,16 +88,16 @@ def learning_curves(
     logged = _collect(line for line in lines if "evaluation" not in line)
     evaluations = [(line["step"], line[key]) for line in lines for key in ("start", "evaluation") if key in line]
     judged = _collect({"step": step, **values} for step, values in evaluations)
-    first = [name for name in ("loss", "accuracy") if name in logged]
-    last = [name for name in ("temperature", "lr", "grad_norm") if name in logged]
-    rest = [name for name in logged if name not in (*first, *last, *_NOT_CURVES)]
+    titles = _TITLES | dict(fractions)
+    first = [name for name in ("loss", *fractions) if name in logged]
+    rest = [name for name in logged if name not in (*first, *_NOT_CURVES)]
     plots: list[tuple[str, list[Curve], bool, int | None]]
-    plots = [(_title(name), [logged[name]], name in _FRACTIONS, None) for name in first]
+    plots = [(titles[name], [logged[name]], name in fractions, None) for name in first]
     plots += [
-        (f"{source}: {metric}", curves, is_fraction(metric), step)
-        for source, metric, curves in _evaluations(judged, best)
+        (f"{source}: {metric}", curves, _display(source, displays).is_fraction(metric), step)
+        for source, metric, curves in _evaluations(judged, displays, best)
     ]
-    plots += [(_title(name), [logged[name]], False, None) for name in (*last, *rest)]
+    plots += [(titles.get(name, _capitalized(name)), [logged[name]], False, None) for name in rest]
     return [
         Plot(title, draw(curves, prefix=f"plot{number}", fractions=fractions, mark=mark), _in_words(title, curves))
         for number, (title, curves, fractions, mark) in enumerate(plots)
@@ -175,7 +179,13 @@ def _collect(lines: Any) -> dict[str, Curve]:
     return {name: Curve(*np.array(points, dtype=np.float64).T) for name, points in table.items()}
 
 
-def _evaluations(judged: Mapping[str, Curve], best: str | None) -> list[tuple[str, str, list[Curve]]]:
+def _display(source: str, displays: Mapping[str, Display]) -> Display:
+    return displays.get(source, Display())
+
+
+def _evaluations(
+    judged: Mapping[str, Curve], displays: Mapping[str, Display], best: str | None
+) -> list[tuple[str, str, list[Curve]]]:
     """Source, metric and curves of what a report shows of each source, and of the metric that chose the model."""
     ways: dict[tuple[str, str], dict[str, Curve]] = {}
     for key, curve in judged.items():
@@ -190,7 +200,7 @@ def _evaluations(judged: Mapping[str, Curve], best: str | None) -> list[tuple[st
     shown = []
     for source in dict.fromkeys(source for source, _ in groups):
         metrics = [metric for name, metric in groups if name == source]
-        wanted = {*with_curves(metrics), *([chosen[2]] if source == chosen[0] else [])}
+        wanted = {*_display(source, displays).over_steps(metrics), *([chosen[2]] if source == chosen[0] else [])}
         shown += [(source, metric, groups[source, metric]) for metric in metrics if metric in wanted]
     return shown
 
@@ -203,8 +213,8 @@ def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def _title(name: str) -> str:
-    return _TITLES.get(name, name[:1].upper() + name[1:].replace("_", " "))
+def _capitalized(name: str) -> str:
+    return name[:1].upper() + name[1:].replace("_", " ")
 
 
 def _in_words(title: str, curves: Sequence[Curve]) -> str:

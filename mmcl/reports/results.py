@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from mmcl.evaluation import Scores, StsScores
-from mmcl.evaluation.metrics.display import in_words, is_fraction, with_bars
+from mmcl.evaluation.measured import ByDirection, Measured, by_direction
+from mmcl.evaluation.metrics.display import Display
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,17 @@ class Row:
     chance: float | None = None
     start: float | None = None
     """The value before training."""
+    display: Display = field(default_factory=Display)
 
     @property
     def is_fraction(self) -> bool:
         """Whether it lies on the scale from 0 to 1 by its meaning, not by accident."""
-        return is_fraction(self.name)
+        return self.display.is_fraction(self.name)
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether its value is the length of a bar."""
+        return self.display.has_bar(self.name)
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,23 @@ class Direction:
     rows: list[Row]
     remarks: list[str]
     """What was left out or counted as not found."""
+    display: Display = field(default_factory=Display)
 
     @property
     def headline(self) -> list[Row]:
-        """The rows that get a bar."""
-        names = with_bars(row.name for row in self.rows)
+        """The rows to show first."""
+        names = self.display.leads(row.name for row in self.rows)
         return [row for row in self.rows if row.name in names]
+
+    @property
+    def lower_is_better(self) -> list[str]:
+        """The rows to show first of which the lower value is the better one, by name."""
+        return [row.name for row in self.headline if self.display.is_lower_better(row.name)]
 
     @property
     def in_words(self) -> list[tuple[str, Row]]:
         """The rows that get a sentence, and how it begins."""
-        return [(words, row) for row in self.rows if (words := in_words(row.name))]
+        return [(words, row) for row in self.rows if (words := self.display.sentence(row.name))]
 
 
 @dataclass(frozen=True)
@@ -59,39 +71,45 @@ class Setting:
 
 
 def from_scores(
-    scores: Mapping[str, Mapping[str, Scores] | Mapping[str, float] | StsScores], start: Mapping[str, float] = {}
+    scores: Mapping[str, Mapping[str, Measured] | ByDirection], start: Mapping[str, float] = {}
 ) -> list[Setting]:
     """Scores with intervals and chance.
 
     Args:
-        scores: {title: {direction: Scores}, StsScores, or {metric: value}}.
+        scores: {title: {direction: what was measured}, or scores that know their directions}.
         start: the metrics before training, keyed as in a training log: ``title/direction/metric``.
     """
     settings = []
     for title, found in scores.items():
-        if isinstance(found, StsScores):
-            settings.append(Setting(title, _correlations(title, found, start)))
-            continue
-        values = {f"{title}/{key}": value for key, value in found.items() if not isinstance(value, Scores)}
-        settings += from_evaluation(values, start)
-        judged = {name: value for name, value in found.items() if isinstance(value, Scores)}
-        if judged:
-            directions = [_direction(f"{title}/{name}", name, value, start) for name, value in judged.items()]
-            settings.append(Setting(title, directions))
+        ways = found if isinstance(found, Mapping) else found.directions()
+        directions = [_direction(title, way, measured, start, len(ways)) for way, measured in ways.items()]
+        settings.append(Setting(title, directions))
     return settings
 
 
-def from_evaluation(values: Mapping[str, float], start: Mapping[str, float] = {}) -> list[Setting]:
-    """The flat ``dev/image_to_text/hit@1`` of a training log: no intervals, no chance; ``start`` likewise."""
-    table: dict[str, dict[str, list[Row]]] = {}
+def from_evaluation(
+    values: Mapping[str, float], displays: Mapping[str, Display], start: Mapping[str, float] = {}
+) -> list[Setting]:
+    """The flat ``dev/image_to_text/hit@1`` of a training log: no intervals, no chance.
+
+    Args:
+        values: by source, direction and metric.
+        displays: of the sources, by name.
+        start: the metrics before training, likewise.
+    """
+    sources: dict[str, dict[str, float]] = {}
     for key, value in values.items():
         if math.isfinite(value):
-            source, way, metric = split_key(key)
-            table.setdefault(source, {}).setdefault(way, []).append(Row(metric, value, start=start.get(key)))
-    return [
-        Setting(source, [Direction(title_of(way, len(ways)), "", rows, []) for way, rows in ways.items()])
-        for source, ways in table.items()
-    ]
+            source, _, rest = key.partition("/")
+            sources.setdefault(source, {})[rest] = value
+    scores = {source: by_direction(found, displays.get(source, Display())) for source, found in sources.items()}
+    return from_scores(scores, start)
+
+
+def definitions(settings: Sequence[Setting], displays: Iterable[Display]) -> list[tuple[str, str]]:
+    """What the metrics that are shown mean, and those of other displays: names, and what is said of them."""
+    shown = [direction.display for setting in settings for direction in setting.directions]
+    return list(dict.fromkeys(each for display in (*shown, *displays) for each in display.definitions))
 
 
 def title_of(way: str, ways: int) -> str:
@@ -111,35 +129,14 @@ def arrow(way: str) -> str:
     return way.replace("_to_", " → ").replace("_", " ").replace("/", ": ")
 
 
-def _correlations(title: str, scores: StsScores, start: Mapping[str, float]) -> list[Direction]:
-    """A direction a task, and the average over several."""
-    ways = {task: f"{len(scores.scores[task]):,} pairs" for task in scores.tasks}
-    if len(ways) > 1:
-        ways = {"": f"over {len(ways)} tasks"} | ways
-    found = []
-    for way, size in ways.items():
-        rows = []
-        for metric in dict.fromkeys(key.rpartition("/")[2] for key in scores.metrics):
-            key = f"{way}/{metric}" if way else metric
-            low_high = scores.intervals.get(key)
+def _direction(title: str, way: str, measured: Measured, start: Mapping[str, float], ways: int) -> Direction:
+    chance, rows = measured.chance(), []
+    for name, value in measured.metrics.items():
+        if math.isfinite(value):
+            low_high = measured.intervals.get(name)
             interval = None if low_high is None or not all(map(math.isfinite, low_high)) else low_high
-            if math.isfinite(scores.metrics[key]):
-                before = start.get(f"{title}/{key}", start.get(f"{title}/{metric}") if len(scores.tasks) == 1 else None)
-                rows.append(Row(metric, scores.metrics[key], interval, start=before))
-        found.append(Direction(title_of(way, len(ways)), size, rows, []))
-    return found
-
-
-def _direction(prefix: str, name: str, scores: Scores, start: Mapping[str, float]) -> Direction:
-    chance = scores.chance()
-    rows = [
-        Row(key, value, scores.intervals.get(key), chance.get(key), start.get(f"{prefix}/{key}"))
-        for key, value in scores.metrics.items()
-    ]
-    counted = {
-        "queries left out because nothing is relevant to them": scores.skipped_queries,
-        "judged queries without a vector, left out": scores.missing_queries,
-        "relevant documents missing from the corpus, counted as never found": scores.missing_documents,
-    }
-    remarks = [f"{number:,} {what}" for what, number in counted.items() if number]
-    return Direction(arrow(name), f"n = {scores.queries:,} queries, {scores.corpus:,} candidates", rows, remarks)
+            # Of a source with a single direction, the log may have the metrics without it.
+            otherwise = start.get(f"{title}/{name}") if ways == 1 else None
+            before = start.get(f"{title}/{way}/{name}" if way else f"{title}/{name}", otherwise)
+            rows.append(Row(name, value, interval, chance.get(name), before, measured.display))
+    return Direction(title_of(way, ways), measured.size, rows, list(measured.remarks), measured.display)

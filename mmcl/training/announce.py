@@ -52,7 +52,7 @@ def announce(
         precision,
         settings.batch_size,
         f" and {settings.accumulate} of them a step" if settings.accumulate > 1 else "",
-        count_negatives(config, method, feed),
+        method.compared_with(feed.extra_count),
         steps,
         done,
     )
@@ -95,18 +95,6 @@ def require_full_steps(settings: TrainingConfig, batches: int) -> None:
             "come once more",
             *(count, taken, asked, epochs),
         )
-
-
-def count_negatives(config: Config, method: Method, feed: Feed) -> str:
-    """What each query is compared with."""
-    if "number" in method.columns.values():
-        return "labelled pairs"
-    if method.negatives_per_query is None:
-        return "no negatives"
-    exchange = {"gather": " gathered from all processes", "ring": " passed around the processes"}
-    how = exchange[config.training.exchange] if distributed.world_size() > 1 else ""
-    stored = f" and up to {method.stored_negatives} past ones" if method.stored_negatives else ""
-    return f"{method.negatives_per_query + feed.extra_count} negatives per query{how}{stored}"
 
 
 def log_speed(folder: Path, steps: int, seconds: float) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from mmcl.config.schema import Config
 from mmcl.formats.export import TARGETS, cannot_export
-from mmcl.training.announce import count_negatives
 from mmcl.training.loop import Trainer
 from mmcl.training.optimization.optim import describe_learning
 from mmcl.training.trackers import require_trackers
@@ -60,7 +59,7 @@ def _facts(trainer: Trainer) -> dict[str, Any]:
         "device": trainer.device.type,
         "precision": trainer.precision,
         "batch_size": config.training.batch_size,
-        "negatives": count_negatives(config, trainer.method, feed),
+        "negatives": trainer.method.compared_with(feed.extra_count),
         "steps": trainer.steps,
         "dim": encoder.dim,
         "learned": describe_learning(trainer.method),

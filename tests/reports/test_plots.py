@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 
+from mmcl.evaluation.metrics.display import RANKING
 from mmcl.reports.plots import POINTS, Curve, draw, learning_curves
 
 Steps: TypeAlias = Callable[..., list[dict[str, Any]]]
@@ -53,13 +54,15 @@ def test_labels_are_plain_text() -> None:
 
 def test_settings_of_matplotlib_stay_as_they_were(steps: Steps) -> None:
     before = dict(matplotlib.rcParams)
-    learning_curves(steps())
+    learning_curves(steps(), {}, {})
     assert dict(matplotlib.rcParams) == before
 
 
 def test_plots_stand_in_reading_order(steps: Steps) -> None:
     lines = [{**line, "bias": -10.0} if "loss" in line else line for line in steps()]
-    titles = [plot.title for plot in learning_curves(lines)]
+    titles = [
+        plot.title for plot in learning_curves(lines, {"dev": RANKING}, {"accuracy": "Accuracy within the batch"})
+    ]
     assert titles == [
         "Loss",
         "Accuracy within the batch",
@@ -74,21 +77,25 @@ def test_plots_stand_in_reading_order(steps: Steps) -> None:
 
 def test_the_metric_that_chose_the_model_is_among_the_plots() -> None:
     lines = [{"step": s, "evaluation": {"dev/a_to_b/mrr": 0.1 * s, "dev/a_to_b/hit@1": 0.1}} for s in (1, 2)]
-    assert [plot.title for plot in learning_curves(lines)] == ["dev: hit@1"]
-    plots = learning_curves(lines, best="dev/a_to_b/mrr")
+    assert [
+        plot.title for plot in learning_curves(lines, {"dev": RANKING}, {"accuracy": "Accuracy within the batch"})
+    ] == ["dev: hit@1"]
+    plots = learning_curves(lines, {"dev": RANKING}, {}, best="dev/a_to_b/mrr")
     assert {plot.title: plot.alt for plot in plots}["dev: mrr"] == "dev: mrr: a → b from 0.1 at step 1 to 0.2 at step 2"
 
 
 def test_numbers_that_are_not_finite_are_left_out() -> None:
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": math.inf}]
-    assert [plot.alt for plot in learning_curves(lines)] == ["Loss: 2 at step 1"]
+    assert [
+        plot.alt for plot in learning_curves(lines, {"dev": RANKING}, {"accuracy": "Accuracy within the batch"})
+    ] == ["Loss: 2 at step 1"]
 
 
 def test_nothing_logged_gives_no_plots() -> None:
-    assert learning_curves([]) == []
+    assert learning_curves([], {}, {}) == []
 
 
 def test_the_evaluation_before_training_is_the_first_point_of_its_curve(steps):
     start = {"step": 0, "start": {"dev/image_to_text/hit@1": 0.005}}
-    plots = {plot.title: plot.alt for plot in learning_curves([start, *steps()], best=None, step=None)}
+    plots = {plot.title: plot.alt for plot in learning_curves([start, *steps()], {"dev": RANKING}, {})}
     assert "from 0.005 at step 0 to" in plots["dev: hit@1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import scipy.sparse
@@ -13,6 +13,7 @@ import torch
 from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, owners, same_width, with_ids
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics import ranks as measures
+from mmcl.evaluation.metrics.display import RANKING, Display
 from mmcl.evaluation.metrics.ranking import MISSING, Judgements, Vectors, relevant_ranks
 from mmcl.losses.similarity import Similarity
 from mmcl.runtime.errors import MmclError, nearest
@@ -63,6 +64,9 @@ class Scores:
     clip_benchmark: dict[str, float] = field(default_factory=dict)
     """The metrics of ``clip_benchmark`` by its names, where rows of a table are judged; else empty."""
 
+    display: ClassVar[Display] = RANKING
+    """How a report shows the metrics."""
+
     @property
     def queries(self) -> int:
         """Number of queries scored."""
@@ -77,6 +81,21 @@ class Scores:
     def queries_without_relevant(self) -> int:
         """Queries scored 0 whatever the model, since all that is judged for them is judged irrelevant."""
         return int((self.relevant == 0).sum())
+
+    @property
+    def size(self) -> str:
+        """How many queries against how many candidates, in words."""
+        return f"n = {self.queries:,} queries, {self.corpus:,} candidates"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was left out or counted as not found, in words."""
+        counted = {
+            "queries left out because nothing is relevant to them": self.skipped_queries,
+            "judged queries without a vector, left out": self.missing_queries,
+            "relevant documents missing from the corpus, counted as never found": self.missing_documents,
+        }
+        return [f"{number:,} {what}" for what, number in counted.items() if number]
 
     def chance(self) -> dict[str, float]:
         """What a random order of the corpus is expected to score: hit@k, recall@k and precision@k."""

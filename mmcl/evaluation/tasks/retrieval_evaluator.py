@@ -9,18 +9,22 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from mmcl.config import schema
 from mmcl.config.evaluation import EvaluationSourceConfig
-from mmcl.config.schema import Config
 from mmcl.data.batches.columns import Column
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.table import Table
 from mmcl.data.batches.views import View
 from mmcl.data.sources.beir import Beir, is_beir, open_beir
+from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.shares import embed
 from mmcl.evaluation.evaluator import Evaluator, Setup
 from mmcl.evaluation.live_texts import LiveTexts
+from mmcl.evaluation.measured import SourceResults
+from mmcl.evaluation.metrics.display import RANKING
 from mmcl.evaluation.tasks.diagnostics import diagnose
 from mmcl.evaluation.tasks.retrieval import SelfMatches, retrieval_pairs
+from mmcl.evaluation.tasks.retrieval_judged import judge_retrieval
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
@@ -48,7 +52,8 @@ class RetrievalEvaluator(Evaluator):
     Config = RetrievalSourceConfig
     headlines = ("hit@1", "ndcg@10")
     summary = ("hit", "ndcg", "mrr", "median_rank")
-    lower_is_better = ("median_rank",)
+    lower_is_better = RANKING.lower_is_better
+    display = RANKING
 
     @classmethod
     def open(cls, settings: RetrievalSourceConfig, setup: Setup) -> RetrievalEvaluator:
@@ -76,6 +81,10 @@ class RetrievalEvaluator(Evaluator):
         table = Table([settings], reading, config, setup.scratch, device=device, show_progress=show_progress)
         table.require_rows()
         return PairsEvaluator(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
+
+    @classmethod
+    def judge(cls, settings: RetrievalSourceConfig, encoder: Encoder, config: schema.Config) -> SourceResults:
+        return judge_retrieval(settings, encoder, config, settings.self_matches)
 
     @classmethod
     def metrics(cls, settings: RetrievalSourceConfig, ks: Sequence[int]) -> list[str]:
@@ -212,7 +221,7 @@ class BeirEvaluator(RetrievalEvaluator):
         return {f"{_SEARCH}/{name}": value for name, value in scores.metrics.items()}
 
 
-def _require_best(name: str, ways: Sequence[str], config: Config) -> None:
+def _require_best(name: str, ways: Sequence[str], config: schema.Config) -> None:
     """Raise ``MmclError`` if the metric to choose by is of the source ``name``, but of a way that is not searched."""
     source, *measured = (config.evaluation.best or "").rsplit("/", 2)
     if source == name and measured[0] not in ways:

@@ -15,8 +15,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from mmcl.evaluation.measured import Measures
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics.correlation import pearson, spearman
+from mmcl.evaluation.metrics.display import CORRELATION
 from mmcl.evaluation.tasks.diagnostics import Diagnostics, diagnose_pairs
 from mmcl.evaluation.tasks.sentence_pairs import SentencePairs, Table, open_sts
 from mmcl.evaluation.texts import Encodes, embed_texts
@@ -63,6 +65,19 @@ class StsScores:
     def average(self) -> float:
         """Spearman's correlation, averaged over the tasks; undefined if that of a task is."""
         return self.metrics["spearman"]
+
+    def directions(self) -> dict[str, Measures]:
+        """For a report: the average over the tasks, called "", where there are several, and each task."""
+        ways = {task: f"{len(self.scores[task]):,} pairs" for task in self.tasks}
+        if len(ways) > 1:
+            ways = {"": f"over {len(ways)} tasks"} | ways
+        found = {}
+        for way, size in ways.items():
+            keys = {name: f"{way}/{name}" if way else name for name in ("spearman", "pearson")}
+            metrics = {name: self.metrics[key] for name, key in keys.items()}
+            intervals = {name: self.intervals[key] for name, key in keys.items() if key in self.intervals}
+            found[way] = Measures(metrics, CORRELATION, intervals, size=size)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values of single pairs, ready for JSON: fractions in [-1, 1], null where undefined."""

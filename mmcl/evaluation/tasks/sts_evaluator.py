@@ -9,10 +9,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from mmcl.config import schema
 from mmcl.config.evaluation import EvaluationSourceConfig
 from mmcl.data.sources import open_source
+from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.evaluator import Evaluator, Setup
 from mmcl.evaluation.live_texts import LiveTexts
+from mmcl.evaluation.measured import SourceResults
+from mmcl.evaluation.metrics.display import CORRELATION
 from mmcl.evaluation.tasks.sentence_pairs import SentencePairs, open_sts
 from mmcl.evaluation.tasks.sts import sts
 from mmcl.models.towers import Towers
@@ -43,14 +47,17 @@ class StsEvaluator(Evaluator):
 
     Config = StsSourceConfig
     headlines = ("spearman",)
+    display = CORRELATION
 
     @classmethod
     def open(cls, settings: StsSourceConfig, setup: Setup) -> StsEvaluator:
         if "text" not in setup.encoder.modalities:
             raise MmclError(f"evaluation.sources.{setup.name}: sts compares texts, which the model does not embed")
-        prompts = setup.config.data.prompts
-        # Neither sentence searches for the other, so both are read as what training compares: `text`, or an `anchor`.
-        return StsEvaluator(open_pairs(settings), prompts.get("text", prompts.get("anchor")))
+        return StsEvaluator(open_pairs(settings), _prompt(setup.config))
+
+    @classmethod
+    def judge(cls, settings: StsSourceConfig, encoder: Encoder, config: schema.Config) -> SourceResults:
+        return SourceResults(sts(encoder, open_pairs(settings), prompt=_prompt(config)))
 
     @classmethod
     def metrics(cls, settings: StsSourceConfig, ks: Sequence[int]) -> list[str]:
@@ -74,6 +81,11 @@ class StsEvaluator(Evaluator):
         if undefined and warn:
             log.warning("%s: all similarities or all scores are equal: no %s", self.source, ", ".join(undefined))
         return {name: value for name, value in metrics.items() if name not in undefined}
+
+
+def _prompt(config: schema.Config) -> str | None:
+    """Neither sentence searches for the other, so both are read as what training compares: `text`, or an `anchor`."""
+    return config.data.prompts.get("text", config.data.prompts.get("anchor"))
 
 
 def open_pairs(settings: StsSourceConfig) -> SentencePairs:
