@@ -168,7 +168,8 @@ class ModelConfig(Section):
 
     name: str | None = None
     """A whole model to start from, as `mmcl.load` takes it: `ViT-B-32/laion2b_s34b_b79k`, `hf-hub:...`, a folder or a
-    run. The sections below then say what to freeze, adapt or change, and name no towers."""
+    run. The sections below then say what to freeze, adapt or change. A tower of `towers` starts from the model's of
+    that name, else from its only one of that modality: two towers of texts may start alike."""
     dim: int = Field(default=256, ge=2, le=WIDEST)
     """Dimension of the embeddings; that of the model where `name` names one."""
     image: ImageTowerConfig | None = None
@@ -181,10 +182,14 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _towers_are_named_once(self) -> ModelConfig:
-        beside = [name for name in ("name", "image", "text") if getattr(self, name) is not None]
+        beside = [name for name in ("image", "text") if getattr(self, name) is not None]
         if self.towers and beside:
             raise ValueError(f"towers: they stand in the place of {beside[0]}; leave one of the two out")
         return self
+
+    def where(self, name: str) -> str:
+        """The setting that the section of the tower called ``name`` is."""
+        return f"model.towers.{name}" if name in self.towers else f"model.{name}"
 
     def tower(self, name: str) -> TowerConfig | None:
         """The section of the tower called ``name``."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 from mmcl.config.data import ImageConfig
-from mmcl.config.model import ModelConfig, TowerConfig
+from mmcl.config.model import ImageTowerConfig, ModelConfig, TowerConfig
 from mmcl.config.section import Section
 from mmcl.formats.open import open_model
 from mmcl.models.activations import checkpoint_activations, drop_patches
@@ -21,52 +23,68 @@ _MAY_CHANGE = {
 }
 
 
-def start_from(config: ModelConfig, image: ImageConfig, modalities: set[str]) -> Towers:
-    """The model that ``config.name`` names, with what the sections beside it change.
+def start_from(config: ModelConfig, image: ImageConfig, towers: Mapping[str, str]) -> Towers:
+    """The towers to train from the model that ``config.name`` names, with what their sections change.
+
+    A tower starts from the model's tower of that name, or from its only one of that modality. Several that start from
+    the same one are copies of it, which part in training.
 
     Frozen towers are frozen here; ``freeze_blocks`` and ``lora`` are left to the caller, as for new towers.
 
     Args:
         config: with a ``name``.
         image: ``data.image``; what of it is set has to agree with the model.
-        modalities: what the method embeds.
+        towers: name of each tower of the method to its modality.
 
     Raises:
-        MmclError: there is no such model, it does not embed these, or a section sets what the model has already.
+        MmclError: there is no such model, it has no such tower, or a section sets what the model has already.
     """
     assert config.name is not None, "the caller looks"
-    for modality in sorted(modalities):
-        _refuse_settings_of_new_towers(config.name, modality, getattr(config, modality))
-    towers = open_model(config.name)
-    if "dim" in _changed(config) and config.dim != towers.width:
-        raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {towers.width}; leave it out")
+    for name in towers:
+        _refuse_settings_of_new_towers(config, name)
+    model = open_model(config.name)
+    if "dim" in _changed(config) and config.dim != model.width:
+        raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {model.width}; leave it out")
     embedders: dict[str, Embedder] = {}
-    for modality in sorted(modalities):
-        section = getattr(config, modality) or TowerConfig()
-        embedder = towers.embedder(modality)
-        if modality == "image":
-            _adapt_image(towers.image_tower(), section, image, config.name)
-        else:
-            _adapt_text(towers.text_tower(), section, config.name)
-        if section.checkpointing:
-            checkpoint_activations(embedder.tower.net, f"model.{modality}.checkpointing: '{config.name}'")
-        if "dropout" in _changed(section.head):
-            embedder.head.set_dropout(section.head.dropout)
-        embedders[modality] = Embedder(embedder.tower, embedder.head, frozen=section.frozen)
-    start = Towers(embedders, towers.width, config.name)
-    start.logit_scale, start.logit_bias = towers.logit_scale, towers.logit_bias
-    start.heads = towers.heads
+    taken: set[str] = set()
+    for name, modality in towers.items():
+        source = name if name in model.names and model.modality(name) == modality else model.resolve(modality)
+        embedder = model.embedder(source)
+        embedders[name] = _adapted(copy.deepcopy(embedder) if source in taken else embedder, config, name, image)
+        taken.add(source)
+    start = Towers(embedders, model.width, config.name)
+    start.logit_scale, start.logit_bias = model.logit_scale, model.logit_bias
+    start.heads = model.heads
     return start
 
 
-def _refuse_settings_of_new_towers(name: str, modality: str, section: TowerConfig | None) -> None:
+def _adapted(embedder: Embedder, config: ModelConfig, name: str, image: ImageConfig) -> Embedder:
+    """A tower of the model as its section wants it."""
+    section, where, model = config.tower(name) or TowerConfig(), config.where(name), str(config.name)
+    tower = embedder.tower
+    if isinstance(tower, ImageTower):
+        _adapt_image(tower, section, image, where, model)
+    else:
+        _adapt_text(tower, section, where, model)
+    if section.checkpointing:
+        checkpoint_activations(tower.net, f"{where}.checkpointing: '{model}'")
+    if "dropout" in _changed(section.head):
+        embedder.head.set_dropout(section.head.dropout)
+    return Embedder(tower, embedder.head, frozen=section.frozen)
+
+
+def _refuse_settings_of_new_towers(config: ModelConfig, name: str) -> None:
+    section, where = config.tower(name), config.where(name)
     if section is None:
         return
-    wrong = sorted(_changed(section) - set(_MAY_CHANGE[modality]))
+    modality = "image" if isinstance(section, ImageTowerConfig) else "text"
+    wrong = sorted(_changed(section) - {"modality", *_MAY_CHANGE[modality]})
     wrong += sorted(f"head.{key}" for key in _changed(section.head) - {"dropout"})
     if wrong:
-        settings = ", ".join(f"model.{modality}.{key}" for key in wrong)
-        raise MmclError(f"{settings}: '{name}' is a model and has its own; leave it out, or leave out model.name")
+        settings = ", ".join(f"{where}.{key}" for key in wrong)
+        raise MmclError(
+            f"{settings}: '{config.name}' is a model and has its own; leave it out, or leave out model.name"
+        )
 
 
 def _changed(section: Section) -> set[str]:
@@ -79,27 +97,27 @@ def _changed(section: Section) -> set[str]:
     }
 
 
-def _adapt_image(tower: ImageTower, section: Any, image: ImageConfig, name: str) -> None:
+def _adapt_image(tower: ImageTower, section: Any, image: ImageConfig, where: str, name: str) -> None:
     tower.exact_decoding |= image.exact_decoding
     for key in sorted(_changed(image) - {"exact_decoding", "root"}):  # root says where images lie
         wanted, own = getattr(image, key), tower.spec[key]
         if wanted != own and not (key == "resize" and str(own).startswith(wanted)):
             raise MmclError(f"data.image.{key} is {wanted}, but '{name}' takes {own}; leave it out")
     if rate := getattr(section, "patch_dropout", 0.0):
-        drop_patches(tower.net, rate, tower.size, f"model.image.patch_dropout: '{name}'")
+        drop_patches(tower.net, rate, tower.size, f"{where}.patch_dropout: '{name}'")
 
 
-def _adapt_text(tower: TextTower, section: Any, name: str) -> None:
+def _adapt_text(tower: TextTower, section: Any, where: str, name: str) -> None:
     limit = getattr(section, "max_tokens", None)
     if limit is not None and limit > tower.max_tokens:
-        raise MmclError(f"model.text.max_tokens is {limit}, but '{name}' reads at most {tower.max_tokens}")
+        raise MmclError(f"{where}.max_tokens is {limit}, but '{name}' reads at most {tower.max_tokens}")
     tower.max_tokens = limit or tower.max_tokens
     pooling, width = getattr(section, "pooling", None), tower.width
     if pooling not in (None, tower.pooling):
         if tower.pooling == "pooled":
-            raise MmclError(f"model.text.pooling: '{name}' has a pooling of its own; leave it out")
+            raise MmclError(f"{where}.pooling: '{name}' has a pooling of its own; leave it out")
         tower.set_pooling(pooling)
         if tower.width != width:
-            raise MmclError(f"model.text.pooling: '{name}' reads {width} features, but {pooling} gives {tower.width}")
+            raise MmclError(f"{where}.pooling: '{name}' reads {width} features, but {pooling} gives {tower.width}")
     if (prompts := getattr(section, "prompts", None)) is not None:
         tower.replace_prompts(prompts)

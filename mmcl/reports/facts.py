@@ -99,9 +99,11 @@ def facts(history: History) -> list[tuple[str, str]]:
     start = config.model.name  # which knows its own towers and dimension: those in the config are defaults
     if start is not None:
         found.append(("Model", f"started from {start}"))
-    for modality, tower in (("Image tower", config.model.image), ("Text tower", config.model.text)):
+    towers = {"Image tower": config.model.image, "Text tower": config.model.text}
+    towers |= {f"Tower {name}": tower for name, tower in config.model.towers.items()}
+    for name, tower in towers.items():
         if tower is not None and (described := _adapted(tower) if start else _tower(tower, config)):
-            found.append((modality, described))
+            found.append((name, described))
     if dim := history.dim or (None if start else config.model.dim):
         found.append(("Embedding", f"{dim} dimensions"))
     settings = config.training

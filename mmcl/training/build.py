@@ -56,12 +56,11 @@ def build_method(config: Config, folder: Path) -> Method:
     modalities = set(columns.values()) & {"image", "text"}
     _refuse_what_is_not_read(config, modalities)
     if config.model.name:
-        encoder = start_from(config.model, config.data.image, modalities)
+        encoder = start_from(config.model, config.data.image, {name: columns[of[0]] for name, of in towers.items()})
     else:
         encoder = _encoder(config, towers, folder)
     for name in encoder.names:
-        where = f"model.towers.{name}" if name in config.model.towers else f"model.{name}"
-        _adapt(encoder.embedder(name), config.model.tower(name) or TowerConfig(), where)
+        _adapt(encoder.embedder(name), config.model.tower(name) or TowerConfig(), config.model.where(name))
     references = {name: getattr(config.method, name, None) for name in REFERENCES}
     method = kind(
         config.method,

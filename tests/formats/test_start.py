@@ -14,7 +14,7 @@ from mmcl.runtime.errors import MmclError
 
 from .conftest import CAPTIONS, TINY, open_clip_folder, sample_images
 
-BOTH = {"image", "text"}
+BOTH = {"image": "image", "text": "text"}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_sections_freeze_and_change_what_they_may(folder):
     assert len(text.tower.tokenize([CAPTIONS[3]])[0][0]) == 8
     assert next(part.p for part in text.head if isinstance(part, nn.Dropout)) == 0.3
     dropping = ModelConfig(name=str(folder), image={"patch_dropout": 0.5})
-    assert start_from(dropping, ImageConfig(), {"image"}).embedder("image").tower.net.patch_dropout.prob == 0.5
+    assert start_from(dropping, ImageConfig(), {"image": "image"}).embedder("image").tower.net.patch_dropout.prob == 0.5
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ def test_a_run_from_a_whole_model_tells_it_and_no_tower_of_the_defaults(
     told = dict(facts(History.of(fake_run(tmp_path, steps(), config={**config, "model": model}))))
     assert told["Model"] == "started from ViT-B-32/laion2b_s34b_b79k"
     assert (told["Image tower"], told["Text tower"]) == ("LoRA of rank 4", "frozen")
+    towers = {"question": {"modality": "text"}, "answer": {"modality": "text", "frozen": True}}
+    model = {"name": model["name"], "towers": towers}
+    told = dict(facts(History.of(fake_run(tmp_path / "named", steps(), config={**config, "model": model}))))
+    assert told["Tower answer"] == "frozen"
+    assert "Tower question" not in told
     assert "Embedding" not in told  # the config's 256 is a default; the model has its own
 
 

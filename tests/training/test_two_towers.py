@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from mmcl import load, train
 from mmcl.config.load import load_config
+from mmcl.encoding import Encoder
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
 
@@ -50,6 +53,62 @@ def test_trains_saves_loads_and_encodes_by_the_name_of_a_tower(tmp_path, config)
     assert hits.mean() == pytest.approx(scores["same/question_to_answer/hit@1"])
     with pytest.raises(MmclError, match="several text towers"):
         encoder.encode("where does the dog sleep", modality="text")
+
+
+@pytest.fixture
+def alone(tmp_path, config):
+    """The folder of a model with one tower, of texts."""
+    text = {key: value for key, value in TEXT.items() if key != "modality"}
+    changes = {"method": {"name": "simcse"}, "model": {"dim": 12, "text": text}, "evaluation": {}}
+    changes["data"] = {"train": config["data"]["train"], "columns": {"anchor": "q", "positive": "a"}}
+    changes["training"] = config["training"] | {"epochs": 1}
+    return str(train(config | changes, out=tmp_path / "alone", show_progress=False).folder)
+
+
+def parameters(towers, name):
+    return torch.cat([p.detach().flatten() for p in towers.embedder(name).parameters()])
+
+
+def test_two_towers_start_from_one_model_and_part(tmp_path, config, alone):
+    named = {"question": {"modality": "text"}, "answer": {"modality": "text"}}
+    config |= {"model": {"name": alone, "towers": named}}
+    start = parameters(load(alone).towers, "text")
+    towers = build_method(load_config(config), tmp_path / "run").encoder
+    assert list(towers.embedders) == ["question", "answer"]
+    assert all(torch.equal(parameters(towers, name), start) for name in named)
+    assert towers.embedder("question").tower.net is not towers.embedder("answer").tower.net
+    assert towers.logit_scale == load(alone).logit_scale
+    run = train(config, out=tmp_path / "run", overrides=["training.epochs=1"], show_progress=False)
+    learned = [parameters(load(run.folder).towers, name) for name in named]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations([*learned, start], 2))
+    frozen = {
+        "question": {"modality": "text"},
+        "answer": {"modality": "text", "frozen": True, "head": {"dropout": 0.5}},
+    }
+    config["model"] = {"name": str(run.folder), "towers": frozen}
+    towers = build_method(load_config(config), tmp_path / "next").encoder
+    assert [torch.equal(parameters(towers, name), before) for name, before in zip(named, learned, strict=True)] == [
+        True
+    ] * 2
+    assert [towers.embedder(name).frozen for name in named] == [False, True]
+    assert [towers.embedder(name).head[0].p for name in named] == [0.0, 0.5]
+
+
+def test_towers_that_a_model_cannot_start_are_named(tmp_path, config, alone):
+    def build(model):
+        return build_method(load_config(config | {"model": model}), tmp_path / "run")
+
+    named = {"question": {"modality": "text"}, "answer": {"modality": "text", "width": 32}}
+    with pytest.raises(MmclError, match=r"model\.towers\.answer\.width: '.*' is a model and has its own"):
+        build({"name": alone, "towers": named})
+    named["answer"] = {"modality": "image"}
+    with pytest.raises(MmclError, match="embeds text only, and cannot take image input"):
+        build({"name": alone, "towers": named})
+    both = build({"dim": 12, "towers": {"question": TEXT, "answer": TEXT}}).encoder
+    Encoder(both).save(tmp_path / "both")
+    config["data"] = config["data"] | {"columns": {"query": "q", "passage": "a"}}
+    with pytest.raises(MmclError, match="several text towers; name one: answer or question"):
+        build({"name": str(tmp_path / "both"), "towers": {name: {"modality": "text"} for name in ("query", "passage")}})
 
 
 @pytest.mark.parametrize(

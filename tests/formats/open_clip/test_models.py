@@ -83,7 +83,7 @@ def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path, kind):
     open_clip_folder(tmp_path / "theirs", CONFIGS[kind][0])
     expected = mmcl.load(tmp_path / "theirs", dtype="float32").encode(CAPTIONS[:3])
     shorter = Encoder(
-        start_from(ModelConfig(name=str(tmp_path / "theirs"), text={"max_tokens": 12}), ImageConfig(), {"text"})
+        start_from(ModelConfig(name=str(tmp_path / "theirs"), text={"max_tokens": 12}), ImageConfig(), {"text": "text"})
     )
     shorter.set_compute("float32")
     np.testing.assert_allclose(shorter.encode(CAPTIONS[:3]), expected, atol=1e-5)
