@@ -28,6 +28,7 @@ METHODS: Registry[Any] = Registry(
         "clip": "mmcl.methods.clip:Clip",
         "siglip": "mmcl.methods.siglip:Siglip",
         "simcse": "mmcl.methods.simcse:Simcse",
+        "scored_pairs": "mmcl.methods.scored_pairs:ScoredPairs",
         "simclr": "mmcl.methods.simclr:Simclr",
         "byol": "mmcl.methods.byol:Byol",
         "swav": "mmcl.methods.swav:Swav",

@@ -7,6 +7,7 @@ from mmcl.methods.byol import Byol as Byol
 from mmcl.methods.clip import Clip as Clip
 from mmcl.methods.outputs import Outputs as Outputs
 from mmcl.methods.outputs import Rows as Rows
+from mmcl.methods.scored_pairs import ScoredPairs as ScoredPairs
 from mmcl.methods.siglip import Siglip as Siglip
 from mmcl.methods.simclr import Simclr as Simclr
 from mmcl.methods.simcse import Simcse as Simcse

@@ -97,8 +97,8 @@ class Method(nn.Module, ABC):
             raise ValueError(f"the config names {sorted(configured)}, but the models given are {list(self.references)}")
         if context.mined and self.mining_roles is None:
             raise MmclError(
-                "data.mining: hard negatives are mined for clip and for simcse on pairs (anchor and positive, loss "
-                "info_nce), and not for what this config trains; leave it out"
+                "data.mining: hard negatives are mined for clip and for simcse on pairs (anchor and positive), "
+                "and not for what this config trains; leave it out"
             )
         if context.exchange == "ring" and not self.rings:
             raise MmclError(

@@ -238,18 +238,18 @@ class Paired(Method):
         guide = {side: stored[GUIDE.format(side)] for side in vectors if GUIDE.format(side) in stored}
         return Compared(outputs, vectors, stored["ids"], guide)
 
-    def _global(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Some of what the loss gets, of the global batch."""
         return distributed.gather_views(tensors) if self.across else tensors
 
     def added_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
         """What is added to the contrast: name to weight and value."""
-        config = self.config.teacher
-        if config is None:
+        if "teacher" not in self.references:
             return {}
+        config = self.config.teacher
         query, key = self.sides
         teacher = outputs.rows.references["teacher"]
-        rows = self._global(
+        rows = self.gathered(
             {
                 "query": view_of(outputs, query),
                 "key": view_of(outputs, key),
@@ -274,7 +274,7 @@ class Paired(Method):
             self.momentum.update()
         if self.queue is not None:
             # One by one: in the order of a single process.
-            batches = [self._global(self._stored_of(batch, self.queue)) for batch in outputs.each()]
+            batches = [self.gathered(self._stored_of(batch, self.queue)) for batch in outputs.each()]
             self.queue.push({name: torch.cat([rows[name] for rows in batches]) for name in batches[0]})
 
     def _stored_of(self, outputs: Outputs, queue: MemoryQueue) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import nn
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
 from mmcl.encoding import Encoder
-from mmcl.losses import Guide, Negatives, cosent, cosine_mse, debiased_info_nce, distillation, info_nce
+from mmcl.losses import Guide, Negatives, debiased_info_nce, distillation, info_nce
 from mmcl.methods import Context, Simcse, Step
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
@@ -38,7 +38,7 @@ STEP = Step(0, 1)
 @pytest.fixture
 def make_simcse(make_text_encoder):
     def make(*roles, encoder=None, references=None, **settings):
-        inputs = {role: "number" if role == "score" else "text" for role in roles or ("text",)}
+        inputs = dict.fromkeys(roles or ("text",), "text")
         encoder = encoder or make_text_encoder()
         config = SimcseConfig(**settings)
         return Simcse(config, encoder, Context(inputs, batch_size=8, references=references or {}))
@@ -190,21 +190,6 @@ def test_features_of_a_frozen_tower_are_embedded_like_tokens(make_simcse, make_t
         assert torch.allclose(views.embeddings[role], simcse.encoder.embedder("text")(**given))
 
 
-def test_labelled_pairs_learn_the_order_of_scores_or_the_scores(make_simcse, make_batch):
-    roles = {"anchor": ANCHORS, "positive": POSITIVES, "score": [5.0, 3.0, 0.0, 2.5, 1.0]}
-    for settings in ({"loss": "cosent", "temperature": 0.1}, {"loss": "cosine_mse"}):
-        simcse = make_simcse(*roles, **settings).eval()
-        views = simcse.outputs(make_batch(simcse.encoder, **roles))
-        pair, scores = (views.embeddings["anchor"], views.embeddings["positive"]), torch.tensor(roles["score"])
-        expected = cosent(*pair, scores, 0.1) if "temperature" in settings else cosine_mse(*pair, scores / 5)
-        torch.testing.assert_close(simcse.loss(simcse.project(views), STEP).value, expected)
-        correlation = np.corrcoef(F.cosine_similarity(*pair).detach().numpy(), roles["score"])[0, 1]
-        assert simcse.metrics(views)["correlation"] == pytest.approx(correlation, abs=1e-5)
-    assert simcse.learned_scale() == (None, None)
-    with pytest.raises(MmclError, match=r"score_range is 0 to 5, but there are scores from 0 to 9"):
-        simcse.loss(with_rows(views, values={"score": torch.tensor([0.0, 9.0, 1.0, 2.0, 3.0])}), STEP)
-
-
 def test_a_teacher_and_a_guide_see_all_roles_and_are_no_parts(make_simcse, make_text_encoder, make_batch):
     roles = {"anchor": ANCHORS, "positive": POSITIVES, "negative": HARD}
     references = {name: make_text_encoder(dim=3, width=16) for name in ("teacher", "guide")}
@@ -281,51 +266,44 @@ def test_training_goes_on_with_the_head_that_a_model_was_trained_with(make_simcs
     assert not make_simcse(encoder=encoder).heads
 
 
-def config_of(columns, loss="info_nce", of_source=None):
+def config_of(columns, of_source=None):
     data = {"train": {"source": "x.csv", "columns": of_source or {}}, "columns": columns}
-    return Config(method={"name": "simcse", "loss": loss}, data=data, model={})
+    return Config(method={"name": "simcse"}, data=data, model={})
 
 
 def test_columns_say_which_roles_there_are():
-    for columns, loss, expected in [
-        ({}, "info_nce", ["text"]),
-        ({"text": "sentence"}, "info_nce", ["text"]),
-        ({"anchor": "a"}, "info_nce", ["anchor", "positive"]),
-        ({"positive": "p"}, "info_nce", ["anchor", "positive"]),
+    for columns, expected in [
+        ({}, ["text"]),
+        ({"text": "sentence"}, ["text"]),
+        ({"anchor": "a"}, ["anchor", "positive"]),
+        ({"positive": "p"}, ["anchor", "positive"]),
         (
             {"negative_10": "x", "negative_2": "y", "negative": "z"},
-            "info_nce",
             ["anchor", "positive", "negative", "negative_2", "negative_10"],
         ),
-        ({}, "cosent", ["anchor", "positive", "score"]),
-        ({"score": "label"}, "cosine_mse", ["anchor", "positive", "score"]),
     ]:
-        assert list(Simcse.columns_of(config_of(columns, loss))) == expected
+        assert list(Simcse.columns_of(config_of(columns))) == expected
     named_by_source = config_of({}, of_source={"anchor": "q", "negative": "n"})
     assert list(Simcse.columns_of(named_by_source)) == ["anchor", "positive", "negative"]
-    assert Simcse.columns_of(config_of({}, "cosent"))["score"] == "number"
 
 
 @pytest.mark.parametrize(
-    ("columns", "loss", "told"),
+    ("columns", "told"),
     [
-        ({"ancor": "a"}, "info_nce", r"data\.columns\.ancor: .* did you mean 'anchor'"),
-        ({"anchor": "a", "negative_x": "n"}, "info_nce", "negative_x: .* did you mean 'negative'"),
-        ({"text": "t", "anchor": "a"}, "info_nce", "text: .* reads anchor, positive; leave text out"),
-        ({"anchor": "a", "score": "s"}, "info_nce", "score: .* by method.loss cosent or cosine_mse"),
-        ({"negative": "n"}, "cosent", "negative: .* reads anchor, positive, score"),
+        ({"ancor": "a"}, r"data\.columns\.ancor: .* did you mean 'anchor'"),
+        ({"anchor": "a", "negative_x": "n"}, "negative_x: .* did you mean 'negative'"),
+        ({"text": "t", "anchor": "a"}, "text: .* reads anchor, positive; leave text out"),
+        ({"anchor": "a", "score": "s"}, r"data\.columns\.score: scores are learned by method scored_pairs"),
     ],
 )
-def test_columns_that_do_not_fit_are_named(columns, loss, told):
+def test_columns_that_do_not_fit_are_named(columns, told):
     with pytest.raises(MmclError, match=told):
-        Simcse.columns_of(config_of(columns, loss))
+        Simcse.columns_of(config_of(columns))
 
 
 def test_settings_that_would_do_nothing_are_refused(make_simcse):
     with pytest.raises(MmclError, match="no hard negatives"):
         make_simcse("anchor", "positive", hard_negative_weight=2.0)
-    with pytest.raises(MmclError, match="has no temperature"):
-        make_simcse("anchor", "positive", "score", loss="cosine_mse", learn_temperature=True)
     with pytest.raises(MmclError, match="training_head"):
         make_simcse(training_head=True, matryoshka=MatryoshkaConfig(dims=[2]))
 

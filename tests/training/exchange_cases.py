@@ -26,8 +26,9 @@ from mmcl import losses
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
-from mmcl.methods import Context, Method, Step, clip, paired, siglip, simcse
+from mmcl.methods import Context, Method, Step, clip, paired, scored_pairs, siglip, simcse
 from mmcl.methods.clip import ClipConfig
+from mmcl.methods.scored_pairs import ScoredPairsConfig
 from mmcl.methods.siglip import SiglipConfig
 from mmcl.methods.simcse import SimcseConfig
 from mmcl.models.embedder import Embedder
@@ -64,8 +65,8 @@ METHODS: dict[str, tuple[type[Method], Any, dict[str, str]]] = {
     ),
     "debiased": (simcse.Simcse, SimcseConfig(debias=0.1, learn_temperature=True, training_head=True), HARD),
     "cosent": (
-        simcse.Simcse,
-        SimcseConfig(loss="cosent", learn_temperature=True),
+        scored_pairs.ScoredPairs,
+        ScoredPairsConfig(learn_temperature=True),
         {"anchor": "text", "positive": "text", "score": "number"},
     ),
 }

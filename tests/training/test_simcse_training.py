@@ -129,7 +129,7 @@ def test_triplets_are_learned_and_found_again(tmp_path, sentences, caplog):
 
 def test_labelled_pairs_are_learned(tmp_path, sentences, caplog):
     caplog.set_level("INFO", "mmcl")
-    config = config_of(sentences["labelled"], {"loss": "cosent"})
+    config = config_of(sentences["labelled"], {"name": "scored_pairs"})
     judged = {"sources": {"dev": {"task": "sts", "source": sentences["sts"]}}}
     run = train(
         config | {"evaluation": judged}, out=tmp_path / "run", overrides=["training.epochs=8"], show_progress=False
@@ -189,7 +189,7 @@ def test_a_row_lacks_any_of_its_roles_and_numbers_are_checked(tmp_path):
     rows = [{"anchor": f"one {n}", "positive": f"two {n}", "score": n} for n in range(8)]
     rows[1]["score"], rows[2]["anchor"], rows[3]["positive"] = None, None, " "
     path = write(tmp_path / "rows.jsonl", rows)
-    feed, method = feed_of(config_of(path, {"loss": "cosent"}), tmp_path / "run")
+    feed, method = feed_of(config_of(path, {"name": "scored_pairs"}), tmp_path / "run")
     assert [(p["id"], p["role"], p["reason"]) for p in feed.problems()] == [
         ("1", "score", "no number"),
         ("2", "anchor", "no text"),

@@ -409,7 +409,6 @@ def test_a_teacher_goes_with_a_momentum_copy(make_simcse, make_text_encoder, mak
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"name": "simcse", "loss": "cosent", "queue": {}}, "queue is of info_nce; loss 'cosent' has none of it"),
         ({"name": "clip", "queue": {"size": 0}}, r"'method\.queue\.size' is 0: input should be greater than or equal"),
         (
             {"name": "clip", "queue": {"momentum": 1.0}},

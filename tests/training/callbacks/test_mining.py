@@ -386,7 +386,7 @@ def test_memory_is_measured_with_mined_negatives(tmp_path, config):
             r"data\.mining\.count: 32 negatives .* has only 30 of the 32",
         ),
         (["data.mining.guide=nowhere/model"], r"nowhere/model"),
-        (["method.loss=cosent"], r"data\.mining: hard negatives are mined for clip and for simcse on pairs"),
+        (["method=scored_pairs"], r"data\.mining: hard negatives are mined for clip and for simcse on pairs"),
         (["data.columns={text: anchor}"], r"data\.mining: hard negatives are mined for clip and for simcse on pairs"),
     ],
 )
