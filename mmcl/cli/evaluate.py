@@ -27,6 +27,7 @@ from mmcl.cli.options import (
     Source,
     Split,
     Templates,
+    Tower,
     cutoffs,
     load,
     names_columns,
@@ -81,6 +82,11 @@ def retrieval(
     document: Document = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    tower: Annotated[
+        str | None,
+        typer.Option(help="The tower of queries, if the model has several of a kind.", show_default=False),
+    ] = None,
+    document_tower: Annotated[str | None, typer.Option(help="The tower of documents.", show_default=False)] = None,
     self_matches: SelfMatches = None,
     against: Against = None,
     k: CutOffs = None,
@@ -109,9 +115,15 @@ def retrieval(
     from mmcl.evaluation.compare import headlines_of
     from mmcl.evaluation.tasks.search import Searched, open_retrieval
 
-    searched = Searched(image, text, query, document, query_prompt, document_prompt, self_matches, cutoffs(k))  # type: ignore[arg-type]
+    towers = {"tower": tower, "document_tower": document_tower}
+    searched = Searched(
+        image, text, query, document, query_prompt, document_prompt, self_matches, cutoffs(k), **towers  # type: ignore[arg-type]
+    )  # fmt: skip
     evaluate = open_retrieval(source, searched, split=split, separator=separator, root=image_root)
-    scores = evaluate(load(model, device, dtype, backend, exact_decoding), 1000)
+    encoder = load(model, device, dtype, backend, exact_decoding)
+    for name in filter(None, towers.values()):
+        encoder.towers.resolve(name)  # a name that the model has not is a mistake; that it has no choice is none
+    scores = evaluate(encoder, 1000)
     theirs = {name: value for judged in scores.values() for name, value in judged.clip_benchmark.items()}
     found = None
     if against is not None:
@@ -138,6 +150,7 @@ def sts(
     score: ScoreColumn = None,
     against: Against = None,
     prompt: Annotated[str | None, typer.Option(help="The model's prompt for sentences.", show_default="none")] = None,
+    tower: Tower = None,
     similarity: Annotated[str, typer.Option(help="cosine, dot, euclidean, manhattan.")] = "cosine",
     resamples: Annotated[int, typer.Option(help="Of the intervals and of the test.", min=1)] = 2000,
     device: Device = "auto",
@@ -155,7 +168,7 @@ def sts(
 
     rows = open_sts(table, split=split, tasks=task or (), columns=_pair_columns(pairs, score))
     options: dict[str, Any] = {"similarity": similarity, "prompt": prompt}
-    scores = judge(load(model, device, dtype, backend), rows, bootstrap=resamples, **options)
+    scores = judge(load(model, device, dtype, backend, tower=tower), rows, bootstrap=resamples, **options)
     found = None
     if against is not None:
         other = judge(load(against, device, dtype, backend), rows, bootstrap=0, **options)
@@ -177,6 +190,7 @@ def zero_shot(
     image: ImageColumn = "image",
     template: Templates = None,
     classes: Classes = None,
+    tower: Tower = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     separator: Separator = None,
@@ -195,7 +209,7 @@ def zero_shot(
 
     _check_per_query(per_query, json)
     scores = zero_shot_of_rows(
-        load(model, device, dtype, exact_decoding=exact_decoding),
+        load(model, device, dtype, exact_decoding=exact_decoding, tower=tower),
         open_rows(source, split=split, separator=separator, root=image_root),
         image=image,
         label=label,
@@ -228,6 +242,7 @@ def diagnostics(
     ] = None,
     score: ScoreColumn = None,
     task: Tasks = None,
+    tower: Tower = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
@@ -250,10 +265,10 @@ def diagnostics(
     if pairs is not None:
         columns = _pair_columns(pairs, score)
         table = open_sts(source, split=split, tasks=task or (), columns=columns, scored=score is not None)
-        found = sts_diagnostics(load(model, device, dtype, backend, exact_decoding), table)
+        found = sts_diagnostics(load(model, device, dtype, backend, exact_decoding, tower), table)
     else:
         rows = open_rows(source, split=split, separator=separator, root=image_root)
-        encoder = load(model, device, dtype, backend, exact_decoding)
+        encoder = load(model, device, dtype, backend, exact_decoding, tower)
         if image is None and text is None:
             image, text = (name if name in encoder.modalities else None for name in ("image", "text"))
         found = diagnostics_of_rows(encoder, rows, image=image, text=text)

@@ -66,12 +66,16 @@ def search(
     model: Annotated[
         str | None, typer.Option(help="The encoder of the queries.", show_default="the one the index was made with")
     ] = None,
+    tower: Annotated[
+        str | None,
+        typer.Option(help="The tower of the queries, if the model has several of a kind.", show_default=False),
+    ] = None,
     json: JsonPath = None,
 ) -> None:
     """Search an index with words or images."""
     from mmcl.retrieval.search import Search
 
-    opened = Search(index, model)
+    opened = Search(index, model, tower)
     answers: dict[str, Any] = {}
     for some in [queries] if queries else _lines():
         try:

@@ -38,6 +38,9 @@ Exact = Annotated[
         help="Decode large JPEGs at full size, as other libraries do; fast: as mmcl encode does by default.",
     ),
 ]
+Tower = Annotated[
+    str | None, typer.Option(help="The tower to judge, if the model has several of a kind.", show_default=False)
+]
 
 # The rows.
 Source = Annotated[str, typer.Argument(help="Rows: a file, folder or name.", show_default=False)]
@@ -111,16 +114,21 @@ def cutoffs(k: str | None) -> list[int] | None:
 
 
 def load(
-    model: str, device: str, dtype: str = "auto", backend: str = "torch", exact_decoding: bool | None = None
+    model: str,
+    device: str,
+    dtype: str = "auto",
+    backend: str = "torch",
+    exact_decoding: bool | None = None,
+    tower: str | None = None,
 ) -> Encoder:
-    """The model as the options ask for it."""
+    """The model as the options ask for it, of its towers of one kind perhaps one alone."""
     import mmcl
 
     encoder = mmcl.load(model, device=device, dtype=dtype, backend=backend, exact_decoding=exact_decoding)
     # The same model gives other numbers in another precision, in their third or fourth digit.
     how = encoder.compute if backend == "torch" else f"{backend} for texts"
     log.info("%s: computed in %s on %s", model, how, encoder.device.type)
-    return encoder
+    return encoder if tower is None else encoder.only(tower)
 
 
 _COLUMNS = ("image", "text", "label", "query", "document", "column", "score", "id")

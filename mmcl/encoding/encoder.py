@@ -61,6 +61,15 @@ class Encoder(Described):
         part.set_compute(self._precision)
         return part
 
+    def only(self, tower: str) -> Encoder:
+        """An encoder without the other towers of this one's modality, which shares the weights.
+
+        Raises:
+            MmclError: there is no such tower.
+        """
+        towers, name = self.towers, self.towers.resolve(tower)
+        return self.select(name, *(each for each in towers.names if towers.modality(each) != towers.modality(name)))
+
     @property
     def compute(self) -> str:
         """What :meth:`encode` computes in on the device where the weights are: ``float32`` or ``bfloat16``."""

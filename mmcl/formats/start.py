@@ -48,7 +48,7 @@ def start_from(config: ModelConfig, image: ImageConfig, towers: Mapping[str, str
     embedders: dict[str, Embedder] = {}
     taken: set[str] = set()
     for name, modality in towers.items():
-        source = name if name in model.names and model.modality(name) == modality else model.resolve(modality)
+        source = _source(model, name, modality, config)
         embedder = model.embedder(source)
         embedders[name] = _adapted(copy.deepcopy(embedder) if source in taken else embedder, config, name, image)
         taken.add(source)
@@ -56,6 +56,16 @@ def start_from(config: ModelConfig, image: ImageConfig, towers: Mapping[str, str
     start.logit_scale, start.logit_bias = model.logit_scale, model.logit_bias
     start.heads = model.heads
     return start
+
+
+def _source(model: Towers, name: str, modality: str, config: ModelConfig) -> str:
+    """The tower that the one called ``name`` starts from."""
+    found = model.of_modality(modality)
+    if name not in found and len(found) > 1:
+        raise MmclError(
+            f"{config.where(name)}: '{config.name}' has several {modality} towers; call it {' or '.join(found)}"
+        )
+    return name if name in found else model.resolve(modality)
 
 
 def _adapted(embedder: Embedder, config: ModelConfig, name: str, image: ImageConfig) -> Embedder:

@@ -128,7 +128,9 @@ class Towers(nn.Module):
         if len(found) == 1:
             return found[0]
         if found:
-            raise MmclError(f"model '{self.name}' has several {name} towers; name one: {' or '.join(found)}")
+            raise MmclError(
+                f"model '{self.name}' has several {name} towers; name one: {' or '.join(found)} (modality=, or --tower)"
+            )
         known = " and ".join(sorted(self.modalities))
         towers = "" if self.modalities == {*self.names} else f" (towers {' and '.join(self.names)})"
         raise MmclError(f"model '{self.name}' embeds {known} only{towers}, and cannot take {name} input")

@@ -25,24 +25,27 @@ class Search:
     Args:
         folder: of the index.
         model: the encoder's name or folder; the one that the index names if absent.
+        tower: of the model, which embeds the queries, where it has several of a kind. The index may be of another's
+            vectors: of answers, which are searched with questions.
 
     Raises:
-        MmclError: there is no index or no model, the index names none, or its vectors are another model's: of other
-            weights, another prompt, or another dimension.
+        MmclError: there is no index, no model or no such tower, the index names no model, or its vectors are another
+            model's: of other weights, another prompt, or another dimension.
     """
 
-    def __init__(self, folder: str | Path, model: str | None = None) -> None:
+    def __init__(self, folder: str | Path, model: str | None = None, tower: str | None = None) -> None:
         self.index = Index.load(folder)
         name = model or self.index.model
         if not name:
             raise MmclError(f"{folder}: it does not say which model made its vectors; name it with --model")
         if model is None and Path(name).is_absolute() and not Path(name).exists():
             raise MmclError(f"{folder}: its model is no longer at {name}; say with --model where it is now")
-        self.encoder: Encoder = load(name)
-        self._check(folder, name)
+        encoder = load(name)
+        self._check(encoder, folder, name)
+        self.encoder: Encoder = encoder if tower is None else encoder.select(tower)
 
-    def _check(self, folder: str | Path, name: str) -> None:
-        index, encoder = self.index, self.encoder
+    def _check(self, encoder: Encoder, folder: str | Path, name: str) -> None:
+        index = self.index
         if index.encoder is None:
             if index.dim != encoder.dim:
                 raise MmclError(f"model '{name}' gives {encoder.dim} dimensions, the index has {index.dim}")
@@ -53,8 +56,11 @@ class Search:
                 name,
             )
             return
-        now = encoder.fingerprint()
-        if now["weights"] != index.encoder["weights"]:
+        # The vectors may be by all towers, or by one of them.
+        parts = (encoder, *(encoder.select(tower) for tower in encoder.towers.names if len(encoder.towers.names) > 1))
+        found = (part.fingerprint() for part in parts)
+        now = next((each for each in found if each["weights"] == index.encoder["weights"]), None)
+        if now is None:
             raise MmclError(
                 f"{folder}: its vectors were made by other weights or settings than those of '{name}'; name the model "
                 "that made them with --model, or encode and index anew with this one"

@@ -107,7 +107,7 @@ def test_towers_that_a_model_cannot_start_are_named(tmp_path, config, alone):
     both = build({"dim": 12, "towers": {"question": TEXT, "answer": TEXT}}).encoder
     Encoder(both).save(tmp_path / "both")
     config["data"] = config["data"] | {"columns": {"query": "q", "passage": "a"}}
-    with pytest.raises(MmclError, match="several text towers; name one: answer or question"):
+    with pytest.raises(MmclError, match=r"model\.towers\.query: .* several text towers; call it answer or question"):
         build({"name": str(tmp_path / "both"), "towers": {name: {"modality": "text"} for name in ("query", "passage")}})
 
 

@@ -29,6 +29,8 @@ class Searched:
         self_matches: what becomes of queries that stand in the corpus themselves, of texts; the layout's rule where
             None.
         ks: cut-offs; 1, 5, 10, or of BEIR 1, 10, 100, where None.
+        tower, document_tower: which embed queries, or captions, and documents, of a model with several towers of a
+            kind.
     """
 
     image: str = "image"
@@ -39,6 +41,32 @@ class Searched:
     document_prompt: str | None = None
     self_matches: SelfMatches | None = None
     ks: Sequence[int] | None = None
+    tower: str | None = None
+    document_tower: str | None = None
+
+    def by_queries(self, encoder: Any) -> Any:
+        """What embeds queries."""
+        return _by(encoder, self.tower)
+
+    def by_documents(self, encoder: Any) -> Any:
+        """What embeds documents.
+
+        Raises:
+            MmclError: of a model with several towers of texts, one is named for queries alone.
+        """
+        if self.tower is not None and self.document_tower is None and _by(encoder, self.tower) is not encoder:
+            names = " or ".join(encoder.towers.of_modality("text"))
+            raise MmclError(
+                f"model '{encoder.name}' has several text towers; name that of documents: --document-tower {names}"
+            )
+        return _by(encoder, self.document_tower)
+
+
+def _by(encoder: Any, tower: str | None) -> Any:
+    """The encoder by a tower, unless it has one of each kind: what the model is compared with may have no choice."""
+    if tower is None or len(encoder.towers.names) == len(encoder.modalities):
+        return encoder
+    return encoder.only(tower)
 
 
 def open_retrieval(
@@ -66,16 +94,26 @@ def open_retrieval(
     if query is None and is_beir(source):
         beir, depths = open_beir(source, split), searched.ks or (1, 10, 100)
         return lambda encoder, resamples: {
-            "query_to_document": beir_retrieval(encoder, beir, depths, bootstrap=resamples, **texts)
-        }
+            "query_to_document": beir_retrieval(
+                searched.by_queries(encoder), beir, depths,
+                document_encoder=searched.by_documents(encoder), bootstrap=resamples, **texts,
+            )
+        }  # fmt: skip
     rows, ks = open_rows(source, split=split, separator=separator, root=root), searched.ks or (1, 5, 10)
     if query is not None and document is not None:
         return lambda encoder, resamples: retrieval_of_texts(
-            encoder, rows, query=query, document=document, ks=ks, bootstrap=resamples, **texts
-        )
+            searched.by_queries(encoder), rows, query=query, document=document, ks=ks,
+            document_encoder=searched.by_documents(encoder), bootstrap=resamples, **texts,
+        )  # fmt: skip
     if searched.self_matches is not None:
         raise MmclError(
             f"{source}: --self-matches is of searches for texts by texts, a folder in BEIR's layout or --query and "
+            "--document; leave it out"
+        )
+
+    if searched.document_tower is not None:
+        raise MmclError(
+            f"{source}: --document-tower is of searches for texts by texts, a folder in BEIR's layout or --query and "
             "--document; leave it out"
         )
 
@@ -86,6 +124,7 @@ def open_retrieval(
                 f"--query and --document: it has {', '.join(rows.column_names)}"
             )
         image, text = searched.image, searched.text
+        encoder = searched.by_queries(encoder)
         return retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks, bootstrap=resamples)
 
     return images_and_texts

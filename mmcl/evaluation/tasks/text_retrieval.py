@@ -35,6 +35,7 @@ def beir_retrieval(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     self_matches: SelfMatches = "drop",
+    document_encoder: Encodes | None = None,
     bootstrap: int = 1000,
 ) -> Scores:
     """Rank the corpus for every query of a task by cosine, exactly.
@@ -49,6 +50,7 @@ def beir_retrieval(
             ``passage`` or ``corpus``, where it has such. "" for none.
         self_matches: "drop" leaves the document that has a query's own id out of that query's ranking, as BEIR does;
             "keep" ranks it like any other. See ``mmcl.evaluation.tasks.retrieval``.
+        document_encoder: what embeds the documents, such as another tower of the model; ``encoder`` if absent.
         bootstrap: resamples for the intervals, of queries.
 
     Raises:
@@ -62,7 +64,8 @@ def beir_retrieval(
     ]
     warn_of_training_pairs(encoder, beir.name, judged, "relevant pairs of query and document")
     queries = embed_texts(encoder, list(beir.queries.values()), prompt=_prompt(encoder, query_prompt, _QUERY))
-    corpus = embed_texts(encoder, list(beir.corpus.values()), prompt=_prompt(encoder, document_prompt, _DOCUMENT))
+    other = encoder if document_encoder is None else document_encoder
+    corpus = embed_texts(other, list(beir.corpus.values()), prompt=_prompt(other, document_prompt, _DOCUMENT))
     scores = retrieval(
         (list(beir.queries), queries),
         (list(beir.corpus), corpus),
@@ -85,6 +88,7 @@ def retrieval_of_texts(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     self_matches: SelfMatches = "keep",
+    document_encoder: Encodes | None = None,
     bootstrap: int = 1000,
 ) -> dict[str, Scores]:
     """Retrieval both ways between the texts of a column and those of another, one or a list a row.
@@ -100,6 +104,7 @@ def retrieval_of_texts(
         names: what the two are called in the keys of the result.
         self_matches: "drop" leaves a document that is the query itself, word for word, out of that query's ranking and
             answers; "keep" ranks it like any other.
+        document_encoder: as in ``beir_retrieval``.
         bootstrap: resamples for the intervals, of queries with all their documents.
 
     Returns:
@@ -112,12 +117,13 @@ def retrieval_of_texts(
     rows.require([query, document])
     warn_of_training_rows(encoder, rows, texts=(query, document))
     pairs = _read_pairs(rows, query, document)
-    asking, answering = _prompt(encoder, query_prompt, _QUERY), _prompt(encoder, document_prompt, _DOCUMENT)
+    other = encoder if document_encoder is None else document_encoder
+    asking, answering = _prompt(encoder, query_prompt, _QUERY), _prompt(other, document_prompt, _DOCUMENT)
     same_queries = text_identities(encoder, pairs.queries, asking)
-    same_documents = text_identities(encoder, pairs.documents, answering)
+    same_documents = text_identities(other, pairs.documents, answering)
     scores = retrieval_pairs(
         embed_texts(encoder, pairs.queries, identities=same_queries, prompt=asking),
-        embed_texts(encoder, pairs.documents, identities=same_documents, prompt=answering),
+        embed_texts(other, pairs.documents, identities=same_documents, prompt=answering),
         pairs.owner,
         ks,
         names=names,
