@@ -69,3 +69,7 @@ def test_vectors_and_an_index_are_as_they_were(release, expected):
     ids, scores = mmcl.Index.load(release / "index").search(vectors[:3], k=3)
     assert ids.tolist() == expected["index"]["ids"]
     np.testing.assert_allclose(scores, expected["index"]["scores"], **NEAR)
+
+
+def test_a_run_goes_on_with_the_squares_that_it_cropped(release):
+    assert mmcl.training.Run(release / "shapes").config.data.image.stored == "square"

@@ -86,6 +86,11 @@ class ImageConfig(Section):
     exact_decoding: bool = False
     """Decode JPEG files much larger than `size` at their full size, rather than at a half, a quarter or an eighth of
     it. Slower; otherwise pixels differ a little, and vectors by up to 8e-3, from those of other libraries."""
+    stored: Annotated[int, Field(ge=8, le=2**14)] | Literal["square"] | None = None
+    """What random crops are cut out of: the image, its shorter side brought down to this many pixels if it is longer;
+    1.5 × the largest view if absent, so that a crop of average area (0.5) is about as large as its view. More pixels
+    make small crops sharper, and are more to decode and to store. `square`: the square of `size` that the tower sees in
+    use, which takes the least disk, and beside which nothing of the image is seen."""
     root: str | None = None
     """The folder that paths of images in tables start from; if absent, that of the table."""
 
@@ -159,6 +164,11 @@ class AugmentationConfig(Section):
     """Standard deviation of the blur, in pixels."""
     fill: Fraction = 1.0
     """Grey level of what lies outside the image; 1 is white."""
+
+    @property
+    def crops(self) -> bool:
+        """Whether images are cropped at random."""
+        return self.crop_scale != (1.0, 1.0)
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> AugmentationConfig:

@@ -1,4 +1,4 @@
-"""Images of any kind to RGB squares of one size."""
+"""Images of any kind to RGB: squares of one size, or originals of a bounded one, for random crops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, lru_cache
@@ -24,8 +24,11 @@ __all__ = [
     "ResizeMode",
     "decode",
     "decode_many",
+    "decode_originals",
     "image_suffixes",
+    "load_original",
     "load_pixels",
+    "original",
     "resize",
     "usable_cpus",
 ]
@@ -125,6 +128,14 @@ def load_pixels(
     """
     with decoded(image, None if exact_decoding else decoding_target(size, mode)) as opened:
         return resize(opened, size, mode)
+
+
+def load_original(
+    image: ImageInput | None, size: int, mode: ResizeMode, stored: int, *, exact_decoding: bool = False
+) -> np.ndarray:
+    """Decode an image for random crops, see :func:`original`: uint8 (H, W, 3). Otherwise as :func:`load_pixels`."""
+    with decoded(image, None if exact_decoding else stored) as opened:
+        return original(opened, size, mode, stored)
 
 
 def _read(image: ImageInput | None, target: int | None, stack: ExitStack) -> Image.Image:
@@ -228,12 +239,37 @@ def resize(image: Image.Image, size: int, mode: ResizeMode = "crop") -> np.ndarr
     if how == "squash":
         image = image.resize((side, side), filter)
     elif how == "crop":
-        shorter, longest = min(image.size), max(side, _STRIP_PIXELS // side)
-        if max(image.size) * side > longest * shorter:
-            width, height = (min(length, longest * shorter // side) for length in image.size)
-            image = _centre_crop(image, width, height)
-        image = image.resize([length * side // shorter for length in image.size], filter)
+        image = _shorter_side_to(image, side, filter)
     return np.asarray(_floor_crop(image, size) if floor else _centre_crop(image, size, size))
+
+
+def original(image: Image.Image, size: int, mode: ResizeMode, stored: int) -> np.ndarray:
+    """An RGB image with nothing cut off, for crops drawn at random: uint8 (H, W, 3).
+
+    It has the geometry that ``mode`` gives it in use, before a square is cut out (see :func:`resize`): ``crop`` and
+    ``keep`` leave the aspect ratio, ``squash`` makes it a square, and ``pad`` a square on white. A shorter side (for
+    ``pad`` the longer one) of more than ``stored`` pixels is brought down to these, with antialiasing. One of less than
+    ``size`` is brought up to it, as in use, but for ``keep``: so an image of ``size`` × ``size`` is what :func:`resize`
+    makes of it.
+    """
+    how, side, filter, _ = _resizing(mode)
+    least = side or size
+    length = min(max(image.size) if how == "pad" else min(image.size), max(stored, least))
+    length = length if how == "keep" else max(length, least)
+    if how == "pad":
+        return resize(image, length, mode)
+    if how == "squash":
+        return np.asarray(image.resize((length, length), filter))
+    return np.asarray(_shorter_side_to(image, length, filter))
+
+
+def _shorter_side_to(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
+    """``image`` with its shorter side of ``side`` pixels; of a very long one the centre alone."""
+    shorter, longest = min(image.size), max(side, _STRIP_PIXELS // side)
+    if max(image.size) * side > longest * shorter:
+        width, height = (min(length, longest * shorter // side) for length in image.size)
+        image = _centre_crop(image, width, height)
+    return image.resize([length * side // shorter for length in image.size], filter)
 
 
 def decode_many(
@@ -250,27 +286,58 @@ def decode_many(
     pixels are zero.
     """
     pixels = np.zeros((len(images), size, size, 3), dtype=np.uint8)
+
+    def load(position: int) -> None:
+        image = images[position]
+        if isinstance(image, PreparedImage):
+            pixels[position] = image.pixels
+        else:
+            pixels[position] = load_pixels(image, size, mode, exact_decoding=exact_decoding)
+
+    return pixels, _in_threads(load, len(images), threads)
+
+
+def decode_originals(
+    images: Sequence[ImageInput | None],
+    size: int,
+    mode: ResizeMode,
+    stored: int,
+    threads: int | None = None,
+    *,
+    exact_decoding: bool = False,
+) -> tuple[list[np.ndarray], dict[int, str]]:
+    """Decode images in threads, as :func:`load_original` does.
+
+    Returns a uint8 array (H, W, 3) each, and for each position that could not be decoded the reason; its image has no
+    pixels.
+    """
+    originals = [np.empty((0, 0, 3), dtype=np.uint8)] * len(images)
+
+    def load(position: int) -> None:
+        originals[position] = load_original(images[position], size, mode, stored, exact_decoding=exact_decoding)
+
+    return originals, _in_threads(load, len(images), threads)
+
+
+def _in_threads(load: Callable[[int], None], count: int, threads: int | None) -> dict[int, str]:
+    """Call ``load`` for each position, and return the reasons of those that raised ``ImageError``."""
     errors: dict[int, str] = {}
 
     def work(position: int) -> None:
         try:
-            image = images[position]
-            if isinstance(image, PreparedImage):
-                pixels[position] = image.pixels
-            else:
-                pixels[position] = load_pixels(image, size, mode, exact_decoding=exact_decoding)
+            load(position)
         except ImageError as error:
             errors[position] = str(error)
 
-    threads = min(threads or usable_cpus(), len(images))
+    threads = min(threads or usable_cpus(), count)
     if threads <= 1:
-        for position in range(len(images)):
+        for position in range(count):
             work(position)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(work, range(len(images))):
+            for _ in pool.map(work, range(count)):
                 pass
-    return pixels, dict(sorted(errors.items()))
+    return dict(sorted(errors.items()))
 
 
 def usable_cpus() -> int:

@@ -272,7 +272,9 @@ class Method(nn.Module, ABC):
 
     def view_inputs(self, batch: Batch) -> dict[str, Inputs]:
         """The inputs of all views of a batch, in training changed at random."""
-        return make_views(self.views(), batch, change=self.training)
+        return make_views(
+            self.views(), batch, change=self.training, side=lambda tower: self.encoder.image_tower(tower).size
+        )
 
     def outputs(self, batch: Batch, embed: Callable[..., dict[str, Tensor]] | None = None) -> Outputs:
         """What the loss needs of a batch.

@@ -51,7 +51,7 @@ def _train(config: Config, folder: Path, resume: bool, show_progress: bool | Non
         try:
             with remove_on_failure(folder, new):
                 if resume and has_begun(folder):
-                    config = _with_its_micro_batch(config, Run(folder))
+                    config = _with_what_it_has(config, Run(folder).config)
                 trainer = Trainer(config, folder, resume=resume, show_progress=show_progress)
         except FolderError:
             if distributed.world_size() == 1:
@@ -67,12 +67,15 @@ def _train(config: Config, folder: Path, resume: bool, show_progress: bool | Non
     return Run(folder)
 
 
-def _with_its_micro_batch(config: Config, run: Run) -> Config:
-    """``config`` with the micro-batch that a run has found, where it says ``auto``."""
-    training = config.training
+def _with_what_it_has(config: Config, begun: Config) -> Config:
+    """``config`` with what a run that has ``begun`` has found, or has by its version, where it leaves that open."""
+    training, data = config.training, config.data
     if training.micro_batch == "auto":
-        training = training.model_copy(update={"micro_batch": run.config.training.micro_batch})
-    return config.model_copy(update={"training": training})
+        training = training.model_copy(update={"micro_batch": begun.training.micro_batch})
+    if data.image.stored is None:
+        image = data.image.model_copy(update={"stored": begun.data.image.stored})
+        data = data.model_copy(update={"image": image})
+    return config.model_copy(update={"training": training, "data": data})
 
 
 def _how_to_go_on(folder: Path, run: str) -> str:

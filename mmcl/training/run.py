@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmcl.config.load import load_config
+from mmcl.config.load import load_config, read_yaml
 from mmcl.config.schema import Config
 from mmcl.encoding import Encoder
 from mmcl.encoding.load import load
@@ -36,8 +36,11 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The resolved config: enough to repeat the run."""
-        return load_config(self.folder / "config.yaml")
+        """The resolved config: enough to repeat the run. One of a version that knew no ``data.image.stored`` cropped
+        squares."""
+        path = self.folder / "config.yaml"
+        knows = "stored" in read_yaml(path).get("data", {}).get("image", {"stored": None})
+        return load_config(path, () if knows else ["data.image.stored=square"])
 
     @property
     def model(self) -> Encoder:

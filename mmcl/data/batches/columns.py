@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmcl.data.augment.texts import TextAugmentation
-from mmcl.data.batches.inputs import text_inputs
+from mmcl.data.batches.inputs import image_inputs, text_inputs
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import Tower
 from mmcl.data.batches.views import VALUES
@@ -69,10 +69,18 @@ class Column(ABC):
 
 
 class PixelColumn(Column):
-    """Images: one a row."""
+    """Images: one a row.
 
-    def __init__(self, parts: Sequence[Pixels]) -> None:
+    Args:
+        parts: the images of each source, as the tower sees them or as originals.
+        squares: of originals: opens the same images as the tower sees them, for what is not changed at random.
+    """
+
+    def __init__(
+        self, parts: Sequence[Pixels[Any]], squares: Callable[[], Sequence[Pixels[np.ndarray]]] | None = None
+    ) -> None:
         self._parts = parts
+        self._open_squares = squares
         self._starts = np.cumsum([0, *map(len, parts)])
         self.hashes = self.contents = _joined([part.hashes for part in parts])
         self.problems = {
@@ -82,6 +90,8 @@ class PixelColumn(Column):
         }
 
     def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        if self._open_squares is not None:
+            return self._squares.inputs(items) if seeds is None else self._originals(items)
         if len(self._parts) == 1:
             return {"pixels": torch.from_numpy(self._parts[0].take(items))}
         side = self._parts[0].size
@@ -93,6 +103,21 @@ class PixelColumn(Column):
     def use_threads(self, count: int) -> None:
         for part in self._parts:
             part.threads = count
+        if "_squares" in vars(self):
+            self._squares.use_threads(count)
+
+    @functools.cached_property
+    def _squares(self) -> PixelColumn:
+        """Made when first asked for: few runs do."""
+        assert self._open_squares is not None, "the caller looks"
+        return PixelColumn(self._open_squares())
+
+    def _originals(self, items: np.ndarray) -> dict[str, Tensor]:
+        originals: list[np.ndarray] = [np.empty(0)] * len(items)
+        for source, where, local in split(items, self._starts):
+            for place, image in zip(where, self._parts[source].take(local), strict=True):
+                originals[place] = image
+        return image_inputs(originals, self._parts[0].size)
 
 
 class TextPart(NamedTuple):

@@ -1,8 +1,11 @@
-"""What a batch of N texts looks like on its way to an embedder: here alone is it made, counted, divided and joined.
+"""What a batch of N items looks like on its way to an embedder: here alone is it made, counted, divided and joined.
 
-``input_ids`` (N, L) are tokens and, on the right, padding; ``attention_mask`` (N, L) is 1 where they are tokens, and
-absent where there is no padding. ``skipped`` (N,) says how many of a text's first tokens the pooling leaves out, and is
-absent where it leaves out none.
+Texts: ``input_ids`` (N, L) are tokens and, on the right, padding; ``attention_mask`` (N, L) is 1 where they are
+tokens, and absent where there is no padding. ``skipped`` (N,) says how many of a text's first tokens the pooling leaves
+out, and is absent where it leaves out none.
+
+Images: ``pixels`` uint8 (N, S, S, 3) are what the tower sees. Originals, of which views are yet to be cropped, are
+``sizes`` (N, 2) and ``packed`` (P, 3), see :class:`~mmcl.data.augment.random_crop.PackedImages`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcl.data.augment.random_crop import PackedImages
 from mmcl.data.batches.towers import TextTower
 
 
@@ -23,6 +27,17 @@ def text_inputs(tower: TextTower, tokens: Sequence[np.ndarray], skipped: np.ndar
     if np.any(skipped):
         inputs["skipped"] = torch.from_numpy(np.broadcast_to(skipped, len(tokens)).astype(np.int64))
     return inputs
+
+
+def image_inputs(originals: Sequence[np.ndarray], side: int) -> dict[str, Tensor]:
+    """Images (H, W, 3) on their way to random crops; as ``pixels`` if all are squares of ``side``, the tower's own."""
+    if all(image.shape == (side, side, 3) for image in originals):
+        return {
+            "pixels": torch.from_numpy(np.stack(originals) if originals else np.empty((0, side, side, 3), np.uint8))
+        }
+    packed = np.concatenate([image.reshape(-1, 3) for image in originals])
+    sizes = torch.tensor([image.shape[:2] for image in originals])
+    return {"sizes": sizes, "packed": torch.from_numpy(packed)}
 
 
 def token_counts(texts: dict[str, Tensor]) -> Tensor:
@@ -35,6 +50,8 @@ def token_counts(texts: dict[str, Tensor]) -> Tensor:
 
 def take_rows(inputs: dict[str, Tensor], rows: slice | Tensor) -> dict[str, Tensor]:
     """Some rows of an embedder's inputs of any kind; texts without the padding that only other rows needed."""
+    if "packed" in inputs:
+        return PackedImages(**inputs).take(rows)._asdict()
     part = {name: tensor[rows] for name, tensor in inputs.items()}
     if "attention_mask" in part and len(part["attention_mask"]):
         longest = max(1, int(token_counts(part).max()))

@@ -22,13 +22,14 @@ from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.batch import Batch, Inputs
 from mmcl.data.batches.columns import ValueColumn, choose_caption
-from mmcl.data.batches.inputs import text_inputs
+from mmcl.data.batches.inputs import image_inputs, text_inputs
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import ImageTower
 from mmcl.data.batches.views import VALUES
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
+from mmcl.data.images import ImageInput, PreparedImage, load_original
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
 from mmcl.data.sources.tar.count import count_samples
 from mmcl.data.sources.tar.names import is_local, shard_name
@@ -78,7 +79,8 @@ class StreamFeed:
         changed = augmented and config.augments("text")
         augmentation = TextAugmentation(config.text_augmentation) if changed else None
         self._columns = [
-            _column(role, of, sources[0], reading, config, augmentation) for role, of in reading.columns.items()
+            _column(role, of, sources[0], reading, config, augmentation, augmented)
+            for role, of in reading.columns.items()
         ]
         self._draws_of = {role: reading.draws(role) for role, of in reading.columns.items() if changed and of == "text"}
         needed = [column.source for column in self._columns if column.source.role not in reading.optional]
@@ -251,15 +253,24 @@ class _Column(ABC):
 
 
 class _Images(_Column):
-    def __init__(self, source: ShardColumn, tower: ImageTower) -> None:
+    """Images as the tower sees them; or, with ``stored``, originals of at most so many pixels."""
+
+    def __init__(self, source: ShardColumn, tower: ImageTower, stored: int | None) -> None:
         super().__init__(source)
         self.tower = tower
+        self.stored = stored
 
     def load(self, sample: Sample) -> np.ndarray:
-        return self.source.image(sample, self.tower.prepare)
+        return self.source.image(sample, self.tower.prepare if self.stored is None else self._original)
 
     def inputs(self, chosen: Sequence[np.ndarray], seeds: Tensor) -> dict[str, Tensor]:
-        return {"pixels": torch.from_numpy(np.stack(chosen))}
+        return image_inputs(chosen, self.tower.size)
+
+    def _original(self, image: ImageInput) -> PreparedImage:
+        assert self.stored is not None, "the caller looks"
+        tower = self.tower
+        exact = tower.exact_decoding
+        return PreparedImage(load_original(image, tower.size, tower.resize, self.stored, exact_decoding=exact))
 
     def hashes(self, chosen: Sequence[np.ndarray]) -> list[int]:
         return [stable_hash(item.tobytes()) for item in chosen]
@@ -334,13 +345,14 @@ def _column(
     reading: Reading,
     config: Config,
     augmentation: TextAugmentation | None,
+    augmented: bool,
 ) -> _Column:
     source = ShardColumn(role, modality, settings.columns.get(role, config.data.columns.get(role)))
     if modality in VALUES:
         return _Values(source, modality)
     tower = reading.embedder(role).tower
     if tower.modality == "image":
-        return _Images(source, tower)
+        return _Images(source, tower, reading.stored_side(role, config.data.image.stored) if augmented else None)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
     return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation, role in reading.optional)
 

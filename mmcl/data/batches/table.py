@@ -18,7 +18,7 @@ from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import Encoder, ImageTower, TextTower, Tower
 from mmcl.data.batches.views import VALUES
-from mmcl.data.cache.pixels import open_pixels
+from mmcl.data.cache.pixels import Pixels, open_originals, open_pixels
 from mmcl.data.cache.tokens import open_tokens
 from mmcl.data.rows import Rows, columns_named_by
 from mmcl.data.sources import open_described
@@ -79,7 +79,8 @@ class Table:
                 continue
             embedder = reading.embedder(role)
             changed = augmented and (config.augments(modality) or reading.changes(role))
-            column = self._open(role, embedder.tower, changed)
+            stored = reading.stored_side(role, config.data.image.stored) if augmented and modality == "image" else None
+            column = self._open(role, embedder.tower, changed, stored=stored)
             if embedder.frozen and not changed and scratch is not None:
                 column = FeatureColumn(column, embedder.tower, scratch / reading.tower(role), device)
             self.columns[role] = column
@@ -157,8 +158,9 @@ class Table:
             prompt = None
         return TextReader(tower, prompt, setting)
 
-    def _open(self, role: str, tower: Tower, changed: bool, foreign: bool = False) -> Column:
-        """The column of a role in every source, as ``tower`` wants it."""
+    def _open(self, role: str, tower: Tower, changed: bool, foreign: bool = False, stored: int | None = None) -> Column:
+        """The column of a role in every source, as ``tower`` wants it; of images, as originals of at most ``stored``
+        pixels where that is given."""
         data = self.config.data
         common: dict[str, Any] = {"on_error": data.on_error, "show_progress": self._show_progress}
         names = self._names(role)
@@ -166,9 +168,14 @@ class Table:
             tower = cast(ImageTower, tower)
             common |= {"size": tower.size, "resize": tower.resize, "exact_decoding": tower.exact_decoding}
             common["cache_gb"] = data.cache_gb
-            return PixelColumn(
-                [open_pixels(rows, str(name), **common) for rows, name in zip(self.sources, names, strict=True)]
-            )
+            named = [(rows, str(name)) for rows, name in zip(self.sources, names, strict=True)]
+
+            def squares() -> list[Pixels[np.ndarray]]:
+                return [open_pixels(*of, **common) for of in named]
+
+            if stored is None:
+                return PixelColumn(squares())
+            return PixelColumn([open_originals(*of, stored=stored, **common) for of in named], squares)
         tower = cast(TextTower, tower)
         if role in self._optional:
             common["on_error"] = "skip"

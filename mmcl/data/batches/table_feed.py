@@ -180,7 +180,9 @@ class TableFeed(Table):
         # Changed at random as their column is: otherwise that alone would tell them from the partners.
         numbers = torch.arange(MINED_DRAW, MINED_DRAW + chosen.shape[1])
         seeds = mix(batch.seeds[:, None].expand(chosen.shape), numbers).reshape(-1)
-        batch.extra[MINED] = self.columns[hard.role].inputs(items, seeds)
+        column = self.columns[hard.role]
+        # Images are changed by the views, through which no extra item passes.
+        batch.extra[MINED] = column.inputs(items, seeds if isinstance(column, TokenColumn) else None)
         batch.extra_ids[MINED] = torch.from_numpy(hard.ids[chosen.reshape(-1)])
         if "guide" in self._references:
             batch.references["guide"][MINED] = self._references["guide"][hard.role].inputs(items)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmcl.config.data import AugmentationConfig
 from mmcl.data.augment.images import Augmentation
+from mmcl.data.augment.random_crop import PackedImages
 from mmcl.data.batches.batch import Batch, Inputs
 
 Modality: TypeAlias = Literal["image", "text", "label", "number"]
@@ -54,6 +55,11 @@ class View:
     count: int = 1
     draw_of: str | None = None
 
+    @property
+    def cuts(self) -> bool:
+        """Whether it is cut out of the image, rather than what the tower sees in use."""
+        return isinstance(self.transform, Augment) and (self.transform.config.crops or self.size is not None)
+
 
 @dataclass(frozen=True)
 class Extra:
@@ -78,18 +84,29 @@ class Augment:
         pixels = inputs["pixels"]
         return {"pixels": Augmentation(self.config, size or pixels.shape[1])(pixels, seeds, draw)}
 
+    def of_originals(self, inputs: Inputs, seeds: Tensor, draw: int, size: int, side: int) -> Inputs:
+        """The same of originals, of which those of ``side`` × ``side``, the tower's own, are as for the call."""
+        return {"pixels": Augmentation(self.config, size).of_originals(PackedImages(**inputs), side, seeds, draw)}
 
-def make_views(views: Mapping[str, View], batch: Batch, *, change: bool) -> dict[str, Inputs]:
+
+_AS_IT_IS = Augment(AugmentationConfig())
+
+
+def make_views(
+    views: Mapping[str, View], batch: Batch, *, change: bool, side: Callable[[str], int] | None = None
+) -> dict[str, Inputs]:
     """The inputs of every view of a batch, and of its extra items, by their names.
 
     Args:
         views: by name.
         batch: on the device where it is to be changed.
         change: whether to apply transforms: in training only.
+        side: of the square, in pixels, that an image tower of this name sees; needed for a batch of originals. Where a
+            view is no random crop of them, it is the largest square in their centre.
     """
     made: dict[str, Inputs] = {}
     for name, numbers in draw_numbers(views).items():
-        draws = [_draw(views[name], batch, number, change) for number in numbers]
+        draws = [_draw(views[name], batch, number, change, side) for number in numbers]
         made[name] = draws[0] if len(draws) == 1 else _row_by_row(draws)
     return made | batch.extra
 
@@ -107,8 +124,14 @@ def draw_numbers(views: Mapping[str, View]) -> dict[str, range]:
     return numbers
 
 
-def _draw(view: View, batch: Batch, draw: int, change: bool) -> Inputs:
+def _draw(view: View, batch: Batch, draw: int, change: bool, side: Callable[[str], int] | None) -> Inputs:
     inputs = batch.drawn(view.column, draw)
+    if "packed" in inputs:
+        assert side is not None, "given where there are originals"
+        own = side(view.tower)
+        if change and isinstance(view.transform, Augment):
+            return view.transform.of_originals(inputs, batch.seeds, draw, view.size or own, own)
+        inputs = _AS_IT_IS.of_originals(inputs, batch.seeds, draw, own, own)
     if not change or view.transform is None or "features" in inputs:
         return inputs
     return view.transform(inputs, batch.seeds, draw, view.size)

@@ -1,29 +1,32 @@
-"""Images decoded and resized once, into an array on disk that every later epoch and run maps into memory."""
+"""Images decoded and resized once, into a file on disk that every later epoch and run maps into memory."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import math
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Generic, Literal, TypeVar
 
 import numpy as np
 
 from mmcl.data.identity import stable_hash
-from mmcl.data.images import ResizeMode, decode_many, usable_cpus
+from mmcl.data.images import ImageInput, ResizeMode, decode_many, decode_originals, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, cache_dir
 from mmcl.runtime.progress import progress
 
 log = logging.getLogger("mmcl")
+Taken = TypeVar("Taken", np.ndarray, list[np.ndarray])
 
 _FORMAT = 2  # part of the key: raise it when decoding or resizing changes
 _BLOCK_BYTES = 64 * 2**20  # decoded pixels held in memory at a time
@@ -31,34 +34,64 @@ _ERRORS = "errors.json"  # written last
 
 
 @dataclass(frozen=True)
-class _Images:
-    """A column of images and the square they are to become."""
+class _Images(ABC, Generic[Taken]):
+    """A column of images, and how they are decoded.
+
+    Attributes:
+        size: of the square that the image tower sees.
+        file: name of the file of pixels in the cache, if they are stored.
+    """
 
     rows: Rows
     column: str
     size: int
     resize: ResizeMode
     exact_decoding: bool
+    file = ""
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return (len(self.rows), self.size, self.size, 3)
+    @abstractmethod
+    def bytes_each(self) -> int:
+        """About as many for an image."""
 
-    def decode(
-        self, indices: Sequence[int] | np.ndarray, threads: int | None = None
-    ) -> tuple[np.ndarray, dict[int, str]]:
+    def decode(self, indices: Sequence[int] | np.ndarray, threads: int | None = None) -> tuple[Taken, dict[int, str]]:
         """Pixels of the rows at ``indices``, and position to reason (with the path of a file) where there are none."""
         images = self.rows.images(self.column, indices)
-        pixels, reasons = decode_many(images, self.size, self.resize, threads, exact_decoding=self.exact_decoding)
+        pixels, reasons = self._decode(images, threads)
         for position in reasons:
             if isinstance(path := images[position], Path):
                 reasons[position] = f"{path}: {reasons[position]}"
         return pixels, reasons
 
+    @abstractmethod
+    def _decode(self, images: Sequence[ImageInput | None], threads: int | None) -> tuple[Taken, dict[int, str]]: ...
+
+    @abstractmethod
+    def header(self) -> bytes:
+        """What stands in the file before the pixels."""
+
+    @abstractmethod
+    def known_bytes(self) -> int:
+        """Of all pixels, as far as they are known before the images are decoded."""
+
+    @abstractmethod
+    def read_sizes(self, home: Path) -> np.ndarray:
+        """(N, 2) heights and widths of the images in a folder of the cache."""
+
+    @abstractmethod
+    def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
+        """The file, mapped into memory. Raises ``ValueError`` if it does not hold images of these ``sizes`` (N, 2)."""
+
+    @abstractmethod
+    def take(self, array: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> Taken:
+        """The images at ``indices`` of what :meth:`open` gave."""
+
+    def _wanted(self) -> tuple[object, ...]:
+        return (_FORMAT, self.rows.fingerprint, self.column, self.size, self.resize, self.exact_decoding)
+
     def key(self) -> str:
         """Identifies the pixels: where rows name files, these may change while the rows do not."""
-        wanted = (_FORMAT, self.rows.fingerprint, self.column, self.size, self.resize, self.exact_decoding)
-        digest = hashlib.blake2b(repr(wanted).encode(), digest_size=16)
+        digest = hashlib.blake2b(repr(self._wanted()).encode(), digest_size=16)
         first = self.rows.images(self.column, range(min(100, len(self.rows))))
         if any(isinstance(image, Path) for image in first):
             for block in _blocks(len(self.rows), 10_000):
@@ -67,48 +100,127 @@ class _Images:
                         digest.update(repr((str(image), _state(image))).encode())
         return digest.hexdigest()
 
-    def fit(self, folder: Path, cache_gb: float) -> bool:
-        """Whether the pixels may be stored in ``folder``; if not, say why."""
-        needed, free = math.prod(self.shape), shutil.disk_usage(folder).free
-        if needed <= min(cache_gb * 1e9, 0.95 * free):
-            return True
-        reason = f"cache_gb is {cache_gb:g}" if needed > cache_gb * 1e9 else f"the disk has {free / 1e9:.2f} GB free"
-        log.warning(
-            f"{self.rows.name}: {len(self.rows)} images take {needed / 1e9:.2f} GB as pixels and {reason}: "
-            "they are decoded again whenever they are used"
-        )
-        return False
+
+@dataclass(frozen=True)
+class _Squares(_Images[np.ndarray]):
+    """Images as the image tower sees them."""
+
+    file = "pixels.npy"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self.rows), self.size, self.size, 3)
+
+    @property
+    def bytes_each(self) -> int:
+        return 3 * self.size**2
+
+    def _decode(self, images: Sequence[ImageInput | None], threads: int | None) -> tuple[np.ndarray, dict[int, str]]:
+        return decode_many(images, self.size, self.resize, threads, exact_decoding=self.exact_decoding)
+
+    def header(self) -> bytes:
+        file = io.BytesIO()
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
+        return file.getvalue()
+
+    def known_bytes(self) -> int:
+        return math.prod(self.shape)
+
+    def read_sizes(self, home: Path) -> np.ndarray:
+        return np.broadcast_to(np.int32(self.size), (len(self.rows), 2))
+
+    def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.shape != self.shape:
+            raise ValueError("another shape")
+        return array
+
+    def take(self, array: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return np.array(array[indices])
 
 
-class Pixels:
-    """The images of a column of rows, at one size. Made by ``open_pixels``.
+@dataclass(frozen=True)
+class _Originals(_Images[list[np.ndarray]]):
+    """Images with nothing cut off, see ``mmcl.data.images.original``."""
 
-    ``errors`` maps the numbers of rows without a readable image to the reason; their pixels are zero. ``hashes``
-    (N,) int64 are equal for equal decoded images; they are 0 for the rows in ``errors``. ``stored`` says whether the
-    pixels are on disk, or are decoded whenever they are taken, then by so many ``threads`` (one for each CPU if None).
+    stored: int = 0
+    file = "pixels.bin"
+
+    @property
+    def bytes_each(self) -> int:
+        return 4 * max(self.stored, self.size) ** 2  # photographs of 4:3
+
+    def _decode(
+        self, images: Sequence[ImageInput | None], threads: int | None
+    ) -> tuple[list[np.ndarray], dict[int, str]]:
+        exact = self.exact_decoding
+        return decode_originals(images, self.size, self.resize, self.stored, threads, exact_decoding=exact)
+
+    def _wanted(self) -> tuple[object, ...]:
+        return (*super()._wanted(), self.stored)
+
+    def header(self) -> bytes:
+        return b""
+
+    def known_bytes(self) -> int:
+        return 0
+
+    def read_sizes(self, home: Path) -> np.ndarray:
+        sizes: np.ndarray = np.load(home / "sizes.npy", allow_pickle=False)
+        return sizes
+
+    def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
+        if path.stat().st_size != _bytes(sizes):
+            raise ValueError("another length")
+        return np.memmap(path, np.uint8, "r") if _bytes(sizes) else np.empty(0, np.uint8)
+
+    def take(self, array: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+        starts = np.concatenate([[0], np.cumsum(3 * sizes.prod(axis=1, dtype=np.int64))])
+        return [array[starts[row] : starts[row + 1]].reshape(*sizes[row], 3) for row in indices]
+
+
+class Pixels(Generic[Taken]):
+    """The images of a column of rows, decoded. Made by ``open_pixels`` and ``open_originals``.
+
+    Attributes:
+        size: side of the square that the image tower sees.
+        sizes: (N, 2) heights and widths of the images.
+        errors: number of each row without a readable image to the reason. Its pixels are zero, or none.
+        hashes: (N,) int64, equal for equal decoded images; 0 for the rows in ``errors``.
+        stored: whether the pixels are on disk. Else they are decoded whenever they are taken.
+        threads: then by so many; one for each CPU if None.
     """
 
     threads: int | None = None
 
-    def __init__(self, images: _Images, hashes: np.ndarray, errors: dict[int, str], array: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        images: _Images[Taken],
+        hashes: np.ndarray,
+        sizes: np.ndarray,
+        errors: dict[int, str],
+        array: np.ndarray | None,
+    ) -> None:
         self.size = images.size
+        self.sizes = sizes
         self.hashes = hashes
         self.errors = errors
         self.stored = array is not None
-        self._images = images
+        self._images: _Images[Taken] = images
         self._array = array
 
     def __len__(self) -> int:
         return len(self.hashes)
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images of the rows at ``indices``: uint8 (n, ``size``, ``size``, 3), a copy.
+    def take(self, indices: Sequence[int] | np.ndarray) -> Taken:
+        """The images of the rows at ``indices``: uint8 (n, ``size``, ``size``, 3), a copy; of originals a list of
+        (H, W, 3), which are not to be written to.
 
         Raises ``MmclError`` for an image that could be read when the pixels were opened, and no longer can.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         if self._array is not None:
-            return np.array(self._array[chosen])
+            return self._images.take(self._array, self.sizes, chosen)
         pixels, errors = self._images.decode(chosen, self.threads)
         for position, reason in errors.items():
             if int(chosen[position]) not in self.errors:
@@ -126,34 +238,65 @@ def open_pixels(
     on_error: Literal["skip", "fail"] = "skip",
     cache_gb: float = 20.0,
     show_progress: bool | None = None,
-) -> Pixels:
+) -> Pixels[np.ndarray]:
     """The images of ``column`` as ``size`` × ``size`` RGB squares (``resize`` as in ``images.resize``,
     ``exact_decoding`` as in ``images.load_pixels``).
 
     The first call decodes every image, in threads, into the cache folder ``pixels``; later calls with the same
-    content find it there. If the array would exceed ``cache_gb`` (10⁹ bytes) or the free disk, only hashes and errors
+    content find it there. If the pixels would exceed ``cache_gb`` (10⁹ bytes) or the free disk, only hashes and errors
     are kept, and images are decoded again whenever they are taken.
 
     Raises ``MmclError`` for the first unreadable image if ``on_error`` is "fail", and ``OSError`` if the disk runs
     full meanwhile.
     """
-    rows.require([column])
-    images = _Images(rows, column, size, resize, exact_decoding)
+    return _open(_Squares(rows, column, size, resize, exact_decoding), on_error, cache_gb, show_progress)
+
+
+def open_originals(
+    rows: Rows,
+    column: str,
+    *,
+    size: int,
+    stored: int,
+    resize: ResizeMode = "crop",
+    exact_decoding: bool = False,
+    on_error: Literal["skip", "fail"] = "skip",
+    cache_gb: float = 20.0,
+    show_progress: bool | None = None,
+) -> Pixels[list[np.ndarray]]:
+    """The images of ``column`` with nothing cut off, for random crops, as ``images.original`` makes them with these
+    ``size``, ``resize`` and ``stored``; otherwise as :func:`open_pixels`."""
+    images = _Originals(rows, column, size, resize, exact_decoding, stored)
+    return _open(images, on_error, cache_gb, show_progress)
+
+
+def _open(images: _Images[Taken], on_error: str, cache_gb: float, show_progress: bool | None) -> Pixels[Taken]:
+    images.rows.require([images.column])
     folder = cache_dir("pixels")
     home = folder / images.key()
+    free = shutil.disk_usage(folder).free
+    limit = min(cache_gb * 1e9, 0.95 * free)
     pixels = _load(home, images)
-    if pixels is None:
-        stored = images.fit(folder, cache_gb)
-        home = home if stored else folder / f"{home.name}-hashes"
-        pixels = _load(home, images)
-    if pixels is None:
-        _build(home, images, stored, on_error, show_progress)
+    if pixels is None or not (pixels.stored or _bytes(pixels.sizes) > limit):
+        _build(home, images, limit, on_error, show_progress)
         pixels = _load(home, images)
     if pixels is None:
         raise OSError(f"{home}: the pixels just written cannot be read back")
+    if not pixels.stored:
+        needed = _bytes(pixels.sizes)
+        reason = f"cache_gb is {cache_gb:g}" if needed > cache_gb * 1e9 else f"the disk has {free / 1e9:.2f} GB free"
+        log.warning(
+            f"{images.rows.name}: {len(pixels)} images take {needed / 1e9:.2f} GB as pixels and {reason}: "
+            "they are decoded again whenever they are used"
+        )
     if on_error == "fail":
-        _fail_on(pixels.errors, rows)
+        _fail_on(pixels.errors, images.rows)
     return pixels
+
+
+def _bytes(sizes: np.ndarray) -> int:
+    """Of the pixels of images of these ``sizes`` (N, 2)."""
+    return 3 * int(sizes.prod(axis=1, dtype=np.int64).sum())
 
 
 def _state(file: Path) -> tuple[int, int] | None:
@@ -169,56 +312,67 @@ def _blocks(count: int, length: int) -> Iterator[range]:
         yield range(start, min(start + length, count))
 
 
-def _load(home: Path, images: _Images) -> Pixels | None:
+def _load(home: Path, images: _Images[Taken]) -> Pixels[Taken] | None:
     """What ``_build`` left in ``home``; None if there is nothing. Something that is not whole is removed."""
     if not home.exists():
         return None
     try:
         hashes = np.load(home / "hashes.npy", allow_pickle=False)
         errors = {int(row): reason for row, reason in json.loads((home / _ERRORS).read_text("utf-8")).items()}
-        file = home / "pixels.npy"
-        array = np.load(file, mmap_mode="r", allow_pickle=False) if file.exists() else None
-        if hashes.shape != images.shape[:1] or (array is not None and array.shape != images.shape):
-            raise ValueError("another shape")
+        sizes = images.read_sizes(home)
+        if len(hashes) != len(images.rows) or len(sizes) != len(hashes):
+            raise ValueError("another number of rows")
+        file = home / images.file
+        array = images.open(file, sizes) if file.exists() else None
     except (OSError, ValueError, EOFError):
         shutil.rmtree(home, ignore_errors=True)
         return None
-    return Pixels(images, hashes, errors, array)
+    return Pixels(images, hashes, sizes, errors, array)
 
 
-def _build(home: Path, images: _Images, stored: bool, on_error: str, show_progress: bool | None) -> None:
-    """Decode every image into a folder beside ``home``, which then takes its name."""
-    count = len(images.rows)
+def _build(home: Path, images: _Images[Taken], limit: float, on_error: str, show_progress: bool | None) -> None:
+    """Decode every image into a folder beside ``home``, which then takes its name; without the pixels where these take
+    more than ``limit`` bytes."""
+    count, total, fits = len(images.rows), 0, images.known_bytes() <= limit
     hashes = np.zeros(count, dtype=np.int64)
+    sizes = np.zeros((count, 2), dtype=np.int32)
     errors: dict[int, str] = {}
     with (
-        atomic_folder(home, unless=home / _ERRORS) as part,
-        _pixel_file(part / "pixels.npy", images.shape) if stored else nullcontext() as file,
+        atomic_folder(home, unless=home / images.file) as part,
+        _pixel_file(part / images.file) as file,
         ThreadPoolExecutor(usable_cpus()) as pool,
         progress("Decoding images", count, unit="images", show=show_progress) as advance,
     ):
-        for block in _blocks(count, max(8, min(1024, _BLOCK_BYTES // math.prod(images.shape[1:])))):
+        file.write(images.header())
+        for block in _blocks(count, max(8, min(1024, _BLOCK_BYTES // images.bytes_each))):
             pixels, reasons = images.decode(block)
             errors |= {block[position]: reason for position, reason in reasons.items()}
             if on_error == "fail":
                 _fail_on(errors, images.rows)
-            hashes[block.start : block.stop] = list(pool.map(stable_hash, (image.tobytes() for image in pixels)))
-            if file is not None:
-                file.write(pixels.data)
+            rows = slice(block.start, block.stop)
+            hashes[rows] = list(pool.map(stable_hash, (image.tobytes() for image in pixels)))
+            sizes[rows] = [image.shape[:2] for image in pixels]
+            total += sum(image.nbytes for image in pixels)
+            fits = fits and total <= limit
+            if fits:
+                for image in pixels:
+                    file.write(image.data)
             advance(len(block))
         hashes[list(errors)] = 0
+        if not fits:
+            (part / images.file).unlink()
         np.save(part / "hashes.npy", hashes)
+        np.save(part / "sizes.npy", sizes)
         (part / _ERRORS).write_text(json.dumps(errors, ensure_ascii=False), "utf-8")
 
 
 @contextmanager
-def _pixel_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """An ``.npy`` file whose pixels are yet to be written, one after the other.
+def _pixel_file(path: Path) -> Iterator[BinaryIO]:
+    """A file for pixels.
 
     By plain writes: on a full disk a memory map kills the process (SIGBUS), where ``write`` raises ``OSError``.
     """
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         yield file
 
 

@@ -108,7 +108,7 @@ def test_crop_and_flip_equal_torchvision(size: int) -> None:
     augment = Augmentation(config, size)
     view = augment(images, seeds(count))
     for image, draws, ours in zip(plain(images), uniforms(seeds(count), 6), view, strict=True):
-        (width, _, x), (_, height, y) = augment._places(draws[None], 1.0)[0].tolist()
+        (width, _, x), (_, height, y) = augment._places(draws[None], *augment._crops(draws[None], 1.0).T)[0].tolist()
         left, top = 24 * (1 + x - abs(width)), 24 * (1 + y - height)
         box = [round(top), round(left), round(48 * height), round(48 * abs(width))]
         theirs = reference.resized_crop(image, *box, [size, size], antialias=False)
@@ -119,7 +119,8 @@ def test_crop_and_flip_equal_torchvision(size: int) -> None:
 def test_crops_have_the_areas_and_ratios_asked_for_and_lie_inside() -> None:
     augment = Augmentation(AugmentationConfig(crop_scale=(0.1, 1.0)), 32)
     for aspect in (1.0, 1.5):
-        maps = augment._places(uniforms(seeds(4000), 6), aspect)
+        draws = uniforms(seeds(4000), 6)
+        maps = augment._places(draws, *augment._crops(draws, aspect).T)
         width, height = maps[:, 0, 0], maps[:, 1, 1]
         area, ratio = width * height, width / height * aspect
         assert (width <= 1).all()

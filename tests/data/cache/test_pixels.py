@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from mmcl.data.cache import pixels as module
-from mmcl.data.cache.pixels import open_pixels
+from mmcl.data.cache.pixels import open_originals, open_pixels
 from mmcl.data.identity import stable_hash
-from mmcl.data.images import decode, resize
+from mmcl.data.images import decode, original, resize
 from mmcl.data.sources import Rows, open_source
 from mmcl.runtime.errors import MmclError
 
@@ -141,7 +141,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     rows = table(tmp_path, [png(0)])
-    monkeypatch.setattr(module, "_pixel_file", lambda path, shape: Full())
+    monkeypatch.setattr(module, "_pixel_file", lambda path: Full())
     with pytest.raises(OSError, match="No space left"):
         open_pixels(rows, "image", size=8)
     assert list(cache.iterdir()) == []
@@ -167,3 +167,64 @@ def test_two_that_build_at_the_same_time_agree(tmp_path: Path, cache: Path, monk
         for future in futures:
             np.testing.assert_array_equal(future.result().take(range(20)), expected(images))
     assert len(list(cache.iterdir())) == 1
+
+
+def originals(images: list[bytes], stored: int) -> list[np.ndarray]:
+    return [original(decode(image), 8, "crop", stored) for image in images]
+
+
+def assert_same(arrays: list[np.ndarray], others: list[np.ndarray]) -> None:
+    for array, other in zip(arrays, others, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize("cache_gb", [20.0, 0.0])
+def test_originals_are_of_every_size_and_equal_plain_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_gb: float
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * 8 * 12**2)  # several blocks
+    images = [png(i) for i in range(18)] + [png(3), png(1)[:50]]
+    rows = table(tmp_path, images)
+    for _ in range(2):  # built, then found
+        pixels = open_originals(rows, "image", size=8, stored=12, cache_gb=cache_gb)
+        assert (len(pixels), pixels.stored, list(pixels.errors)) == (20, cache_gb > 0, [19])
+        expected = originals(images[:-1], 12)
+        assert len({array.shape for array in expected}) > 8
+        assert_same(pixels.take(range(19)), expected)
+        assert_same(pixels.take([4, 2, 4]), [expected[4], expected[2], expected[4]])
+        assert pixels.take([19])[0].size == 0
+        assert pixels.hashes.tolist() == [*(stable_hash(array.tobytes()) for array in expected), 0]
+        assert pixels.sizes[:19].tolist() == [list(array.shape[:2]) for array in expected]
+
+
+def test_originals_stand_beside_squares_and_other_bounds(tmp_path: Path, cache: Path) -> None:
+    images = [png(7), png(9)]
+    rows = table(tmp_path, images)
+    for stored in (8, 12, 8):
+        assert_same(open_originals(rows, "image", size=8, stored=stored).take([0, 1]), originals(images, stored))
+    np.testing.assert_array_equal(open_pixels(rows, "image", size=8).take([0, 1]), expected(images))
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_originals_that_grow_too_large_are_not_stored_until_there_is_room(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 0)  # of eight images
+    images = [png(i) for i in range(20)]
+    rows, needed = table(tmp_path, images), sum(array.nbytes for array in originals(images, 12))
+    with caplog.at_level(logging.WARNING, logger="mmcl"):
+        pixels = open_originals(rows, "image", size=8, stored=12, cache_gb=(needed - 1) / 1e9)
+    assert "20 images take 0.00 GB as pixels and cache_gb is" in caplog.text
+    assert not pixels.stored
+    (home,) = cache.iterdir()
+    assert not (home / "pixels.bin").exists()
+    built = []
+    monkeypatch.setattr(module, "_build", lambda *args, build=module._build: (built.append(1), build(*args)))
+    open_originals(rows, "image", size=8, stored=12, cache_gb=(needed - 1) / 1e9)
+    assert not built, "what is too large is not decoded again to find that out"
+    stored = open_originals(rows, "image", size=8, stored=12, cache_gb=needed / 1e9)
+    assert stored.stored
+    assert_same(stored.take(range(20)), pixels.take(range(20)))
+    (home,) = cache.iterdir()
+    os.truncate(home / "pixels.bin", 100)
+    assert_same(open_originals(rows, "image", size=8, stored=12).take(range(20)), pixels.take(range(20)))

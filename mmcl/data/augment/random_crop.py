@@ -1,0 +1,132 @@
+"""Random crops of images of different sizes: where they are cut out, and how they become views of one size."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ATTEMPTS = 10
+CROP_DRAWS = 2 * _ATTEMPTS
+_CHUNK_BYTES = 2**28  # on a GPU, of what is gathered at a time, indices included
+
+
+class PackedImages(NamedTuple):
+    """N images of different sizes.
+
+    Attributes:
+        sizes: (N, 2) int64, heights and widths.
+        packed: uint8 (P, 3), the pixels of all images, one image after the other, row by row.
+    """
+
+    sizes: Tensor
+    packed: Tensor
+
+    @property
+    def starts(self) -> Tensor:
+        """(N,) the place in ``packed`` of each image's first pixel."""
+        areas = self.sizes.prod(dim=1)
+        return areas.cumsum(0) - areas
+
+    def images(self) -> list[Tensor]:
+        """Each as (H, W, 3)."""
+        parts = self.packed.split(self.sizes.prod(dim=1).tolist())
+        return [part.view(height, width, 3) for part, (height, width) in zip(parts, self.sizes.tolist(), strict=True)]
+
+    def take(self, rows: slice | Tensor) -> PackedImages:
+        """Those of some rows."""
+        parts = self.packed.split(self.sizes.prod(dim=1).tolist())
+        chosen = range(len(parts))[rows] if isinstance(rows, slice) else rows.tolist()
+        return PackedImages(self.sizes[rows], torch.cat([self.packed[:0], *(parts[row] for row in chosen)]))
+
+
+def crop_boxes(sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draws: Tensor) -> Tensor:
+    """Where torchvision's ``RandomResizedCrop`` cuts: (N, 4) int64 top, left, height and width.
+
+    The area is uniform in ``scale`` and the aspect ratio log-uniform in ``ratio``; both are drawn again, up to ten
+    times, until the crop fits into the image. Else it is the largest one in the centre whose ratio is in ``ratio``.
+
+    Args:
+        sizes: (N, 2) heights and widths of the images.
+        scale: of the area, as a share of the image.
+        ratio: width by height.
+        draws: (N, 2 + ``CROP_DRAWS``) in [0, 1): the place in x and in y, then area and ratio of each attempt.
+    """
+    height, width = sizes.double().T
+    draws = draws.double()
+    area = (scale[0] + (scale[1] - scale[0]) * draws[:, 2::2]) * (height * width)[:, None]
+    low, high = map(math.log, ratio)
+    aspect = (low + (high - low) * draws[:, 3::2]).exp()
+    tall, wide = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+    fits = (tall > 0) & (wide > 0) & (tall <= height[:, None]) & (wide <= width[:, None])
+    chosen = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    tall = torch.where(found, tall.gather(1, chosen)[:, 0], torch.minimum(height, (width / ratio[0]).round()))
+    wide = torch.where(found, wide.gather(1, chosen)[:, 0], torch.minimum(width, (height * ratio[1]).round()))
+    top = torch.where(found, draws[:, 1] * (height - tall + 1), (height - tall) / 2).floor()
+    left = torch.where(found, draws[:, 0] * (width - wide + 1), (width - wide) / 2).floor()
+    return torch.stack([top, left, tall, wide], dim=1).long()
+
+
+def central_squares(sizes: Tensor) -> Tensor:
+    """The largest square in the centre of each image, as :func:`crop_boxes` gives boxes."""
+    side = sizes.amin(dim=1)
+    top, left = ((sizes - side[:, None]) // 2).T
+    return torch.stack([top, left, side, side], dim=1)
+
+
+def resized_crops(images: PackedImages, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
+    """The crops at ``boxes`` (N, 4) of N images, uint8 (N, 3, ``size``, ``size``): bilinear, with antialiasing where a
+    crop is larger than ``size``, as torchvision's ``resized_crop``. What lies outside of an image has level ``fill``.
+    """
+    # One at a time on a CPU: torch's kernel for uint8 is many times as fast there as products with dense weights.
+    make = _one_by_one if images.packed.device.type == "cpu" else batched_crops
+    return make(images, boxes, size, fill)
+
+
+def _one_by_one(images: PackedImages, boxes: Tensor, size: int, fill: int) -> Tensor:
+    views = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8)
+    for view, image, (top, left, height, width) in zip(views, images.images(), boxes.tolist(), strict=True):
+        below, beside = top + height - image.shape[0], left + width - image.shape[1]
+        crop = image[max(top, 0) : top + height, max(left, 0) : left + width].permute(2, 0, 1)
+        outside = [max(-left, 0), max(beside, 0), max(-top, 0), max(below, 0)]
+        if any(outside):
+            crop = F.pad(crop, outside, value=fill)
+        view.copy_(F.interpolate(crop[None], (size, size), mode="bilinear", antialias=True)[0])
+    return views
+
+
+def batched_crops(images: PackedImages, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
+    """:func:`resized_crops` by two matrix products a crop, for a device that is slow at many small steps."""
+    views = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8, device=boxes.device)
+    if len(boxes) == 0:
+        return views
+    starts, (tallest, widest) = images.starts, boxes[:, 2:].amax(dim=0).tolist()
+    # An index, a bool, three levels and their floats for each pixel; then the rows of the first product.
+    chunk = max(1, _CHUNK_BYTES // (tallest * (24 * widest + 12 * size)))
+    down, across = (torch.arange(longest, device=boxes.device) for longest in (tallest, widest))
+    for first in range(0, len(boxes), chunk):
+        part = slice(first, first + chunk)
+        (top, left, height, width), (tall, wide) = boxes[part, :, None].unbind(1), images.sizes[part, :, None].unbind(1)
+        y, x = top + down, left + across
+        inside = ((y >= 0) & (y < tall))[:, :, None] & ((x >= 0) & (x < wide))[:, None]
+        y = torch.minimum(y.clamp(min=0), tall - 1) * wide
+        x = torch.minimum(x.clamp(min=0), wide - 1)
+        levels = images.packed[starts[part, None, None] + y[:, :, None] + x[:, None]]
+        levels = torch.where(inside[..., None], levels, fill).permute(0, 3, 1, 2).float()
+        rows, columns = _weights(height, size, tallest), _weights(width, size, widest)
+        views[part] = (rows[:, None] @ (levels @ columns.mT[:, None])).round_().to(torch.uint8)
+    return views
+
+
+def _weights(lengths: Tensor, size: int, longest: int) -> Tensor:
+    """(n, ``size``, ``longest``) shares of the pixels of lines of ``lengths`` (n, 1) in lines of ``size`` pixels."""
+    lines = torch.arange(longest, device=lengths.device) + 0.5
+    step = (lengths / size)[..., None]  # (n, 1, 1) pixels of a line for one of the view
+    centres = (torch.arange(size, device=lengths.device) + 0.5)[:, None] * step
+    weights = (1 - (lines - centres).abs() / step.clamp(min=1)).clamp(min=0)
+    weights = weights * (lines < lengths[..., None])
+    return weights / weights.sum(dim=2, keepdim=True)
