@@ -3,7 +3,7 @@
     python benchmarks/encode_text.py                    all, about half an hour on two cores
     python benchmarks/encode_text.py --minutes 5        what fits into five minutes, with fewer texts if need be
 
-The texts: 60% Wikipedia sentences, 30% short ones of the STS tasks, 10% paragraphs of 3 to 8 further Wikipedia
+The texts: 60% Wikipedia sentences, 30% short ones of the STS tasks, 10% paragraphs of 3 to 8 other Wikipedia
 sentences, shuffled, all distinct. The contenders alternate; the medians of the rounds are shown. The limit is
 what the model's matrix products alone would allow, at the speed measured for them in this very run.
 """
@@ -53,7 +53,7 @@ def mixed_texts(count: int, data: Path) -> list[str]:
 
 
 def alternate(contenders: dict[str, Callable[[], object]], rounds: int, until: float) -> dict[str, float]:
-    """Median seconds of each; at least one round, and no further one that would end after ``until``."""
+    """Median seconds of each; at least one round, and no other one that would end after ``until``."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         took = sum(statistics.median(values) for values in seconds.values() if values)

@@ -109,7 +109,7 @@ def train_open_clip(rows: Rows, args: argparse.Namespace) -> tuple[Encodes, dict
     loader = DataLoader(pairs, args.batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
     precision = resolve_precision(args.precision, torch.device("cpu"))
     budget, steps = 60 * args.minutes, 0
-    start = told = time.perf_counter()
+    start = last_line = time.perf_counter()
     while (elapsed := time.perf_counter() - start) < budget:
         for images, texts in loader:
             elapsed = time.perf_counter() - start
@@ -125,8 +125,8 @@ def train_open_clip(rows: Rows, args: argparse.Namespace) -> tuple[Encodes, dict
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))
             steps += 1
-            if time.perf_counter() - told > 30:
-                told = time.perf_counter()
+            if time.perf_counter() - last_line > 30:
+                last_line = time.perf_counter()
                 log.info("open_clip: %3.0f s, step %d, loss %.3f", elapsed, steps, loss.item())
     seconds = time.perf_counter() - start
     facts = {"seconds": seconds, "precision": precision, "epochs": steps * args.batch / len(pairs)}
@@ -151,7 +151,7 @@ def _schedule(progress: float) -> float:
 def train_mmcl(args: argparse.Namespace) -> tuple[Encodes, dict[str, Any]]:
     """The config's run, from nothing: cache and run folder are new and thrown away."""
     train, dev = (str(args.data / f"{part}.parquet") for part in ("train", "dev"))
-    told = load_config(args.config, args.set).model_dump(mode="json")  # without the folders of this machine
+    settings = load_config(args.config, args.set).model_dump(mode="json")  # without the folders of this machine
     overrides = [f"data.train.source={train}", "data.train.split=null", *args.set]
     config = load_config(args.config, overrides)
     config.evaluation.sources = {
@@ -170,7 +170,7 @@ def train_mmcl(args: argparse.Namespace) -> tuple[Encodes, dict[str, Any]]:
         training = run.card["training"]
         pairs = training["steps"] * config.training.batch_size * config.training.accumulate
         facts = {"seconds": seconds, "precision": training["precision"], "epochs": config.training.epochs}
-        return run.model, facts | {"pairs_per_second": pairs / seconds, "config": told}
+        return run.model, facts | {"pairs_per_second": pairs / seconds, "config": settings}
 
 
 def judge(encoder: Encodes, rows: Rows) -> dict[str, dict[str, Any]]:

@@ -170,7 +170,7 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 
 @contextlib.contextmanager
 def small_disk(kilobytes: int) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A file system of so many kilobytes: its folder, and a function that makes room. Needs the right to mount."""
+    """A file system of so many kilobytes: its folder, and a function that makes space. Needs the right to mount."""
     folder = Path(tempfile.mkdtemp(prefix="small-disk-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder], check=True)
     try:

@@ -7,7 +7,7 @@ Steps of `configs/clip_fashion.yaml`'s model on real pairs, after one that does 
 
 - `whole`: the batch passes through the towers at once.
 - `accumulated`: micro-batches, each with a loss of its own, whose gradients are averaged. As much computed as `whole`,
-  but every query is told from its own micro-batch only.
+  but every query is compared with its own micro-batch only.
 - `cached`: micro-batches under the loss of the whole batch (`training.micro_batch`). All but the last one are embedded
   twice. Where a backward pass takes as long as two forward passes, k of them cost (4 k - 1) / 3 k of `accumulated`.
 

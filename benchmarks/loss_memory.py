@@ -25,7 +25,7 @@ from measure import report
 
 DIMENSION = 512
 BFLOAT16 = "_bfloat16"  # after a contender's name
-DENSE_COPIES = 5  # matrices of B² float32 that ClipLoss holds at its peak (measured: 4.2), and some room
+DENSE_COPIES = 5  # matrices of B² float32 that ClipLoss holds at its peak (measured: 4.2), and some margin
 
 
 def measure(contender: str, size: int) -> dict[str, float]:

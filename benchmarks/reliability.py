@@ -7,7 +7,7 @@ Each campaign does one kind of harm to commands of `mmcl` on a small corpus, and
 kill        SIGKILL at a random file-system event (half of the trials) or moment; the same command again must complete
             what was begun with the bytes of a run that was left alone, and leave no temporary file
 signal      SIGINT or SIGTERM at a random moment, likewise; SIGINT ends in one line
-full disk   a file system with less room than needed; one line, and the same command completes once there is room
+full disk   a file system with less space than needed; one line, and the same command completes once there is space
 damaged     a file with flipped, missing, doubled or foreign bytes, or other values: what is sound is used, or one line
             says what is wrong; no traceback, no crash, no run without end, and no other result without a word
 """
@@ -91,8 +91,8 @@ def kill(name: str, corpus: Corpus, folder: Path, random: random.Random) -> None
         if name == "export" and out.exists():  # which is never replaced
             break
     if name == "index":
-        whole = run("index", "info", out)
-        expect(whole.code == 0, f"neither the old index nor the new one: {whole.stderr.strip()}")
+        info = run("index", "info", out)
+        expect(info.code == 0, f"neither the old index nor the new one: {info.stderr.strip()}")
     completes(corpus, name, out)
 
 
@@ -109,7 +109,7 @@ def interrupt(name: str, corpus: Corpus, folder: Path, random: random.Random) ->
 def full_disk(name: str, corpus: Corpus, folder: Path, random: random.Random) -> None:
     before = corpus.kilobytes["index"] if name == "index" else 0
     needed = corpus.kilobytes[name]
-    with small_disk(64 + before + random.randint(0, 2 * needed)) as (disk, make_room):
+    with small_disk(64 + before + random.randint(0, 2 * needed)) as (disk, make_space):
         out = disk / name
         corpus.begin(name, out)
         done = corpus.run(name, out)
@@ -117,7 +117,7 @@ def full_disk(name: str, corpus: Corpus, folder: Path, random: random.Random) ->
             well_said(done)
             expect("disk is full" in done.stderr, f"not said to be a full disk: {done.stderr.strip()[-300:]}")
             expect(done.code == 2, f"exit code {done.code}")
-        make_room()
+        make_space()
         completes(corpus, name, out)
 
 

@@ -101,9 +101,9 @@ def test_a_package_of_ones_own_adds_a_method_a_tower_and_an_evaluator(tmp_path):
     code, _, said = mmcl("train", "mine.yaml", "--set", "method.weigth=2")
     assert code == 2
     assert "weight" in said
-    code, told, said = mmcl("train", "mine.yaml")
+    code, stdout, said = mmcl("train", "mine.yaml")
     assert code == 0, said
-    assert "effective_rank" in told
+    assert "effective_rank" in stdout
     lines = [json.loads(line) for line in (tmp_path / "runs" / "mine" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]

@@ -24,13 +24,13 @@ def test_the_quickstart_learns_what_the_readme_says(tmp_path):
     where = ["--out", str(tmp_path / "q"), "--json", str(tmp_path / "q.json")]
     command = [sys.executable, "-m", "mmcl", "quickstart", *where]
     subprocess.run(command, check=True, timeout=1500)
-    told = json.loads((tmp_path / "q.json").read_text())
-    assert told["sample"] == "emoji"
+    result = json.loads((tmp_path / "q.json").read_text())
+    assert result["sample"] == "emoji"
     for way in ("image_to_text", "text_to_image"):
-        assert told["scores"]["test"][way]["metrics"]["hit@1"] >= 0.45
+        assert result["scores"]["test"][way]["metrics"]["hit@1"] >= 0.45
         # Of 183 images, where the interval is ±7 points: seeds 0 and 1, with either kind of AdamW, gave 44 to 51%.
-        assert told["scores"]["test_unseen"][way]["intervals"]["hit@10"][1] >= 0.45
-        assert told["scores"]["test_unseen"][way]["metrics"]["hit@10"] >= 0.40
+        assert result["scores"]["test_unseen"][way]["intervals"]["hit@10"][1] >= 0.45
+        assert result["scores"]["test_unseen"][way]["metrics"]["hit@10"] >= 0.40
     assert (tmp_path / "q" / "report.html").stat().st_size > 50_000
 
 

@@ -101,7 +101,7 @@ class DataConfig(Section):
     train: TrainSourceConfig
     """Rows to learn from."""
     mix: list[TrainSourceConfig] = Field(default_factory=list)
-    """Further sources, mixed with `train`; with weights on all of them, or on none."""
+    """More sources, mixed with `train`; with weights on all of them, or on none."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Role to column name, for example `{image: path, text: caption}`. A role not named is its own column name.
     simcse: `text` alone, of which dropout makes the pairs; or `anchor`, `positive` and any number of hard negatives

@@ -64,7 +64,7 @@ class ImageTowerConfig(TowerConfig):
     """timm and transformers: whether to load the pretrained weights. open_clip: their tag, such as
     `laion2b_s34b_b79k`, or a checkpoint file."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of timm's `create_model`; of open_clip, settings of its `vision_cfg`."""
+    """More arguments of timm's `create_model`; of open_clip, settings of its `vision_cfg`."""
     patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the patches that a vision transformer does not see in training (FLIP, arXiv:2212.00794)."""
 

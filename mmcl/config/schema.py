@@ -14,7 +14,7 @@ from mmcl.config.training import TrainingConfig
 
 
 class Config(Section):
-    """One experiment, whole: enough to repeat it."""
+    """One experiment in full: enough to repeat it."""
 
     name: str = Field(default="run", pattern=r"^[^/\\]*[^/\\.][^/\\]*$")
     """Name of the experiment; the default run folder is runs/NAME."""

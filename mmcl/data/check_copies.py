@@ -58,14 +58,14 @@ def copies(items: Items) -> dict[str, Any]:
     """The rows of equal items, and of nearly equal ones, in groups: ``repeated_rows`` and ``near_rows``, lists of lists
     of names; ``near``, how many distinct items are nearly another one; ``near_incomplete`` if not all were compared."""
     exact = same(items.exact)
-    groups, whole = _alike(items.alike)
+    groups, complete = _alike(items.alike)
     near_groups = members(groups, exact)
     found = {
         "repeated_rows": _named(items, members(exact)),
         "near": sum(len(np.unique(exact[group])) - 1 for group in near_groups),
         "near_rows": _named(items, near_groups),
     }
-    return found if whole else found | {"near_incomplete": True}
+    return found if complete else found | {"near_incomplete": True}
 
 
 def across(items: Items, parts: np.ndarray) -> list[list[str]]:

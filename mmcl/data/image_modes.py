@@ -83,10 +83,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
     rows = max(1, _STRIP_PIXELS // max(1, image.width))
     if rows >= image.height:
         return convert(image)
-    whole = Image.new("RGB", image.size)
+    converted = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
-        whole.paste(convert(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
-    return whole
+        converted.paste(convert(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+    return converted
 
 
 def unknown_format(data: bytes) -> str:

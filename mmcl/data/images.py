@@ -66,7 +66,7 @@ class _PixelBudget:
 
     @contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for ``pixels``, or until nothing else is held."""
+        """Wait until the budget has ``pixels`` left, or until nothing else is held."""
         with self._changed:
             self._changed.wait_for(lambda: self.held == 0 or self.held + pixels <= self.limit)
             self.held += pixels
@@ -79,7 +79,7 @@ class _PixelBudget:
 
 
 _budget = _PixelBudget(_HELD_PIXELS)
-# A thread that holds room may be in the middle of decoding when the process forks: the child begins anew.
+# A thread that holds some of the budget may be in the middle of decoding when the process forks: the child begins anew.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _budget.__init__(_HELD_PIXELS))  # type: ignore[misc]
 

@@ -200,7 +200,7 @@ class Encoder(Described):
         skipped: dict[int, str] = {}
         first, repeated, originals = first_of_equals(items)
         shown = False if show_progress is None and len(items) <= FEW_INPUTS else show_progress
-        # What float16 cannot hold, quantize tells.
+        # What float16 cannot hold, quantize reports.
         with progress("encode", len(first), "inputs", shown) as advance, np.errstate(over="ignore"):
             elsewhere = self._compute.elsewhere(devices)
             for places, part in self._compute.some(items, towers, first, options, elsewhere, advance):

@@ -38,7 +38,7 @@ def _older_weights(folder: Path) -> list[str]:
     try:
         listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         paths = ["", *(str(module["path"]) for module in listed)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damage is told where the settings are read
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # damage is reported where the settings are read
         paths = [""]
     inside = dict.fromkeys(PurePosixPath(path) for path in paths)  # as the hub's lists have them: no "./", no last "/"
     bare = [path for path in inside if not any(any((folder / path).glob(name)) for name in _OLDER)]

@@ -68,7 +68,7 @@ def require_size(build: Callable[[], nn.Module], most: int, where: object) -> No
     try:
         with torch.device("meta"):
             net = build()
-    except Exception:  # told where it is built in earnest
+    except Exception:  # reported where it is built in earnest
         return
     count = sum(parameter.numel() for parameter in net.parameters())
     if count > 2 * most + _MOST:

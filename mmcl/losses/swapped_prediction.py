@@ -61,7 +61,7 @@ def sinkhorn(scores: Tensor, iterations: int = 3, epsilon: float = 0.05) -> Tens
 
     Args:
         scores: (…, N, K) inner products of N rows with K prototypes; leading dimensions are independent problems, such
-            as views. Where a queue gives further rows, concatenate them to the N and drop their assignments.
+            as views. Where a queue gives more rows, concatenate them to the N and drop their assignments.
         iterations: at least 1. The rows sum to 1 after any number, the columns to N / K in the limit.
         epsilon: ε > 0, the weight of the entropy; smaller values give harder assignments.
 

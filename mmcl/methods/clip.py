@@ -38,7 +38,7 @@ class ClipConfig(MethodConfig):
     """Extra captions, drawn anew for every batch from all training rows, as negatives of every image. Nearly free
     where the text tower is frozen; more than there are takes them all."""
     queue: QueueConfig | None = None
-    """Images of past batches as negatives of every text, and texts of past batches as negatives of every image."""
+    """Images of former batches as negatives of every text, and texts of former batches as negatives of every image."""
     teacher: TeacherConfig | None = None
     """Learn the similarities of another model besides."""
     matryoshka: MatryoshkaConfig | None = None

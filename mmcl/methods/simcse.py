@@ -47,7 +47,8 @@ class SimcseConfig(TextPairsConfig):
     """Probability τ⁺ that a negative is a positive in truth, which the denominator is corrected for (Chuang et al.
     2020, arXiv:2007.00224)."""
     queue: QueueConfig | None = None
-    """Positives of past batches as negatives of every anchor; if symmetric, past anchors for every positive as well."""
+    """Positives of former batches as negatives of every anchor; if symmetric, former anchors for every positive
+    as well."""
     hardness: float = Field(default=0.0, ge=0.0)
     """Concentration β on hard negatives (Robinson et al. 2021, arXiv:2010.04592)."""
     guide: GuideConfig | None = None

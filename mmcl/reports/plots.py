@@ -113,7 +113,7 @@ def draw(curves: Sequence[Curve], *, prefix: str, fractions: bool = False, mark:
         fractions: the values are fractions in [0, 1], shown in percent.
         mark: a step to mark with a vertical line.
     """
-    # Room is made for the numbers beside the axes: those of a single value of 12,345.678 are long.
+    # Space is made for the numbers beside the axes: those of a single value of 12,345.678 are long.
     figure = Figure(figsize=(3.9, 2.2), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
     with matplotlib.rc_context(_STYLE):
         axes = figure.add_subplot()

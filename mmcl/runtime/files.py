@@ -23,7 +23,7 @@ from mmcl.runtime.printable import shortened
 
 _claimed: set[Path] = set()  # temporary names in use by the threads of this process
 _claims = threading.Lock()
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_dir(*parts: str) -> Path:
@@ -243,7 +243,7 @@ def _sibling(path: Path, kind: str) -> Iterator[Path]:
     try:
         yield temporary
     except OSError as error:
-        if error.errno in _NO_ROOM and error.filename is None:  # a write to an open file does not say where
+        if error.errno in _DISK_FULL and error.filename is None:  # a write to an open file does not say where
             error.filename = str(path)
         raise
     finally:

@@ -101,7 +101,7 @@ def finish_encoder(method: Method) -> Towers:
 
 
 def require_tokens(method: Method, config: Config) -> None:
-    """Raise ``MmclError`` where micro-batches are told by tokens, and features stand in for these."""
+    """Raise ``MmclError`` where micro-batches are sized in tokens, and features stand in for these."""
     towers = {view.tower for view in method.views().values()}
     texts = [tower for tower in towers if method.encoder.embedder(tower).tower.modality == "text"]
     kept = all(method.encoder.embedder(tower).frozen for tower in texts) and not config.augments("text")

@@ -43,22 +43,22 @@ def test_commands_as_a_source_run_only_where_the_command_line_says_so(mmcl_, tmp
 
     monkeypatch.setattr("mmcl.data.sources.tar.shards._pipes_allowed", False)
     (shard,) = write_shards([{"txt": "a cat"}, {"txt": "a dog"}], tmp_path)
-    code, _, told = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt")
+    code, _, stderr = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt")
     assert code == 2
-    assert "--allow-pipe" in told
-    code, _, told = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt", "--allow-pipe")
+    assert "--allow-pipe" in stderr
+    code, _, stderr = mmcl_("data", "check", f"pipe:cat {shard}", "--text", "txt", "--allow-pipe")
     assert code == 0
-    assert f"shell commands are run to read shards (1): pipe:cat {shard}" in " ".join(told.split())
+    assert f"shell commands are run to read shards (1): pipe:cat {shard}" in " ".join(stderr.split())
 
 
-def test_a_check_of_a_config_may_run_its_commands_when_told(mmcl_, tmp_path, monkeypatch):
+def test_a_check_of_a_config_may_run_its_commands_when_asked_to(mmcl_, tmp_path, monkeypatch):
     monkeypatch.setattr("mmcl.data.sources.tar.shards._pipes_allowed", False)
-    seen = []
+    listed = []
     monkeypatch.setattr("mmcl.config.load.load_config", lambda *_: None)
-    monkeypatch.setattr("mmcl.training.check_config.check_config", lambda _: seen.append(list_shards("pipe:true")))
+    monkeypatch.setattr("mmcl.training.check_config.check_config", lambda _: listed.append(list_shards("pipe:true")))
     for flags in ([], ["--allow-pipe"]):
         mmcl_("config", "check", tmp_path / "a.yaml", *flags)
-    assert seen == [["pipe:true"]]
+    assert listed == [["pipe:true"]]
 
 
 def test_errors_about_what_to_read_name_the_option(mmcl_, tmp_path):

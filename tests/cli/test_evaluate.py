@@ -252,7 +252,7 @@ def test_one_task_of_a_table_has_no_average(of_texts, texts):
     assert "average" not in out
 
 
-def test_rows_left_out_are_told_once(of_texts, tmp_path, caplog):
+def test_rows_left_out_are_reported_once(of_texts, tmp_path, caplog):
     rows = ["sentence1\tsentence2\tscore", "w1\tw1\t5", "w1\tw2\t2", "w1 w2\tw2 w3\t3", "w1\t\t3"]
     (tmp_path / "sts.tsv").write_text("\n".join(rows) + "\n")
     code, out, _ = of_texts("sts", "fine", tmp_path / "sts.tsv", "--resamples", 10)

@@ -65,7 +65,7 @@ def test_lines_break_between_words(terminal, columns, fits):
     assert " ".join(shown).split() == WORDS.split()
 
 
-def test_lines_for_a_file_stay_whole(tmp_path):
+def test_lines_for_a_file_stay_complete(tmp_path):
     with (tmp_path / "file").open("w") as file:
         assert fitted(WORDS, file) == WORDS
 

@@ -65,6 +65,6 @@ def test_what_is_there_is_replaced_only_if_it_is_a_tokenizer(source, tmp_path):
     assert "not replaced" in str(result.exception)
 
 
-def test_a_tokenizer_that_is_not_there_is_told_with_the_setting():
+def test_a_tokenizer_that_is_not_there_is_reported_with_the_setting():
     with pytest.raises(MmclError, match=r"model\.text\.tokenizer\.name: no tokenizer"):
         build_text_tower(TextTowerConfig(tokenizer={"name": "nobody/no-such-tokenizer"}))

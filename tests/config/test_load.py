@@ -92,7 +92,7 @@ def test_negatives_of_all_sources_are_refused_where_sources_are_kept_apart(setti
         ({"lr": 0}, 0),
     ],
 )
-def test_further_mistakes_are_counted_each_once(training, more):
+def test_more_mistakes_are_counted_each_once(training, more):
     with pytest.raises(MmclError) as caught:
         load_config(changed(training=training))
     assert str(caught.value).endswith(f" (and {more} more)") == (more > 0)

@@ -108,7 +108,7 @@ def test_a_clean_data_set_gets_no_advice(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def twins():
+def near_copies():
     """Four images: one, the same compressed anew at half the size, and two others."""
     images = [Image.fromarray(RNG.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((160, 120)) for _ in range(3)]
     files = [io.BytesIO() for _ in range(4)]
@@ -122,18 +122,18 @@ def table_of(path, images, texts, **more):
     return path
 
 
-def test_near_copies_are_listed_by_row(tmp_path, twins):
+def test_near_copies_are_listed_by_row(tmp_path, near_copies):
     texts = ["A dog, running!", "a cat", "a dog running", "A cat"]
-    found = check_source(table_of(tmp_path / "rows.parquet", twins, texts))
+    found = check_source(table_of(tmp_path / "rows.parquet", near_copies, texts))
     assert (found.facts["images"]["near"], found.facts["images"]["near_rows"]) == (1, [["0", "1"]])
     assert found.facts["captions"]["near_rows"] == [["0", "2"], ["1", "3"]]
     assert found.facts["images"]["repeated_rows"] == found.facts["captions"]["repeated_rows"] == []
     assert any("nearly another one" in line for line in found.advice)
 
 
-def test_rows_that_stand_in_another_split_are_listed(tmp_path, twins):
-    train = table_of(tmp_path / "train.parquet", [twins[0], twins[3]], ["one", "two"])
-    table_of(tmp_path / "test.parquet", [twins[2], twins[1], twins[3]], ["three", "four", "five"])
+def test_rows_that_stand_in_another_split_are_listed(tmp_path, near_copies):
+    train = table_of(tmp_path / "train.parquet", [near_copies[0], near_copies[3]], ["one", "two"])
+    table_of(tmp_path / "test.parquet", [near_copies[2], near_copies[1], near_copies[3]], ["three", "four", "five"])
     expected = [("1", "0", False), ("2", "1", True)]
     for source, options in (
         (tmp_path, {"split": "test", "against": ["train"]}),
@@ -148,7 +148,7 @@ def test_rows_that_stand_in_another_split_are_listed(tmp_path, twins):
         check_source(tmp_path, split="test", against=["dev"])
     with pytest.raises(MmclError, match=r"against nope\.csv: nope\.csv: no such file"):
         check_source(tmp_path, split="test", against=["nope.csv"])
-    both = [twins[2], twins[1], twins[0], twins[3]]
+    both = [near_copies[2], near_copies[1], near_copies[0], near_copies[3]]
     one = table_of(tmp_path / "one.parquet", both, list("abcd"), split=["train", "test", "train", "train"])
     assert check_source(one).facts["across_splits"] == {"count": 2, "rows": [["1", "2"]]}
     (tmp_path / "texts.csv").write_text("text,split\nA dog.,train\na dog,test\na cat,test\n")

@@ -38,10 +38,10 @@ def test_uniforms_are_the_generators_stream_from_the_row_seed():
 
 def test_a_row_draws_the_same_numbers_whatever_the_batch():
     seeds = mix(torch.arange(100), 7)
-    whole = uniforms(seeds, 4)
-    assert torch.equal(whole[30:40], uniforms(seeds[30:40], 4))
-    assert torch.equal(whole[:, :2], uniforms(seeds, 2))
-    assert not torch.equal(whole, uniforms(seeds, 4, stream=1))
+    full = uniforms(seeds, 4)
+    assert torch.equal(full[30:40], uniforms(seeds[30:40], 4))
+    assert torch.equal(full[:, :2], uniforms(seeds, 2))
+    assert not torch.equal(full, uniforms(seeds, 4, stream=1))
 
 
 def test_numbers_are_uniform_and_independent():

@@ -152,7 +152,7 @@ def test_floating_point_levels_from_0_to_1_and_from_0_to_255_are_read(scale: flo
 
 
 @pytest.mark.parametrize("low", [0, 7])
-def test_whole_numbers_of_32_bits_are_read_by_their_range(low: int) -> None:
+def test_integers_of_32_bits_are_read_by_their_range(low: int) -> None:
     bright = Image.fromarray(np.array([[low, 100, 255]], np.int32))
     assert np.asarray(decode(encoded(bright, "TIFF")))[0, :, 0].tolist() == [low, 100, 255]
 

@@ -99,10 +99,10 @@ def test_a_vector_that_is_no_finite_number_is_an_error(encoder):
 
 
 def test_options_of_the_result(encoder):
-    whole = encoder.encode(CAPTIONS, normalize=False)
-    assert not np.allclose(np.linalg.norm(whole, axis=1), 1)
+    full = encoder.encode(CAPTIONS, normalize=False)
+    assert not np.allclose(np.linalg.norm(full, axis=1), 1)
     short = encoder.encode(CAPTIONS, truncate_dim=4)
-    np.testing.assert_allclose(short, F.normalize(torch.from_numpy(whole[:, :4]), dim=1).numpy(), atol=1e-6)
+    np.testing.assert_allclose(short, F.normalize(torch.from_numpy(full[:, :4]), dim=1).numpy(), atol=1e-6)
     assert encoder.encode(CAPTIONS, precision="float16").dtype == np.float16
 
 
@@ -211,7 +211,7 @@ def test_a_sentence_transformers_folder_is_opened_as_that_library_opens_it(tmp_p
     np.testing.assert_allclose(ours.encode(CAPTIONS), theirs.encode(CAPTIONS), atol=1e-5)
 
 
-def test_damaged_newer_and_missing_models_are_told_apart(encoder, tmp_path):
+def test_damaged_newer_and_missing_models_are_distinguished(encoder, tmp_path):
     folder = encoder.save(tmp_path / "model")
 
     def broken(name, change):
@@ -262,14 +262,14 @@ def test_the_tokenizer_gives_sentencepieces_own_ids():
     model = io.BytesIO()
     config = TokenizerConfig(vocab_size=60)
     tokenizer = train_tokenizer(CAPTIONS, config, 64)
-    from mmcl.data.processors import train_tokenizer as home
+    from mmcl.data.processors import train_tokenizer as module
 
-    honest = home.to_transformers
-    home.to_transformers = lambda proto, limit: model.write(proto)
+    honest = module.to_transformers
+    module.to_transformers = lambda proto, limit: model.write(proto)
     try:
         train_tokenizer(CAPTIONS, config, 64)
     finally:
-        home.to_transformers = honest
+        module.to_transformers = honest
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for text in texts:
         assert tokenizer(text)["input_ids"] == [2, *theirs.encode(text), 3], text

@@ -253,8 +253,8 @@ def test_items_are_made_on_another_thread_while_the_last_is_worked_on():
 
 def test_quantised_results_need_lasting_ranges_in_a_stream(encoder):
     ranges = encoder.encode(TEXTS[:40])
-    whole = encoder.encode(TEXTS, precision="int8", calibration=TEXTS[:40])
-    np.testing.assert_array_equal(whole, encoder.encode(TEXTS, precision="int8", calibration=ranges))
+    at_once = encoder.encode(TEXTS, precision="int8", calibration=TEXTS[:40])
+    np.testing.assert_array_equal(at_once, encoder.encode(TEXTS, precision="int8", calibration=ranges))
     assert encoder.encode(TEXTS[0], precision="int8", calibration=ranges).shape == (16,)
     with pytest.raises(MmclError, match="'int8' needs calibration="):
         encoder.encode_stream(TEXTS, precision="int8")

@@ -129,7 +129,7 @@ def test_what_was_written_is_read(tmp_path) -> None:
         read_per_query(tmp_path / "d.json")
 
 
-def test_what_cannot_be_compared_is_told_in_one_line() -> None:
+def test_what_cannot_be_compared_is_reported_in_one_line() -> None:
     one, two = queries(np.ones(3)), queries(np.ones(4))
     with pytest.raises(MmclError, match="3 and 4 queries in A and B"):
         compare(one, two)

@@ -62,6 +62,6 @@ def open_library(folder):
 @torch.no_grad()
 def library_features(model, transform, tokenizer, captions=CAPTIONS):
     """open_clip's own unit-length features of the images and the captions."""
-    seen = torch.stack([transform(image) for image in sample_images()])
-    images = model.encode_image(seen, normalize=True)
+    pixels = torch.stack([transform(image) for image in sample_images()])
+    images = model.encode_image(pixels, normalize=True)
     return images.numpy(), model.encode_text(tokenizer(captions), normalize=True).numpy()

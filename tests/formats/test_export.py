@@ -210,7 +210,7 @@ def test_a_folder_that_holds_anything_is_never_replaced(tmp_path, file):
 
 
 @pytest.mark.parametrize("to", ["mmcl", "transformers", "sentence-transformers"])
-def test_a_disk_that_is_full_is_told_as_such(tmp_path, monkeypatch, to):
+def test_a_disk_that_is_full_is_reported_as_such(tmp_path, monkeypatch, to):
     """Libraries in Rust raise an exception of their own, in which only the text says so."""
     encoder = sentences()
 

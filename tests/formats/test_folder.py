@@ -209,7 +209,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(encoder, tmp_path, ours
     ("content", "message"),
     [(b"", "empty"), (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"), (b"<html>", "a web page")],
 )
-def test_what_stands_in_a_folder_in_the_place_of_weights_is_told(encoder, tmp_path, name, content, message):
+def test_what_stands_in_a_folder_in_the_place_of_weights_is_reported(encoder, tmp_path, name, content, message):
     folder = encoder.save(tmp_path / "model")
     (folder / "mmcl.json").unlink()
     (folder / "model.safetensors").unlink()

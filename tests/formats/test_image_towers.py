@@ -48,10 +48,10 @@ def build(folder, size=32, **settings):
 
 
 def own_features(kind, model, tower, pixels):
-    seen = (pixels - tower.mean) / tower.std
+    normalized = (pixels - tower.mean) / tower.std
     if kind == "vit-classifier":  # its pooler was never trained: the class token's state
-        return model.vit(seen).last_hidden_state[:, 0]
-    return model(seen).pooler_output.flatten(1)
+        return model.vit(normalized).last_hidden_state[:, 0]
+    return model(normalized).pooler_output.flatten(1)
 
 
 @pytest.mark.parametrize("kind", ["vit", "vit-classifier", "dinov2", "resnet", "clip", "siglip"])
@@ -136,12 +136,12 @@ def test_patches_are_dropped_in_training_only(tmp_path, name):
         if isinstance(module, torch.nn.LayerNorm):
             module.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape))
     tower.eval()(pixels)
-    whole = longest(lengths)
+    unlimited = longest(lengths)
     assert torch.equal(tower(pixels), tower(pixels))
     lengths.clear()
     tower.train()(pixels)
     patches = (size // (14 if size == 28 else 16 if "test_vit" in name else 8)) ** 2
-    assert longest(lengths[1:]) == whole - patches // 2
+    assert longest(lengths[1:]) == unlimited - patches // 2
     assert not torch.equal(tower(pixels), tower(pixels))
 
 

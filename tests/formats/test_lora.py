@@ -147,7 +147,7 @@ def test_what_is_skipped_is_said(caplog):
     assert "output projections of 2 attention layers are not adapted" in caplog.text
 
 
-def test_mistakes_are_told_in_one_line(monkeypatch):
+def test_mistakes_are_reported_in_one_line(monkeypatch):
     with pytest.raises(MmclError, match=r"lora.targets: no layer of VisionTransformer .* 'qvk'; did you mean 'qkv'"):
         add_lora(timm_vit(), LoraConfig(targets=["qvk"]))
     with pytest.raises(MmclError, match=r"lora.dropout is 0.1, .* set it to 0"):

@@ -24,16 +24,16 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_a_whole_model_is_the_start_as_it_is(folder):
+def test_a_full_model_is_the_start_as_it_is(folder):
     encoder = Encoder(start_from(ModelConfig(name=str(folder)), ImageConfig(), BOTH))
-    whole = mmcl.load(folder)
+    full = mmcl.load(folder)
     for inputs in (CAPTIONS, sample_images()):
-        assert np.array_equal(encoder.encode(inputs), whole.encode(inputs))
-    assert (encoder.logit_scale, encoder.image_size) == (whole.logit_scale, 32)
+        assert np.array_equal(encoder.encode(inputs), full.encode(inputs))
+    assert (encoder.logit_scale, encoder.image_size) == (full.logit_scale, 32)
     assert all(parameter.requires_grad for parameter in encoder.parameters())
 
 
-def test_a_model_whose_vectors_are_cut_is_trained_whole(folder, tmp_path):
+def test_a_model_whose_vectors_are_cut_is_trained_in_full(folder, tmp_path):
     encoder = mmcl.load(folder)
     encoder.conventions = Conventions(truncate_dim=8)
     encoder.save(tmp_path / "cut")
@@ -69,7 +69,7 @@ def test_sections_freeze_and_change_what_they_may(folder):
         ({}, {"resize": "pad"}, r"data\.image\.resize is pad"),
     ],
 )
-def test_what_a_whole_model_has_already_is_refused_in_one_line(folder, sections, image, message):
+def test_what_a_full_model_has_already_is_refused_in_one_line(folder, sections, image, message):
     with pytest.raises(MmclError, match=message) as caught:
         start_from(ModelConfig(name=str(folder), **sections), ImageConfig(**image), BOTH)
     assert "\n" not in str(caught.value)

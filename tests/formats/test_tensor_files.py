@@ -131,9 +131,9 @@ def test_a_torchscript_archive_of_odd_tensors_is_damaged(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         read_torchscript(path)
     torch.jit.save(torch.jit.script(Whole()), str(path))
-    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "cut.pt", "w") as archive:
-        for name in whole.namelist():
-            data = whole.read(name)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "cut.pt", "w") as archive:
+        for name in source.namelist():
+            data = source.read(name)
             archive.writestr(name, data[:8] if name.endswith("data/0") else data)
     assert "cut off" in refusal(tmp_path / "cut.pt")
 
@@ -155,14 +155,14 @@ def test_a_torchscript_archive_of_odd_tensors_is_damaged(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_what_is_no_file_of_weights_is_told(tmp_path, name, content, message):
+def test_what_is_no_file_of_weights_is_reported(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     assert message in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
-def test_a_file_that_was_cut_off_is_told(tmp_path, legacy, share):
+def test_a_file_that_was_cut_off_is_reported(tmp_path, legacy, share):
     path = tmp_path / "pytorch_model.bin"
     torch.save({"weight": torch.zeros(1000)}, path, _use_new_zipfile_serialization=not legacy)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
@@ -259,7 +259,7 @@ def test_a_state_of_numpy_arrays_or_within_a_pair_is_read(tmp_path):
     }
 
 
-def test_a_list_of_parts_that_is_something_else_or_names_a_missing_one_is_told(tmp_path):
+def test_a_list_of_parts_that_is_something_else_or_names_a_missing_one_is_reported(tmp_path):
     listed = tmp_path / "pytorch_model.bin.index.json"
     for content, message in (
         ("version https://git-lfs.github.com/spec/v1", r"index.json: a git-lfs pointer"),

@@ -22,7 +22,7 @@ SCALE = 1 / 0.1
 STEP = Step(0, 1)
 
 
-def told_apart(query, key, wrong, excluded_keys, excluded_wrong, weights):
+def cross_entropy(query, key, wrong, excluded_keys, excluded_wrong, weights):
     """Mean over the queries of -log softmax, by the rules given as matrices: loops in float64."""
     total = 0.0
     for i in range(len(query)):
@@ -66,7 +66,7 @@ def test_simcse_weighs_a_rows_own_and_leaves_out_what_belongs_to_it(make_text_en
     owner = np.array([*rows, *np.repeat(rows, 2)])
     weights = np.where(owner[None, :] == np.arange(4)[:, None], 3.0, 1.0)
     vectors = np.concatenate([unit(views.embeddings["negative"]), unit(views.embeddings[MINED])])
-    expected = told_apart(
+    expected = cross_entropy(
         unit(views.embeddings["anchor"]), unit(views.embeddings["positive"]), vectors, keys_out, wrong_out, weights
     )
     assert wrong_out[:, 4:].any()
@@ -75,7 +75,7 @@ def test_simcse_weighs_a_rows_own_and_leaves_out_what_belongs_to_it(make_text_en
     assert np.isfinite(simcse.metrics(views)["accuracy"])
 
 
-def test_clip_takes_hard_captions_beside_the_further_ones(make_encoder, batch):
+def test_clip_takes_hard_captions_beside_extra_ones(make_encoder, batch):
     encoder = make_encoder()
     clip = Clip(
         ClipConfig(temperature=0.1, extra_texts=3),
@@ -94,9 +94,9 @@ def test_clip_takes_hard_captions_beside_the_further_ones(make_encoder, batch):
     wrong_out = (rows[:, None] == wrong_ids[None]).any(-1)
     assert wrong_out[:, 3:].any()
     image, text = unit(views.embeddings["image"]), unit(views.embeddings["text"])
-    forward = told_apart(image, text, wrong, keys_out, wrong_out, np.ones(wrong_out.shape))
+    forward = cross_entropy(image, text, wrong, keys_out, wrong_out, np.ones(wrong_out.shape))
     none = np.zeros((8, 0))
-    backward = told_apart(text, image, np.zeros((0, 5)), keys_out, none, none)
+    backward = cross_entropy(text, image, np.zeros((0, 5)), keys_out, none, none)
     assert clip.loss(clip.project(views), STEP).value.item() == pytest.approx((forward + backward) / 2, rel=1e-5)
 
 

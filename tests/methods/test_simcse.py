@@ -118,12 +118,12 @@ def test_duplicated_sentences_leave_each_other_s_denominators_and_nothing_else_c
     vectors = unit(views.embeddings["anchor"].detach().double().numpy())
     terms = np.exp(vectors @ vectors.T / 0.2)
     rows = range(len(texts))
-    everyone = [terms[i].sum() for i in rows]
+    candidates = [terms[i].sum() for i in rows]
     others = [terms[i, i] + sum(terms[i, j] for j in rows if texts[j] != texts[i]) for i in rows]
     positives = np.diag(terms)
-    assert unmasked == pytest.approx(-np.log(positives / everyone).mean(), rel=1e-5)
+    assert unmasked == pytest.approx(-np.log(positives / candidates).mean(), rel=1e-5)
     assert masked == pytest.approx(-np.log(positives / others).mean(), rel=1e-5)
-    assert unmasked - masked == pytest.approx(np.log(np.divide(everyone, others)).mean(), rel=1e-3)
+    assert unmasked - masked == pytest.approx(np.log(np.divide(candidates, others)).mean(), rel=1e-3)
     assert unmasked - masked > 0.05
 
 
@@ -197,22 +197,22 @@ def test_a_teacher_and_a_guide_see_all_roles_and_are_no_parts(make_simcse, make_
     simcse = make_simcse(*roles, references=references or {}, temperature=0.1, **settings)
     assert not any("teacher" in name or "guide" in name for name in simcse.state_dict())
     batch = make_batch(simcse.encoder, **roles)
-    seen = {}
+    embedded = {}
     for name, reference in references.items():
         batch.references[name] = {}
         for role in roles:
             features = torch.randn(5, 16)
             batch.references[name][role] = {"features": features}
-            seen[f"{name}_{role}"] = reference.embedder("text").head(features)
+            embedded[f"{name}_{role}"] = reference.embedder("text").head(features)
     views = simcse.outputs(batch)
     loss = simcse.loss(simcse.project(views), STEP)
-    guide = Guide(*(seen[f"guide_{role}"] for role in roles), 0.05)
+    guide = Guide(*(embedded[f"guide_{role}"] for role in roles), 0.05)
     ids = simcse._identities(batch.ids)
     vectors = views.embeddings["anchor"], views.embeddings["positive"]
     ids = ids["anchor"], ids["positive"]
     negatives = Negatives(views.embeddings["negative"], batch.ids[:, 2:].expand(-1, 4))
     contrast = info_nce(*vectors, 0.1, ids=ids, negatives=negatives, guide=guide, symmetric=False)
-    term = distillation(*vectors, seen["teacher_anchor"], seen["teacher_positive"], 0.1, 0.01)
+    term = distillation(*vectors, embedded["teacher_anchor"], embedded["teacher_positive"], 0.1, 0.01)
     torch.testing.assert_close(loss.parts, {"contrastive": contrast, "distillation": term})
     torch.testing.assert_close(loss.value, contrast + 2 * term)
 
@@ -288,7 +288,7 @@ def test_columns_say_which_roles_there_are():
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({"ancor": "a"}, r"data\.columns\.ancor: .* did you mean 'anchor'"),
         ({"anchor": "a", "negative_x": "n"}, "negative_x: .* did you mean 'negative'"),
@@ -296,8 +296,8 @@ def test_columns_say_which_roles_there_are():
         ({"anchor": "a", "score": "s"}, r"data\.columns\.score: scores are learned by method scored_pairs"),
     ],
 )
-def test_columns_that_do_not_fit_are_named(columns, told):
-    with pytest.raises(MmclError, match=told):
+def test_columns_that_do_not_fit_are_named(columns, message):
+    with pytest.raises(MmclError, match=message):
         Simcse.columns_of(config_of(columns))
 
 

@@ -90,12 +90,12 @@ def test_blocks_run_in_their_order_once_each_and_one_after_the_other(any_net):
     net, run = any_net
     found = blocks(net)
     assert len(found) >= 2
-    seen = []
+    calls = []
     for number, block in enumerate(found):
-        block.register_forward_pre_hook(lambda *_, number=number: seen.append(("start", number)))
-        block.register_forward_hook(lambda *_, number=number: seen.append(("end", number)))
+        block.register_forward_pre_hook(lambda *_, number=number: calls.append(("start", number)))
+        block.register_forward_hook(lambda *_, number=number: calls.append(("end", number)))
     run()
-    assert seen == [(what, number) for number in range(len(found)) for what in ("start", "end")]
+    assert calls == [(what, number) for number in range(len(found)) for what in ("start", "end")]
 
 
 def test_parameters_change_the_blocks_from_their_depth_on(any_net):

@@ -53,8 +53,8 @@ def test_gradients_reach_every_text():
     (embedder(**embedder.tower.collate(tokens)) * weights).sum().backward()
     grouped = {name: p.grad.clone() for name, p in embedder.named_parameters() if p.grad is not None}
     embedder.zero_grad()
-    whole = embedder.head(embedder.tower(**embedder.tower.collate(tokens)))
-    (whole * weights).sum().backward()
+    together = embedder.head(embedder.tower(**embedder.tower.collate(tokens)))
+    (together * weights).sum().backward()
     for name, parameter in embedder.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(grouped[name], parameter.grad, rtol=1e-3, atol=1e-5)

@@ -70,7 +70,7 @@ def test_float32_features_meet_the_weights_precision():
     assert head(torch.randn(3, 6)).dtype == torch.bfloat16
 
 
-def test_mistakes_are_told_in_one_line():
+def test_mistakes_are_reported_in_one_line():
     with pytest.raises(MmclError, match=r"no activation 'thanh'; did you mean 'tanh'"):
         Head.from_layers(6, [Dense(4, activation="thanh")])
     with pytest.raises(MmclError, match="keeps the tower's width 6"):

@@ -44,30 +44,30 @@ def test_a_model_from_a_step_that_was_not_judged(tmp_path: Path, steps: Steps, f
 
 
 def test_the_rate_is_the_median_of_the_logged_ones(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
-    told = dict(facts(History.of(fake_run(tmp_path, steps(3), step=30))))
-    assert told["Time"] == "3 min 12 s, 1,001 pairs/s (median)"
+    found = dict(facts(History.of(fake_run(tmp_path, steps(3), step=30))))
+    assert found["Time"] == "3 min 12 s, 1,001 pairs/s (median)"
 
 
 def test_a_run_with_one_tower(tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict) -> None:
     config = {**config, "model": {"text": {"name": "sample:minilm", "frozen": True}}}
-    told = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))
-    assert told["Text tower"] == "sample:minilm, pretrained, frozen, linear head"
-    assert "Image tower" not in told
+    found = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))
+    assert found["Text tower"] == "sample:minilm, pretrained, frozen, linear head"
+    assert "Image tower" not in found
 
 
-def test_a_run_from_a_whole_model_tells_it_and_no_tower_of_the_defaults(
+def test_a_run_from_a_full_model_names_it_and_no_tower_of_the_defaults(
     tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict
 ) -> None:
     model = {"name": "ViT-B-32/laion2b_s34b_b79k", "image": {"lora": {"rank": 4}}, "text": {"frozen": True}}
-    told = dict(facts(History.of(fake_run(tmp_path, steps(), config={**config, "model": model}))))
-    assert told["Model"] == "started from ViT-B-32/laion2b_s34b_b79k"
-    assert (told["Image tower"], told["Text tower"]) == ("LoRA of rank 4", "frozen")
+    found = dict(facts(History.of(fake_run(tmp_path, steps(), config={**config, "model": model}))))
+    assert found["Model"] == "started from ViT-B-32/laion2b_s34b_b79k"
+    assert (found["Image tower"], found["Text tower"]) == ("LoRA of rank 4", "frozen")
     towers = {"question": {"modality": "text"}, "answer": {"modality": "text", "frozen": True}}
     model = {"name": model["name"], "towers": towers}
-    told = dict(facts(History.of(fake_run(tmp_path / "named", steps(), config={**config, "model": model}))))
-    assert told["Tower answer"] == "frozen"
-    assert "Tower question" not in told
-    assert "Embedding" not in told  # the config's 256 is a default; the model has its own
+    found = dict(facts(History.of(fake_run(tmp_path / "named", steps(), config={**config, "model": model}))))
+    assert found["Tower answer"] == "frozen"
+    assert "Tower question" not in found
+    assert "Embedding" not in found  # the config's 256 is a default; the model has its own
 
 
 def test_weights_are_called_pretrained_only_where_some_are_named(
@@ -80,11 +80,11 @@ def test_weights_are_called_pretrained_only_where_some_are_named(
     data = {**config["data"], "mix": [{"source": "more.csv"}]}
     method = {"name": "clip", "teacher": {"name": "runs/large"}}
     config = {**config, "model": model, "data": data, "method": method}
-    told = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))
-    assert told["Image tower"].startswith("open_clip:ViT-B-32, pretrained, first 3 blocks frozen")
-    assert told["Text tower"].startswith("open_clip:ViT-B-32, from scratch")
-    assert " and more.csv" in told["Data"]
-    assert "teacher: runs/large (weight: 1.0)" in told["Method"]
+    found = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))
+    assert found["Image tower"].startswith("open_clip:ViT-B-32, pretrained, first 3 blocks frozen")
+    assert found["Text tower"].startswith("open_clip:ViT-B-32, from scratch")
+    assert " and more.csv" in found["Data"]
+    assert "teacher: runs/large (weight: 1.0)" in found["Method"]
 
 
 def test_settings_of_a_method_may_have_parts_without_a_name(
@@ -94,10 +94,10 @@ def test_settings_of_a_method_may_have_parts_without_a_name(
     values = {**config, "method": method, "model": {"text": {"name": "scratch"}}}
     values["data"] = {"train": config["data"]["train"], "columns": {"text": "text"}}
     values.pop("evaluation", None)
-    told = dict(facts(History.of(fake_run(tmp_path, steps(), config=values))))["Method"]
-    assert told.startswith("simcse (")
-    assert "mlm: (weight: 0.2, probability: 0.15)" in told
-    assert "matryoshka: (dims: 64 32)" in told
+    found = dict(facts(History.of(fake_run(tmp_path, steps(), config=values))))["Method"]
+    assert found.startswith("simcse (")
+    assert "mlm: (weight: 0.2, probability: 0.15)" in found
+    assert "matryoshka: (dims: 64 32)" in found
 
 
 def test_a_method_tells_what_is_on_and_what_was_turned_off(
@@ -106,5 +106,5 @@ def test_a_method_tells_what_is_on_and_what_was_turned_off(
     usual = dict(facts(History.of(fake_run(tmp_path, steps(), config=config))))["Method"]
     assert usual == "clip (learn temperature: yes)"
     method = {"name": "clip", "temperature": 0.05, "learn_temperature": False, "label_smoothing": 0.1}
-    told = dict(facts(History.of(fake_run(tmp_path, steps(), config={**config, "method": method}))))["Method"]
-    assert told == "clip (temperature: 0.05, learn temperature: no, label smoothing: 0.1)"
+    found = dict(facts(History.of(fake_run(tmp_path, steps(), config={**config, "method": method}))))["Method"]
+    assert found == "clip (temperature: 0.05, learn temperature: no, label smoothing: 0.1)"

@@ -103,7 +103,7 @@ def test_bars_are_as_long_as_their_values(full: str, scores: Judged) -> None:
     np.testing.assert_allclose(drawn, 100 * np.array(measured), atol=0.005)
 
 
-def test_searches_and_mistakes_are_told(full: str) -> None:
+def test_searches_and_mistakes_are_reported(full: str) -> None:
     page = Page(full)
     assert "something red" in page.text
     assert "0.512" in page.text
@@ -114,7 +114,7 @@ def test_searches_and_mistakes_are_told(full: str) -> None:
     assert "right name at rank 4" in page.text
 
 
-def test_the_run_is_told(full: str) -> None:
+def test_the_run_is_reported(full: str) -> None:
     text = Page(full).text
     for fact in ("pairs.csv, split train, 7,902 rows", "3 min 12 s", "mmcl 0.0.9", "40; the model is that of step 20"):
         assert fact in text
@@ -222,7 +222,7 @@ def test_an_image_that_cannot_be_read_leaves_its_place(tmp_path: Path, steps: St
     assert "text only" in page.text
 
 
-def test_the_old_report_stays_whole_until_the_new_one_is(
+def test_the_old_report_stays_complete_until_the_new_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_run: FakeRun
 ) -> None:
     run = fake_run(tmp_path, [])

@@ -25,12 +25,12 @@ from mmcl.evaluation.shown import Hit, Search
 from mmcl.methods.base import Loss, Method
 
 
-class TwinConfig(MethodConfig):
-    name: Literal["twin"] = "twin"
+class PullConfig(MethodConfig):
+    name: Literal["pull"] = "pull"
 
 
-class Twin(Method):
-    Config = TwinConfig
+class Pull(Method):
+    Config = PullConfig
     fractions = {"agreement": "Agreement of the two"}
 
     @classmethod
@@ -102,26 +102,26 @@ class Guess(Lean):
         return SourceResults({"": found}, [Search("which one", [Hit("this one", 0.75, None, True)])])
 """
 
-ENTRY_POINTS = "[mmcl.methods]\ntwin = twins_:Twin\n[mmcl.evaluators]\nlean = twins_:Lean\nguess = twins_:Guess\n"
+ENTRY_POINTS = "[mmcl.methods]\npull = pulls_:Pull\n[mmcl.evaluators]\nlean = pulls_:Lean\nguess = pulls_:Guess\n"
 
 
 @pytest.fixture
 def plug_ins(tmp_path, monkeypatch):
     """Another package, as pip would install it."""
-    info = tmp_path / "twins-1.0.dist-info"
+    info = tmp_path / "pulls-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: twins\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pulls\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (tmp_path / "twins_.py").write_text(MODULE)
+    (tmp_path / "pulls_.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     for registry in (METHODS, EVALUATORS):
         registry.__dict__.pop("plugins", None)
     yield
-    for registry, names in ((METHODS, ["twin"]), (EVALUATORS, ["lean", "guess"])):
+    for registry, names in ((METHODS, ["pull"]), (EVALUATORS, ["lean", "guess"])):
         registry.__dict__.pop("plugins", None)
         for name in names:
             registry._loaded.pop(name, None)
-    sys.modules.pop("twins_", None)
+    sys.modules.pop("pulls_", None)
 
 
 def test_a_run_of_another_packages_method_and_evaluators_has_a_full_log_and_report(
@@ -130,7 +130,7 @@ def test_a_run_of_another_packages_method_and_evaluators_has_a_full_log_and_repo
     caplog.set_level("INFO")
     config = {
         "name": "odd",
-        "method": "twin",
+        "method": "pull",
         "data": shapes_config["data"],
         "model": {key: value for key, value in shapes_config["model"].items() if key != "text"},
         "training": shapes_config["training"] | {"epochs": 0.1, "log_every": 2},

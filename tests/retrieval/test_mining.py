@@ -101,14 +101,14 @@ def test_random_ones_are_drawn_from_all_that_pass_by_the_seed_alone(problem):
     rules = Rules(count=3, depth=12, choice="random", max_score=0.6)
     once, again = mined(problem, rules), mined(problem, rules)
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
-    seen = [set() for _ in range(40)]
+    mined_of = [set() for _ in range(40)]
     for seed in range(100):
         found = mined(problem, rules, seed=seed)
         for row in range(40):
             ranks = found.ranks[row][found.ranks[row] >= 0]
             assert (np.diff(ranks) > 0).all()
-            seen[row] |= set(found.items[row][: len(ranks)])
-    assert seen == [{item for item, _ in plain(problem, row, rules, False)} for row in range(40)]
+            mined_of[row] |= set(found.items[row][: len(ranks)])
+    assert mined_of == [{item for item, _ in plain(problem, row, rules, False)} for row in range(40)]
 
 
 def test_an_anchor_that_owns_much_is_searched_deeper(problem):

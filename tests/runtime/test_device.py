@@ -47,7 +47,7 @@ def test_a_forked_process_says_once_that_it_computes_on_one_thread(monkeypatch, 
     assert [record.message.split(":")[0] for record in caplog.records] == ["this process was forked"]
 
 
-def test_a_forked_process_cannot_use_a_gpu_and_is_told(monkeypatch):
+def test_a_forked_process_cannot_use_a_gpu_and_is_reported(monkeypatch):
     device.ready_after_fork(torch.device("cuda"))
     monkeypatch.setattr(device, "_forked", True)
     with pytest.raises(MmclError, match=r"cannot compute on cuda.*'spawn'"):

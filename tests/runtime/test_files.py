@@ -85,37 +85,37 @@ def test_text_that_is_no_unicode_is_escaped(tmp_path):
 
 def test_what_ended_processes_left_is_swept_and_what_running_ones_write_is_not(tmp_path):
     for of in (DEAD, os.getppid()):
-        (tmp_path / f".home.{of}.part").mkdir()
+        (tmp_path / f".destination.{of}.part").mkdir()
         (tmp_path / f".file.{of}.part").touch()
     (tmp_path / f".other.{DEAD}.part").touch()
-    with atomic_folder(tmp_path / "home"), atomic_file(tmp_path / "file") as beside:
+    with atomic_folder(tmp_path / "destination"), atomic_file(tmp_path / "file") as beside:
         beside.touch()
-    left = {f".home.{os.getppid()}.part", f".file.{os.getppid()}.part", f".other.{DEAD}.part"}
-    assert {path.name for path in tmp_path.iterdir()} == {"home", "file"} | left
+    left = {f".destination.{os.getppid()}.part", f".file.{os.getppid()}.part", f".other.{DEAD}.part"}
+    assert {path.name for path in tmp_path.iterdir()} == {"destination", "file"} | left
 
 
 def test_a_folder_that_a_killed_process_had_renamed_is_restored(tmp_path):
-    old = tmp_path / f".home.{DEAD}.old"
+    old = tmp_path / f".destination.{DEAD}.old"
     old.mkdir()
     (old / "x").touch()
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "home"):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "destination"):
         1 / 0  # noqa: B018
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
-    assert (tmp_path / "home" / "x").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["destination"]
+    assert (tmp_path / "destination" / "x").exists()
     old.mkdir()
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "home"):
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "destination"):
         1 / 0  # noqa: B018
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert [path.name for path in tmp_path.iterdir()] == ["destination"]
 
 
 def test_threads_that_write_the_same_folder_do_not_meet(tmp_path):
-    with atomic_folder(tmp_path / "home") as one:
+    with atomic_folder(tmp_path / "destination") as one:
         (one / "x").write_text("one")
-        with atomic_folder(tmp_path / "home") as other:
+        with atomic_folder(tmp_path / "destination") as other:
             (other / "x").write_text("other")
-        assert (tmp_path / "home" / "x").read_text() == "other"
-    assert (tmp_path / "home" / "x").read_text() == "one"
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+        assert (tmp_path / "destination" / "x").read_text() == "other"
+    assert (tmp_path / "destination" / "x").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["destination"]
 
 
 class Killed(BaseException):
@@ -129,9 +129,9 @@ def test_killed_at_any_call_leaves_the_old_folder_or_the_new_one(tmp_path, monke
     real = {(of, name): getattr(of, name) for of, name in [(files.Path, "rename"), (files.shutil, "rmtree")]}
     found = set()
     for moment in range(8):
-        home = tmp_path / str(moment) / "home"
-        home.mkdir(parents=True)
-        (home / "old").touch()
+        destination = tmp_path / str(moment) / "destination"
+        destination.mkdir(parents=True)
+        (destination / "old").touch()
         calls = 0
 
         def counted(name, *arguments, moment=moment, **options):
@@ -144,17 +144,17 @@ def test_killed_at_any_call_leaves_the_old_folder_or_the_new_one(tmp_path, monke
         for of, name in real:
             monkeypatch.setattr(of, name, lambda *a, key=(of, name), **o: counted(key, *a, **o))
         try:
-            with atomic_folder(home) as beside:
+            with atomic_folder(destination) as beside:
                 (beside / "new").touch()
         except Killed:
             pass
         for (of, name), method in real.items():
             monkeypatch.setattr(of, name, method)
-        for path in home.parent.iterdir():  # as the leavings of another process
+        for path in destination.parent.iterdir():  # as the leavings of another process
             path.rename(path.with_name(path.name.replace(f".{os.getpid()}.", f".{DEAD}.")))
-        files._remove_leftovers(home)
-        assert [path.name for path in home.parent.iterdir()] == ["home"]
-        found.add(tuple(path.name for path in home.iterdir()))
+        files._remove_leftovers(destination)
+        assert [path.name for path in destination.parent.iterdir()] == ["destination"]
+        found.add(tuple(path.name for path in destination.iterdir()))
     assert found == {("old",), ("new",)}
 
 

@@ -136,8 +136,8 @@ def make_batch(method: Method, step: int, sizes: list[int]) -> Batch:
     references: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in method.references}
     for role, modality in method.columns.items():
         name = {"image": "pixels", "text": "input_ids"}.get(modality, "values")
-        whole = draw(ROWS) if modality != "number" else torch.rand(ROWS, generator=random)
-        inputs[role] = {name: whole[mine]}
+        full = draw(ROWS) if modality != "number" else torch.rand(ROWS, generator=random)
+        inputs[role] = {name: full[mine]}
         for reference in method.references:
             references[reference][role] = {"features": draw(ROWS, 6)[mine]}
     columns = sum(modality != "number" for modality in method.columns.values())

@@ -51,7 +51,7 @@ dist.destroy_process_group()
 """
 
 
-def test_gradients_equal_those_of_the_whole_batch_in_float64(tmp_path):
+def test_gradients_equal_those_of_the_global_batch_in_float64(tmp_path):
     torch.manual_seed(0)
     towers = torch.nn.ModuleDict({"a": torch.nn.Linear(6, 4), "b": torch.nn.Linear(6, 4)}).double()
     scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
@@ -171,7 +171,7 @@ def test_sentences_learned_on_two_processes_equal_those_on_one(tmp_path, paralle
 
 
 @pytest.mark.slow
-def test_shards_of_the_model_learn_what_whole_copies_learn(tmp_path, config_file):
+def test_shards_of_the_model_learn_what_full_copies_learn(tmp_path, config_file):
     """FSDP is DDP: after ten steps, weights, their average and the optimizer's state in the checkpoint are the same."""
     changes = ["training.epochs=0.16", "training.save_every=5", "training.average=0.9"]
     config = load_config(config_file, changes)
@@ -179,9 +179,9 @@ def test_shards_of_the_model_learn_what_whole_copies_learn(tmp_path, config_file
         path = tmp_path / f"{kind}.yaml"
         path.write_text(to_yaml(load_config(config, [f"training.parallel={kind}"])))
         launch(TRAIN, path, tmp_path / kind, processes=2)
-    whole, shards = (tmp_path / kind / "checkpoints" / "step-00000010" for kind in ("ddp", "fsdp"))
+    full, shards = (tmp_path / kind / "checkpoints" / "step-00000010" for kind in ("ddp", "fsdp"))
     for file in ("model", "average", "optimizer"):
-        expected, got = (load_file(folder / f"{file}.safetensors") for folder in (whole, shards))
+        expected, got = (load_file(folder / f"{file}.safetensors") for folder in (full, shards))
         assert expected.keys() == got.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5)
@@ -206,13 +206,13 @@ def test_other_optimizers_learn_the_same_from_shards(tmp_path, config_file, opti
 def test_two_processes_resume_to_the_same_weights_bit_for_bit(tmp_path, config_file, kind):
     path = tmp_path / f"{kind}.yaml"
     path.write_text(to_yaml(load_config(config_file, [f"training.parallel={kind}", "model.text.dropout=0.1"])))
-    launch(TRAIN, path, tmp_path / "whole")
+    launch(TRAIN, path, tmp_path / "full")
     launch(TRAIN, path, tmp_path / "cut")
     checkpoints = sorted((tmp_path / "cut" / "checkpoints").iterdir())
     shutil.rmtree(checkpoints[-1])
     shutil.rmtree(tmp_path / "cut" / "model")
     launch(TRAIN, path, tmp_path / "cut", "--resume")
-    weights = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "cut")]
+    weights = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("full", "cut")]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
 

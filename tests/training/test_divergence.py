@@ -36,7 +36,7 @@ def _spoil_after(monkeypatch, step, value):
         (5, ["data.mining={start: 5}"], r"text vectors became nan or infinite at step 5; last good .*00000004;"),
     ],
 )
-def test_divergence_is_told_as_such_wherever_it_shows(tmp_path, words, monkeypatch, step, changes, said):
+def test_divergence_is_reported_as_such_wherever_it_shows(tmp_path, words, monkeypatch, step, changes, said):
     _spoil_after(monkeypatch, step, torch.nan if step % 2 else torch.inf)
     with pytest.raises(DivergedError, match=said) as caught:
         train(words, out=tmp_path / "run", overrides=changes, show_progress=False)

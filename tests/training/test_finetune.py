@@ -26,19 +26,19 @@ def adapted(shapes_config):
 
 
 def test_a_resumed_run_equals_one_left_alone_and_the_model_is_an_ordinary_one(tmp_path, adapted):
-    whole = train(adapted, out=tmp_path / "whole").folder
-    checkpoints = list_checkpoints(whole)
+    uninterrupted = train(adapted, out=tmp_path / "uninterrupted").folder
+    checkpoints = list_checkpoints(uninterrupted)
     assert len(checkpoints) == 2
     broken = tmp_path / "broken"
-    shutil.copytree(whole, broken)
+    shutil.copytree(uninterrupted, broken)
     shutil.rmtree(broken / "model")
     shutil.rmtree(list_checkpoints(broken)[-1])
     train(adapted, out=broken, resume=True)
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, whole))
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (broken, uninterrupted))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not any("lora" in name or "base_layer" in name for name in ours)
-    assert mmcl.load(whole).encode("a small red circle").shape == (64,)
+    assert mmcl.load(uninterrupted).encode("a small red circle").shape == (64,)
 
     first, last = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
     assert first.keys() == last.keys()

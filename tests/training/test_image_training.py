@@ -90,8 +90,8 @@ def name_heads_as_before(checkpoint):
 @pytest.mark.parametrize("name", METHODS)
 def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images, name):
     config = config_of(images, name)
-    whole = train(config, out=tmp_path / "whole", show_progress=False)
-    losses = [line["loss"] for line in whole.lines() if "loss" in line]
+    uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
+    losses = [line["loss"] for line in uninterrupted.lines() if "loss" in line]
     assert len(losses) == 10
     assert np.isfinite(losses).all()
     stopped = tmp_path / "stopped"
@@ -111,7 +111,7 @@ def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images,
     for folder in (stopped, former):
         train(config, out=folder, resume=True, show_progress=False)
         for file in ("model", "heads"):
-            ours, theirs = weights(tmp_path / "whole", file), weights(folder, file)
+            ours, theirs = weights(tmp_path / "uninterrupted", file), weights(folder, file)
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     encoder = load(stopped)

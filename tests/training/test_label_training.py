@@ -120,7 +120,7 @@ def test_the_same_label_has_the_same_code_in_every_source_and_epoch_and_others_h
     assert len(set.union(*of_class)) == 4
 
 
-def test_whole_numbers_are_labels_however_they_are_written_and_others_are_none(tmp_path, sources):
+def test_integers_are_labels_however_they_are_written_and_others_are_none(tmp_path, sources):
     rows = [json.loads(line) for line in sources["table"].read_text().splitlines()[:24]]
     codes = []
     for label in (lambda n: n % 3, lambda n: str(n % 3), lambda n: None if n == 23 else float(n % 3)):
@@ -130,25 +130,25 @@ def test_whole_numbers_are_labels_however_they_are_written_and_others_are_none(t
         codes.append(column.values[:23].tolist())
         assert column.problems == ({23: "no label"} if label(23) is None else {})
     assert codes[0] == codes[1] == codes[2]
-    for odd, told in ((0.5, "float"), ([1], "list")):
+    for odd, listed in ((0.5, "float"), ([1], "list")):
         path.write_text("".join(json.dumps(row | {"label": odd}) + "\n" for row in rows))
-        with pytest.raises(MmclError, match=f"column 'label' holds {told}, where labels are text or whole numbers"):
+        with pytest.raises(MmclError, match=f"column 'label' holds {listed}, where labels are text or whole numbers"):
             feed_of(config_of(path), tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_method_learns_from_labels_and_goes_on_to_the_same_bits(tmp_path, sources, kind):
     config = config_of(sources[kind])
-    whole = train(config, out=tmp_path / "whole", show_progress=False)
-    losses = [line["loss"] for line in whole.lines() if "loss" in line]
+    uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
+    losses = [line["loss"] for line in uninterrupted.lines() if "loss" in line]
     assert len(losses) == 10
     assert np.mean(losses[-3:]) < losses[0]
-    skipped = whole.folder / "skipped.jsonl"
-    told = [json.loads(line) for line in skipped.read_text().splitlines()] if skipped.exists() else []
-    assert [line["role"] for line in told] == ([] if kind == "folder" else ["label", "label"])
-    assert whole.card["data"]["skipped"] == len(told)
+    skipped = uninterrupted.folder / "skipped.jsonl"
+    listed = [json.loads(line) for line in skipped.read_text().splitlines()] if skipped.exists() else []
+    assert [line["role"] for line in listed] == ([] if kind == "folder" else ["label", "label"])
+    assert uninterrupted.card["data"]["skipped"] == len(listed)
     if kind == "table":
-        assert [(line["id"], line["reason"]) for line in told] == [("40", "no label"), ("41", "no label")]
+        assert [(line["id"], line["reason"]) for line in listed] == [("40", "no label"), ("41", "no label")]
     trainer = Trainer(load_config(config), tmp_path / "cut", resume=False, show_progress=False)
     step = trainer._step
 
@@ -161,7 +161,7 @@ def test_a_method_learns_from_labels_and_goes_on_to_the_same_bits(tmp_path, sour
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     train(config, out=tmp_path / "cut", resume=True, show_progress=False)
-    ours, theirs = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    ours, theirs = weights(tmp_path / "uninterrupted"), weights(tmp_path / "cut")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 

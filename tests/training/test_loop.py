@@ -59,7 +59,7 @@ def test_training_learns_and_the_model_can_be_used(tmp_path, shapes_config):
 def test_a_killed_run_resumed_equals_one_left_alone_bit_for_bit(tmp_path, tiny):
     config = tmp_path / "config.yaml"
     config.write_text(to_yaml(load_config(tiny)))
-    start(config, tmp_path / "whole").wait(timeout=300)
+    start(config, tmp_path / "uninterrupted").wait(timeout=300)
 
     broken = tmp_path / "broken"
     killed_at = random.Random().randint(3, 10)  # a random step: any must do
@@ -71,10 +71,10 @@ def test_a_killed_run_resumed_equals_one_left_alone_bit_for_bit(tmp_path, tiny):
     assert not (broken / "model").exists(), "the run ended before it could be killed"
     assert start(config, broken, "--resume").wait(timeout=300) == 0
 
-    whole = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    uninterrupted = load_file(tmp_path / "uninterrupted" / "model" / "model.safetensors")
     resumed = load_file(broken / "model" / "model.safetensors")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole), f"killed at step {killed_at}"
+    assert uninterrupted.keys() == resumed.keys()
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted), f"killed at step {killed_at}"
     steps = [line["step"] for line in map(json.loads, (broken / "metrics.jsonl").read_text().splitlines())]
     assert steps == sorted(set(steps))
 
@@ -175,9 +175,9 @@ def test_divergence_stops_with_step_rows_and_last_good_checkpoint(tmp_path, tiny
     monkeypatch.setattr(Clip, "loss", poisoned)
     with pytest.raises(DivergedError, match=r"became nan at step 5;.*step-00000003"):
         train(tiny, out=tmp_path / "run")
-    told = json.loads((tmp_path / "run" / "diverged.json").read_text())
-    assert told["step"] == 5
-    assert len(told["rows"]) == 64
+    report = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert report["step"] == 5
+    assert len(report["rows"]) == 64
 
 
 def test_accumulation_averages_gradients(tmp_path, tiny):
@@ -251,7 +251,7 @@ def test_a_run_that_is_refused_leaves_what_was_there(tmp_path, tiny):
     assert (tmp_path / "runs" / "other").is_dir()
 
 
-def test_a_refused_run_keeps_the_list_of_skipped_rows_that_it_told_of(tmp_path, tiny, caplog):
+def test_a_refused_run_keeps_the_list_of_skipped_rows_that_it_reported(tmp_path, tiny, caplog):
     folder = _folder_of_images(tmp_path)
     (folder / "3.png").write_bytes(b"not an image")
     config = tiny | {"data": {"train": {"source": str(folder / "pairs.csv")}, "image": {"size": 32}}}
@@ -263,7 +263,7 @@ def test_a_refused_run_keeps_the_list_of_skipped_rows_that_it_told_of(tmp_path, 
     assert (tmp_path / "run" / "skipped.jsonl").is_file()
 
 
-def test_rows_of_which_none_can_be_used_are_told_in_one_line(tmp_path, tiny, caplog):
+def test_rows_of_which_none_can_be_used_are_reported_in_one_line(tmp_path, tiny, caplog):
     folder = _folder_of_images(tmp_path)
     for image in folder.glob("*.png"):
         image.write_bytes(b"not an image")
@@ -331,7 +331,7 @@ def test_the_rate_leaves_evaluations_out(tmp_path, shapes_config, monkeypatch):
     assert run.config.training.batch_size * 6 / rates[1] < begun[3] - begun[1] - 1.5
 
 
-def test_a_run_learns_on_the_device_it_is_told_whatever_the_run_before_it_had(monkeypatch):
+def test_a_run_learns_on_the_device_it_is_reported_whatever_the_run_before_it_had(monkeypatch):
     from datetime import timedelta
 
     from mmcl.training import devices

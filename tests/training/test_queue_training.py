@@ -35,17 +35,17 @@ def tiny(shapes_config):
 @pytest.mark.parametrize("momentum", [pytest.param(None, marks=pytest.mark.slow), 0.9])
 def test_a_resumed_run_equals_one_left_alone_bit_for_bit(tmp_path, tiny, momentum):
     tiny["method"] = {"name": "clip", "queue": QUEUE | {"momentum": momentum}}
-    train(tiny, out=tmp_path / "whole", show_progress=False)
-    last = list_checkpoints(tmp_path / "whole")[-1]
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    train(tiny, out=tmp_path / "uninterrupted", show_progress=False)
+    last = list_checkpoints(tmp_path / "uninterrupted")[-1]
+    shutil.copytree(tmp_path / "uninterrupted", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "model")
     for checkpoint in list_checkpoints(tmp_path / "cut")[1:]:
         shutil.rmtree(checkpoint)
     train(tiny, out=tmp_path / "cut", resume=True, show_progress=False)
     for file in (f"checkpoints/{last.name}/model.safetensors", "model/model.safetensors"):
-        whole, resumed = (load_file(tmp_path / run / file) for run in ("whole", "cut"))
-        assert whole.keys() == resumed.keys()
-        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        uninterrupted, resumed = (load_file(tmp_path / run / file) for run in ("uninterrupted", "cut"))
+        assert uninterrupted.keys() == resumed.keys()
+        assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
 def test_queue_and_copy_are_in_checkpoints_but_neither_averaged_nor_interpolated_nor_saved(tmp_path, tiny, caplog):
@@ -66,7 +66,7 @@ def test_queue_and_copy_are_in_checkpoints_but_neither_averaged_nor_interpolated
     ):
         assert names[file]
         assert not any(part in name for name in names[file] for part in beside), file
-    assert "63 negatives per query and up to 100 past ones" in caplog.text
+    assert "63 negatives per query and up to 100 queued ones" in caplog.text
     learned = next(record.message for record in caplog.records if record.message.startswith("learned parameters"))
     assert "momentum" not in learned
 

@@ -62,7 +62,7 @@ def _interrupt(monkeypatch, name, at, number):
 def left_alone(words, tmp_path_factory):
     """A run with evaluations, mining and an average on its way; and the settings that make it."""
     changes = ["evaluation.every=1", "data.mining={start: 0, every: 4}", "training.average=0.9"]
-    return run_of(words, tmp_path_factory.mktemp("whole") / "run", *changes), changes
+    return run_of(words, tmp_path_factory.mktemp("uninterrupted") / "run", *changes), changes
 
 
 @pytest.mark.usefixtures("default_handlers")
@@ -79,7 +79,7 @@ def left_alone(words, tmp_path_factory):
 def test_an_interrupted_run_keeps_its_steps_and_goes_on_bit_for_bit(
     tmp_path, words, left_alone, monkeypatch, name, at, saved, number
 ):
-    whole, changes = left_alone
+    uninterrupted, changes = left_alone
     with monkeypatch.context() as patch:
         _interrupt(patch, name, at, number)
         with pytest.raises(KeyboardInterrupt) as caught:
@@ -92,10 +92,10 @@ def test_an_interrupted_run_keeps_its_steps_and_goes_on_bit_for_bit(
     assert f"interrupted at step {saved} of 10" in str(caught.value)
     assert f"step-{saved:08d}" in str(caught.value)
     resumed = run_of(words, tmp_path / "run", *changes, resume=True)
-    assert same(weights(whole), weights(resumed))
-    assert resumed.metrics == whole.metrics
+    assert same(weights(uninterrupted), weights(resumed))
+    assert resumed.metrics == uninterrupted.metrics
     assert [line["step"] for line in resumed.lines() if "loss" in line] == list(range(1, 11))
-    judged = [[line["step"] for line in run.lines() if "evaluation" in line] for run in (whole, resumed)]
+    judged = [[line["step"] for line in run.lines() if "evaluation" in line] for run in (uninterrupted, resumed)]
     assert judged == [[5, 10]] * 2
 
 
@@ -132,7 +132,7 @@ def test_a_finished_run_may_train_longer_and_log_judge_and_load_otherwise(tmp_pa
     run_of(words, tmp_path / "run", *constant)
     changes = ["training.epochs=4", "training.log_every=5", "data.workers=1", "evaluation.ks=[1,2]", "name=other"]
     longer = run_of(words, tmp_path / "run", *constant, *changes, resume=True)
-    assert same(weights(longer), weights(run_of(words, tmp_path / "whole", *constant, "training.epochs=4")))
+    assert same(weights(longer), weights(run_of(words, tmp_path / "uninterrupted", *constant, "training.epochs=4")))
     assert longer.config.training.epochs == 4
     assert longer.lines()[-1]["step"] == 20
     assert "same/anchor_to_positive/hit@2" in longer.metrics
@@ -209,8 +209,8 @@ def test_a_config_is_checked_without_training(words, monkeypatch):
 def test_exports_that_the_model_cannot_have_are_said_before_training(tmp_path, words, caplog):
     caplog.set_level("INFO")
     run_of(words, tmp_path / "run", "training.epochs=0.2")
-    told = [line for line in caplog.messages if "can be exported" in line]
-    assert told == [
+    export_lines = [line for line in caplog.messages if "can be exported" in line]
+    assert export_lines == [
         "the model can be exported to transformers, sentence-transformers, onnx, not to open-clip (mmcl config check "
         "says why)"
     ]
@@ -232,7 +232,7 @@ def test_steps_that_take_more_batches_than_the_epochs_have_are_said(tmp_path, wo
     run_of(words, tmp_path / "run", "training.epochs=1", "training.accumulate=3")
     assert "steps of 3 batches take 6 of them in all, more than the 5 of 1 epochs" in caplog.text
     caplog.clear()
-    run_of(words, tmp_path / "whole", "training.epochs=1", "training.accumulate=5")
+    run_of(words, tmp_path / "uninterrupted", "training.epochs=1", "training.accumulate=5")
     assert "more than" not in caplog.text
 
 

@@ -39,8 +39,8 @@ def test_damaged_lines_of_metrics_are_left_out_and_counted(tmp_path, caplog, dam
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(SOUND + damaged + SOUND)
     assert read_metrics(path) == [json.loads(SOUND)] * 2
-    (told,) = caplog.messages
-    assert "metrics.jsonl: 1 " in told
+    (message,) = caplog.messages
+    assert "metrics.jsonl: 1 " in message
 
 
 def test_a_last_line_that_a_crash_cut_short_is_left_out_without_a_word(tmp_path, caplog):

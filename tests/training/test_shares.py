@@ -64,7 +64,7 @@ def learn(judged):
     shard(embedder, [embedder.tower.net], torch.device("cpu"))
     optimizer = torch.optim.SGD(embedder.parameters(), lr=0.1)
     average = WeightAverage(encoder, set(encoder.state_dict()), 0.9)
-    losses, seen = [], []
+    losses, evaluated = [], []
     for step in range(1, 5):
         loss = embedder(input_ids=data).square().mean()
         loss.backward()
@@ -74,15 +74,15 @@ def learn(judged):
         losses.append(loss.item())
         if judged:
             with average.applied():
-                seen.append(vectors_of(encoder))
+                evaluated.append(vectors_of(encoder))
         if judged and step % 2 == 0:
-            seen.append(vectors_of(encoder))
-    return losses, seen
+            evaluated.append(vectors_of(encoder))
+    return losses, evaluated
 
-losses, seen = learn(judged=True)
+losses, evaluated = learn(judged=True)
 assert losses == learn(judged=False)[0]
 assert len(set(losses)) == len(losses)
-assert len({vectors.sum().item() for vectors in seen}) == len(seen) == 6
+assert len({vectors.sum().item() for vectors in evaluated}) == len(evaluated) == 6
 dist.barrier()
 dist.destroy_process_group()
 """

@@ -141,7 +141,7 @@ def test_labelled_pairs_are_learned(tmp_path, sentences, caplog):
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, sentences):
     config = load_config(config_of(sentences["alone"], {"training_head": True}), ["training.epochs=1.2"])
-    whole = train(config, out=tmp_path / "whole", show_progress=False)
+    uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
     trainer = Trainer(config, tmp_path / "cut", resume=False, show_progress=False)
     step = trainer._step
 
@@ -154,9 +154,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, sentenc
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     resumed = train(config, out=tmp_path / "cut", resume=True, show_progress=False)
-    assert losses(resumed) == losses(whole)
+    assert losses(resumed) == losses(uninterrupted)
     for file in ("model", "heads"):
-        one, other = (load_file(run.folder / "model" / f"{file}.safetensors") for run in (whole, resumed))
+        one, other = (load_file(run.folder / "model" / f"{file}.safetensors") for run in (uninterrupted, resumed))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -75,6 +75,6 @@ def test_the_temperature_goes_on_from_the_starting_model(tmp_path, tuned, start)
 def test_a_run_can_be_repeated_from_its_own_config(tmp_path, tuned):
     first = train(tuned, out=tmp_path / "first", show_progress=False)
     again = train(first.folder / "config.yaml", out=tmp_path / "again", show_progress=False)
-    told = [[line for line in map(json.dumps, run.lines()) if "loss" in line] for run in (first, again)]
-    losses = [[json.loads(line)["loss"] for line in lines] for lines in told]
+    logs = [[line for line in map(json.dumps, run.lines()) if "loss" in line] for run in (first, again)]
+    losses = [[json.loads(line)["loss"] for line in lines] for lines in logs]
     assert losses[0] == losses[1]

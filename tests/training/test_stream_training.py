@@ -53,14 +53,14 @@ def test_a_shard_of_mostly_corrupt_images_is_counted_named_and_survived(tmp_path
 
 
 def test_a_run_cut_off_within_an_epoch_ends_with_the_same_weights(tmp_path, config):
-    whole = train(config, out=tmp_path / "whole", show_progress=False).folder
+    uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False).folder
     cut = tmp_path / "cut"
-    shutil.copytree(whole, cut)
+    shutil.copytree(uninterrupted, cut)
     shutil.rmtree(cut / "model")
     (cut / "skipped.jsonl").unlink()
     shutil.rmtree(list_checkpoints(cut)[-1])
     resumed = train(config, out=cut, resume=True, show_progress=False).folder
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (resumed, whole))
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (resumed, uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

@@ -147,7 +147,9 @@ class Augmentation:
         down = places[:, :, 1, None] * axis + places[:, :, 2, None]
         grid = places[:, :, 0, None, None] * axis + down[..., None]  # (n, 2, size, size): where in x and y to look
         grid = grid.permute(0, 2, 3, 1)
-        if self.config.rotate == 0:  # nothing outside is seen, but the outer half of a pixel is: it goes on to the edge
+        if (
+            self.config.rotate == 0
+        ):  # nothing outside is visible, but the outer half of a pixel is: it goes on to the edge
             return F.grid_sample(view, grid, padding_mode="border", align_corners=False)
         view -= self.config.fill  # so that zeros outside are the fill
         return F.grid_sample(view, grid, padding_mode="zeros", align_corners=False).add_(self.config.fill)

@@ -82,9 +82,9 @@ def augment_tokens(
         words = ids[start : len(ids) - end]
         if len(words) > 1:
             words = _cut(words, draw[0], draw[1], config.crop)
-            stays = draw[3 : 3 + len(words)] >= config.drop
-            stays[int(draw[2] * len(words))] |= not stays.any()
-            ids = np.concatenate([ids[:start], words[stays], ids[len(ids) - end :]])
+            kept = draw[3 : 3 + len(words)] >= config.drop
+            kept[int(draw[2] * len(words))] |= not kept.any()
+            ids = np.concatenate([ids[:start], words[kept], ids[len(ids) - end :]])
         changed.append(ids)
     return changed
 

@@ -30,7 +30,7 @@ class Batch:
         rows: (N,) int64 positions in the source; numbers in the order of reading, for a stream.
         extra: name to the inputs of extra items, partners of none of the rows, where a method asks for them.
         extra_ids: name to their identities, (M, K) int64 as in ``ids``.
-        draws: column to the inputs of its second and further random draws, where these are made on the host.
+        draws: column to the inputs of its random draws after the first, where these are made on the host.
         references: name of another model to the features that it has of the same items, unaugmented, by column or
             name of extra items.
         names: for a stream, what each row is called in messages: its shard and key.

@@ -35,7 +35,7 @@ class Feed(Protocol):
 
     @property
     def extra_count(self) -> int:
-        """Further items beside a global batch."""
+        """Extra items beside a global batch."""
 
     @property
     def longest_texts(self) -> dict[str, int]:

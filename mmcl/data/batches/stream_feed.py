@@ -382,7 +382,7 @@ def _refuse(sources: Sequence[SourceConfig], reading: Reading, config: Config) -
     """Raise ``MmclError`` for what needs all rows at hand."""
     first = sources[0]
     if reading.extra:
-        raise MmclError(f"{first.source}: further texts beside a batch need a table; set method.extra_texts to 0")
+        raise MmclError(f"{first.source}: extra texts beside a batch need a table; set method.extra_texts to 0")
     for name in reading.references:
         raise MmclError(f"{first.source}: a {name} needs a table, whose items it embeds once; leave out method.{name}")
     if config.data.mining is not None:

@@ -108,7 +108,7 @@ class TableFeed(Table):
 
     @property
     def extra_count(self) -> int:
-        """Further items beside a global batch."""
+        """Extra items beside a global batch."""
         return sum(map(self._count, self._extra))
 
     def _count(self, name: str) -> int:

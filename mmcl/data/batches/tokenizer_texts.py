@@ -36,7 +36,7 @@ def training_texts(config: Config, roles: Sequence[str], characters: int = CHARA
     for role in roles:
         names = [config.data.column_of(role, source) for source in sources]
         there = [name in table.column_names for name, table in zip(names, rows, strict=True)]
-        if not any(there):  # what all of the sources need is seen to when they are opened to learn from
+        if not any(there):  # what all of the sources need is checked when they are opened to learn from
             with columns_named_by({f"data.columns.{role}": names[0]}):
                 rows[0].require(names[:1])
         for number, name in enumerate(names):

@@ -75,7 +75,7 @@ class _Images(ABC, Generic[Taken]):
         """Of all pixels, as far as they are known before the images are decoded."""
 
     @abstractmethod
-    def read_sizes(self, home: Path) -> np.ndarray:
+    def read_sizes(self, entry: Path) -> np.ndarray:
         """(N, 2) heights and widths of the images in a folder of the cache."""
 
     @abstractmethod
@@ -126,7 +126,7 @@ class _Squares(_Images[np.ndarray]):
     def known_bytes(self) -> int:
         return math.prod(self.shape)
 
-    def read_sizes(self, home: Path) -> np.ndarray:
+    def read_sizes(self, entry: Path) -> np.ndarray:
         return np.broadcast_to(np.int32(self.size), (len(self.rows), 2))
 
     def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
@@ -165,8 +165,8 @@ class _Originals(_Images[list[np.ndarray]]):
     def known_bytes(self) -> int:
         return 0
 
-    def read_sizes(self, home: Path) -> np.ndarray:
-        sizes: np.ndarray = np.load(home / "sizes.npy", allow_pickle=False)
+    def read_sizes(self, entry: Path) -> np.ndarray:
+        sizes: np.ndarray = np.load(entry / "sizes.npy", allow_pickle=False)
         return sizes
 
     def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
@@ -273,15 +273,15 @@ def open_originals(
 def _open(images: _Images[Taken], on_error: str, cache_gb: float, show_progress: bool | None) -> Pixels[Taken]:
     images.rows.require([images.column])
     folder = cache_dir("pixels")
-    home = folder / images.key()
+    entry = folder / images.key()
     free = shutil.disk_usage(folder).free
     limit = min(cache_gb * 1e9, 0.95 * free)
-    pixels = _load(home, images)
+    pixels = _load(entry, images)
     if pixels is None or not (pixels.stored or _bytes(pixels.sizes) > limit):
-        _build(home, images, limit, on_error, show_progress)
-        pixels = _load(home, images)
+        _build(entry, images, limit, on_error, show_progress)
+        pixels = _load(entry, images)
     if pixels is None:
-        raise OSError(f"{home}: the pixels just written cannot be read back")
+        raise OSError(f"{entry}: the pixels just written cannot be read back")
     if not pixels.stored:
         needed = _bytes(pixels.sizes)
         reason = f"cache_gb is {cache_gb:g}" if needed > cache_gb * 1e9 else f"the disk has {free / 1e9:.2f} GB free"
@@ -312,33 +312,33 @@ def _blocks(count: int, length: int) -> Iterator[range]:
         yield range(start, min(start + length, count))
 
 
-def _load(home: Path, images: _Images[Taken]) -> Pixels[Taken] | None:
-    """What ``_build`` left in ``home``; None if there is nothing. Something that is not whole is removed."""
-    if not home.exists():
+def _load(entry: Path, images: _Images[Taken]) -> Pixels[Taken] | None:
+    """What ``_build`` left in ``entry``; None if there is nothing. Something incomplete is removed."""
+    if not entry.exists():
         return None
     try:
-        hashes = np.load(home / "hashes.npy", allow_pickle=False)
-        errors = {int(row): reason for row, reason in json.loads((home / _ERRORS).read_text("utf-8")).items()}
-        sizes = images.read_sizes(home)
+        hashes = np.load(entry / "hashes.npy", allow_pickle=False)
+        errors = {int(row): reason for row, reason in json.loads((entry / _ERRORS).read_text("utf-8")).items()}
+        sizes = images.read_sizes(entry)
         if len(hashes) != len(images.rows) or len(sizes) != len(hashes):
             raise ValueError("another number of rows")
-        file = home / images.file
+        file = entry / images.file
         array = images.open(file, sizes) if file.exists() else None
     except (OSError, ValueError, EOFError):
-        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(entry, ignore_errors=True)
         return None
     return Pixels(images, hashes, sizes, errors, array)
 
 
-def _build(home: Path, images: _Images[Taken], limit: float, on_error: str, show_progress: bool | None) -> None:
-    """Decode every image into a folder beside ``home``, which then takes its name; without the pixels where these take
+def _build(entry: Path, images: _Images[Taken], limit: float, on_error: str, show_progress: bool | None) -> None:
+    """Decode every image into a folder beside ``entry``, which then takes its name; without the pixels where these take
     more than ``limit`` bytes."""
     count, total, fits = len(images.rows), 0, images.known_bytes() <= limit
     hashes = np.zeros(count, dtype=np.int64)
     sizes = np.zeros((count, 2), dtype=np.int32)
     errors: dict[int, str] = {}
     with (
-        atomic_folder(home, unless=home / images.file) as part,
+        atomic_folder(entry, unless=entry / images.file) as part,
         _pixel_file(part / images.file) as file,
         ThreadPoolExecutor(usable_cpus()) as pool,
         progress("Decoding images", count, unit="images", show=show_progress) as advance,

@@ -147,15 +147,15 @@ def rows(
     No scene is in two splits, nor twice in one, not even described from its other shape.
     """
     rng = random.Random(seed)
-    seen: set[Scene] = set()
+    taken: set[Scene] = set()
     made: dict[str, list[dict[str, Any]]] = {}
     for split, count in splits.items():
         made[split] = []
         while len(made[split]) < count:
             scene = _scene(rng, unseen=split.endswith("_unseen"))
-            if scene in seen:
+            if scene in taken:
                 continue
-            seen.update((scene, scene.inverse()))
+            taken.update((scene, scene.inverse()))
             made[split].append(
                 {
                     "id": f"{split}-{len(made[split]):04d}",

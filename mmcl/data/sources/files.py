@@ -19,7 +19,7 @@ _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def format_of(file: Path) -> str | None:
-    """The format that a file's name ends in, ``.gz`` aside; None if there is no reader for it."""
+    """The format that a file's name ends in, ``.gz`` apart; None if there is no reader for it."""
     suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
     if suffixes[-1:] == [".gz"]:
         suffixes.pop()

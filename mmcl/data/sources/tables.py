@@ -90,19 +90,19 @@ def load_tables(files: Sequence[Path], name: str, separator: str | None = None) 
             raise MmclError(f"{path_text(file)}: the file is empty")
     reader = _reader(form, files, separator)
     try:
-        home = cache_dir("tables") / fingerprint(files, _VERSION, separator)
+        entry = cache_dir("tables") / fingerprint(files, _VERSION, separator)
         for attempt in (1, 2):
-            if not (home / "notes.json").is_file():
-                with atomic_folder(home, unless=home / "notes.json") as part:
+            if not (entry / "notes.json").is_file():
+                with atomic_folder(entry, unless=entry / "notes.json") as part:
                     _write(reader, part, name)
             try:
-                loaded = datasets.Dataset.from_file(str(home / "rows.arrow"))
-                notes = read_json(home / "notes.json")
+                loaded = datasets.Dataset.from_file(str(entry / "rows.arrow"))
+                notes = read_json(entry / "notes.json")
                 break
             except (pa.ArrowException, OSError, MmclError):  # another process or a failing disk has spoilt it
                 if attempt == 2:
                     raise
-                shutil.rmtree(home)
+                shutil.rmtree(entry)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise

@@ -119,7 +119,7 @@ def encode_source(
     Raises:
         MmclError: no such column, a modality the encoder lacks, an unusable image or text under ``fail``, nothing
             that can be encoded, or ``out`` holds vectors of another origin.
-        OSError: the disk is full. Give the same call again once there is room.
+        OSError: the disk is full. Give the same call again once there is space.
         KeyboardInterrupt: as it comes, saying where the same call goes on.
     """
     rows.require([name for name in (column, label_column, id_column) if name is not None])
@@ -306,7 +306,7 @@ def _prompt_text(encoder: Encodes, prompt: str | None, modality: Modality) -> st
 
 
 def _check_same_weights(encoder: Encodes, reader: SourceReader, writer: VectorWriter, wanted: Wanted) -> None:
-    """Encode the first rows again: a model trained further under its old name must not complete another's vectors."""
+    """Encode the first rows again: a model trained on under its old name must not complete another's vectors."""
     if not writer.count or writer.same_encoder:
         return
     block = next((block for block in reader.blocks(range(len(reader.rows)), _PROBE_ROWS) if block.inputs), None)

@@ -165,7 +165,7 @@ def open_vectors(folder: str | Path, *, partial: bool = False) -> Vectors:
 
     Args:
         folder: where they are.
-        partial: accept an encode that is not finished, of which the listed shards are seen.
+        partial: accept an encode that is not finished, of which the listed shards are read.
 
     Raises:
         MmclError: no vectors there, not finished, damaged, a shard missing or of another size, or written by a newer

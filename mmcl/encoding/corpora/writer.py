@@ -153,14 +153,14 @@ class VectorWriter:
             vectors: (n, D), n ≥ 0.
             labels: n captions or paths to show; in every block or in none.
             rows_done: rows of the source consumed with this block's last; one a vector if left out.
-            columns: further numbers of each vector to keep beside its id, n of a name; the same names in every block.
+            columns: other numbers of each vector to keep beside its id, n of a name; the same names in every block.
 
         Raises:
             MmclError: shapes that do not fit, or a vector with NaN, infinity, or a value too large for float16.
             OSError: the disk is full; listed shards stay.
         """
         if self.complete:
-            raise MmclError(f"{self.folder}: is complete; write further vectors to another folder")
+            raise MmclError(f"{self.folder}: is complete; write more vectors to another folder")
         # A folder that was begun without goes on without.
         known = {
             name: values
@@ -222,7 +222,7 @@ class VectorWriter:
         self.skipped["rows"] = [entry for entry in self.skipped["rows"] if entry["row"] not in rows]
 
     def table(self, number: int) -> pa.Table:
-        """Ids, labels and further columns of a listed shard. Raises ``MmclError`` if they are damaged."""
+        """Ids, labels and other columns of a listed shard. Raises ``MmclError`` if they are damaged."""
         return read_table(sound_file(self.folder, self.shards[number], "ids.parquet"))
 
     def adopt_encoder(self) -> None:
@@ -327,7 +327,7 @@ class VectorWriter:
 
 
 def with_columns(table: pa.Table, columns: Mapping[str, Sequence[int | None]]) -> pa.Table:
-    """The table with further columns of numbers."""
+    """The table with other columns of numbers."""
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, pa.int64()))
     return table

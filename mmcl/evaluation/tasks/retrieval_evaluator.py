@@ -117,7 +117,7 @@ class PairsEvaluator(RetrievalEvaluator):
         self.source = table.name
 
     def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
-        """``image_to_text/hit@1`` and so on, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` tells of
+        """``image_to_text/hit@1`` and so on, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` finds of
         the space, as ``space/alignment`` and so on. A space that has collapsed is warned of."""
         one, other = (self.table.columns[side] for side in self.sides)
         items, owner = one.items(self.table.positions)

@@ -172,7 +172,7 @@ def _read_settings(folder: Path) -> SentenceTransformersSettings:
 
 
 def _default_pooling(folder: Path) -> str:
-    """Where only a transformer is given: a causal language model tells of a full text in its last state alone."""
+    """Where only a transformer is given: of a causal language model only the last state depends on the full text."""
     config = _read_json(folder / "config.json")
     architecture = (config.get("architectures") or [""])[0]
     return "last" if architecture.endswith("ForCausalLM") and config.get("is_causal", True) else "mean"

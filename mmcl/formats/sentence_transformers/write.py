@@ -131,7 +131,7 @@ def _pooling_config(tower: TextTower) -> dict[str, Any]:
     config: dict[str, Any] = {"word_embedding_dimension": int(tower.net.config.hidden_size)}
     if modes == [mode for mode in POOLING_FLAGS.values() if mode in modes]:
         config |= {flag: mode in modes for flag, mode in POOLING_FLAGS.items()}
-    else:  # flags cannot tell of another order
+    else:  # flags cannot say another order
         config["pooling_mode"] = modes
     return config if tower.include_prompt else config | {"include_prompt": False}
 

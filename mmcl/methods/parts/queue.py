@@ -1,4 +1,4 @@
-"""A queue of past embeddings: negatives by the thousand at the price of a matrix product."""
+"""A queue of former embeddings: negatives by the thousand at the price of a matrix product."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mmcl.runtime.errors import MmclError
 
 
 class QueueConfig(Section):
-    """Embeddings of past batches as further negatives, which cost a matrix product and no tower; a momentum copy, if
+    """Embeddings of former batches as more negatives, which cost a matrix product and no tower; a momentum copy, if
     there is one, costs the towers' memory once more and a pass through them, without gradient, for the keys."""
 
     size: int = Field(default=16384, ge=1)
     """The newest rows so many are kept, over all devices."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Decay of a moving copy of the towers, such as 0.999, which then embeds all keys, those of the batch as well
-    (MoCo, He et al. 2020, arXiv:1911.05722). If null, the queue holds what the towers themselves made of past batches
+    (MoCo, He et al. 2020, arXiv:1911.05722). If null, the queue holds what the towers themselves made of former batches
     (XBM, Wang et al. 2020, arXiv:1912.06798)."""
     start: int = Field(default=0, ge=0)
-    """Optimizer steps before past rows count. Without momentum, embeddings of new towers age too fast at first."""
+    """Optimizer steps before former rows count. Without momentum, embeddings of new towers age too fast at first."""
 
 
 class MemoryQueue(MethodState):
-    """What the newest rows of past batches looked like, first in, first out: the dictionary of MoCo (He et al. 2020,
+    """The newest rows of former batches, first in, first out: the dictionary of MoCo (He et al. 2020,
     arXiv:1911.05722) where a momentum copy computes what is pushed, the cross-batch memory of XBM (Wang et al. 2020,
     arXiv:1912.06798) where the model itself does.
 
@@ -103,7 +103,7 @@ class MemoryQueue(MethodState):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Be full and past the start, with rows that are nobody's: to measure what the queue costs."""
+        """Be full and beyond the start, with rows that are nobody's: to measure what the queue costs."""
         self.ids.fill_(-1)
         self.pushed.fill_(self.size)
         self.steps.fill_(self.start)
@@ -122,6 +122,6 @@ def require_start(queue: MemoryQueue, steps: int, setting: str) -> None:
     they do."""
     if queue.start >= steps:
         raise MmclError(
-            f"{setting}: {queue.start}, but the run has {steps} steps, so that no past rows would count; lower it, "
+            f"{setting}: {queue.start}, but the run has {steps} steps, so that no former rows would count; lower it, "
             "raise training.epochs, or leave the queue out"
         )

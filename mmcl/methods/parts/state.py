@@ -6,7 +6,7 @@ from torch import nn
 
 
 class MethodState(nn.Module):
-    """State of a method that is no weight of the model: a queue of past embeddings, a momentum copy.
+    """State of a method that is no weight of the model: a queue of former embeddings, a momentum copy.
 
     It is written into checkpoints, and restored from them. It is neither averaged, nor interpolated, nor saved with the
     model; nor does the config's ``training.groups`` see it.

@@ -34,7 +34,7 @@ log = logging.getLogger("mmcl")
 
 @dataclass
 class StepResult:
-    """What a step tells the log.
+    """What a step reports to the log.
 
     Attributes:
         loss: the mean over the batches.

@@ -55,16 +55,16 @@ def test_an_empty_batch_stays_empty() -> None:
 def test_a_sample_depends_on_its_seed_alone() -> None:
     images, keys = noise(40), seeds(40)
     augment = Augmentation(EVERYTHING, 32)
-    whole = augment(images, keys)
-    assert torch.equal(whole, augment(images, keys))
+    full = augment(images, keys)
+    assert torch.equal(full, augment(images, keys))
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(augment(images[order], keys[order]), whole[order], rtol=0, atol=1e-6)
+    torch.testing.assert_close(augment(images[order], keys[order]), full[order], rtol=0, atol=1e-6)
     alone = torch.cat([augment(images[i : i + 1], keys[i : i + 1]) for i in range(40)])
-    torch.testing.assert_close(alone, whole, rtol=0, atol=1e-6)
-    assert (augment(images, keys, stream=1) - whole).abs().amax((1, 2, 3)).min() > 0.05
-    assert whole.dtype == torch.float32
-    assert whole.min() >= 0
-    assert whole.max() <= 1
+    torch.testing.assert_close(alone, full, rtol=0, atol=1e-6)
+    assert (augment(images, keys, stream=1) - full).abs().amax((1, 2, 3)).min() > 0.05
+    assert full.dtype == torch.float32
+    assert full.min() >= 0
+    assert full.max() <= 1
 
 
 def test_one_change_does_not_move_the_draws_of_another() -> None:

@@ -22,8 +22,8 @@ def identities(things):
 
 def nothing_twice(batches, things):
     for batch in batches:
-        seen = [thing for row in batch for thing in set(things[row])]
-        assert len(seen) == len(set(seen))
+        all_things = [thing for row in batch for thing in set(things[row])]
+        assert len(all_things) == len(set(all_things))
 
 
 @st.composite
@@ -36,7 +36,7 @@ def tables(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(tables())
-def test_no_batch_has_anything_twice_and_every_row_comes_unless_told(table):
+def test_no_batch_has_anything_twice_and_every_row_comes_unless_asked_for(table):
     things, size, seed = table
     rows = np.random.default_rng(seed).permutation(len(things))
     try:
@@ -58,7 +58,7 @@ def test_rows_that_share_nothing_stay_where_they_are():
     assert repeated == 0
 
 
-def test_a_duplicate_moves_to_the_next_batch_and_a_row_makes_room():
+def test_a_duplicate_moves_to_the_next_batch_and_a_row_makes_space():
     things = [[0], [0], [1], [2], [3], [4]]
     places, repeated = distinct_batches(np.arange(6), 3, identities(things))
     assert sorted(map(len, map(set, places))) == [3, 3]
@@ -73,7 +73,7 @@ def test_an_anchor_that_is_anothers_positive_is_kept_apart():
     nothing_twice(places, things)
 
 
-def test_a_text_in_too_many_rows_is_told_and_one_in_all_is_refused():
+def test_a_text_in_too_many_rows_is_reported_and_one_in_all_is_refused():
     things = [[0, 10 + row] if row < 6 else [10 + row] for row in range(12)]
     places, repeated = distinct_batches(np.arange(12), 4, identities(things))
     nothing_twice(places, things)
@@ -136,13 +136,13 @@ def test_batches_of_one_source_and_distinct_ones_depend_on_their_number_alone(si
     things = [[row // 2] for row in range(starts[-1])]
     own = identities(things) if distinct else None
     common = {"one_source": True, "identities": own}
-    whole = list(Sampler(positions, 6, seed, **common).batches(0, start + 5))
+    full = list(Sampler(positions, 6, seed, **common).batches(0, start + 5))
     shares = [list(Sampler(positions, 6, seed, r, world, **common).batches(start, start + 5)) for r in range(world)]
-    for place, draw in enumerate(whole[start:]):
+    for place, draw in enumerate(full[start:]):
         parts = [share[place] for share in shares]
         assert np.array_equal(draw.rows, np.concatenate([part.rows for part in parts]))
         assert np.array_equal(draw.passes, np.concatenate([part.passes for part in parts]))
-    for draw in whole:
+    for draw in full:
         assert len({int(np.searchsorted(starts, row, side="right")) for row in draw.rows}) == 1
         if distinct:
             nothing_twice([draw.rows], things)

@@ -83,17 +83,17 @@ def test_every_caption_of_a_row_is_chosen_in_some_epoch_and_the_choice_belongs_t
     captions = [[f"{n} {word}" for word in ("one", "two", "three")] for n in range(6)]
     rows = [{"image": f"{n}.png", "text": texts} for n, texts in enumerate(captions)]
     feed, method = make_feed(image_folder, rows, shapes_config)
-    seen = [set() for _ in rows]
+    identities_of = [set() for _ in rows]
     for epoch in range(30):
         batch = feed.batch(drawn(*range(6), turn=epoch))
         for row, identity in enumerate(batch.ids[:, 1].tolist()):
-            seen[row].add(identity)
+            identities_of[row].add(identity)
         part = feed.batch(drawn(4, 1, turn=epoch))
         assert torch.equal(part.ids, batch.ids[[4, 1]])
-    assert seen == [set(same(method, texts)) for texts in captions]
+    assert identities_of == [set(same(method, texts)) for texts in captions]
 
 
-def test_further_captions_are_distinct_and_carry_the_identity_of_their_image(image_folder, shapes_config):
+def test_extra_captions_are_distinct_and_carry_the_identity_of_their_image(image_folder, shapes_config):
     texts = ["a dog", "a cat", "a dog", "a cow", ["a hen", "a pig"], "a fox"]
     rows = [{"image": f"{n}.png", "text": text} for n, text in enumerate(texts)]
     feed, method = make_feed(image_folder, rows, shapes_config, overrides=["method.extra_texts=4"], augmented=True)
@@ -125,17 +125,17 @@ def test_an_epoch_whose_batch_cannot_be_filled_ends_in_one_line(image_folder, sh
         list(feed.batches(0, 60))
 
 
-def test_processes_share_further_texts(image_folder, shapes_config, monkeypatch):
+def test_processes_share_extra_texts(image_folder, shapes_config, monkeypatch):
     rows = [{"image": f"{n}.png", "text": f"a dog of age {n}"} for n in range(6)]
     few, _ = make_feed(image_folder, rows, shapes_config, overrides=["method.extra_texts=3"], augmented=True)
-    whole = few.batch(drawn(0, 1)).extra_ids["negatives"]
+    complete = few.batch(drawn(0, 1)).extra_ids["negatives"]
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(few.batch(drawn(0, 1)).extra_ids["negatives"])
     assert [len(share) for share in shares] == [2, 1]
-    assert torch.equal(torch.cat(shares), whole)
+    assert torch.equal(torch.cat(shares), complete)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -160,15 +160,15 @@ TWO = [PAIRS[:2], [{"id": f"b{n}", "image": f"{n}.png", "text": f"thing {n}"} fo
 def test_batches_are_the_same_from_any_start_and_by_any_number_of_workers(image_folder, shapes_config, workers):
     overrides = ["training.batch_size=4", "text_augmentation.drop=0.5", "data.cache_gb=0", "method.extra_texts=3"]
     feed, method = make_feed(image_folder, PAIRS, shapes_config, overrides=overrides, augmented=True)
-    whole = list(feed.batches(0, 7))
+    complete = list(feed.batches(0, 7))
     state = torch.get_rng_state()
     overrides += [f"data.workers={workers}"]
     other, _ = make_feed(image_folder, PAIRS, shapes_config, method=method, overrides=overrides, augmented=True)
     rest = list(other.batches(3, 7))
-    assert len(whole) == 7
+    assert len(complete) == 7
     assert len(feed) == 1
-    assert all(equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
-    assert not equal(whole[0], whole[1])
+    assert all(equal(a, b) for a, b in zip(complete[3:], rest, strict=True))
+    assert not equal(complete[0], complete[1])
     assert torch.equal(torch.get_rng_state(), state), "the global generator belongs to dropout"
 
 
@@ -229,7 +229,7 @@ def test_tables_and_shards_are_not_mixed(image_folder, shapes_config):
         open_feed(sources, method.reading, config, image_folder, augmented=True, device=torch.device("cpu"))
 
 
-def test_what_cannot_be_used_is_told_with_its_source(image_folder, shapes_config):
+def test_what_cannot_be_used_is_reported_with_its_source(image_folder, shapes_config):
     (image_folder / "5.png").write_bytes(b"no image")
     feed, _ = make_feed(image_folder, TWO, shapes_config)
     (problem,) = feed.problems()

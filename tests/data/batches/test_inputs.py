@@ -27,10 +27,10 @@ def same(got, expected):
 @pytest.mark.parametrize("lengths", [([2, 5], [3, 1, 1]), ([4, 4], [2, 2]), ([2, 3], [3]), ([4], [4, 4])])
 def test_lists_of_texts_are_joined_with_the_padding_and_the_mask_that_they_need(lengths):
     first, second = lengths
-    whole = join_texts([texts(first), texts(second)], PADDING)
-    same(whole, texts(first + second))
-    assert token_counts(whole).tolist() == first + second
-    counts = token_counts(take_rows(whole, slice(len(first), None)))
+    joined = join_texts([texts(first), texts(second)], PADDING)
+    same(joined, texts(first + second))
+    assert token_counts(joined).tolist() == first + second
+    counts = token_counts(take_rows(joined, slice(len(first), None)))
     assert counts.tolist() == second
 
 

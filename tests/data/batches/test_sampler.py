@@ -46,10 +46,10 @@ def test_every_source_gives_its_share_and_repeats_no_row_within_a_pass(mixture, 
         assert [int(np.isin(rows, own).sum()) for own in positions] == counts
     rows, passes = (np.concatenate(column) for column in zip(*orders, strict=True))
     for own, count in zip(positions, counts, strict=True):
-        whole, begun = divmod(count * epochs, len(own))
-        for turn in range(whole):
+        full, begun = divmod(count * epochs, len(own))
+        for turn in range(full):
             assert sorted(rows[np.isin(rows, own) & (passes == turn)]) == own.tolist()
-        last = rows[np.isin(rows, own) & (passes == whole)]
+        last = rows[np.isin(rows, own) & (passes == full)]
         assert len(last) == len(np.unique(last)) == begun
 
 
@@ -59,11 +59,11 @@ def test_batches_depend_on_their_number_alone_and_are_shared_by_any_number_of_pr
     positions, counts, seed = mixture
     if sum(counts) < 12:
         counts = [count + 12 for count in counts]
-    whole = list(Sampler(positions, 12, seed, counts=counts).batches(0, start + 5))
+    full = list(Sampler(positions, 12, seed, counts=counts).batches(0, start + 5))
     shares = [
         list(Sampler(positions, 12, seed, r, world, counts=counts).batches(start, start + 5)) for r in range(world)
     ]
-    for place, draw in enumerate(whole[start:]):
+    for place, draw in enumerate(full[start:]):
         parts = [share[place] for share in shares]
         assert {part.number for part in parts} == {draw.number}
         assert np.array_equal(draw.rows, np.concatenate([part.rows for part in parts]))

@@ -154,9 +154,9 @@ def read_and_die(rank, config, method, folder, stop):
     with path.open("a") as file:
         position = lines[-1]["position"] if lines else None
         for number, batch in enumerate(feed.batches(len(lines), 10**6, position), len(lines) + 1):
-            told = {"names": batch.names, "seeds": batch.seeds.tolist(), "position": batch.position}
-            told["workers"] = [process.pid for process in multiprocessing.active_children()]
-            print(json.dumps(told), file=file, flush=True)
+            reported = {"names": batch.names, "seeds": batch.seeds.tolist(), "position": batch.position}
+            reported["workers"] = [process.pid for process in multiprocessing.active_children()]
+            print(json.dumps(reported), file=file, flush=True)
             if number == stop + rank:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -172,18 +172,18 @@ def test_two_processes_killed_and_started_again_read_every_sample_once_an_epoch(
         for process in processes:
             process.join(timeout=120)
         assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
-    told = [[json.loads(line) for line in (tmp_path / f"read-{rank}.jsonl").open()] for rank in range(2)]
-    assert [len(lines) for lines in told] == [60, 61]
+    reported = [[json.loads(line) for line in (tmp_path / f"read-{rank}.jsonl").open()] for rank in range(2)]
+    assert [len(lines) for lines in reported] == [60, 61]
     read = by_epoch(
-        [name for lines in told for line in lines for name in line["names"]],
-        [seed for lines in told for line in lines for seed in line["seeds"]],
+        [name for lines in reported for line in lines for name in line["names"]],
+        [seed for lines in reported for line in lines for seed in line["seeds"]],
         shards,
     )
-    finished = min(place["walks"][0]["epoch"] for lines in told for place in lines[-1]["position"]["workers"])
+    finished = min(place["walks"][0]["epoch"] for lines in reported for place in lines[-1]["position"]["workers"])
     assert finished >= 2
     for epoch in range(finished):
         assert sorted(read[epoch]) == all_names(shards)
-    workers = {pid for lines in told for line in lines for pid in line["workers"]}
+    workers = {pid for lines in reported for line in lines for pid in line["workers"]}
     assert len(workers) == 8
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in workers):  # they notice that their parent died
@@ -269,17 +269,17 @@ def test_a_run_over_corrupt_images_goes_on_and_names_each(config, method, corrup
     assert feed.samples == 100
     assert len(feed) == 12
     batches = take(feed, 0, 3 * len(feed))
-    told = {(problem["id"], problem["role"]): problem["reason"] for batch in batches for problem in batch.problems}
+    reported = {(problem["id"], problem["role"]): problem["reason"] for batch in batches for problem in batch.problems}
     bad = {(f"{shard}.tar:{n:09d}", "image") for shard in (0, 1) for n in range(50) if n % 5 < 3}
-    assert told.keys() == bad | {("1.tar:000000004", "text"), ("1.tar:000000009", "text")}
-    assert told["1.tar:000000009", "text"] == "no text"
-    assert told["1.tar:000000004", "text"] == "no txt;json.caption;json.text; the sample has png"
+    assert reported.keys() == bad | {("1.tar:000000004", "text"), ("1.tar:000000009", "text")}
+    assert reported["1.tar:000000009", "text"] == "no text"
+    assert reported["1.tar:000000004", "text"] == "no txt;json.caption;json.text; the sample has png"
     read = by_epoch(
         [name for batch in batches for name in batch.names],
         [seed for batch in batches for seed in batch.seeds.tolist()],
         corrupt,
     )
-    good = sorted(set(all_names(corrupt)) - {name for name, _ in told})
+    good = sorted(set(all_names(corrupt)) - {name for name, _ in reported})
     assert len(good) == 38
     assert sorted(read[0]) == sorted(read[1]) == good
 
@@ -344,14 +344,14 @@ def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(
 
 
 def test_what_a_stream_cannot_do_is_refused(config, method, shards, monkeypatch):
-    for changes, told in (
+    for changes, reported in (
         ({"extra": {"x": Extra("text", 9)}}, "extra_texts"),
         ({"references": {"teacher": 0}}, "a teacher"),
     ):
         with monkeypatch.context() as changed:
             reading = replace(method.reading, **changes)
             changed.setattr(type(method), "reading", reading)
-            with pytest.raises(MmclError, match=told):
+            with pytest.raises(MmclError, match=reported):
                 make_feed(config, method)
     with pytest.raises(MmclError, match=r"batches of one source need tables; set data\.batches to mixed"):
         make_feed(config, method, "data.batches=one_source")

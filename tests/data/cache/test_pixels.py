@@ -79,7 +79,7 @@ def test_it_is_built_once_and_anew_for_other_content(
     assert all(not folder.name.startswith(".") for folder in cache.iterdir())
 
 
-def test_a_changed_image_file_is_seen(tmp_path: Path) -> None:
+def test_a_changed_image_file_is_noticed(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(png(i))
     rows = table(tmp_path, ["0.png", "1.png", "2.png"])
@@ -152,8 +152,8 @@ def test_a_damaged_cache_is_built_anew(tmp_path: Path, cache: Path, damaged: str
     images = [png(0), png(1)]
     rows = table(tmp_path, images)
     open_pixels(rows, "image", size=8)
-    (home,) = cache.iterdir()
-    os.truncate(home / damaged, 1)
+    (entry,) = cache.iterdir()
+    os.truncate(entry / damaged, 1)
     np.testing.assert_array_equal(open_pixels(rows, "image", size=8).take([0, 1]), expected(images))
 
 

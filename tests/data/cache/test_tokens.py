@@ -36,7 +36,7 @@ def test_each_caption_comes_back_and_blank_ones_do_not(rows):
     assert tokens.contents.tolist() == tokens.hashes.tolist()
 
 
-def test_which_texts_are_the_same_can_be_told_apart_from_what_their_tokens_are(rows):
+def test_which_texts_are_the_same_can_be_distinguished_from_what_their_tokens_are(rows):
     def alike(texts, tokens):
         assert [len(ids) for ids in tokens] == [len(text) for text in texts]
         return np.array([len(text) for text in texts])

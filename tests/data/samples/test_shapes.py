@@ -38,11 +38,11 @@ def test_every_held_out_colour_and_shape_is_trained_on_in_other_pairs():
     assert {shape for _, shape in shapes.HELD_OUT} == set(shapes.SHAPES)
 
 
-def test_no_scene_is_told_twice():
-    told = [row["text"] for rows in shapes.rows(0, FEW).values() for row in rows]
+def test_no_scene_is_reported_twice():
+    captions = [row["text"] for rows in shapes.rows(0, FEW).values() for row in rows]
     inverse = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
     known = set()
-    for text in told:
+    for text in captions:
         relation = next(r for r in inverse if f" {r} " in text)
         first, second = text.split(f" {relation} ")
         assert text not in known

@@ -5,7 +5,7 @@ from mmcl.data import samples
 from mmcl.data.samples import stsb
 
 
-def test_quotes_are_text_and_further_fields_are_ignored():
+def test_quotes_are_text_and_extra_fields_are_ignored():
     text = 'a\tb\tc\t1\t3.800\tHe said "no.\tSay "no".\nd\te\tf\t2\t0\tOne.\tTwo.\tsource\tsource\n'
     assert stsb.parse(text).to_pylist() == [
         {"sentence1": 'He said "no.', "sentence2": 'Say "no".', "score": pytest.approx(3.8)},
@@ -13,7 +13,7 @@ def test_quotes_are_text_and_further_fields_are_ignored():
     ]
 
 
-def test_the_benchmark_is_whole():
+def test_the_benchmark_is_complete():
     try:
         folder = samples.get("stsb")
     except samples.UnreachableError as error:

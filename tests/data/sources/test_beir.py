@@ -155,7 +155,7 @@ def test_which_folders_are_of_that_layout(folder, tmp_path):
 
 
 @pytest.mark.skipif(not CRANFIELD.is_dir(), reason="needs the Cranfield collection at ../shared/data/cranfield")
-def test_cranfield_is_read_whole(caplog):
+def test_cranfield_is_read_in_full(caplog):
     with caplog.at_level(logging.WARNING, logger="mmcl"):
         beir = open_beir(CRANFIELD, "test")
     assert (len(beir.corpus), len(beir.queries), sum(map(len, beir.qrels.values()))) == (1398, 225, 1836)

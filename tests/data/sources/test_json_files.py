@@ -171,10 +171,10 @@ def test_columns_as_pandas_writes_them_are_rows(tmp_path: Path) -> None:
 
 
 def test_compressed_lines_are_read_and_damage_of_theirs_named(tmp_path: Path) -> None:
-    whole = gzip.compress(b'{"id": "2020-01-01", "text": "a"}\n' * 50)
-    (tmp_path / "train.jsonl.gz").write_bytes(whole)
+    compressed = gzip.compress(b'{"id": "2020-01-01", "text": "a"}\n' * 50)
+    (tmp_path / "train.jsonl.gz").write_bytes(compressed)
     assert open_source(tmp_path, split="train").ids() == ["2020-01-01"] * 50
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-10])
+    (tmp_path / "cut.jsonl.gz").write_bytes(compressed[:-10])
     (tmp_path / "not.jsonl.gz").write_bytes(b'{"text": "a"}\n')
     for name in ("cut", "not"):
         with pytest.raises(MmclError, match=rf"{name}\.jsonl\.gz: damaged gzip file"):

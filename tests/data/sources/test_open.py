@@ -152,11 +152,11 @@ def test_folder_of_tables_has_splits(tmp_path: Path) -> None:
 def test_a_column_split_parts_a_single_table(tmp_path: Path, suffix: str) -> None:
     parts = ["train", "dev", "train", None if suffix != ".csv" else ""]
     path = write(tmp_path / f"t{suffix}", {"split": parts, "text": ["a", "b", "c", "d"]})
-    whole, train, dev = (open_source(path, split=split) for split in (None, "train", "dev"))
-    assert [rows.texts("text") for rows in (whole, train, dev)] == [["a", "b", "c", "d"], ["a", "c"], ["b"]]
+    both, train, dev = (open_source(path, split=split) for split in (None, "train", "dev"))
+    assert [rows.texts("text") for rows in (both, train, dev)] == [["a", "b", "c", "d"], ["a", "c"], ["b"]]
     assert train.ids() == ["0", "2"]
     assert (train.name, dev.name) == (f"{path} (train)", f"{path} (dev)")
-    assert len({rows.fingerprint for rows in (whole, train, dev)}) == 3
+    assert len({rows.fingerprint for rows in (both, train, dev)}) == 3
     with pytest.raises(MmclError, match=r"no split 'test'; it has dev, train$"):
         open_source(path, split="test")
 

@@ -130,9 +130,9 @@ def test_parquet_files_whose_types_differ_are_widened_or_named(tmp_path: Path) -
 
 
 def test_damaged_parquet_is_one_line(tmp_path: Path) -> None:
-    whole = (write(tmp_path / "t.parquet", "a" * 100)).read_bytes()
-    for cut in (8, 60, len(whole) // 2, len(whole) - 9):
-        (tmp_path / "t.parquet").write_bytes(whole[:cut])
+    content = (write(tmp_path / "t.parquet", "a" * 100)).read_bytes()
+    for cut in (8, 60, len(content) // 2, len(content) - 9):
+        (tmp_path / "t.parquet").write_bytes(content[:cut])
         with pytest.raises(MmclError, match=r"t\.parquet: cannot be read"):
             open_source(tmp_path / "t.parquet")
 

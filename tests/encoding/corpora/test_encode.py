@@ -133,7 +133,7 @@ def test_ids_come_from_the_column_that_is_named_and_the_manifest_says_so(tmp_pat
         ([["a"], ["b"], ["c"]], "column 'sku' holds list, where ids are text or numbers"),
     ],
 )
-def test_rows_without_an_id_in_the_column_that_is_named_are_told(tmp_path, ids, said):
+def test_rows_without_an_id_in_the_column_that_is_named_are_reported(tmp_path, ids, said):
     source = rows(tmp_path / "s", text=["a", "b", "c"], sku=ids)
     with pytest.raises(MmclError, match=said):
         encode_source(HashEncoder(), source, "text", tmp_path / "out", id_column="sku", batch_rows=2)
@@ -491,7 +491,7 @@ def test_mistakes_are_answered_in_one_line(tmp_path, cells, options, message):
         )
 
 
-def test_a_full_disk_passes_through_and_the_encode_goes_on_when_there_is_room(tmp_path, monkeypatch):
+def test_a_full_disk_passes_through_and_the_encode_goes_on_when_there_is_space(tmp_path, monkeypatch):
     source = rows(tmp_path / "s", text=TEXTS)
     with monkeypatch.context() as patch:
         write_table, written = writer.write_table, []

@@ -195,7 +195,7 @@ def test_a_damaged_shard_is_named(tmp_path, name, damage):
             VectorWriter(tmp_path, **SETTINGS)
 
 
-READ_WHOLE = {
+READ_ALL = {
     "index": Index.build,
     "array": np.asarray,
     "iteration": list,
@@ -205,14 +205,14 @@ READ_WHOLE = {
 }
 
 
-@pytest.mark.parametrize("read", READ_WHOLE)
-def test_whoever_reads_a_shard_whole_notices_a_flipped_bit(tmp_path, read):
+@pytest.mark.parametrize("read", READ_ALL)
+def test_whoever_reads_a_full_shard_notices_a_flipped_bit(tmp_path, read):
     write(tmp_path)
     stored = open_vectors(tmp_path)
     flip(tmp_path / "shard-00001.npy")
     assert stored.take([3, 24]).shape == (2, 8)
     with pytest.raises(MmclError, match=r"shard-00001\.npy: damaged, its SHA-256"):
-        READ_WHOLE[read](stored)
+        READ_ALL[read](stored)
 
 
 @pytest.mark.parametrize("read", ["ids", "table"])

@@ -71,12 +71,12 @@ def test_ranks_do_not_depend_on_the_blocks(similarity: str) -> None:
     queries, corpus = (rng.standard_normal((n, 33)).astype(np.float32) for n in (23, 61))
     corpus[31:] = corpus[:30]  # every document twice
     judgements = judge(rng.random((23, 61)) < 0.05)
-    whole = relevant_ranks(queries, corpus, judgements, similarity=similarity, query_rows=1000, corpus_rows=1000)
+    at_once = relevant_ranks(queries, corpus, judgements, similarity=similarity, query_rows=1000, corpus_rows=1000)
     for query_rows, corpus_rows in ((1, 9), (5, 7), (16, 60), (22, 13)):
         blocks = relevant_ranks(
             queries, corpus, judgements, similarity=similarity, query_rows=query_rows, corpus_rows=corpus_rows
         )
-        np.testing.assert_array_equal(blocks, whole)
+        np.testing.assert_array_equal(blocks, at_once)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])

@@ -64,7 +64,7 @@ def test_a_uniform_sphere_is_what_the_limits_say() -> None:
     assert (space.dead_dimensions, space.collapse()) == (0, None)
 
 
-def test_collapse_is_told_with_its_reason() -> None:
+def test_collapse_is_reported_with_its_reason() -> None:
     point = sphere(1, 64) + 0.01 * sphere(500, 64, seed=1)
     found = diagnose(point, sphere(500, 64))
     assert len(found.collapsed) == 1

@@ -154,6 +154,6 @@ def test_clip_benchmarks_accuracies_equal_its_own() -> None:
     assert list(zero_shot(np.eye(3), [0, 1, 2], np.eye(3)).clip_benchmark) == ["acc1", "mean_per_class_recall"]
 
 
-def test_classes_of_one_name_are_told_apart_by_number() -> None:
+def test_classes_of_one_name_are_distinguished_by_number() -> None:
     scores = zero_shot(np.eye(3), [0, 1, 2], np.eye(3), names=["missile", "tench", "missile"])
     assert list(scores.per_class) == ["missile (0)", "tench", "missile (2)"]

@@ -71,10 +71,10 @@ def test_captions_are_padded_only_as_far_as_the_longest_where_that_is_exact(tmp_
         tower = mmcl.load(tmp_path / kind).embedder("text").tower
         tokens, cut = tower.tokenize(["a red bicycle", CAPTIONS[3]])
         assert (len(tokens[0]), len(tokens[1]), cut) == (5, 20, 1)
-        seen = []
-        tower.net.register_forward_pre_hook(lambda net, inputs, seen=seen: seen.append(inputs[0].shape))
+        shapes = []
+        tower.net.register_forward_pre_hook(lambda net, inputs, shapes=shapes: shapes.append(inputs[0].shape))
         tower(**tower.collate(tokens[:1]))
-        assert seen == [(1, length)]
+        assert shapes == [(1, length)]
 
 
 @pytest.mark.parametrize("kind", ["gelu", "siglip"])
@@ -135,12 +135,12 @@ def openai_archive(state, path):
     root = Nothing()
     for key, value in state.items():
         *modules, last = key.split(".")
-        home = root
+        module = root
         for name in modules:
-            if not hasattr(home, name):
-                home.add_module(name, Nothing())
-            home = getattr(home, name)
-        home.register_buffer(last, value)
+            if not hasattr(module, name):
+                module.add_module(name, Nothing())
+            module = getattr(module, name)
+        module.register_buffer(last, value)
     for key, number in {"input_resolution": 32, "context_length": 20, "vocab_size": 49408}.items():
         root.register_buffer(key, torch.tensor(number))
     torch.jit.save(torch.jit.script(root), str(path))
@@ -210,7 +210,7 @@ def test_every_tag_of_the_registry_is_accepted_under_one_activation_and_refused_
         assert ("cannot be fetched (no network)" if fits else "weights were trained with") in refusal(f"{name}/{tag}")
 
 
-def test_names_tags_and_files_that_are_not_there_are_told_with_what_is(tmp_path, monkeypatch):
+def test_names_tags_and_files_that_are_not_there_are_reported_with_what_is(tmp_path, monkeypatch):
     assert "laion2b_s34b_b79k" in refusal("ViT-B-32")
     assert "did you mean 'ViT-B-32'" in refusal("ViT-B-33/openai")
     assert "has no weights 'laion3b'; there are: openai" in refusal("ViT-B-32/laion3b")
@@ -219,7 +219,7 @@ def test_names_tags_and_files_that_are_not_there_are_told_with_what_is(tmp_path,
     assert "not to be had from the hub" in refusal("hf-hub:nobody/no-such-model")
 
 
-def test_damaged_and_foreign_files_are_told_apart(tmp_path):
+def test_damaged_and_foreign_files_are_distinguished(tmp_path):
     (tmp_path / "noise.pt").write_bytes(b"1234")
     assert "damaged" in refusal(tmp_path / "noise.pt")
     torch.save({"weights": ImageConfig()}, tmp_path / "objects.pt")
@@ -406,9 +406,9 @@ ODD = [
 def test_a_description_of_another_kind_or_size_is_refused_in_one_line(tmp_path):
     open_clip_folder(tmp_path / "model", TINY, mean=[0.5] * 3)
     path = tmp_path / "model" / "open_clip_config.json"
-    whole = path.read_text()
+    original = path.read_text()
     for keys, value in ODD:
-        content = inner = json.loads(whole)
+        content = inner = json.loads(original)
         for key in keys[:-1]:
             inner = inner[key]
         inner[keys[-1]] = value

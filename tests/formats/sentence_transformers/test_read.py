@@ -407,7 +407,7 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     assert "do not belong together" in refusal(folder)
 
 
-def test_what_a_folder_asks_for_that_encode_has_to_be_told_is_said(folder, caplog):
+def test_what_a_folder_asks_for_that_encode_has_to_be_given_is_said(folder, caplog):
     settings = json.loads((folder / "config_sentence_transformers.json").read_text())
     write(folder / "config_sentence_transformers.json", settings | {"similarity_fn_name": "dot"})
     modules = json.loads((folder / "modules.json").read_text())

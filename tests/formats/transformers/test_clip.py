@@ -70,9 +70,9 @@ def finish(model, tokenizer, processor, folder, size):
 @torch.no_grad()
 def library_features(model, tokenizer, processor):
     """The library's own unit-length features, with padding to the whole context."""
-    seen = processor(sample_images(), return_tensors="pt")
+    processed = processor(sample_images(), return_tensors="pt")
     read = tokenizer(CAPTIONS, padding="max_length", max_length=20, truncation=True, return_tensors="pt")
-    both = model.get_image_features(**seen).pooler_output, model.get_text_features(**read).pooler_output
+    both = model.get_image_features(**processed).pooler_output, model.get_text_features(**read).pooler_output
     return [torch.nn.functional.normalize(features, dim=1).numpy() for features in both]
 
 

@@ -101,14 +101,14 @@ def test_its_gradient_reaches_the_tower_and_its_own_layers(make_simcse, make_bat
     assert not any("masked_language" in name for name in simcse.encoder.state_dict())
 
 
-def test_halves_of_a_batch_hide_and_cost_what_the_whole_does(make_simcse, make_batch):
+def test_halves_of_a_batch_hide_and_cost_what_all_of_it_does(make_simcse, make_batch):
     simcse = make_simcse(probability=0.5)
-    whole = simcse.outputs(make_batch(simcse.encoder, text=SENTENCES)).embeddings["mlm"]
+    full = simcse.outputs(make_batch(simcse.encoder, text=SENTENCES)).embeddings["mlm"]
     batch = make_batch(simcse.encoder, text=SENTENCES)
     for part in (slice(0, 2), slice(2, 5)):
         share = make_batch(simcse.encoder, text=SENTENCES[part])
         share.seeds = batch.seeds[part]
-        torch.testing.assert_close(simcse.outputs(share).embeddings["mlm"], whole[part], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(simcse.outputs(share).embeddings["mlm"], full[part], rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_without_hidden_tokens_and_a_method_that_is_judged_have_no_such_loss(make_simcse, make_batch):

@@ -33,13 +33,13 @@ def exactly(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
-def one_way(query, key, past, same, same_past, temperature, smoothing=0.0):
+def one_way(query, key, former, same, same_former, temperature, smoothing=0.0):
     """Mean cross-entropy, term by term: ``same(i, j)`` of the batch, ``same_past(i, m)`` of the list of past keys."""
     terms = []
     for i in range(len(query)):
         candidates = [key[i]]
         candidates += [key[j] for j in range(len(key)) if j != i and not same(i, j)]
-        candidates += [past[m] for m in range(len(past)) if not same_past(i, m)]
+        candidates += [former[m] for m in range(len(former)) if not same_former(i, m)]
         logits = torch.stack([F.cosine_similarity(query[i], one, dim=0) for one in candidates]) / temperature
         gains = logits - logits.logsumexp(dim=0)
         terms.append((1 - smoothing) * gains[0] + smoothing * gains.mean())
@@ -62,12 +62,12 @@ def test_a_queue_is_a_list_of_the_newest_rows(sizes):
         number += size
         queue.push({"a": rows[:, None].expand(-1, 2), "b": -rows[:, None].expand(-1, 3), "ids": rows[:, None] + 1000})
         expected.extend(rows.tolist())
-        past = queue.contents()
+        former = queue.contents()
         assert queue.filled == len(expected)
         order = torch.arange(queue.filled) if queue.filled < 7 else (torch.arange(7) + queue.next) % 7  # oldest first
-        assert past["a"][order][:, 0].tolist() == list(expected)
-        assert torch.equal(past["b"][:, 2], -past["a"][:, 0])
-        assert torch.equal(past["ids"][:, 1], 1000 + past["a"][:, 1].long())
+        assert former["a"][order][:, 0].tolist() == list(expected)
+        assert torch.equal(former["b"][:, 2], -former["a"][:, 0])
+        assert torch.equal(former["ids"][:, 1], 1000 + former["a"][:, 1].long())
 
 
 def test_a_queue_gives_nothing_before_its_start_and_holds_then_what_came_before():
@@ -90,7 +90,7 @@ def test_a_queue_holds_and_gives_what_lightly_s_memory_bank_does():
         batch = torch.randn(4, 5)
         theirs(batch, update=True)
         ours.push({"a": batch, "ids": torch.zeros(4, 1, dtype=torch.long)})
-    assert torch.equal(ours.past()["a"], theirs.bank)
+    assert torch.equal(ours.former()["a"], theirs.bank)
 
 
 def test_a_queue_with_info_nce_is_moco_s_loss_as_lightly_computes_it():
@@ -101,9 +101,9 @@ def test_a_queue_with_info_nce_is_moco_s_loss_as_lightly_computes_it():
         query, key = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
         theirs = loss(query, key)
         if step >= 3:  # its bank starts with random vectors
-            past = Negatives(queue.contents()["key"])
+            former = Negatives(queue.contents()["key"])
             rows = [
-                info_nce(q[None], k[None], 0.1, negatives=past, symmetric=False)
+                info_nce(q[None], k[None], 0.1, negatives=former, symmetric=False)
                 for q, k in zip(query, key, strict=True)
             ]
             ours = torch.stack(rows).mean()  # row by row: MoCo has no negatives within the batch
@@ -150,12 +150,12 @@ def learn(method, outputs, loss):
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
 @pytest.mark.parametrize("size", [5, 12, 100])
-def test_clip_tells_images_from_past_texts_and_texts_from_past_images(make_clip, batch, size, momentum):
+def test_clip_tells_images_from_former_texts_and_texts_from_former_images(make_clip, batch, size, momentum):
     clip = make_clip(QueueConfig(size=size, momentum=momentum), temperature=0.2, label_smoothing=0.1)
     copies = {}
     if momentum is not None:
         copies = {side: copy.deepcopy(clip.encoder.embedder(side)) for side in clip.sides}
-    past = deque(maxlen=size)
+    former = deque(maxlen=size)
     for step, one in enumerate(batches(batch, 5)):
         clip.train()
         outputs = clip.outputs(one)
@@ -169,19 +169,19 @@ def test_clip_tells_images_from_past_texts_and_texts_from_past_images(make_clip,
         def same(i, j, ids=ids):
             return shared(ids[i], ids[j])
 
-        def same_past(i, m, ids=ids):
-            return shared(ids[i], past[m]["ids"])
+        def same_former(i, m, ids=ids):
+            return shared(ids[i], former[m]["ids"])
 
         ways = [
-            one_way(query, keys[side], [row[side] for row in past], same, same_past, clip.temperature, 0.1)
+            one_way(query, keys[side], [row[side] for row in former], same, same_former, clip.temperature, 0.1)
             for query, side in ((image, "text"), (text, "image"))
         ]
         expected = (ways[0] + ways[1]) / 2
         exactly(loss, expected)
         learned = [p for p in clip.parameters() if p.requires_grad]
         exactly(*(torch.autograd.grad(x, learned, retain_graph=True) for x in (loss, expected)))
-        assert any(same_past(i, m) for i in range(8) for m in range(len(past))) == (step > 0)
-        past.extend(
+        assert any(same_former(i, m) for i in range(8) for m in range(len(former))) == (step > 0)
+        former.extend(
             {"image": keys["image"][i].detach(), "text": keys["text"][i].detach(), "ids": ids[i]} for i in range(8)
         )
         learn(clip, outputs, loss)
@@ -202,7 +202,7 @@ def test_before_the_start_the_loss_is_that_without_a_queue(make_clip, batch):
         plain.load_state_dict(queued.state_dict(), strict=False)
 
 
-def test_further_captions_and_all_dimensions_go_with_a_queue(make_clip, batch):
+def test_extra_captions_and_all_dimensions_go_with_a_queue(make_clip, batch):
     settings = {"matryoshka": MatryoshkaConfig(dims=[3]), "extra_texts": 3, "temperature": 0.3}
     clip = make_clip(QueueConfig(size=8, momentum=0.5), **settings)
     first, second = batches(batch, 2)
@@ -212,16 +212,16 @@ def test_further_captions_and_all_dimensions_go_with_a_queue(make_clip, batch):
     second.extra_ids["negatives"] = torch.tensor([[100, 4], [101, 6], [102, 50]])
     views = clip.outputs(second)
     assert not views.keys["negatives"].requires_grad
-    past, loss = {name: rows.clone() for name, rows in clip.queue.contents().items()}, 0
+    former, loss = {name: rows.clone() for name, rows in clip.queue.contents().items()}, 0
     for cut in (slice(None), slice(3)):
-        ids = torch.cat([views.rows.extra_ids["negatives"], past["ids"]])
-        texts = Negatives(torch.cat([views.keys["negatives"], past["text"]])[:, cut], ids)
+        ids = torch.cat([views.rows.extra_ids["negatives"], former["ids"]])
+        texts = Negatives(torch.cat([views.keys["negatives"], former["text"]])[:, cut], ids)
         options = {"ids": second.ids, "symmetric": False}
         image, text, key_image, key_text = (
             of[side][:, cut] for of in (views.embeddings, views.keys) for side in clip.sides
         )
         loss += info_nce(image, key_text, clip.temperature, negatives=texts, **options) / 2
-        images = Negatives(past["image"][:, cut], past["ids"])
+        images = Negatives(former["image"][:, cut], former["ids"])
         loss += info_nce(text, key_image, clip.temperature, negatives=images, **options) / 2
     exactly(clip.loss(clip.project(views), STEP).value, loss)
 
@@ -273,13 +273,13 @@ def pairs(step):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("momentum", [None, 0.5])
-def test_simcse_tells_anchors_from_past_positives_and_positives_from_past_anchors(
+def test_simcse_tells_anchors_from_former_positives_and_positives_from_former_anchors(
     make_simcse, make_batch, symmetric, momentum
 ):
     simcse = make_simcse(
         "anchor", "positive", queue=QueueConfig(size=9, momentum=momentum), symmetric=symmetric, temperature=0.2
     )
-    past = deque(maxlen=9)
+    former = deque(maxlen=9)
     sides = ("anchor", "positive")
     for step in range(5):
         texts = {side: pairs(step)[side] for side in sides}
@@ -295,15 +295,16 @@ def test_simcse_tells_anchors_from_past_positives_and_positives_from_past_anchor
         def same(i, j, rows=rows):
             return bool(rows[i] & rows[j])
 
-        def same_past(i, m, rows=rows):
-            return bool(rows[i] & past[m]["texts"])
+        def same_former(i, m, rows=rows):
+            return bool(rows[i] & former[m]["texts"])
 
         ways = [sides, sides[::-1]] if symmetric else [sides]
         found = [
-            one_way(query[a], key[b], [row[b] for row in past], same, same_past, simcse.temperature) for a, b in ways
+            one_way(query[a], key[b], [row[b] for row in former], same, same_former, simcse.temperature)
+            for a, b in ways
         ]
         exactly(loss, torch.stack(found).mean())
-        past.extend({side: key[side][i].detach() for side in sides} | {"texts": rows[i]} for i in range(4))
+        former.extend({side: key[side][i].detach() for side in sides} | {"texts": rows[i]} for i in range(4))
         learn(simcse, views, loss)
 
 
@@ -333,8 +334,8 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
         kept.append({name: tensor.detach() for name, tensor in v.items()} | {"ids": batch.ids})
         learn(simcse, simcse.project(views), loss)
 
-    past = {name: torch.cat([one[name] for one in kept]) for name in kept[0]}
-    own, before = ({"a": ids[:, 0], "p": ids[:, 1]} for ids in (batch.ids, past["ids"]))
+    former = {name: torch.cat([one[name] for one in kept]) for name in kept[0]}
+    own, before = ({"a": ids[:, 0], "p": ids[:, 1]} for ids in (batch.ids, former["ids"]))
 
     def cross(of, *order):
         return torch.stack([of[name] for name in order], dim=1)
@@ -343,7 +344,7 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
     for query, key, by, of in (("anchor", "positive", "aapp", "apap"), ("positive", "anchor", "apap", "aapp")):
         names = [*(["negative"] if key == "positive" else [])]
         key_name = f"key_{key}" if momentum is not None else key
-        stored = past[key_name]
+        stored = former[key_name]
         hard_ids = [batch.ids[:, 2:].expand(-1, 4) for _ in names]
         negatives = Negatives(
             torch.cat([v[name] for name in names] + [stored]),
@@ -355,8 +356,8 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
         if debias:
             losses.append(debiased_info_nce(v[query], v[key_name], simcse.temperature, debias=debias, **options))
             continue
-        seen = torch.cat([v[f"guide_{name}"] for name in names] + [past[f"guide_{key}"]])
-        guide = Guide(v[f"guide_{query}"], v[f"guide_{key}"], seen, 0.1)
+        guided = torch.cat([v[f"guide_{name}"] for name in names] + [former[f"guide_{key}"]])
+        guide = Guide(v[f"guide_{query}"], v[f"guide_{key}"], guided, 0.1)
         losses.append(info_nce(v[query], v[key_name], simcse.temperature, guide=guide, **options))
     exactly(loss, torch.stack(losses).mean())
     if head and momentum is not None:
@@ -365,7 +366,7 @@ def test_hard_negatives_a_guide_and_a_training_head_go_with_a_queue(
         assert not torch.allclose(v["key_anchor"], simcse.heads["projector"](views.keys["anchor"]), atol=1e-9)
 
 
-def test_a_sentence_is_no_negative_of_itself_seen_before(make_simcse, make_batch):
+def test_a_sentence_is_no_negative_of_itself_met_before(make_simcse, make_batch):
     simcse = make_simcse(queue=QueueConfig(size=16))
     first = make_batch(simcse.encoder, text=TEXTS[:4])
     outputs = simcse.outputs(first)
@@ -373,10 +374,10 @@ def test_a_sentence_is_no_negative_of_itself_seen_before(make_simcse, make_batch
     again = make_batch(simcse.encoder, text=[TEXTS[0], TEXTS[8], TEXTS[2], TEXTS[9]])
     views = simcse.outputs(again)
     loss = simcse.loss(simcse.project(views), STEP).value
-    past, held = simcse.queue.contents(), [0, 1, 2, 3]
-    assert past["ids"].flatten().tolist() == [stable_hash(text) for text in TEXTS[:4]]
+    former, held = simcse.queue.contents(), [0, 1, 2, 3]
+    assert former["ids"].flatten().tolist() == [stable_hash(text) for text in TEXTS[:4]]
     expected = one_way(
-        views.embeddings["anchor"], views.embeddings["positive"], past["positive"],
+        views.embeddings["anchor"], views.embeddings["positive"], former["positive"],
         lambda i, j: False, lambda i, m: (i, held[m]) in {(0, 0), (2, 2)}, simcse.temperature,
     )  # fmt: skip
     exactly(loss, expected)
@@ -418,7 +419,7 @@ def test_a_teacher_goes_with_a_momentum_copy(make_simcse, make_text_encoder, mak
         ({"name": "siglip", "queue": {}}, r"unknown key 'method\.queue'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(method, message):
+def test_mistakes_are_reported_in_one_line(method, message):
     config = {"method": method, "data": {"train": {"source": "x"}}, "model": {"dim": 4}}
     with pytest.raises(MmclError, match=message) as caught:
         load_config(config)

@@ -317,7 +317,7 @@ def spoil(folder, how):
         ("odd config", "cannot be opened"),
     ],
 )
-def test_broken_folders_are_told_in_one_line(folder, how, message):
+def test_broken_folders_are_reported_in_one_line(folder, how, message):
     spoil(folder, how)
     with pytest.raises(MmclError, match=message) as caught:
         open_text_tower(str(folder))
@@ -338,7 +338,7 @@ def test_a_tokenizer_that_leaves_much_of_the_table_unused_is_said(folder, tokeni
     assert ("belong together" in caplog.text) == said
 
 
-def test_weights_without_a_pooler_are_whole_but_say_so(folder, caplog):
+def test_weights_without_a_pooler_are_complete_but_say_so(folder, caplog):
     state = load_file(folder / "model.safetensors")
     state = {key: value for key, value in state.items() if "pooler" not in key}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

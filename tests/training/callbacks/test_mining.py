@@ -140,29 +140,29 @@ def test_what_is_mined_follows_from_the_weights_at_that_step(tmp_path, config, c
     random = 0
     for step, lines in files.items():
         random += check_against(encoder_at(config, run.folder, step), lines)
-    told = [record.getMessage() for record in caplog.records if "random ones instead" in record.getMessage()]
-    assert len(told) == (random > 0)
+    messages = [record.getMessage() for record in caplog.records if "random ones instead" in record.getMessage()]
+    assert len(messages) == (random > 0)
     assert files[2] != files[5], "the model has learned in between"
 
 
 @pytest.mark.parametrize(
     ("depth", "cure"), [(2, "a larger depth finds more"), (1000, "only wider limits let more pass")]
 )
-def test_random_negatives_are_told_each_time_and_their_cure_once(tmp_path, config, caplog, depth, cure):
+def test_random_negatives_are_reported_each_time_and_their_cure_once(tmp_path, config, caplog, depth, cure):
     with caplog.at_level(logging.INFO, logger="mmcl"):
         run_of(config, tmp_path / "run", f"data.mining.depth={depth}", "data.mining.margin=3.0")
-    told = [record.getMessage() for record in caplog.records]
-    assert len([line for line in told if "random ones instead" in line and line.endswith(cure)]) == 1
-    assert len([line for line in told if line.endswith("; 100% are random ones")]) == 2
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([line for line in messages if "random ones instead" in line and line.endswith(cure)]) == 1
+    assert len([line for line in messages if line.endswith("; 100% are random ones")]) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_carry_what_was_mined_last_and_nothing_before(tmp_path, config, monkeypatch, workers):
-    seen = []
+    recorded = []
     step = TrainStep.__call__
 
     def spy(self, batches, number, rate):
-        seen.append((number, batches))
+        recorded.append((number, batches))
         return step(self, batches, number, rate)
 
     monkeypatch.setattr(TrainStep, "__call__", spy)
@@ -170,9 +170,9 @@ def test_batches_carry_what_was_mined_last_and_nothing_before(tmp_path, config, 
     changes += ["method.hard_negative_weight=2.0"]
     run = run_of(config, tmp_path / "run", *changes)
     files = files_of(run.folder)
-    assert [step.number for step, _ in seen] == list(range(8))
+    assert [step.number for step, _ in recorded] == list(range(8))
     tower = mmcl.load(run.folder).embedder("text").tower
-    for number, batches in ((step.number, batches) for step, batches in seen):
+    for number, batches in ((step.number, batches) for step, batches in recorded):
         assert len(batches) == 2
         for batch in batches:
             if number < 2:
@@ -191,14 +191,14 @@ def test_batches_carry_what_was_mined_last_and_nothing_before(tmp_path, config, 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, config, last):
     """Cut between two minings, just before one, and just after one."""
     changes = ["model.text.dropout=0.2", "data.mining.choice=random", "text_augmentation.drop=0.2"]
-    whole = run_of(config, tmp_path / "whole", *changes)
-    shutil.copytree(whole.folder, tmp_path / "cut")
+    uninterrupted = run_of(config, tmp_path / "uninterrupted", *changes)
+    shutil.copytree(uninterrupted.folder, tmp_path / "cut")
     for checkpoint in (tmp_path / "cut" / "checkpoints").iterdir():
         if int(checkpoint.name.removeprefix("step-")) > last:
             shutil.rmtree(checkpoint)
     resumed = run_of(config, tmp_path / "cut", *changes, resume=True)
-    assert files_of(resumed.folder) == files_of(whole.folder)
-    weights = [load_file(run.folder / "model" / "model.safetensors") for run in (whole, resumed)]
+    assert files_of(resumed.folder) == files_of(uninterrupted.folder)
+    weights = [load_file(run.folder / "model" / "model.safetensors") for run in (uninterrupted, resumed)]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
 
@@ -260,10 +260,10 @@ def test_a_run_is_not_resumed_without_what_was_mined(tmp_path, config):
         if checkpoint.name > "step-00000006":
             shutil.rmtree(checkpoint)
     path = run.folder / "mined" / "step-00000005.parquet"
-    whole = path.read_bytes()
-    middle = slice(len(whole) // 8, len(whole) // 2)
+    content = path.read_bytes()
+    middle = slice(len(content) // 8, len(content) // 2)
     for content in (
-        whole[: middle.start] + bytes(byte ^ 85 for byte in whole[middle]) + whole[middle.stop :],
+        content[: middle.start] + bytes(byte ^ 85 for byte in content[middle]) + content[middle.stop :],
         b"",
         None,
     ):
@@ -390,7 +390,7 @@ def test_memory_is_measured_with_mined_negatives(tmp_path, config):
         (["data.columns={text: anchor}"], r"data\.mining: hard negatives are mined for clip and for simcse on pairs"),
     ],
 )
-def test_mistakes_are_told_in_a_line(tmp_path, config, overrides, message):
+def test_mistakes_are_reported_in_a_line(tmp_path, config, overrides, message):
     config["data"]["columns"] = {} if overrides[0].startswith("data.columns") else config["data"]["columns"]
     with pytest.raises(MmclError, match=message) as caught:
         run_of(config, tmp_path / "run", *overrides)

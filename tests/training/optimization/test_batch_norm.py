@@ -83,9 +83,9 @@ def test_frozen_statistics_stay_and_make_the_parts_of_a_batch_independent(method
         assert not learning_layers(each)
         assert each.encoder.embedder("image").tower.training
     before = statistics(method)
-    got, whole = step(method, batch, micro_batch=5), step(other, batch)
-    assert got.loss == pytest.approx(whole.loss, abs=1e-10)
-    assert got.norm == pytest.approx(whole.norm, rel=1e-10)
+    got, full = step(method, batch, micro_batch=5), step(other, batch)
+    assert got.loss == pytest.approx(full.loss, abs=1e-10)
+    assert got.norm == pytest.approx(full.norm, rel=1e-10)
     for name, parameter in method.named_parameters():
         torch.testing.assert_close(parameter, other.get_parameter(name), rtol=1e-10, atol=1e-12)
     assert all(torch.equal(value, before[name]) for name, value in statistics(method).items())
@@ -117,7 +117,7 @@ def test_shared_statistics_replace_the_layers_that_learn_and_keep_the_state(meth
 
 
 @pytest.mark.parametrize(
-    ("settings", "world", "told"),
+    ("settings", "world", "warning"),
     [
         ({}, 1, None),
         ({"micro_batch": 64}, 1, None),
@@ -128,13 +128,13 @@ def test_shared_statistics_replace_the_layers_that_learn_and_keep_the_state(meth
         ({"batch_norm": "sync", "micro_batch": 16}, 2, "about 16 rows of each process"),
     ],
 )
-def test_one_line_tells_of_statistics_of_less_than_the_batch(method, caplog, monkeypatch, settings, world, told):
+def test_one_line_tells_of_statistics_of_less_than_the_batch(method, caplog, monkeypatch, settings, world, warning):
     monkeypatch.setattr(distributed, "world_size", lambda: world)
     with caplog.at_level(logging.WARNING, "mmcl"):
         warn_of_statistics(method, TrainingConfig(batch_size=64, **settings))
-    assert len(caplog.records) == (told is not None)
-    if told:
-        assert told in caplog.text
+    assert len(caplog.records) == (warning is not None)
+    if warning:
+        assert warning in caplog.text
         assert "instead of the 64 rows that are compared" in caplog.text
         for layer in method.modules():
             layer.training = False

@@ -95,20 +95,20 @@ def train_step(method, settings, lr=0.1):
 
 def one_graph(method, groups, lr=0.1):
     """One step of gradient descent by autograd alone, over the mean loss of groups of micro-batches."""
-    seen = []
+    recorded = []
     for parts in groups:
         outputs = Outputs.cat([method.outputs(part) for part in parts])
         outputs = method.project(outputs if method.across else outputs.gathered())
         loss = method.loss(outputs, STEP)
         (loss.value / len(groups)).backward()
-        seen.append(outputs.detached())
+        recorded.append(outputs.detached())
     learned = [parameter for parameter in method.parameters() if parameter.grad is not None]
     distributed.all_reduce_mean([parameter.grad for parameter in learned])
     with torch.no_grad():
         for parameter in learned:
             parameter.add_(parameter.grad, alpha=-lr)
             parameter.grad = None
-    method.after_update(Outputs.of_batches(seen), STEP)
+    method.after_update(Outputs.of_batches(recorded), STEP)
     return loss.value.item()
 
 

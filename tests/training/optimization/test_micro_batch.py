@@ -21,13 +21,13 @@ def batch_of(lengths, extra=0):
     mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     text = {"input_ids": mask * 7, "attention_mask": mask}
     ids = torch.arange(rows)[:, None]
-    further = {"text": {"features": torch.arange(extra)[:, None]}} if extra else {}
+    extra_texts = {"text": {"features": torch.arange(extra)[:, None]}} if extra else {}
     return Batch(
         {"text": text, "image": {"pixels": torch.arange(rows)[:, None]}},
         ids,
         seeds=ids[:, 0] + 100,
         rows=ids[:, 0],
-        extra=further,
+        extra=extra_texts,
         extra_ids={"text": torch.arange(extra)[:, None]} if extra else {},
         names=[str(row) for row in range(rows)],
     )
@@ -70,21 +70,21 @@ def test_no_row_is_alone_in_batch_normalisation(lengths, limit, sizes):
     assert len(micro_batches(batch_of(lengths), limit, frozen)) >= len(sizes)
 
 
-def test_further_texts_count_where_parts_are_filled_with_tokens():
+def test_extra_texts_count_where_parts_are_filled_with_tokens():
     """14 texts beside 7 rows: each row brings two of them, which are up to 4 tokens long, to the pass of its own."""
     lengths = [2, 5, 3, 9, 1, 1, 1]
-    batch, further = batch_of(lengths), batch_of([4, 1] * 7)
-    batch.extra, batch.extra_ids = {"mined": further.inputs["text"]}, {"mined": further.ids}
+    batch, extra_texts = batch_of(lengths), batch_of([4, 1] * 7)
+    batch.extra, batch.extra_ids = {"mined": extra_texts.inputs["text"]}, {"mined": extra_texts.ids}
     parts = micro_batches(batch, TokenLimit(tokens=30), torch.nn.Linear(1, 1))
     assert [len(part.ids) for part in parts] == [2, 1, 1, 2, 1]  # three texts a row: 6 × 5; 3 × 4; 3 × 9; 6 × 4; 3 × 4
     for part in parts:
         assert len(part.extra_ids["mined"]) == 2 * len(part.ids)
         masks = part.inputs["text"]["attention_mask"], part.extra["mined"]["attention_mask"]
         assert 3 * len(part.ids) * max(mask.shape[1] for mask in masks) <= 30
-    assert torch.equal(torch.cat([part.extra_ids["mined"] for part in parts]), further.ids)
+    assert torch.equal(torch.cat([part.extra_ids["mined"] for part in parts]), extra_texts.ids)
 
 
-def test_anchors_are_padded_by_themselves_and_what_they_are_told_from_together(tmp_path):
+def test_anchors_are_padded_by_themselves_and_what_they_are_compared_with_together(tmp_path):
     config = load_config(
         {
             "method": {"name": "simcse"},
@@ -134,7 +134,7 @@ def test_a_limit_of_tokens_is_refused_before_anything_is_computed_where_features
 
 
 @pytest.mark.parametrize("extra", [1, 3, 8])
-def test_further_items_are_spread_over_the_parts_and_none_has_a_role_without_items(extra):
+def test_extra_items_are_spread_over_the_parts_and_none_has_a_role_without_items(extra):
     parts = micro_batches(batch_of([1] * 8, extra), 2, torch.nn.Linear(1, 1))
     having = [part for part in parts if part.extra]
     assert len(having) == min(extra, 4)
@@ -168,8 +168,10 @@ def test_too_few_rows_for_the_parts_of_another_process_are_refused_in_one_line(m
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce_max", lambda value, device: 4)
     layer = torch.nn.SyncBatchNorm(1)
-    told = r"^another process has 4 micro-batches, of which each needs 2 for batch normalisation, and this one 7 rows; "
-    with pytest.raises(MmclError, match=told + r"raise training\.micro_batch$"):
+    message = (
+        r"^another process has 4 micro-batches, of which each needs 2 for batch normalisation, and this one 7 rows; "
+    )
+    with pytest.raises(MmclError, match=message + r"raise training\.micro_batch$"):
         micro_batches(batch_of([2] * 7), 4, layer)
     assert [len(part.ids) for part in micro_batches(batch_of([2] * 7), 4, layer.eval())] == [2, 1, 2, 2]
     with pytest.raises(MmclError, match=r"^another process has 4 micro-batches, and this one 3 rows; raise"):

@@ -196,7 +196,7 @@ def test_patterns_that_choose_nothing_are_mistakes():
         build_optimizer(method_with(image=torch.nn.Sequential(torch.nn.Linear(2, 2))), TrainingConfig(layer_decay=0.5))
 
 
-def test_what_learns_is_told_part_by_part():
+def test_what_learns_is_reported_part_by_part():
     method = method_with(image=vit(), text=vit())
     method.encoder.embedders["text"].tower.requires_grad_(False)
     method.encoder.embedders["image"].tower.net.patch_embed.requires_grad_(False)

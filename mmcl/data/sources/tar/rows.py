@@ -23,7 +23,7 @@ from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 _LOOKED_AT = 100
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def open_rows(
@@ -287,6 +287,6 @@ def _texts(sample: Sample, column: ShardColumn) -> str | list[str] | None:
 
 def _say(about: str, text: str) -> None:
     """Once a process: the rows may be read several times."""
-    if about not in _told:
-        _told.add(about)
+    if about not in _logged:
+        _logged.add(about)
         log.warning("%s", text)

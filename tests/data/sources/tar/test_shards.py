@@ -85,8 +85,8 @@ def test_streams_hold_what_is_wanted_and_give_what_files_give(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["file", "pipe"])
-@pytest.mark.parametrize(("cut", "whole"), [(4096, 2), (3000, 1), (3072 + 100, 1), (2048 + 200, 1), (512, 0)])
-def test_a_truncated_shard_gives_what_is_whole_and_says_where_it_ends(tmp_path, where, cut, whole):
+@pytest.mark.parametrize(("cut", "complete"), [(4096, 2), (3000, 1), (3072 + 100, 1), (2048 + 200, 1), (512, 0)])
+def test_a_truncated_shard_gives_what_is_complete_and_says_where_it_ends(tmp_path, where, cut, complete):
     (path,) = write_shards(rows(3, size=1), tmp_path)  # a header and a block for each file: 2048 bytes a sample
     path.write_bytes(path.read_bytes()[:cut])
     shard = str(path) if where == "file" else f"pipe:cat {path}"
@@ -94,7 +94,7 @@ def test_a_truncated_shard_gives_what_is_whole_and_says_where_it_ends(tmp_path, 
     with pytest.raises(ShardError) as error:
         found.extend(read_shard(shard))
     keys = [sample.key for sample in found if "txt" in sample.files]
-    assert keys == [f"s{n:03d}" for n in range(whole)]
+    assert keys == [f"s{n:03d}" for n in range(complete)]
     assert error.value.name.startswith("00000.tar")
 
 
@@ -116,7 +116,7 @@ def test_a_shard_that_cannot_be_opened_is_an_error_and_not_empty(shard):
         list(read_shard(shard))
 
 
-def test_a_command_that_fails_after_a_whole_tar_is_an_error(tmp_path):
+def test_a_command_that_fails_after_a_complete_tar_is_an_error(tmp_path):
     (path,) = write_shards(rows(3), tmp_path)
     found = []
     with pytest.raises(ShardError, match="exit 7"):
@@ -132,7 +132,7 @@ def test_a_shard_is_called_by_its_file():
     assert a.startswith("pipe-")
 
 
-def test_sources_are_told_from_tables_and_expanded(tmp_path, monkeypatch):
+def test_sources_are_compared_with_tables_and_expanded(tmp_path, monkeypatch):
     paths = write_shards(rows(5), tmp_path / "shards", per_shard=1)
     folder = paths[0].parent
     names = [str(path) for path in paths]
@@ -290,7 +290,7 @@ def test_a_folder_gives_all_of_its_tars_and_none_that_is_hidden(tmp_path):
         list_shards(tmp_path)
 
 
-def test_shards_are_named_by_urls_and_behind_a_tilde_that_is_no_home(tmp_path, monkeypatch):
+def test_shards_are_named_by_urls_and_behind_a_tilde_that_is_no_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("~a b.tar").write_bytes(b"")
     assert list_shards("~a b.tar") == ["~a b.tar"]

@@ -65,11 +65,11 @@ def test_a_block_is_a_permutation_of_consecutive_samples(shards):
 @pytest.mark.parametrize("block", [1, 6, 7, 49, 1000])
 def test_a_walk_goes_on_where_it_stood_after_any_sample(shards, block):
     order = Order(1, block=block)
-    whole = take(ShardIterator(shards, text, order), 120)
+    full = take(ShardIterator(shards, text, order), 120)
     iterator = ShardIterator(shards, text, order)
     for taken in range(0, 105, 3):
         resumed = ShardIterator(shards, text, order, cursor=json.loads(json.dumps(iterator.cursor)))
-        assert take(resumed, 9) == whole[taken : taken + 9]
+        assert take(resumed, 9) == full[taken : taken + 9]
         take(iterator, 3)
 
 
@@ -98,7 +98,7 @@ def refuse_odd(sample):
     return text(sample)
 
 
-def test_what_cannot_be_used_is_told_once_a_pass_whether_resumed_or_not(shards, tmp_path):
+def test_what_cannot_be_used_is_reported_once_a_pass_whether_resumed_or_not(shards, tmp_path):
     damaged = tmp_path / "07.tar"
     damaged.write_bytes(b"no tar")
     cut = tmp_path / "06.tar"
@@ -111,10 +111,10 @@ def test_what_cannot_be_used_is_told_once_a_pass_whether_resumed_or_not(shards, 
         loaded = take(iterator, 1)
         steps.append((loaded, list(iterator.problems), iterator.cursor))
         iterator.problems.clear()
-    told = Counter(problem["id"] for _, problems, _ in steps for problem in problems)
-    assert set(told.values()) == {2}
-    assert {"07.tar", "06.tar:000000008"} <= set(told)
-    assert len(told) == 2 + sum(int(s.key) % 2 for shard in shards[:6] for s in read_shard(shard)) + 4
+    reported = Counter(problem["id"] for _, problems, _ in steps for problem in problems)
+    assert set(reported.values()) == {2}
+    assert {"07.tar", "06.tar:000000008"} <= set(reported)
+    assert len(reported) == 2 + sum(int(s.key) % 2 for shard in shards[:6] for s in read_shard(shard)) + 4
     for number in range(0, len(steps) - 1, 2):
         resumed = ShardIterator(everything, refuse_odd, order, cursor=steps[number][2])
         assert (take(resumed, 1), resumed.problems, resumed.cursor) == steps[number + 1]
@@ -148,16 +148,16 @@ def test_mixing_keeps_to_the_weights_whatever_is_skipped_and_goes_on_where_it_st
         return Mixture(iterators, [3.0, 1.0], order, position["drawn"])
 
     stream = mixture()
-    whole = take(stream, 4000)
-    share = sum(loaded[0] == "b" for loaded, _ in whole) / 4000
+    full = take(stream, 4000)
+    share = sum(loaded[0] == "b" for loaded, _ in full) / 4000
     assert share == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 4000))
-    seen = Counter(loaded for loaded, _ in whole)
+    tally = Counter(loaded for loaded, _ in full)
     for kind, size in (("a", 90), ("b", 45)):
-        counts = [count for (name, _), count in seen.items() if name == kind]
+        counts = [count for (name, _), count in tally.items() if name == kind]
         assert len(counts) == size
         assert max(counts) - min(counts) <= 1  # every source goes through epochs of its own
     stream = mixture()
     for taken in range(0, 1400, 70):
         resumed = mixture(json.loads(json.dumps(stream.position)))
-        assert take(resumed, 10) == whole[taken : taken + 10]
+        assert take(resumed, 10) == full[taken : taken + 10]
         take(stream, 70)
