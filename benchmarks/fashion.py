@@ -177,7 +177,7 @@ def judge(encoder: Encodes, rows: Rows) -> dict[str, dict[str, Any]]:
     """Metric to value and 95% interval, in %. Equal captions are right answers for each other's images."""
     captions = rows.texts("caption")
     images = encoder.encode(rows.images("image", range(len(rows))))
-    ways = retrieval_pairs(images, encoder.encode(captions), text_ids=captions, ks=(1, 10))
+    ways = retrieval_pairs(images, encoder.encode(captions), ids=(None, captions), ks=(1, 10))
     scores: dict[str, Any] = {way: (result, ("hit@1", "hit@10")) for way, result in ways.items()}
     kinds = zero_shot_of_rows(encoder, rows, label="article_type", templates=("{name}",), ks=(1,))
     scores[f"zero-shot, {kinds.classes} article types"] = kinds, ("top@1",)

@@ -14,7 +14,7 @@ from mmcl.config import Config, load_config
 from mmcl.data import samples
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
-from mmcl.encoding import Encoder, Vectors, encode_source
+from mmcl.encoding import Columns, Encoder, Vectors, encode_source
 from mmcl.evaluation import Scores, retrieval_pairs
 from mmcl.evaluation.tasks.retrieval_judged import images_of, mistakes_of
 from mmcl.evaluation.tasks.rows import PairVectors
@@ -87,7 +87,7 @@ def quickstart(out: Path) -> Quickstart:
     rows, vectors, scores = {}, {}, {}
     for split in SPLITS:
         rows[split] = open_source(f"sample:{sample}", split=split)
-        vectors[split] = encode_source(encoder, rows[split], "image", out / "vectors" / split, label_column="text")
+        vectors[split] = encode_source(encoder, rows[split], Columns("image", labels="text"), out / "vectors" / split)
         texts = encoder.encode(rows[split].texts("text"), show_progress=False)
         scores[split] = retrieval_pairs(vectors[split].take(range(len(vectors[split]))), texts)
         log.info("%s: %s", SPLITS[split], _headline(scores[split]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +31,18 @@ from mmcl.cli.output import JsonPath, write_json
 from mmcl.cli.scores import print_comparison, print_what_counts
 from mmcl.runtime.errors import MmclError
 
+Captions = Annotated[
+    str | None,
+    typer.Option(help="The column of captions: compare retrieval.", show_default="text, unless --label is alone"),
+]
+Labels = Annotated[
+    str | None, typer.Option(help="The column of classes: compare zero-shot classification.", show_default=False)
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(help="A metric to compare, such as ndcg@10; repeat it.", show_default="hit@k, mrr, top@k, ..."),
+]
+
 
 @names_columns
 def compare(
@@ -41,24 +53,15 @@ def compare(
     ] = None,
     split: Split = None,
     image: ImageColumn = "image",
-    text: Annotated[
-        str | None,
-        typer.Option(help="The column of captions: compare retrieval.", show_default="text, unless --label is alone"),
-    ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(help="The column of classes: compare zero-shot classification.", show_default=False),
-    ] = None,
+    text: Captions = None,
+    label: Labels = None,
     query: Query = None,
     document: Document = None,
     self_matches: SelfMatches = None,
     template: Templates = None,
     classes: Classes = None,
     k: CutOffs = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="A metric to compare, such as ndcg@10; repeat it.", show_default="hit@k, mrr, top@k, ..."),
-    ] = None,
+    metric: Metrics = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap and of the test.", min=1)] = 10_000,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -77,28 +80,40 @@ def compare(
     """
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.evaluation import compare as compare_scores
-    from mmcl.evaluation.compare import headlines_of, read_per_query
-    from mmcl.evaluation.tasks.rows import scores_of_rows
+    from mmcl.evaluation.compare import headlines_of
     from mmcl.evaluation.tasks.search import Searched, open_retrieval
 
     if self_matches is not None and (source is None or label is not None):
         raise MmclError("--self-matches is of searches for texts by texts, which this does not measure; leave it out")
-    models, table = (a, b), {"separator": separator, "root": image_root}
-    run: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend, "exact_decoding": exact_decoding}
+    models = (load(name, device, dtype, backend, exact_decoding) for name in (a, b))
+    table: dict[str, Any] = {"split": split, "separator": separator, "root": image_root}
     if source is None:
-        if not (a.endswith(".json") and b.endswith(".json")):
-            raise MmclError(f"compare {a} {b}: name a source to judge both models on, or give two .json files")
-        sides: list[Mapping[str, Any]] = [read_per_query(path) for path in models]
+        sides = _read(a, b)
     elif label is None:
         searched = Searched(image, text or "text", query, document, self_matches=self_matches, ks=cutoffs(k))  # type: ignore[arg-type]
-        evaluate = open_retrieval(source, searched, split=split, **table)  # type: ignore[arg-type]
-        sides = [evaluate(load(model, **run), 0) for model in models]
+        evaluate = open_retrieval(source, searched, **table)
+        sides = [evaluate(model, 0) for model in models]
     else:
-        rows = open_rows(source, split=split, **table)  # type: ignore[arg-type]
         options: dict[str, Any] = {"image": image, "text": text, "label": label, "ks": cutoffs(k) or (1, 5, 10)}
         options |= {"templates": template or ("{}",), "classes": classes}
-        sides = [scores_of_rows(load(model, **run), rows, **options) for model in models]
+        sides = _classify(models, open_rows(source, **table), options)
     found = compare_scores(sides[0], sides[1], metric or headlines_of(sides[0]), resamples=resamples)
     write_json(json, {"a": a, "b": b, **found.to_dict()})
     print_comparison(found, a, b, of="rows" if query else "images")
     print_what_counts(sides[0])
+
+
+def _classify(models: Iterable[Any], rows: Any, options: dict[str, Any]) -> list[Mapping[str, Any]]:
+    """Classification by each model, and retrieval where a column of captions is named."""
+    from mmcl.evaluation.tasks.rows import scores_of_rows
+
+    return [scores_of_rows(model, rows, **options) for model in models]
+
+
+def _read(a: str, b: str) -> list[Mapping[str, Any]]:
+    """What two files hold of single queries."""
+    from mmcl.evaluation.compare import read_per_query
+
+    if not (a.endswith(".json") and b.endswith(".json")):
+        raise MmclError(f"compare {a} {b}: name a source to judge both models on, or give two .json files")
+    return [read_per_query(path) for path in (a, b)]

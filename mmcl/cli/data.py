@@ -63,14 +63,14 @@ def check(
     Unreadable images, rows without captions, what repeats exactly or nearly, what stands in --against as well, sizes,
     shapes, formats and lengths. With --json every such row is listed in the file.
     """
-    from mmcl.data.check import check_source
+    from mmcl.data.check import Tokens, check_source
 
-    tokens: dict[str, Any] = {}
+    tokens = None
     if model is not None:
         import mmcl
 
-        tower = mmcl.load(model).embedder("text").tower
-        tokens = {"tokenize": tower.tokenize, "max_tokens": tower.max_tokens}
+        tower = mmcl.load(model).towers.text_tower()
+        tokens = Tokens(tower.tokenize, tower.max_tokens)
     found = check_source(
         source,
         split=split,
@@ -80,7 +80,7 @@ def check(
         separator=separator,
         root=image_root,
         against=against or (),
-        **tokens,
+        tokens=tokens,
     )
     write_json(json, {**found.facts, "advice": found.advice})
     print_check(found)

@@ -61,7 +61,7 @@ def encode(
 ) -> None:
     """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
     from mmcl.data.sources.tar.rows import open_rows
-    from mmcl.encoding import encode_source
+    from mmcl.encoding import Columns, Layout, encode_source
 
     encoder = load(model, device, dtype, backend, exact_decoding)
     if tower is not None:
@@ -75,12 +75,9 @@ def encode(
     vectors = encode_source(
         encoder,
         rows,
-        column,
+        Columns(column, modality, label, id),
         out,
-        modality=modality,
-        dtype=precision,
-        label_column=label,
-        id_column=id,
+        layout=Layout(dtype=precision),
         prompt=prompt,
         truncate_dim=truncate_dim,
         retry_skipped=retry_skipped,

@@ -101,14 +101,26 @@ class _Frequent:
             self.counts = Counter({text: count - 1 for text, count in self.counts.items() if count > 1})
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """How the tokens of a caption are counted.
+
+    Attributes:
+        tokenize: of the model's text tower.
+        limit: tokens at which it cuts.
+    """
+
+    tokenize: Tokenize
+    limit: int
+
+
 def check_source(
     source: str | Path,
     *,
     split: str | None = None,
     image: str | None = None,
     text: str | None = None,
-    tokenize: Tokenize | None = None,
-    max_tokens: int | None = None,
+    tokens: Tokens | None = None,
     size: int | None = None,
     separator: str | None = None,
     root: str | Path | None = None,
@@ -122,8 +134,7 @@ def check_source(
         split: the part of the source to read.
         image: the column of images; ``image`` if absent, where there is one.
         text: the column of captions; ``text`` if absent, where there is one.
-        tokenize: counts the tokens of captions.
-        max_tokens: where ``tokenize`` cuts.
+        tokens: how the tokens of captions are counted; they are not if absent.
         size: side that the images will be resized to. JPEGs are then decoded at reduced scale, as in training, which
             is faster; and images that are smaller are counted.
         separator: the character between the fields of a CSV file.
@@ -136,6 +147,7 @@ def check_source(
         MmclError: a source cannot be read, or lacks a column that was named, or both default ones.
     """
     table: dict[str, Any] = {"separator": separator, "root": root}
+    tokenize, max_tokens = (tokens.tokenize, tokens.limit) if tokens else (None, None)
 
     def read(
         source: str | Path, split: str | None, tokenize: Tokenize | None = None, doing: str = "check"
@@ -146,7 +158,7 @@ def check_source(
         return tally, found
 
     tally, found = read(source, split, tokenize)
-    facts = _facts(tally, str(source), found, max_tokens if tokenize else None, size)
+    facts = _facts(tally, str(source), found, max_tokens, size)
     if split is None and "split" in found.columns:
         splits = open_source(source, **table).texts("split")
         facts["across_splits"] = _across_splits(str(source), tally, found, splits)

@@ -1,5 +1,7 @@
 """The encoder, from raw inputs to vectors, and from corpora to vectors on disk."""
 
+from mmcl.encoding.corpora.encode import Columns as Columns
+from mmcl.encoding.corpora.encode import Layout as Layout
 from mmcl.encoding.corpora.encode import encode_source as encode_source
 from mmcl.encoding.corpora.vectors import Vectors as Vectors
 from mmcl.encoding.corpora.vectors import open_vectors as open_vectors

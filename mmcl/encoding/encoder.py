@@ -14,12 +14,13 @@ from torch import Tensor
 from mmcl.encoding.compute import Compute, tower_inputs
 from mmcl.encoding.described import Described
 from mmcl.encoding.inputs import (
+    Encoded,
     Options,
+    Request,
     check_collection,
     first_of_equals,
     hint_at_files,
     listed,
-    options_of,
     tower_of_each,
 )
 from mmcl.encoding.quantize import RANGED, check_precision, quantize
@@ -140,11 +141,9 @@ class Encoder(Described):
         prompt: str | None = None,
         show_progress: bool | None = None,
         *,
-        return_truncated: bool = False,
         devices: Devices | None = None,
         calibration: Any = None,
-        on_error: str = "raise",
-    ) -> Any:
+    ) -> np.ndarray:
         """Embed one input or a list of them.
 
         Texts that are equal are computed once. A text's vector does not depend on the others: within 1e-5 in float32.
@@ -164,51 +163,54 @@ class Encoder(Described):
             truncate_dim: keep the first so many dimensions (before normalising); ``dim`` of them if absent.
             prompt: name of one of the model's prompts, put before every text; the default one if absent; "" for none.
             show_progress: a bar on stderr; if absent, shown for more than a few inputs on a terminal.
-            return_truncated: give as well which inputs were texts longer than the model reads.
             devices: compute in other processes, each with a copy of the model: a device (``cuda:0``), a list of them
                 (``["cpu", "cpu"]``), or a number of processes on the CPU, which share its threads.
             calibration: for ``int8`` and ``uint8``: (M, D) vectors, or inputs to encode, that give each dimension's
                 range; the encoded vectors themselves if absent.
-            on_error: ``raise`` for the first image that cannot be read, or ``skip`` all such of a list.
 
         Returns:
-            (N, D) in the order of the inputs; (D,) for a single input; (0, D) for an empty list. With
-            ``return_truncated`` a pair of this and (N,) bool, or one bool. With ``on_error="skip"``, one more: a
-            mapping from the position of each input that was left out to the reason; N counts the others.
+            (N, D) in the order of the inputs; (D,) for a single input; (0, D) for an empty list.
 
         Raises:
             MmclError: an input is of no known kind, an image cannot be read, the model lacks the modality, it gave a
                 vector with NaN or infinity in it, or a worker process ended; or this process was forked, and the model
                 is on a GPU.
         """
-        check_precision(precision)
-        options = options_of(self.towers, batch_size, normalize, truncate_dim, prompt, self.compute)
+        request = Request(batch_size, normalize, precision, truncate_dim, prompt, show_progress, devices, calibration)
+        return self._encode(inputs, modality, request).vectors
+
+    def encode_with_details(
+        self, inputs: Any, modality: str | None = None, *, on_error: str = "raise", **settings: Any
+    ) -> Encoded:
+        """As :meth:`encode`, with what became of the inputs.
+
+        Args:
+            inputs: as for :meth:`encode`, as is ``modality``.
+            modality: see there.
+            on_error: ``raise`` for the first image that cannot be read, or ``skip`` all such of a list.
+            settings: the other arguments of :meth:`encode`, by name.
+
+        Raises:
+            MmclError: as :meth:`encode`.
+        """
         if on_error not in ("raise", "skip"):
             raise MmclError(f"encode: on_error is {on_error!r}; use 'raise' or 'skip'")
-        if calibration is not None and precision in RANGED:
+        return self._encode(inputs, modality, Request(**settings), skip=on_error == "skip")
+
+    def _encode(self, inputs: Any, modality: str | None, request: Request, skip: bool = False) -> Encoded:
+        check_precision(request.precision)
+        options, calibration = request.options(self.towers, self.compute), request.calibration
+        if calibration is not None and request.precision in RANGED:
             calibration = self._calibration(calibration, options, modality)
         items, single = listed(inputs)
-        towers = tower_of_each(self.towers, items, modality, prompt)
-        if on_error == "skip" and not single:
-            if devices is not None:
+        towers = tower_of_each(self.towers, items, modality, request.prompt)
+        if skip and not single:
+            if request.devices is not None:
                 raise MmclError("encode: on_error='skip' does not go with devices=; leave one of them out")
             options = options._replace(skip=True)
         if modality is None:
             hint_at_files(item for item in items if type(item) is str)
-        out = np.zeros((len(items), options.dim), "float16" if precision == "float16" else "float32")
-        cut = np.zeros(len(items), dtype=bool)
-        skipped: dict[int, str] = {}
-        first, repeated, originals = first_of_equals(items)
-        shown = False if show_progress is None and len(items) <= FEW_INPUTS else show_progress
-        # What float16 cannot hold, quantize reports.
-        with progress("encode", len(first), "inputs", shown) as advance, np.errstate(over="ignore"):
-            elsewhere = self._compute.elsewhere(devices)
-            for places, part in self._compute.some(items, towers, first, options, elsewhere, advance):
-                out[places], cut[places] = part.vectors, part.cut
-                skipped |= {int(places[position]): reason for position, reason in (part.errors or {}).items()}
-        out[repeated], cut[repeated] = out[originals], cut[originals]
-        pairs = zip(repeated.tolist(), originals.tolist(), strict=True)
-        skipped |= {place: skipped[original] for place, original in pairs if original in skipped}
+        out, cut, skipped = self._embedded(items, towers, options, request)
         for name in self.towers.of_modality("text"):
             self._report_cut(name, int(cut[[tower == name for tower in towers]].sum()), towers.count(name))
         if skipped:
@@ -218,13 +220,29 @@ class Encoder(Described):
             )
             kept = [place for place in range(len(items)) if place not in skipped]
             out, cut = out[kept], cut[kept]
-        vectors = quantize(out, precision, calibration)
-        given = [vectors[0] if single else vectors]
-        if return_truncated:
-            given.append(bool(cut[0]) if single else cut)
-        if on_error == "skip":
-            given.append(dict(sorted(skipped.items())))
-        return given[0] if len(given) == 1 else tuple(given)
+        vectors = quantize(out, request.precision, calibration)
+        return Encoded(vectors[0], bool(cut[0]), {}) if single else Encoded(vectors, cut, dict(sorted(skipped.items())))
+
+    def _embedded(
+        self, items: list[Any], towers: list[str], options: Options, request: Request
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """(N, D) vectors before they are quantized, (N,) which texts were cut, and the reasons of what cannot be read;
+        of equal inputs one is computed."""
+        out = np.zeros((len(items), options.dim), "float16" if request.precision == "float16" else "float32")
+        cut = np.zeros(len(items), dtype=bool)
+        skipped: dict[int, str] = {}
+        first, repeated, originals = first_of_equals(items)
+        shown = False if request.show_progress is None and len(items) <= FEW_INPUTS else request.show_progress
+        # What float16 cannot hold, quantize reports.
+        with progress("encode", len(first), "inputs", shown) as advance, np.errstate(over="ignore"):
+            elsewhere = self._compute.elsewhere(request.devices)
+            for places, part in self._compute.some(items, towers, first, options, elsewhere, advance):
+                out[places], cut[places] = part.vectors, part.cut
+                skipped |= {int(places[position]): reason for position, reason in (part.errors or {}).items()}
+        out[repeated], cut[repeated] = out[originals], cut[originals]
+        pairs = zip(repeated.tolist(), originals.tolist(), strict=True)
+        skipped |= {place: skipped[original] for place, original in pairs if original in skipped}
+        return out, cut, skipped
 
     def encode_stream(
         self,
@@ -236,11 +254,10 @@ class Encoder(Described):
         precision: str = "float32",
         truncate_dim: int | None = None,
         prompt: str | None = None,
-        return_truncated: bool = False,
         devices: Devices | None = None,
         calibration: Any = None,
         chunk: int = CHUNK,
-    ) -> Iterator[Any]:
+    ) -> Iterator[np.ndarray]:
         """Embed any number of texts in the memory of a few thousand.
 
         Args:
@@ -252,20 +269,20 @@ class Encoder(Described):
             precision: see there; ``int8`` and ``uint8`` need ``calibration``, since ranges have to hold for all chunks.
             truncate_dim: see there.
             prompt: see there.
-            return_truncated: see there.
             devices: see there.
             calibration: see there.
             chunk: texts that are tokenized, sorted by length and given out together.
 
         Yields:
-            (n, D) in the order of the texts, n = ``chunk`` but for the last; with ``return_truncated`` pairs of this
-            and (n,) bool.
+            (n, D) in the order of the texts, n = ``chunk`` but for the last. At the end a warning counts the texts that
+            were cut.
 
         Raises:
             MmclError: as :meth:`encode`; or an item is no text.
         """
         check_precision(precision)
-        options = options_of(self.towers, batch_size, normalize, truncate_dim, prompt, self.compute)
+        request = Request(batch_size, normalize, precision, truncate_dim, prompt)
+        options = request.options(self.towers, self.compute)
         name = self.towers.resolve(modality)
         if self.towers.modality(name) != "text":
             raise MmclError(f"encode_stream: '{name}' embeds images, and this is for texts; use encode")
@@ -280,25 +297,24 @@ class Encoder(Described):
             calibration = self._calibration(calibration, options, name)
         chunks = chunked(only_texts(texts), chunk)
 
-        def given(part: Embedded) -> Any:
-            vectors = quantize(part.vectors, precision, calibration)
-            return (vectors, part.cut) if return_truncated else vectors
+        embedded = self._compute.stream(name, chunks, options, self._compute.elsewhere(devices))
+        return self._stream(name, embedded, lambda vectors: quantize(vectors, precision, calibration))
 
-        return self._stream(name, self._compute.stream(name, chunks, options, self._compute.elsewhere(devices)), given)
-
-    def _stream(self, name: str, parts: Iterator[Embedded], given: Callable[[Embedded], Any]) -> Iterator[Any]:
+    def _stream(
+        self, name: str, parts: Iterator[Embedded], finish: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[np.ndarray]:
         count = cut = 0
         try:
             for part in parts:
                 count, cut = count + len(part.cut), cut + int(part.cut.sum())
-                yield given(part)
+                yield finish(part.vectors)
         finally:
             self._report_cut(name, cut, count)
 
     def _calibration(self, calibration: Any, options: Options, modality: str | None) -> np.ndarray:
         if isinstance(calibration, np.ndarray) and calibration.dtype.kind == "f":
             return calibration
-        vectors: np.ndarray = self.encode(
+        return self.encode(
             calibration,
             modality=modality,
             normalize=options.normalize,
@@ -306,7 +322,6 @@ class Encoder(Described):
             prompt=options.prompt,
             show_progress=False,
         )
-        return vectors
 
     def _report_cut(self, name: str, cut: int, count: int) -> None:
         if cut:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Hashable, Iterable, KeysView, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from PIL import Image
 from mmcl.data.images import PreparedImage, decode_many
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.towers import Towers
+from mmcl.runtime.device import Devices
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import existing_file
 
@@ -43,20 +45,46 @@ class Options(NamedTuple):
     skip: bool = False
 
 
-def options_of(
-    towers: Towers, batch_size: int | str, normalize: bool, truncate_dim: int | None, prompt: str | None, compute: str
-) -> Options:
-    """What ``encode`` is asked for, checked.
+@dataclass(frozen=True)
+class Request:
+    """The settings of ``Encoder.encode``, which describes them."""
 
-    Raises:
-        MmclError: ``truncate_dim`` or ``batch_size`` is out of range.
+    batch_size: int | str = "auto"
+    normalize: bool = True
+    precision: str = "float32"
+    truncate_dim: int | None = None
+    prompt: str | None = None
+    show_progress: bool | None = None
+    devices: Devices | None = None
+    calibration: Any = None
+
+    def options(self, towers: Towers, compute: str) -> Options:
+        """What is wanted of every input, checked.
+
+        Raises:
+            MmclError: ``truncate_dim`` or ``batch_size`` is out of range.
+        """
+        dim, size = self.truncate_dim, self.batch_size
+        if dim is not None and not (is_integer(dim) and 1 <= dim <= towers.width):
+            raise MmclError(f"encode: truncate_dim {dim!r} must be between 1 and the model's {towers.width}")
+        if size != "auto" and not (is_integer(size) and int(size) >= 1):
+            raise MmclError(f"encode: batch_size is {size!r}; give 'auto' or a number from 1 up")
+        return Options(None if isinstance(size, str) else size, self.normalize, dim or towers.dim, self.prompt, compute)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors, and what became of the inputs.
+
+    Attributes:
+        vectors: (N, D) in the order of the inputs that were not skipped; (D,) for a single input.
+        truncated: (N,) bool, which of them are texts longer than the model reads; a single bool for a single input.
+        skipped: position of each input that was left out to the reason.
     """
-    if truncate_dim is not None and not (is_integer(truncate_dim) and 1 <= truncate_dim <= towers.width):
-        raise MmclError(f"encode: truncate_dim {truncate_dim!r} must be between 1 and the model's {towers.width}")
-    if batch_size != "auto" and not (is_integer(batch_size) and int(batch_size) >= 1):
-        raise MmclError(f"encode: batch_size is {batch_size!r}; give 'auto' or a number from 1 up")
-    size = None if isinstance(batch_size, str) else batch_size
-    return Options(size, normalize, truncate_dim or towers.dim, prompt, compute)
+
+    vectors: np.ndarray
+    truncated: np.ndarray | bool
+    skipped: dict[int, str]
 
 
 def tower_of_each(towers: Towers, items: Sequence[Any], wanted: str | None, prompt: str | None) -> list[str]:

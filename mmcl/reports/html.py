@@ -75,11 +75,8 @@ def write_report(
     skipped = read_lines(run.folder / "skipped.jsonl")
     sources = history.config.evaluation.sources
     displays = {name: EVALUATORS[source.task].shown() for name, source in sources.items()}
-    settings = (
-        results.from_scores(scores, history.start)
-        if scores
-        else results.from_evaluation(evaluation, displays, history.start)
-    )
+    start = history.start
+    settings = results.from_scores(scores, start) if scores else results.from_evaluation(evaluation, displays, start)
     template = _environment().get_template("report.html.j2")
     page = template.render(
         title=title,

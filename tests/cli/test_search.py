@@ -18,7 +18,7 @@ from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.data.sources import open_source
-from mmcl.encoding import encode_source, open_vectors
+from mmcl.encoding import Columns, encode_source, open_vectors
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
@@ -49,7 +49,7 @@ def made(tmp_path_factory):
     pq.write_table(pa.table({"id": ["a", "b", "c", "d"], "text": TEXTS}), folder / "texts.parquet")
     source = open_source(folder / "texts.parquet")
     encoder = mmcl.load(folder / "model", dtype="float32")
-    encode_source(encoder, source, "text", folder / "vectors", modality="text")
+    encode_source(encoder, source, Columns("text", modality="text"), folder / "vectors")
     Index.build(open_vectors(folder / "vectors")).save(folder / "index")
     return folder
 
@@ -110,7 +110,7 @@ def test_an_index_without_a_fingerprint_opens_with_a_line(mmcl_, moved, tmp_path
 def test_vectors_cut_to_fewer_dimensions_are_searched_in_these(mmcl_, made, tmp_path):
     encoder = mmcl.load(made / "model", dtype="float32")
     source = open_source(made / "texts.parquet")
-    stored = encode_source(encoder, source, "text", tmp_path / "vectors", modality="text", truncate_dim=5)
+    stored = encode_source(encoder, source, Columns("text", modality="text"), tmp_path / "vectors", truncate_dim=5)
     Index.build(stored).save(tmp_path / "index")
     assert ids(mmcl_, tmp_path, tmp_path / "index", "a blue car", "-k", 1) == {"a blue car": ["b"]}
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmcl.data.check import _Frequent, check_source
+from mmcl.data.check import Tokens, _Frequent, check_source
 from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime.errors import MmclError
 
@@ -92,7 +92,7 @@ def test_with_a_size_and_a_tokenizer_it_counts_what_is_too_small_and_too_long(tm
         return [np.arange(min(len(found), 2)) for found in words], sum(len(found) > 2 for found in words)
 
     named = {"image": "photo", "text": "said"}
-    facts = check_source(tmp_path / "rows.parquet", **named, size=14, tokenize=tokenize, max_tokens=2).facts
+    facts = check_source(tmp_path / "rows.parquet", **named, size=14, tokens=Tokens(tokenize, 2)).facts
     assert facts["images"]["smaller_than_size"] == 3  # 10, 10 and 12 pixels high
     assert facts["captions"]["tokens"] == {"min": 1.0, "median": 2.0, "max": 2.0}
     assert (facts["captions"]["cut"], facts["captions"]["max_tokens"]) == (1, 2)

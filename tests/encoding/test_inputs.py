@@ -133,16 +133,17 @@ def test_images_that_cannot_be_read_are_left_out_when_asked_for(encoder, image, 
     bad = image.parent / "bad.png"
     bad.write_bytes(b"no image")
     inputs = [bad, "a red dog", image, image.parent / "none.png", bad, b"neither"]
-    vectors, skipped = encoder.encode(inputs, on_error="skip", batch_size=2)
+    found = encoder.encode_with_details(inputs, on_error="skip", batch_size=2)
+    vectors, skipped = found.vectors, found.skipped
     np.testing.assert_allclose(vectors, encoder.encode(["a red dog", image]), atol=1e-6)
     assert sorted(skipped) == [0, 3, 4, 5]
     assert skipped[3] == "no such file"
     assert "4 of 6 inputs left out" in caplog.text
-    vectors, cut, skipped = encoder.encode([bad], on_error="skip", return_truncated=True)
-    assert (vectors.shape, len(cut), list(skipped)) == ((0, 16), 0, [0])
-    vectors, skipped = encoder.encode([image], on_error="skip")
-    assert (vectors.shape, skipped) == ((1, 16), {})
+    found = encoder.encode_with_details([bad], on_error="skip")
+    assert (found.vectors.shape, len(found.truncated), list(found.skipped)) == ((0, 16), 0, [0])
+    found = encoder.encode_with_details([image], on_error="skip")
+    assert (found.vectors.shape, found.skipped) == ((1, 16), {})
     with pytest.raises(MmclError, match="not a readable image"):
-        encoder.encode(bad, on_error="skip")
+        encoder.encode_with_details(bad, on_error="skip")
     with pytest.raises(MmclError, match="on_error is 'ignore'"):
-        encoder.encode(inputs, on_error="ignore")
+        encoder.encode_with_details(inputs, on_error="ignore")

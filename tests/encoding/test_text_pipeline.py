@@ -122,10 +122,10 @@ def test_settings_changed_since_the_last_encode_are_used_by_a_copy_in_bfloat16(p
     assert encoder._compute._prepared["text"]._packed is None
     tower.set_prompts({"query": "now then "}, "query")
     tower.include_prompt, tower.max_tokens = False, 9
-    changed, cut = encoder.encode(TEXTS[:5], return_truncated=True)
+    changed = encoder.encode_with_details(TEXTS[:5])
     encoder._compute.forget()
-    np.testing.assert_array_equal(changed, encoder.encode(TEXTS[:5]))
-    assert cut.any()
+    np.testing.assert_array_equal(changed.vectors, encoder.encode(TEXTS[:5]))
+    assert changed.truncated.any()
 
 
 def test_bfloat16_leaves_rotary_positions_and_token_weights_exact():
@@ -154,12 +154,12 @@ def test_the_bar_counts_the_texts_that_are_computed_and_is_shown_when_asked_for(
 def test_truncated_texts_are_marked_counted_and_reported_once(encoder, caplog):
     texts = ["dog", "dog " * 500, "car", "dog " * 500]
     with caplog.at_level(logging.WARNING, "mmcl"):
-        vectors, cut = encoder.encode(texts, return_truncated=True)
-    assert cut.tolist() == [False, True, False, True]
+        found = encoder.encode_with_details(texts)
+    assert found.truncated.tolist() == [False, True, False, True]
     assert [record.getMessage() for record in caplog.records] == ["2 of 4 texts were cut at 64 tokens"]
-    vector, was_cut = encoder.encode("dog " * 500, return_truncated=True)
-    assert was_cut is True
-    np.testing.assert_allclose(vector, vectors[1], atol=1e-5)
+    single = encoder.encode_with_details("dog " * 500)
+    assert single.truncated is True
+    np.testing.assert_allclose(single.vectors, found.vectors[1], atol=1e-5)
 
 
 def test_bfloat16_is_close_and_follows_new_weights():
@@ -218,15 +218,14 @@ def test_a_stream_gives_the_same_vectors_and_reads_one_chunk_ahead(encoder):
     assert next(encoder.encode_stream(TEXTS[:3], precision="ubinary")).shape == (3, 2)
 
 
-def test_a_stream_tells_which_texts_were_cut_as_encode_does(encoder, caplog):
+def test_a_stream_says_how_many_texts_were_cut_as_encode_does(encoder, caplog):
     texts = [*TEXTS[:8], "dog " * 500, *TEXTS[8:12]]
-    vectors, cut = encoder.encode(texts, return_truncated=True)
-    parts = list(encoder.encode_stream(texts, chunk=5, return_truncated=True))
-    assert [len(part) for _, part in parts] == [5, 5, 3]
-    np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), cut)
-    np.testing.assert_allclose(np.concatenate([part for part, _ in parts]), vectors, atol=1e-5)
-    assert cut[8]
-    assert caplog.text.count(f"{cut.sum()} of 13 texts were cut") == 2
+    found = encoder.encode_with_details(texts)
+    parts = list(encoder.encode_stream(texts, chunk=5))
+    assert [len(part) for part in parts] == [5, 5, 3]
+    np.testing.assert_allclose(np.concatenate(parts), found.vectors, atol=1e-5)
+    assert found.truncated[8]
+    assert caplog.text.count(f"{found.truncated.sum()} of 13 texts were cut") == 2
 
 
 def test_what_came_before_a_bad_text_is_given_out(encoder):
@@ -293,9 +292,9 @@ def test_mistakes_are_answered_in_one_line(encoder, call, message):
 
 def test_worker_processes_give_the_same_vectors_in_order(encoder):
     texts = [*TEXTS[:30], "dog " * 500, TEXTS[0]]
-    vectors, cut = encoder.encode(texts, devices=["cpu", "cpu"], prompt="query", return_truncated=True)
-    np.testing.assert_allclose(vectors, encoder.encode(texts, prompt="query"), atol=1e-5)
-    assert np.flatnonzero(cut).tolist() == [30]
+    found = encoder.encode_with_details(texts, devices=["cpu", "cpu"], prompt="query")
+    np.testing.assert_allclose(found.vectors, encoder.encode(texts, prompt="query"), atol=1e-5)
+    assert np.flatnonzero(found.truncated).tolist() == [30]
     assert encoder.path is None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -57,6 +59,47 @@ class Encodes(Protocol):
     ) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What is read of every row.
+
+    Attributes:
+        inputs: the column to encode: texts, lists of texts (each text gets a vector, under its row's id), or images.
+        modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are images.
+        labels: the column that tables of results show; by default the text, cut at 200 characters, or the image's path.
+        ids: the column that searches return for a vector; by default ``id`` or ``_id``, else the number of the row. Of
+            tar shards, the shard and key of the sample.
+    """
+
+    inputs: str
+    modality: Modality | None = None
+    labels: str | None = None
+    ids: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How vectors are computed and written, part by part.
+
+    Attributes:
+        dtype: ``float32`` or ``float16`` on disk.
+        shard_rows: a shard is written once it has this many vectors, and after a minute at the latest: what a killed
+            process can cost.
+        batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 images.
+    """
+
+    dtype: Literal["float32", "float16"] = "float32"
+    shard_rows: int = 100_000
+    batch_rows: int | None = None
+
+    def block_rows(self, modality: Modality) -> int:
+        """Rows at a time. Raises ``MmclError`` if ``batch_rows`` is less than 1."""
+        asked = self.batch_rows
+        if asked is not None and asked < 1:
+            raise MmclError(f"batch_rows is {asked}; it must be 1 or more")
+        return min(asked or BLOCK_ROWS[modality], self.shard_rows)
+
+
 class Wanted(NamedTuple):
     """What else is asked of the encoder's ``encode``: only what is not as usual is passed on and recorded."""
 
@@ -71,47 +114,34 @@ class Wanted(NamedTuple):
 def encode_source(
     encoder: Encodes,
     rows: Rows | ShardRows,
-    column: str,
+    columns: str | Columns,
     out: str | Path,
     *,
-    modality: Modality | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
-    shard_rows: int = 100_000,
-    batch_rows: int | None = None,
-    label_column: str | None = None,
-    id_column: str | None = None,
-    on_error: Literal["skip", "fail"] = "skip",
-    show_progress: bool | None = None,
+    layout: Layout = Layout(),
     prompt: str | None = None,
     truncate_dim: int | None = None,
+    on_error: Literal["skip", "fail"] = "skip",
     retry_skipped: bool = False,
+    show_progress: bool | None = None,
 ) -> Vectors:
     """Encode a column of ``rows`` into the folder ``out``.
 
-    An interrupted run's folder is continued from its last complete shard; a finished one is returned as it is. In both,
-    images whose files have another size or time of change since are encoded again. Memory holds two blocks of decoded
-    rows and one shard of vectors.
+    An interrupted run's folder is continued from its last complete shard; a finished one is returned as it is; images
+    whose files have changed since are encoded again. Memory holds two blocks of decoded rows and one shard of vectors.
 
     Args:
         encoder: its ``encode`` is called with lists of texts or of images: as its ``prepare_image`` gives them, small
             and in the threads that decode, or without one as PIL images.
         rows: the corpus; as ``open_rows`` opens it, tar shards too, which are read as a stream.
-        column: texts, lists of texts (each text gets a vector, under its row's id), or images.
+        columns: the column to encode, or with others of which labels and ids are taken.
         out: a new folder, or one of an earlier run with the same encoder, rows, column, modality, dtype, prompt and
             dimension.
-        modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are images.
-        dtype: ``float32`` or ``float16`` on disk.
-        shard_rows: a shard is written once it has this many vectors, and after a minute at the latest: what a killed
-            process can cost.
-        batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 images.
-        label_column: what tables of results show; by default the text, cut at 200 characters, or the image's path.
-        id_column: what searches return for a vector; by default ``id`` or ``_id``, else the number of the row. Of tar
-            shards, the shard and key of the sample.
-        on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
-        show_progress: a bar on stderr; None shows it on a terminal.
+        layout: how the vectors are computed and written, part by part.
         prompt: name of the model's prompt to put before every text; its default one if None.
         truncate_dim: keep the first so many dimensions (before normalising).
+        on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
         retry_skipped: try the images again that an earlier run left out; their vectors come last.
+        show_progress: a bar on stderr; None shows it on a terminal.
 
     Returns:
         The vectors, of unit length, memory-mapped.
@@ -122,18 +152,17 @@ def encode_source(
         OSError: the disk is full. Give the same call again once there is space.
         KeyboardInterrupt: as it comes, saying where the same call goes on.
     """
-    rows.require([name for name in (column, label_column, id_column) if name is not None])
-    modality = modality or modality_of(rows, column)
-    size = _block_rows(batch_rows, modality, shard_rows)
-    reader = SourceReader(rows, column, modality, label_column, id_column, getattr(encoder, "prepare_image", decode))
+    columns = Columns(columns) if isinstance(columns, str) else columns
+    rows.require([name for name in (columns.inputs, columns.labels, columns.ids) if name is not None])
+    modality = columns.modality or modality_of(rows, columns.inputs)
+    size, prepare = layout.block_rows(modality), getattr(encoder, "prepare_image", decode)
+    reader = SourceReader(rows, columns.inputs, modality, columns.labels, columns.ids, prepare)
     wanted = Wanted(prompt, truncate_dim)
     _check_wanted(encoder, wanted, modality)
 
-    def encode(inputs: list[Any]) -> np.ndarray:
-        return _encode(encoder, inputs, modality, wanted)
-
+    encode = partial(_encode, encoder, modality=modality, wanted=wanted)
     with exclusive(as_path(out), "encoding into"):
-        writer = _open_writer(encoder, reader, out, dtype, shard_rows, wanted)
+        writer = _open_writer(encoder, reader, out, layout, wanted)
         if modality == "image":
             _encode_changed(writer, encode, reader, on_error)
         if not writer.complete:
@@ -222,12 +251,6 @@ def _refuse_damage(reader: SourceReader, on_error: str) -> None:
         reader.rows.refuse_unreachable()
 
 
-def _block_rows(asked: int | None, modality: Modality, shard_rows: int) -> int:
-    if asked is not None and asked < 1:
-        raise MmclError(f"batch_rows is {asked}; it must be 1 or more")
-    return min(asked or BLOCK_ROWS[modality], shard_rows)
-
-
 def _model_name(encoder: Encodes) -> str:
     """What loads the encoder again: its folder, absolute so that it is found from elsewhere, or its name."""
     folder = getattr(encoder, "path", None)
@@ -246,8 +269,7 @@ def _open_writer(
     encoder: Encodes,
     reader: SourceReader,
     out: str | Path,
-    dtype: Literal["float32", "float16"],
-    shard_rows: int,
+    layout: Layout,
     wanted: Wanted,
 ) -> VectorWriter:
     """A new or an interrupted folder, which then holds vectors of this very encoder; a line says what will be done."""
@@ -281,9 +303,9 @@ def _open_writer(
         out,
         dim=wanted.truncate_dim or encoder.dim,
         model=_model_name(encoder),
-        dtype=dtype,
+        dtype=layout.dtype,
         source=source,
-        shard_rows=shard_rows,
+        shard_rows=layout.shard_rows,
         encoder=encoder.fingerprint() if hasattr(encoder, "fingerprint") else None,
     )
     _check_same_weights(encoder, reader, writer, wanted)

@@ -21,6 +21,8 @@ from mmcl.runtime.errors import MmclError, nearest
 SelfMatches: TypeAlias = Literal["keep", "drop"]
 """Of a query that stands in the corpus itself: rank it like any other document, or leave it out of its own ranking."""
 
+Ids: TypeAlias = tuple[Iterable[Hashable] | None, Iterable[Hashable] | None]
+"""Of both sides of pairs: values that are equal where rows are the same thing."""
 
 WITHOUT_OWN = "-without-own"
 """Ends ``Scores.data`` where queries were left out of their own ranking."""
@@ -185,12 +187,10 @@ def retrieval_pairs(
     ks: Iterable[int] = (1, 5, 10),
     *,
     names: tuple[str, str] = ("image", "text"),
-    image_ids: Iterable[Hashable] | None = None,
-    text_ids: Iterable[Hashable] | None = None,
+    ids: Ids = (None, None),
     similarity: Similarity = "cosine",
     self_matches: SelfMatches = "keep",
     bootstrap: int = 1000,
-    seed: int = 0,
     device: str | torch.device | None = None,
 ) -> dict[str, Scores]:
     """Retrieval both ways between two kinds of things that belong together.
@@ -200,7 +200,7 @@ def retrieval_pairs(
     among the 2 images. An image without a text is left out as a query and counted, and stays in the corpus.
 
     Rows can be the same thing: if rows 0 and 3 of the texts both read "a cat", then text 3 is as right an answer for
-    image 0 as text 0 is. ``text_ids`` (the captions themselves, or their hashes) and ``image_ids`` say which are.
+    image 0 as text 0 is. ``ids`` (of texts the captions themselves, or their hashes) say which are.
 
     Intervals resample images, each with all its texts, because the texts of one image are not independent.
 
@@ -210,10 +210,12 @@ def retrieval_pairs(
         image_of_text: (T,) the row of each text's image; by default text j belongs to image j.
         ks: cut-offs.
         names: what the two kinds are called in the keys of the result.
-        image_ids, text_ids: (N,) and (T,) values that are equal where rows are the same thing.
-        self_matches: of two kinds that can be the same thing, such as questions and questions, where ``image_ids`` and
-            ``text_ids`` name both: "drop" leaves a thing out of its own ranking, and no answer is right for itself.
-        similarity, bootstrap, seed, device: as in ``retrieval``.
+        ids: (N,) values of the images and (T,) of the texts that are equal where rows are the same thing; None where no
+            two are.
+        similarity: as in ``retrieval``.
+        self_matches: of two kinds that can be the same thing, such as questions and questions, where ``ids`` name both:
+            "drop" leaves a thing out of its own ranking, and no answer is right for itself.
+        bootstrap, device: as in ``retrieval``.
 
     Returns:
         {"image_to_text": Scores, "text_to_image": Scores}; query ids are row numbers.
@@ -225,10 +227,10 @@ def retrieval_pairs(
     image, text = matrix(names[0], image), matrix(names[1], text)
     same_width((f"{names[0]} vectors", image), (f"{names[1]} vectors", text))
     owner = owners(image_of_text, len(image), len(text), names)
-    image_ids, text_ids = (None if ids is None else _list(ids) for ids in (image_ids, text_ids))
+    image_ids, text_ids = (None if values is None else _list(values) for values in ids)
     matches = _matches_both_ways(image_ids, text_ids, self_matches, names)
-    image_class = np.arange(len(image)) if image_ids is None else codes(f"{names[0]}_ids", image_ids, len(image))
-    text_class = np.arange(len(text)) if text_ids is None else codes(f"{names[1]}_ids", text_ids, len(text))
+    image_class = np.arange(len(image)) if image_ids is None else codes(f"ids of {names[0]}", image_ids, len(image))
+    text_class = np.arange(len(text)) if text_ids is None else codes(f"ids of {names[1]}", text_ids, len(text))
     linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
     of_image, of_text = _expand(linked, text_class, image_class), _expand(linked.T.tocsr(), image_class, text_class)
     forth, back = f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
@@ -236,7 +238,7 @@ def retrieval_pairs(
         forth: _Search.of_answers(forth, image, text, of_image, matches[0], image_class),
         back: _Search.of_answers(back, text, image, of_text, matches[1], image_class[owner]),
     }
-    measure = _Measure(cutoffs(ks), similarity, bootstrap, seed, device)
+    measure = _Measure(cutoffs(ks), similarity, bootstrap, 0, device)
     return {way: _score(search, measure) for way, search in ways.items()}
 
 
@@ -270,7 +272,7 @@ def _matches_both_ways(
         return _SelfMatches.of(first, second, rule), _SelfMatches.of(second, first, rule)
     if rule == "drop":
         raise MmclError(
-            f"self_matches: 'drop' needs {names[0]}_ids and {names[1]}_ids, which say what is the same thing"
+            f"self_matches: 'drop' needs the ids of {names[0]} and of {names[1]}, which say what is the same thing"
         )
     none = _SelfMatches.of((), (), "keep")
     return none, none

@@ -117,8 +117,7 @@ def retrieval_of_vectors(
         pairs.texts,
         pairs.owner,
         ks,
-        image_ids=pairs.hashes,
-        text_ids=pairs.same_captions,
+        ids=(pairs.hashes, pairs.same_captions),
         bootstrap=bootstrap,
     )
     repeated = len(set(pairs.same_captions)) < len(pairs.captions) or len(np.unique(pairs.hashes)) < len(pairs.hashes)

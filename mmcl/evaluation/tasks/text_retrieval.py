@@ -127,8 +127,7 @@ def retrieval_of_texts(
         pairs.owner,
         ks,
         names=names,
-        image_ids=same_queries,
-        text_ids=same_documents,
+        ids=(same_queries, same_documents),
         self_matches=self_matches,
         bootstrap=bootstrap,
     )

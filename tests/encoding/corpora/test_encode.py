@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from mmcl.data.sources import open_source
-from mmcl.encoding import VectorWriter, encode_source, open_vectors
+from mmcl.encoding import Columns, Layout, VectorWriter, encode_source, open_vectors
 from mmcl.encoding.corpora import writer
 from mmcl.runtime.errors import MmclError
 
@@ -73,7 +73,7 @@ def test_texts_become_vectors_in_order_with_ids_and_labels(tmp_path):
     encoder = HashEncoder()
     texts = [*TEXTS[:32], "a long text " * 50]
     source = rows(tmp_path / "s", id=[f"r{n}" for n in range(33)], text=texts)
-    stored = encode_source(encoder, source, "text", tmp_path / "out", shard_rows=10, batch_rows=4)
+    stored = encode_source(encoder, source, "text", tmp_path / "out", layout=Layout(shard_rows=10, batch_rows=4))
     np.testing.assert_array_equal(stored.take(range(33)), expected(texts))
     assert stored.ids().tolist() == source.ids()
     labels = stored.table()["label"].to_pylist()
@@ -90,7 +90,9 @@ def test_unreadable_images_and_empty_cells_are_skipped_counted_and_listed(tmp_pa
     cells = [png(10), b"not an image", png(20), None, png(30), png(40)[:40], png(40)]
     source = rows(tmp_path / "s", image=cells, name=["a", "b", "c", "d", "e", "f", "g"])
     with caplog.at_level(logging.WARNING, "mmcl"):
-        stored = encode_source(HashEncoder(), source, "image", tmp_path / "out", batch_rows=2, label_column="name")
+        stored = encode_source(
+            HashEncoder(), source, Columns("image", labels="name"), tmp_path / "out", layout=Layout(batch_rows=2)
+        )
     images = [Image.new("RGB", (4, 4), (shade, 0, 0)) for shade in shades]
     np.testing.assert_array_equal(stored.take(range(4)), expected(images))
     assert stored.ids().tolist() == ["0", "2", "4", "6"]
@@ -117,7 +119,9 @@ def test_every_text_of_a_list_gets_a_vector_under_its_rows_id(tmp_path):
 
 def test_ids_come_from_the_column_that_is_named_and_the_manifest_says_so(tmp_path):
     source = rows(tmp_path / "s", text=["a", "b", "c"], id=["x", "y", "z"], sku=[7, 8, 9])
-    stored = encode_source(HashEncoder(), source, "text", tmp_path / "out", id_column="sku", batch_rows=2)
+    stored = encode_source(
+        HashEncoder(), source, Columns("text", ids="sku"), tmp_path / "out", layout=Layout(batch_rows=2)
+    )
     assert stored.ids().tolist() == ["7", "8", "9"]
     assert stored.source["id_column"] == "sku"
     with pytest.raises(MmclError, match=r"another source: id_column \('sku', now None\)"):
@@ -136,7 +140,7 @@ def test_ids_come_from_the_column_that_is_named_and_the_manifest_says_so(tmp_pat
 def test_rows_without_an_id_in_the_column_that_is_named_are_reported(tmp_path, ids, said):
     source = rows(tmp_path / "s", text=["a", "b", "c"], sku=ids)
     with pytest.raises(MmclError, match=said):
-        encode_source(HashEncoder(), source, "text", tmp_path / "out", id_column="sku", batch_rows=2)
+        encode_source(HashEncoder(), source, Columns("text", ids="sku"), tmp_path / "out", layout=Layout(batch_rows=2))
 
 
 def test_paths_of_images_are_found_from_the_tables_folder_and_become_labels(tmp_path):
@@ -185,9 +189,9 @@ def test_a_killed_encode_given_again_ends_with_the_same_bytes(tmp_path, die_at):
     command = [sys.executable, __file__, tmp_path / "s.parquet", tmp_path / "killed", json.dumps(settings), str(die_at)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     encoder = HashEncoder()
-    encode_source(encoder, source, "text", tmp_path / "killed", **settings)
-    encode_source(HashEncoder(), source, "text", tmp_path / "whole", **settings)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    encode_source(encoder, source, "text", tmp_path / "killed", layout=Layout(**settings))
+    encode_source(HashEncoder(), source, "text", tmp_path / "uninterrupted", layout=Layout(**settings))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "uninterrupted")
     assert sum(count for count, _ in encoder.calls) <= 30 - max(0, die_at - 3) * 5 + 8  # it did go on, after a probe
     stored = open_vectors(tmp_path / "killed")
     np.testing.assert_array_equal(stored.take(range(30)), expected([text for text in texts if text]))
@@ -206,15 +210,21 @@ def test_a_finished_encode_given_again_encodes_nothing_but_a_probe(tmp_path):
 
 def test_vectors_of_another_source_column_or_weights_are_not_continued(tmp_path):
     source = rows(tmp_path / "s", text=TEXTS, title=TEXTS)
-    encode_source(HashEncoder(), source, "text", tmp_path / "out", dtype="float16")
-    encode_source(HashEncoder(), source, "text", tmp_path / "out", dtype="float16")
+    encode_source(HashEncoder(), source, "text", tmp_path / "out", layout=Layout(dtype="float16"))
+    encode_source(HashEncoder(), source, "text", tmp_path / "out", layout=Layout(dtype="float16"))
     for changed, message in [
         ({"rows": rows(tmp_path / "other", text=TEXTS)}, "another source: fingerprint"),
-        ({"column": "title"}, "another source: column"),
-        ({"dtype": "float32"}, "another dtype"),
+        ({"columns": "title"}, "another source: column"),
+        ({"layout": Layout("float32")}, "another dtype"),
         ({"encoder": HashEncoder(seed=1)}, "other vectors for the first rows"),
     ]:
-        call = {"encoder": HashEncoder(), "rows": source, "column": "text", "out": tmp_path / "out", "dtype": "float16"}
+        call = {
+            "encoder": HashEncoder(),
+            "rows": source,
+            "columns": "text",
+            "out": tmp_path / "out",
+            "layout": Layout("float16"),
+        }
         with pytest.raises(MmclError, match=message):
             encode_source(**call | changed)
 
@@ -280,8 +290,11 @@ def test_an_interrupted_encode_says_where_it_goes_on(tmp_path):
 
     source = rows(tmp_path / "s", text=TEXTS)
     with pytest.raises(KeyboardInterrupt, match="interrupted; given again, it goes on at row 15 of 33"):
-        encode_source(Interrupted(), source, "text", tmp_path / "out", shard_rows=10, batch_rows=5)
-    assert len(encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10, batch_rows=5)) == 33
+        encode_source(Interrupted(), source, "text", tmp_path / "out", layout=Layout(shard_rows=10, batch_rows=5))
+    assert (
+        len(encode_source(HashEncoder(), source, "text", tmp_path / "out", layout=Layout(shard_rows=10, batch_rows=5)))
+        == 33
+    )
 
 
 def test_a_slow_encode_loses_no_more_than_its_last_seconds(tmp_path):
@@ -389,7 +402,7 @@ def test_a_folder_of_nothing_that_an_older_version_called_complete_is_tried_agai
 
 def test_images_replaced_under_an_unchanged_table_are_encoded_again(tmp_path, album):
     call = (Fingerprinted(tmp_path), album, "file", tmp_path / "out")
-    encode_source(*call, shard_rows=2, batch_rows=2)
+    encode_source(*call, layout=Layout(shard_rows=2, batch_rows=2))
     (tmp_path / "1.png").write_bytes(png(100))
     (tmp_path / "2.png").write_bytes(b"no image")
     for name in ("0.png", "1.png", "2.png"):
@@ -416,7 +429,7 @@ class PromptEncoder(HashEncoder):
 
 def test_vectors_behind_another_prompt_or_of_fewer_dimensions_are_not_continued(tmp_path):
     source = rows(tmp_path / "s", text=TEXTS)
-    call = {"encoder": PromptEncoder(), "rows": source, "column": "text", "out": tmp_path / "out"}
+    call = {"encoder": PromptEncoder(), "rows": source, "columns": "text", "out": tmp_path / "out"}
     stored = encode_source(**call, prompt="query", truncate_dim=8)
     assert stored.dim == 8
     assert stored.source["prompt"] == "query"
@@ -441,7 +454,7 @@ class WordsEncoder(PromptEncoder):
 
 
 def test_the_words_of_a_prompt_are_compared_where_the_encoder_tells_them(tmp_path):
-    call = {"rows": rows(tmp_path / "s", text=TEXTS), "column": "text"}
+    call = {"rows": rows(tmp_path / "s", text=TEXTS), "columns": "text"}
     for prompt, recorded in (("query", "find: "), (None, "read: ")):
         out = tmp_path / recorded
         encoder = WordsEncoder(query="find: ", default="read: ")
@@ -463,7 +476,7 @@ def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
     tower = build_text_tower(TextTowerConfig(layers=1, width=16, heads=2), tokenizer)
     tower.set_prompts({"query": "find: ", "passage": "read: "}, "passage")
     encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8))
-    call = {"encoder": encoder, "rows": rows(tmp_path / "s", text=TEXTS), "column": "text"}
+    call = {"encoder": encoder, "rows": rows(tmp_path / "s", text=TEXTS), "columns": "text"}
     for prompt, words in ((None, "read: "), ("query", "find: ")):
         assert encoder.prompt_text(prompt) == words
         assert encode_source(**call, out=tmp_path / words, prompt=prompt).source["prompt"] == words
@@ -475,9 +488,9 @@ def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "options", "message"),
     [
-        (["a"], {"column": "txt"}, "no column 'txt'.*did you mean 'text'"),
-        (["a"], {"label_column": "nam"}, "no column 'nam'"),
-        (["a"], {"batch_rows": -1}, "batch_rows is -1"),
+        (["a"], {"columns": "txt"}, "no column 'txt'.*did you mean 'text'"),
+        (["a"], {"columns": Columns("text", labels="nam")}, "no column 'nam'"),
+        (["a"], {"layout": Layout(batch_rows=-1)}, "batch_rows is -1"),
         (["a"], {"truncate_dim": True}, "truncate_dim is True"),
         (["a"], {"truncate_dim": 17}, "truncate_dim is 17; it must be between 1 and the model's 16"),
         (["", None], {}, r"nothing in column 'text' can be encoded \(row 0"),
@@ -486,7 +499,7 @@ def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
 def test_mistakes_are_answered_in_one_line(tmp_path, cells, options, message):
     with pytest.raises(MmclError, match=message):
         encode_source(
-            **{"encoder": HashEncoder(), "rows": rows(tmp_path / "s", text=cells), "column": "text"} | options,
+            **{"encoder": HashEncoder(), "rows": rows(tmp_path / "s", text=cells), "columns": "text"} | options,
             out=tmp_path / "out",
         )
 
@@ -504,12 +517,14 @@ def test_a_full_disk_passes_through_and_the_encode_goes_on_when_there_is_space(t
 
         patch.setattr(writer, "write_table", fills_up)
         with pytest.raises(OSError, match="No space left"):
-            encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10)
+            encode_source(HashEncoder(), source, "text", tmp_path / "out", layout=Layout(shard_rows=10))
     assert sorted(contents(tmp_path / "out")) == ["manifest.json", "shard-00000.ids.parquet", "shard-00000.npy"]
-    assert len(encode_source(HashEncoder(), source, "text", tmp_path / "out", shard_rows=10)) == 33
+    assert len(encode_source(HashEncoder(), source, "text", tmp_path / "out", layout=Layout(shard_rows=10))) == 33
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
 
 
 if __name__ == "__main__":  # the process that is killed
     table, out, settings, die_at = sys.argv[1:]
-    encode_source(HashEncoder(die_at=int(die_at)), open_source(table), "text", out, **json.loads(settings))
+    encode_source(
+        HashEncoder(die_at=int(die_at)), open_source(table), "text", out, layout=Layout(**json.loads(settings))
+    )

@@ -79,13 +79,13 @@ def test_queries_in_the_corpus_and_queries_without_relevant_documents_score_as_b
 def test_questions_are_not_found_by_themselves_among_questions_where_that_is_asked_for() -> None:
     """The first question stands among the answers, too; nearest to itself, and right for the second."""
     asked, answers = np.array([[1.0, 0], [0, 1.0]]), np.array([[0.9, 0.1], [1.0, 0]])
-    names = {"image_ids": ["a", "b"], "text_ids": ["c", "a"], "names": ("query", "document"), "ks": (1,)}
+    names = {"ids": (["a", "b"], ["c", "a"]), "names": ("query", "document"), "ks": (1,)}
     kept, dropped = (retrieval_pairs(asked, answers, **names, self_matches=rule) for rule in ("keep", "drop"))
     way = "query_to_document"
     assert (kept[way].metrics["hit@1"], kept[way].queries_in_corpus) == (0, 1)
     assert dropped[way].per_query["hit@1"].tolist() == [1, 0]
     with pytest.raises(MmclError, match="query_to_document: no query has an answer but itself"):
-        retrieval_pairs(asked, asked, image_ids="ab", text_ids="ab", names=("query", "document"), self_matches="drop")
+        retrieval_pairs(asked, asked, ids=("ab", "ab"), names=("query", "document"), self_matches="drop")
 
 
 def test_mappings_and_pairs_of_ids_and_vectors_give_the_same() -> None:
@@ -122,7 +122,7 @@ def test_equal_ids_are_the_same_thing() -> None:
     right = np.zeros((12, 30), dtype=bool)
     for j, i in enumerate(owner):
         right |= (images == images[i])[:, None] & (captions == captions[j])[None]
-    ours = retrieval_pairs(image, text, owner, image_ids=images, text_ids=list(captions), similarity="dot")
+    ours = retrieval_pairs(image, text, owner, ids=(images, list(captions)), similarity="dot")
     for scores, table, answers in (
         (ours["image_to_text"], image @ text.T, right),
         (ours["text_to_image"], text @ image.T, right.T),
@@ -231,5 +231,5 @@ def test_bad_input_is_answered_in_one_line(change: dict, message: str) -> None:
 def test_bad_pairs_are_answered_in_one_line(arguments: tuple, message: str) -> None:
     with pytest.raises(MmclError, match=message):
         retrieval_pairs(*arguments)
-    with pytest.raises(MmclError, match="text_ids: 1 values for 2 rows"):
-        retrieval_pairs(np.eye(2), np.eye(2), text_ids=["a"])
+    with pytest.raises(MmclError, match="ids of text: 1 values for 2 rows"):
+        retrieval_pairs(np.eye(2), np.eye(2), ids=(None, ["a"]))

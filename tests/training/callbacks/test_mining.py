@@ -260,10 +260,10 @@ def test_a_run_is_not_resumed_without_what_was_mined(tmp_path, config):
         if checkpoint.name > "step-00000006":
             shutil.rmtree(checkpoint)
     path = run.folder / "mined" / "step-00000005.parquet"
-    content = path.read_bytes()
-    middle = slice(len(content) // 8, len(content) // 2)
+    written = path.read_bytes()
+    middle = slice(len(written) // 8, len(written) // 2)
     for content in (
-        content[: middle.start] + bytes(byte ^ 85 for byte in content[middle]) + content[middle.stop :],
+        written[: middle.start] + bytes(byte ^ 85 for byte in written[middle]) + written[middle.stop :],
         b"",
         None,
     ):

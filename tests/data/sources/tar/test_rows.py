@@ -15,7 +15,7 @@ from mmcl.data.images import decode
 from mmcl.data.sources import open_source
 from mmcl.data.sources.tar.rows import ShardRows, open_rows
 from mmcl.data.sources.tar.write import write_shards
-from mmcl.encoding import encode_source
+from mmcl.encoding import Columns, Layout, encode_source
 from mmcl.evaluation.tasks.rows import diagnostics_of_rows, retrieval_of_rows, zero_shot_of_rows
 from mmcl.runtime.errors import MmclError
 
@@ -75,7 +75,7 @@ def test_shards_give_the_vectors_and_scores_of_the_same_table(both, which, tmp_p
     assert rows.column_names == ["image", "text", "png", "txt", "json"]
     for column, batch in (("image", 2), ("text", 4)):
         theirs = encode_source(Colours(), table, column, tmp_path / f"table-{column}")
-        ours = encode_source(Colours(), rows, column, tmp_path / f"shards-{column}", batch_rows=batch)
+        ours = encode_source(Colours(), rows, column, tmp_path / f"shards-{column}", layout=Layout(batch_rows=batch))
         np.testing.assert_array_equal(
             np.concatenate([v for _, v in ours.iter_shards()]), np.concatenate([v for _, v in theirs.iter_shards()])
         )
@@ -86,7 +86,9 @@ def test_shards_give_the_vectors_and_scores_of_the_same_table(both, which, tmp_p
         assert found[way].metrics == expected[way].metrics
     zero = zero_shot_of_rows(Colours(), rows, label="class", bootstrap=0)
     assert zero.metrics["top@1"] == 1.0
-    named = encode_source(Colours(), rows, "image", tmp_path / "named", batch_rows=2, id_column="class")
+    named = encode_source(
+        Colours(), rows, Columns("image", ids="class"), tmp_path / "named", layout=Layout(batch_rows=2)
+    )
     assert named.ids().tolist() == ["red", "green", "blue", "red", "blue"]
     assert (
         diagnostics_of_rows(Colours(), open_rows(sources[which]), text=None).to_dict()
@@ -105,7 +107,7 @@ def test_an_interrupted_encode_of_shards_goes_on_and_equals_one_that_was_left_al
             return super().encode(inputs, *args, **settings)
 
     source = both[1][0]
-    settings = {"shard_rows": 2, "batch_rows": 2}
+    settings = {"layout": Layout(shard_rows=2, batch_rows=2)}
     with pytest.raises(KeyboardInterrupt):
         encode_source(Stops(), open_rows(source), "image", tmp_path / "a", **settings)
     resumed = encode_source(Colours(), open_rows(source), "image", tmp_path / "a", **settings)
@@ -170,7 +172,7 @@ def test_shards_have_no_splits_and_name_their_columns(both):
 
 
 def test_texts_that_cannot_be_read_and_files_out_of_order_are_said_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("mmcl.data.sources.tar.rows._told", set())
+    monkeypatch.setattr("mmcl.data.sources.tar.rows._logged", set())
     members = [
         ("a.txt", b"x"),
         ("a.txt", b"y"),
@@ -204,6 +206,8 @@ def test_an_encode_does_not_go_on_behind_a_shard_that_could_not_be_reached(both,
     content = path.read_bytes()
     path.write_bytes(b"")
     with pytest.raises(MmclError, match=f"{gone}.tar: .*give the command again once it can be read"):
-        encode_source(Colours(), open_rows(both[1][0]), "text", tmp_path / "out", batch_rows=1)
+        encode_source(Colours(), open_rows(both[1][0]), "text", tmp_path / "out", layout=Layout(batch_rows=1))
     path.write_bytes(content)
-    assert len(encode_source(Colours(), open_rows(both[1][0]), "text", tmp_path / "out", batch_rows=1)) == 5
+    assert (
+        len(encode_source(Colours(), open_rows(both[1][0]), "text", tmp_path / "out", layout=Layout(batch_rows=1))) == 5
+    )
