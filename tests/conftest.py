@@ -15,8 +15,10 @@ if os.environ.get("MMCL_TEST_NATIVE_BFLOAT16") == "1":
     runpy.run_path(str(units / "sitecustomize.py"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would only wait for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A worker a core: more threads would only wait for each other.
+ONE_THREAD = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ
+if ONE_THREAD:
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -29,6 +31,13 @@ def _cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     (folder / "wheels").symlink_to(wheels, target_is_directory=True)
     os.environ["MMCL_CACHE"] = str(folder)
+
+
+@pytest.fixture
+def all_cores(monkeypatch):
+    """The commands that a slow test starts use all cores: it outlasts the other workers, which then are idle."""
+    if ONE_THREAD:
+        monkeypatch.delenv("OMP_NUM_THREADS")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mmcl.data import samples
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_cores")
 def test_the_quickstart_learns_what_the_readme_says(tmp_path):
     try:
         samples.get("minilm")
