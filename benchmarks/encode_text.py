@@ -156,24 +156,24 @@ def measure(given: argparse.Namespace) -> None:
 
     began, seconds = time.monotonic(), 60 * given.minutes
     encoder = mmcl.load(MODEL, dtype="float32")
-    tower: Any = encoder.embedder("text").tower
+    embedder = encoder.towers.text()
     library = SentenceTransformer(str(encoder.path), device="cpu")
     bf16 = given.bf16 or multiplies_bfloat16(torch.device("cpu"))
     half = (
         SentenceTransformer(str(encoder.path), device="cpu", model_kwargs={"dtype": torch.bfloat16}) if bf16 else None
     )
     texts = fitting(encoder, library, mixed_texts(given.texts, given.data), 0.5 * seconds / 2)
-    lengths = np.array([len(ids) for ids in tower.tokenize(texts)[0]])
+    lengths = np.array([len(ids) for ids in embedder.processor.tokenize(texts)[0]])
     ways = contenders_of(encoder, library, half, bf16, texts)
     vectors = {name: np.asarray(way(), dtype=np.float32) for name, way in ways.items()}  # also the warm-up
     took = alternate(ways, given.rounds, began + 0.6 * seconds)
-    speeds = {"": product_speed(tower.net, torch.float32)}
+    speeds = {"": product_speed(embedder.tower.net, torch.float32)}
     if bf16:
-        speeds[" bf16"] = product_speed(tower.net, torch.bfloat16)
+        speeds[" bf16"] = product_speed(embedder.tower.net, torch.bfloat16)
     base, exact = took["sentence-transformers"], vectors["sentence-transformers"]
     rows = []
     for name, spent in took.items():
-        limit = speeds[" bf16" if name.endswith("bf16") else ""] / flops_a_token(tower.net)
+        limit = speeds[" bf16" if name.endswith("bf16") else ""] / flops_a_token(embedder.tower.net)
         tokens_s = lengths.sum() / spent
         row: dict[str, Any] = {"what": name, "seconds": spent, "texts_s": len(texts) / spent, "tokens_s": tokens_s}
         row |= {"limit_tokens_s": limit, "share_of_limit": tokens_s / limit, "ratio": base / spent}

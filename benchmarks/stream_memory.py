@@ -29,10 +29,11 @@ from transformers import BertConfig, BertModel
 import mmcl
 from mmcl.config.model import HeadConfig
 from mmcl.data import samples
+from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.train_tokenizer import open_tokenizer
 from mmcl.encoding import Encoder
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 
@@ -47,8 +48,9 @@ def tiny_encoder() -> Encoder:
     tokenizer = open_tokenizer(str(samples.get("minilm")))
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
     net = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes), add_pooling_layer=False)
-    tower = TextTower(net, tokenizer, pooling="mean", max_tokens=256)
-    return Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), WIDTH, WIDTH))}, WIDTH, TINY)).eval()
+    processor = TextProcessor(tokenizer, max_tokens=256)
+    embedder = TextEmbedder(processor, TextTower(net, processor, pooling="mean"), Head(HeadConfig(), WIDTH, WIDTH))
+    return Encoder(Towers({"text": embedder}, WIDTH, TINY)).eval()
 
 
 def distinct_texts(count: int, data: Path) -> Iterator[str]:

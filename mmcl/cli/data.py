@@ -69,8 +69,8 @@ def check(
     if model is not None:
         import mmcl
 
-        tower = mmcl.load(model).towers.text_tower()
-        tokens = Tokens(tower.tokenize, tower.max_tokens)
+        processor = mmcl.load(model).towers.text().processor
+        tokens = Tokens(processor.tokenize, processor.max_tokens)
     found = check_source(
         source,
         split=split,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmcl.data.batches.inputs import text_inputs
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.encoding.inputs import Options, read_images
 from mmcl.encoding.text_compute import TextCompute
 from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, embed_chunks
@@ -19,7 +20,6 @@ from mmcl.encoding.workers import embed_in_workers
 from mmcl.formats.open import open_model
 from mmcl.losses.unit import unit_length
 from mmcl.models.embedder import Embedder
-from mmcl.models.image.tower import ImageTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork
 from mmcl.runtime.errors import MmclError
@@ -46,7 +46,7 @@ class Compute:
         advance: Callable[[int], object] = lambda count: None,
     ) -> Iterator[Embedded]:
         """Embed chunk after chunk by the text tower ``name``; ``advance`` is called with the number of texts done."""
-        embedder, dtype = self.towers.embedder(name), DTYPES[options.compute]
+        embedder, dtype = self.towers.text(name), DTYPES[options.compute]
         if name not in self._prepared or not self._prepared[name].suits(embedder, dtype):
             self._prepared[name] = TextCompute(embedder, dtype)
         finish = partial(finished, options=options)
@@ -58,11 +58,11 @@ class Compute:
     @torch.inference_mode()
     def images(self, name: str, images: Sequence[Any], options: Options) -> Iterator[Embedded]:
         """Embed batch after batch by the image tower ``name``."""
-        embedder, tower, device = self.towers.embedder(name), self.towers.image_tower(name), self.towers.device
+        embedder, device = self.towers.image(name), self.towers.device
         dtype = DTYPES[options.compute]
         size = options.batch_size or IMAGES_A_BATCH
         for number, chunk in enumerate(chunked(images, size)):
-            read, errors = read_images(chunk, tower, number * size, options.skip)
+            read, errors = read_images(chunk, embedder.processor, number * size, options.skip)
             pixels = torch.from_numpy(read)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 vectors = embedder(pixels=pixels.to(device))
@@ -152,11 +152,11 @@ def embeds_in(folder: str, device: str, name: str, options: Options) -> Callable
 
 def tower_inputs(embedder: Embedder, items: Sequence[Any], prompt: str | None) -> tuple[dict[str, Tensor], int]:
     """What ``embedder`` reads of inputs of its modality, and how many texts were cut."""
-    tower = embedder.tower
-    if isinstance(tower, ImageTower):
-        return {"pixels": torch.from_numpy(read_images(items, tower, 0)[0])}, 0
-    tokens, cut = tower.tokenize(items, prompt)
-    return text_inputs(tower, tokens, tower.skipped(prompt)), cut
+    processor = embedder.processor
+    if isinstance(processor, ImageProcessor):
+        return {"pixels": torch.from_numpy(read_images(items, processor, 0)[0])}, 0
+    tokens, cut = processor.tokenize(items, prompt)
+    return text_inputs(processor, tokens, processor.skipped(prompt)), cut
 
 
 def finished(embeddings: Tensor, options: Options) -> np.ndarray:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from mmcl.data.images import ImageInput, PreparedImage
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.encoding.fingerprint import fingerprint
 from mmcl.models.embedder import Embedder
-from mmcl.models.image.tower import ImageTower
 from mmcl.models.towers import Conventions, Towers
 
 T = TypeVar("T")
@@ -82,18 +82,18 @@ class Described(nn.Module):
     def exact_decoding(self) -> bool:
         """Whether images are decoded exactly. By default JPEG files much larger than the model's input are decoded at
         a half, a quarter or an eighth of their size, which is faster, and moves vectors by up to 8e-3."""
-        return any(tower.exact_decoding for tower in self._image_towers())
+        return any(processor.exact_decoding for processor in self._image_processors())
 
     @exact_decoding.setter
     def exact_decoding(self, exact: bool) -> None:
-        for tower in self._image_towers():
-            tower.exact_decoding = exact
+        for processor in self._image_processors():
+            processor.exact_decoding = exact
 
-    def _image_towers(self) -> list[ImageTower]:
-        return [self.towers.image_tower(name) for name in self.towers.of_modality("image")]
+    def _image_processors(self) -> list[ImageProcessor]:
+        return [self.towers.image(name).processor for name in self.towers.of_modality("image")]
 
     def embedder(self, name: str) -> Embedder:
-        """The tower called ``name``, or the only one of that modality, with its head.
+        """The embedder called ``name``, or the only one of that modality: processor, tower and head.
 
         Raises:
             MmclError: there is none, or several are of that modality.
@@ -109,7 +109,7 @@ class Described(nn.Module):
             ImageError: it cannot be read.
             MmclError: this encoder embeds no images.
         """
-        return self.towers.image_tower().prepare(image)
+        return self.towers.image().processor.prepare(image)
 
     def fingerprint(self) -> dict[str, str]:
         """What identifies this encoder: ``weights``, a hash of the weights and of what else decides the vectors, and
@@ -124,7 +124,7 @@ class Described(nn.Module):
     def prompts(self) -> dict[str, str]:
         """Name to the text that is put before another, of the text tower; empty without one, or with several."""
         names = self.towers.of_modality("text")
-        return dict(self.towers.text_tower(names[0]).prompts) if len(names) == 1 else {}
+        return dict(self.towers.text(names[0]).processor.prompts) if len(names) == 1 else {}
 
     def prompt_text(self, prompt: str | None = None, modality: str = "text") -> str:
         """What :meth:`mmcl.Encoder.encode` puts before every text.
@@ -136,7 +136,7 @@ class Described(nn.Module):
         Raises:
             MmclError: this encoder embeds no text, or has no prompt of that name.
         """
-        return self.towers.text_tower(modality).prompt_text(prompt)
+        return self.towers.text(modality).processor.prompt_text(prompt)
 
     def text_identities(self, texts: Sequence[str], prompt: str | None = None, modality: str = "text") -> np.ndarray:
         """(N,) int64, equal for texts whose vectors behind ``prompt`` are the same, since their tokens are: ``paris``
@@ -145,4 +145,4 @@ class Described(nn.Module):
         Raises:
             MmclError: as :meth:`prompt_text`, or something is no text.
         """
-        return self.towers.text_tower(modality).identities(texts, prompt)
+        return self.towers.text(modality).processor.identities(texts, prompt)

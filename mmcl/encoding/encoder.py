@@ -325,7 +325,7 @@ class Encoder(Described):
 
     def _report_cut(self, name: str, cut: int, count: int) -> None:
         if cut:
-            log.warning("%d of %d texts were cut at %d tokens", cut, count, self.towers.text_tower(name).max_tokens)
+            log.warning("%d of %d texts were cut at %d tokens", cut, count, self.towers.text(name).processor.max_tokens)
 
     def save(self, folder: str | Path) -> Path:
         """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced.

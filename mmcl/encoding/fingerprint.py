@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from mmcl.data.processors import tokenize
 from mmcl.formats.weights import weights_hash
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tower import TextTower
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
-
-_TEXT = ("pooling", "max_tokens", "include_prompt", "lowercase", "padded", "masked")
-_IMAGE = ("size", "resize")
 
 
 def fingerprint(towers: Towers) -> dict[str, str]:
@@ -21,17 +19,34 @@ def fingerprint(towers: Towers) -> dict[str, str]:
 
     A device, or the precision that is computed in, is no part of it.
     """
-    described = []
+    described: list[Any] = []
     prompts = {}
     for tower_name in towers.names:
-        tower = towers.embedder(tower_name).tower
-        names = _IMAGE if isinstance(tower, ImageTower) else _TEXT
-        described.append([tower_name, {name: getattr(tower, name, None) for name in names}])
-        if isinstance(tower, ImageTower):
-            described.append([tower.mean.flatten().tolist(), tower.std.flatten().tolist()])
-        elif isinstance(tower, TextTower):
-            described.append([tokenize.content_key(tower.tokenizer), ""])
-            prompts[tower_name] = tower.prompt_text()
+        embedder = towers.embedder(tower_name)
+        if isinstance(embedder, ImageEmbedder):
+            described += _of_images(tower_name, embedder)
+        elif isinstance(embedder, TextEmbedder):
+            described += _of_texts(tower_name, embedder)
+            prompts[tower_name] = embedder.processor.prompt_text()
     content = json.dumps([described, weights_hash(towers.embedders)], sort_keys=True, default=str)
     prompt = next(iter(prompts.values()), "") if len(prompts) < 2 else json.dumps(prompts, sort_keys=True)
     return {"weights": hashlib.sha256(content.encode()).hexdigest()[:32], "prompt": prompt}
+
+
+def _of_images(name: str, embedder: ImageEmbedder) -> list[Any]:
+    processor, tower = embedder.processor, embedder.tower
+    settings = {"size": processor.size, "resize": processor.resize}
+    return [[name, settings], [tower.mean.flatten().tolist(), tower.std.flatten().tolist()]]
+
+
+def _of_texts(name: str, embedder: TextEmbedder) -> list[Any]:
+    processor, tower = embedder.processor, embedder.tower
+    settings = {
+        "pooling": tower.pooling,
+        "max_tokens": processor.max_tokens,
+        "include_prompt": processor.include_prompt,
+        "lowercase": processor.lowercase,
+        "padded": tower.padding.length,
+        "masked": tower.padding.masked,
+    }
+    return [[name, settings], [tokenize.content_key(processor.tokenizer), ""]]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmcl.data.images import PreparedImage, decode_many
-from mmcl.models.image.tower import ImageTower
+from mmcl.data.images import PreparedImage
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import Devices
 from mmcl.runtime.errors import MmclError
@@ -223,13 +223,13 @@ def hint_at_files(texts: Iterable[str]) -> None:
 
 
 def read_images(
-    images: Sequence[Any], tower: ImageTower, start: int, skip: bool = False
+    images: Sequence[Any], processor: ImageProcessor, start: int, skip: bool = False
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """(n, side, side, 3) uint8 pixels as ``tower`` takes them; and why some cannot be read, by their position.
+    """(n, side, side, 3) uint8 pixels as ``processor`` makes them; and why some cannot be read, by their position.
 
     Args:
         images: n of any kind.
-        tower: that they are for.
+        processor: of the tower that they are for.
         start: the number of the first, for messages.
         skip: give the reasons, and zeros as pixels, rather than raise the first.
 
@@ -237,7 +237,7 @@ def read_images(
         MmclError: one of them cannot be read.
     """
     named = [Path(image) if isinstance(image, str) else image for image in images]
-    pixels, errors = decode_many(named, tower.size, tower.resize, exact_decoding=tower.exact_decoding)
+    pixels, errors = processor.prepare_many(named)
     if errors and not skip:
         position, reason = next(iter(errors.items()))
         what = images[position]

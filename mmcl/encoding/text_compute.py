@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.models.embedder import Embedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.grouping import equal_lengths
 from mmcl.models.text.packed_bert import PackedBert, packs
 from mmcl.models.text.pooling import pool, reads_layers
@@ -37,18 +37,20 @@ class TextCompute:
         dtype: of the tower's products. Pooling and head are computed in float32.
 
     Attributes:
-        tower: the embedder's own, which tokenizes; its prompts may change at any time.
+        tower: the embedder's own.
+        processor: the embedder's own; its prompts may change at any time.
     """
 
-    def __init__(self, embedder: Embedder, dtype: torch.dtype) -> None:
-        tower = cast(TextTower, embedder.tower)
+    def __init__(self, embedder: TextEmbedder, dtype: torch.dtype) -> None:
+        tower = embedder.tower
         self._embedder = embedder
         self._state = _state(embedder, dtype)
         self._packed: PackedBert | None = None
-        self.tower = tower
+        self.tower, self.processor = tower, embedder.processor
         self._net = tower
         device = next(tower.parameters()).device.type
-        plain = type(tower) is TextTower and tower.masked and not tower.padded and tower.pooling != "pooled"
+        padding = tower.padding
+        plain = type(tower) is TextTower and padding.masked and not padding.length and tower.pooling != "pooled"
         if device == "cpu" and plain and packs(tower.net):
             self._packed = PackedBert(tower.net, dtype)
         elif not hasattr(tower.net, "backend") and any(  # what runs outside torch has a precision of its own
@@ -58,7 +60,7 @@ class TextCompute:
         self._budget = PACKED_TOKENS if self._packed else PADDED_TOKENS.get(device, PADDED_TOKENS["cuda"])
         self._splits = device == "cpu" and self._packed is None
 
-    def suits(self, embedder: Embedder, dtype: torch.dtype) -> bool:
+    def suits(self, embedder: TextEmbedder, dtype: torch.dtype) -> bool:
         """Whether it still computes what ``embedder`` does: nothing trained, loaded, moved or replaced since."""
         return self._state == _state(embedder, dtype)
 
@@ -70,7 +72,7 @@ class TextCompute:
             texts: so many at once; filled up to a number of tokens if absent.
         """
         order = np.argsort(-lengths, kind="stable")
-        if self.tower.mixes_padding:
+        if self.tower.padding.mixes:
             for begin, end in equal_lengths(lengths[order].tolist()):
                 most = texts or max(1, self._budget // int(lengths[order[begin]]))
                 yield from (order[start : min(start + most, end)] for start in range(begin, end, most))
@@ -122,7 +124,7 @@ class TextCompute:
 
     def _padded_features(self, tokens: Sequence[np.ndarray], skipped: int) -> Tensor:
         device = next(self._net.parameters()).device
-        batch = {name: values.to(device) for name, values in self.tower.collate(tokens).items()}
+        batch = {name: values.to(device) for name, values in self.processor.collate(tokens).items()}
         mask = None if len(tokens[0]) == len(tokens[-1]) else batch["attention_mask"]
         left_out = {"skipped": torch.full((len(tokens),), skipped, device=device)} if skipped else {}
         return cast(Tensor, self._net(batch["input_ids"], mask, **left_out))
@@ -134,17 +136,16 @@ def _cast(tower: TextTower, dtype: torch.dtype) -> TextTower:
     The buffers stay as they are: in bfloat16, the frequencies of rotary positions would turn late tokens by a wrong
     angle. So do the tokens' weights, which are the pooling's.
     """
-    kept = {id(shared): shared for shared in (tower.tokenizer, getattr(tower, "_tokenize", None))}
-    copied = copy.deepcopy(tower, kept).eval()
+    copied = copy.deepcopy(tower).eval()
     for weight in copied.net.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.to(dtype)
     return copied
 
 
-def _state(embedder: Embedder, dtype: torch.dtype) -> Hashable:
+def _state(embedder: TextEmbedder, dtype: torch.dtype) -> Hashable:
     """Changes with every step of an optimizer, loading of weights, move, and change of the net or its pooling."""
-    tower = cast(TextTower, embedder.tower)
+    tower = embedder.tower
     weights = [
         (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
         for weight in chain(tower.parameters(), tower.buffers())

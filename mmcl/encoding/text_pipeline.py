@@ -70,7 +70,7 @@ def embed_chunks(
     Args:
         compute: embeds tokens.
         chunks: texts, at least one each.
-        prompt: as for :meth:`mmcl.models.text.tower.TextTower.prompt_text`.
+        prompt: as for :meth:`mmcl.data.processors.text.TextProcessor.prompt_text`.
         texts_a_batch: texts a forward pass; filled up to a number of tokens if absent.
         finish: truncates and normalises (n, D) embeddings.
         advance: called with the number of texts done since.
@@ -78,10 +78,10 @@ def embed_chunks(
     Raises:
         MmclError: no such prompt, or something that is no text; the chunks before it are given out first.
     """
-    skipped = compute.tower.skipped(prompt)
+    skipped = compute.processor.skipped(prompt)
 
     def tokenize(chunk: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-        return compute.tower.tokenize_marked(chunk, prompt)
+        return compute.processor.tokenize_marked(chunk, prompt)
 
     for tokens, cut in made_ahead(chunks, tokenize):
         yield Embedded(_embed(compute, tokens, skipped, texts_a_batch, finish, advance), cut)

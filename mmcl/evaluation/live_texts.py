@@ -24,20 +24,20 @@ class LiveTexts:
 
     def __init__(self, encoder: Towers) -> None:
         self._encoder = encoder
-        self._tower = encoder.text_tower()
+        self._processor = encoder.text().processor
 
     @property
     def prompts(self) -> Mapping[str, str]:
         """The model's."""
-        return self._tower.prompts
+        return self._processor.prompts
 
     def text_identities(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """(N,) int64, equal for texts that the tower cannot tell apart."""
-        return self._tower.identities(texts, prompt)
+        return self._processor.identities(texts, prompt)
 
     def encode(self, inputs: Sequence[str], *, prompt: str | None = None, normalize: bool = True) -> np.ndarray:
         """(N, D) float32, in the order of the texts."""
-        reader = TextReader(self._tower, prompt)
+        reader = TextReader(self._processor, prompt)
         chunks = [inputs[start : start + TEXTS_AT_ONCE] for start in range(0, len(inputs), TEXTS_AT_ONCE)]
         vectors = [self._chunk(texts, reader, normalize) for texts in chunks]
         return np.concatenate([np.empty((0, self._encoder.width), np.float32), *vectors])
@@ -47,7 +47,7 @@ class LiveTexts:
         order = np.argsort([-len(ids) for ids in tokens], kind="stable")  # texts of a length together: little padding
 
         def inputs(places: np.ndarray) -> dict[str, Tensor]:
-            return text_inputs(self._tower, [tokens[place] for place in order[places]], reader.skipped)
+            return text_inputs(self._processor, [tokens[place] for place in order[places]], reader.skipped)
 
         vectors = np.empty((len(texts), self._encoder.width), dtype=np.float32)
         precision = resolve_precision("auto", self._encoder.device)  # as a loaded model computes in

@@ -39,7 +39,7 @@ def mteb_model(encoder: Encoder, name: str | None = None) -> MtebModel:
         "revision": weights_hash(encoder.towers)[:40],
         "embed_dim": encoder.dim,
         "n_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "max_tokens": getattr(_text_tower(encoder), "max_tokens", None),
+        "max_tokens": encoder.towers.text().processor.max_tokens if "text" in encoder.modalities else None,
         "modalities": sorted(encoder.modalities),
         "framework": ["PyTorch"],
         "similarity_fn_name": "cosine",
@@ -117,7 +117,3 @@ class MtebModel:
         known = prompts | ({"document": prompts["passage"]} if alias == "passage" else {})
         chosen: str | None = get_prompt_name(known, task_metadata, prompt_type)
         return alias if chosen == "document" else chosen
-
-
-def _text_tower(encoder: Encoder) -> Any:
-    return encoder.embedder("text").tower if "text" in encoder.modalities else None

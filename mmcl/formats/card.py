@@ -57,20 +57,21 @@ def _example(towers: Towers) -> str:
 
 def _texts(towers: Towers, name: str) -> dict[str, Any]:
     """How texts become vectors, as far as who uses them has to know."""
-    tower = towers.text_tower(name)
-    limited = tower.max_tokens < UNLIMITED
+    embedder = towers.text(name)
+    processor = embedder.processor
+    limited = processor.max_tokens < UNLIMITED
     facts = {
-        "tokens": f"longer texts are cut after {tower.max_tokens}"
+        "tokens": f"longer texts are cut after {processor.max_tokens}"
         if limited
         else "texts of any length are read to their end",
-        "pooling": _plain(tower.pooling),
+        "pooling": _plain(embedder.tower.pooling),
     }
-    if tower.lowercase:
+    if processor.lowercase:
         facts["case"] = "folded"
-    for prompt, text in sorted(tower.prompts.items()):
-        default = ", the default" if prompt == tower.default_prompt else ""
+    for prompt, text in sorted(processor.prompts.items()):
+        default = ", the default" if prompt == processor.default_prompt else ""
         facts[f"prompt {_code(prompt)}{default}"] = _code(json.dumps(text, ensure_ascii=False)) if text else "none"
-    if tower.prompts and not tower.include_prompt:
+    if processor.prompts and not processor.include_prompt:
         facts["prompts"] = "read, but left out of the pooling"
     sizes = towers.card.get("training", {}).get("matryoshka")
     trained = f", as it was trained to: {_show(sizes)}" if sizes else ""

@@ -7,12 +7,14 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.formats.folder import preprocessor
+from mmcl.formats.image_towers import describe_image_tower
 from mmcl.formats.onnx.graph import export_onnx, exportable, require
 from mmcl.formats.open_clip.models import CONFIG
 from mmcl.formats.open_clip.text import describe_text_tower
@@ -82,8 +84,8 @@ def _open_clip(towers: Towers) -> Callable[[Path], None]:
     why = "open-clip needs an image and a text tower of open_clip's"
     if towers.modalities != {"image", "text"}:
         raise MmclError(f"{why}; '{towers.name}' embeds {' and '.join(towers.modalities)} only")
-    image, text = towers.embedder("image"), towers.embedder("text")
-    image_tower, text_tower = towers.image_tower(), towers.text_tower()
+    image, text = towers.image(), towers.text()
+    image_tower, text_tower = image.tower, text.tower
     if image_tower.spec.get("library") != "open_clip" or not isinstance(text_tower, OpenClipTextTower):
         other = (
             image_tower.spec["name"]
@@ -93,7 +95,9 @@ def _open_clip(towers: Towers) -> Callable[[Path], None]:
         raise MmclError(
             f"{why}; '{towers.name}' has {other}. Train with open_clip:NAME for both towers to export there"
         )
-    config = _model_config(towers, image_tower.spec, describe_text_tower(text_tower))
+    described = describe_image_tower(image.processor, image_tower)
+    config = _model_config(towers, described, describe_text_tower(text.processor, text_tower))
+    halves: dict[str, tuple[Embedder, str | None]]
     halves = {half: (embedder, _projection(embedder, half)) for half, embedder in (("visual", image), ("text", text))}
 
     def write(folder: Path) -> None:
@@ -101,25 +105,24 @@ def _open_clip(towers: Towers) -> Callable[[Path], None]:
             name: of for half, (embedder, at) in halves.items() for name, of in _folded(embedder, half, at).items()
         }
         _write_open_clip(towers, folder, config, state)
+        if hf := text_tower.spec["config"]["text_cfg"].get("hf_config"):
+            (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
 
     return write
 
 
 def _write_open_clip(towers: Towers, folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    image_tower = towers.image_tower()
-    text_tower = cast(OpenClipTextTower, towers.text_tower())
+    processor = towers.text().processor
     state["logit_scale"] = torch.tensor(_UNKNOWN_SCALE if towers.logit_scale is None else towers.logit_scale)
     if towers.logit_bias is not None:
         config["init_logit_bias"] = towers.logit_bias
         state["logit_bias"] = torch.tensor(towers.logit_bias)
-    if text_tower.max_tokens < (context := config["text_cfg"].get("context_length", 77)):
-        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, towers.name, text_tower.max_tokens)
-    description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(image_tower.spec)}
+    if processor.max_tokens < (context := config["text_cfg"].get("context_length", 77)):
+        log.warning("open-clip cuts texts at %d tokens, '%s' at %d", context, towers.name, processor.max_tokens)
+    description = {"model_cfg": config, "preprocess_cfg": _preprocess_config(towers.image().processor)}
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     save_tensors(folder / "open_clip_model.safetensors", state)
-    save_tokenizer(text_tower.tokenizer, folder)
-    if hf := text_tower.spec["config"]["text_cfg"].get("hf_config"):
-        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    save_tokenizer(processor.tokenizer, folder)
 
 
 def _model_config(towers: Towers, image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
@@ -176,14 +179,14 @@ def _folded(embedder: Embedder, half: str, name: str | None) -> dict[str, Tensor
     return state
 
 
-def _preprocess_config(spec: dict[str, Any]) -> dict[str, Any]:
-    how = spec["resize"].split("-")[0]
+def _preprocess_config(processor: ImageProcessor) -> dict[str, Any]:
+    how = processor.resize.split("-")[0]
     return {
-        "size": spec["size"],
+        "size": processor.size,
         "mode": "RGB",
-        "mean": spec["mean"],
-        "std": spec["std"],
-        "interpolation": next((each for each in ("bilinear", "nearest") if f"-{each}" in spec["resize"]), "bicubic"),
+        "mean": list(processor.mean),
+        "std": list(processor.std),
+        "interpolation": next((each for each in ("bilinear", "nearest") if f"-{each}" in processor.resize), "bicubic"),
         "resize_mode": {"crop": "shortest", "squash": "squash", "pad": "longest"}[how],
         "fill_color": 255 if how == "pad" else 0,
     }
@@ -213,15 +216,15 @@ def _write_transformers(towers: Towers, folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         pass_on(path)
     if "text" in towers.modalities:
-        tower = towers.text_tower()
-        save_tokenizer(tower.tokenizer, folder)
-        if tower.prompts:
-            log.warning("transformers keeps no prompts; '%s' has %s", towers.name, ", ".join(sorted(tower.prompts)))
+        texts = towers.text().processor
+        save_tokenizer(texts.tokenizer, folder)
+        if texts.prompts:
+            log.warning("transformers keeps no prompts; '%s' has %s", towers.name, ", ".join(sorted(texts.prompts)))
     if "image" in towers.modalities:
-        spec = towers.image_tower().spec
-        if spec["resize"] == "pad":
+        images = towers.image().processor
+        if images.resize == "pad":
             log.warning("transformers has no white borders: its image processor squashes, '%s' pads", towers.name)
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(spec), indent=2) + "\n", "utf-8")
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(images), indent=2) + "\n", "utf-8")
 
 
 def _is_transformers(embedder: Embedder) -> bool:
@@ -270,7 +273,7 @@ def _joint(towers: Towers) -> Any:
 def _sentence_transformers(towers: Towers) -> Callable[[Path], None]:
     if "text" not in towers.modalities:
         raise MmclError(f"sentence-transformers needs a text tower; '{towers.name}' embeds images only")
-    if why := cannot_express(towers.embedder("text")):
+    if why := cannot_express(towers.text()):
         raise MmclError(f"sentence-transformers cannot embed as '{towers.name}' does: {why}; mmcl's own folders can")
     return lambda folder: write(towers, folder)
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.card import model_card
 from mmcl.formats.heads import build_heads, read_heads, save_heads
-from mmcl.formats.image_towers import rebuild_image_tower
+from mmcl.formats.image_towers import describe_image_tower, rebuild_image_tower
 from mmcl.formats.plausible import require_plausible, weights_bytes
 from mmcl.formats.sentence_transformers import write as writer
 from mmcl.formats.sentence_transformers.read import MODULES
@@ -23,8 +25,8 @@ from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.formats.weights import load_weights, save_tensors
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tower import TextTower
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Conventions, Towers
 from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.files import atomic_folder, folder_to_write, read_json, write_json
@@ -64,7 +66,7 @@ def save(model: Towers, folder: Path) -> Path:
     with atomic_folder(folder) as beside, full_disk_is_oserror(folder):
         description["heads"] = save_heads(model.heads, beside)
         alone = model.modalities == {"text"} and len(model.names) == 1
-        if alone and not writer.cannot_express(model.embedder("text")):
+        if alone and not writer.cannot_express(model.text()):
             writer.write(model, beside)
         else:
             save_tensors(beside / WEIGHTS, model.embedders.state_dict())
@@ -79,18 +81,22 @@ def _save_processors(model: Towers, folder: Path) -> None:
     """Write the tokenizers' and image processors' own files."""
     kinds = {name: model.modality(name) for name in model.names}
     for name in kinds:
-        tower, place = model.embedder(name).tower, _place(folder, name, kinds)
+        processor, place = model.embedder(name).processor, _place(folder, name, kinds)
         place.mkdir(exist_ok=True)
-        if isinstance(tower, TextTower):
-            save_tokenizer(tower.tokenizer, place)
+        if isinstance(processor, TextProcessor):
+            save_tokenizer(processor.tokenizer, place)
         else:
-            write_json(place / "preprocessor_config.json", preprocessor(tower.spec))
+            write_json(place / "preprocessor_config.json", preprocessor(processor))
 
 
 def _describe(embedder: Embedder) -> dict[str, Any]:
-    tower = embedder.tower
-    spec = describe_text_tower(tower) if isinstance(tower, TextTower) else tower.spec
-    return {"modality": tower.modality, "tower": spec, "head": embedder.head.spec()}
+    if isinstance(embedder, TextEmbedder):
+        spec = describe_text_tower(embedder.processor, embedder.tower)
+    elif isinstance(embedder, ImageEmbedder):
+        spec = describe_image_tower(embedder.processor, embedder.tower)
+    else:
+        raise TypeError(f"a {type(embedder).__name__} cannot be saved")
+    return {"modality": embedder.modality, "tower": spec, "head": embedder.head.spec()}
 
 
 def _place(folder: Path, name: str, kinds: Mapping[str, str]) -> Path:
@@ -123,14 +129,16 @@ def read_folder(folder: Path) -> Towers:
         require_plausible(sizes, weights_bytes(folder), folder / DESCRIPTION)
         kinds = {name: spec.get("modality", name) for name, spec in description["towers"].items()}
         for name, spec in description["towers"].items():
-            tower: ImageTower | TextTower
             if kinds[name] == "image":
-                tower = rebuild_image_tower(spec["tower"])
+                images, image = rebuild_image_tower(spec["tower"])
+                head = Head.from_spec(spec["head"], image.width, description["dim"])
+                embedders[name] = ImageEmbedder(images, image, head)
             elif kinds[name] == "text":
-                tower = rebuild_text_tower(spec["tower"], folder, _place(folder, name, kinds))
+                texts, text = rebuild_text_tower(spec["tower"], folder, _place(folder, name, kinds))
+                head = Head.from_spec(spec["head"], text.width, description["dim"])
+                embedders[name] = TextEmbedder(texts, text, head)
             else:
                 raise ValueError(f"there is no tower of the kind '{kinds[name]}'")
-            embedders[name] = Embedder(tower, Head.from_spec(spec["head"], tower.width, description["dim"]))
         model = Towers(embedders, description["dim"], description["name"])
         model.conventions = Conventions(**description.get("conventions", {}))
         model.card = description.get("card", {})
@@ -143,7 +151,7 @@ def read_folder(folder: Path) -> Towers:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise MmclError(f"{folder / DESCRIPTION}: damaged ({reason}); take a fresh copy") from None
     if (folder / MODULES).is_file():
-        writer.read_weights(model.embedder("text"), folder)
+        writer.read_weights(model.text(), folder)
     else:
         load_weights(model.embedders, folder / WEIGHTS)
     read_heads(model.heads, description, folder)
@@ -159,14 +167,14 @@ def _check_values(model: Towers) -> None:
             raise ValueError(f"{key} is {value}")
 
 
-def preprocessor(spec: dict[str, Any]) -> dict[str, Any]:
-    """An image's way to pixels by an image tower's spec, in the vocabulary of transformers' image processors."""
-    how, *_ = mode = spec["resize"].split("-")
-    side = next((int(part) for part in mode if part.isdecimal()), spec["size"])
+def preprocessor(processor: ImageProcessor) -> dict[str, Any]:
+    """An image's way to pixels, in the vocabulary of transformers' image processors."""
+    how, *_ = mode = processor.resize.split("-")
+    side = next((int(part) for part in mode if part.isdecimal()), processor.size)
     resampling = next(
         (Image.Resampling[part.upper()] for part in mode if part.upper() in Image.Resampling.__members__), 3
     )
-    square, cut = {"height": spec["size"], "width": spec["size"]}, how in ("crop", "keep") or side != spec["size"]
+    square, cut = {"height": processor.size, "width": processor.size}, how in ("crop", "keep") or side != processor.size
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
@@ -178,6 +186,6 @@ def preprocessor(spec: dict[str, Any]) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": spec["mean"],
-        "image_std": spec["std"],
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
     }

@@ -1,8 +1,10 @@
-"""Image towers: by name (``timm:…``, ``open_clip:…``, ``transformers:…``), and as a model folder describes them."""
+"""Image towers and the processors of their images: by name (``timm:…``, ``open_clip:…``, ``transformers:…``), and as a
+model folder describes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.formats.open_clip.models import colours as open_clip_colours
 from mmcl.formats.open_clip.models import pretrained_model
 from mmcl.formats.open_clip.nets import model_config, tower_config, visual_net, with_vision_settings
@@ -37,24 +40,35 @@ the network it returns what rebuilds it: ``name`` and ``args`` of the settings, 
 that the network takes. Another package adds its own by the entry-point group ``mmcl.image_towers``."""
 
 
-def build_image_tower(config: ImageTowerConfig, image: ImageConfig) -> ImageTower:
-    """The tower that the config names, for images as ``image`` says.
+def build_image_tower(config: ImageTowerConfig, image: ImageConfig) -> tuple[ImageProcessor, ImageTower]:
+    """The tower that the config names, behind the processor of images that ``image`` says.
 
     Raises:
         MmclError: the name, its weights or its arguments are not known.
     """
     net, about = create_net(config, image.size)
-    tower = ImageTower(net, {**about, **image.model_dump(exclude={"root"})})
+    processor, tower = _apart(net, {**about, **image.model_dump(exclude={"root"})})
     if config.checkpointing:
         checkpoint_activations(net, f"model.image.checkpointing: '{config.name}'")
     if config.patch_dropout:
-        drop_patches(net, config.patch_dropout, tower.size, f"model.image.patch_dropout: '{config.name}'")
-    return tower
+        drop_patches(net, config.patch_dropout, processor.size, f"model.image.patch_dropout: '{config.name}'")
+    return processor, tower
 
 
-def rebuild_image_tower(spec: dict[str, Any]) -> ImageTower:
-    """The tower that ``spec``, an image tower's, describes, with fresh weights."""
-    return ImageTower(rebuild_net(spec), spec)
+def describe_image_tower(processor: ImageProcessor, tower: ImageTower) -> dict[str, Any]:
+    """What rebuilds both, weights apart."""
+    return {**tower.spec, **asdict(processor)}
+
+
+def rebuild_image_tower(spec: dict[str, Any]) -> tuple[ImageProcessor, ImageTower]:
+    """Of what :func:`describe_image_tower` gave, the processor and the tower, with fresh weights."""
+    return _apart(rebuild_net(spec), spec)
+
+
+def _apart(net: nn.Module, spec: Mapping[str, Any]) -> tuple[ImageProcessor, ImageTower]:
+    own = {field.name for field in fields(ImageProcessor)}
+    processor = ImageProcessor(**{name: value for name, value in spec.items() if name in own})
+    return processor, ImageTower(net, {name: value for name, value in spec.items() if name not in own}, processor)
 
 
 def create_net(config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
@@ -70,8 +84,8 @@ def create_net(config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]
     return IMAGE_TOWERS[library](model, config, size)
 
 
-def rebuild_net(spec: dict[str, Any]) -> Any:
-    """The network of a tower's spec, with fresh weights."""
+def rebuild_net(spec: Mapping[str, Any]) -> Any:
+    """The network of what :func:`describe_image_tower` gave, with fresh weights."""
     if spec.get("library") == "open_clip":
         net = visual_net(spec["config"])
         if spec.get("resized"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.folder import DESCRIPTION, read_folder
 from mmcl.formats.lora import ADAPTER, adapter_base, adapts_itself, merge_adapter
 from mmcl.formats.open_clip import models as open_clip_models
@@ -19,8 +20,8 @@ from mmcl.formats.text_towers import open_text_tower
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.formats.transformers import clip as transformers_clip
 from mmcl.formats.transformers.nets import local_folder
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.limits import count_positions, tightest
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
@@ -114,16 +115,16 @@ def _open_text(folder: Path, name: str) -> Towers:
             raise MmclError(f"{folder}: its adapters are for models that are adapters for it in turn; name their base")
         if not (folder / MODULES).is_file():
             return _open_adapters(folder, base, name)
-        tower = _adapted_tower(folder / settings.transformer, base, settings)
+        processor, tower = _adapted_tower(folder / settings.transformer, base, settings)
     else:
-        tower = open_text_tower(str(folder))
+        processor, tower = open_text_tower(str(folder))
     for dense in settings.dense[:1]:
         if dense.inputs != tower.width:
             raise MmclError(f"{dense.folder}: reads {dense.inputs} features, but the pooling gives {tower.width}")
     head = Head.from_layers(tower.width, [dense.layer for dense in settings.dense])
     for dense, linear in zip(settings.dense, head.linear_layers(), strict=True):
         dense.load_into(linear)
-    towers = Towers({"text": Embedder(tower, head)}, _dim(head, tower.width), name)
+    towers = Towers({"text": TextEmbedder(processor, tower, head)}, _dim(head, tower.width), name)
     towers.conventions = conventions = settings.conventions
     if towers.dim < towers.width:
         log.info("%s: its vectors are cut to the first %d of %d dimensions", name, towers.dim, towers.width)
@@ -140,23 +141,18 @@ def _open_adapters(folder: Path, base: str, name: str) -> Towers:
     return towers
 
 
-def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettings) -> TextTower:
-    """The tower of a sentence-transformers folder that holds adapters instead of a transformer."""
-    tower = _open_folder(base).text_tower()
-    merge_adapter(tower.net, source)
-    tokenizer = read_tokenizer(source) if (source / "tokenizer_config.json").is_file() else tower.tokenizer
+def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettings) -> tuple[TextProcessor, TextTower]:
+    """Processor and tower of a sentence-transformers folder that holds adapters instead of a transformer."""
+    adapted = _open_folder(base).text()
+    net = adapted.tower.net
+    merge_adapter(net, source)
+    own = (source / "tokenizer_config.json").is_file()
+    tokenizer = read_tokenizer(source) if own else adapted.processor.tokenizer
+    max_tokens = tightest(settings.max_tokens or tokenizer.model_max_length, count_positions(net))
+    processor = settings.processor(tokenizer, max_tokens)
     weighted = settings.token_weights
-    return TextTower(
-        tower.net,
-        tokenizer,
-        token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
-        pooling=settings.pooling,
-        max_tokens=tightest(settings.max_tokens or tokenizer.model_max_length, count_positions(tower.net)),
-        prompts=settings.prompts,
-        default_prompt=settings.default_prompt,
-        include_prompt=settings.include_prompt,
-        lowercase=settings.lowercase,
-    )
+    token_weights = None if weighted is None else TokenWeights.of(read_token_weights(weighted))
+    return processor, TextTower(net, processor, pooling=settings.pooling, token_weights=token_weights)
 
 
 def _dim(head: Head, width: int) -> int:

@@ -12,8 +12,8 @@ from mmcl.config.section import Section
 from mmcl.formats.open import open_model
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.embedder import Embedder
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tower import TextTower
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -71,16 +71,15 @@ def _source(model: Towers, name: str, modality: str, config: ModelConfig) -> str
 def _adapted(embedder: Embedder, config: ModelConfig, name: str, image: ImageConfig) -> Embedder:
     """A tower of the model as its section wants it."""
     section, where, model = config.tower(name) or TowerConfig(), config.where(name), str(config.name)
-    tower = embedder.tower
-    if isinstance(tower, ImageTower):
-        _adapt_image(tower, section, image, where, model)
-    else:
-        _adapt_text(tower, section, where, model)
+    if isinstance(embedder, ImageEmbedder):
+        _adapt_image(embedder, section, image, where, model)
+    elif isinstance(embedder, TextEmbedder):
+        _adapt_text(embedder, section, where, model)
     if section.checkpointing:
-        checkpoint_activations(tower.net, f"{where}.checkpointing: '{model}'")
+        checkpoint_activations(embedder.tower.net, f"{where}.checkpointing: '{model}'")
     if "dropout" in _changed(section.head):
         embedder.head.set_dropout(section.head.dropout)
-    return Embedder(tower, embedder.head, frozen=section.frozen)
+    return type(embedder)(embedder.processor, embedder.tower, embedder.head, frozen=section.frozen)
 
 
 def _refuse_settings_of_new_towers(config: ModelConfig, name: str) -> None:
@@ -107,21 +106,23 @@ def _changed(section: Section) -> set[str]:
     }
 
 
-def _adapt_image(tower: ImageTower, section: Any, image: ImageConfig, where: str, name: str) -> None:
-    tower.exact_decoding |= image.exact_decoding
+def _adapt_image(embedder: ImageEmbedder, section: Any, image: ImageConfig, where: str, name: str) -> None:
+    processor = embedder.processor
+    processor.exact_decoding |= image.exact_decoding
     for key in sorted(_changed(image) - {"exact_decoding", "root"}):  # root says where images lie
-        wanted, own = getattr(image, key), tower.spec[key]
+        wanted, own = getattr(image, key), getattr(processor, key)
         if wanted != own and not (key == "resize" and str(own).startswith(wanted)):
             raise MmclError(f"data.image.{key} is {wanted}, but '{name}' takes {own}; leave it out")
     if rate := getattr(section, "patch_dropout", 0.0):
-        drop_patches(tower.net, rate, tower.size, f"{where}.patch_dropout: '{name}'")
+        drop_patches(embedder.tower.net, rate, processor.size, f"{where}.patch_dropout: '{name}'")
 
 
-def _adapt_text(tower: TextTower, section: Any, where: str, name: str) -> None:
+def _adapt_text(embedder: TextEmbedder, section: Any, where: str, name: str) -> None:
+    processor, tower = embedder.processor, embedder.tower
     limit = getattr(section, "max_tokens", None)
-    if limit is not None and limit > tower.max_tokens:
-        raise MmclError(f"{where}.max_tokens is {limit}, but '{name}' reads at most {tower.max_tokens}")
-    tower.max_tokens = limit or tower.max_tokens
+    if limit is not None and limit > processor.max_tokens:
+        raise MmclError(f"{where}.max_tokens is {limit}, but '{name}' reads at most {processor.max_tokens}")
+    processor.max_tokens = limit or processor.max_tokens
     pooling, width = getattr(section, "pooling", None), tower.width
     if pooling not in (None, tower.pooling):
         if tower.pooling == "pooled":
@@ -130,4 +131,4 @@ def _adapt_text(tower: TextTower, section: Any, where: str, name: str) -> None:
         if tower.width != width:
             raise MmclError(f"{where}.pooling: '{name}' reads {width} features, but {pooling} gives {tower.width}")
     if (prompts := getattr(section, "prompts", None)) is not None:
-        tower.replace_prompts(prompts)
+        processor.replace_prompts(prompts)

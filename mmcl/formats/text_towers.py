@@ -1,4 +1,5 @@
-"""Text towers: by name (``open_clip:…``, a transformers encoder, ``scratch``), and as a model folder describes them."""
+"""Text towers and the processors of their texts: by name (``open_clip:…``, a transformers encoder, ``scratch``), and as
+a model folder describes them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from mmcl.config.model import TextTowerConfig
+from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.open_clip import models as open_clip_models
 from mmcl.formats.open_clip import text as open_clip_text
 from mmcl.formats.plausible import weights_bytes
@@ -18,6 +20,7 @@ from mmcl.formats.transformers.nets import local_folder, open_net, rebuild
 from mmcl.models.activations import checkpoint_activations
 from mmcl.models.text.limits import count_positions, tightest
 from mmcl.models.text.open_clip import OpenClipTextTower
+from mmcl.models.text.padding import Padding
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
 from mmcl.runtime.errors import MmclError
@@ -34,29 +37,32 @@ TEXT_TOWERS = {
 """Names of text towers, and what they stand for."""
 
 
-def build_text_tower(config: TextTowerConfig, tokenizer: Any = None) -> TextTower:
-    """The tower that the config names; one from scratch needs a ``tokenizer``, unless the config names that too.
+def build_text_tower(config: TextTowerConfig, tokenizer: Any = None) -> tuple[TextProcessor, TextTower]:
+    """The tower that the config names, behind the processor of its texts.
+
+    One from scratch needs a ``tokenizer``, unless the config names that too.
 
     Raises:
         MmclError: there is no such model, or it cannot be read.
     """
+    processor: TextProcessor
     tower: TextTower
     if config.name.startswith("open_clip:"):
-        tower = open_clip_models.build_text_tower(config)
+        processor, tower = open_clip_models.build_text_tower(config)
     elif config.name != "scratch":
         if isinstance(config.pretrained, str):
             raise MmclError(f"text model '{config.name}': 'pretrained' is true or false for a transformers model")
-        tower = open_text_tower(config.name, config.pretrained, config.max_tokens, config.pooling)
+        processor, tower = open_text_tower(config.name, config.pretrained, config.max_tokens, config.pooling)
     else:
-        tower = _scratch(config, tokenizer)
+        processor, tower = _scratch(config, tokenizer)
     if config.prompts is not None:
-        tower.replace_prompts(config.prompts)
+        processor.replace_prompts(config.prompts)
     if config.checkpointing:
         checkpoint_activations(tower.net, f"model.text.checkpointing: '{config.name}'")
-    return tower
+    return processor, tower
 
 
-def _scratch(config: TextTowerConfig, tokenizer: Any) -> TextTower:
+def _scratch(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, TextTower]:
     from transformers import BertConfig, BertModel
 
     if tokenizer is None:
@@ -83,19 +89,14 @@ def _scratch(config: TextTowerConfig, tokenizer: Any) -> TextTower:
     token_weights = None
     if config.token_weights is not None:
         token_weights = TokenWeights.smooth_inverse_frequency(tokenizer, config.token_weights)
-    return TextTower(
-        net,
-        tokenizer,
-        pooling=config.pooling or "mean",
-        max_tokens=max_tokens,
-        token_weights=token_weights,
-    )
+    processor = TextProcessor(tokenizer, max_tokens=max_tokens)
+    return processor, TextTower(net, processor, pooling=config.pooling or "mean", token_weights=token_weights)
 
 
 def open_text_tower(
     name: str, weights: bool = True, max_tokens: int | None = None, pooling: str | None = None
-) -> TextTower:
-    """A transformers or sentence-transformers model by folder, hub name or ``sample:NAME``.
+) -> tuple[TextProcessor, TextTower]:
+    """A transformers or sentence-transformers model by folder, hub name or ``sample:NAME``: processor and tower.
 
     Args:
         name: of the model.
@@ -116,41 +117,34 @@ def open_text_tower(
         raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {positions}")
     if pooling == "pooler" and fresh:
         log.warning("text model '%s': its weights have no pooler; it starts anew, and is to be trained", name)
+    processor = settings.processor(tokenizer, max_tokens or tightest(settings.max_tokens, positions))
     weighted = settings.token_weights
-    return TextTower(
-        net,
-        tokenizer,
-        token_weights=None if weighted is None else TokenWeights.of(read_token_weights(weighted)),
-        pooling=pooling or settings.pooling,
-        max_tokens=max_tokens or tightest(settings.max_tokens, positions),
-        prompts=settings.prompts,
-        default_prompt=settings.default_prompt,
-        include_prompt=settings.include_prompt,
-        lowercase=settings.lowercase,
-    )
+    token_weights = None if weighted is None else TokenWeights.of(read_token_weights(weighted))
+    return processor, TextTower(net, processor, pooling=pooling or settings.pooling, token_weights=token_weights)
 
 
-def describe_text_tower(tower: TextTower) -> dict[str, Any]:
-    """What rebuilds ``tower``, weights and tokenizer files apart."""
+def describe_text_tower(processor: TextProcessor, tower: TextTower) -> dict[str, Any]:
+    """What rebuilds both, weights and tokenizer files apart."""
     if isinstance(tower, OpenClipTextTower):
-        return open_clip_text.describe_text_tower(tower)
+        return open_clip_text.describe_text_tower(processor, tower)
+    padding = tower.padding
     return {
         "config": tower.net.config.to_diff_dict(),
         "pooling": tower.pooling,
-        "max_tokens": tower.max_tokens,
-        "prompts": tower.prompts,
-        "default_prompt": tower.default_prompt,
-        "include_prompt": tower.include_prompt,
-        "lowercase": tower.lowercase,
+        "max_tokens": processor.max_tokens,
+        "prompts": processor.prompts,
+        "default_prompt": processor.default_prompt,
+        "include_prompt": processor.include_prompt,
+        "lowercase": processor.lowercase,
         **({"architecture": type(tower.net).__name__} if tower.pooling in OWN_VECTOR else {}),
-        **({"padded": tower.padded, "masked": tower.masked} if tower.padded else {}),
-        **({} if tower.padded else {"mixes_padding": tower.mixes_padding, "least_tokens": tower.least_tokens}),
+        **({"padded": padding.length, "masked": padding.masked} if padding.length else {}),
+        **({} if padding.length else {"mixes_padding": padding.mixes, "least_tokens": padding.least_tokens}),
         **({"token_weights": True} if tower.token_weights is not None else {}),
     }
 
 
-def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> TextTower:
-    """What :func:`describe_text_tower` gave, with fresh weights.
+def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> tuple[TextProcessor, TextTower]:
+    """Of what :func:`describe_text_tower` gave, the processor and the tower, with fresh weights.
 
     Args:
         spec: of the tower.
@@ -160,11 +154,16 @@ def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> TextT
     if spec.get("library") == "open_clip":
         return open_clip_text.rebuild_text_tower(spec, files)
     net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
-    names = ["prompts", "default_prompt", "include_prompt", "lowercase"]
-    names += ["padded", "masked", "mixes_padding", "least_tokens"]
-    optional: dict[str, Any] = {name: spec[name] for name in names if name in spec}
     tokenizer = read_tokenizer(files)
     if spec["max_tokens"] > (positions := count_positions(net)):
         raise ValueError(f"max_tokens is {spec['max_tokens']}, and there are {positions} positions")
-    optional["token_weights"] = TokenWeights(len(tokenizer)) if spec.get("token_weights") else None
-    return TextTower(net, tokenizer, pooling=spec["pooling"], max_tokens=spec["max_tokens"], **optional)
+    named = ("max_tokens", "prompts", "default_prompt", "include_prompt", "lowercase")
+    processor = TextProcessor(tokenizer, **{name: spec[name] for name in named if name in spec})
+    padding = Padding(
+        length=spec.get("padded", 0),
+        masked=spec.get("masked", True),
+        mixes=spec.get("mixes_padding"),
+        least_tokens=spec.get("least_tokens", 1),
+    )
+    weights = TokenWeights(len(tokenizer)) if spec.get("token_weights") else None
+    return processor, TextTower(net, processor, pooling=spec["pooling"], padding=padding, token_weights=weights)

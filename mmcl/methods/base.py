@@ -273,7 +273,7 @@ class Method(nn.Module, ABC):
     def view_inputs(self, batch: Batch) -> dict[str, Inputs]:
         """The inputs of all views of a batch, in training changed at random."""
         return make_views(
-            self.views(), batch, change=self.training, side=lambda tower: self.encoder.image_tower(tower).size
+            self.views(), batch, change=self.training, side=lambda tower: self.encoder.image(tower).processor.size
         )
 
     def outputs(self, batch: Batch, embed: Callable[..., dict[str, Tensor]] | None = None) -> Outputs:
@@ -320,7 +320,7 @@ class Method(nn.Module, ABC):
         """
         if len(texts) < 2:
             return {name: embed(**inputs) for name, inputs in texts.items()}
-        padding = self.encoder.text_tower(tower).padding_id
+        padding = self.encoder.text(tower).processor.padding_id
         counts = [len(next(iter(inputs.values()))) for inputs in texts.values()]
         vectors = embed(**join_texts(list(texts.values()), padding)).split(counts)
         return dict(zip(texts, vectors, strict=True))

@@ -48,7 +48,7 @@ class ImageOnly(Method):
 @torch.no_grad()
 def require_readable(encoder: Towers, size: int, setting: str) -> None:
     """Raise ``MmclError``, which names ``setting``, unless the tower reads images of ``size`` pixels."""
-    tower = encoder.image_tower()
+    tower = encoder.image().tower
     training = tower.training
     try:
         tower.eval()(torch.zeros(1, 3, size, size))

@@ -64,7 +64,7 @@ class TextPairs(Paired):
         if config.training_head:
             self.add_head("projector", lambda: Head(HeadConfig(kind="tanh"), encoder.width, encoder.width))
         mlm = config.mlm
-        self.masked_language = MaskedLanguage(encoder.embedder("text"), mlm.probability) if mlm else None
+        self.masked_language = MaskedLanguage(encoder.text(), mlm.probability) if mlm else None
 
     @property
     def sides(self) -> tuple[str, str]:
@@ -106,7 +106,7 @@ class TextPairs(Paired):
             learning = {name: of for name, of in texts.items() if name in self.learning}
             embeddings |= self.embed_together(self.encoder.embedder("text"), learning)
         if self.masked_language is not None and self.training:
-            tower = self.encoder.text_tower()
+            tower = self.encoder.text().tower
             hidden = [inputs[name] for name in map(MASKED.format, self.columns) if name in inputs]
             embeddings["mlm"] = torch.stack([self.masked_language(tower, **texts) for texts in hidden]).sum(dim=0)
         return embeddings

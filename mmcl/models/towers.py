@@ -13,8 +13,8 @@ from torch import nn
 
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head, Prototypes
-from mmcl.models.image.tower import ImageTower
-from mmcl.models.text.tower import TextTower
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.runtime.errors import MmclError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -106,11 +106,11 @@ class Towers(nn.Module):
     @property
     def image_size(self) -> int | None:
         """Side in pixels of the square input of the image tower; None without one."""
-        return self.image_tower().size if "image" in self.modalities else None
+        return self.image().processor.size if "image" in self.modalities else None
 
     def modality(self, name: str) -> str:
         """What the tower called ``name`` embeds."""
-        return cast(Embedder, self.embedders[name]).tower.modality
+        return cast(Embedder, self.embedders[name]).modality
 
     def of_modality(self, modality: str) -> list[str]:
         """Names of the towers of a modality, sorted."""
@@ -149,31 +149,34 @@ class Towers(nn.Module):
         return part
 
     def embedder(self, name: str) -> Embedder:
-        """The tower called ``name``, or the only one of that modality, with its head.
+        """The embedder called ``name``, or the only one of that modality.
 
         Raises:
             MmclError: as :meth:`resolve`.
         """
         return cast(Embedder, self.embedders[self.resolve(name)])
 
-    def text_tower(self, name: str = "text") -> TextTower:
-        """The tower called ``name``, or the only one of texts.
+    def text(self, name: str = "text") -> TextEmbedder:
+        """The embedder of texts called ``name``, or the only one of texts.
 
         Raises:
-            MmclError: as :meth:`resolve`, or it embeds images.
+            MmclError: as :meth:`resolve`, or it embeds something else.
         """
-        return cast(TextTower, self._tower(name, "text"))
+        embedder = self.embedder(name)
+        if not isinstance(embedder, TextEmbedder):
+            raise self._other(name, embedder, "text")
+        return embedder
 
-    def image_tower(self, name: str = "image") -> ImageTower:
-        """The tower called ``name``, or the only one of images.
+    def image(self, name: str = "image") -> ImageEmbedder:
+        """The embedder of images called ``name``, or the only one of images.
 
         Raises:
-            MmclError: as :meth:`resolve`, or it embeds texts.
+            MmclError: as :meth:`resolve`, or it embeds something else.
         """
-        return cast(ImageTower, self._tower(name, "image"))
+        embedder = self.embedder(name)
+        if not isinstance(embedder, ImageEmbedder):
+            raise self._other(name, embedder, "image")
+        return embedder
 
-    def _tower(self, name: str, modality: str) -> ImageTower | TextTower:
-        tower = self.embedder(name).tower
-        if tower.modality != modality:
-            raise MmclError(f"the tower '{name}' of model '{self.name}' embeds {tower.modality}s, not {modality}s")
-        return tower
+    def _other(self, name: str, embedder: Embedder, wanted: str) -> MmclError:
+        return MmclError(f"the tower '{name}' of model '{self.name}' embeds {embedder.modality}s, not {wanted}s")

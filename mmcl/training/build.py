@@ -15,6 +15,7 @@ from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
 from mmcl.data.batches.tokenizer_texts import training_texts
+from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.data.sources.tar.shards import is_shards
 from mmcl.formats.image_towers import build_image_tower
@@ -28,7 +29,8 @@ from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
-from mmcl.models.image.tower import ImageTower
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
@@ -103,7 +105,7 @@ def finish_encoder(method: Method) -> Towers:
 def require_tokens(method: Method, config: Config) -> None:
     """Raise ``MmclError`` where micro-batches are sized in tokens, and features stand in for these."""
     towers = {view.tower for view in method.views().values()}
-    texts = [tower for tower in towers if method.encoder.embedder(tower).tower.modality == "text"]
+    texts = [tower for tower in towers if method.encoder.modality(tower) == "text"]
     kept = all(method.encoder.embedder(tower).frozen for tower in texts) and not config.augments("text")
     streamed = bool(texts) and is_shards(config.data.train.source)
     if isinstance(config.training.micro_batch, TokenLimit) and kept and not streamed:
@@ -125,7 +127,7 @@ def _refuse_equal_views(method: Method, config: Config) -> None:
     twice = [column for column, of in method.columns.items() if of == "text" and method.reading.draws(column) > 1]
     if not twice or config.augments("text"):
         return
-    embedder = cast(Embedder, method.reading.embedder(twice[0]))
+    embedder = method.encoder.embedder(method.reading.tower(twice[0]))
     drawn = embedder.head if embedder.frozen else embedder
     if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in drawn.modules()):
         raise MmclError(
@@ -144,11 +146,14 @@ def _encoder(config: Config, towers: Mapping[str, Sequence[str]], folder: Path) 
                 f"model.{name} is missing: method '{config.method.name}' needs it for its {columns[0]} input"
             )
         if isinstance(section, ImageTowerConfig):
-            tower: ImageTower | TextTower = build_image_tower(section, config.data.image)
+            images, image = build_image_tower(section, config.data.image)
+            head = Head(section.head, image.width, config.model.dim)
+            embedders[name] = ImageEmbedder(images, image, head, frozen=section.frozen)
         else:
             assert isinstance(section, TextTowerConfig), "there is no other"
-            tower = _text_tower(config, section, columns, folder / _tokenizer_folder(config, name))
-        embedders[name] = Embedder(tower, Head(section.head, tower.width, config.model.dim), frozen=section.frozen)
+            texts, text = _text_tower(config, section, columns, folder / _tokenizer_folder(config, name))
+            head = Head(section.head, text.width, config.model.dim)
+            embedders[name] = TextEmbedder(texts, text, head, frozen=section.frozen)
     return Towers(embedders, config.model.dim, config.name)
 
 
@@ -172,8 +177,10 @@ def _adapt(embedder: Embedder, section: TowerConfig, where: str) -> None:
         embedder.keep_in_eval(add_lora(net, section.lora))
 
 
-def _text_tower(config: Config, section: TextTowerConfig, roles: Sequence[str], kept: Path) -> TextTower:
-    """A text tower; a tokenizer of its own is trained on ``roles``, and kept."""
+def _text_tower(
+    config: Config, section: TextTowerConfig, roles: Sequence[str], kept: Path
+) -> tuple[TextProcessor, TextTower]:
+    """A text tower and its processor; a tokenizer of its own is trained on ``roles``, and kept."""
     if section.name != "scratch" or section.tokenizer.name:
         return build_text_tower(section)
     if not kept.is_dir() and distributed.rank() == 0:

@@ -17,8 +17,9 @@ from mmcl.encoding import Encoder
 from mmcl.evaluation import retrieval
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 
 QUESTIONS = [f"who {verb} the {thing}" for verb in ("saw", "ate", "made") for thing in ("bread", "house", "sea", "dog")]
@@ -29,8 +30,8 @@ ANSWERS = [
 
 def texts(vocabulary):
     tokenizer = train_tokenizer(vocabulary, TokenizerConfig(vocab_size=60), 20)
-    return Embedder(
-        build_text_tower(TextTowerConfig(layers=1, width=16, heads=2), tokenizer), Head(HeadConfig(), 16, 8)
+    return TextEmbedder(
+        *build_text_tower(TextTowerConfig(layers=1, width=16, heads=2), tokenizer), Head(HeadConfig(), 16, 8)
     )
 
 
@@ -40,11 +41,11 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("named")
     args = {"channels": [8, 8, 8, 8], "stem_width": 8}
-    image = build_image_tower(ImageTowerConfig(name="timm:resnet10t", args=args), ImageConfig(size=32))
+    images, image = build_image_tower(ImageTowerConfig(name="timm:resnet10t", args=args), ImageConfig(size=32))
     named = {
         "question": texts(QUESTIONS),
         "answer": texts(ANSWERS),
-        "image": Embedder(image, Head(HeadConfig(), image.width, 8)),
+        "image": ImageEmbedder(images, image, Head(HeadConfig(), image.width, 8)),
     }
     Encoder(Towers(named, 8, "faq")).eval().save(folder / "model")
     Encoder(Towers({"text": texts(QUESTIONS + ANSWERS)}, 8, "alone")).eval().save(folder / "alone")

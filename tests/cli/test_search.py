@@ -22,8 +22,9 @@ from mmcl.encoding import Columns, encode_source, open_vectors
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 from mmcl.retrieval import Index
 
@@ -32,13 +33,13 @@ TEXTS = ["a red dog", "a blue car", "a green tree", "dog.png"]
 
 def tiny(seed=0):
     torch.manual_seed(seed)
-    image = build_image_tower(
+    images, image = build_image_tower(
         ImageTowerConfig(name="timm:resnet10t", args={"channels": [8, 8, 8, 8], "stem_width": 8}), ImageConfig(size=32)
     )
     settings = TextTowerConfig(layers=1, width=16, heads=2)
-    text = build_text_tower(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
-    embedders = {"image": Embedder(image, Head(HeadConfig(), image.width, 8))}
-    return Encoder(Towers(embedders | {"text": Embedder(text, Head(HeadConfig(), 16, 8))}, 8, "tiny")).eval()
+    texts, text = build_text_tower(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
+    embedders = {"image": ImageEmbedder(images, image, Head(HeadConfig(), image.width, 8))}
+    return Encoder(Towers(embedders | {"text": TextEmbedder(texts, text, Head(HeadConfig(), 16, 8))}, 8, "tiny")).eval()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_a_model_replaced_under_the_same_path_is_refused(mmcl_, moved, change):
     if change == "weight":
         next(encoder.embedder("text").parameters()).data[-1, -1] += 1e-3
     if change == "prompt":
-        encoder.embedder("text").tower.set_prompts({"query": "a "}, "query")
+        encoder.embedder("text").processor.set_prompts({"query": "a "}, "query")
     encoder.save(moved / "model")
     code, out, err = mmcl_("search", moved / "index", "a blue car")
     assert (code, out) == (2, "")

@@ -44,8 +44,8 @@ def test_a_tokenizer_of_any_language_is_trained_and_read_by_a_text_tower(source,
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids, skip_special_tokens=True) == caption.casefold()
     settings = TextTowerConfig(width=16, heads=2, layers=1, tokenizer={"name": str(tmp_path / "tokens")})
-    tower = build_text_tower(settings)
-    assert tower.tokenize(["две собаки"])[0][0].tolist() == tokenizer("две собаки")["input_ids"]
+    processor, _ = build_text_tower(settings)
+    assert processor.tokenize(["две собаки"])[0][0].tolist() == tokenizer("две собаки")["input_ids"]
 
 
 def test_case_can_be_kept(source, tmp_path):

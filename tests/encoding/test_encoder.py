@@ -20,8 +20,9 @@ from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -35,12 +36,12 @@ def make_encoder(*, image=True, text=True, head="mlp", dtype="float32"):
     torch.manual_seed(0)
     embedders = {}
     if image:
-        tower = build_image_tower(ImageTowerConfig(**NET), ImageConfig(size=32))
-        embedders["image"] = Embedder(tower, Head(HeadConfig(), tower.width, 16))
+        processor, tower = build_image_tower(ImageTowerConfig(**NET), ImageConfig(size=32))
+        embedders["image"] = ImageEmbedder(processor, tower, Head(HeadConfig(), tower.width, 16))
     if text:
         settings = TextTowerConfig(layers=1, width=16, heads=2, tokenizer={"vocab_size": 60})
-        tower = build_text_tower(settings, train_tokenizer(CAPTIONS, settings.tokenizer, 64))
-        embedders["text"] = Embedder(tower, Head(HeadConfig(kind=head), tower.width, 16))
+        processor, tower = build_text_tower(settings, train_tokenizer(CAPTIONS, settings.tokenizer, 64))
+        embedders["text"] = TextEmbedder(processor, tower, Head(HeadConfig(kind=head), tower.width, 16))
     encoder = Encoder(Towers(embedders, 16, "tiny")).eval()
     encoder.set_compute(dtype)
     return encoder
@@ -137,7 +138,7 @@ def test_a_modality_that_the_model_lacks_is_named(image_path):
 
 
 def test_the_image_tower_is_timms_model(image_path):
-    tower = build_image_tower(ImageTowerConfig(**NET), ImageConfig(size=32)).eval()
+    tower = build_image_tower(ImageTowerConfig(**NET), ImageConfig(size=32))[1].eval()
     theirs = timm.create_model("resnet10t", num_classes=0, **NET["args"]).eval()
     theirs.load_state_dict(tower.net.state_dict())
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
@@ -149,7 +150,7 @@ def test_the_image_tower_is_timms_model(image_path):
 def test_an_open_clip_visual_tower_is_open_clips():
     import open_clip
 
-    tower = build_image_tower(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=64)).eval()
+    tower = build_image_tower(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=64))[1].eval()
     theirs = open_clip.create_model("RN50", force_image_size=64).visual.eval()
     theirs.load_state_dict(tower.net.state_dict())
     pixels = torch.rand(2, 3, 64, 64)
@@ -284,7 +285,7 @@ def test_roberta_has_fewer_positions_than_it_holds(tmp_path, padding):
     transformers.RobertaModel(transformers.RobertaConfig(**config)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     encoder = mmcl.load(tmp_path)
-    assert encoder.embedder("text").tower.max_tokens == 21 - padding
+    assert encoder.embedder("text").processor.max_tokens == 21 - padding
     assert encoder.encode("dog " * 50).shape == (16,)
 
 

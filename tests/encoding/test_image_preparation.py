@@ -13,12 +13,13 @@ from torch import nn
 
 from mmcl.config.model import HeadConfig
 from mmcl.data.images import decode
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.sources import open_source
 from mmcl.encoding import encode_source
 from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.tasks.rows import diagnostics_of_rows
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.image.tower import ImageTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
@@ -33,9 +34,11 @@ def cache(tmp_path, monkeypatch):
 def encoder():
     """Its vectors are the pixels of what it is given, pooled."""
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten())
-    spec = {"name": "tiny", "size": 16, "resize": "crop-24-floor", "mean": [0.5] * 3, "std": [0.5] * 3}
-    tower = ImageTower(net, spec)
-    return Encoder(Towers({"image": Embedder(tower, Head(HeadConfig(kind="none"), 48, 48))}, 48, "tiny")).eval()
+    processor = ImageProcessor(16, "crop-24-floor", mean=[0.5] * 3, std=[0.5] * 3)
+    tower = ImageTower(net, {"name": "tiny"}, processor)
+    return Encoder(
+        Towers({"image": ImageEmbedder(processor, tower, Head(HeadConfig(kind="none"), 48, 48))}, 48, "tiny")
+    ).eval()
 
 
 def jpeg(seed, height=500, width=400):

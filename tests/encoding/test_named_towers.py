@@ -17,8 +17,9 @@ from mmcl.data.sources import open_source
 from mmcl.encoding import Encoder, encode_source
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Conventions, Towers
 from mmcl.runtime.errors import MmclError
 
@@ -29,13 +30,13 @@ ANSWERS = ["the baker did", "behind the house", "", "because of the two dogs and
 def text_embedder(vocabulary, prompts=None, dropout=0.0):
     settings = TextTowerConfig(layers=1, width=16, heads=2, dropout=dropout, prompts=prompts)
     tokenizer = train_tokenizer(vocabulary, settings.tokenizer.model_copy(update={"vocab_size": 60}), 20)
-    return Embedder(build_text_tower(settings, tokenizer), Head(HeadConfig(), 16, 8))
+    return TextEmbedder(*build_text_tower(settings, tokenizer), Head(HeadConfig(), 16, 8))
 
 
 def image_embedder():
     net = {"channels": [8, 8, 8, 8], "stem_width": 8}
-    tower = build_image_tower(ImageTowerConfig(name="timm:resnet10t", args=net), ImageConfig(size=32))
-    return Embedder(tower, Head(HeadConfig(), tower.width, 8))
+    processor, tower = build_image_tower(ImageTowerConfig(name="timm:resnet10t", args=net), ImageConfig(size=32))
+    return ImageEmbedder(processor, tower, Head(HeadConfig(), tower.width, 8))
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ def encoder():
 def reference(encoder, name, texts, prompt=None):
     """A forward pass of one tower, text by text."""
     embedder = encoder.embedder(name)
-    tower = embedder.tower
+    processor, tower = embedder.processor, embedder.tower
     with torch.no_grad():
-        each = [embedder.head(tower(**tower.collate(tower.tokenize([text], prompt)[0]))) for text in texts]
+        each = [embedder.head(tower(**processor.collate(processor.tokenize([text], prompt)[0]))) for text in texts]
     return F.normalize(torch.cat(each), dim=1).numpy()
 
 

@@ -22,8 +22,8 @@ from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.text_compute import TextCompute
 from mmcl.encoding.text_pipeline import made_ahead
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
@@ -37,9 +37,11 @@ TEXTS = [" ".join(RANDOM.choice(WORDS, size)) for size in RANDOM.integers(1, 60,
 def make_encoder(pooling="mean", dim=16) -> Encoder:
     torch.manual_seed(0)
     settings = TextTowerConfig(layers=2, width=32, heads=2, pooling=pooling, tokenizer={"vocab_size": 80})
-    tower = build_text_tower(settings, train_tokenizer(TEXTS, settings.tokenizer, 64))
-    tower.set_prompts({"query": "the big ", "plain": ""})
-    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), tower.width, dim))}, dim, "tiny")).eval()
+    processor, tower = build_text_tower(settings, train_tokenizer(TEXTS, settings.tokenizer, 64))
+    processor.set_prompts({"query": "the big ", "plain": ""})
+    encoder = Encoder(
+        Towers({"text": TextEmbedder(processor, tower, Head(HeadConfig(), tower.width, dim))}, dim, "tiny")
+    ).eval()
     encoder.set_compute("float32")
     return encoder
 
@@ -53,8 +55,8 @@ def encoder():
 def padded(encoder, texts, prompt=None):
     """The plain tower on one padded batch."""
     embedder = encoder.embedder("text")
-    batch = embedder.tower.collate(embedder.tower.tokenize(texts, prompt)[0])
-    skipped = embedder.tower.skipped(prompt)
+    batch = embedder.processor.collate(embedder.processor.tokenize(texts, prompt)[0])
+    skipped = embedder.processor.skipped(prompt)
     features = embedder.tower(**batch, skipped=torch.full((len(texts),), skipped) if skipped else None)
     return F.normalize(embedder.head(features), dim=1).numpy()
 
@@ -101,13 +103,13 @@ def test_batches_hold_every_text_once_longest_first_within_the_budget(encoder, l
 
 def test_prompts_named_default_and_left_out_of_the_pooling():
     encoder = make_encoder()
-    tower = encoder.embedder("text").tower
+    processor = encoder.embedder("text").processor
     prompted = encoder.encode(TEXTS[:9], prompt="query")
     np.testing.assert_allclose(prompted, encoder.encode([f"the big {text}" for text in TEXTS[:9]]), atol=1e-6)
-    tower.set_prompts(tower.prompts, "query")
+    processor.set_prompts(processor.prompts, "query")
     np.testing.assert_allclose(encoder.encode(TEXTS[:9]), prompted, atol=1e-6)
     np.testing.assert_allclose(encoder.encode(TEXTS[:9], prompt=""), padded(encoder, TEXTS[:9], ""), atol=1e-5)
-    tower.include_prompt = False
+    processor.include_prompt = False
     np.testing.assert_allclose(encoder.encode(TEXTS[:9]), padded(encoder, TEXTS[:9]), atol=1e-5)
     assert not np.allclose(encoder.encode(TEXTS[:9]), prompted, atol=1e-3)
 
@@ -115,13 +117,13 @@ def test_prompts_named_default_and_left_out_of_the_pooling():
 @pytest.mark.parametrize("pooling", ["mean", "first_last"])
 def test_settings_changed_since_the_last_encode_are_used_by_a_copy_in_bfloat16(pooling):
     encoder = make_encoder(pooling)
-    tower = encoder.embedder("text").tower
+    processor, tower = encoder.embedder("text").processor, encoder.embedder("text").tower
     tower.net.encoder.layer[0].register_forward_hook(lambda *_: None)  # so that it runs padded, from a copy
     encoder.set_compute("bfloat16")
     encoder.encode(TEXTS[:5])
     assert encoder._compute._prepared["text"]._packed is None
-    tower.set_prompts({"query": "now then "}, "query")
-    tower.include_prompt, tower.max_tokens = False, 9
+    processor.set_prompts({"query": "now then "}, "query")
+    processor.include_prompt, processor.max_tokens = False, 9
     changed = encoder.encode_with_details(TEXTS[:5])
     encoder._compute.forget()
     np.testing.assert_array_equal(changed.vectors, encoder.encode(TEXTS[:5]))
@@ -131,12 +133,12 @@ def test_settings_changed_since_the_last_encode_are_used_by_a_copy_in_bfloat16(p
 def test_bfloat16_leaves_rotary_positions_and_token_weights_exact():
     from transformers import LlamaConfig, LlamaModel
 
-    tower = make_encoder().embedder("text").tower
+    processor = make_encoder().embedder("text").processor
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    net = LlamaModel(LlamaConfig(vocab_size=len(tower.tokenizer), **sizes))
-    weights = TokenWeights.of(torch.rand(len(tower.tokenizer)) + 1e-3)
-    rotary = TextTower(net, tower.tokenizer, pooling="mean", max_tokens=64, token_weights=weights)
-    compute = TextCompute(Embedder(rotary, Head.from_layers(32, [])).eval(), torch.bfloat16)
+    net = LlamaModel(LlamaConfig(vocab_size=len(processor.tokenizer), **sizes))
+    weights = TokenWeights.of(torch.rand(len(processor.tokenizer)) + 1e-3)
+    rotary = TextTower(net, processor, pooling="mean", token_weights=weights)
+    compute = TextCompute(TextEmbedder(processor, rotary, Head.from_layers(32, [])).eval(), torch.bfloat16)
     assert {weight.dtype for weight in compute._net.net.parameters()} == {torch.bfloat16}
     assert torch.equal(compute._net.net.rotary_emb.inv_freq, net.rotary_emb.inv_freq)
     assert torch.equal(compute._net.token_weights.log_weight, weights.log_weight)
@@ -189,7 +191,7 @@ def test_weights_trained_or_loaded_since_the_last_encode_are_used(dtype):
     encoder.train()
     optimizer = torch.optim.SGD(encoder.parameters(), lr=10.0)
     embedder = encoder.embedder("text")
-    embedder(**embedder.tower.collate(embedder.tower.tokenize(TEXTS[:4])[0])).square().sum().backward()
+    embedder(**embedder.processor.collate(embedder.processor.tokenize(TEXTS[:4])[0])).square().sum().backward()
     optimizer.step()
     assert encoder.training
     trained = encoder.encode(TEXTS[:4])

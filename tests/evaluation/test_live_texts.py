@@ -11,8 +11,8 @@ from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import Encoder
 from mmcl.evaluation.live_texts import LiveTexts
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 
 TEXTS = ["a red dog", "a small blue car under the big dog", "cars", "the dog sits"]
@@ -22,10 +22,10 @@ TEXTS = ["a red dog", "a small blue car under the big dog", "cars", "the dog sit
 def test_texts_are_judged_in_the_precision_of_a_loaded_model(monkeypatch, native):
     monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: native)
     torch.manual_seed(0)
-    tower = build_text_tower(
+    processor, tower = build_text_tower(
         TextTowerConfig(layers=2, width=32, heads=2), train_tokenizer(TEXTS, TokenizerConfig(vocab_size=50), 20)
     )
-    towers = Towers({"text": Embedder(tower, Head(HeadConfig(), 32, 16))}, 16).eval()
+    towers = Towers({"text": TextEmbedder(processor, tower, Head(HeadConfig(), 32, 16))}, 16).eval()
     encoder = Encoder(towers)
     served, judged = encoder.encode(TEXTS), LiveTexts(towers).encode(TEXTS)
     encoder.set_compute("float32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,10 +32,8 @@ class Bag:
     def towers(self):
         return self
 
-    def embedder(self, modality):
-        from types import SimpleNamespace
-
-        return SimpleNamespace(tower=self)
+    def text(self):
+        return SimpleNamespace(processor=self)
 
     def parameters(self):
         return []

@@ -22,9 +22,8 @@ HOSTILE = [
 
 def card_of(name="n", prompt=("q", "w"), values=None):
     """The card of an encoder of texts with these words in it."""
-    tower = SimpleNamespace(
+    processor = SimpleNamespace(
         max_tokens=8,
-        pooling="mean",
         lowercase=False,
         prompts={prompt[0]: prompt[1]},
         default_prompt=None,
@@ -37,7 +36,7 @@ def card_of(name="n", prompt=("q", "w"), values=None):
         dim=4,
         heads={},
         card=values or {},
-        text_tower=lambda _: tower,
+        text=lambda _: SimpleNamespace(processor=processor, tower=SimpleNamespace(pooling="mean")),
     )
     return model_card(encoder)
 

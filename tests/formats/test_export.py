@@ -20,8 +20,9 @@ from mmcl.formats.export import export
 from mmcl.formats.folder import save
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -38,11 +39,12 @@ def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="li
     torch.manual_seed(1)
     settings = TextTowerConfig(name=text, width=32, layers=1, heads=2, dropout=0.0)
     tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20) if text == "scratch" else None
-    towers = (
-        build_image_tower(ImageTowerConfig(name=image), ImageConfig(size=size, resize="squash")),
-        build_text_tower(settings, tokenizer),
-    )
-    embedders = {tower.modality: Embedder(tower, Head(HeadConfig(kind=head), tower.width, dim)) for tower in towers}
+    images = build_image_tower(ImageTowerConfig(name=image), ImageConfig(size=size, resize="squash"))
+    texts = build_text_tower(settings, tokenizer)
+    embedders = {
+        "image": ImageEmbedder(*images, Head(HeadConfig(kind=head), images[1].width, dim)),
+        "text": TextEmbedder(*texts, Head(HeadConfig(kind=head), texts[1].width, dim)),
+    }
     encoder = Encoder(Towers(embedders, dim, "ours"))
     encoder.set_compute("float32")  # as the libraries do
     return encoder
@@ -51,8 +53,10 @@ def trained_here(image="open_clip:tiny-ViT", text="open_clip:tiny-ViT", head="li
 def sentences(pooling="mean", **prompts):
     """An encoder of texts alone."""
     settings = TextTowerConfig(width=32, layers=1, heads=2, dropout=0.0, pooling=pooling, prompts=prompts)
-    tower = build_text_tower(settings, train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20))
-    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words")).eval()
+    processor, tower = build_text_tower(settings, train_tokenizer(CAPTIONS, TokenizerConfig(vocab_size=60), 20))
+    encoder = Encoder(
+        Towers({"text": TextEmbedder(processor, tower, Head(HeadConfig(kind="none"), 32, 32))}, 32, "words")
+    ).eval()
     encoder.set_compute("float32")
     return encoder
 
@@ -114,12 +118,12 @@ def test_the_contrastive_part_of_a_coca_opens_in_open_clip(tmp_path):
 @pytest.mark.usefixtures("tiny")
 def test_what_a_library_does_otherwise_is_said(tmp_path, caplog):
     encoder = trained_here()
-    encoder.embedder("text").tower.max_tokens = 12
+    encoder.embedder("text").processor.max_tokens = 12
     export(encoder.towers, "open-clip", tmp_path / "shorter")
     assert "open-clip cuts texts at 20 tokens, 'ours' at 12" in caplog.text
     clip_folder(tmp_path / "clip")
     encoder = mmcl.load(tmp_path / "clip")
-    encoder.embedder("image").tower.spec["resize"] = "pad"
+    encoder.embedder("image").processor.resize = "pad"
     export(encoder.towers, "transformers", tmp_path / "padded")
     assert "squashes" in caplog.text
     export(sentences(query="find: ").towers, "transformers", tmp_path / "prompts")
@@ -158,10 +162,10 @@ def test_single_towers_go_to_transformers_and_sentence_transformers(tmp_path):
 
     sentence_transformers = pytest.importorskip("sentence_transformers")
     text = sentences()
-    tower = text.embedder("text").tower
+    processor = text.embedder("text").processor
     export(text.towers, "transformers", tmp_path / "plain")
     net = AutoModel.from_pretrained(tmp_path / "plain").eval()
-    inputs = tower.collate(tower.tokenize(SHORT)[0])
+    inputs = processor.collate(processor.tokenize(SHORT)[0])
     with torch.no_grad():
         states = net(**inputs).last_hidden_state * inputs["attention_mask"][..., None]
     pooled = states.sum(dim=1) / inputs["attention_mask"].sum(dim=1, keepdim=True)

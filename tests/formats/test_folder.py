@@ -15,8 +15,8 @@ from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Dense, Head, Prototypes
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -27,9 +27,9 @@ TEXTS = ["a big red dog", "a small blue car"]
 def encoder():
     torch.manual_seed(0)
     settings = TextTowerConfig(layers=1, width=16, heads=2, prompts={"query": "a | b: ", "document": ""})
-    tower = build_text_tower(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
-    tower.set_prompts(settings.prompts, "query")
-    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8, "tiny")).eval()
+    processor, tower = build_text_tower(settings, train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 20))
+    processor.set_prompts(settings.prompts, "query")
+    encoder = Encoder(Towers({"text": TextEmbedder(processor, tower, Head(HeadConfig(), 16, 8))}, 8, "tiny")).eval()
     encoder.set_compute("float32")
     return encoder
 
@@ -76,10 +76,10 @@ def test_the_one_head_of_format_4_is_the_projector(encoder, tmp_path):
 
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last_two"])
 def test_heads_of_any_dense_layers_come_back(encoder, tmp_path, pooling):
-    tower = encoder.embedder("text").tower
+    processor, tower = encoder.embedder("text").processor, encoder.embedder("text").tower
     tower.set_pooling(pooling)
     head = Head.from_layers(16, [Dense(12, activation="relu"), Dense(6, bias=False)], dropout=0.25)
-    ours = Encoder(Towers({"text": Embedder(tower, head)}, 6, "tiny")).eval()
+    ours = Encoder(Towers({"text": TextEmbedder(processor, tower, head)}, 6, "tiny")).eval()
     ours.set_compute("float32")
     loaded = mmcl.load(ours.save(tmp_path / "model"), dtype="float32")
     np.testing.assert_array_equal(loaded.encode(TEXTS), ours.encode(TEXTS))
@@ -88,7 +88,7 @@ def test_heads_of_any_dense_layers_come_back(encoder, tmp_path, pooling):
 
 def test_folders_of_format_2_still_open(encoder, tmp_path):
     """Whose descriptions name no default prompt, no case and no training head."""
-    encoder.embedder("text").tower.set_prompts({})
+    encoder.embedder("text").processor.set_prompts({})
     encoder.save(tmp_path / "model")
     path = tmp_path / "model" / "mmcl.json"
     description = json.loads(path.read_text())

@@ -10,8 +10,8 @@ from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -58,11 +58,14 @@ def own_features(kind, model, tower, pixels):
 @torch.no_grad()
 def test_transformers_vision_models_give_the_vector_they_are_known_for(tmp_path, kind):
     model = write(tmp_path / "theirs", kind)
-    tower = build(tmp_path / "theirs", pretrained=True).eval()
+    processor, tower = build(tmp_path / "theirs", pretrained=True)
+    tower.eval()
     torch.testing.assert_close(tower(PIXELS), own_features(kind, model, tower, PIXELS), atol=1e-5, rtol=1e-5)
     if kind not in ("clip", "siglip"):
         assert tower.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
-    encoder = Encoder(Towers({"image": Embedder(tower, Head(HeadConfig(), tower.width, 12))}, 12)).eval()
+    encoder = Encoder(
+        Towers({"image": ImageEmbedder(processor, tower, Head(HeadConfig(), tower.width, 12))}, 12)
+    ).eval()
     encoder.save(tmp_path / "ours")
     again = mmcl.load(tmp_path / "ours").embedder("image").tower
     torch.testing.assert_close(again(PIXELS), tower(PIXELS))
@@ -72,12 +75,12 @@ def test_transformers_vision_models_give_the_vector_they_are_known_for(tmp_path,
 @torch.no_grad()
 def test_positions_are_interpolated_to_another_image_size(tmp_path, kind):
     model = write(tmp_path / "theirs", kind)
-    tower = build(tmp_path / "theirs", size=48, pretrained=True).eval()
+    tower = build(tmp_path / "theirs", size=48, pretrained=True)[1].eval()
     larger = torch.nn.functional.interpolate(PIXELS, 48)
     options = {} if kind == "dinov2" else {"interpolate_pos_encoding": True}
     expected = model((larger - tower.mean) / tower.std, **options).pooler_output
     torch.testing.assert_close(tower(larger), expected, atol=1e-5, rtol=1e-5)
-    fresh = build(tmp_path / "theirs", size=48)
+    _, fresh = build(tmp_path / "theirs", size=48)
     assert fresh.net.config.image_size == 48
 
 
@@ -108,11 +111,11 @@ def in_the_middle(net):
 
 def test_weights_in_pytorchs_own_file_are_read_and_missing_ones_are_named(tmp_path):
     write(tmp_path / "theirs", "vit")
-    expected = build(tmp_path / "theirs", pretrained=True)(PIXELS)
+    expected = build(tmp_path / "theirs", pretrained=True)[1](PIXELS)
     weights = tmp_path / "theirs" / "model.safetensors"
     torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
     weights.unlink()
-    assert torch.equal(build(tmp_path / "theirs", pretrained=True)(PIXELS), expected)
+    assert torch.equal(build(tmp_path / "theirs", pretrained=True)[1](PIXELS), expected)
     weights.with_name("pytorch_model.bin").rename(weights.with_name("tf_model.h5"))
     with pytest.raises(MmclError, match=r"weights are missing.*TensorFlow"):
         build(tmp_path / "theirs", pretrained=True)
@@ -129,7 +132,7 @@ def test_patches_are_dropped_in_training_only(tmp_path, name):
         write(tmp_path / "theirs", name)
         name = f"transformers:{tmp_path / 'theirs'}"
     config = ImageTowerConfig(name=name, args=args, patch_dropout=0.5)
-    tower = build_image_tower(config, ImageConfig(size=size))
+    _, tower = build_image_tower(config, ImageConfig(size=size))
     pixels = torch.nn.functional.interpolate(PIXELS, size)
     lengths = []
     for module in tower.net.modules():
@@ -168,7 +171,7 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tmp_path, name):
 
     def gradient(checkpointing):
         torch.manual_seed(0)
-        tower = build_image_tower(ImageTowerConfig(name=name, checkpointing=checkpointing), ImageConfig(size=32))
+        _, tower = build_image_tower(ImageTowerConfig(name=name, checkpointing=checkpointing), ImageConfig(size=32))
         calls = []
         in_the_middle(tower.net).register_forward_pre_hook(lambda *_: calls.append(1))
         tower.train()(PIXELS).square().sum().backward()
@@ -185,8 +188,9 @@ def test_checkpointing_changes_memory_and_not_the_gradient(tmp_path, name):
 def test_checkpointing_of_text_towers():
     for name in ("open_clip:tiny-ViT", "sample:minilm"):
         settings = TextTowerConfig(name=name, checkpointing=True, pretrained=False)
-        tower = build_text_tower(settings).train()
+        processor, tower = build_text_tower(settings)
+        tower.train()
         calls = []
         in_the_middle(tower.net).register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        tower(**tower.collate(tower.tokenize(["a dog"])[0])).sum().backward()
+        tower(**processor.collate(processor.tokenize(["a dog"])[0])).sum().backward()
         assert len(calls) == 2

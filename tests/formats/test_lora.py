@@ -237,7 +237,7 @@ def test_adapters_within_a_sentence_transformers_folder(adapted, tmp_path):
     encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     expected = model.encode(TEXTS, prompt_name="query", normalize_embeddings=True)
     np.testing.assert_allclose(encoder.encode(TEXTS, prompt="query"), expected, atol=1e-5)
-    assert encoder.embedder("text").tower.max_tokens == 9
+    assert encoder.embedder("text").processor.max_tokens == 9
 
 
 def test_word_weights_beside_adapters_are_read(adapted, tmp_path):

@@ -50,7 +50,7 @@ def test_sections_freeze_and_change_what_they_may(folder):
     assert not any(parameter.requires_grad for parameter in image.parameters())
     assert all(parameter.requires_grad for parameter in text.parameters())
     assert text.tower.net.transformer.grad_checkpointing
-    assert len(text.tower.tokenize([CAPTIONS[3]])[0][0]) == 8
+    assert len(text.processor.tokenize([CAPTIONS[3]])[0][0]) == 8
     assert next(part.p for part in text.head if isinstance(part, nn.Dropout)) == 0.3
     dropping = ModelConfig(name=str(folder), image={"patch_dropout": 0.5})
     assert start_from(dropping, ImageConfig(), {"image": "image"}).embedder("image").tower.net.patch_dropout.prob == 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,20 +11,21 @@ from torch import nn
 from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.data.identity import stable_hash
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 
 
 class Tower(nn.Linear):
     """Four numbers, called pixels or tokens, to six."""
 
-    padding_id = 0
+    width = 6
 
-    def __init__(self, modality):
+    def __init__(self):
         super().__init__(4, 6)
-        self.modality, self.width = modality, 6
 
     def forward(self, pixels=None, input_ids=None):
         return super().forward((input_ids if pixels is None else pixels).to(self.weight.dtype))
@@ -31,7 +34,13 @@ class Tower(nn.Linear):
 @pytest.fixture
 def make_encoder():
     def make(dim=5, logit_scale=None, logit_bias=None):
-        encoder = Towers({m: Embedder(Tower(m), Head(HeadConfig(), 6, dim)) for m in ("image", "text")}, dim)
+        processors = ImageProcessor(8, "crop", [0.5] * 3, [0.5] * 3), SimpleNamespace(padding_id=0)
+        kinds = {"image": ImageEmbedder, "text": TextEmbedder}
+        embedders = {
+            name: kind(processor, Tower(), Head(HeadConfig(), 6, dim))
+            for (name, kind), processor in zip(kinds.items(), processors, strict=True)
+        }
+        encoder = Towers(embedders, dim)
         encoder.logit_scale, encoder.logit_bias = logit_scale, logit_bias
         return encoder
 
@@ -77,10 +86,10 @@ def make_text_encoder(tokenizer):
     def make(dropout=0.0, dim=6, width=8, frozen=False):
         torch.manual_seed(2)
         config = TextTowerConfig(layers=2, width=width, heads=2, dropout=dropout, max_tokens=16)
-        tower = build_text_tower(config, tokenizer=tokenizer)
+        processor, tower = build_text_tower(config, tokenizer=tokenizer)
         for name, parameter in tower.named_parameters():  # else it is so near to linear that all texts are alike
             parameter.data.mul_(10 if "weight" in name and parameter.ndim == 2 else 1)
-        return Towers({"text": Embedder(tower, Head(HeadConfig(), width, dim), frozen=frozen)}, dim)
+        return Towers({"text": TextEmbedder(processor, tower, Head(HeadConfig(), width, dim), frozen=frozen)}, dim)
 
     return make
 
@@ -90,11 +99,11 @@ def make_batch():
     """Role to texts, or to numbers, as a batch for an encoder."""
 
     def make(encoder, **roles):
-        tower = encoder.embedder("text").tower
+        processor = encoder.embedder("text").processor
         inputs, ids = {}, []
         for role, values in roles.items():
             if isinstance(values[0], str):
-                inputs[role] = tower.collate(tower.tokenize(values)[0])
+                inputs[role] = processor.collate(processor.tokenize(values)[0])
                 ids.append(torch.tensor([stable_hash(text) for text in values]))
             else:
                 inputs[role] = {"values": torch.tensor(values)}

@@ -14,14 +14,15 @@ from mmcl.config.data import AugmentationConfig
 from mmcl.config.load import load_config
 from mmcl.config.model import HeadConfig
 from mmcl.data.batches.batch import Batch
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.losses import nt_xent, sinkhorn, swapped_prediction
 from mmcl.methods import Context, Step
 from mmcl.methods.byol import Byol, ByolConfig
 from mmcl.methods.image_only import by_view
 from mmcl.methods.simclr import Simclr, SimclrConfig
 from mmcl.methods.swav import Swav, SwavConfig
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -37,7 +38,7 @@ SETTINGS = {
 class Tower(nn.Module):
     """Mean and spread of each channel, through a layer with batch normalisation."""
 
-    modality, width = "image", 6
+    width = 6
 
     def __init__(self):
         super().__init__()
@@ -54,7 +55,14 @@ class Tower(nn.Module):
 def make():
     def make(kind, **changes):
         torch.manual_seed(0)
-        towers = Towers({"image": Embedder(Tower(), Head(HeadConfig(kind="none"), 6, 6))}, 6)
+        towers = Towers(
+            {
+                "image": ImageEmbedder(
+                    ImageProcessor(8, "crop", [0.5] * 3, [0.5] * 3), Tower(), Head(HeadConfig(kind="none"), 6, 6)
+                )
+            },
+            6,
+        )
         augmentation = AugmentationConfig(crop_scale=(0.3, 1.0), flip=0.5, brightness=0.4, greyscale=0.2)
         config = SETTINGS[kind].model_copy(update=changes)
         return kind(config, towers, Context({"image": "image"}, 6, augmentation=augmentation)).train()

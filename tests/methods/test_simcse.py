@@ -21,9 +21,9 @@ from mmcl.methods import Context, Simcse, Step
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
 from mmcl.methods.simcse import SimcseConfig
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.dropout import Dropout
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.runtime.errors import MmclError
 
 ANCHORS = ["two dogs", "the cat runs", "a bird sings", "two dogs", "a red house"]
@@ -85,7 +85,7 @@ def test_unsupervised_equals_a_float64_reference_with_the_same_dropout_masks(
     with monkeypatch.context() as patch:
         patch.setattr(F, "dropout", recorder)
         patch.setattr(Dropout, "forward", nn.Dropout.forward)  # ours draws the same in another way
-        patch.setattr(Embedder, "_by_length", lambda self, **inputs: self.tower(**inputs))  # in the order given
+        patch.setattr(TextEmbedder, "_by_length", lambda self, **inputs: self.tower(**inputs))  # in the order given
         views = simcse.outputs(batch)
     loss = simcse.loss(simcse.project(views), STEP).value
     assert len(recorder.masks) == 1 + 2 * 3  # the embeddings; in each layer attention, its output, the output: ONE pass

@@ -5,8 +5,8 @@ import pytest
 from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Conventions, Towers
 from mmcl.runtime.errors import MmclError
 
@@ -15,7 +15,9 @@ def texts(*names):
     """Towers of texts by these names."""
     settings = TextTowerConfig(layers=1, width=16, heads=2, tokenizer={"vocab_size": 40})
     tokenizer = train_tokenizer(["a red bicycle", "two dogs", "the sea at night"], settings.tokenizer, 20)
-    embedders = {name: Embedder(build_text_tower(settings, tokenizer), Head(HeadConfig(), 16, 8)) for name in names}
+    embedders = {
+        name: TextEmbedder(*build_text_tower(settings, tokenizer), Head(HeadConfig(), 16, 8)) for name in names
+    }
     return Towers(embedders, 8, "tiny")
 
 

@@ -15,6 +15,7 @@ import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ from mmcl.methods.clip import ClipConfig
 from mmcl.methods.scored_pairs import ScoredPairsConfig
 from mmcl.methods.siglip import SiglipConfig
 from mmcl.methods.simcse import SimcseConfig
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
+from mmcl.models.text.padding import Padding
 from mmcl.models.towers import Towers
 from mmcl.runtime.distributed import barrier, gather_rows, rank, world_size
 from mmcl.training.optimization.optim import build_optimizer
@@ -95,11 +98,10 @@ CASES[2] += [("simcse", "dense"), ("simcse", "ragged_ring"), ("debiased", "cache
 class Tower(nn.Linear):
     """Four numbers, called pixels or tokens, to six."""
 
-    padding_id, table_gradients = 0, False  # of text towers
+    width, table_gradients, padding = 6, False, Padding()
 
-    def __init__(self, modality: str) -> None:
+    def __init__(self) -> None:
         super().__init__(WIDTH, 6)
-        self.modality, self.width = modality, 6
 
     def forward(
         self, pixels: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
@@ -110,7 +112,9 @@ class Tower(nn.Linear):
 
 
 def encoder_of(modalities: set[str]) -> Towers:
-    parts = {name: Embedder(Tower(name), Head(HeadConfig(), 6, DIM)) for name in sorted(modalities)}
+    kinds: dict[str, Any] = {"image": ImageEmbedder, "text": TextEmbedder}
+    processor = SimpleNamespace(padding_id=0)
+    parts = {name: kinds[name](processor, Tower(), Head(HeadConfig(), 6, DIM)) for name in sorted(modalities)}
     return Towers(parts, DIM).double()
 
 

@@ -10,8 +10,9 @@ PREPARE = """
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.config.model import HeadConfig
-from mmcl.models.embedder import Embedder
 from mmcl.models.towers import Towers
 from mmcl.models.heads import Head
 from mmcl.runtime.sharding import shard
@@ -23,16 +24,17 @@ torch.manual_seed(0)
 data = torch.randn(9, 4)
 
 class Tower(torch.nn.Module):
-    def __init__(self, modality):
+    def __init__(self):
         super().__init__()
-        self.modality, self.net, self.norm = modality, torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6)
+        self.net, self.norm = torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6)
 
     def forward(self, input_ids):
         return self.norm(self.net(input_ids))
 
 def new_encoder():
     torch.manual_seed(1)
-    return Towers({name: Embedder(Tower(name), Head(HeadConfig(), 6, 5)) for name in ("image", "text")}, 5)
+    kinds = {"image": ImageEmbedder, "text": TextEmbedder}
+    return Towers({name: kind(None, Tower(), Head(HeadConfig(), 6, 5)) for name, kind in kinds.items()}, 5)
 
 def vectors_of(encoder):
     return torch.from_numpy(embed(encoder, "text", lambda places: {"input_ids": data[places]}, len(data)))

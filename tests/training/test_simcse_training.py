@@ -168,7 +168,7 @@ def test_columns_that_cannot_be_used_are_counted_and_nothing_else_is_lost(tmp_pa
     feed, method = feed_of(config, tmp_path / "run")
     assert [problem["reason"] for problem in feed.problems()] == ["no text"] * 3
     assert feed.positions.tolist() == list(range(3, 17))
-    limit = method.encoder.embedder("text").tower.max_tokens
+    limit = method.encoder.embedder("text").processor.max_tokens
     cut = f"1 of 14 texts in column 'text' are longer than {limit} tokens and are cut there; model.text.max_tokens"
     assert cut in caplog.text
     feed_of(config, tmp_path / "run")
@@ -198,8 +198,8 @@ def test_a_row_lacks_any_of_its_roles_and_numbers_are_checked(tmp_path):
     batch = feed.batch(draw(0, 5, 7))
     assert batch.inputs["score"]["values"].tolist() == [0.0, 5.0, 7.0]
     assert batch.inputs["score"]["values"].dtype == torch.float32
-    tower = method.encoder.embedder("text").tower
-    assert batch.ids.tolist() == [tower.identities([f"one {n}", f"two {n}"]).tolist() for n in (0, 5, 7)]
+    processor = method.encoder.embedder("text").processor
+    assert batch.ids.tolist() == [processor.identities([f"one {n}", f"two {n}"]).tolist() for n in (0, 5, 7)]
 
 
 def test_the_second_draw_of_a_sentence_is_there_only_where_texts_change(tmp_path, sentences):
@@ -226,15 +226,17 @@ def prompted(config, **prompts):
 def test_each_side_is_read_behind_its_prompt_in_learning_and_judging(tmp_path, sentences):
     config = prompted(config_of(sentences["triplets"], columns=TRIPLETS), anchor="query", positive="passage")
     feed, method = feed_of(config, tmp_path / "run")
-    tower = method.encoder.embedder("text").tower
+    processor = method.encoder.embedder("text").processor
     inputs = feed.batch(draw(3)).inputs
     rows = {role: feed.sources[0].column(role)[3] for role in TRIPLETS}
     for role, prompt in (("anchor", "query"), ("positive", "passage"), ("negative", None)):
-        (expected,), _ = tower.tokenize([rows[role]], prompt)
+        (expected,), _ = processor.tokenize([rows[role]], prompt)
         assert inputs[role]["input_ids"][0].tolist() == expected.tolist()
-    assert feed.batch(draw(3)).ids[0].tolist() == tower.identities(list(rows.values())).tolist(), "not of the prompts"
+    assert feed.batch(draw(3)).ids[0].tolist() == processor.identities(list(rows.values())).tolist(), (
+        "not of the prompts"
+    )
     changed, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.7")
-    (bare,), _ = tower.tokenize([""], "query")
+    (bare,), _ = processor.tokenize([""], "query")
     for turn in range(5):
         kept = changed.batch(draw(3, turn=turn)).inputs["anchor"]["input_ids"][0].tolist()
         assert kept[: len(bare) - 1] == bare[:-1].tolist(), "a prompt stays whole"
@@ -330,10 +332,12 @@ def test_passages_of_tevatron_are_title_and_text(tmp_path):
     rows = [row | {"negative_passages": passages[:n] if n else []} for n, row in enumerate(rows)]
     columns = {"anchor": "query", "positive": "positive_passages", "negative": "negative_passages"}
     feed, method = feed_of(config_of(write(tmp_path / "t.jsonl", rows), columns=columns), tmp_path / "run")
-    tower = method.encoder.embedder("text").tower
+    processor = method.encoder.embedder("text").processor
     items, owner = feed.columns["positive"].items(np.array([1]))
     assert owner.tolist() == [0, 0]
-    assert feed.columns["positive"].hashes[items].tolist() == tower.identities(["a cat sleeps", "a dog runs"]).tolist()
+    assert (
+        feed.columns["positive"].hashes[items].tolist() == processor.identities(["a cat sleeps", "a dog runs"]).tolist()
+    )
     assert len(feed.positions) == 4
 
 
@@ -437,10 +441,10 @@ def test_a_source_may_have_columns_and_prompts_of_its_own(tmp_path, sentences):
     config = prompted(config_of(sentences["triplets"], columns=columns), positive="passage")
     config["data"] |= {"mix": mix_, "batches": "one_source", "distinct": True}
     feed, method = feed_of(config, tmp_path / "run", "training.batch_size=6")
-    tower = method.encoder.embedder("text").tower
+    processor = method.encoder.embedder("text").processor
     both = feed.batch(draw(0, 40)).inputs["positive"]
     for place, (text, prompt) in enumerate(((feed.sources[0].column("positive")[0], "passage"), ("answer 4", "query"))):
-        (expected,), _ = tower.tokenize([text], prompt)
+        (expected,), _ = processor.tokenize([text], prompt)
         assert both["input_ids"][place, : len(expected)].tolist() == expected.tolist()
     for batch in feed.batches(0, len(feed)):
         assert len({row >= 36 for row in batch.rows.tolist()}) == 1
@@ -467,10 +471,10 @@ def test_synonyms_change_words_and_only_changed_texts_are_read_again(tmp_path, s
     words.write_text("dog\thound\nhome\thouse\n")
     config = config_of(sentences["alone"], text_augmentation={"swap": 1.0, "synonyms": str(words)})
     feed, method = feed_of(config, tmp_path / "run")
-    tower = method.encoder.embedder("text").tower
+    processor = method.encoder.embedder("text").processor
     batch = feed.batch(draw(*range(8)))
     for place, text in enumerate(SENTENCES[:8]):
-        (expected,), _ = tower.tokenize([text.replace("dog", "hound").replace("home", "house")])
+        (expected,), _ = processor.tokenize([text.replace("dog", "hound").replace("home", "house")])
         kept = batch.inputs["text"]["attention_mask"][place] == 1
         assert batch.inputs["text"]["input_ids"][place][kept].tolist() == expected.tolist()
     assert torch.equal(batch.seeds, mix(batch.rows, 0, torch.zeros(8, dtype=torch.int64)))

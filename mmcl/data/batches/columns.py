@@ -16,7 +16,7 @@ from torch import Tensor
 from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.inputs import image_inputs, text_inputs
 from mmcl.data.batches.text_reader import TextReader
-from mmcl.data.batches.towers import Tower
+from mmcl.data.batches.towers import Embedder
 from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import Pixels
 from mmcl.data.cache.tokens import Tokens, texts_of
@@ -168,7 +168,7 @@ class TokenColumn(Column):
     def longest(self) -> int:
         """Tokens that a text can have."""
         if self._augmentation is not None:
-            return self._parts[0].reader.tower.max_tokens
+            return self._parts[0].reader.processor.max_tokens
         return max(part.tokens.longest for part in self._parts)
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
@@ -196,7 +196,7 @@ class TokenColumn(Column):
             for place, text in zip(where, ids, strict=True):
                 tokens[place] = text
             skipped[where] = part.reader.skipped
-        return text_inputs(self._parts[0].reader.tower, tokens, skipped)
+        return text_inputs(self._parts[0].reader.processor, tokens, skipped)
 
 
 class ValueColumn(Column):
@@ -233,12 +233,12 @@ class FeatureColumn(Column):
 
     Args:
         column: the items.
-        tower: what they go through.
+        embedder: with the tower that they go through.
         path: start of the name of the file to keep the features in.
         device: where the tower runs.
     """
 
-    def __init__(self, column: Column, tower: Tower, path: Path, device: torch.device) -> None:
+    def __init__(self, column: Column, embedder: Embedder, path: Path, device: torch.device) -> None:
         self.column = column
         # The rows of the file are in the order of the contents: other contents, other file.
         content = hashlib.blake2b(np.ascontiguousarray(column.contents).tobytes(), digest_size=16).hexdigest()
@@ -246,7 +246,7 @@ class FeatureColumn(Column):
         self.hashes, self.contents, self.problems = column.hashes, column.contents, column.problems
         _, example, self._feature_of = np.unique(column.contents, return_index=True, return_inverse=True)
         if not path.is_file():
-            self._compute(example, tower, path, device)
+            self._compute(example, embedder, path, device)
         self.features = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
@@ -262,8 +262,9 @@ class FeatureColumn(Column):
         return {"features": torch.from_numpy(self.features[self._feature_of[items]])}
 
     @torch.inference_mode()
-    def _compute(self, items: np.ndarray, tower: Tower, path: Path, device: torch.device) -> None:
-        with atomic_file(path) as beside, progress(f"{tower.modality} features", len(items)) as advance:
+    def _compute(self, items: np.ndarray, embedder: Embedder, path: Path, device: torch.device) -> None:
+        tower = embedder.tower
+        with atomic_file(path) as beside, progress(f"{embedder.modality} features", len(items)) as advance:
             header = {"descr": "<f4", "fortran_order": False, "shape": (len(items), tower.width)}
             # Written rather than mapped: a disk that fills up under a map kills the process.
             with beside.open("wb") as file:

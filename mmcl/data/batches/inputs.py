@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.data.augment.random_crop import PackedImages
-from mmcl.data.batches.towers import TextTower
+from mmcl.data.processors.text import TextProcessor
 
 
-def text_inputs(tower: TextTower, tokens: Sequence[np.ndarray], skipped: np.ndarray | int) -> dict[str, Tensor]:
-    """The inputs of ``tower`` for token ids that it gave; ``skipped`` is of each text or of all."""
-    inputs = tower.collate(tokens)
+def text_inputs(processor: TextProcessor, tokens: Sequence[np.ndarray], skipped: np.ndarray | int) -> dict[str, Tensor]:
+    """The inputs of a text tower for token ids that ``processor`` gave; ``skipped`` is of each text or of all."""
+    inputs = processor.collate(tokens)
     if np.any(skipped):
         inputs["skipped"] = torch.from_numpy(np.broadcast_to(skipped, len(tokens)).astype(np.int64))
     return inputs

@@ -9,6 +9,7 @@ from typing import Literal
 
 from mmcl.data.batches.towers import Embedder, Encoder
 from mmcl.data.batches.views import Extra, View
+from mmcl.data.processors.image import ImageProcessor
 
 # Of the shorter side of an original in that of a view. In published recipes crops come from photographs of 375 to 500
 # pixels (torchvision, timm), or stored at 480 (DALI's and MXNet's recipes) or 375 (FFCV's, 500 the longer side) for
@@ -57,10 +58,10 @@ class Reading:
         """The shorter side, at most, of the originals that the views of a column of images are cropped from, as
         ``data.image.stored`` says; None where squares of the tower's size are what they are made of."""
         crops = [view for view in self._of(column) if view.cuts]
-        if setting == "square" or not crops:
+        processor = self.embedder(column).processor
+        if setting == "square" or not crops or not isinstance(processor, ImageProcessor):
             return None
-        own: int = self.embedder(column).tower.size
-        return setting or math.ceil(_STORED * max(view.size or own for view in crops))
+        return setting or math.ceil(_STORED * max(view.size or processor.size for view in crops))
 
     def _of(self, column: str) -> list[View]:
         return [view for view in self.views.values() if view.column == column]

@@ -25,11 +25,11 @@ from mmcl.data.batches.columns import ValueColumn, choose_caption
 from mmcl.data.batches.inputs import image_inputs, text_inputs
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
-from mmcl.data.batches.towers import ImageTower
 from mmcl.data.batches.views import VALUES
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
-from mmcl.data.images import ImageInput, PreparedImage, load_original
+from mmcl.data.images import ImageInput, PreparedImage
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
 from mmcl.data.sources.tar.count import count_samples
 from mmcl.data.sources.tar.names import is_local, shard_name
@@ -113,7 +113,7 @@ class StreamFeed:
     def longest_texts(self) -> dict[str, int]:
         """Tokens that a text of each role can have."""
         texts = [column for column in self._columns if isinstance(column, _Texts)]
-        return {column.source.role: column.reader.tower.max_tokens for column in texts}
+        return {column.source.role: column.reader.processor.max_tokens for column in texts}
 
     def names(self, batch: Batch) -> list[str]:
         """Shard and key of a batch's samples."""
@@ -255,22 +255,20 @@ class _Column(ABC):
 class _Images(_Column):
     """Images as the tower sees them; or, with ``stored``, originals of at most so many pixels."""
 
-    def __init__(self, source: ShardColumn, tower: ImageTower, stored: int | None) -> None:
+    def __init__(self, source: ShardColumn, processor: ImageProcessor, stored: int | None) -> None:
         super().__init__(source)
-        self.tower = tower
+        self.processor = processor
         self.stored = stored
 
     def load(self, sample: Sample) -> np.ndarray:
-        return self.source.image(sample, self.tower.prepare if self.stored is None else self._original)
+        return self.source.image(sample, self.processor.prepare if self.stored is None else self._original)
 
     def inputs(self, chosen: Sequence[np.ndarray], seeds: Tensor) -> dict[str, Tensor]:
-        return image_inputs(chosen, self.tower.size)
+        return image_inputs(chosen, self.processor.size)
 
     def _original(self, image: ImageInput) -> PreparedImage:
         assert self.stored is not None, "the caller looks"
-        tower = self.tower
-        exact = tower.exact_decoding
-        return PreparedImage(load_original(image, tower.size, tower.resize, self.stored, exact_decoding=exact))
+        return self.processor.original(image, self.stored)
 
     def hashes(self, chosen: Sequence[np.ndarray]) -> list[int]:
         return [stable_hash(item.tobytes()) for item in chosen]
@@ -313,7 +311,7 @@ class _Texts(_Column):
         reader, tokens = self.reader, chosen.tokens
         if self.augmentation is not None:
             tokens = self.augmentation(tokens, seeds, reader.framing, lambda: chosen.texts, reader.tokenize)
-        return text_inputs(reader.tower, tokens, reader.skipped)
+        return text_inputs(reader.processor, tokens, reader.skipped)
 
     def hashes(self, chosen: _Chosen) -> list[int]:
         names = self.reader.identities(chosen.texts, chosen.tokens)
@@ -350,11 +348,11 @@ def _column(
     source = ShardColumn(role, modality, settings.columns.get(role, config.data.columns.get(role)))
     if modality in VALUES:
         return _Values(source, modality)
-    tower = reading.embedder(role).tower
-    if tower.modality == "image":
-        return _Images(source, tower, reading.stored_side(role, config.data.image.stored) if augmented else None)
+    processor = reading.embedder(role).processor
+    if isinstance(processor, ImageProcessor):
+        return _Images(source, processor, reading.stored_side(role, config.data.image.stored) if augmented else None)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
-    return _Texts(source, TextReader(tower, prompt, f"data.prompts.{role}"), augmentation, role in reading.optional)
+    return _Texts(source, TextReader(processor, prompt, f"data.prompts.{role}"), augmentation, role in reading.optional)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.columns import Column, FeatureColumn, PixelColumn, TextPart, TokenColumn, ValueColumn, split
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
-from mmcl.data.batches.towers import Encoder, ImageTower, TextTower, Tower
+from mmcl.data.batches.towers import Encoder
 from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import Pixels, open_originals, open_pixels
 from mmcl.data.cache.tokens import open_tokens
+from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.text import TextProcessor
 from mmcl.data.rows import Rows, columns_named_by
 from mmcl.data.sources import open_described
 from mmcl.runtime import distributed
@@ -80,9 +82,9 @@ class Table:
             embedder = reading.embedder(role)
             changed = augmented and (config.augments(modality) or reading.changes(role))
             stored = reading.stored_side(role, config.data.image.stored) if augmented and modality == "image" else None
-            column = self._open(role, embedder.tower, changed, stored=stored)
+            column = self._open(role, embedder.processor, changed, stored=stored)
             if embedder.frozen and not changed and scratch is not None:
-                column = FeatureColumn(column, embedder.tower, scratch / reading.tower(role), device)
+                column = FeatureColumn(column, embedder, scratch / reading.tower(role), device)
             self.columns[role] = column
         problems = {row for column in self.columns.values() for row in column.problems}
         self.positions = np.setdiff1d(np.arange(self.total), np.fromiter(problems, dtype=np.int64, count=len(problems)))
@@ -133,11 +135,11 @@ class Table:
         They are numbered as the items of the role's own column. Of the prompts of the role, those are put before the
         texts that the other model knows by the same name.
         """
-        tower = encoder.embedder(modality).tower
-        plain = self._open(role, tower, changed=False, foreign=True)
+        embedder = encoder.embedder(modality)
+        plain = self._open(role, embedder.processor, changed=False, foreign=True)
         if self._scratch is None:
             return plain
-        return FeatureColumn(plain, tower, self._scratch / f"{name}_{modality}", self._device)
+        return FeatureColumn(plain, embedder, self._scratch / f"{name}_{modality}", self._device)
 
     def _names(self, role: str) -> list[str | None]:
         """The column of a role in each source; None in one that need not have it, since others have."""
@@ -148,25 +150,32 @@ class Table:
         named_here = [role in source.columns for source in self.settings]
         return [name if here or named else None for name, here, named in zip(names, there, named_here, strict=True)]
 
-    def _reader(self, role: str, source: int, tower: TextTower, foreign: bool) -> TextReader:
-        """How ``tower`` reads a role in a source; one that is ``foreign`` need not have the prompt."""
+    def _reader(self, role: str, source: int, processor: TextProcessor, foreign: bool) -> TextReader:
+        """How ``processor`` reads a role in a source; one that is ``foreign`` need not have the prompt."""
         settings, setting = self.settings[source], f"data.prompts.{role}"
         prompt = self.config.data.prompts.get(role)
         if isinstance(settings, TrainSourceConfig) and role in settings.prompts:
             prompt, setting = settings.prompts[role], f"{settings.source}: prompts.{role}"
-        if foreign and prompt not in tower.prompts:
+        if foreign and prompt not in processor.prompts:
             prompt = None
-        return TextReader(tower, prompt, setting)
+        return TextReader(processor, prompt, setting)
 
-    def _open(self, role: str, tower: Tower, changed: bool, foreign: bool = False, stored: int | None = None) -> Column:
-        """The column of a role in every source, as ``tower`` wants it; of images, as originals of at most ``stored``
-        pixels where that is given."""
+    def _open(
+        self,
+        role: str,
+        processor: ImageProcessor | TextProcessor,
+        changed: bool,
+        foreign: bool = False,
+        stored: int | None = None,
+    ) -> Column:
+        """The column of a role in every source, as ``processor`` makes it; of images, as originals of at most
+        ``stored`` pixels where that is given."""
         data = self.config.data
         common: dict[str, Any] = {"on_error": data.on_error, "show_progress": self._show_progress}
         names = self._names(role)
-        if tower.modality == "image":
-            tower = cast(ImageTower, tower)
-            common |= {"size": tower.size, "resize": tower.resize, "exact_decoding": tower.exact_decoding}
+        if isinstance(processor, ImageProcessor):
+            common |= {"size": processor.size, "resize": processor.resize}
+            common["exact_decoding"] = processor.exact_decoding
             common["cache_gb"] = data.cache_gb
             named = [(rows, str(name)) for rows, name in zip(self.sources, names, strict=True)]
 
@@ -176,19 +185,18 @@ class Table:
             if stored is None:
                 return PixelColumn(squares())
             return PixelColumn([open_originals(*of, stored=stored, **common) for of in named], squares)
-        tower = cast(TextTower, tower)
         if role in self._optional:
             common["on_error"] = "skip"
         parts = []
         for number, (rows, name) in enumerate(zip(self.sources, names, strict=True)):
-            reader = self._reader(role, number, tower, foreign)
+            reader = self._reader(role, number, processor, foreign)
             tokens = open_tokens(
                 rows, name, reader.tokenize, tokenizer_key=reader.key, identify=reader.identities, **common
             )
             if tokens.cut and distributed.rank() == 0:
                 log.warning(
                     "%s: %d of %d texts in column '%s' are longer than %d tokens and are cut there%s",
-                    *(rows.name, tokens.cut, len(tokens.hashes), name, tower.max_tokens),
+                    *(rows.name, tokens.cut, len(tokens.hashes), name, processor.max_tokens),
                     "" if foreign else "; model.text.max_tokens raises the limit where the model can read more",
                 )
             parts.append(TextPart(tokens, reader, rows, name))

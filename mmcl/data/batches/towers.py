@@ -1,14 +1,13 @@
-"""What batches are made for: the part of a tower that says what its inputs are."""
+"""What batches are made for: a model, as far as its inputs are concerned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
-from mmcl.data.images import ImageInput, PreparedImage, ResizeMode
+from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.text import TextProcessor
 
 
 class Tower(Protocol):
@@ -16,63 +15,26 @@ class Tower(Protocol):
 
     width: int
 
-    @property
-    def modality(self) -> str:
-        """``image`` or ``text``."""
-
     def __call__(self, *args: Any, **inputs: Any) -> Tensor:
         """(N, width) features."""
 
 
-class ImageTower(Tower, Protocol):
-    """Pixels to features."""
-
-    size: int
-    resize: ResizeMode
-
-    @property
-    def exact_decoding(self) -> bool:
-        """Whether large JPEG files are decoded at their full size."""
-
-    def prepare(self, image: ImageInput | None) -> PreparedImage:
-        """An image decoded and resized."""
-
-
-class TextTower(Tower, Protocol):
-    """Tokens to features."""
-
-    prompts: dict[str, str]
-    max_tokens: int
-
-    def key(self) -> str:
-        """Changes whenever the tokens of a text do."""
-
-    def prompt_text(self, prompt: str | None = None) -> str:
-        """The text that is put before every other."""
-
-    def skipped(self, prompt: str | None = None) -> int:
-        """How many of a text's first tokens do not enter the pooling."""
-
-    def identities(
-        self, texts: Sequence[str], prompt: str | None = None, tokens: Sequence[np.ndarray] | None = None
-    ) -> np.ndarray:
-        """(N,) int64, equal for texts that the tower reads alike."""
-
-    def tokenize(self, texts: Sequence[str], prompt: str | None = None) -> tuple[list[np.ndarray], int]:
-        """Token ids of each text, and how many texts were cut."""
-
-    def collate(self, tokens: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """Token ids as named inputs."""
-
-
 class Embedder(Protocol):
-    """A tower and its head."""
+    """A tower, and the processor that makes its inputs."""
 
     frozen: bool
 
     @property
-    def tower(self) -> Any:
-        """An :class:`ImageTower` or a :class:`TextTower`."""
+    def modality(self) -> str:
+        """``image`` or ``text``."""
+
+    @property
+    def processor(self) -> ImageProcessor | TextProcessor:
+        """From raw inputs to the tower's."""
+
+    @property
+    def tower(self) -> Tower:
+        """Inputs to features."""
 
 
 class Encoder(Protocol):

@@ -53,7 +53,7 @@ def open_backend(towers: Towers, backend: str) -> Towers:
     }
     if backend not in openers:
         raise MmclError(f"backend '{backend}' is not known; {nearest(backend, ['torch', *openers])}")
-    tower = exportable(towers)
+    tower = exportable(towers).tower
     session = openers[backend](towers, backend.endswith("-int8"))
     tower.net = SessionNet(tower.net.config, session, output_names(tower), backend)
     return towers.eval()
@@ -103,7 +103,7 @@ def _open_onnx(towers: Towers, int8: bool) -> Session:
     runtime = require("onnxruntime", "onnx")
     graph = open_graph(towers, "onnx")
     if int8:
-        graph = quantised(graph, weights_key(exportable(towers)))
+        graph = quantised(graph, weights_key(exportable(towers).tower))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
@@ -127,7 +127,7 @@ def _open_openvino(towers: Towers, int8: bool) -> Session:
     }
     core = openvino.Core()
     if int8:
-        graph = _compressed(core, graph, weights_key(exportable(towers)))
+        graph = _compressed(core, graph, weights_key(exportable(towers).tower))
     compiled = core.compile_model(core.read_model(graph), "CPU", settings)
 
     def run(input_ids: np.ndarray, attention_mask: np.ndarray) -> Sequence[np.ndarray]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmcl.formats.folder import save
 from mmcl.formats.weights import weights_hash
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.pooling import reads_layers
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
@@ -60,7 +61,7 @@ def export_onnx(towers: Towers, folder: Path) -> None:
     Raises:
         MmclError: the model has no text tower of transformers', or onnx is not installed.
     """
-    tower, graph = exportable(towers), open_graph(towers, "onnx")
+    tower, graph = exportable(towers).tower, open_graph(towers, "onnx")
     path = towers.path
     save(towers, folder)
     towers.path = path  # an export is not where the model lives
@@ -77,15 +78,15 @@ def open_graph(towers: Towers, extra: str) -> Path:
         towers: whose graph is wanted.
         extra: of mmcl, that has the packages to write it with; for the message that they are missing.
     """
-    tower = exportable(towers)
-    key = weights_key(tower)
+    embedder = exportable(towers)
+    key = weights_key(embedder.tower)
     if towers.path is not None and _label(towers.path) == key:
         return towers.path / GRAPH
     kept = cache_dir("onnx") / key
     if not (kept / "model.onnx").is_file():
         log.info("writing the graph of '%s', which is done once, to %s", towers.name, kept)
         with atomic_folder(kept) as beside:
-            _write(tower, beside / "model.onnx", extra)
+            _write(embedder, beside / "model.onnx", extra)
     return kept / "model.onnx"
 
 
@@ -112,16 +113,17 @@ def quantised(graph: Path, key: str) -> Path:
     return kept
 
 
-def exportable(towers: Towers) -> TextTower:
-    """The model's text tower.
+def exportable(towers: Towers) -> TextEmbedder:
+    """The model's embedder of texts.
 
     Raises:
         MmclError: it has none, or one that is not of transformers.
     """
-    tower = towers.text_tower()
+    embedder = towers.text()
+    tower = embedder.tower
     if isinstance(tower, OpenClipTextTower) or not hasattr(tower.net, "config"):
         raise MmclError(f"'{towers.name}': only text towers of transformers can be written as a graph, not open_clip's")
-    return tower
+    return embedder
 
 
 def output_names(tower: TextTower) -> list[str]:
@@ -136,7 +138,7 @@ def output_names(tower: TextTower) -> list[str]:
 def weights_key(tower: TextTower) -> str:
     """Changes with the weights, the architecture, and what the pooling reads."""
     config = {key: value for key, value in tower.net.config.to_diff_dict().items() if key not in _HISTORY}
-    described = [_VERSION, type(tower.net).__name__, config, output_names(tower), tower.masked]
+    described = [_VERSION, type(tower.net).__name__, config, output_names(tower), tower.padding.masked]
     content = json.dumps([described, weights_hash(tower.net)], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -157,7 +159,7 @@ class _Network(nn.Module):
     def __init__(self, tower: TextTower) -> None:
         super().__init__()
         self.net = tower.net
-        self.names, self.masked = output_names(tower), tower.masked
+        self.names, self.masked = output_names(tower), tower.padding.masked
         self.options: dict[str, Any] = {"use_cache": False} if hasattr(tower.net.config, "use_cache") else {}
         if any(name.startswith(LAYER) for name in self.names):
             self.options["output_hidden_states"] = True
@@ -171,13 +173,14 @@ class _Network(nn.Module):
         )
 
 
-def _write(tower: TextTower, path: Path, extra: str) -> None:
+def _write(embedder: TextEmbedder, path: Path, extra: str) -> None:
     for package in ("onnx", "onnxscript"):  # what torch's exporter imports
         require(package, extra)
+    processor, tower = embedder.processor, embedder.tower
     network = _Network(tower)
     training = tower.net.training
     # Sizes other than 0 and 1, which the exporter would take for constants; both kinds of token.
-    ids = torch.ones(2, min(7, tower.max_tokens), dtype=torch.int64, device=next(tower.net.parameters()).device)
+    ids = torch.ones(2, min(7, processor.max_tokens), dtype=torch.int64, device=next(tower.net.parameters()).device)
     mask = torch.ones_like(ids)
     mask[1, -1] = 0
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}

@@ -11,14 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
+from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.open_clip_text import OpenClipTextProcessor
 from mmcl.formats.open_clip.checkpoint_files import Layout, ambiguous, candidates, read_state
 from mmcl.formats.open_clip.nets import QUICK, build_model, fill, model_config, tower_config
 from mmcl.formats.open_clip.text import create_text_tower
 from mmcl.formats.plausible import require_plausible, require_size
 from mmcl.formats.transformers.clip import open_file as open_transformers_file
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, first_line, nearest
@@ -132,8 +135,8 @@ def open_hub(name: str) -> Towers:
     return towers
 
 
-def build_text_tower(config: TextTowerConfig) -> OpenClipTextTower:
-    """The text tower ``open_clip:NAME`` of a training config."""
+def build_text_tower(config: TextTowerConfig) -> tuple[OpenClipTextProcessor, OpenClipTextTower]:
+    """The text tower ``open_clip:NAME`` of a training config, behind the processor of its texts."""
     name = config.name.removeprefix("open_clip:")
     where = f"text tower '{config.name}'"
     if config.pooling is not None:
@@ -192,11 +195,14 @@ def assemble(
     dim = int(config["embed_dim"])
     called = f"open_clip:{name}"
     spec = {"library": "open_clip", "name": called, "config": tower_config(config, "vision_cfg")}
-    image = ImageTower(clip.visual, {**spec, **_preprocessing(name, clip.visual, preprocess)})
-    text = create_text_tower(called, tower_config(config, "text_cfg"), clip.text, folder)
-    halves: tuple[ImageTower, OpenClipTextTower] = (image, text)
-    head = HeadConfig(kind="none")
-    embedders = {tower.modality: Embedder(tower, Head(head, tower.width, dim)) for tower in halves}
+    images = _preprocessing(name, clip.visual, preprocess)
+    texts, text = create_text_tower(called, tower_config(config, "text_cfg"), clip.text, folder)
+    image = ImageTower(clip.visual, spec, images)
+    no_head = HeadConfig(kind="none")
+    embedders = {
+        "image": ImageEmbedder(images, image, Head(no_head, image.width, dim)),
+        "text": TextEmbedder(texts, text, Head(no_head, text.width, dim)),
+    }
     towers = Towers(embedders, dim, name)
     towers.logit_scale = float(clip.logit_scale.detach())
     towers.logit_bias = None if clip.logit_bias is None else float(clip.logit_bias.detach())
@@ -215,7 +221,7 @@ def colours(preprocess: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _preprocessing(name: str, visual: Any, preprocess: Mapping[str, Any]) -> dict[str, Any]:
+def _preprocessing(name: str, visual: Any, preprocess: Mapping[str, Any]) -> ImageProcessor:
     """How an image becomes the net's input, in our own words."""
     sides = visual.image_size if isinstance(visual.image_size, (tuple, list)) else (visual.image_size,) * 2
     if sides[0] != sides[-1]:
@@ -230,9 +236,9 @@ def _preprocessing(name: str, visual: Any, preprocess: Mapping[str, Any]) -> dic
         )
     if how == "longest" and preprocess.get("fill_color") != 255:
         log.warning("%s: was trained on images padded with another colour than here, which is white", name)
-    resize = modes[how] + ("" if filter == "bicubic" else f"-{filter}")
+    resize: Any = modes[how] + ("" if filter == "bicubic" else f"-{filter}")
     mean, std = colours(preprocess)
-    return {"size": int(sides[0]), "resize": resize, "mean": mean, "std": std}
+    return ImageProcessor(int(sides[0]), resize, mean, std)
 
 
 def _with_weights(config: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> Any:

@@ -8,9 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from mmcl.data.processors.open_clip_text import OpenClipTextProcessor
+from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.tokenize import check_tokenizer, reading_tokenizer
 from mmcl.formats.open_clip.nets import text_net
-from mmcl.models.text.open_clip import OpenClipTextTower
+from mmcl.models.text.open_clip import OpenClipTextTower, context_length
+from mmcl.runtime.errors import MmclError
 from mmcl.runtime.quiet import quiet
 
 
@@ -20,8 +23,9 @@ def create_text_tower(
     net: nn.Module | None = None,
     folder: Path | None = None,
     max_tokens: int | None = None,
-) -> OpenClipTextTower:
-    """The tower of ``config`` (embed_dim, text_cfg, quick_gelu), around ``net`` or with fresh weights.
+) -> tuple[OpenClipTextProcessor, OpenClipTextTower]:
+    """The tower of ``config`` (embed_dim, text_cfg, quick_gelu), around ``net`` or with fresh weights, behind the
+    processor of its texts.
 
     Args:
         name: for messages.
@@ -31,7 +35,7 @@ def create_text_tower(
         max_tokens: longer texts are cut here; the net's context length if absent.
 
     Raises:
-        MmclError: the tokenizer cannot be had.
+        MmclError: the tokenizer cannot be had, or the net reads fewer than ``max_tokens``.
     """
     tokenizer = _tokenizer(name, config["text_cfg"], folder)
     net = text_net(config) if net is None else net
@@ -39,21 +43,35 @@ def create_text_tower(
     hf = getattr(net, "config", None)
     if hf is not None:  # a transformers text model: with its own config no hub is needed to rebuild it
         spec["config"] = {**config, "text_cfg": {**config["text_cfg"], "hf_config": hf.to_diff_dict()}}
-    return OpenClipTextTower(net, tokenizer, spec, max_tokens=max_tokens)
+    return _around(net, tokenizer, spec, max_tokens)
 
 
-def rebuild_text_tower(spec: dict[str, Any], folder: Path) -> OpenClipTextTower:
-    """What :func:`describe_text_tower` gave, with fresh weights; a transformers tokenizer is read from ``folder``."""
+def rebuild_text_tower(spec: dict[str, Any], folder: Path) -> tuple[OpenClipTextProcessor, OpenClipTextTower]:
+    """Of what :func:`describe_text_tower` gave, the processor and the tower, with fresh weights.
+
+    A transformers tokenizer is read from ``folder``.
+    """
     tokenizer = _tokenizer(spec["name"], spec["config"]["text_cfg"], folder)
     kept = {key: spec[key] for key in ("library", "name", "config")}
     prompts = {key: spec.get(key) for key in ("prompts", "default_prompt")}
-    return OpenClipTextTower(text_net(spec["config"]), tokenizer, kept, max_tokens=spec["max_tokens"], **prompts)
+    return _around(text_net(spec["config"]), tokenizer, kept, spec["max_tokens"], **prompts)
 
 
-def describe_text_tower(tower: OpenClipTextTower) -> dict[str, Any]:
-    """What rebuilds ``tower``, weights and tokenizer files apart."""
-    prompts = {"prompts": tower.prompts, "default_prompt": tower.default_prompt}
-    return {**tower.spec, "max_tokens": tower.max_tokens, **prompts}
+def describe_text_tower(processor: TextProcessor, tower: OpenClipTextTower) -> dict[str, Any]:
+    """What rebuilds both, weights and tokenizer files apart."""
+    prompts = {"prompts": processor.prompts, "default_prompt": processor.default_prompt}
+    return {**tower.spec, "max_tokens": processor.max_tokens, **prompts}
+
+
+def _around(
+    net: Any, tokenizer: Any, spec: dict[str, Any], max_tokens: int | None, **prompts: Any
+) -> tuple[OpenClipTextProcessor, OpenClipTextTower]:
+    settings = spec["config"]["text_cfg"]
+    context = context_length(net, settings)
+    if max_tokens is not None and max_tokens > context:
+        raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{spec['name']}' reads at most {context}")
+    processor = OpenClipTextProcessor(tokenizer, settings, max_tokens=max_tokens or context, **prompts)
+    return processor, OpenClipTextTower(net, processor, spec)
 
 
 def _tokenizer(name: str, settings: Mapping[str, Any], folder: Path | None) -> Any:

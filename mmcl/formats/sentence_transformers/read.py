@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.tensor_files import read_tensors
 from mmcl.models.heads import ACTIVATIONS, Dense
 from mmcl.models.towers import Conventions
@@ -108,6 +109,17 @@ class SentenceTransformersSettings:
     token_weights: Path | None = None
     dense: list[DenseSettings] = field(default_factory=list)
     conventions: Conventions = field(default_factory=lambda: Conventions(normalize=False))
+
+    def processor(self, tokenizer: Any, max_tokens: int) -> TextProcessor:
+        """What makes the encoder's inputs, by ``tokenizer``, of texts cut at ``max_tokens``."""
+        return TextProcessor(
+            tokenizer,
+            max_tokens=max_tokens,
+            prompts=self.prompts,
+            default_prompt=self.default_prompt,
+            include_prompt=self.include_prompt,
+            lowercase=self.lowercase,
+        )
 
 
 def read_settings(folder: Path) -> SentenceTransformersSettings:

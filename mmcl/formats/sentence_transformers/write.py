@@ -19,8 +19,8 @@ from mmcl.formats.sentence_transformers.read import (
 from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.formats.transformers.nets import fill, quiet_transformers
 from mmcl.formats.weights import load_weights, pass_on, save_tensors
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import ACTIVATIONS
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
@@ -29,16 +29,16 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import write_json
 
 
-def cannot_express(embedder: Embedder) -> str | None:
+def cannot_express(embedder: TextEmbedder) -> str | None:
     """Why that library cannot compute what ``embedder`` does; None if it can."""
-    tower = embedder.tower
-    if not isinstance(tower, TextTower) or not hasattr(tower.net, "save_pretrained") or tower.padded:
+    tower, include_prompt = embedder.tower, embedder.processor.include_prompt
+    if not hasattr(tower.net, "save_pretrained") or tower.padding.length:
         return "it opens text encoders of transformers only"
     if tower.token_weights is not None and tower.pooling != "mean":
         return f"it has no token weights in pooling '{tower.pooling}'"
-    if tower.token_weights is not None and not tower.include_prompt:
+    if tower.token_weights is not None and not include_prompt:
         return "its token weights count a prompt that is left out of the pooling"
-    if tower.pooling == "pooler" and not tower.include_prompt:
+    if tower.pooling == "pooler" and not include_prompt:
         return "its first token is the one behind a prompt that is left out of the pooling"
     unknown = [name for name in tower.pooling.split("+") if name not in POOLING_NAMES.values()]
     if unknown and not (tower.pooling == "pooler" and _pooler(tower.net) is not None):
@@ -51,17 +51,17 @@ def write(towers: Towers, folder: Path) -> None:
 
     It has the older spellings, which new releases read too. A BERT's own pooler goes into a dense layer.
     """
-    embedder, conventions = towers.embedder("text"), towers.conventions
-    tower = cast(TextTower, embedder.tower)
-    if tower.tokenizer.pad_token is None:  # by which that library pads
-        tower.tokenizer.pad_token = tower.tokenizer.eos_token
+    embedder, conventions = towers.text(), towers.conventions
+    processor, tower = embedder.processor, embedder.tower
+    if processor.tokenizer.pad_token is None:  # by which that library pads
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
     with quiet_transformers():
         tower.net.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         pass_on(path)
-    save_tokenizer(tower.tokenizer, folder)
-    limit = tower.max_tokens if tower.max_tokens < UNLIMITED else None
-    limits = {"max_seq_length": limit, "do_lower_case": tower.lowercase}
+    save_tokenizer(processor.tokenizer, folder)
+    limit = processor.max_tokens if processor.max_tokens < UNLIMITED else None
+    limits = {"max_seq_length": limit, "do_lower_case": processor.lowercase}
     write_json(folder / TRANSFORMER_CONFIGS[0], limits)
     kinds = ["Transformer", *_weighted(tower), "Pooling", *("Dense" for _ in _dense_layers(embedder))]
     kinds += ["Normalize"] if conventions.normalize else []
@@ -69,8 +69,8 @@ def write(towers: Towers, folder: Path) -> None:
     for _, name in modules[1:]:
         (folder / name).mkdir()
     if tower.token_weights is not None:
-        _write_token_weights(tower, folder / "1_WordWeights")
-    write_json(folder / f"{kinds.index('Pooling')}_Pooling" / "config.json", _pooling_config(tower))
+        _write_token_weights(embedder, folder / "1_WordWeights")
+    write_json(folder / f"{kinds.index('Pooling')}_Pooling" / "config.json", _pooling_config(embedder))
     dense = [name for kind, name in modules if kind == "Dense"]
     for (layer, activation), name in zip(_dense_layers(embedder), dense, strict=True):
         settings = {
@@ -87,22 +87,22 @@ def write(towers: Towers, folder: Path) -> None:
     ]
     write_json(folder / MODULES, listing)
     settings = {
-        "prompts": tower.prompts,
-        "default_prompt_name": tower.default_prompt,
+        "prompts": processor.prompts,
+        "default_prompt_name": processor.default_prompt,
         "similarity_fn_name": conventions.similarity,
         "truncate_dim": conventions.truncate_dim,
     }
     write_json(folder / SETTINGS, settings)
 
 
-def read_weights(embedder: Embedder, folder: Path) -> None:
+def read_weights(embedder: TextEmbedder, folder: Path) -> None:
     """Fill ``embedder`` with what :func:`write` wrote of it.
 
     Raises:
         MmclError: a file is missing, damaged, or of another architecture.
     """
-    fill(embedder.tower.net, folder)
-    tower = cast(TextTower, embedder.tower)
+    tower = embedder.tower
+    fill(tower.net, folder)
     if tower.token_weights is not None:
         values = read_token_weights(folder / "1_WordWeights")
         if len(values) != len(tower.token_weights.log_weight):
@@ -116,16 +116,17 @@ def _weighted(tower: TextTower) -> list[str]:
     return [] if tower.token_weights is None else ["WordWeights"]
 
 
-def _write_token_weights(tower: TextTower, folder: Path) -> None:
-    assert tower.token_weights is not None, "the caller looks"
-    values = tower.token_weights.values().cpu()
-    vocabulary = tower.tokenizer.convert_ids_to_tokens(range(len(values)))
+def _write_token_weights(embedder: TextEmbedder, folder: Path) -> None:
+    assert embedder.tower.token_weights is not None, "the caller looks"
+    values = embedder.tower.token_weights.values().cpu()
+    vocabulary = embedder.processor.tokenizer.convert_ids_to_tokens(range(len(values)))
     by_token = dict(zip(vocabulary, values.tolist(), strict=True))
     write_json(folder / "config.json", {"vocab": vocabulary, "word_weights": by_token, "unknown_word_weight": 1.0})
     save_tensors(folder / WEIGHTS, {"emb_layer.weight": values[:, None].contiguous()})
 
 
-def _pooling_config(tower: TextTower) -> dict[str, Any]:
+def _pooling_config(embedder: TextEmbedder) -> dict[str, Any]:
+    tower = embedder.tower
     theirs = {ours: name for name, ours in POOLING_NAMES.items()}
     modes = ["cls" if name == "pooler" else theirs[name] for name in tower.pooling.split("+")]
     config: dict[str, Any] = {"word_embedding_dimension": int(tower.net.config.hidden_size)}
@@ -133,12 +134,12 @@ def _pooling_config(tower: TextTower) -> dict[str, Any]:
         config |= {flag: mode in modes for flag, mode in POOLING_FLAGS.items()}
     else:  # flags cannot say another order
         config["pooling_mode"] = modes
-    return config if tower.include_prompt else config | {"include_prompt": False}
+    return config if embedder.processor.include_prompt else config | {"include_prompt": False}
 
 
-def _dense_layers(embedder: Embedder) -> list[tuple[nn.Linear, type[nn.Module]]]:
+def _dense_layers(embedder: TextEmbedder) -> list[tuple[nn.Linear, type[nn.Module]]]:
     """Each dense layer behind the pooled token states, with its activation."""
-    tower, head = cast(TextTower, embedder.tower), embedder.head
+    tower, head = embedder.tower, embedder.head
     pooler = _pooler(tower.net) if tower.pooling == "pooler" else None
     activations = [ACTIVATIONS[layer.activation] for layer in head.layers]
     behind = list(zip(head.linear_layers(), activations, strict=True))

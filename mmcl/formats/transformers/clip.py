@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from mmcl.config.model import HeadConfig
+from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.plausible import require_plausible, require_size, weights_bytes
 from mmcl.formats.tensor_files import require_finite
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.formats.transformers.image_processors import default_processor, preprocessing, read_processor
 from mmcl.formats.transformers.nets import opening, read_config
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.image.tower import ImageTower
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.limits import tightest
+from mmcl.models.text.padding import Padding
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
@@ -90,16 +93,19 @@ def assemble(name: str, model: Any, tokenizer: Any, processor: Any) -> Towers:
     image_net, text_net = (model.vision_model, model.text_model) if siglip else _projected(model)
     spec = {"library": "transformers", "name": name, "architecture": type(image_net).__name__, "vector": "pooled"}
     processor = processor or default_processor(model.config.model_type, model.config.vision_config.image_size)
-    preprocess = preprocessing(processor, name)
-    image = ImageTower(image_net, {**spec, "config": image_net.config.to_diff_dict(), **preprocess})
+    images = preprocessing(processor, name)
+    image = ImageTower(image_net, {**spec, "config": image_net.config.to_diff_dict()}, images)
     # SigLIP reads the last of 64 positions, padding or not; a mask only where its tokenizer gives one.
     masked = not siglip or "attention_mask" in tokenizer.model_input_names
     limit = tightest(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
-    padded = limit if siglip else 0
-    text = TextTower(text_net, tokenizer, pooling="pooled", max_tokens=limit, padded=padded, masked=masked)
-    halves: tuple[ImageTower, TextTower] = (image, text)
-    head = HeadConfig(kind="none")
-    embedders = {tower.modality: Embedder(tower, Head(head, tower.width, image.width)) for tower in halves}
+    padding = Padding(limit if siglip else 0, masked=masked)
+    texts = TextProcessor(tokenizer, max_tokens=limit)
+    text = TextTower(text_net, texts, pooling="pooled", padding=padding)
+    no_head = HeadConfig(kind="none")
+    embedders = {
+        "image": ImageEmbedder(images, image, Head(no_head, image.width, image.width)),
+        "text": TextEmbedder(texts, text, Head(no_head, text.width, image.width)),
+    }
     towers = Towers(embedders, image.width, name)
     towers.logit_scale = float(model.logit_scale.detach())
     towers.logit_bias = float(model.logit_bias.detach()) if siglip else None

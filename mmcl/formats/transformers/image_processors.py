@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.formats.transformers.nets import quiet_transformers
 from mmcl.runtime.errors import MmclError, first_line
 
@@ -47,9 +48,8 @@ def default_processor(model_type: str, side: int) -> Any:
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
-def preprocessing(processor: Any, where: str) -> dict[str, Any]:
-    """How an image becomes the net's input: ``size``, ``resize``, ``mean`` and ``std`` of an image tower's spec, which
-    give what the processor gives.
+def preprocessing(processor: Any, where: str) -> ImageProcessor:
+    """What gives the net the input that transformers' ``processor`` gives it.
 
     Raises:
         MmclError: the processor does something else than to resize to a square, cut the centre out, rescale and
@@ -67,7 +67,7 @@ def preprocessing(processor: Any, where: str) -> dict[str, Any]:
     if processor.do_normalize and (processor.image_mean is None or processor.image_std is None):
         raise _refused(where, "image_mean or image_std is missing", "lists of three numbers")
     mean, std = colours(processor, where)
-    return {**_geometry(processor, where), "mean": mean, "std": std}
+    return ImageProcessor(**_geometry(processor, where), mean=mean, std=std)
 
 
 def colours(processor: Any, where: str) -> tuple[list[float], list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from mmcl.config.section import Positive, Section
 from mmcl.data.batches.batch import Inputs
 from mmcl.data.batches.views import Transform
 from mmcl.data.identity import mix, uniforms
-from mmcl.models.embedder import Embedder
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError
 
@@ -48,12 +48,12 @@ class MaskedLanguage(nn.Module):
     special: Tensor
     ordinary: Tensor
 
-    def __init__(self, embedder: Embedder, probability: float) -> None:
+    def __init__(self, embedder: TextEmbedder, probability: float) -> None:
         super().__init__()
-        tower = cast(TextTower, embedder.tower)
+        tower = embedder.tower
         if embedder.frozen:
             raise MmclError("method.mlm teaches the text tower, which is frozen; leave it or model.text.frozen out")
-        tokenizer, table = tower.tokenizer, getattr(tower, "word_embeddings", None)
+        tokenizer, table = embedder.processor.tokenizer, getattr(tower, "word_embeddings", None)
         mask = getattr(tokenizer, "mask_token_id", None)
         mask = getattr(tokenizer, "unk_token_id", None) if mask is None else mask
         if table is None or mask is None:

@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmcl.data.images import ImageInput, PreparedImage, ResizeMode, load_pixels
+from mmcl.data.processors.image import ImageProcessor
 from mmcl.models.outputs import vector_of
+from mmcl.models.tower import Tower
 from mmcl.runtime.errors import MmclError
 
 
-class ImageTower(nn.Module):
+class ImageTower(Tower):
     """Pixels to features.
 
+    Args:
+        net: from normalised pixels to features.
+        spec: as below.
+        processor: its size is what the network is tried with, and its colours are normalised by.
+
     Attributes:
-        width: number of features.
-        size: side of the square input, in pixels.
-        resize: how an image becomes that square (see ``mmcl.data.images.resize``).
-        exact_decoding: decode large JPEG files at their full size (see ``mmcl.data.images.decode``).
-        spec: what rebuilds the tower, weights apart.
+        spec: what rebuilds the network, weights and size apart.
     """
 
-    modality: ClassVar[str] = "image"
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, spec: dict[str, Any]) -> None:
+    def __init__(self, net: nn.Module, spec: dict[str, Any], processor: ImageProcessor) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)
         self.spec = spec
-        self.size: int = spec["size"]
-        self.resize: ResizeMode = spec["resize"]
-        self.register_buffer("mean", torch.tensor(spec["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec["std"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(processor.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor.std).view(1, 3, 1, 1), persistent=False)
         self._vector: str | None = spec.get("vector")
         # Position embeddings that were learned at another size are interpolated, where the model can.
-        native = getattr(getattr(net, "config", None), "image_size", self.size)
-        self._options = {"interpolate_pos_encoding": True} if self._vector and native != self.size else {}
-        self.width = self._measure_width()
-
-    @property
-    def exact_decoding(self) -> bool:
-        return bool(self.spec.get("exact_decoding", False))
-
-    @exact_decoding.setter
-    def exact_decoding(self, exact: bool) -> None:
-        self.spec["exact_decoding"] = exact
-
-    def prepare(self, image: ImageInput | None) -> PreparedImage:
-        """An image decoded and resized. Raises ``ImageError`` if it cannot be read."""
-        return PreparedImage(load_pixels(image, self.size, self.resize, exact_decoding=self.exact_decoding))
+        native = getattr(getattr(net, "config", None), "image_size", processor.size)
+        self._options = {"interpolate_pos_encoding": True} if self._vector and native != processor.size else {}
+        self.width = self._measure_width(processor.size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, width) features of uint8 (N, size, size, 3), or of float (N, 3, size, size) in [0, 1]."""
@@ -63,16 +50,17 @@ class ImageTower(nn.Module):
             return features
         if self._vector is not None:
             return vector_of(features, self._vector)
-        return features[0]
+        first: Tensor = features[0]
+        return first
 
     @torch.no_grad()
-    def _measure_width(self) -> int:
+    def _measure_width(self, size: int) -> int:
         """Ask the network itself: libraries disagree about the attribute that holds the width after pooling."""
         self.eval()
         try:
-            shape = self(torch.zeros(1, self.size, self.size, 3, dtype=torch.uint8)).shape
+            shape = self(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape
         except Exception as error:  # whatever a network of another input size or channel count meets
-            raise MmclError(f"image tower '{self.spec['name']}': cannot read {self.size}-pixel RGB: {error}") from None
+            raise MmclError(f"image tower '{self.spec['name']}': cannot read {size}-pixel RGB: {error}") from None
         self.train()
         if len(shape) != 2:
             raise MmclError(f"image tower '{self.spec['name']}': gives {tuple(shape)}, not one vector; check its args")

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,6 @@ from mmcl.data.batches.feed import Feed
 from mmcl.methods import Method
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.text.limits import UNLIMITED
-from mmcl.models.text.tower import TextTower
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.training.optimization.average import live_tensors
@@ -156,7 +154,7 @@ def longest_batch(feed: Feed, method: Method) -> Batch:
         for role, inputs in named:
             if "input_ids" in inputs:
                 column = role if role in longest else next(iter(longest))
-                padding = cast(TextTower, method.reading.embedder(column).tower).padding_id
+                padding = method.encoder.text(method.reading.tower(column)).processor.padding_id
                 pad_texts(inputs, longest.get(role, max(longest.values())), padding)
     return batch
 

@@ -132,7 +132,7 @@ def layer_scales(module: nn.Module, decay: float) -> dict[str, float]:
         top = len(blocks(net)) + 1
         if top == 1:
             raise MmclError(
-                f"training.layer_decay: the {embedder.tower.modality} tower ({type(net).__name__}) is no stack of "
+                f"training.layer_decay: the {embedder.modality} tower ({type(net).__name__}) is no stack of "
                 "blocks; set it to null, and the towers' rates by training.groups"
             )
         scales |= {f"{path}.tower.net.{name}": decay ** (top - depth) for name, depth in depths(net).items()}

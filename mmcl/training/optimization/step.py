@@ -21,6 +21,7 @@ from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.blocks import blocks
 from mmcl.models.embedder import Embedder, embedders
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError, NotFiniteError
@@ -203,7 +204,7 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
     for embedder in embedders(method).values():
         if settings.compile:
             # Texts of every length through one graph; images have one size.
-            embedder.tower.compile(dynamic=embedder.tower.modality == "text" or None)
+            embedder.tower.compile(dynamic=embedder.modality == "text" or None)
     if distributed.world_size() == 1:
         return method
     if settings.parallel == "fsdp":
@@ -218,7 +219,7 @@ def parallel_method(method: Method, settings: TrainingConfig, device: torch.devi
         for embedder in learning:
             sharding.shard(embedder, blocks(embedder.tower.net), device)
             embedder.in_groups = False
-            if getattr(embedder.tower, "mixes_padding", False):
+            if isinstance(embedder, TextEmbedder) and embedder.tower.padding.mixes:
                 name = type(embedder.tower.net).__name__
                 log.warning("a %s mixes padding in; under fsdp texts of different lengths are padded in training", name)
         if learning:

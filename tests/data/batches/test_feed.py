@@ -54,7 +54,7 @@ def make_feed(
 
 def same(method, texts):
     """What texts are to a method's model."""
-    return method.encoder.embedder("text").tower.identities(texts).tolist()
+    return method.encoder.embedder("text").processor.identities(texts).tolist()
 
 
 def judge(feed, method, ks):

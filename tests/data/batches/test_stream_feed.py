@@ -233,7 +233,7 @@ def test_items_and_identities_are_those_of_a_table_of_the_same_samples(config, m
             caption = batch.ids[row, 1].item()
             ids = batch.inputs["text"]["input_ids"][row][batch.inputs["text"]["attention_mask"][row] == 1]
             assert captions[caption] == (name, ids.tolist())
-            first = method.encoder.embedder("text").tower.identities(rows[name]["text"][:1])
+            first = method.encoder.embedder("text").processor.identities(rows[name]["text"][:1])
             chosen[caption == int(first[0])] += 1
     assert min(chosen.values()) > 100  # of 312: either caption, by the sample's seed
 

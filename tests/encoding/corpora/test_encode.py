@@ -18,6 +18,7 @@ from PIL import Image
 from mmcl.data.sources import open_source
 from mmcl.encoding import Columns, Layout, VectorWriter, encode_source, open_vectors
 from mmcl.encoding.corpora import writer
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.runtime.errors import MmclError
 
 TEXTS = [f"sentence number {n}" for n in range(33)]
@@ -468,14 +469,13 @@ def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
     from mmcl.data.processors.train_tokenizer import train_tokenizer
     from mmcl.encoding.encoder import Encoder
     from mmcl.formats.text_towers import build_text_tower
-    from mmcl.models.embedder import Embedder
     from mmcl.models.heads import Head
     from mmcl.models.towers import Towers
 
     tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=40), 32)
-    tower = build_text_tower(TextTowerConfig(layers=1, width=16, heads=2), tokenizer)
-    tower.set_prompts({"query": "find: ", "passage": "read: "}, "passage")
-    encoder = Encoder(Towers({"text": Embedder(tower, Head(HeadConfig(), 16, 8))}, 8))
+    processor, tower = build_text_tower(TextTowerConfig(layers=1, width=16, heads=2), tokenizer)
+    processor.set_prompts({"query": "find: ", "passage": "read: "}, "passage")
+    encoder = Encoder(Towers({"text": TextEmbedder(processor, tower, Head(HeadConfig(), 16, 8))}, 8))
     call = {"encoder": encoder, "rows": rows(tmp_path / "s", text=TEXTS), "columns": "text"}
     for prompt, words in ((None, "read: "), ("query", "find: ")):
         assert encoder.prompt_text(prompt) == words

@@ -13,8 +13,8 @@ from mmcl.config.model import TextTowerConfig
 from mmcl.formats.onnx.backends import open_backend
 from mmcl.formats.onnx.graph import export_onnx, weights_key
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
@@ -92,9 +92,9 @@ def test_load_opens_the_backend(folder):
 def test_a_session_refuses_to_learn_or_to_be_saved(folder, tmp_path):
     need("onnx")
     encoder = mmcl.load(folder, backend="onnx")
-    tower = encoder.embedder("text").tower
+    processor, tower = encoder.embedder("text").processor, encoder.embedder("text").tower
     with pytest.raises(MmclError, match=r"cannot learn.*backend='torch'"):
-        tower.train()(**tower.collate(tower.tokenize(TEXTS)[0]))
+        tower.train()(**processor.collate(processor.tokenize(TEXTS)[0]))
     with pytest.raises(MmclError, match="no weights to save"):
         encoder.save(tmp_path / "model")
 
@@ -166,7 +166,7 @@ def test_an_unknown_backend_is_refused_with_the_nearest(folder):
 
 def test_an_open_clip_tower_is_refused(tiny):
     section = TextTowerConfig(name="open_clip:tiny-ViT", pretrained=False, head={"kind": "none"})
-    tower = build_text_tower(section)
-    towers = Towers({"text": Embedder(tower, Head(section.head, tower.width, tower.width))}, tower.width)
+    processor, tower = build_text_tower(section)
+    towers = Towers({"text": TextEmbedder(processor, tower, Head(section.head, tower.width, tower.width))}, tower.width)
     with pytest.raises(MmclError, match="open_clip"):
         open_backend(towers, "onnx")

@@ -15,7 +15,7 @@ from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, To
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import Encoder
 from mmcl.encoding.corpora.encode import _model_name
-from mmcl.formats.image_towers import build_image_tower, rebuild_image_tower
+from mmcl.formats.image_towers import build_image_tower, describe_image_tower, rebuild_image_tower
 from mmcl.formats.open_clip.checkpoint_files import read_state
 from mmcl.formats.start import start_from
 from mmcl.formats.text_towers import build_text_tower
@@ -68,12 +68,13 @@ def test_the_real_architectures_give_the_librarys_own_features(tmp_path, name):
 def test_captions_are_padded_only_as_far_as_the_longest_where_that_is_exact(tmp_path):
     for kind, length in (("gelu", 5), ("siglip", 20)):
         open_clip_folder(tmp_path / kind, CONFIGS[kind][0])
-        tower = mmcl.load(tmp_path / kind).embedder("text").tower
-        tokens, cut = tower.tokenize(["a red bicycle", CAPTIONS[3]])
+        embedder = mmcl.load(tmp_path / kind).embedder("text")
+        processor, tower = embedder.processor, embedder.tower
+        tokens, cut = processor.tokenize(["a red bicycle", CAPTIONS[3]])
         assert (len(tokens[0]), len(tokens[1]), cut) == (5, 20, 1)
         shapes = []
         tower.net.register_forward_pre_hook(lambda net, inputs, shapes=shapes: shapes.append(inputs[0].shape))
-        tower(**tower.collate(tokens[:1]))
+        tower(**processor.collate(tokens[:1]))
         assert shapes == [(1, length)]
 
 
@@ -94,11 +95,11 @@ def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path, kind):
 
 def test_a_text_that_just_fits_is_not_counted_as_cut(tmp_path):
     open_clip_folder(tmp_path / "model", TINY)
-    tower = mmcl.load(tmp_path / "model").embedder("text").tower
-    assert [len(ids) for ids in tower.tokenize(["dog " * 17, "dog " * 18, "dog " * 19])[0]] == [19, 20, 20]
-    assert tower.tokenize(["dog " * 17, "dog " * 18, "dog " * 19])[1] == 1
+    processor = mmcl.load(tmp_path / "model").embedder("text").processor
+    assert [len(ids) for ids in processor.tokenize(["dog " * 17, "dog " * 18, "dog " * 19])[0]] == [19, 20, 20]
+    assert processor.tokenize(["dog " * 17, "dog " * 18, "dog " * 19])[1] == 1
     theirs = open_clip.SimpleTokenizer(context_length=20)(CAPTIONS)
-    ours = tower.collate(tower.tokenize(CAPTIONS)[0])["input_ids"]
+    ours = processor.collate(processor.tokenize(CAPTIONS)[0])["input_ids"]
     assert torch.equal(ours, theirs)  # the longest caption fills the context
 
 
@@ -238,18 +239,20 @@ def test_damaged_and_foreign_files_are_distinguished(tmp_path):
 def test_towers_of_a_config_take_weights_from_a_file(tmp_path):
     model, transform, tokenizer = open_clip_folder(tmp_path / "theirs", TINY)
     file = str(tmp_path / "theirs" / "open_clip_model.safetensors")
-    image = build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=32)).eval()
-    text = build_text_tower(TextTowerConfig(name="open_clip:tiny-ViT", pretrained=file, max_tokens=12)).eval()
+    _, image = build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=32))
+    processor, text = build_text_tower(TextTowerConfig(name="open_clip:tiny-ViT", pretrained=file, max_tokens=12))
+    image.eval(), text.eval()
     short = [CAPTIONS[0], CAPTIONS[1]]
     with torch.no_grad():
         pixels = torch.from_numpy(np.array(sample_images()[0]))[None]
         torch.testing.assert_close(image(pixels), model.encode_image(transform(sample_images()[0])[None]))
-        torch.testing.assert_close(text(**text.collate(text.tokenize(short)[0])), model.encode_text(tokenizer(short)))
-    assert text.tokenize([CAPTIONS[3]])[0][0].shape == (12,)
-    larger = build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=64))
+        inputs = processor.collate(processor.tokenize(short)[0])
+        torch.testing.assert_close(text(**inputs), model.encode_text(tokenizer(short)))
+    assert processor.tokenize([CAPTIONS[3]])[0][0].shape == (12,)
+    _, larger = build_image_tower(ImageTowerConfig(name="open_clip:tiny-ViT", pretrained=file), ImageConfig(size=64))
     assert larger.net.positional_embedding.shape == (65, 32)  # interpolated
     wide = ImageTowerConfig(name="open_clip:tiny-ViT", args={"width": 48, "patch_size": 16})
-    assert build_image_tower(wide, ImageConfig(size=32)).net.conv1.weight.shape == (48, 3, 16, 16)
+    assert build_image_tower(wide, ImageConfig(size=32))[1].net.conv1.weight.shape == (48, 3, 16, 16)
     for settings, message in (
         ({"args": {"widht": 48}}, "did you mean 'width'"),
         ({"pretrained": "no-tag"}, "has no weights"),
@@ -262,12 +265,14 @@ def test_towers_of_a_config_take_weights_from_a_file(tmp_path):
 
 
 def test_folders_of_the_first_format_are_still_read(tmp_path):
-    image = build_image_tower(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=32))
-    old = {**{key: image.spec[key] for key in ("name", "size", "resize", "mean", "std")}, "args": {}}
-    rebuilt = rebuild_image_tower(json.loads(json.dumps(old)))
+    processor, image = build_image_tower(ImageTowerConfig(name="open_clip:RN50"), ImageConfig(size=32))
+    spec = describe_image_tower(processor, image)
+    old = {**{key: spec[key] for key in ("name", "size", "resize", "mean", "std")}, "args": {}}
+    processor_again, rebuilt = rebuild_image_tower(json.loads(json.dumps(old)))
     assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
         name: value.shape for name, value in image.state_dict().items()
     }
+    assert processor_again == processor
 
 
 WRAPPED = {

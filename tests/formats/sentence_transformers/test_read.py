@@ -13,11 +13,12 @@ import transformers
 
 import mmcl
 from mmcl.config.model import TokenizerConfig
+from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.text_towers import open_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Dense, Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
@@ -107,13 +108,15 @@ def made_by_them(library, source, modes, *, limit=20, dense=(), normalize=True, 
 
 
 def made_here(source, pooling, head=None, **options):
-    tower = open_text_tower(str(source))
-    options = {"max_tokens": 20, **options}
-    tower = TextTower(tower.net, tower.tokenizer, pooling=pooling, **options)
+    opened, tower = open_text_tower(str(source))
+    processor = TextProcessor(opened.tokenizer, **{"max_tokens": 20, **options})
+    tower = TextTower(tower.net, processor, pooling=pooling)
     torch.manual_seed(1)
     head = Head.from_layers(tower.width, head or [])
     encoder = Encoder(
-        Towers({"text": Embedder(tower, head)}, head.layers[-1].width if head.layers else tower.width, "m")
+        Towers(
+            {"text": TextEmbedder(processor, tower, head)}, head.layers[-1].width if head.layers else tower.width, "m"
+        )
     )
     encoder.set_compute("float32")
     return encoder.eval()
@@ -287,7 +290,7 @@ def test_every_generation_opens(library, plain, tmp_path, generation):
         write(tmp_path / "today" / "modules.json", modules)
     model = theirs(library, tmp_path / ("today" if generation is first_generation else "old"))
     encoder = mmcl.load(tmp_path / "old", dtype="float32")
-    assert encoder.embedder("text").tower.max_tokens == model.max_seq_length == 9
+    assert encoder.embedder("text").processor.max_tokens == model.max_seq_length == 9
     same(encoder.encode(TEXTS), unit(model.encode(TEXTS)))
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.model import TokenizerConfig
-from mmcl.data.images import load_pixels
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.folder import preprocessor
 from mmcl.formats.transformers.image_processors import preprocessing, read_processor
@@ -112,9 +111,9 @@ def test_fewer_tokens_change_only_the_texts_that_are_cut(tmp_path):
     short = [0, 2, 4]
     captions = [CAPTIONS[i] for i in short]
     encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
-    tower = encoder.embedder("text").tower
-    tower.max_tokens = 19
-    assert tower.tokenize(captions)[1] == 0
+    processor = encoder.embedder("text").processor
+    processor.max_tokens = 19
+    assert processor.tokenize(captions)[1] == 0
     np.testing.assert_allclose(encoder.encode(captions), expected[short], atol=1e-5)
     encoder.save(tmp_path / "ours")
     np.testing.assert_allclose(
@@ -197,14 +196,14 @@ def test_image_processors_are_followed_to_the_pixel(tmp_path, settings):
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     check_pixels(preprocessing(read_processor(tmp_path, "tiny"), "tiny"), theirs)
     # What is written of it in our folders is read again as the same.
-    spec = preprocessing(theirs, "tiny")
-    check_pixels(spec, transformers.CLIPImageProcessorPil(**preprocessor(spec)))
+    ours = preprocessing(theirs, "tiny")
+    check_pixels(ours, transformers.CLIPImageProcessorPil(**preprocessor(ours)))
 
 
-def check_pixels(spec, theirs):
-    mean, std = (np.array(spec[name]).reshape(3, 1, 1) for name in ("mean", "std"))
+def check_pixels(ours, theirs):
+    mean, std = (np.array(three).reshape(3, 1, 1) for three in (ours.mean, ours.std))
     for image in sample_images():
-        pixels = load_pixels(image, spec["size"], spec["resize"]).transpose(2, 0, 1)
+        pixels = ours.prepare(image).pixels.transpose(2, 0, 1)
         np.testing.assert_allclose((pixels / 255 - mean) / std, theirs(image)["pixel_values"][0], atol=1e-4, rtol=1e-5)
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_taught_is_refused(make_text_encoder, tokenizer):
         def __len__(self):
             return 21
 
-    embedder.tower.tokenizer = Bare()
+    embedder.processor.tokenizer = Bare()
     assert MaskedLanguage(embedder, 0.15).mask == 1  # the unknown one stands in
     Bare.unk_token_id = None
     with pytest.raises(MmclError, match="no token to stand for a hidden one"):

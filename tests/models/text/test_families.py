@@ -94,7 +94,7 @@ def own_vector(net, tokenizer, text):
 def trained_together(encoder):
     """Vectors as a batch of all texts has them in training, but for dropout."""
     embedder = encoder.embedder("text")
-    inputs = text_inputs(embedder.tower, embedder.tower.tokenize(TEXTS)[0], 0)
+    inputs = text_inputs(embedder.processor, embedder.processor.tokenize(TEXTS)[0], 0)
     return torch.nn.functional.normalize(embedder(**inputs), dim=1).numpy()
 
 
@@ -117,7 +117,7 @@ def test_a_family_equals_the_library_text_by_text_and_survives_being_saved(famil
             raise
         pytest.skip(f"no tiny network of it runs: {error}")
     encoder = mmcl.load(theirs, device="cpu", dtype="float32")
-    assert encoder.embedder("text").tower.max_tokens >= 61
+    assert encoder.embedder("text").processor.max_tokens >= 61
     vectors = encoder.encode(TEXTS)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(TEXTS[::-1], batch_size=4)[::-1], expected, atol=1e-5)

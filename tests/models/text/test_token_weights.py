@@ -11,11 +11,12 @@ import torch
 
 import mmcl
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
+from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.text_towers import build_text_tower
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
@@ -32,9 +33,9 @@ def tokenizer():
 def encoder(tokenizer) -> Encoder:
     torch.manual_seed(0)
     config = TextTowerConfig(layers=1, width=16, heads=2, token_weights=0.01)
-    tower = build_text_tower(config, tokenizer)
+    processor, tower = build_text_tower(config, tokenizer)
     head = Head(HeadConfig(), 16, 8)
-    encoder = Encoder(Towers({"text": Embedder(tower, head)}, 8, "weighted")).eval()
+    encoder = Encoder(Towers({"text": TextEmbedder(processor, tower, head)}, 8, "weighted")).eval()
     encoder.set_compute("float32")
     return encoder
 
@@ -51,8 +52,8 @@ def test_weights_start_from_the_frequencies_of_the_pieces(tokenizer):
 
 
 def test_features_are_the_weighted_mean_of_the_states(encoder):
-    tower = encoder.embedder("text").tower
-    inputs = tower.collate(tower.tokenize(TEXTS[:5])[0])
+    processor, tower = encoder.embedder("text").processor, encoder.embedder("text").tower
+    inputs = processor.collate(processor.tokenize(TEXTS[:5])[0])
     with torch.no_grad():
         states = tower.states(**inputs).double()
         weight = tower.token_weights.values().double()[inputs["input_ids"]] * inputs["attention_mask"]
@@ -65,8 +66,8 @@ def test_features_are_the_weighted_mean_of_the_states(encoder):
 
 def test_weights_learn(encoder):
     encoder.train()
-    tower = encoder.embedder("text").tower
-    inputs = tower.collate(tower.tokenize(TEXTS[:5])[0])
+    processor, tower = encoder.embedder("text").processor, encoder.embedder("text").tower
+    inputs = processor.collate(processor.tokenize(TEXTS[:5])[0])
     tower(**inputs)[:, 0].sum().backward()
     gradient = tower.token_weights.log_weight.grad
     used = torch.zeros(len(gradient), dtype=torch.bool)
@@ -89,10 +90,10 @@ def test_a_folder_with_token_weights_opens_here_and_in_sentence_transformers(enc
 
 
 def test_where_a_prompt_is_left_out_the_folder_is_ours_alone(encoder, tmp_path: Path):
-    tower = encoder.embedder("text").tower
+    processor = encoder.embedder("text").processor
     encoder.save(tmp_path / "theirs")
-    tower.set_prompts({"query": "the hill "}, "query")
-    tower.include_prompt = False
+    processor.set_prompts({"query": "the hill "}, "query")
+    processor.include_prompt = False
     encoder.save(tmp_path / "ours")
     assert not (tmp_path / "ours" / "modules.json").exists()
     expected = encoder.encode(TEXTS[:5])
@@ -111,9 +112,9 @@ def test_a_setting_that_would_do_nothing_is_refused(settings):
 
 
 def test_weights_of_another_vocabulary_are_refused(encoder, tokenizer):
-    net = encoder.embedder("text").tower.net
+    net, processor = encoder.embedder("text").tower.net, TextProcessor(tokenizer, max_tokens=9)
     with pytest.raises(mmcl.MmclError, match=r"the tokenizer has \d+ entries but 7 have weights"):
-        TextTower(net, tokenizer, pooling="mean", max_tokens=9, token_weights=TokenWeights(7))
+        TextTower(net, processor, pooling="mean", token_weights=TokenWeights(7))
 
 
 def test_a_tokenizer_without_frequencies_is_refused():

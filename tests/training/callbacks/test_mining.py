@@ -171,7 +171,7 @@ def test_batches_carry_what_was_mined_last_and_nothing_before(tmp_path, config, 
     run = run_of(config, tmp_path / "run", *changes)
     files = files_of(run.folder)
     assert [step.number for step, _ in recorded] == list(range(8))
-    tower = mmcl.load(run.folder).embedder("text").tower
+    processor = mmcl.load(run.folder).embedder("text").processor
     for number, batches in ((step.number, batches) for step, batches in recorded):
         assert len(batches) == 2
         for batch in batches:
@@ -183,8 +183,8 @@ def test_batches_carry_what_was_mined_last_and_nothing_before(tmp_path, config, 
             for place, identities in enumerate(batch.extra_ids[MINED].tolist()):
                 line = lines[2 * int(batch.rows[place // 2]) + place % 2]
                 anchor, positive = PAIRS[int(line["negative"])]
-                assert [identities[0]] == tower.identities([anchor]).tolist()
-                assert identities[1] in tower.identities(texts(positive)).tolist()
+                assert [identities[0]] == processor.identities([anchor]).tolist()
+                assert identities[1] in processor.identities(texts(positive)).tolist()
 
 
 @pytest.mark.parametrize("last", [4, 5, 6])
@@ -356,9 +356,9 @@ def test_hard_captions_of_images_are_of_other_images(tmp_path, shapes_config):
         captions.setdefault(row["image"], set()).update(texts(row["text"]))
     (lines,) = files_of(run.folder).values()
     assert len(lines) == 3 * len(rows)
-    tower = mmcl.load(run.folder).embedder("text").tower
+    processor = mmcl.load(run.folder).embedder("text").processor
     captions_of = {text for row in rows for text in texts(row["text"])}
-    corpus = sorted(captions_of, key=lambda text: int(tower.identities([text])[0]))
+    corpus = sorted(captions_of, key=lambda text: int(processor.identities([text])[0]))
     for line in lines:
         image = rows[line["row"]]["image"]
         assert corpus[line["item"]] not in captions[image]

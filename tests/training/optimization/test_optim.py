@@ -17,8 +17,8 @@ from transformers import (
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import GroupConfig, TrainingConfig
 from mmcl.models.blocks import depths
-from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
+from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.runtime.errors import MmclError
 from mmcl.training.optimization.optim import (
     build_optimizer,
@@ -84,8 +84,6 @@ def test_gains_biases_and_temperature_do_not_decay():
 class Tower(torch.nn.Module):
     """A network as a tower holds it."""
 
-    modality = "image"
-
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -93,7 +91,7 @@ class Tower(torch.nn.Module):
 
 def method_with(**nets):
     """Parameters named as in a method: one embedder a modality, and a temperature."""
-    embedders = {name: Embedder(Tower(net), Head(HeadConfig(), 24, 8)) for name, net in nets.items()}
+    embedders = {name: ImageEmbedder(None, Tower(net), Head(HeadConfig(), 24, 8)) for name, net in nets.items()}
     method = torch.nn.Module()
     method.encoder = torch.nn.Module()
     method.encoder.embedders = torch.nn.ModuleDict(embedders)
