@@ -82,3 +82,18 @@ def test_shards_without_the_named_column_are_refused_before_a_tokenizer_is_train
     config["data"]["columns"] = {"text": "caption"}
     with pytest.raises(MmclError, match="no sample has caption for 'text'; they have png, txt"):
         train(config, out=tmp_path / "run", show_progress=False)
+
+
+def test_a_teacher_is_learned_from_over_shards_as_well(tmp_path, config):
+    teacher = train(config, out=tmp_path / "teacher", show_progress=False).folder
+    config["method"] = {"name": "clip", "teacher": {"name": str(teacher)}}
+    uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
+    terms = [line["distillation"] for line in uninterrupted.lines() if "distillation" in line]
+    assert 0 < terms[-1] < terms[0]
+    cut = tmp_path / "cut"
+    shutil.copytree(uninterrupted.folder, cut)
+    shutil.rmtree(cut / "model")
+    shutil.rmtree(list_checkpoints(cut)[-1])
+    resumed = train(config, out=cut, resume=True, show_progress=False).folder
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (resumed, uninterrupted.folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

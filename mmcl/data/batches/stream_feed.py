@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -30,17 +28,13 @@ from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.images import ImageInput, PreparedImage
 from mmcl.data.processors.image import ImageProcessor
-from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, count_lacking, require_columns
-from mmcl.data.sources.tar.count import count_samples
-from mmcl.data.sources.tar.names import is_local, shard_name
+from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, log_lacking, require_columns
+from mmcl.data.sources.tar.pools import Pools
 from mmcl.data.sources.tar.read import Sample
-from mmcl.data.sources.tar.shards import list_shards
 from mmcl.data.sources.tar.stream import Mixture, Order, ShardIterator
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.prefetch import prefetch
-
-log = logging.getLogger("mmcl")
 
 
 class StreamFeed:
@@ -51,8 +45,9 @@ class StreamFeed:
     from one stream that runs on from epoch to epoch: nothing is dropped. Batch ``n`` of a process is made by its worker
     ``n % workers``. What a batch holds therefore depends on the number of processes and workers.
 
-    Without weights the shards of all sources are one pool, and each sample comes once in an epoch. With weights every
-    source runs through its own epochs. The features of frozen towers are not kept.
+    Without weights the shards of all sources are one pool, and each sample comes once in an epoch. With weights, or
+    where each batch has samples of one source alone, every source runs through its own epochs. The features of frozen
+    towers and of references are not kept: they run in every step.
     """
 
     extra_count = 0
@@ -68,30 +63,35 @@ class StreamFeed:
         device: torch.device,
         show_progress: bool | None = None,
     ) -> None:
-        self.name = "::".join(source.source for source in sources)
-        _refuse(sources, reading, config)
+        _refuse(sources[0].source, reading, config)
+        self._one_source = config.data.batches == "one_source"
+        self._pools = Pools(sources, apart=self._one_source)
+        self.name = self._pools.name
         self.config = config
         self._pin = device.type == "cuda"
         self._stand = {"rank": distributed.rank(), "world": distributed.world_size()}
         self.workers = max(1, config.data.workers)
-        listed = [list_shards(source.source) for source in sources]
-        self.pools, self.weights = _pools(sources, listed)
         changed = augmented and config.augments("text")
         augmentation = TextAugmentation(config.text_augmentation) if changed else None
         self._columns = [
             _column(role, of, sources[0], reading, config, augmentation, augmented)
             for role, of in reading.columns.items()
         ]
+        self._references: list[tuple[str, _Column]] = [
+            (name, _reference(column, encoder.embedder(reading.columns[column.source.role]).processor))
+            for name, encoder in (reading.references if augmented else {}).items()
+            for column in self._columns
+            if not isinstance(column, _Values)
+        ]
         self._draws_of = {role: reading.draws(role) for role, of in reading.columns.items() if changed and of == "text"}
         needed = [column.source for column in self._columns if column.source.role not in reading.optional]
         spare = [column.source for column in self._columns if column.source.role in reading.optional]
-        for shards in listed:
+        for shards in self._pools.listed:
             require_columns(shards, needed)
         for column in spare if distributed.rank() == 0 else ():
-            _tell_of_lacking(listed, column)
+            log_lacking(self._pools.listed, column)
         self._share = self._check_slots()
-        stated = [getattr(source, "samples", None) for source in sources]
-        self.samples = sum(n or count_samples(shards, show_progress) for n, shards in zip(stated, listed, strict=True))
+        self.samples = self._pools.count(show_progress)
 
     def __len__(self) -> int:
         """Batches of an epoch: the nearest number, at least 1."""
@@ -100,10 +100,7 @@ class StreamFeed:
     @property
     def fingerprint(self) -> str:
         """Changes when the shards do, as far as their names and, of local ones, their sizes tell."""
-        shards = [shard for pool in self.pools for shard in pool]
-        sizes = [Path(shard).stat().st_size if is_local(shard) else 0 for shard in shards]
-        content = repr((list(map(shard_name, shards)), sizes, self.samples))
-        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return self._pools.fingerprint
 
     def problems(self) -> list[dict[str, str]]:
         """None: they come with the batches."""
@@ -165,12 +162,7 @@ class StreamFeed:
         world, batch = self._stand["world"], self.config.training.batch_size
         if batch % world:
             raise MmclError(f"training.batch_size {batch} cannot be divided evenly over {world} processes")
-        for pool in self.pools:
-            if len(pool) < world * self.workers:
-                raise MmclError(
-                    f"{self.name}: {len(pool)} shards cannot be dealt over {world} processes × {self.workers} workers; "
-                    "lower data.workers, or write more and smaller shards"
-                )
+        self._pools.require_shares(world, self.workers)
         return batch // world
 
     def stream(self, worker: int, place: dict[str, Any] | None) -> Mixture[list[Any]]:
@@ -182,7 +174,7 @@ class StreamFeed:
             slots=world * self.workers,
             block=self.config.data.shuffle,
         )
-        place = place or {"drawn": 0, "walks": [None] * len(self.pools)}
+        place = place or {"drawn": 0, "walks": [None] * len(self._pools.shards)}
         iterators = [
             ShardIterator(
                 pool,
@@ -193,23 +185,25 @@ class StreamFeed:
                 fail=self.config.data.on_error == "fail",
                 cursor=place["walks"][number],
             )
-            for number, pool in enumerate(self.pools)
+            for number, pool in enumerate(self._pools.shards)
         ]
-        return Mixture(iterators, self.weights, order, place["drawn"])
+        return Mixture(iterators, self._pools.weights, order, place["drawn"])
 
     def _load(self, sample: Sample) -> list[Any]:
-        return [column.load(sample) for column in self._columns]
+        return [column.load(sample) for column in (*self._columns, *(column for _, column in self._references))]
 
     def batch(self, stream: Mixture[list[Any]], number: int) -> Batch:
         """Batch ``number``, the next of its worker's stream, with the stream's place after it as ``position``."""
-        samples, loaded, epochs = zip(*(stream.next() for _ in range(self._share)), strict=True)
+        pool = stream.pool_of(number) if self._one_source else None
+        samples, loaded, epochs = zip(*(stream.next(pool) for _ in range(self._share)), strict=True)
         names = [sample.name for sample in samples]
         seeds = mix(torch.tensor([stable_hash(name) for name in names]), self.config.seed, torch.tensor(epochs))
         first = number * self.config.training.batch_size + self._stand["rank"] * self._share
         inputs: dict[str, Inputs] = {}
         draws: dict[str, list[Inputs]] = {}
         ids: list[Tensor] = []
-        for column, items in zip(self._columns, zip(*loaded, strict=True), strict=True):
+        of_columns = list(zip(*loaded, strict=True))
+        for column, items in zip(self._columns, of_columns, strict=False):
             role = column.source.role
             chosen = column.choose(items, seeds)
             inputs[role] = column.inputs(chosen, seeds)
@@ -217,12 +211,16 @@ class StreamFeed:
                 draws[role] = [column.inputs(chosen, mix(seeds, draw)) for draw in range(1, count)]
             if (hashes := column.hashes(chosen)) is not None:
                 ids.append(torch.tensor(hashes))
+        references: dict[str, dict[str, Inputs]] = {}
+        for (name, column), items in zip(self._references, of_columns[len(self._columns) :], strict=True):
+            references.setdefault(name, {})[column.source.role] = column.inputs(column.choose(items, seeds), seeds)
         return Batch(
             inputs,
             torch.stack(ids, dim=1),
             seeds,
             rows=torch.arange(first, first + self._share),
             draws=draws,
+            references=references,
             names=names,
             position=stream.position,
             problems=stream.take_problems(),
@@ -355,6 +353,15 @@ def _column(
     return _Texts(source, TextReader(processor, prompt, f"data.prompts.{role}"), augmentation, role in reading.optional)
 
 
+def _reference(column: _Column, processor: Any) -> _Column:
+    """The items of a column as another model reads them, unaugmented; texts behind its prompt of the same name, if it
+    has one."""
+    if not isinstance(column, _Texts):
+        return _Images(column.source, processor, None)
+    prompt = column.reader.prompt if column.reader.prompt in processor.prompts else None
+    return _Texts(column.source, TextReader(processor, prompt), None, column.optional)
+
+
 @dataclass
 class _Maker:
     """Makes this process's batches, from ``start`` on: all of them, or in a worker process that worker's."""
@@ -376,56 +383,14 @@ class _Maker:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # which does not survive a fork, and says so
 
 
-def _refuse(sources: Sequence[SourceConfig], reading: Reading, config: Config) -> None:
+def _refuse(name: str, reading: Reading, config: Config) -> None:
     """Raise ``MmclError`` for what needs all rows at hand."""
-    first = sources[0]
     if reading.extra:
-        raise MmclError(f"{first.source}: extra texts beside a batch need a table; set method.extra_texts to 0")
-    for name in reading.references:
-        raise MmclError(f"{first.source}: a {name} needs a table, whose items it embeds once; leave out method.{name}")
+        raise MmclError(f"{name}: extra texts beside a batch need a table; set method.extra_texts to 0")
     if config.data.mining is not None:
-        raise MmclError(f"{first.source}: mining needs tables, whose rows are all at hand; leave out data.mining")
-    if config.data.batches != "mixed":
-        raise MmclError(
-            f"{first.source}: batches of one source need tables; set data.batches to mixed, or train on one source"
-        )
+        raise MmclError(f"{name}: mining needs tables, whose rows are all at hand; leave out data.mining")
     if config.data.distinct:
         raise MmclError(
-            f"{first.source}: distinct batches need a table, of which all rows are known; set data.distinct to false "
+            f"{name}: distinct batches need a table, of which all rows are known; set data.distinct to false "
             "(rows that share an item are no negatives of each other in any case)"
         )
-    for source in sources:
-        if source.split is not None:
-            raise MmclError(f"{source.source}: tar shards have no splits; leave out split '{source.split}'")
-        if source.separator is not None:
-            raise MmclError(f"{source.source}: a separator is of CSV files; leave it out of tar shards")
-        for key in ("columns", "prompts"):
-            if getattr(source, key, {}) != getattr(first, key, {}):
-                raise MmclError(
-                    f"{source.source}: {key} of its own, which tar shards that are mixed cannot have; set data.{key}"
-                )
-
-
-def _tell_of_lacking(listed: Sequence[Sequence[str]], column: ShardColumn) -> None:
-    """Log how many of the first samples have nothing of an optional role, if any."""
-    lacking, looked_at = map(sum, zip(*(count_lacking(shards, column) for shards in listed), strict=True))
-    if lacking == looked_at > 0:
-        log.warning(
-            "none of the first %d samples has a text in %s: they are used without %s; name what to read as "
-            "data.columns.%s",
-            *(looked_at, column, column.role, column.role),
-        )
-    elif lacking:
-        log.info("%d of the first %d samples have no %s, and are used without", lacking, looked_at, column.role)
-
-
-def _pools(sources: Sequence[SourceConfig], listed: list[list[str]]) -> tuple[list[list[str]], list[float]]:
-    """Shards that are dealt together, and the weight of each pool."""
-    stated = [getattr(source, "weight", None) for source in sources]
-    weights = [weight for weight in stated if weight is not None]
-    if len(weights) == len(sources):
-        return listed, weights
-    if weights:
-        source = sources[stated.index(None)].source
-        raise MmclError(f"{source}: it has no weight and other sources have; give weights to all of them or to none")
-    return [[shard for shards in listed for shard in shards]], [1.0]

@@ -13,7 +13,8 @@ class TeacherConfig(Section):
     """A model whose similarities are learned besides the pairs."""
 
     name: str
-    """As `mmcl.load` takes it. It embeds every image (as it is, not augmented) and caption once."""
+    """As `mmcl.load` takes it. It embeds every image (as it is, not augmented) and caption once; those of tar
+    shards in every step."""
     weight: Positive = 1.0
     """Weight of the distillation term; the contrastive one has weight 1."""
     temperature: Annotated[float, Field(gt=0.0)] | None = None
@@ -25,6 +26,7 @@ class GuideConfig(Section):
     Solatorio 2024, arXiv:2402.16829)."""
 
     name: str
-    """As `mmcl.load` takes it. It embeds every text once, in float32 whatever `training.precision` is."""
+    """As `mmcl.load` takes it. It embeds every text once, those of tar shards in every step, in float32 whatever
+    `training.precision` is."""
     margin: float = 0.0
     """A candidate is no negative if the guide's cosine to it exceeds that to the positive less this margin."""

@@ -327,6 +327,59 @@ def test_weights_mix_sources_and_without_them_each_sample_comes_once(config, met
         assert_equal(batch, expected)
 
 
+def test_a_batch_may_have_samples_of_one_source_alone_which_is_the_same_for_all_processes(
+    config, method, shards, tmp_path, monkeypatch
+):
+    other = make_shards(tmp_path / "other", [15, 15], first=1000)
+    mixed = config | {"data": config["data"] | {"mix": [{"source": str(other)}], "batches": "one_source"}}
+    batches = take(make_feed(mixed, method), 0, 200)
+    of_other = [{int(name.split(":")[1]) >= 1000 for name in batch.names} for batch in batches]
+    assert all(len(found) == 1 for found in of_other)
+    share = np.mean([found == {True} for found in of_other])
+    assert share == pytest.approx(30 / 130, abs=4 * (30 / 130 * 100 / 130 / 200) ** 0.5)  # as many as they have samples
+    resumed = take(make_feed(mixed, method), 41, 60, batches[40].position)
+    for batch, expected in zip(resumed, batches[41:60], strict=True):
+        assert_equal(batch, expected)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        ours = take(make_feed(mixed, method), 0, 50)
+        assert [{int(name.split(":")[1]) >= 1000 for name in batch.names} for batch in ours] == of_other[:50]
+    weighted = mixed | {"data": mixed["data"] | {"mix": [{"source": str(other), "weight": 3}]}}
+    batches = take(make_feed(weighted, method, "data.train.weight=1"), 0, 200)
+    share = np.mean([int(batch.names[0].split(":")[1]) >= 1000 for batch in batches])
+    assert share == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 200) ** 0.5)
+
+
+def test_another_model_reads_the_same_items_in_its_own_way_and_unchanged(config, method, shards, tmp_path, monkeypatch):
+    small = {"data.image": {"size": 16}, "model.text": {"max_tokens": 12, "tokenizer": {"vocab_size": 30}}}
+    towers = {"image": {"name": "timm:resnet10t", "args": {"channels": [4, 4, 4, 4], "stem_width": 4}}}
+    towers["text"] = {"name": "scratch", "layers": 1, "width": 8, "heads": 1, **small["model.text"]}
+    data = {"train": {"source": str(shards)}, "image": small["data.image"]}
+    other = build_method(load_config({"data": data, "model": {"dim": 8, **towers}}), tmp_path).encoder
+    captions, images = {}, {}
+    identities = method.encoder.embedder("text").processor.identities
+    for path in sorted(shards.glob("*.tar")):
+        for sample in read_shard(str(path)):
+            images[sample.name] = sample.read("png")
+            texts = json.loads(sample.read("json"))["caption"]
+            captions |= dict(zip(identities(texts).tolist(), texts, strict=True))
+    monkeypatch.setattr(type(method), "reading", replace(method.reading, references={"guide": other}))
+    feed = make_feed(config, method, "text_augmentation.drop=0.5")
+    image, text = (other.embedder(modality).processor for modality in ("image", "text"))
+    for batch in take(feed, 0, 5):
+        read = batch.references["guide"]
+        for row, name in enumerate(batch.names):
+            assert np.array_equal(read["image"]["pixels"][row].numpy(), image.prepare(images[name]).pixels)
+            (expected,), _ = text.tokenize([captions[batch.ids[row, 1].item()]])
+            tokens = text.collate([expected])["input_ids"][0]
+            assert torch.equal(read["text"]["input_ids"][row, : len(tokens)], tokens)
+        with torch.no_grad():
+            assert other.embedder("text")(**read["text"]).isfinite().all()
+    (plain,) = take(make_feed(config, method, augmented=False), 0, 1)
+    assert plain.references == {}
+
+
 def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(config, method, shards, monkeypatch):
     piped = f"data.train.source=pipe:cat {shards}/{{00..19}}.tar"
     with pytest.raises(MmclError, match="--allow-pipe"):
@@ -344,17 +397,10 @@ def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(
 
 
 def test_what_a_stream_cannot_do_is_refused(config, method, shards, monkeypatch):
-    for changes, reported in (
-        ({"extra": {"x": Extra("text", 9)}}, "extra_texts"),
-        ({"references": {"teacher": 0}}, "a teacher"),
-    ):
-        with monkeypatch.context() as changed:
-            reading = replace(method.reading, **changes)
-            changed.setattr(type(method), "reading", reading)
-            with pytest.raises(MmclError, match=reported):
-                make_feed(config, method)
-    with pytest.raises(MmclError, match=r"batches of one source need tables; set data\.batches to mixed"):
-        make_feed(config, method, "data.batches=one_source")
+    with monkeypatch.context() as changed:
+        changed.setattr(type(method), "reading", replace(method.reading, extra={"x": Extra("text", 9)}))
+        with pytest.raises(MmclError, match="extra_texts"):
+            make_feed(config, method)
     with pytest.raises(MmclError, match=r"distinct batches need a table, .*; set data\.distinct to false"):
         make_feed(config, method, "data.distinct=true")
     with pytest.raises(MmclError, match="no splits"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,8 @@ from mmcl.data.sources.tar.names import is_local, shard_name
 from mmcl.data.sources.tar.read import Reachable, Sample, ShardError, read_shard
 from mmcl.data.sources.tar.stream import SampleError
 from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
 
 _DEFAULTS = {
     "image": "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;jfif;jpe;ppm;pgm;jp2",
@@ -184,7 +187,25 @@ def require_columns(shards: Sequence[str], columns: Sequence[ShardColumn], cure:
             )
 
 
-def count_lacking(shards: Sequence[str], column: ShardColumn) -> tuple[int, int]:
+def log_lacking(listed: Sequence[Sequence[str]], column: ShardColumn) -> None:
+    """Log how many of the first samples have no text in a column that they need not have, if any.
+
+    Args:
+        listed: the shards of each source.
+        column: of texts.
+    """
+    lacking, looked_at = map(sum, zip(*(_count_lacking(shards, column) for shards in listed), strict=True))
+    if lacking == looked_at > 0:
+        log.warning(
+            "none of the first %d samples has a text in %s: they are used without %s; name what to read as "
+            "data.columns.%s",
+            *(looked_at, column, column.role, column.role),
+        )
+    elif lacking:
+        log.info("%d of the first %d samples have no %s, and are used without", lacking, looked_at, column.role)
+
+
+def _count_lacking(shards: Sequence[str], column: ShardColumn) -> tuple[int, int]:
     """How many of the first samples of the first local shard have no text, and how many were looked at."""
     shard = next(filter(is_local, shards), None)
     lacking = looked_at = 0

@@ -14,7 +14,7 @@ from mmcl.data.sources.tar.read import Reachable, Sample, ShardError, read_shard
 from mmcl.runtime.errors import MmclError
 
 T = TypeVar("T")
-_DEAL, _BLOCK, _MIX = range(0x5AD0, 0x5AD3)  # unlike one another and what else is drawn with the run's seed
+_DEAL, _BLOCK, _MIX, _BATCH = range(0x5AD0, 0x5AD4)  # unlike one another and what else is drawn with the run's seed
 _DRAWS = 1024
 
 
@@ -228,8 +228,17 @@ class Mixture(Generic[T]):
         """Where the stream stands, for JSON."""
         return {"drawn": self.drawn, "walks": [iterator.cursor for iterator in self.iterators]}
 
-    def next(self) -> tuple[Sample, T, int]:
-        """As :meth:`ShardIterator.next`."""
+    def pool_of(self, batch: int) -> int:
+        """The pool of a batch that has samples of one alone: drawn by weight, by the number of the batch alone, so that
+        it is the same for all workers."""
+        draw = np.random.default_rng([self.order.seed, _BATCH, batch]).random()
+        return int(np.searchsorted(self._ends, draw, side="right"))
+
+    def next(self, pool: int | None = None) -> tuple[Sample, T, int]:
+        """As :meth:`ShardIterator.next`, of the given pool; by default of one that is drawn."""
+        if pool is not None:
+            self.drawn += 1
+            return self.iterators[pool].next()
         block, within = divmod(self.drawn, _DRAWS)
         if self._choices[0] != block:
             draws = np.random.default_rng([self.order.seed, _MIX, self.order.slot, block]).random(_DRAWS)
