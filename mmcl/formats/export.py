@@ -23,7 +23,7 @@ from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.formats.transformers.nets import quiet_transformers, rebuild
 from mmcl.formats.weights import pass_on, save_tensors
 from mmcl.models.embedder import Embedder
-from mmcl.models.image.tower import ImageTower
+from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
@@ -228,10 +228,9 @@ def _write_transformers(towers: Towers, folder: Path) -> None:
 
 
 def _is_transformers(embedder: Embedder) -> bool:
-    tower = embedder.tower
-    if isinstance(tower, ImageTower):
-        return bool(tower.spec.get("library") == "transformers")
-    return not isinstance(tower, OpenClipTextTower)
+    if isinstance(embedder, ImageEmbedder):
+        return bool(embedder.tower.spec.get("library") == "transformers")
+    return not isinstance(embedder.tower, OpenClipTextTower)
 
 
 def _joint_kind(towers: Towers) -> str:

@@ -50,7 +50,7 @@ class Towers(nn.Module):
     ``question`` and ``answer`` may be two towers of texts.
 
     Args:
-        embedders: name to tower and head.
+        embedders: by name.
         dim: D of the embeddings.
         name: see below.
 
@@ -110,7 +110,7 @@ class Towers(nn.Module):
 
     def modality(self, name: str) -> str:
         """What the tower called ``name`` embeds."""
-        return cast(Embedder, self.embedders[name]).modality
+        return self.embedder(name).modality
 
     def of_modality(self, modality: str) -> list[str]:
         """Names of the towers of a modality, sorted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -22,8 +21,6 @@ class ImageProcessor:
         std: of the three colours, which the tower divides by.
         exact_decoding: decode large JPEG files at their full size (see ``mmcl.data.images.decode``).
     """
-
-    modality: ClassVar[str] = "image"
 
     size: int
     resize: ResizeMode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +35,6 @@ class TextProcessor:
             the prompts.
         ValueError: ``max_tokens`` is no number from 1 up, or a prompt is no text.
     """
-
-    modality: ClassVar[str] = "text"
 
     def __init__(
         self,
