@@ -27,6 +27,17 @@ def test_importing_it_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("command", ["--help", "train --help", "eval retrieval --help", "data list"])
+def test_help_and_lists_import_no_torch(command):
+    code = (
+        "import atexit, sys; sys.argv[0] = 'mmcl'; from mmcl.cli import main\n"
+        "atexit.register(lambda: print('imported:', {'torch', 'transformers', 'datasets'} & set(sys.modules)))\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("imported: set()\n")
+
+
 def test_no_two_files_import_each_other():
     imports = grimp.build_graph("mmcl", cache_dir=None)  # deferred imports and those for type checking among them
     graph = {file: imports.find_modules_directly_imported_by(file) for file in imports.modules}

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmcl.data.identity import stable_hash
 from mmcl.data.samples.fetch import fetch_wheel
 from mmcl.data.samples.sample import Sample
 from mmcl.runtime.progress import progress
@@ -83,6 +82,8 @@ def group_of(name: str) -> str:
 
 def held_out(name: str) -> bool:
     """Whether a concept is never trained on; the same for all concepts of a group, in every process."""
+    from mmcl.data.identity import stable_hash  # it imports torch, which listing the samples does not need
+
     return series_of(name) is None and stable_hash(group_of(name)) % 1000 < 1000 * _HELD_OUT
 
 
