@@ -45,13 +45,11 @@ def start_from(config: ModelConfig, image: ImageConfig, towers: Mapping[str, str
     model = open_model(config.name)
     if "dim" in _changed(config) and config.dim != model.width:
         raise MmclError(f"model.dim is {config.dim}, but '{config.name}' embeds into {model.width}; leave it out")
-    embedders: dict[str, Embedder] = {}
-    taken: set[str] = set()
-    for name, modality in towers.items():
-        source = _source(model, name, modality, config)
-        embedder = model.embedder(source)
-        embedders[name] = _adapted(copy.deepcopy(embedder) if source in taken else embedder, config, name, image)
-        taken.add(source)
+    sources = {name: _source(model, name, modality, config) for name, modality in towers.items()}
+    starts = {name: model.embedder(source) for name, source in sources.items()}
+    if len(set(sources.values())) < len(sources):  # copied before a section changes one of them
+        starts = {name: copy.deepcopy(embedder) for name, embedder in starts.items()}
+    embedders = {name: _adapted(embedder, config, name, image) for name, embedder in starts.items()}
     start = Towers(embedders, model.width, config.name)
     start.logit_scale, start.logit_bias = model.logit_scale, model.logit_bias
     start.heads = model.heads

@@ -94,6 +94,15 @@ def test_two_towers_start_from_one_model_and_part(tmp_path, config, alone):
     assert [towers.embedder(name).head[0].p for name in named] == [0.0, 0.5]
 
 
+def test_what_a_section_changes_is_of_its_tower_alone(tmp_path, config, alone):
+    first = {"modality": "text", "frozen": True, "max_tokens": 5, "prompts": {"query": "q: "}, "head": {"dropout": 0.5}}
+    config["model"] = {"name": alone, "towers": {"question": first, "answer": {"modality": "text"}}}
+    embedder = build_method(load_config(config), tmp_path / "run").encoder.embedder("answer")
+    assert all(p.requires_grad for name, p in embedder.named_parameters() if "pooler" not in name)
+    assert (embedder.frozen, embedder.processor.prompts, embedder.head[0].p) == (False, {}, 0.0)
+    assert embedder.processor.max_tokens > 5
+
+
 def test_towers_that_a_model_cannot_start_are_named(tmp_path, config, alone):
     def build(model):
         return build_method(load_config(config | {"model": model}), tmp_path / "run")
