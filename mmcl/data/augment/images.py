@@ -64,20 +64,22 @@ class Augmentation:
         such a square: nothing of it was cut off, and its views are those of the call."""
         square = (images.sizes == side).all(dim=1)
         squares, others = square.nonzero()[:, 0], (~square).nonzero()[:, 0]
-        views = torch.empty(len(square), 3, self.size, self.size, device=seeds.device)
-        if len(squares):
-            stacked = images.take(squares).packed.view(-1, side, side, 3)
-            views[squares] = self(stacked, seeds[squares], stream)
+        if len(squares) == 0:
+            return self._of_others(images, seeds, stream)
+        views = torch.empty(len(square), 3, self.size, self.size, device=images.packed.device)
+        views[squares] = self(images.take(squares).packed.view(-1, side, side, 3), seeds[squares], stream)
         if len(others):
-            originals = images.take(others)
-            with torch.autocast(seeds.device.type, enabled=False):
-                draws = uniforms(seeds[others], _DRAWS + CROP_DRAWS - 2, stream)
-                if self.config.crops:
-                    boxes = crop_boxes(originals.sizes, self.config.crop_scale, self.config.crop_ratio, draws[:, _CROP])
-                else:
-                    boxes = central_squares(originals.sizes)
-                views[others] = self._views(draws, 0, self._of_boxes(originals, boxes, draws))
+            views[others] = self._of_others(images.take(others), seeds[others], stream)
         return views
+
+    def _of_others(self, images: PackedImages, seeds: Tensor, stream: int) -> Tensor:
+        with torch.autocast(images.packed.device.type, enabled=False):
+            draws = uniforms(seeds, _DRAWS + CROP_DRAWS - 2, stream).to(images.packed.device)
+            if self.config.crops:
+                boxes = crop_boxes(images.sizes, self.config.crop_scale, self.config.crop_ratio, draws[:, _CROP])
+            else:
+                boxes = central_squares(images.sizes)
+            return self._views(draws, 0, self._of_boxes(images, boxes, draws))
 
     def _views(self, draws: Tensor, pixels: int, geometry: Callable[[slice], Tensor]) -> Tensor:
         """What ``geometry`` makes of each part of N images of so many ``pixels``, in other colours and blurred."""
