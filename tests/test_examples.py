@@ -94,7 +94,7 @@ def test_a_package_of_ones_own_adds_a_method_a_tower_and_an_evaluator(tmp_path):
         )
         return done.returncode, done.stdout, done.stderr
 
-    assert all(name in mmcl("models")[1] for name in ("spectral", "patches", "effective_rank"))
+    assert all(name in mmcl("models")[1] for name in ("spectral", "patches", "bag", "effective_rank"))
     schema = mmcl("config", "schema")[1]
     assert "Of the repulsion of different images." in schema
     assert "The first so many rows." in schema

@@ -23,14 +23,15 @@ def models(json: JsonPath = None) -> None:
     from mmcl.data.samples import SAMPLES
     from mmcl.data.sources.open import PLACES, SOURCES
     from mmcl.formats.image_towers import IMAGE_TOWERS
-    from mmcl.formats.text_towers import TEXT_TOWERS
+    from mmcl.formats.text_towers import NAMED, TEXT_TOWERS
 
     named = {
-        "text tower": TEXT_TOWERS,
+        "text tower": NAMED,
         "source": PLACES,
         "sample": {f"sample:{name}": sample.summary for name, sample in SAMPLES.items()},
     }
-    found = [*_registered(METHODS), *_registered(EVALUATORS), *_registered(IMAGE_TOWERS), *_registered(SOURCES)]
+    registries: tuple[Registry[Any], ...] = (METHODS, EVALUATORS, IMAGE_TOWERS, TEXT_TOWERS, SOURCES)
+    found = [entry for registry in registries for entry in _registered(registry)]
     found += [_entry(kind, name, what) for kind, names in named.items() for name, what in names.items()]
     write_json(json, found)
     print_table(["kind", "name", "what it is", "from"], [list(entry.values()) for entry in found])

@@ -93,7 +93,7 @@ class TextTowerConfig(TowerConfig):
 
     name: str = "scratch"
     """A transformers or sentence-transformers name or folder, `sample:minilm`, `open_clip:NAME` for the text tower of
-    any open_clip model, or `scratch`: a small new one."""
+    any open_clip model, `scratch`: a small new one, or `KEY:NAME` of another package."""
     pretrained: str | bool = True
     """transformers: whether to load the weights. open_clip: their tag or a checkpoint file; `true` starts anew, since
     no tag is named. Ignored for `scratch`."""
@@ -105,8 +105,10 @@ class TextTowerConfig(TowerConfig):
     prompts: dict[str, str] | None = None
     """Name to the words put before a text, such as `{query: "query: "}`; kept in the model folder, for
     `encode(prompt="query")`. The model's own if absent."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of a tower of another package; others have none."""
     max_tokens: int | None = Field(default=None, ge=2, le=2**24)
-    """Longer texts are cut here; the model's own limit if absent (64 for `scratch`)."""
+    """Longer texts are cut here; the model's own limit if absent (64 for `scratch` and towers of other packages)."""
     token_weights: Positive | None = None
     """`scratch` with pooling `mean`: every token has a weight of its own in the mean, which is learned from
     a / (a + p) on, p being the token's frequency in the tokenizer's training and a this number, such as 0.002 (SIF,
@@ -120,7 +122,7 @@ class TextTowerConfig(TowerConfig):
     dropout: Fraction = 0.1
     """`scratch`: dropout within the transformer."""
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
-    """`scratch`: how its tokenizer is trained."""
+    """`scratch`, and towers of other packages: how the tokenizer is trained."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TextTowerConfig:

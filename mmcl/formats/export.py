@@ -25,6 +25,7 @@ from mmcl.formats.weights import pass_on, save_tensors
 from mmcl.models.embedder import Embedder
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
+from mmcl.models.text.plain import PlainTextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, folder_to_write
@@ -230,7 +231,7 @@ def _write_transformers(towers: Towers, folder: Path) -> None:
 def _is_transformers(embedder: Embedder) -> bool:
     if isinstance(embedder, ImageEmbedder):
         return bool(embedder.tower.spec.get("library") == "transformers")
-    return not isinstance(embedder.tower, OpenClipTextTower)
+    return not isinstance(embedder.tower, OpenClipTextTower | PlainTextTower)
 
 
 def _joint_kind(towers: Towers) -> str:

@@ -4,6 +4,7 @@ a model folder describes them."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +22,61 @@ from mmcl.models.activations import checkpoint_activations
 from mmcl.models.text.limits import count_positions, tightest
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.padding import Padding
+from mmcl.models.text.plain import PlainTextTower
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.registry import Registry
 
 log = logging.getLogger("mmcl")
 
 SCRATCH_MAX_TOKENS = 64
 
-TEXT_TOWERS = {
+TEXT_TOWERS: Registry[Callable[[str, TextTowerConfig, int], nn.Module]] = Registry("mmcl.text_towers", "text tower", {})
+"""What makes the network of ``KEY:NAME``, from NAME, the tower's settings and the number of tokens in the vocabulary.
+
+The network maps (N, L) token ids and their mask, both int64, to (N, width) features. Its tokenizer is trained on the
+texts of the run, or is that of ``tokenizer.name``. A model folder is read by the same call: with the name, ``args``,
+``layers``, ``width``, ``heads`` and ``dropout`` that it had, and ``pretrained`` false. Another package adds its own by
+the entry-point group ``mmcl.text_towers``."""
+
+_REBUILDS = ("name", "args", "layers", "width", "heads", "dropout")
+_READ = ("max_tokens", "prompts", "default_prompt", "include_prompt", "lowercase")
+
+NAMED = {
     "scratch": "A small new transformer, with a tokenizer trained on the run's own texts.",
     "open_clip:NAME": "The text tower of any open_clip model, such as `open_clip:ViT-B-32`.",
     "NAME": "A transformers or sentence-transformers model, by hub name or folder, or `sample:minilm`.",
 }
-"""Names of text towers, and what they stand for."""
+"""Other text towers by how they are named."""
+
+
+def is_registered(name: str) -> bool:
+    """Whether ``name`` is ``KEY:NAME`` with a key of ``TEXT_TOWERS``."""
+    key, _, model = name.partition(":")
+    return bool(model) and key in TEXT_TOWERS
+
+
+def lacks_tokenizer(config: TextTowerConfig) -> bool:
+    """Whether the tower comes without a tokenizer, and the config names none: one is to be trained."""
+    return (config.name == "scratch" or is_registered(config.name)) and config.tokenizer.name is None
 
 
 def build_text_tower(config: TextTowerConfig, tokenizer: Any = None) -> tuple[TextProcessor, TextTower]:
     """The tower that the config names, behind the processor of its texts.
 
-    One from scratch needs a ``tokenizer``, unless the config names that too.
+    One from scratch, or of another package, needs a ``tokenizer``, unless the config names that too.
 
     Raises:
         MmclError: there is no such model, or it cannot be read.
     """
     processor: TextProcessor
     tower: TextTower
-    if config.name.startswith("open_clip:"):
+    if is_registered(config.name):
+        processor, tower = _plain(config, tokenizer)
+    elif config.args:
+        raise MmclError(f"model.text.args: '{config.name}' takes none; remove {', '.join(config.args)}")
+    elif config.name.startswith("open_clip:"):
         processor, tower = open_clip_models.build_text_tower(config)
     elif config.name != "scratch":
         if isinstance(config.pretrained, str):
@@ -62,13 +91,39 @@ def build_text_tower(config: TextTowerConfig, tokenizer: Any = None) -> tuple[Te
     return processor, tower
 
 
+def _tokenizer(config: TextTowerConfig, tokenizer: Any) -> Any:
+    if tokenizer is None:
+        if config.tokenizer.name is None:
+            raise MmclError(f"model.text: tower '{config.name}' needs a tokenizer; set model.text.tokenizer.name")
+        tokenizer = open_tokenizer(config.tokenizer.name)
+    return tokenizer
+
+
+def _plain(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, TextTower]:
+    """The tower of another package."""
+    if config.pooling is not None:
+        raise MmclError(f"model.text.pooling: '{config.name}' has a pooling of its own; leave it out")
+    processor = TextProcessor(_tokenizer(config, tokenizer), max_tokens=config.max_tokens or SCRATCH_MAX_TOKENS)
+    return processor, _plain_tower(config, processor)
+
+
+def _rebuilding(spec: dict[str, Any]) -> TextTowerConfig:
+    """The settings that rebuild a tower of another package, without the weights that it may know of."""
+    if not is_registered(spec["name"]):
+        raise MmclError(f"text tower '{spec['name']}': no package that is installed has it; install the one that does")
+    return TextTowerConfig(**{name: spec[name] for name in _REBUILDS}, pretrained=False)
+
+
+def _plain_tower(config: TextTowerConfig, processor: TextProcessor) -> PlainTextTower:
+    key, _, model = config.name.partition(":")
+    net = TEXT_TOWERS[key](model, config, len(processor.tokenizer))
+    return PlainTextTower(net, processor, config.model_dump(include={*_REBUILDS}))
+
+
 def _scratch(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, TextTower]:
     from transformers import BertConfig, BertModel
 
-    if tokenizer is None:
-        if config.tokenizer.name is None:
-            raise MmclError("model.text: a tower from scratch needs a tokenizer; set model.text.tokenizer.name")
-        tokenizer = open_tokenizer(config.tokenizer.name)
+    tokenizer = _tokenizer(config, tokenizer)
     max_tokens = config.max_tokens or SCRATCH_MAX_TOKENS
     architecture = BertConfig(
         vocab_size=len(tokenizer),
@@ -127,15 +182,14 @@ def describe_text_tower(processor: TextProcessor, tower: TextTower) -> dict[str,
     """What rebuilds both, weights and tokenizer files apart."""
     if isinstance(tower, OpenClipTextTower):
         return open_clip_text.describe_text_tower(processor, tower)
+    read = {name: getattr(processor, name) for name in _READ}
+    if isinstance(tower, PlainTextTower):
+        return {"library": tower.spec["name"].partition(":")[0], **tower.spec, **read}
     padding = tower.padding
     return {
         "config": tower.net.config.to_diff_dict(),
         "pooling": tower.pooling,
-        "max_tokens": processor.max_tokens,
-        "prompts": processor.prompts,
-        "default_prompt": processor.default_prompt,
-        "include_prompt": processor.include_prompt,
-        "lowercase": processor.lowercase,
+        **read,
         **({"architecture": type(tower.net).__name__} if tower.pooling in OWN_VECTOR else {}),
         **({"padded": padding.length, "masked": padding.masked} if padding.length else {}),
         **({} if padding.length else {"mixes_padding": padding.mixes, "least_tokens": padding.least_tokens}),
@@ -153,12 +207,15 @@ def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> tuple
     """
     if spec.get("library") == "open_clip":
         return open_clip_text.rebuild_text_tower(spec, files)
+    read = {name: spec[name] for name in _READ if name in spec}
+    if "library" in spec:
+        processor = TextProcessor(read_tokenizer(files), **read)
+        return processor, _plain_tower(_rebuilding(spec), processor)
     net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
     tokenizer = read_tokenizer(files)
     if spec["max_tokens"] > (positions := count_positions(net)):
         raise ValueError(f"max_tokens is {spec['max_tokens']}, and there are {positions} positions")
-    named = ("max_tokens", "prompts", "default_prompt", "include_prompt", "lowercase")
-    processor = TextProcessor(tokenizer, **{name: spec[name] for name in named if name in spec})
+    processor = TextProcessor(tokenizer, **read)
     padding = Padding(
         length=spec.get("padded", 0),
         masked=spec.get("masked", True),

@@ -22,7 +22,7 @@ from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.lora import add_lora, merge_lora
 from mmcl.formats.open import open_model
 from mmcl.formats.start import start_from
-from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower
+from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower, lacks_tokenizer
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.methods import Context, Method
 from mmcl.methods.base import REFERENCES
@@ -181,7 +181,7 @@ def _text_tower(
     config: Config, section: TextTowerConfig, roles: Sequence[str], kept: Path
 ) -> tuple[TextProcessor, TextTower]:
     """A text tower and its processor; a tokenizer of its own is trained on ``roles``, and kept."""
-    if section.name != "scratch" or section.tokenizer.name:
+    if not lacks_tokenizer(section):
         return build_text_tower(section)
     if not kept.is_dir() and distributed.rank() == 0:
         with atomic_folder(kept) as beside:

@@ -20,6 +20,7 @@ from mmcl.formats.folder import save
 from mmcl.formats.weights import weights_hash
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
+from mmcl.models.text.plain import PlainTextTower
 from mmcl.models.text.pooling import reads_layers
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
 from mmcl.models.towers import Towers
@@ -121,8 +122,8 @@ def exportable(towers: Towers) -> TextEmbedder:
     """
     embedder = towers.text()
     tower = embedder.tower
-    if isinstance(tower, OpenClipTextTower) or not hasattr(tower.net, "config"):
-        raise MmclError(f"'{towers.name}': only text towers of transformers can be written as a graph, not open_clip's")
+    if isinstance(tower, OpenClipTextTower | PlainTextTower) or not hasattr(tower.net, "config"):
+        raise MmclError(f"'{towers.name}': only text towers of transformers can be written as a graph")
     return embedder
 
 

@@ -36,7 +36,9 @@ class Padding:
 
 
 @torch.no_grad()
-def measure_padding(tower: Callable[..., Tensor], net: Any, padding: Padding, padding_id: int, most: int) -> Padding:
+def measure_padding(
+    tower: Callable[..., Tensor], net: Any, padding: Padding, padding_id: int, most: int, vocabulary: int
+) -> Padding:
     """``padding`` with the least number of tokens that a network reads, and whether it mixes padding in.
 
     Args:
@@ -45,13 +47,14 @@ def measure_padding(tower: Callable[..., Tensor], net: Any, padding: Padding, pa
         padding: what is known.
         padding_id: the token that texts are filled up with.
         most: tokens of a text.
+        vocabulary: tokens that the network knows.
 
     Raises:
         MmclError: the network gives no features for texts.
     """
     training = net.training
     net.eval()
-    tokens = torch.arange(10, 10 + int(net.config.vocab_size)) % int(net.config.vocab_size)
+    tokens = torch.arange(10, 10 + vocabulary) % vocabulary
     long = tokens[tokens != padding_id][None, : max(2, min(most, 40))]
     with torch.random.fork_rng(devices=[]):
         least = _fewest(tower, net, long)

@@ -76,7 +76,8 @@ class TextTower(Tower):
             known = bool(padding.length) or packs(net)
             self.padding = replace(padding, mixes=False)
             if not known:
-                self.padding = measure_padding(self, net, padding, self._padding_id, self._longest)
+                entries = self._vocabulary(processor.tokenizer)
+                self.padding = measure_padding(self, net, padding, self._padding_id, self._longest, entries)
         self._takes_embeddings = "inputs_embeds" in takes and not padding.length and self.padding.least_tokens == 1
 
     def set_pooling(self, pooling: str) -> None:
@@ -170,7 +171,7 @@ class TextTower(Tower):
         return ids, mask
 
     def _check_vocabulary(self, tokenizer: Any) -> None:
-        entries, rows = len(tokenizer), int(self.net.config.vocab_size)
+        entries, rows = len(tokenizer), self._vocabulary(tokenizer)
         weighted = entries if self.token_weights is None else len(self.token_weights.log_weight)
         if weighted != entries:
             raise MmclError(f"the tokenizer has {entries} entries but {weighted} have weights")
@@ -182,6 +183,10 @@ class TextTower(Tower):
             raise MmclError(f"{where}the tokenizer gives id {last} but the model has {rows} tokens; take a fresh copy")
         if entries < FULL_TABLE * rows:  # nothing but its vectors would tell that it is another model's
             log.warning("%s %d; check that they belong together", found, rows)
+
+    def _vocabulary(self, tokenizer: Any) -> int:
+        """How many tokens the network knows."""
+        return int(self.net.config.vocab_size)
 
     @torch.no_grad()
     def _measure_width(self) -> int:
