@@ -78,7 +78,8 @@ def open_feed(
         sources: where the samples come from; several are mixed by their weights.
         reading: what of them is read.
         config: of the run.
-        scratch: folder for the features of frozen towers and of references; None: they are not computed ahead.
+        scratch: folder for the features of frozen towers and of references; None, or for a stream: their items stay
+            inputs, and the towers run in every step.
         augmented: to learn from: samples are changed at random, as the config says, and stand beside what else is
             read: second draws, features of references and extra items.
         device: where frozen towers run, and batches go to.

@@ -31,16 +31,8 @@ log = logging.getLogger("mmcl")
 
 
 class Table:
-    """The rows of one or several sources, numbered through them.
-
-    Args:
-        sources: where the rows come from.
-        reading: what of them is read.
-        config: of the run.
-        scratch: folder for the features of frozen towers; None: they stay inputs, and the towers run in every step.
-        augmented: whether items are changed at random, as the config says: to learn from, not to judge by.
-        device: where frozen towers run.
-        show_progress: a bar on stderr; for a terminal if absent.
+    """The rows of one or several sources, numbered through them. Its arguments are explained at
+    :func:`~mmcl.data.batches.feed.open_feed`.
 
     Attributes:
         columns: role to what its embedder gets.

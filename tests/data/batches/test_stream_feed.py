@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -13,13 +12,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from mmcl.config import load_config
-from mmcl.data.batches.feed import open_feed
 from mmcl.data.batches.views import Extra
 from mmcl.data.identity import mix, stable_hash
 from mmcl.data.sources.tar.names import shard_name
@@ -27,69 +22,8 @@ from mmcl.data.sources.tar.read import read_shard
 from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
-from mmcl.training.build import build_method
 
-SIZES = [1, 9, 3, 6, 2, 11, 4, 4, 7, 5, 3, 8, 1, 6, 10, 2, 5, 4, 6, 3]  # of 20 shards: 100 samples
-
-
-def png(number):
-    pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def make_shards(folder, sizes=SIZES, first=0):
-    """A shard of each size, named and filled by its number."""
-    folder.mkdir()
-    number = first
-    for shard, size in enumerate(sizes):
-        rows = [
-            {"__key__": f"{n:04d}", "png": png(n), "json": {"caption": [f"{n} {word}" for word in ("one", "two")]}}
-            for n in range(number, number + size)
-        ]
-        number += size
-        write_shards(rows, folder / "new", per_shard=10**6)[0].rename(folder / f"{shard:02d}.tar")
-    (folder / "new").rmdir()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    return make_shards(tmp_path_factory.mktemp("shards") / "train")
-
-
-@pytest.fixture
-def config(shapes_config, shards):
-    data = {"train": {"source": str(shards)}, "image": {"size": 32}, "shuffle": 7}
-    training = shapes_config["training"] | {"batch_size": 8}
-    return shapes_config | {"data": data, "training": training, "evaluation": {}}
-
-
-@pytest.fixture(scope="module")
-def method(tmp_path_factory, shards):
-    """Built once: the towers only say what a feed must give."""
-    towers = {
-        "dim": 8,
-        "image": {"name": "timm:resnet10t", "args": {"channels": [4, 4, 4, 4], "stem_width": 4}},
-        "text": {"name": "scratch", "layers": 1, "width": 8, "heads": 1, "tokenizer": {"vocab_size": 40}},
-    }
-    config = load_config({"data": {"train": {"source": str(shards)}, "image": {"size": 32}}, "model": towers})
-    return build_method(config, tmp_path_factory.mktemp("method"))
-
-
-def make_feed(config, method, *overrides, augmented=True):
-    config = load_config(config, overrides)
-    sources = [config.data.train, *config.data.mix]
-    return open_feed(sources, method.reading, config, Path("unused"), augmented=augmented, device=torch.device("cpu"))
-
-
-def take(feed, start, stop, position=None):
-    return list(feed.batches(start, stop, json.loads(json.dumps(position))))
-
-
-def all_names(folder):
-    return sorted(sample.name for path in sorted(folder.glob("*.tar")) for sample in read_shard(str(path)))
+from .streams import all_names, assert_equal, make_feed, png, take
 
 
 def by_epoch(names, seeds, folder, epochs=12):
@@ -105,17 +39,6 @@ def by_epoch(names, seeds, folder, epochs=12):
     for name, seed in zip(names, seeds, strict=True):
         read.setdefault(of[name, seed], []).append(name)
     return read
-
-
-def assert_equal(a, b):
-    """Bit for bit."""
-    assert (a.names, a.position, a.problems) == (b.names, b.position, b.problems)
-    for x, y in ((a.ids, b.ids), (a.seeds, b.seeds), (a.rows, b.rows)):
-        assert torch.equal(x, y)
-    assert a.inputs.keys() == b.inputs.keys()
-    for role, inputs in a.inputs.items():
-        assert inputs.keys() == b.inputs[role].keys()
-        assert all(torch.equal(tensor, b.inputs[role][name]) for name, tensor in inputs.items())
 
 
 def test_two_ranks_of_two_workers_stopped_at_random_read_every_sample_once_an_epoch(
@@ -305,79 +228,6 @@ def test_a_source_of_which_nothing_can_be_used_is_refused(config, method, tmp_pa
         take(feed, 0, 1)
     with pytest.raises(MmclError, match=r"no sample has cls for 'text'; they have png, txt; .*data\.columns\.text"):
         make_feed(config, method, f"data.train.source={tmp_path}", "data.columns.text=cls")
-
-
-def test_weights_mix_sources_and_without_them_each_sample_comes_once(config, method, shards, tmp_path):
-    other = make_shards(tmp_path / "other", [10, 10, 10], first=1000)
-    mixed = config | {"data": config["data"] | {"mix": [{"source": str(other)}]}}
-    feed = make_feed(mixed, method)
-    assert feed.samples == 130
-    names = [name for batch in take(feed, 0, 17) for name in batch.names]
-    assert set(names[:130]) == {*all_names(shards), *all_names(other)}
-    weights = ["data.train.weight=1"]
-    with pytest.raises(MmclError, match="no weight and other sources have"):
-        make_feed(mixed, method, *weights)
-    weighted = mixed | {"data": mixed["data"] | {"mix": [{"source": str(other), "weight": 3, "samples": 60}]}}
-    feed = make_feed(weighted, method, *weights)
-    assert feed.samples == 160
-    batches = take(feed, 0, 100)
-    share = np.mean([int(name.split(":")[1]) >= 1000 for batch in batches for name in batch.names])
-    assert share == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 800) ** 0.5)
-    for batch, expected in zip(take(feed, 41, 60, batches[40].position), batches[41:60], strict=True):
-        assert_equal(batch, expected)
-
-
-def test_a_batch_may_have_samples_of_one_source_alone_which_is_the_same_for_all_processes(
-    config, method, shards, tmp_path, monkeypatch
-):
-    other = make_shards(tmp_path / "other", [15, 15], first=1000)
-    mixed = config | {"data": config["data"] | {"mix": [{"source": str(other)}], "batches": "one_source"}}
-    batches = take(make_feed(mixed, method), 0, 200)
-    of_other = [{int(name.split(":")[1]) >= 1000 for name in batch.names} for batch in batches]
-    assert all(len(found) == 1 for found in of_other)
-    share = np.mean([found == {True} for found in of_other])
-    assert share == pytest.approx(30 / 130, abs=4 * (30 / 130 * 100 / 130 / 200) ** 0.5)  # as many as they have samples
-    resumed = take(make_feed(mixed, method), 41, 60, batches[40].position)
-    for batch, expected in zip(resumed, batches[41:60], strict=True):
-        assert_equal(batch, expected)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        ours = take(make_feed(mixed, method), 0, 50)
-        assert [{int(name.split(":")[1]) >= 1000 for name in batch.names} for batch in ours] == of_other[:50]
-    weighted = mixed | {"data": mixed["data"] | {"mix": [{"source": str(other), "weight": 3}]}}
-    batches = take(make_feed(weighted, method, "data.train.weight=1"), 0, 200)
-    share = np.mean([int(batch.names[0].split(":")[1]) >= 1000 for batch in batches])
-    assert share == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 200) ** 0.5)
-
-
-def test_another_model_reads_the_same_items_in_its_own_way_and_unchanged(config, method, shards, tmp_path, monkeypatch):
-    small = {"data.image": {"size": 16}, "model.text": {"max_tokens": 12, "tokenizer": {"vocab_size": 30}}}
-    towers = {"image": {"name": "timm:resnet10t", "args": {"channels": [4, 4, 4, 4], "stem_width": 4}}}
-    towers["text"] = {"name": "scratch", "layers": 1, "width": 8, "heads": 1, **small["model.text"]}
-    data = {"train": {"source": str(shards)}, "image": small["data.image"]}
-    other = build_method(load_config({"data": data, "model": {"dim": 8, **towers}}), tmp_path).encoder
-    captions, images = {}, {}
-    identities = method.encoder.embedder("text").processor.identities
-    for path in sorted(shards.glob("*.tar")):
-        for sample in read_shard(str(path)):
-            images[sample.name] = sample.read("png")
-            texts = json.loads(sample.read("json"))["caption"]
-            captions |= dict(zip(identities(texts).tolist(), texts, strict=True))
-    monkeypatch.setattr(type(method), "reading", replace(method.reading, references={"guide": other}))
-    feed = make_feed(config, method, "text_augmentation.drop=0.5")
-    image, text = (other.embedder(modality).processor for modality in ("image", "text"))
-    for batch in take(feed, 0, 5):
-        read = batch.references["guide"]
-        for row, name in enumerate(batch.names):
-            assert np.array_equal(read["image"]["pixels"][row].numpy(), image.prepare(images[name]).pixels)
-            (expected,), _ = text.tokenize([captions[batch.ids[row, 1].item()]])
-            tokens = text.collate([expected])["input_ids"][0]
-            assert torch.equal(read["text"]["input_ids"][row, : len(tokens)], tokens)
-        with torch.no_grad():
-            assert other.embedder("text")(**read["text"]).isfinite().all()
-    (plain,) = take(make_feed(config, method, augmented=False), 0, 1)
-    assert plain.references == {}
 
 
 def test_commands_are_read_as_files_are_and_must_say_how_many_samples_they_give(config, method, shards, monkeypatch):
