@@ -50,7 +50,7 @@ class PreparedImage(NamedTuple):
     """An image as an image tower takes it: decoded, and resized once and for all.
 
     Attributes:
-        pixels: uint8 (size, size, 3).
+        pixels: uint8 (size, size, 3); (H, W, 3) of an original.
     """
 
     pixels: np.ndarray

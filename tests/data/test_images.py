@@ -14,16 +14,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from mmcl.data import images as module
-from mmcl.data.images import (
-    ImageError,
-    decode,
-    decode_many,
-    decode_originals,
-    load_original,
-    load_pixels,
-    original,
-    resize,
-)
+from mmcl.data.images import ImageError, decode, decode_many, load_pixels, resize
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -362,58 +353,3 @@ def test_variants_that_pretrained_models_ask_for(side):
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False
     )(drawn)["pixel_values"][0]
     assert np.array_equal(resize(drawn, 32, "crop-floor"), np.moveaxis(np.asarray(theirs), 0, 2))
-
-
-def test_an_original_keeps_all_of_an_image_in_bounds() -> None:
-    wide = Image.fromarray(smooth(60, 90))
-    for stored, expected in ((100, (60, 90)), (48, (48, 72)), (20, (32, 48))):
-        array = original(wide, 32, "crop", stored)
-        assert array.shape[:2] == expected
-        np.testing.assert_array_equal(array, np.asarray(wide.resize(expected[::-1], Image.Resampling.BICUBIC)))
-    assert original(Image.fromarray(smooth(20, 30)), 32, "crop", 48).shape == (32, 48, 3), "as large as in use"
-    assert original(Image.fromarray(smooth(20, 30)), 32, "keep", 48).shape == (20, 30, 3)
-    assert original(wide, 32, "crop-40-bilinear", 36).shape == (40, 60, 3), "what use resizes to"
-    with pytest.raises(ValueError, match="resize mode"):
-        original(wide, 32, "cut", 48)
-
-
-def test_an_original_has_the_geometry_of_use() -> None:
-    wide = Image.fromarray(smooth(60, 90))
-    for stored, side in ((48, 48), (100, 60)):
-        np.testing.assert_array_equal(original(wide, 32, "squash", stored), resize(wide, side, "squash"))
-    for stored, side in ((48, 48), (100, 90)):
-        np.testing.assert_array_equal(original(wide, 32, "pad", stored), resize(wide, side, "pad"))
-    small = Image.fromarray(smooth(20, 30))
-    for mode in ("squash", "pad"):
-        np.testing.assert_array_equal(original(small, 32, mode, 48), resize(small, 32, mode))
-
-
-@pytest.mark.parametrize("mode", ["crop", "squash", "pad", "keep", "crop-bilinear", "crop-floor"])
-def test_a_square_of_the_towers_size_is_its_own_original_whatever_is_stored(mode: str) -> None:
-    square = Image.fromarray(smooth(32, 32))
-    for stored in (8, 32, 100):
-        np.testing.assert_array_equal(original(square, 32, mode, stored), resize(square, 32, mode))
-    small = Image.fromarray(smooth(20, 20))
-    if mode != "keep":
-        np.testing.assert_array_equal(original(small, 32, mode, 48), resize(small, 32, mode))
-
-
-def test_a_very_long_original_is_cut_at_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STRIP_PIXELS", 10_000)
-    strip = original(Image.fromarray(smooth(1000, 10)), 16, "crop", 20)
-    assert strip.shape[0] * strip.shape[1] <= 10_000
-
-
-def test_originals_are_decoded_in_threads_as_alone() -> None:
-    pictures = [encoded(Image.fromarray(smooth(30 + 7 * n, 50)), "PNG") for n in range(9)] + [b"no image", None]
-    for threads in (1, 3):
-        arrays, errors = decode_originals(pictures, 16, "crop", 24, threads)
-        assert list(errors) == [9, 10]
-        assert arrays[9].shape == (0, 0, 3)
-        for image, array in zip(pictures[:9], arrays, strict=False):
-            np.testing.assert_array_equal(array, original(decode(image), 16, "crop", 24))
-    large = encoded(Image.fromarray(smooth(800, 1200)), "JPEG")
-    exact = load_original(large, 16, "crop", 24, exact_decoding=True)
-    np.testing.assert_array_equal(exact, original(decode(large), 16, "crop", 24))
-    quick = load_original(large, 16, "crop", 24)
-    assert abs(quick.astype(int) - exact).max() < 12

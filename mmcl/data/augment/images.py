@@ -114,7 +114,7 @@ class Augmentation:
                 chosen = images[part][rows]
                 sizes = torch.tensor([[height, width]], device=images.device).expand(len(rows), 2)
                 packed = PackedImages(sizes, chosen.reshape(-1, 3))
-                boxes = _whole_boxes(crops[part][rows], height, width)
+                boxes = _pixel_boxes(crops[part][rows], height, width)
                 view[rows] = self._of_boxes(packed, boxes, draws[part][rows])(slice(None))
             return view
 
@@ -208,7 +208,7 @@ class Augmentation:
         return view
 
 
-def _whole_boxes(crops: Tensor, height: int, width: int) -> Tensor:
+def _pixel_boxes(crops: Tensor, height: int, width: int) -> Tensor:
     """(n, 4) top, left, height and width in whole pixels of crops as :meth:`Augmentation._crops` gives them."""
     extent = crops.new_tensor([height, width])
     lengths = (crops[:, [1, 0]] * extent).round().clamp(min=1)

@@ -55,8 +55,9 @@ def crop_boxes(sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, fl
         ratio: width by height.
         draws: (N, 2 + ``CROP_DRAWS``) in [0, 1): the place in x and in y, then area and ratio of each attempt.
     """
-    height, width = sizes.double().T
-    draws = draws.double()
+    # On a CPU, so that a row has the same crop on every device; some have no float64 either.
+    height, width = sizes.cpu().double().T
+    draws = draws.cpu().double()
     area = (scale[0] + (scale[1] - scale[0]) * draws[:, 2::2]) * (height * width)[:, None]
     low, high = map(math.log, ratio)
     aspect = (low + (high - low) * draws[:, 3::2]).exp()
@@ -68,7 +69,7 @@ def crop_boxes(sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, fl
     wide = torch.where(found, wide.gather(1, chosen)[:, 0], torch.minimum(width, (height * ratio[1]).round()))
     top = torch.where(found, draws[:, 1] * (height - tall + 1), (height - tall) / 2).floor()
     left = torch.where(found, draws[:, 0] * (width - wide + 1), (width - wide) / 2).floor()
-    return torch.stack([top, left, tall, wide], dim=1).long()
+    return torch.stack([top, left, tall, wide], dim=1).long().to(sizes.device)
 
 
 def central_squares(sizes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,12 +79,9 @@ class _Images(ABC, Generic[Taken]):
         """(N, 2) heights and widths of the images in a folder of the cache."""
 
     @abstractmethod
-    def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
-        """The file, mapped into memory. Raises ``ValueError`` if it does not hold images of these ``sizes`` (N, 2)."""
-
-    @abstractmethod
-    def take(self, array: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> Taken:
-        """The images at ``indices`` of what :meth:`open` gave."""
+    def open(self, path: Path, sizes: np.ndarray) -> Callable[[np.ndarray], Taken]:
+        """What takes the images of some rows out of the file, mapped into memory. Raises ``ValueError`` if it does not
+        hold images of these ``sizes`` (N, 2)."""
 
     def _wanted(self) -> tuple[object, ...]:
         return (_FORMAT, self.rows.fingerprint, self.column, self.size, self.resize, self.exact_decoding)
@@ -129,14 +126,11 @@ class _Squares(_Images[np.ndarray]):
     def read_sizes(self, entry: Path) -> np.ndarray:
         return np.broadcast_to(np.int32(self.size), (len(self.rows), 2))
 
-    def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
+    def open(self, path: Path, sizes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.shape != self.shape:
             raise ValueError("another shape")
-        return array
-
-    def take(self, array: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        return np.array(array[indices])
+        return lambda rows: np.array(array[rows])
 
 
 @dataclass(frozen=True)
@@ -169,14 +163,19 @@ class _Originals(_Images[list[np.ndarray]]):
         sizes: np.ndarray = np.load(entry / "sizes.npy", allow_pickle=False)
         return sizes
 
-    def open(self, path: Path, sizes: np.ndarray) -> np.ndarray:
+    def open(self, path: Path, sizes: np.ndarray) -> Callable[[np.ndarray], list[np.ndarray]]:
+        ends = np.cumsum(3 * sizes.prod(axis=1, dtype=np.int64))
         if path.stat().st_size != _bytes(sizes):
             raise ValueError("another length")
-        return np.memmap(path, np.uint8, "r") if _bytes(sizes) else np.empty(0, np.uint8)
+        flat = np.memmap(path, np.uint8, "r") if _bytes(sizes) else np.empty(0, np.uint8)
 
-    def take(self, array: np.ndarray, sizes: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
-        starts = np.concatenate([[0], np.cumsum(3 * sizes.prod(axis=1, dtype=np.int64))])
-        return [array[starts[row] : starts[row + 1]].reshape(*sizes[row], 3) for row in indices]
+        def take(rows: np.ndarray) -> list[np.ndarray]:
+            shapes = [(int(height), int(width), 3) for height, width in sizes[rows]]
+            return [
+                flat[end - math.prod(shape) : end].reshape(shape) for end, shape in zip(ends[rows], shapes, strict=True)
+            ]
+
+        return take
 
 
 class Pixels(Generic[Taken]):
@@ -199,15 +198,15 @@ class Pixels(Generic[Taken]):
         hashes: np.ndarray,
         sizes: np.ndarray,
         errors: dict[int, str],
-        array: np.ndarray | None,
+        read: Callable[[np.ndarray], Taken] | None,
     ) -> None:
         self.size = images.size
         self.sizes = sizes
         self.hashes = hashes
         self.errors = errors
-        self.stored = array is not None
+        self.stored = read is not None
         self._images: _Images[Taken] = images
-        self._array = array
+        self._read: Callable[[np.ndarray], Taken] | None = read
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -219,8 +218,8 @@ class Pixels(Generic[Taken]):
         Raises ``MmclError`` for an image that could be read when the pixels were opened, and no longer can.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        if self._array is not None:
-            return self._images.take(self._array, self.sizes, chosen)
+        if self._read is not None:
+            return self._read(chosen)
         pixels, errors = self._images.decode(chosen, self.threads)
         for position, reason in errors.items():
             if int(chosen[position]) not in self.errors:
@@ -323,11 +322,11 @@ def _load(entry: Path, images: _Images[Taken]) -> Pixels[Taken] | None:
         if len(hashes) != len(images.rows) or len(sizes) != len(hashes):
             raise ValueError("another number of rows")
         file = entry / images.file
-        array = images.open(file, sizes) if file.exists() else None
+        read = images.open(file, sizes) if file.exists() else None
     except (OSError, ValueError, EOFError):
         shutil.rmtree(entry, ignore_errors=True)
         return None
-    return Pixels(images, hashes, sizes, errors, array)
+    return Pixels(images, hashes, sizes, errors, read)
 
 
 def _build(entry: Path, images: _Images[Taken], limit: float, on_error: str, show_progress: bool | None) -> None:

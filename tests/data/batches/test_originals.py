@@ -195,7 +195,7 @@ def test_each_view_has_its_own_changes_and_what_is_not_cropped_is_the_square_in_
     assert all(torch.equal(inputs["pixels"], made["plain"]) for inputs in as_judged.values())
 
 
-def test_a_picture_larger_than_the_square_is_seen_beyond_it(make, folder):
+def test_an_image_larger_than_the_square_is_seen_beyond_it(make, folder):
     """The first and last columns of a wide image, which a centre crop never shows."""
     image = np.zeros((32, 96, 3), np.uint8)
     image[:, :16, 0] = image[:, -16:, 1] = 255
