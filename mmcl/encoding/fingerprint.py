@@ -6,7 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-from mmcl.data.processors import tokenize
 from mmcl.formats.weights import weights_hash
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.text.embedder import TextEmbedder
@@ -49,4 +48,4 @@ def _of_texts(name: str, embedder: TextEmbedder) -> list[Any]:
         "padded": tower.padding.length,
         "masked": tower.padding.masked,
     }
-    return [[name, settings], [tokenize.content_key(processor.tokenizer), ""]]
+    return [[name, settings], [processor.tokenizer_key(), ""]]

@@ -49,6 +49,12 @@ class OpenClipTextProcessor(TextProcessor):
     def padding_id(self) -> int:
         return 0 if self.tokenizer is self._tokenize else int(self.tokenizer.pad_token_id or 0)
 
+    def tokenizer_key(self) -> str:
+        """Changes whenever the tokenizer would give something else, whatever stands before a text or is cut off."""
+        if self.tokenizer is not self._tokenize:
+            return super().tokenizer_key()
+        return f"{stable_hash(json.dumps(self.tokenizer.encoder, sort_keys=True)):x}"  # open_clip's own: no get_vocab
+
     def key(self) -> str:
         """Changes whenever :meth:`tokenize` would give something else."""
         forget_limits(self.tokenizer)

@@ -94,9 +94,13 @@ class TextProcessor:
         """Have other prompts; the default one stays the default if they have its name."""
         self.set_prompts(prompts, self.default_prompt if self.default_prompt in prompts else None)
 
+    def tokenizer_key(self) -> str:
+        """Changes whenever the tokenizer would give something else, whatever stands before a text or is cut off."""
+        return tokenize.content_key(self.tokenizer)
+
     def key(self) -> str:
         """Changes whenever :meth:`tokenize` would give something else for a text without a prompt."""
-        parts = [tokenize.content_key(self.tokenizer), str(self.max_tokens)]
+        parts = [self.tokenizer_key(), str(self.max_tokens)]
         parts += ["lower"] if self._lowers_first else []
         parts += [f"{stable_hash(text):x}"] if (text := self.prompt_text()) else []
         return "-".join(parts)

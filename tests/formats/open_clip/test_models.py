@@ -51,6 +51,7 @@ def test_a_folder_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_
     again = mmcl.load(tmp_path / "ours")
     check_equal(again, *expected)
     assert (again.logit_scale, again.logit_bias) == (encoder.logit_scale, encoder.logit_bias)
+    assert again.fingerprint() == encoder.fingerprint()
 
 
 @pytest.mark.slow
