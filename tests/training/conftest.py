@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from . import sentence_runs
+from .sentence_runs import SENTENCES, write
+
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits")
 
 
@@ -24,4 +27,26 @@ def words(tmp_path_factory):
         "model": {"dim": 16, "text": {**tower, "head": {"kind": "none"}}},
         "training": training | {"device": "cpu"},
         "evaluation": {"sources": {"same": {"source": str(path)}}},
+    }
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    """216 of them, as a table for each way of learning, and a labelled one to judge by."""
+    pairs = [
+        (f"a {a} {v} here", f"the {a} {v}", f"a {a} never {v}")
+        for a in sentence_runs.ANIMALS
+        for v in sentence_runs.VERBS
+    ]
+    score = [{"sentence1": one, "sentence2": other, "score": 5.0} for one, other, _ in pairs]
+    score += [{"sentence1": one, "sentence2": other, "score": 1.0} for one, _, other in pairs[::-1]]
+    labelled = [{"anchor": r["sentence1"], "positive": r["sentence2"], "score": r["score"]} for r in score]
+    return {
+        "alone": write(tmp_path / "alone.jsonl", [{"text": text} for text in SENTENCES]),
+        "triplets": write(
+            tmp_path / "triplets.jsonl",
+            [dict(zip(("anchor", "positive", "negative"), row, strict=True)) for row in pairs],
+        ),
+        "labelled": write(tmp_path / "labelled.jsonl", labelled),
+        "sts": write(tmp_path / "sts.jsonl", score),
     }

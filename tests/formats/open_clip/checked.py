@@ -17,7 +17,7 @@ def check_equal(encoder, images, texts):
     np.testing.assert_allclose(encoder.encode(CAPTIONS), texts, atol=1e-5)
 
 
-def refusal(name):
+def check_refused(name):
     with pytest.raises(MmclError) as caught:
         mmcl.load(name)
     assert "\n" not in str(caught.value)

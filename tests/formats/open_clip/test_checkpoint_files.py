@@ -18,7 +18,7 @@ from mmcl.formats.text_towers import build_text_tower
 from mmcl.runtime.errors import MmclError
 
 from ..conftest import CAPTIONS, TINY, VISION, library_features, open_clip_folder, sample_images
-from .checked import check_equal, refusal
+from .checked import check_equal, check_refused
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
@@ -38,10 +38,10 @@ def test_checkpoint_files_of_every_kind_open_by_name_and_alone(tmp_path):
         check_equal(mmcl.load(f"tiny-ViT-quickgelu/{file}"), *expected)
     check_equal(mmcl.load(files["RN50.pt"]), *expected)  # OpenAI's layout: QuickGELU
     for file in list(files.values())[:3]:
-        message = refusal(file)
+        message = check_refused(file)
         assert f"'tiny-ViT/{file}' or 'tiny-ViT-quickgelu/{file}'" in message
-    assert f"use 'tiny-ViT-quickgelu/{files['RN50.pt']}'" in refusal(f"tiny-ViT/{files['RN50.pt']}")
-    assert "not the weights of this architecture" in refusal(f"tiny-RN/{files['plain.pt']}")
+    assert f"use 'tiny-ViT-quickgelu/{files['RN50.pt']}'" in check_refused(f"tiny-ViT/{files['RN50.pt']}")
+    assert "not the weights of this architecture" in check_refused(f"tiny-RN/{files['plain.pt']}")
 
 
 def openai_archive(state, path):
@@ -83,17 +83,17 @@ def test_a_checkpoint_keeps_the_image_size_it_was_trained_with(tmp_path, name, d
 
 def test_damaged_and_foreign_files_are_distinguished(tmp_path):
     (tmp_path / "noise.pt").write_bytes(b"1234")
-    assert "damaged" in refusal(tmp_path / "noise.pt")
+    assert "damaged" in check_refused(tmp_path / "noise.pt")
     torch.save({"weights": ImageConfig()}, tmp_path / "objects.pt")
-    assert "never unpickled" in refusal(tmp_path / "objects.pt")
+    assert "never unpickled" in check_refused(tmp_path / "objects.pt")
     save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
-    assert "no visual tower" in refusal(tmp_path / "other.safetensors")
+    assert "no visual tower" in check_refused(tmp_path / "other.safetensors")
     open_clip_folder(tmp_path / "model", TINY)
     shutil.move(tmp_path / "model" / "open_clip_model.safetensors", tmp_path / "alone.safetensors")
-    assert "none of open_clip's" in refusal(tmp_path / "alone.safetensors")
-    assert "weights are missing" in refusal(tmp_path / "model")
+    assert "none of open_clip's" in check_refused(tmp_path / "alone.safetensors")
+    assert "weights are missing" in check_refused(tmp_path / "model")
     (tmp_path / "model" / "open_clip_config.json").write_text("{}")
-    assert "damaged" in refusal(tmp_path / "model")
+    assert "damaged" in check_refused(tmp_path / "model")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -163,7 +163,7 @@ def test_what_trainers_put_around_the_weights_is_taken_off(tmp_path):
 def test_a_file_of_several_models_is_refused(tmp_path):
     parts = {f"{name}.visual.proj": torch.zeros(2) for name in ("student", "other")}
     torch.save(parts, tmp_path / "two.pt")
-    assert "several models ('other', 'student')" in refusal(tmp_path / "two.pt")
+    assert "several models ('other', 'student')" in check_refused(tmp_path / "two.pt")
     parts["student.visual.proj"][0] = float("nan")
     torch.save({"student.visual.proj": parts["student.visual.proj"]}, tmp_path / "nan.pt")
-    assert "'visual.proj' has 1 values that are NaN" in refusal(tmp_path / "nan.pt")
+    assert "'visual.proj' has 1 values that are NaN" in check_refused(tmp_path / "nan.pt")

@@ -22,7 +22,7 @@ from mmcl.formats.text_towers import build_text_tower
 from mmcl.runtime.errors import MmclError
 
 from ..conftest import CAPTIONS, TEXT, TINY, library_features, open_clip_folder
-from .checked import check_equal, refusal
+from .checked import check_equal, check_refused
 
 BIDIRECTIONAL = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 TIMM = {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
@@ -120,9 +120,9 @@ def test_the_wrong_activation_is_refused_before_anything_is_fetched(monkeypatch)
         raise AssertionError("the refusal comes first")
 
     monkeypatch.setattr(open_clip, "download_pretrained", fetch)
-    assert "use 'ViT-B-32-quickgelu/openai'" in refusal("ViT-B-32/openai")
-    assert "use 'ViT-B-32/laion2b_s34b_b79k'" in refusal("ViT-B-32-quickgelu/laion2b_s34b_b79k")
-    assert "trained with QuickGELU" in refusal("RN50/openai")
+    assert "use 'ViT-B-32-quickgelu/openai'" in check_refused("ViT-B-32/openai")
+    assert "use 'ViT-B-32/laion2b_s34b_b79k'" in check_refused("ViT-B-32-quickgelu/laion2b_s34b_b79k")
+    assert "trained with QuickGELU" in check_refused("RN50/openai")
     with pytest.raises(MmclError, match="use 'ViT-B-32-quickgelu/openai'"):
         build_image_tower(ImageTowerConfig(name="open_clip:ViT-B-32", pretrained="openai"), ImageConfig())
     with pytest.raises(MmclError, match="use 'ViT-B-32-quickgelu/openai'"):
@@ -137,16 +137,18 @@ def test_every_tag_of_the_registry_is_accepted_under_one_activation_and_refused_
     for name, tag in open_clip.list_pretrained():
         quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
         fits = bool(open_clip.get_model_config(name).get("quick_gelu")) == quick
-        assert ("cannot be fetched (no network)" if fits else "weights were trained with") in refusal(f"{name}/{tag}")
+        assert ("cannot be fetched (no network)" if fits else "weights were trained with") in check_refused(
+            f"{name}/{tag}"
+        )
 
 
 def test_names_tags_and_files_that_are_not_there_are_reported_with_what_is(tmp_path, monkeypatch):
-    assert "laion2b_s34b_b79k" in refusal("ViT-B-32")
-    assert "did you mean 'ViT-B-32'" in refusal("ViT-B-33/openai")
-    assert "has no weights 'laion3b'; there are: openai" in refusal("ViT-B-32/laion3b")
-    assert "no file nowhere/epoch.pt" in refusal("ViT-B-32/nowhere/epoch.pt")
+    assert "laion2b_s34b_b79k" in check_refused("ViT-B-32")
+    assert "did you mean 'ViT-B-32'" in check_refused("ViT-B-33/openai")
+    assert "has no weights 'laion3b'; there are: openai" in check_refused("ViT-B-32/laion3b")
+    assert "no file nowhere/epoch.pt" in check_refused("ViT-B-32/nowhere/epoch.pt")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "not to be had from the hub" in refusal("hf-hub:nobody/no-such-model")
+    assert "not to be had from the hub" in check_refused("hf-hub:nobody/no-such-model")
 
 
 def test_folders_of_the_first_format_are_still_read(tmp_path):
@@ -195,7 +197,7 @@ def test_a_folders_settings_cannot_have_a_tokenizer_or_a_text_half_of_code(tmp_p
     for text in ({**TEXT, **trusting}, {"hf_model_name": "org/name", **trusting}):
         config = {"model_cfg": {**TINY, "text_cfg": text}}
         (tmp_path / "model" / "open_clip_config.json").write_text(json.dumps(config))
-        assert "none there" in refusal(tmp_path / "model")
+        assert "none there" in check_refused(tmp_path / "model")
     assert asked == [False, False]
 
 
@@ -229,7 +231,7 @@ def test_a_text_half_of_transformers_names_no_code_of_the_hub(tmp_path):
     described = json.loads(path.read_text())
     described["towers"]["text"]["tower"]["config"]["text_cfg"]["hf_config"]["attn_implementation"] = "org/kernel"
     path.write_text(json.dumps(described))
-    assert "names code of the hub, 'org/kernel', which is not run" in refusal(tmp_path / "ours")
+    assert "names code of the hub, 'org/kernel', which is not run" in check_refused(tmp_path / "ours")
 
 
 ODD = [
@@ -259,4 +261,4 @@ def test_a_description_of_another_kind_or_size_is_refused_in_one_line(tmp_path):
             inner = inner[key]
         inner[keys[-1]] = value
         path.write_text(json.dumps(content))
-        refusal(tmp_path / "model")
+        check_refused(tmp_path / "model")

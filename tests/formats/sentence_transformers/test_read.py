@@ -14,7 +14,7 @@ import mmcl
 from mmcl.models.heads import Dense
 from mmcl.runtime.errors import MmclError
 
-from .made import DENSE, KINDS, POOLINGS, TEXTS, made_by_them, made_here, same, theirs, unit, write
+from .made import DENSE, KINDS, POOLINGS, TEXTS, assert_same, made_by_them, made_here, theirs, unit, write
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -26,10 +26,10 @@ def test_what_they_save_opens_here_and_goes_back(library, plain, tmp_path, kind,
     encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     assert encoder.embedder("text").tower.pooling == pooling
     assert model.tokenizer.padding_side == ("left" if kind == "qwen2" else "right")
-    same(encoder.encode(TEXTS), expected)
+    assert_same(encoder.encode(TEXTS), expected)
     encoder.save(tmp_path / "ours")
     np.testing.assert_allclose(theirs(library, tmp_path / "ours").encode(TEXTS), model.encode(TEXTS), atol=1e-5)
-    same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), expected)
+    assert_same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), expected)
 
 
 @pytest.mark.parametrize(("kind", "include"), [("bert", False), ("mpnet", True), ("qwen2", False), ("roberta", True)])
@@ -51,11 +51,11 @@ def test_every_setting_survives_both_ways(library, plain, tmp_path, kind, includ
     encoder = mmcl.load(tmp_path / "theirs", dtype="float32")
     encoder.save(tmp_path / "ours")
     for opened in (encoder, mmcl.load(tmp_path / "ours", dtype="float32")):
-        same(opened.encode(TEXTS), model.encode(TEXTS))
-        same(opened.encode(TEXTS, prompt="document"), model.encode(TEXTS, prompt_name="document"))
+        assert_same(opened.encode(TEXTS), model.encode(TEXTS))
+        assert_same(opened.encode(TEXTS, prompt="document"), model.encode(TEXTS, prompt_name="document"))
     again = theirs(library, tmp_path / "ours")
-    same(again.encode(TEXTS), model.encode(TEXTS))
-    same(again.encode(TEXTS, prompt_name="document"), model.encode(TEXTS, prompt_name="document"))
+    assert_same(again.encode(TEXTS), model.encode(TEXTS))
+    assert_same(again.encode(TEXTS, prompt_name="document"), model.encode(TEXTS, prompt_name="document"))
     assert not np.allclose(model.encode(TEXTS), model.encode(TEXTS, prompt_name="document"), atol=1e-3)
     assert (again.prompts, again.default_prompt_name, again.max_seq_length) == (prompts, "query", 9)
 
@@ -67,10 +67,10 @@ def test_what_is_made_here_opens_there(library, plain, tmp_path, pooling):
     encoder = made_here(plain["bert"], pooling, DENSE, prompts=prompts, lowercase=True, include_prompt=False)
     encoder.save(tmp_path / "ours")
     model = theirs(library, tmp_path / "ours")
-    same(encoder.encode(TEXTS), model.encode(TEXTS))
-    same(encoder.encode(TEXTS, prompt="query"), model.encode(TEXTS, prompt_name="query"))
+    assert_same(encoder.encode(TEXTS), model.encode(TEXTS))
+    assert_same(encoder.encode(TEXTS, prompt="query"), model.encode(TEXTS, prompt_name="query"))
     (tmp_path / "ours" / "mmcl.json").unlink()  # now it is theirs alone
-    same(
+    assert_same(
         mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS, prompt="query"),
         model.encode(TEXTS, prompt_name="query"),
     )
@@ -80,8 +80,8 @@ def test_what_is_made_here_opens_there(library, plain, tmp_path, pooling):
 def test_a_models_own_pooler_becomes_a_dense_layer_there(library, plain, tmp_path, kind):
     encoder = made_here(plain[kind], "pooler", [Dense(6)])
     encoder.save(tmp_path / "ours")
-    same(theirs(library, tmp_path / "ours").encode(TEXTS), encoder.encode(TEXTS))
-    same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), encoder.encode(TEXTS))
+    assert_same(theirs(library, tmp_path / "ours").encode(TEXTS), encoder.encode(TEXTS))
+    assert_same(mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS), encoder.encode(TEXTS))
 
 
 @pytest.mark.parametrize(("pooling", "include"), [("first_last", True), ("pooler", False)])
@@ -91,7 +91,7 @@ def test_what_they_cannot_pool_is_a_folder_of_ours_alone(plain, tmp_path, poolin
     encoder.save(tmp_path / "ours")
     assert not (tmp_path / "ours" / "modules.json").exists()
     opened = mmcl.load(tmp_path / "ours", dtype="float32")
-    same(opened.encode(TEXTS, prompt="query"), encoder.encode(TEXTS, prompt="query"))
+    assert_same(opened.encode(TEXTS, prompt="query"), encoder.encode(TEXTS, prompt="query"))
 
 
 def test_real_weights_both_ways(library, tmp_path):
@@ -101,9 +101,9 @@ def test_real_weights_both_ways(library, tmp_path):
         pytest.skip(f"MiniLM is not to be had: {error}")
     texts = ["Two dogs run on a beach.", "", "Naïve Bayes — or not?", "the stock market fell " * 100]
     expected = theirs(library, encoder.path).encode(texts)
-    same(encoder.encode(texts), expected)
+    assert_same(encoder.encode(texts), expected)
     encoder.save(tmp_path / "ours")
-    same(theirs(library, tmp_path / "ours").encode(texts), expected)
+    assert_same(theirs(library, tmp_path / "ours").encode(texts), expected)
 
 
 def module(kind, path, package="sentence_transformers.models"):
@@ -171,7 +171,7 @@ def test_every_generation_opens(library, plain, tmp_path, generation):
     model = theirs(library, tmp_path / ("today" if generation is first_generation else "old"))
     encoder = mmcl.load(tmp_path / "old", dtype="float32")
     assert encoder.embedder("text").processor.max_tokens == model.max_seq_length == 9
-    same(encoder.encode(TEXTS), unit(model.encode(TEXTS)))
+    assert_same(encoder.encode(TEXTS), unit(model.encode(TEXTS)))
 
 
 def test_a_plain_language_model_tells_of_a_text_in_its_last_state(library, plain, tmp_path):
@@ -181,7 +181,7 @@ def test_a_plain_language_model_tells_of_a_text_in_its_last_state(library, plain
     encoder = mmcl.load(tmp_path / "plain", dtype="float32")
     assert encoder.embedder("text").tower.pooling == "last"
     texts = TEXTS[:3]
-    same(encoder.encode(texts), unit(theirs(library, tmp_path / "plain").encode(texts)))
+    assert_same(encoder.encode(texts), unit(theirs(library, tmp_path / "plain").encode(texts)))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -233,8 +233,8 @@ def test_vectors_are_cut_where_the_folder_says(library, plain, tmp_path, dim):
     for opened in (encoder, mmcl.load(tmp_path / "ours", dtype="float32")):
         assert (opened.dim, opened.width) == (min(dim, 16), 16)
         np.testing.assert_allclose(opened.encode(TEXTS, normalize=False), expected, atol=1e-5)
-        same(opened.encode(TEXTS), unit(expected))
-        same(opened.encode(TEXTS, truncate_dim=16), unit(model.encode(TEXTS, truncate_dim=16)))
+        assert_same(opened.encode(TEXTS), unit(expected))
+        assert_same(opened.encode(TEXTS, truncate_dim=16), unit(model.encode(TEXTS, truncate_dim=16)))
         (part,) = opened.encode_stream(TEXTS)
-        same(part, unit(expected))
+        assert_same(part, unit(expected))
     np.testing.assert_allclose(theirs(library, tmp_path / "ours").encode(TEXTS), expected, atol=1e-5)
