@@ -15,9 +15,10 @@ from torchvision.transforms.v2 import functional as reference
 from mmcl.config import load_config
 from mmcl.config.data import AugmentationConfig
 from mmcl.data.augment.random_crop import PackedImages
-from mmcl.data.batches.batch import Batch
+from mmcl.data.batches.batch import MINED, Batch
 from mmcl.data.batches.feed import open_feed
 from mmcl.data.batches.sampler import Draw
+from mmcl.data.batches.table_feed import HardNegatives
 from mmcl.data.batches.views import Augment, View, make_views
 from mmcl.data.cache.pixels import open_pixels
 from mmcl.data.images import decode, original, resize
@@ -170,6 +171,15 @@ def test_items_as_they_are_remain_the_squares_that_are_judged(folder, make):
     squares = open_pixels(feed.sources[0], "image", size=16)
     for items in ([0], [1, 5], list(range(24))):
         np.testing.assert_array_equal(column.inputs(np.array(items))["pixels"], squares.take(items))
+
+
+def test_mined_images_are_squares_since_no_view_changes_them(make):
+    feed, method = make()
+    items, ids, _ = feed.distinct("image")
+    feed.hard = HardNegatives("image", items, ids, np.arange(24)[:, None] % len(items))
+    batch = feed.batch(drawn(1, 5))
+    squares = open_pixels(feed.sources[0], "image", size=16).take(items[[1, 5]])
+    np.testing.assert_array_equal(method.view_inputs(batch)[MINED]["pixels"], squares)
 
 
 def test_each_view_has_its_own_changes_and_what_is_not_cropped_is_the_square_in_the_centre(make, folder):
