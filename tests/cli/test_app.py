@@ -165,7 +165,7 @@ def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, config, p
 
 
 def test_a_full_disk_is_said_and_loses_nothing(mmcl_, config, tmp_path, monkeypatch):
-    """The second checkpoint finds no room; the first is whole, and the run goes on from it once there is."""
+    """The second checkpoint finds no space; the first is complete, and the run goes on from it once there is."""
     from safetensors import SafetensorError
 
     from mmcl.formats import weights

@@ -216,8 +216,8 @@ def test_originals_that_grow_too_large_are_not_stored_until_there_is_room(
         pixels = open_originals(rows, "image", size=8, stored=12, cache_gb=(needed - 1) / 1e9)
     assert "20 images take 0.00 GB as pixels and cache_gb is" in caplog.text
     assert not pixels.stored
-    (home,) = cache.iterdir()
-    assert not (home / "pixels.bin").exists()
+    (entry,) = cache.iterdir()
+    assert not (entry / "pixels.bin").exists()
     built = []
     monkeypatch.setattr(module, "_build", lambda *args, build=module._build: (built.append(1), build(*args)))
     open_originals(rows, "image", size=8, stored=12, cache_gb=(needed - 1) / 1e9)
@@ -225,6 +225,6 @@ def test_originals_that_grow_too_large_are_not_stored_until_there_is_room(
     stored = open_originals(rows, "image", size=8, stored=12, cache_gb=needed / 1e9)
     assert stored.stored
     assert_same(stored.take(range(20)), pixels.take(range(20)))
-    (home,) = cache.iterdir()
-    os.truncate(home / "pixels.bin", 100)
+    (entry,) = cache.iterdir()
+    os.truncate(entry / "pixels.bin", 100)
     assert_same(open_originals(rows, "image", size=8, stored=12).take(range(20)), pixels.take(range(20)))

@@ -20,7 +20,7 @@ TEXTS = [f"sentence number {n}" for n in range(33)]
 
 
 class HashEncoder:
-    """Its vectors are a hash of the input; it can be told to kill its process."""
+    """Its vectors are a hash of the input; it can kill its process."""
 
     dim, name = 16, "hash"
 
