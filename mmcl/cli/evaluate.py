@@ -55,6 +55,11 @@ QueryPrompt = Annotated[
 DocumentPrompt = Annotated[
     str | None, typer.Option(help="The model's prompt for documents.", show_default="document or passage, if any")
 ]
+QueryTower = Annotated[
+    str | None,
+    typer.Option("--tower", help="The tower of queries, if there are several of a kind.", show_default=False),
+]
+DocumentTower = Annotated[str | None, typer.Option(help="The tower of documents.", show_default=False)]
 Against = Annotated[str | None, typer.Option(help="Another model: is it better, by a paired test?", show_default=False)]
 Pairs = Annotated[
     str | None, typer.Option(help="The two columns of sentences, as A,B.", show_default="sentence1,sentence2")
@@ -82,11 +87,8 @@ def retrieval(
     document: Document = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
-    tower: Annotated[
-        str | None,
-        typer.Option(help="The tower of queries, if the model has several of a kind.", show_default=False),
-    ] = None,
-    document_tower: Annotated[str | None, typer.Option(help="The tower of documents.", show_default=False)] = None,
+    tower: QueryTower = None,
+    document_tower: DocumentTower = None,
     self_matches: SelfMatches = None,
     against: Against = None,
     k: CutOffs = None,

@@ -44,22 +44,19 @@ class Searched:
     tower: str | None = None
     document_tower: str | None = None
 
-    def by_queries(self, encoder: Any) -> Any:
-        """What embeds queries."""
-        return _by(encoder, self.tower)
-
-    def by_documents(self, encoder: Any) -> Any:
-        """What embeds documents.
+    def by(self, encoder: Any) -> tuple[Any, Any]:
+        """What embeds queries, and what embeds documents.
 
         Raises:
             MmclError: of a model with several towers of texts, one is named for queries alone.
         """
-        if self.tower is not None and self.document_tower is None and _by(encoder, self.tower) is not encoder:
+        queries = _by(encoder, self.tower)
+        if self.document_tower is None and queries is not encoder:
             names = " or ".join(encoder.towers.of_modality("text"))
             raise MmclError(
                 f"model '{encoder.name}' has several text towers; name that of documents: --document-tower {names}"
             )
-        return _by(encoder, self.document_tower)
+        return queries, _by(encoder, self.document_tower)
 
 
 def _by(encoder: Any, tower: str | None) -> Any:
@@ -94,17 +91,13 @@ def open_retrieval(
     if query is None and is_beir(source):
         beir, depths = open_beir(source, split), searched.ks or (1, 10, 100)
         return lambda encoder, resamples: {
-            "query_to_document": beir_retrieval(
-                searched.by_queries(encoder), beir, depths,
-                document_encoder=searched.by_documents(encoder), bootstrap=resamples, **texts,
-            )
-        }  # fmt: skip
+            "query_to_document": beir_retrieval(searched.by(encoder), beir, depths, bootstrap=resamples, **texts)
+        }
     rows, ks = open_rows(source, split=split, separator=separator, root=root), searched.ks or (1, 5, 10)
     if query is not None and document is not None:
         return lambda encoder, resamples: retrieval_of_texts(
-            searched.by_queries(encoder), rows, query=query, document=document, ks=ks,
-            document_encoder=searched.by_documents(encoder), bootstrap=resamples, **texts,
-        )  # fmt: skip
+            searched.by(encoder), rows, query=query, document=document, ks=ks, bootstrap=resamples, **texts
+        )
     if searched.self_matches is not None:
         raise MmclError(
             f"{source}: --self-matches is of searches for texts by texts, a folder in BEIR's layout or --query and "
@@ -124,7 +117,7 @@ def open_retrieval(
                 f"--query and --document: it has {', '.join(rows.column_names)}"
             )
         image, text = searched.image, searched.text
-        encoder = searched.by_queries(encoder)
+        encoder = _by(encoder, searched.tower)
         return retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks, bootstrap=resamples)
 
     return images_and_texts

@@ -28,14 +28,13 @@ _QUERY, _DOCUMENT = ("query",), ("document", "passage", "corpus")  # what models
 
 
 def beir_retrieval(
-    encoder: Encodes,
+    encoder: Encodes | tuple[Encodes, Encodes],
     beir: Beir,
     ks: Iterable[int] = (1, 10, 100),
     *,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     self_matches: SelfMatches = "drop",
-    document_encoder: Encodes | None = None,
     bootstrap: int = 1000,
 ) -> Scores:
     """Rank the corpus for every query of a task by cosine, exactly.
@@ -43,14 +42,13 @@ def beir_retrieval(
     BEIR's headline is ``ndcg@10``; the numbers are trec_eval's (see ``mmcl.evaluation.tasks.retrieval``).
 
     Args:
-        encoder: anything with ``encode(texts) -> (N, D)``.
+        encoder: anything with ``encode(texts) -> (N, D)``; or a pair, the first of queries and the second of documents.
         beir: see ``mmcl.data.sources.beir.open_beir``.
         ks: cut-offs.
         query_prompt, document_prompt: names of prompts; by default the model's own ``query``, and ``document``,
             ``passage`` or ``corpus``, where it has such. "" for none.
         self_matches: "drop" leaves the document that has a query's own id out of that query's ranking, as BEIR does;
             "keep" ranks it like any other. See ``mmcl.evaluation.tasks.retrieval``.
-        document_encoder: what embeds the documents, such as another tower of the model; ``encoder`` if absent.
         bootstrap: resamples for the intervals, of queries.
 
     Raises:
@@ -62,10 +60,10 @@ def beir_retrieval(
         for document, grade in beir.qrels[query].items()
         if grade > 0 and document in beir.corpus
     ]
-    warn_of_training_pairs(encoder, beir.name, judged, "relevant pairs of query and document")
-    queries = embed_texts(encoder, list(beir.queries.values()), prompt=_prompt(encoder, query_prompt, _QUERY))
-    other = encoder if document_encoder is None else document_encoder
-    corpus = embed_texts(other, list(beir.corpus.values()), prompt=_prompt(other, document_prompt, _DOCUMENT))
+    asking, answering = _sides(encoder)
+    warn_of_training_pairs(asking, beir.name, judged, "relevant pairs of query and document")
+    queries = embed_texts(asking, list(beir.queries.values()), prompt=_prompt(asking, query_prompt, _QUERY))
+    corpus = embed_texts(answering, list(beir.corpus.values()), prompt=_prompt(answering, document_prompt, _DOCUMENT))
     scores = retrieval(
         (list(beir.queries), queries),
         (list(beir.corpus), corpus),
@@ -78,7 +76,7 @@ def beir_retrieval(
 
 
 def retrieval_of_texts(
-    encoder: Encodes,
+    encoder: Encodes | tuple[Encodes, Encodes],
     rows: Rows | ShardRows,
     *,
     query: str,
@@ -88,7 +86,6 @@ def retrieval_of_texts(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     self_matches: SelfMatches = "keep",
-    document_encoder: Encodes | None = None,
     bootstrap: int = 1000,
 ) -> dict[str, Scores]:
     """Retrieval both ways between the texts of a column and those of another, one or a list a row.
@@ -104,7 +101,6 @@ def retrieval_of_texts(
         names: what the two are called in the keys of the result.
         self_matches: "drop" leaves a document that is the query itself, word for word, out of that query's ranking and
             answers; "keep" ranks it like any other.
-        document_encoder: as in ``beir_retrieval``.
         bootstrap: resamples for the intervals, of queries with all their documents.
 
     Returns:
@@ -115,15 +111,15 @@ def retrieval_of_texts(
         MmclError: there is no such column, no usable row, or a row has several queries.
     """
     rows.require([query, document])
-    warn_of_training_rows(encoder, rows, texts=(query, document))
+    asking, answering = _sides(encoder)
+    warn_of_training_rows(asking, rows, texts=(query, document))
     pairs = _read_pairs(rows, query, document)
-    other = encoder if document_encoder is None else document_encoder
-    asking, answering = _prompt(encoder, query_prompt, _QUERY), _prompt(other, document_prompt, _DOCUMENT)
-    same_queries = text_identities(encoder, pairs.queries, asking)
-    same_documents = text_identities(other, pairs.documents, answering)
+    words = _prompt(asking, query_prompt, _QUERY), _prompt(answering, document_prompt, _DOCUMENT)
+    same_queries = text_identities(asking, pairs.queries, words[0])
+    same_documents = text_identities(answering, pairs.documents, words[1])
     scores = retrieval_pairs(
-        embed_texts(encoder, pairs.queries, identities=same_queries, prompt=asking),
-        embed_texts(other, pairs.documents, identities=same_documents, prompt=answering),
+        embed_texts(asking, pairs.queries, identities=same_queries, prompt=words[0]),
+        embed_texts(answering, pairs.documents, identities=same_documents, prompt=words[1]),
         pairs.owner,
         ks,
         names=names,
@@ -182,6 +178,10 @@ def _read_pairs(rows: Rows | ShardRows, query: str, document: str) -> _Pairs:
 def _judged_on(data: str, scores: Scores) -> str:
     """Differs, too, where what was ranked does."""
     return f"{data}{WITHOUT_OWN}" if scores.self_matches == "drop" and scores.queries_in_corpus else data
+
+
+def _sides(encoder: Encodes | tuple[Encodes, Encodes]) -> tuple[Encodes, Encodes]:
+    return encoder if isinstance(encoder, tuple) else (encoder, encoder)
 
 
 def _prompt(encoder: Encodes, given: str | None, names: Iterable[str]) -> str | None:
