@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticKnownError, core_schema
@@ -38,17 +38,35 @@ class ByName:
         ByName.of[base] = self
 
     def configs(self) -> dict[str, type[Section]]:
-        """The settings of everything registered, by name. What cannot be imported is left out, with a warning the first
-        time."""
+        """The settings of everything registered, by name. What cannot be imported, or has no such settings, is left
+        out, with a warning the first time."""
         found: dict[str, type[Section]] = {}
         for name in self.registry:
             try:
-                found[name] = self.registry[name].Config
+                found[name] = self.config_of(name)
             except MmclError as error:
                 if name not in self._warned:
                     log.warning("%s", error)
                 self._warned.add(name)
         return found
+
+    def config_of(self, name: str) -> type[Section]:
+        """The settings of what is called ``name``, a class registered under it.
+
+        Raises:
+            MmclError: it cannot be imported, has no subclass of ``base`` as its ``Config``, or that is of another name.
+        """
+        kind = self.registry[name]
+        config = getattr(kind, "Config", None)
+        where = f"{self.registry.kind} '{name}': {kind.__module__}.{getattr(kind, '__qualname__', kind)}"
+        base = f"{self.base.__module__}.{self.base.__name__}"
+        if not (isinstance(config, type) and issubclass(config, self.base)):
+            raise MmclError(f"{where} has no settings; set its Config to a subclass of {base}")
+        wanted = f'{self.key}: Literal["{name}"] = "{name}"'
+        annotation = config.model_fields[self.key].annotation
+        if get_origin(annotation) is not Literal or name not in get_args(annotation):
+            raise MmclError(f"{where}: its Config, {config.__name__}, has another {self.key}; declare {wanted} there")
+        return config
 
     def validate(self, value: Any) -> Any:
         """The settings that ``value`` describes: a mapping of them, or perhaps the name alone.
@@ -69,7 +87,7 @@ class ByName:
             raise PydanticKnownError(
                 "union_tag_invalid", {"discriminator": self.key, "tag": name, "expected_tags": tags}
             )
-        kind = self.registry[name].Config
+        kind = self.config_of(name)
         try:
             return kind.model_validate({self.key: name, **value})
         except ValidationError as error:

@@ -112,18 +112,31 @@ class Method(nn.Module, ABC):
             name: of the head: ``projector``, ``predictor``, ``prototypes``, …
             make: a new one. Where the model to start from has a head of that name and of the same architecture, it is
                 that one, with its weights.
+
+        Raises:
+            MmclError: what is made is no head, which a model folder could not describe.
         """
+
+        def made() -> AnyHead:
+            head = make()
+            if not isinstance(head, (Head, Prototypes)):
+                raise MmclError(
+                    f"{type(self).__name__}.add_head: '{name}' is of type {type(head).__name__}, not Head; make it by "
+                    "mlp_head or Head.from_layers"
+                )
+            return head
+
         kept = self.encoder.heads.get(name)
         if kept is not None:
             with torch.device("meta"):  # draws no random numbers
-                wanted = make().architecture()
+                wanted = made().architecture()
             if kept.architecture() != wanted:
                 log.warning(
                     "%s: the %s of the model to start from is %s, and the one to train %s, with new weights",
                     self.encoder.name, name, kept.architecture(), wanted,
                 )  # fmt: skip
                 kept = None
-        head = make() if kept is None else cast(AnyHead, kept)
+        head = made() if kept is None else cast(AnyHead, kept)
         self.heads[name] = head
         return head
 

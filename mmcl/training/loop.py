@@ -23,6 +23,7 @@ from mmcl.data.batches.table import Table
 from mmcl.evaluation.evaluator import Evaluator, Setup, open_evaluator
 from mmcl.formats.folder import save
 from mmcl.methods import Method, Step
+from mmcl.methods.checks import check_metrics
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.errors import MmclError
@@ -207,7 +208,9 @@ class Trainer:
         progress = self.progress
         means = {name: statistics.fmean(step[name] for step in progress.window) for name in progress.window[0]}
         with torch.no_grad():
-            values = {**means, **self.method.metrics(result.outputs)}
+            metrics = self.method.metrics(result.outputs)
+        check_metrics(self.method, metrics, means)
+        values = {**means, **metrics}
         ticker.show(progress.step, {**values, "pairs/s": pairs_per_second})
         epoch = progress.step * self.config.training.accumulate / len(self.feed)
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}

@@ -23,6 +23,21 @@ class GreyConfig(MethodConfig):
 
 class Grey:
     Config = GreyConfig
+
+class Bare:
+    pass
+
+class Plain:
+    Config = dict
+
+class Silver(Grey):
+    pass
+
+class OpenConfig(MethodConfig):
+    pass
+
+class Open:
+    Config = OpenConfig
 '''
 
 
@@ -31,14 +46,17 @@ def installed(tmp_path, monkeypatch):
     info = tmp_path / "greys-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: greys\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mmcl.methods]\ngrey = greys_:Grey\nbroken = greys_:Gone\n")
+    names = {"broken": "Gone"} | {name.lower(): name for name in ("Grey", "Bare", "Plain", "Silver", "Open")}
+    points = "".join(f"{name} = greys_:{kind}\n" for name, kind in names.items())
+    (info / "entry_points.txt").write_text(f"[mmcl.methods]\n{points}")
     (tmp_path / "greys_.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     METHODS.__dict__.pop("plugins", None)
     monkeypatch.setattr(METHOD, "_warned", set())
     yield
     METHODS.__dict__.pop("plugins", None)
-    METHODS._loaded.pop("grey", None)
+    for name in names:
+        METHODS._loaded.pop(name, None)
     sys.modules.pop("greys_", None)
 
 
@@ -72,3 +90,17 @@ def test_a_plug_in_that_cannot_be_imported_is_named_where_it_is_asked_for_and_no
     assert caplog.text.count("method 'broken'") == 1
     with pytest.raises(MmclError, match=r"'method\.name' is 'gray'; did you mean 'grey'\?"):
         load_config(given("gray"))
+
+
+def test_a_class_without_settings_of_its_name_is_named_rather_than_the_config(installed, caplog):
+    for name in ("bare", "plain"):
+        lacks = rf"^method '{name}': greys_\.{name.title()} has no settings; set its Config to a subclass of mmcl"
+        with pytest.raises(MmclError, match=lacks):
+            load_config(given(name))
+    for name, config in {"silver": "GreyConfig", "open": "OpenConfig"}.items():
+        other = rf"its Config, {config}, has another name; declare name: Literal\[\"{name}\"\] = \"{name}\" there$"
+        with pytest.raises(MmclError, match=other):
+            load_config(given({"name": name}))
+    assert load_config(given("grey")).method.shade == 0.5
+    Config.model_json_schema()
+    assert caplog.text.count("method 'silver': greys_.Silver") == 1

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.methods import Loss, Method, Outputs, Step
+from mmcl.methods.checks import check_embeddings, check_loss, missing_views_named
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.blocks import blocks
@@ -111,11 +112,15 @@ class TrainStep:
 
         def outputs_of(part: Batch) -> Outputs:
             with autocast():
-                return self.method.outputs(part.to(self.device), self.wrapped)
+                outputs = self.method.outputs(part.to(self.device), self.wrapped)
+            check_embeddings(self.method, outputs)
+            return outputs
 
         def objective(outputs: Outputs) -> Tensor:
-            outputs = self.method.project(outputs if self.method.across else outputs.gathered())
-            loss = self.method.loss(outputs, step)
+            with missing_views_named(self.method, outputs):
+                outputs = self.method.project(outputs if self.method.across else outputs.gathered())
+                loss = self.method.loss(outputs, step)
+            check_loss(self.method, loss)
             if not torch.isfinite(loss.value):
                 raise NotFiniteError(f"the loss became {loss.value.item()}", "loss", batch)
             parts = {name: part.detach() for name, part in loss.parts.items()}
