@@ -28,6 +28,16 @@ class Section(BaseModel):
                 raise ValueError(f"a number is asked for, not {str(value).lower()}")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _partial_sections_keep_defaults(cls, value: Any, info: ValidationInfo) -> Any:
+        """Of a section that a field has by default, what is set there rather than the section's own defaults."""
+        if isinstance(value, dict) and info.field_name is not None:
+            default = cls.model_fields[info.field_name].get_default(call_default_factory=True, validated_data={})
+            if isinstance(default, Section):
+                return {name: getattr(default, name) for name in default.model_fields_set} | value
+        return value
+
     @field_validator("*", mode="after")
     @classmethod
     def _integers_have_64_bits(cls, value: Any) -> Any:
