@@ -134,7 +134,8 @@ def load_original(
     image: ImageInput | None, size: int, mode: ResizeMode, stored: int, *, exact_decoding: bool = False
 ) -> np.ndarray:
     """Decode an image for random crops, see :func:`original`: uint8 (H, W, 3). Otherwise as :func:`load_pixels`."""
-    with decoded(image, None if exact_decoding else stored) as opened:
+    target = max(stored, decoding_target(size, mode) or stored)
+    with decoded(image, None if exact_decoding else target) as opened:
         return original(opened, size, mode, stored)
 
 

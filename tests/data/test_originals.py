@@ -77,3 +77,11 @@ def test_originals_are_decoded_in_threads_as_alone() -> None:
     np.testing.assert_array_equal(exact, original(decode(large), 16, "crop", 24))
     quick = load_original(large, 16, "crop", 24)
     assert abs(quick.astype(int) - exact).max() < 12
+
+
+def test_a_bound_below_the_towers_size_costs_no_sharpness() -> None:
+    stripes = np.broadcast_to(128 + 100 * np.sin(np.arange(900) / 4)[None, :, None], (600, 900, 3))
+    large = encoded(stripes.astype(np.uint8), "JPEG")
+    exact, quick = (load_original(large, 200, "crop", 8, exact_decoding=exact) for exact in (True, False))
+    assert exact.shape == (200, 300, 3)
+    assert abs(quick.astype(int) - exact).max() < 12

@@ -219,7 +219,8 @@ class ValueColumn(Column):
             self.values = np.concatenate([_hashed(part) for part in parts])
             missing = self.values == NOTHING
         else:
-            self.values = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
+            with np.errstate(over="ignore"):  # what float32 cannot hold is no number
+                self.values = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
             missing = ~np.isfinite(self.values)
         self.hashes = self.contents = np.zeros(0, dtype=np.int64)
         self.problems = dict.fromkeys(np.flatnonzero(missing).tolist(), f"no {modality}")

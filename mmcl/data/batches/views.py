@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmcl.config.data import AugmentationConfig
 from mmcl.data.augment.images import Augmentation
-from mmcl.data.augment.random_crop import PackedImages
+from mmcl.data.augment.random_crop import PackedImages, central_squares, resized_crops
 from mmcl.data.batches.batch import Batch, Inputs
 
 Modality: TypeAlias = Literal["image", "text", "label", "number"]
@@ -89,9 +89,6 @@ class Augment:
         return {"pixels": Augmentation(self.config, size).of_originals(PackedImages(**inputs), side, seeds, draw)}
 
 
-_AS_IT_IS = Augment(AugmentationConfig())
-
-
 def make_views(
     views: Mapping[str, View], batch: Batch, *, change: bool, side: Callable[[str], int] | None = None
 ) -> dict[str, Inputs]:
@@ -131,7 +128,9 @@ def _draw(view: View, batch: Batch, draw: int, change: bool, side: Callable[[str
         own = side(view.tower)
         if change and isinstance(view.transform, Augment):
             return view.transform.of_originals(inputs, batch.seeds, draw, view.size or own, own)
-        inputs = _AS_IT_IS.of_originals(inputs, batch.seeds, draw, own, own)
+        originals = PackedImages(**inputs)
+        squares = resized_crops(originals, central_squares(originals.sizes), own)
+        inputs = {"pixels": squares.permute(0, 2, 3, 1)}
     if not change or view.transform is None or "features" in inputs:
         return inputs
     return view.transform(inputs, batch.seeds, draw, view.size)

@@ -193,6 +193,8 @@ def test_each_view_has_its_own_changes_and_what_is_not_cropped_is_the_square_in_
         "plain": View("image", "image"),
     }
     made = {name: inputs["pixels"] for name, inputs in make_views(views, batch, change=True, side=lambda _: 16).items()}
+    assert made["plain"].dtype == torch.uint8
+    made["plain"] = made["plain"].permute(0, 3, 1, 2).float()
     assert made["second"].shape == (3, 3, 12, 12)
     spread = {name: (view[:, :, :, 1:] - view[:, :, :, :-1]).abs().mean() for name, view in made.items()}
     assert spread["first"] < 0.4 * spread["second"]
@@ -200,9 +202,25 @@ def test_each_view_has_its_own_changes_and_what_is_not_cropped_is_the_square_in_
     for number, view in zip((1, 2, 4), made["plain"], strict=True):
         image = torch.tensor(expected(folder, number)).permute(2, 0, 1)
         square = reference.center_crop(image, [min(image.shape[1:])])
-        assert (view - reference.resize(square, [16, 16], antialias=True) / 255).abs().max() < 1.5 / 255
+        assert (view - reference.resize(square, [16, 16], antialias=True)).abs().max() < 1.5
     as_judged = make_views(views, batch, change=False, side=lambda _: 16)
-    assert all(torch.equal(inputs["pixels"], made["plain"]) for inputs in as_judged.values())
+    assert all(torch.equal(inputs["pixels"].permute(0, 3, 1, 2), made["plain"]) for inputs in as_judged.values())
+
+
+def test_a_transform_of_another_kind_gets_the_same_of_originals_as_of_squares(make):
+    def invert(inputs, seeds, draw, size):
+        return {"pixels": 255 - inputs["pixels"]}
+
+    crops = Augment(AugmentationConfig(crop_scale=(0.3, 1.0)))
+    views = {"inverted": View("image", "image", invert), "crop": View("image", "image", crops)}
+    feed = make()[0]
+    alone, mixed = (
+        make_views(views, feed.batch(drawn(*rows)), change=True, side=lambda _: 16)["inverted"]["pixels"]
+        for rows in ((0, 7), (0, 7, 1))
+    )
+    assert mixed.shape == (3, 16, 16, 3)
+    assert mixed.dtype == torch.uint8
+    assert torch.equal(mixed[:2], alone)
 
 
 def test_an_image_larger_than_the_square_is_seen_beyond_it(make, folder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -27,6 +26,7 @@ _DEFAULTS = {
     "text": "txt;json.caption;json.text",
     "label": "cls;label.txt;json.label",
 }
+_LARGEST = float(np.finfo(np.float32).max)  # number of a batch
 _LOOKED_AT = 100  # samples, before a run, in which a role that all of them lack is a mistake in its name
 
 
@@ -84,7 +84,7 @@ class ShardColumn:
         """The number of the first choice with one. Raises ``SampleError`` if there is none."""
         for value in self._values(sample):
             with suppress(TypeError, ValueError, OverflowError):
-                if math.isfinite(number := float(value)):
+                if abs(number := float(value)) <= _LARGEST:
                     return number
         raise self.missing(sample, "no number")
 

@@ -133,8 +133,9 @@ def test_captions_of_shards_that_cannot_be_read_end_in_the_reason(tmp_path):
 def test_json_without_end_and_numbers_without_bound_are_errors_of_the_sample():
     with pytest.raises(SampleError, match="nested too deeply"):
         ShardColumn("text", "text").captions(sample(json=b"[" * 100_000))
-    with pytest.raises(SampleError, match="no number"):
-        ShardColumn("score", "number", "json.score").number(sample(json=b'{"score": 1' + b"0" * 400 + b"}"))
+    for number in (b"1" + b"0" * 400, b"1e39", b"-1e39", b"NaN"):
+        with pytest.raises(SampleError, match="no number"):
+            ShardColumn("score", "number", "json.score").number(sample(json=b'{"score": ' + number + b"}"))
 
 
 @pytest.mark.parametrize("extension", ["jfif", "jpe", "ppm"])
