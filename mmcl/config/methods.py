@@ -32,6 +32,7 @@ METHODS: Registry[Any] = Registry(
         "simclr": "mmcl.methods.simclr:Simclr",
         "byol": "mmcl.methods.byol:Byol",
         "swav": "mmcl.methods.swav:Swav",
+        "barlow_twins": "mmcl.methods.barlow_twins:BarlowTwins",
     },
 )
 """Methods by name. Another package adds its own by the entry-point group ``mmcl.methods``."""

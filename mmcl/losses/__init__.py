@@ -1,6 +1,8 @@
 """Equations: pure functions of tensors, with no state and no model."""
 
 from mmcl.losses.accuracy import batch_accuracy as batch_accuracy
+from mmcl.losses.barlow_twins import barlow_twins as barlow_twins
+from mmcl.losses.barlow_twins import cross_correlation as cross_correlation
 from mmcl.losses.blockwise.plan import Blockwise as Blockwise
 from mmcl.losses.debiased import debiased_info_nce as debiased_info_nce
 from mmcl.losses.distillation import distillation as distillation

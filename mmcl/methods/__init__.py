@@ -1,5 +1,6 @@
 """Methods: how rows become views, views become embeddings, and embeddings become a loss. One file a method."""
 
+from mmcl.methods.barlow_twins import BarlowTwins as BarlowTwins
 from mmcl.methods.base import Context as Context
 from mmcl.methods.base import Loss as Loss
 from mmcl.methods.base import Method as Method

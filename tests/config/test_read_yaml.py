@@ -49,7 +49,7 @@ def _powers(first, each):
         ("training: {lr: " + "x" * 100_000 + "}" + REST, "characters) …"),
         ("training: {lr: [" + "1," * 500 + "]}" + REST, "[1, 1, 1, 1, … (500 values)]"),
         ('? "' + "x" * 50_000 + '"\n: 1' + REST, "characters) …"),
-        ("method: {name: " + "y" * 50_000 + "}" + REST, "; known: byol, clip, "),
+        ("method: {name: " + "y" * 50_000 + "}" + REST, "; known: barlow_twins, byol, clip, "),
         (f"model: {{text: {{layers: {2**40}}}}}\ndata: {{train: {{source: x}}}}", "less than or equal to 4096"),
         (f"model: {{text: {{width: {2**40}}}}}\ndata: {{train: {{source: x}}}}", "less than or equal to 1048576"),
         (f"model: {{dim: {2**40}}}\ndata: {{train: {{source: x}}}}", "less than or equal to 1048576"),

@@ -15,8 +15,9 @@ from mmcl.config.load import load_config
 from mmcl.config.model import HeadConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.data.processors.image import ImageProcessor
-from mmcl.losses import nt_xent, sinkhorn, swapped_prediction
+from mmcl.losses import barlow_twins, nt_xent, sinkhorn, swapped_prediction
 from mmcl.methods import Context, Step
+from mmcl.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from mmcl.methods.byol import Byol, ByolConfig
 from mmcl.methods.image_only import by_view
 from mmcl.methods.simclr import Simclr, SimclrConfig
@@ -32,6 +33,7 @@ SETTINGS = {
     Simclr: SimclrConfig(projector=SMALL),
     Byol: ByolConfig(projector=SMALL, predictor=SMALL, momentum=0.9),
     Swav: SwavConfig(projector=SMALL, prototypes=5, local_crops=4, local_size=8, freeze_prototypes=2, queue=16),
+    BarlowTwins: BarlowTwinsConfig(projector=SMALL),
 }
 
 
@@ -150,6 +152,14 @@ def test_byol_s_copy_takes_the_statistics_of_its_batch_and_follows_ever_more_slo
     torch.testing.assert_close(copied[0].weight, after, msg="at the last step the copy stands still")
 
 
+def test_barlow_twins_compares_the_projections_of_both_views_over_the_batch(make, batch):
+    method = make(BarlowTwins, loss_scale=0.5)
+    outputs = method.project(method.outputs(batch))
+    first, second = outputs.embeddings["image"].unflatten(0, (6, 2)).unbind(1)
+    torch.testing.assert_close(method.loss(outputs, STEP).value, 0.5 * barlow_twins(first, second, 0.0051))
+    assert method.compared_with() == "no negatives"
+
+
 def test_swav_swaps_the_assignments_of_global_crops_among_all_crops_and_the_queue(make, batch):
     swav = make(Swav)
     sizes = swav.encoder.embedder("image").tower.sizes
@@ -181,7 +191,7 @@ def test_prototypes_stay_as_they_are_at_first_and_of_unit_length_always(make, ba
     torch.testing.assert_close(swav.prototypes.weight.norm(dim=1), torch.ones(5))
 
 
-@pytest.mark.parametrize("name", ["simclr", "byol", "swav"])
+@pytest.mark.parametrize("name", ["simclr", "byol", "swav", "barlow_twins"])
 def test_without_augmentation_there_is_nothing_to_learn(name, tmp_path):
     from mmcl.training.build import build_method
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from mmcl import load, train
 from mmcl.config.load import load_config
-from mmcl.methods import Step
+from mmcl.methods import Simclr, Step
+from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file
 from mmcl.training.build import build_method
 from mmcl.training.checkpoint import list_checkpoints
@@ -28,8 +29,14 @@ METHODS = {
         "name": "swav", "projector": SMALL, "prototypes": 6, "local_size": 8, "queue": 24, "queue_start": 2,
         "freeze_prototypes": 1,
     },
+    "barlow_twins": {"name": "barlow_twins", "projector": SMALL},
 }  # fmt: skip
-HEADS = {"simclr": {"projector"}, "byol": {"projector", "predictor"}, "swav": {"projector", "prototypes"}}
+HEADS = {
+    "simclr": {"projector"},
+    "byol": {"projector", "predictor"},
+    "swav": {"projector", "prototypes"},
+    "barlow_twins": {"projector"},
+}
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 16, "dynamic_img_size": True}
 SCRIPT = """
 import sys, json
@@ -119,6 +126,12 @@ def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images,
     assert encoder.encode(Image.new("RGB", (20, 30))).shape == (16,)
     assert encoder.towers.heads.keys() == HEADS[name]
     assert "pipeline_tag: image-feature-extraction" in (stopped / "model" / "README.md").read_text()
+
+
+def test_a_metric_by_a_name_of_the_log_stops_at_the_first_logged_step(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(Simclr, "metrics", lambda self, outputs: {"loss": 0.0})
+    with pytest.raises(MmclError, match=r"Simclr\.metrics: the log has a 'loss' already"):
+        train(config_of(images, "simclr"), out=tmp_path / "run", show_progress=False)
 
 
 @pytest.mark.parametrize("name", METHODS)
