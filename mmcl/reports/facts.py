@@ -108,7 +108,7 @@ def facts(history: History) -> list[tuple[str, str]]:
         found.append(("Embedding", f"{dim} dimensions"))
     settings = config.training
     batch = f"{settings.batch_size:,}" + (f" × {settings.accumulate} accumulated" if settings.accumulate > 1 else "")
-    found.append(("Batch", f"{batch} pairs"))
+    found.append(("Batch", f"{batch} rows"))
     found.append(
         (
             "Optimizer",
@@ -119,7 +119,7 @@ def facts(history: History) -> list[tuple[str, str]]:
     found.append(("Steps", _steps(history)))
     rates = [line["pairs_per_second"] for line in history.lines if "pairs_per_second" in line]
     effort = [duration(training["seconds"])] if "seconds" in training else []
-    effort += [f"{statistics.median(rates):,.0f} pairs/s (median)"] if rates else []
+    effort += [f"{statistics.median(rates):,.0f} rows/s (median)"] if rates else []
     if effort:
         found.append(("Time", ", ".join(effort)))
     found.append(("Metrics written", f"{history.changed:%Y-%m-%d %H:%M} UTC"))

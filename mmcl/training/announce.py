@@ -100,7 +100,7 @@ def require_full_steps(settings: TrainingConfig, batches: int) -> None:
 def log_speed(folder: Path, steps: int, seconds: float) -> None:
     """Log how long a run took, and its rate, which is that of its report."""
     rates = [line["pairs_per_second"] for line in Run(folder).lines() if "pairs_per_second" in line]
-    speed = f", {statistics.median(rates):,.0f} pairs/s (median)" if rates else ""
+    speed = f", {statistics.median(rates):,.0f} rows/s (median)" if rates else ""
     log.info("%d steps in %s%s", steps, duration(seconds), speed)
 
 

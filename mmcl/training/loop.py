@@ -211,7 +211,7 @@ class Trainer:
             metrics = self.method.metrics(result.outputs)
         check_metrics(self.method, metrics, means)
         values = {**means, **metrics}
-        ticker.show(progress.step, {**values, "pairs/s": pairs_per_second})
+        ticker.show(progress.step, {**values, "rows/s": pairs_per_second})
         epoch = progress.step * self.config.training.accumulate / len(self.feed)
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}
         self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})

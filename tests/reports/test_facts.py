@@ -45,7 +45,7 @@ def test_a_model_from_a_step_that_was_not_judged(tmp_path: Path, steps: Steps, f
 
 def test_the_rate_is_the_median_of_the_logged_ones(tmp_path: Path, steps: Steps, fake_run: FakeRun) -> None:
     found = dict(facts(History.of(fake_run(tmp_path, steps(3), step=30))))
-    assert found["Time"] == "3 min 12 s, 1,001 pairs/s (median)"
+    assert found["Time"] == "3 min 12 s, 1,001 rows/s (median)"
 
 
 def test_a_run_with_one_tower(tmp_path: Path, steps: Steps, fake_run: FakeRun, config: dict) -> None:

@@ -46,5 +46,5 @@ def test_runs_on_sentences_are_judged_by_correlation_and_by_search(tmp_path):
     assert isinstance(judged.scores["sts"], StsScores)
     assert judged.scores["dev"].keys() == {"anchor_to_positive", "positive_to_anchor"}
     page = write_run_report(run, judged).read_text(encoding="utf-8")
-    assert "16 pairs" in page
+    assert "16 rows" in page
     assert "anchor → positive" in page
