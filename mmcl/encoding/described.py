@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -13,6 +14,7 @@ from torch import nn
 from mmcl.data.images import ImageInput, PreparedImage
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.encoding.fingerprint import fingerprint
+from mmcl.formats.weights import weights_hash
 from mmcl.models.embedder import Embedder
 from mmcl.models.towers import Conventions, Towers
 
@@ -65,7 +67,7 @@ class Described(nn.Module):
     logit_bias = _OfTowers[float | None]()
     """The bias of the sigmoid loss that the model was trained with; None without one."""
 
-    _fingerprint: dict[str, str] | None = None
+    _kept_hashes: Mapping[tuple[str, ...], str] = {}  # of the weights of some towers, by their names
 
     def __init__(self, towers: Towers) -> None:
         super().__init__()
@@ -114,11 +116,14 @@ class Described(nn.Module):
     def fingerprint(self) -> dict[str, str]:
         """What identifies this encoder: ``weights``, a hash of the weights and of what else decides the vectors, and
         ``prompt``, the text before every other. It takes as long as reading them does."""
-        return self._fingerprint or fingerprint(self.towers)
+        return fingerprint(self.towers, self._kept_hashes.get(tuple(self.towers.names)))
 
-    def keep_fingerprint(self) -> None:
-        """Have the :meth:`fingerprint` of now from here on, whatever becomes of the weights in memory."""
-        self._fingerprint = self.fingerprint()
+    def keep_weights_hash(self) -> None:
+        """Take the weights of now for the :meth:`fingerprint` from here on, of this encoder and of those by some of its
+        towers, whatever becomes of them in memory."""
+        names = self.towers.names
+        parts = (part for count in range(1, len(names) + 1) for part in combinations(names, count))
+        self._kept_hashes = {part: weights_hash(self.towers.select(*part).embedders) for part in parts}
 
     @property
     def prompts(self) -> dict[str, str]:

@@ -60,6 +60,7 @@ class Encoder(Described):
         """
         part = Encoder(self.towers.select(*names))
         part.set_compute(self._precision)
+        part._kept_hashes = self._kept_hashes
         return part
 
     def only(self, tower: str) -> Encoder:

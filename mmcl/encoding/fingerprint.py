@@ -12,11 +12,15 @@ from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 
 
-def fingerprint(towers: Towers) -> dict[str, str]:
+def fingerprint(towers: Towers, weights: str | None = None) -> dict[str, str]:
     """``weights``: a hash of the weights and of what else decides the vectors; ``prompt``: the text that is put before
     every other by default, of several text towers a JSON object of these.
 
     A device, or the precision that is computed in, is no part of it.
+
+    Args:
+        towers: of the model.
+        weights: the hash of their weights, where these are no longer in memory.
     """
     described: list[Any] = []
     prompts = {}
@@ -27,7 +31,7 @@ def fingerprint(towers: Towers) -> dict[str, str]:
         elif isinstance(embedder, TextEmbedder):
             described += _of_texts(tower_name, embedder)
             prompts[tower_name] = embedder.processor.prompt_text()
-    content = json.dumps([described, weights_hash(towers.embedders)], sort_keys=True, default=str)
+    content = json.dumps([described, weights or weights_hash(towers.embedders)], sort_keys=True, default=str)
     prompt = next(iter(prompts.values()), "") if len(prompts) < 2 else json.dumps(prompts, sort_keys=True)
     return {"weights": hashlib.sha256(content.encode()).hexdigest()[:32], "prompt": prompt}
 

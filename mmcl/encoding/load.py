@@ -53,6 +53,6 @@ def load(
         return encoder
     if dtype == "bfloat16" and encoder.modalities == {"text"}:
         raise MmclError(f"dtype bfloat16: the backend '{backend}' computes in a precision of its own; leave dtype out")
-    encoder.keep_fingerprint()
+    encoder.keep_weights_hash()
     open_backend(encoder.towers, backend)
     return encoder

@@ -25,7 +25,7 @@ from mmcl.models.text.padding import Padding
 from mmcl.models.text.plain import PlainTextTower
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
-from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.registry import Registry
 
 log = logging.getLogger("mmcl")
@@ -116,8 +116,16 @@ def _rebuilding(spec: dict[str, Any]) -> TextTowerConfig:
 
 def _plain_tower(config: TextTowerConfig, processor: TextProcessor) -> PlainTextTower:
     key, _, model = config.name.partition(":")
-    net = TEXT_TOWERS[key](model, config, len(processor.tokenizer))
-    return PlainTextTower(net, processor, config.model_dump(include={*_REBUILDS}))
+    try:
+        net = TEXT_TOWERS[key](model, config, len(processor.tokenizer))
+        return PlainTextTower(net, processor, config.model_dump(include={*_REBUILDS}))
+    except MmclError:
+        raise
+    except Exception as error:  # whatever the code of another package meets
+        raise MmclError(
+            f"text tower '{config.name}': {TEXT_TOWERS.origin(key)} cannot make it ({type(error).__name__}: "
+            f"{first_line(error)}); check its name and model.text.args"
+        ) from error
 
 
 def _scratch(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, TextTower]:

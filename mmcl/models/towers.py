@@ -66,13 +66,16 @@ class Towers(nn.Module):
             are no submodules: neither among the parameters nor in the state.
 
     Raises:
-        MmclError: the name of a tower has other characters than letters, digits, ``_`` and ``-``.
+        MmclError: the name of a tower has other characters than letters, digits, ``_`` and ``-``, or is one of torch's,
+            such as ``items``.
     """
 
     def __init__(self, embedders: Mapping[str, Embedder], dim: int, name: str = "encoder") -> None:
         super().__init__()
         if wrong := [each for each in embedders if not _NAME.fullmatch(each)]:
             raise MmclError(f"tower '{wrong[0]}': name it by letters, digits, _ and - alone")
+        if taken := [each for each in embedders if hasattr(nn.ModuleDict(), each)]:  # an attribute of every module
+            raise MmclError(f"tower '{taken[0]}': torch needs this name itself; take another, such as {taken[0]}_tower")
         self.embedders = nn.ModuleDict(embedders)
         self.width = dim
         self.conventions = Conventions()

@@ -42,7 +42,7 @@ class Search:
             raise MmclError(f"{folder}: its model is no longer at {name}; say with --model where it is now")
         encoder = load(name)
         self._check(encoder, folder, name)
-        self.encoder: Encoder = encoder if tower is None else encoder.select(tower)
+        self.encoder: Encoder = encoder if tower is None else encoder.only(tower)
 
     def _check(self, encoder: Encoder, folder: str | Path, name: str) -> None:
         index = self.index

@@ -97,6 +97,11 @@ def test_an_index_of_answers_is_searched_with_questions(mmcl_, folder, encoder, 
         hits = json.loads(found.read_text())[question]
         assert [int(hit["id"]) for hit in hits] == np.argsort(-scores).tolist()
         np.testing.assert_allclose([hit["score"] for hit in hits], np.sort(scores)[::-1], atol=1e-5)
+    photo = str(folder / "3.png")
+    run(mmcl_, "search", index, photo, "-k", 12, "--tower", "question", "--json", found)  # images have a tower too
+    (image,) = mmcl.load(folder / "model").encode([folder / "3.png"])
+    scores = np.sort(encoder.encode(ANSWERS, modality="answer") @ image)[::-1]
+    np.testing.assert_allclose([hit["score"] for hit in json.loads(found.read_text())[photo]], scores, atol=1e-5)
     assert "has several text towers; name one: answer or question" in refused(mmcl_, "search", index, "who")
     assert "questoin" in refused(mmcl_, "search", index, "who", "--tower", "questoin")
     assert "other weights" in refused(mmcl_, "search", index, "who", "--model", folder / "alone")

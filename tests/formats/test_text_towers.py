@@ -124,6 +124,10 @@ def test_a_folder_whose_package_is_gone_says_so(plug_in, config, tmp_path, monke
     ("changes", "message"),
     [
         (["model.text.args.flat=false"], r"'words:6': its network gives \(1, 8, 12\) for 1 texts, and not a tensor"),
+        (
+            ["model.text.name=words:many"],
+            r"'words:many': words 0\.3 cannot make it \(ValueError: .*; check its name and",
+        ),
         (["model.text.pooling=mean"], r"model\.text\.pooling: 'words:6' has a pooling of its own"),
         (["model.text.name=scratch"], r"model\.text\.args: 'scratch' takes none; remove times"),
         (["method.mlm={}"], r"method\.mlm: the text model has no table of word embeddings"),

@@ -41,6 +41,12 @@ def test_names_are_words():
         Towers({"a/b": texts("user").embedder("user")}, 8)
 
 
+@pytest.mark.parametrize("name", ["items", "type", "training"])
+def test_names_of_torchs_own_are_refused(name):
+    with pytest.raises(MmclError, match=f"tower '{name}': torch needs this name itself; take another"):
+        texts("user", name)
+
+
 def test_heads_are_no_part_of_the_network():
     towers = texts("text")
     names = list(towers.state_dict())

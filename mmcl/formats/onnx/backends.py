@@ -22,10 +22,10 @@ Session: TypeAlias = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 
 
 def open_backend(towers: Towers, backend: str) -> Towers:
-    """Let the text tower's network run elsewhere. Tokenizing, pooling and head stay what and where they are.
+    """Let the networks of text towers run elsewhere. Tokenizing, pooling and head stay what and where they are.
 
     Args:
-        towers: on the CPU; it is changed. An image tower stays as it is.
+        towers: on the CPU; it is changed. Image towers stay as they are.
         backend: one of
             ``torch``: nothing changes;
             ``onnx``: onnxruntime, float32, equal to torch within 1e-5;
@@ -41,7 +41,7 @@ def open_backend(towers: Towers, backend: str) -> Towers:
         ``towers``.
 
     Raises:
-        MmclError: no such backend, its packages are not installed, or the text tower is not one of transformers'.
+        MmclError: no such backend, its packages are not installed, or a text tower is not one of transformers'.
     """
     if backend == "torch":
         return towers
@@ -53,9 +53,11 @@ def open_backend(towers: Towers, backend: str) -> Towers:
     }
     if backend not in openers:
         raise MmclError(f"backend '{backend}' is not known; {nearest(backend, ['torch', *openers])}")
-    tower = exportable(towers).tower
-    session = openers[backend](towers, backend.endswith("-int8"))
-    tower.net = SessionNet(tower.net.config, session, output_names(tower), backend)
+    for name in towers.of_modality("text") or ["text"]:  # of a model without one, that is the error
+        part = towers.select(name)
+        tower = exportable(part).tower
+        session = openers[backend](part, backend.endswith("-int8"))
+        tower.net = SessionNet(tower.net.config, session, output_names(tower), backend)
     return towers.eval()
 
 

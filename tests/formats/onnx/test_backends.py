@@ -10,6 +10,7 @@ import torch
 
 import mmcl
 from mmcl.config.model import TextTowerConfig
+from mmcl.encoding import Encoder
 from mmcl.formats.onnx.backends import open_backend
 from mmcl.formats.onnx.graph import export_onnx, weights_key
 from mmcl.formats.text_towers import build_text_tower
@@ -157,6 +158,23 @@ def test_a_missing_package_is_named_with_its_extra(folder, backend, package, mon
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MmclError, match=rf"{package}.*pip install 'mmcl\[{backend}\]'"):
         mmcl.load(folder, backend=backend)
+
+
+def test_each_of_several_towers_runs_in_the_backend_and_is_known_again(folder, tmp_path):
+    need("onnx")
+    questions, answers = (mmcl.load(folder).towers.text() for _ in range(2))
+    with torch.no_grad():
+        answers.tower.net.embeddings.word_embeddings.weight.mul_(1.5)
+    Encoder(Towers({"question": questions, "answer": answers}, 32, "qa")).eval().save(tmp_path / "qa")
+    plain, run = (mmcl.load(tmp_path / "qa", dtype="float32", backend=backend) for backend in ("torch", "onnx"))
+    for name in ("question", "answer"):
+        assert run.embedder(name).tower.net.backend == "onnx"
+        ours, theirs = run.select(name), plain.select(name)
+        np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+        assert ours.fingerprint() == theirs.fingerprint()  # an index of torch's vectors is searched by either
+    assert run.fingerprint() == plain.fingerprint()
+    run.towers.text("answer").processor.max_tokens = 7  # decides the vectors, whoever holds the weights
+    assert run.fingerprint() != plain.fingerprint()
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest(folder):
