@@ -41,6 +41,7 @@ ResizeMode: TypeAlias = str
 _STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DRAFT = 2  # a JPEG is decoded at no less than this times the target, so that the resampling filter still sets quality
 _STRIP_PIXELS = 2**23  # of a resized strip of which the centre is cut out; a longer strip is cut before
+_ORIGINAL_ASPECT = 32  # of an original, at most. Into a longer one no crop of 5% of it fits whose ratio is 4:3 or less
 _HELD_PIXELS = 2**27  # decoded at a time by all threads together; one image of more is decoded alone
 _MODES = ("crop", "squash", "pad", "keep")
 _FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
@@ -251,7 +252,7 @@ def original(image: Image.Image, size: int, mode: ResizeMode, stored: int) -> np
     ``keep`` leave the aspect ratio, ``squash`` makes it a square, and ``pad`` a square on white. A shorter side (for
     ``pad`` the longer one) of more than ``stored`` pixels is brought down to these, with antialiasing. One of less than
     ``size`` is brought up to it, as in use, but for ``keep``: so an image of ``size`` × ``size`` is what :func:`resize`
-    makes of it.
+    makes of it. Of an image that is more than 32 times as long as wide the centre alone is left.
     """
     how, side, filter, _ = _resizing(mode)
     least = side or size
@@ -261,12 +262,15 @@ def original(image: Image.Image, size: int, mode: ResizeMode, stored: int) -> np
         return resize(image, length, mode)
     if how == "squash":
         return np.asarray(image.resize((length, length), filter))
-    return np.asarray(_shorter_side_to(image, length, filter))
+    return np.asarray(_shorter_side_to(image, length, filter, _ORIGINAL_ASPECT * max(length, size)))
 
 
-def _shorter_side_to(image: Image.Image, side: int, filter: Image.Resampling) -> Image.Image:
-    """``image`` with its shorter side of ``side`` pixels; of a very long one the centre alone."""
-    shorter, longest = min(image.size), max(side, _STRIP_PIXELS // side)
+def _shorter_side_to(
+    image: Image.Image, side: int, filter: Image.Resampling, longest: int = _STRIP_PIXELS
+) -> Image.Image:
+    """``image`` with its shorter side of ``side`` pixels; of one that would be longer than ``longest``, or very long,
+    the centre alone."""
+    shorter, longest = min(image.size), max(side, min(longest, _STRIP_PIXELS // side))
     if max(image.size) * side > longest * shorter:
         width, height = (min(length, longest * shorter // side) for length in image.size)
         image = _centre_crop(image, width, height)

@@ -64,6 +64,15 @@ def test_a_very_long_original_is_cut_at_its_ends(monkeypatch: pytest.MonkeyPatch
     assert strip.shape[0] * strip.shape[1] <= 10_000
 
 
+def test_an_original_takes_no_more_than_a_few_squares_however_long_it_is() -> None:
+    for height, width in ((1, 1600), (3000, 2), (1, 32), (40, 1279)):
+        image = Image.fromarray(smooth(height, width))
+        found = original(image, 16, "crop", 24).shape[:2]
+        assert min(found) >= 16
+        assert max(found) <= 32 * min(found)
+        assert max(found) == min(max(height, width) * min(found) // min(height, width), 32 * min(found))
+
+
 def test_originals_are_decoded_in_threads_as_alone() -> None:
     files = [encoded(smooth(30 + 7 * n, 50), "PNG") for n in range(9)] + [b"no image", None]
     for threads in (1, 3):
