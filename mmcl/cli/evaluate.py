@@ -167,13 +167,14 @@ def sts(
     """
     from mmcl.evaluation import compare_sts, open_sts
     from mmcl.evaluation import sts as judge
+    from mmcl.evaluation.tasks.search import by_tower
 
     rows = open_sts(table, split=split, tasks=task or (), columns=_pair_columns(pairs, score))
     options: dict[str, Any] = {"similarity": similarity, "prompt": prompt}
     scores = judge(load(model, device, dtype, backend, tower=tower), rows, bootstrap=resamples, **options)
     found = None
     if against is not None:
-        other = judge(load(against, device, dtype, backend), rows, bootstrap=0, **options)
+        other = judge(by_tower(load(against, device, dtype, backend), tower), rows, bootstrap=0, **options)
         found = compare_sts(scores, other, resamples=resamples)
     tested = {} if found is None else {"against": {"a": model, "b": against, **found.to_dict()}}
     write_json(json, {**scores.to_dict(), **tested})

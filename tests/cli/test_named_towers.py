@@ -127,7 +127,10 @@ def test_retrieval_asks_by_one_tower_and_finds_by_the_other(mmcl_, folder, encod
 def test_tasks_of_one_tower_take_its_name(mmcl_, folder, encoder, tmp_path):
     table, found = folder / "rows.jsonl", tmp_path / "found.json"
     run(mmcl_, "eval", "diagnostics", folder / "model", table, "--text", "q", "--tower", "answer", "--json", found)
-    run(mmcl_, "eval", "sts", folder / "model", table, "--pairs", "q,a", "--tower", "answer")
+    pairs = ("eval", "sts", folder / "model", table, "--pairs", "q,a", "--tower", "answer", "--resamples", 10)
+    run(mmcl_, *pairs, "--against", folder / "model", "--json", found)  # judged by the same tower
+    assert json.loads(found.read_text())["against"]["metrics"]["rows"]["difference"] == 0.0
+    run(mmcl_, *pairs, "--against", folder / "alone")  # which has no choice
     zero_shot = ("eval", "zero-shot", folder / "model", table, "--label", "colour", "--dtype", "float32")
     run(mmcl_, *zero_shot, "--tower", "question", "--json", found)
     images = encoder.encode([folder / f"{row}.png" for row in range(12)])

@@ -50,16 +50,16 @@ class Searched:
         Raises:
             MmclError: of a model with several towers of texts, one is named for queries alone.
         """
-        queries = _by(encoder, self.tower)
+        queries = by_tower(encoder, self.tower)
         if self.document_tower is None and queries is not encoder:
             names = " or ".join(encoder.towers.of_modality("text"))
             raise MmclError(
                 f"model '{encoder.name}' has several text towers; name that of documents: --document-tower {names}"
             )
-        return queries, _by(encoder, self.document_tower)
+        return queries, by_tower(encoder, self.document_tower)
 
 
-def _by(encoder: Any, tower: str | None) -> Any:
+def by_tower(encoder: Any, tower: str | None) -> Any:
     """The encoder by a tower, unless it has one of each kind: what the model is compared with may have no choice."""
     if tower is None or len(encoder.towers.names) == len(encoder.modalities):
         return encoder
@@ -117,7 +117,7 @@ def open_retrieval(
                 f"--query and --document: it has {', '.join(rows.column_names)}"
             )
         image, text = searched.image, searched.text
-        encoder = _by(encoder, searched.tower)
+        encoder = by_tower(encoder, searched.tower)
         return retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks, bootstrap=resamples)
 
     return images_and_texts
