@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from mmcl.data.identity import stable_hash
 from mmcl.data.image_modes import ImageError, as_rgb, forget_tags, unknown_format, upright
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "decode",
     "decode_many",
     "decode_originals",
+    "image_hash",
     "image_suffixes",
     "load_original",
     "load_pixels",
@@ -343,6 +345,12 @@ def _in_threads(load: Callable[[int], None], count: int, threads: int | None) ->
             for _ in pool.map(work, range(count)):
                 pass
     return dict(sorted(errors.items()))
+
+
+def image_hash(pixels: np.ndarray) -> int:
+    """An identity of a decoded image (H, W, 3): the same for the same pixels in the same shape."""
+    height, width, _ = pixels.shape
+    return stable_hash(pixels.tobytes() + (b"" if height == width else width.to_bytes(4, "little")))
 
 
 def usable_cpus() -> int:

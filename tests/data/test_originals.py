@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mmcl.data import images as module
-from mmcl.data.images import decode, decode_originals, load_original, original, resize
+from mmcl.data.identity import stable_hash
+from mmcl.data.images import decode, decode_originals, image_hash, load_original, original, resize
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -94,3 +95,11 @@ def test_a_bound_below_the_towers_size_costs_no_sharpness() -> None:
     exact, quick = (load_original(large, 200, "crop", 8, exact_decoding=exact) for exact in (True, False))
     assert exact.shape == (200, 300, 3)
     assert abs(quick.astype(int) - exact).max() < 12
+
+
+def test_the_same_pixels_in_another_shape_are_another_image() -> None:
+    image = smooth(20, 30)
+    shapes = [(20, 30, 3), (30, 20, 3), (24, 25, 3), (25, 24, 3)]
+    assert len({image_hash(image.reshape(shape)) for shape in shapes}) == 4
+    assert image_hash(image) == image_hash(np.asfortranarray(image))
+    assert image_hash(image[:, :20]) == stable_hash(image[:, :20].tobytes()), "squares keep the identities of before"

@@ -26,7 +26,7 @@ from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.views import VALUES
 from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
-from mmcl.data.images import ImageInput, PreparedImage
+from mmcl.data.images import ImageInput, PreparedImage, image_hash
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, log_lacking, require_columns
 from mmcl.data.sources.tar.pools import Pools
@@ -269,7 +269,7 @@ class _Images(_Column):
         return self.processor.original(image, self.stored)
 
     def hashes(self, chosen: Sequence[np.ndarray]) -> list[int]:
-        return [stable_hash(item.tobytes()) for item in chosen]
+        return [image_hash(item) for item in chosen]
 
 
 class _Chosen(NamedTuple):

@@ -18,8 +18,7 @@ from typing import BinaryIO, Generic, Literal, TypeVar
 
 import numpy as np
 
-from mmcl.data.identity import stable_hash
-from mmcl.data.images import ImageInput, ResizeMode, decode_many, decode_originals, usable_cpus
+from mmcl.data.images import ImageInput, ResizeMode, decode_many, decode_originals, image_hash, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, cache_dir
@@ -349,7 +348,7 @@ def _build(entry: Path, images: _Images[Taken], limit: float, on_error: str, sho
             if on_error == "fail":
                 _fail_on(errors, images.rows)
             rows = slice(block.start, block.stop)
-            hashes[rows] = list(pool.map(stable_hash, (image.tobytes() for image in pixels)))
+            hashes[rows] = list(pool.map(image_hash, pixels))
             sizes[rows] = [image.shape[:2] for image in pixels]
             total += sum(image.nbytes for image in pixels)
             fits = fits and total <= limit
