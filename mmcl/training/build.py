@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -145,16 +147,29 @@ def _encoder(config: Config, towers: Mapping[str, Sequence[str]], folder: Path) 
             raise MmclError(
                 f"model.{name} is missing: method '{config.method.name}' needs it for its {columns[0]} input"
             )
-        if isinstance(section, ImageTowerConfig):
-            images, image = build_image_tower(section, config.data.image)
-            head = Head(section.head, image.width, config.model.dim)
-            embedders[name] = ImageEmbedder(images, image, head, frozen=section.frozen)
-        else:
-            assert isinstance(section, TextTowerConfig), "there is no other"
-            texts, text = _text_tower(config, section, columns, folder / _tokenizer_folder(config, name))
-            head = Head(section.head, text.width, config.model.dim)
-            embedders[name] = TextEmbedder(texts, text, head, frozen=section.frozen)
+        with _of_section(config.model.where(name)):
+            if isinstance(section, ImageTowerConfig):
+                images, image = build_image_tower(section, config.data.image)
+                head = Head(section.head, image.width, config.model.dim)
+                embedders[name] = ImageEmbedder(images, image, head, frozen=section.frozen)
+            else:
+                assert isinstance(section, TextTowerConfig), "there is no other"
+                texts, text = _text_tower(config, section, columns, folder / _tokenizer_folder(config, name))
+                head = Head(section.head, text.width, config.model.dim)
+                embedders[name] = TextEmbedder(texts, text, head, frozen=section.frozen)
     return Towers(embedders, config.model.dim, config.name)
+
+
+@contextmanager
+def _of_section(where: str) -> Iterator[None]:
+    """What makes towers knows its settings as ``model.text`` or ``model.image``: its errors name them in ``where``."""
+    try:
+        yield
+    except MmclError as error:
+        named = re.sub(r"\bmodel\.(?:text|image)\b", where, str(error))
+        if named == str(error):
+            raise
+        raise MmclError(named) from error
 
 
 def _tokenizer_folder(config: Config, name: str) -> str:

@@ -134,6 +134,8 @@ def test_towers_that_a_model_cannot_start_are_named(tmp_path, config, alone):
             r"'model\.towers\.answer' is .*: settings with modality: text or image",
         ),
         (["model.towers.answer.widht=3"], r"unknown key 'model\.towers\.answer\.widht'; did you mean 'width'"),
+        (["model.towers.answer.args={x: 1}"], r"^model\.towers\.answer\.args: 'scratch' takes none; remove x"),
+        (["data.columns.question=nowhere"], "no column 'nowhere'.*data.columns.question"),
     ],
 )
 def test_mistakes_are_named(tmp_path, config, changes, message):

@@ -189,7 +189,7 @@ class Table:
                 log.warning(
                     "%s: %d of %d texts in column '%s' are longer than %d tokens and are cut there%s",
                     *(rows.name, tokens.cut, len(tokens.hashes), name, processor.max_tokens),
-                    "" if foreign else "; model.text.max_tokens raises the limit where the model can read more",
+                    "" if foreign else "; max_tokens of its tower raises the limit where the model can read more",
                 )
             parts.append(TextPart(tokens, reader, rows, name))
         column = TokenColumn(parts, self._augmentation if changed else None, role in self._optional)

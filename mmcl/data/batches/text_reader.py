@@ -29,7 +29,7 @@ class TextReader:
 
     def __init__(self, processor: TextProcessor, prompt: str | None = None, setting: str = "data.prompts") -> None:
         if prompt and prompt not in processor.prompts:
-            hint = nearest(prompt, processor.prompts) if processor.prompts else "it has none; see model.text.prompts"
+            hint = nearest(prompt, processor.prompts) if processor.prompts else "it has none; see prompts of its tower"
             raise MmclError(f"{setting}: the model has no prompt '{prompt}'; {hint}")
         self.processor = processor
         self.prompt = prompt
