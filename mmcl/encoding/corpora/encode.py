@@ -93,8 +93,13 @@ class Layout:
     batch_rows: int | None = None
 
     def block_rows(self, modality: Modality) -> int:
-        """Rows at a time. Raises ``MmclError`` if ``batch_rows`` is less than 1."""
+        """Rows at a time. Raises ``MmclError`` if ``batch_rows`` is less than 1, or for a modality that is none."""
         asked = self.batch_rows
+        if modality not in BLOCK_ROWS:
+            raise MmclError(
+                f"modality is '{modality}', where a corpus is of images or texts (image, text); of several towers of a "
+                "kind take one, with encoder.select(name)"
+            )
         if asked is not None and asked < 1:
             raise MmclError(f"batch_rows is {asked}; it must be 1 or more")
         return min(asked or BLOCK_ROWS[modality], self.shard_rows)

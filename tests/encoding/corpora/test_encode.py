@@ -159,6 +159,7 @@ def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
         (["a"], {"columns": "txt"}, "no column 'txt'.*did you mean 'text'"),
         (["a"], {"columns": Columns("text", labels="nam")}, "no column 'nam'"),
         (["a"], {"layout": Layout(batch_rows=-1)}, "batch_rows is -1"),
+        (["a"], {"columns": Columns("text", "question")}, r"modality is 'question'.*encoder\.select\(name\)"),
         (["a"], {"truncate_dim": True}, "truncate_dim is True"),
         (["a"], {"truncate_dim": 17}, "truncate_dim is 17; it must be between 1 and the model's 16"),
         (["", None], {}, r"nothing in column 'text' can be encoded \(row 0"),
