@@ -1,6 +1,7 @@
 """A table of image paths and captions becomes a model that finds images by words.
 
-Run as it is, it draws a small table first; with your own: ``python examples/own_pairs.py pairs.csv``.
+Run as it is, it draws a small table first; with your own, whose columns are ``path`` and ``caption``:
+``python examples/own_pairs.py pairs.csv``.
 """
 
 import csv
@@ -25,6 +26,8 @@ def draw_table(folder: Path, count: int = 600) -> Path:
 
 
 def main(table: Path, out: Path) -> None:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
     config = {
         "name": "own_pairs",
         "data": {
@@ -37,13 +40,13 @@ def main(table: Path, out: Path) -> None:
             "image": {"name": "timm:resnet10t", "args": {"channels": [16, 32, 48, 64], "stem_width": 16}},
             "text": {"name": "scratch", "layers": 1, "width": 64, "heads": 2, "tokenizer": {"vocab_size": 200}},
         },
-        "training": {"epochs": 4, "batch_size": 100, "lr": 2e-3},
+        "training": {"epochs": 4, "batch_size": min(100, len(rows)), "lr": 2e-3},
     }
     run = mmcl.train(config, out=out / "run")
     encoder = run.model
 
-    images = sorted(table.parent.glob("*.png"), key=lambda path: int(path.stem))
-    index = mmcl.Index.build(encoder.encode(images), ids=[path.name for path in images])
+    paths = list(dict.fromkeys(row["path"] for row in rows))  # an image may have several captions
+    index = mmcl.Index.build(encoder.encode([table.parent / path for path in paths]), ids=paths)
     ids, scores = index.search(encoder.encode("a small red circle left of a large blue square"), k=3)
     for name, score in zip(ids[0], scores[0], strict=True):
         print(f"{score:.3f}  {name}")

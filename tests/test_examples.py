@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.slow
@@ -16,9 +17,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    def run(name):
+    def run(name, *arguments):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [name])
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out.splitlines()
 
@@ -29,6 +30,19 @@ def test_own_pairs_finds_images_by_words(run):
     found = run("own_pairs.py")
     assert len(found) == 3
     assert all(line.endswith(".png") for line in found)
+
+
+def test_own_pairs_takes_the_images_that_a_table_names(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    lines = ["path,caption"]
+    for number in range(48):
+        Image.new("RGB", (40, 40), (5 * number, 0, 0)).save(tmp_path / "photos" / f"red-{number}.jpg")
+        lines.append(f"photos/red-{number}.jpg,a red of {number}")
+    Image.new("RGB", (40, 40)).save(tmp_path / "other.png")
+    (tmp_path / "pairs.csv").write_text("\n".join([*lines, f"{lines[1]} once more"]))
+    found = [line.split()[-1] for line in run("own_pairs.py", "pairs.csv")]
+    assert len(set(found)) == 3
+    assert all((tmp_path / name).is_file() and name.startswith("photos/red-") for name in found)
 
 
 def test_sentences_finds_the_question_that_means_the_same(run):
