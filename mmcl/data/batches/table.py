@@ -18,7 +18,7 @@ from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import Encoder
 from mmcl.data.batches.views import VALUES
-from mmcl.data.cache.pixels import Pixels, open_originals, open_pixels
+from mmcl.data.cache.pixels import Pixels, open_originals, open_pixels, original_hashes
 from mmcl.data.cache.tokens import open_tokens
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.processors.text import TextProcessor
@@ -55,7 +55,9 @@ class Table:
     ) -> None:
         self.config = config
         self.settings = sources
+        self._reading = reading
         self._optional = reading.optional
+        self._stored: dict[str, int | None] = {}  # role to the side of originals of images, where it has them
         self.sources = [open_described(source, config.data.image) for source in sources]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self._scratch, self._device, self._show_progress = scratch, device, show_progress
@@ -74,6 +76,7 @@ class Table:
             embedder = reading.embedder(role)
             changed = augmented and (config.augments(modality) or reading.changes(role))
             stored = reading.stored_side(role, config.data.image.stored) if augmented and modality == "image" else None
+            self._stored[role] = stored
             column = self._open(role, embedder.processor, changed, stored=stored)
             if embedder.frozen and not changed and scratch is not None:
                 column = FeatureColumn(column, embedder, scratch / reading.tower(role), device)
@@ -120,6 +123,25 @@ class Table:
             for place, name in zip(where, chosen.ids(), strict=True):
                 names[place] = prefix + name
         return names
+
+    def hashes(self, role: str, like: Table) -> np.ndarray:
+        """(items,) int64 identities of a role's items, equal to those of ``like`` where the items are: where that table
+        has originals of images, the images here are decoded as such."""
+        processor, stored = like._reading.embedder(role).processor, like._stored.get(role)
+        if stored is None or stored == self._stored.get(role) or not isinstance(processor, ImageProcessor):
+            return self.columns[role].hashes
+        found = [
+            original_hashes(
+                *(rows, str(name)),
+                size=processor.size,
+                stored=stored,
+                resize=processor.resize,
+                exact_decoding=processor.exact_decoding,
+                show_progress=self._show_progress,
+            )
+            for rows, name in zip(self.sources, self._names(role), strict=True)
+        ]
+        return np.concatenate(found)
 
     def features(self, role: str, modality: str, name: str, encoder: Encoder) -> Column:
         """The features that the tower of another model, called ``name``, has of a role's items as they are.

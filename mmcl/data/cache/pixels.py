@@ -268,18 +268,28 @@ def open_originals(
     return _open(images, on_error, cache_gb, show_progress)
 
 
+def original_hashes(
+    rows: Rows,
+    column: str,
+    *,
+    size: int,
+    stored: int,
+    resize: ResizeMode = "crop",
+    exact_decoding: bool = False,
+    show_progress: bool | None = None,
+) -> np.ndarray:
+    """(N,) int64: the ``hashes`` of :func:`open_originals`, for which no pixels are stored."""
+    images = _Originals(rows, column, size, resize, exact_decoding, stored)
+    images.rows.require([column])
+    return _decoded(cache_dir("pixels") / images.key(), images, 0, "skip", show_progress).hashes
+
+
 def _open(images: _Images[Taken], on_error: str, cache_gb: float, show_progress: bool | None) -> Pixels[Taken]:
     images.rows.require([images.column])
     folder = cache_dir("pixels")
     entry = folder / images.key()
     free = shutil.disk_usage(folder).free
-    limit = min(cache_gb * 1e9, 0.95 * free)
-    pixels = _load(entry, images)
-    if pixels is None or not (pixels.stored or _bytes(pixels.sizes) > limit):
-        _build(entry, images, limit, on_error, show_progress)
-        pixels = _load(entry, images)
-    if pixels is None:
-        raise OSError(f"{entry}: the pixels just written cannot be read back")
+    pixels = _decoded(entry, images, min(cache_gb * 1e9, 0.95 * free), on_error, show_progress)
     if not pixels.stored:
         needed = _bytes(pixels.sizes)
         reason = f"cache_gb is {cache_gb:g}" if needed > cache_gb * 1e9 else f"the disk has {free / 1e9:.2f} GB free"
@@ -289,6 +299,19 @@ def _open(images: _Images[Taken], on_error: str, cache_gb: float, show_progress:
         )
     if on_error == "fail":
         _fail_on(pixels.errors, images.rows)
+    return pixels
+
+
+def _decoded(
+    entry: Path, images: _Images[Taken], limit: float, on_error: str, show_progress: bool | None
+) -> Pixels[Taken]:
+    """What stands in ``entry``, where it is put if it is missing, or lacks pixels that take at most ``limit`` bytes."""
+    pixels = _load(entry, images)
+    if pixels is None or not (pixels.stored or _bytes(pixels.sizes) > limit):
+        _build(entry, images, limit, on_error, show_progress)
+        pixels = _load(entry, images)
+    if pixels is None:
+        raise OSError(f"{entry}: the pixels just written cannot be read back")
     return pixels
 
 

@@ -150,8 +150,8 @@ class PairsEvaluator(RetrievalEvaluator):
         image, or without images with both texts as a pair."""
         if not set(self.sides) <= training.columns.keys():
             return
-        keys, owner = self._keys(self.table)
-        shared = len(np.unique(owner[np.isin(keys, self._keys(training)[0])]))
+        keys, owner = self._keys(self.table, training)
+        shared = len(np.unique(owner[np.isin(keys, self._keys(training, training)[0])]))
         if shared:
             log.warning(
                 "evaluation.sources.%s: %d of %d rows of %s stand in the training rows, too: its numbers are better "
@@ -159,16 +159,16 @@ class PairsEvaluator(RetrievalEvaluator):
                 *(name, shared, len(self.table.positions), self.source),
             )
 
-    def _keys(self, table: Table) -> tuple[np.ndarray, np.ndarray]:
-        """What the rows of a table are, and the rows."""
-        one, other = (table.columns[side] for side in self.sides)
-        items, owner = one.items(table.positions)
-        first = one.hashes[items[np.unique(owner, return_index=True)[1]]]
-        if self.sides[0] == "image":
+    def _keys(self, table: Table, training: Table) -> tuple[np.ndarray, np.ndarray]:
+        """What the rows of a table are, equal to those of ``training`` where the rows are; and the rows."""
+        one, other = self.sides
+        items, owner = table.columns[one].items(table.positions)
+        first = table.hashes(one, training)[items[np.unique(owner, return_index=True)[1]]]
+        if one == "image":
             return first, np.arange(len(first))
-        others, owner = other.items(table.positions)
+        others, owner = table.columns[other].items(table.positions)
         # Two 64-bit hashes in one: an odd factor keeps the first one's bits apart, and int64 products wrap.
-        return first[owner] * -7046029254386353131 + other.hashes[others], owner
+        return first[owner] * -7046029254386353131 + table.hashes(other, training)[others], owner
 
     def problems(self) -> list[dict[str, str]]:
         """The rows without one of the sides."""
