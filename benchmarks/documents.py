@@ -32,7 +32,9 @@ def main() -> None:
     if args.model:
         tuned = mmcl.load(args.model)
     else:
-        tuned = mmcl.train(HERE / "configs" / "simcse_minilm.yaml", out=Path(tempfile.mkdtemp()) / "run").model
+        data = [f"data.train.source={DATA / 'corpus.jsonl'}", f"evaluation.sources.queries.source={DATA}"]
+        out = Path(tempfile.mkdtemp()) / "run"
+        tuned = mmcl.train(HERE / "configs" / "simcse_minilm.yaml", out=out, overrides=data).model
     beir = open_beir(DATA, "test")
     judged = {
         name: beir_retrieval(model, beir, (10,), self_matches="keep")

@@ -28,6 +28,10 @@ from mmcl.training.build import build_method
 HERE = Path(__file__).parents[1]
 DATA = HERE.parent / "shared" / "data"
 TFIDF_SENTENCES = 100_000
+SENTENCES = [
+    f"data.train.source={DATA / 'wiki_sentences.parquet'}",
+    f"evaluation.sources.dev.source={DATA / 'sts.parquet'}",
+]
 TRIPLETS = [
     "model.text=null",
     f"data.train.source={DATA / 'snli_triplets.parquet'}",
@@ -50,7 +54,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="override a setting of simcse_from_scratch")
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp())
-    config = load_config(HERE / "configs" / "simcse_from_scratch.yaml", args.set)
+    config = load_config(HERE / "configs" / "simcse_from_scratch.yaml", [*SENTENCES, *args.set])
     pairs = open_sts(DATA / "sts.parquet", split="test")
     texts = [text for text in open_source(DATA / "wiki_sentences.parquet").texts("text") if isinstance(text, str)]
 

@@ -24,6 +24,10 @@ from mmcl.runtime.errors import MmclError, nearest
 _BLOCK = 1000  # scattered rows are gathered this many at a time: each costs an Arrow slice while it is held
 
 
+class NoSourceError(MmclError):
+    """There are no rows of such a name."""
+
+
 class ColumnError(MmclError):
     """Rows lack a column, or it does not hold what is asked of it.
 

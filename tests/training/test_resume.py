@@ -177,9 +177,18 @@ def test_another_metric_to_choose_by_forgets_the_best_of_the_old_one(tmp_path, w
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("data.train.source=nowhere.csv", "nowhere.csv: no such file"),
-        ("data.columns.positive=positiv", "no column 'positiv'"),
-        ("evaluation.sources.same.source=nowhere.csv", "nowhere.csv: no such file"),
+        (
+            "data.train.source=nowhere.csv",
+            "^data.train.source: nowhere.csv: no such file or folder, relative to the working",
+        ),
+        ("data.columns.positive=positiv", "no column 'positiv'.*; name another with data.columns.positive"),
+        ("data.mix=[{source: nowhere.csv}]", "^data.mix.0.source: nowhere.csv: no such file"),
+        ("evaluation.sources.same.columns.anchor=q", "no column 'q'.* with evaluation.sources.same.columns.anchor"),
+        ("evaluation.sources.same.source=nowhere.csv", "^evaluation.sources.same.source: nowhere.csv: no such file"),
+        (
+            "evaluation.sources.same={task: sts, source: nowhere.csv}",
+            "^evaluation.sources.same.source: nowhere.csv: no such file",
+        ),
         ("training.batch_size=64", "30 usable rows do not fill a batch of 64"),
         ("model.text={name: ./nowhere}", "nowhere"),
         ("training.accumulate=11", "training.accumulate: 11 batches a step"),
@@ -194,6 +203,13 @@ def test_mistakes_of_a_config_come_before_a_folder_that_is_taken(tmp_path, words
         check_config(load_config(words, [change]), show_progress=False)
     with pytest.raises(MmclError, match="exists and is no run folder"):
         run_of(words, tmp_path / "taken")
+
+
+def test_a_column_that_pairs_with_scores_lack_comes_with_its_setting(words):
+    source = words["data"]["train"]["source"]
+    overrides = [f"evaluation.sources={{dev: {{task: sts, source: {source}, split: null}}}}"]
+    with pytest.raises(MmclError, match=r"'sentence1'.*; name another with evaluation.sources.dev.columns.sentence1"):
+        check_config(load_config(words, overrides), show_progress=False)
 
 
 def test_a_config_is_checked_without_training(words, monkeypatch):

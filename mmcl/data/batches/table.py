@@ -32,7 +32,8 @@ log = logging.getLogger("mmcl")
 
 class Table:
     """The rows of one or several sources, numbered through them. Its arguments are explained at
-    :func:`~mmcl.data.batches.feed.open_feed`.
+    :func:`~mmcl.data.batches.feed.open_feed`; ``where`` is the key of the one source in the config, if the rows are not
+    those to learn from.
 
     Attributes:
         columns: role to what its embedder gets.
@@ -52,20 +53,22 @@ class Table:
         augmented: bool = False,
         device: torch.device,
         show_progress: bool | None = None,
+        where: str | None = None,
     ) -> None:
         self.config = config
         self.settings = sources
         self._reading = reading
         self._optional = reading.optional
         self._stored: dict[str, int | None] = {}  # role to the side of originals of images, where it has them
-        self.sources = [open_described(source, config.data.image) for source in sources]
+        keys = [where] if where else ["data.train", *(f"data.mix.{number}" for number in range(len(sources) - 1))]
+        self.sources = [open_described(of, config.data.image, key) for of, key in zip(sources, keys, strict=True)]
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self._scratch, self._device, self._show_progress = scratch, device, show_progress
         self._augmentation: TextAugmentation | None = None
         if augmented and config.augments("text"):
             self._augmentation = TextAugmentation(config.text_augmentation)
         for number, rows in enumerate(self.sources):
-            names = {f"data.columns.{role}": self._names(role)[number] for role in reading.columns}
+            names = {f"{where or 'data'}.columns.{role}": self._names(role)[number] for role in reading.columns}
             with columns_named_by(names):
                 rows.require(name for name in names.values() if name is not None)
         self.columns: dict[str, Column] = {}

@@ -31,7 +31,8 @@ def training_texts(config: Config, roles: Sequence[str], characters: int = CHARA
     sources = [config.data.train, *config.data.mix]
     if is_shards(sources[0].source):
         return _of_shards(config, roles, characters)
-    rows = [open_described(source, config.data.image) for source in sources]
+    keys = ["data.train", *(f"data.mix.{number}" for number in range(len(config.data.mix)))]
+    rows = [open_described(source, config.data.image, key) for source, key in zip(sources, keys, strict=True)]
     columns: list[list[str]] = [[] for _ in sources]
     for role in roles:
         names = [config.data.column_of(role, source) for source in sources]

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import datasets
 
-from mmcl.data.rows import Rows
+from mmcl.data.rows import NoSourceError, Rows
 from mmcl.data.sources.files import fingerprint
 from mmcl.data.sources.tables import Loaded, rows_of
 from mmcl.runtime.errors import MmclError
@@ -32,9 +32,9 @@ def open_hub(hub_name: str, config: str | None, split: str | None, *, name: str,
         try:
             loaded = datasets.load_dataset(hub_name, config, cache_dir=str(cache_dir("datasets")))
         except ConnectionError as error:
-            raise MmclError(f"{name}: no such file or folder here, and the hub cannot be reached") from error
+            raise NoSourceError(f"{name}: no such file or folder here, and the hub cannot be reached") from error
         except FileNotFoundError as error:
-            raise MmclError(f"{name}: no such file or folder here, and no such data set on the hub") from error
+            raise NoSourceError(f"{name}: no such file or folder here, and no such data set on the hub") from error
     dataset = _choose(loaded, split, name)
     label = f"{name} ({split})" if split else name
     return rows_of(Loaded(dataset), name=label, fingerprint=dataset._fingerprint, folder=folder)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmcl.config.data import ImageConfig, SourceConfig
 from mmcl.data import samples
-from mmcl.data.rows import Rows, path_of_url
+from mmcl.data.rows import NoSourceError, Rows, path_of_url
 from mmcl.data.sources.captions import open_captions
 from mmcl.data.sources.files import format_of, path_text
 from mmcl.data.sources.folders import open_folder
@@ -80,9 +81,22 @@ def open_sample(name: str, split: str | None) -> Rows:
     return open_folder(samples.get(name), split, name=f"sample:{name}")
 
 
-def open_described(settings: SourceConfig, image: ImageConfig) -> Rows:
-    """What a config describes as a source: :func:`open_source` with its split, separator and images' root."""
-    return open_source(settings.source, split=settings.split, separator=settings.separator, root=image.root)
+def open_described(settings: SourceConfig, image: ImageConfig, where: str | None = None) -> Rows:
+    """What a config describes as a source: :func:`open_source` with its split, separator and images' root.
+
+    ``where`` is the key of ``settings`` in the config, such as ``data.train``, which an error then names.
+    """
+    with source_named_by(where):
+        return open_source(settings.source, split=settings.split, separator=settings.separator, root=image.root)
+
+
+@contextmanager
+def source_named_by(where: str | None) -> Iterator[None]:
+    """Within, the error of a source that is not there names the key of the config, ``where``, that describes it."""
+    try:
+        yield
+    except NoSourceError as error:
+        raise MmclError(f"{where}.source: {error}" if where else error) from None
 
 
 def _root(root: str | Path) -> Path:
@@ -111,4 +125,5 @@ def _open(source: str | Path, split: str | None, separator: str | None, root: Pa
         return SOURCES[key](name, split)
     if format_of(path) is None and isinstance(source, str) and (hub := _HUB_NAME.fullmatch(source)):
         return open_hub(hub["name"], hub["config"], split, name=text, folder=root)
-    raise MmclError(f"{text}: no such file or folder (a data set on the hub is written user/name)")
+    place = "" if path.is_absolute() else f", relative to the working directory {path_text(Path.cwd())}"
+    raise NoSourceError(f"{text}: no such file or folder{place} (a data set on the hub is written user/name)")

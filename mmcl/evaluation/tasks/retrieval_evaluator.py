@@ -78,7 +78,9 @@ class RetrievalEvaluator(Evaluator):
         views = {side: View(side, tower) for side, tower in towers.items()}
         reading = Reading({side: encoder.modality(tower) for side, tower in towers.items()}, encoder, views=views)
         device, show_progress = setup.device, setup.show_progress
-        table = Table([settings], reading, config, setup.scratch, device=device, show_progress=show_progress)
+        table = Table(
+            [settings], reading, config, setup.scratch, device=device, show_progress=show_progress, where=where
+        )
         table.require_rows()
         return PairsEvaluator(table, sides, config.evaluation.ks, self_matches=settings.self_matches or "keep")
 

@@ -40,6 +40,8 @@ _ALIASES = {
     "sentence2": ("sentence2", "sentence_B", "sentence_2", "text2"),
     "score": ("score", "similarity_score", "relatedness_score", "label"),
 }
+ROLES = tuple(_ALIASES)
+"""Of the columns, under their own names."""
 
 _UNNAMED = "the table"
 

@@ -11,13 +11,14 @@ from pydantic import Field
 
 from mmcl.config import schema
 from mmcl.config.evaluation import EvaluationSourceConfig
-from mmcl.data.sources import open_source
+from mmcl.data.rows import columns_named_by
+from mmcl.data.sources import open_source, source_named_by
 from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.evaluator import Evaluator, Setup
 from mmcl.evaluation.live_texts import LiveTexts
 from mmcl.evaluation.measured import SourceResults
 from mmcl.evaluation.metrics.display import CORRELATION
-from mmcl.evaluation.tasks.sentence_pairs import SentencePairs, open_sts
+from mmcl.evaluation.tasks.sentence_pairs import ROLES, SentencePairs, open_sts
 from mmcl.evaluation.tasks.sts import sts
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
@@ -53,7 +54,11 @@ class StsEvaluator(Evaluator):
     def open(cls, settings: StsSourceConfig, setup: Setup) -> StsEvaluator:
         if "text" not in setup.encoder.modalities:
             raise MmclError(f"evaluation.sources.{setup.name}: sts compares texts, which the model does not embed")
-        return StsEvaluator(open_pairs(settings), _prompt(setup.config))
+        where = f"evaluation.sources.{setup.name}"
+        columns = {f"{where}.columns.{role}": settings.columns.get(role, role) for role in ROLES}
+        with source_named_by(where), columns_named_by(columns):
+            pairs = open_pairs(settings)
+        return StsEvaluator(pairs, _prompt(setup.config))
 
     @classmethod
     def judge(cls, settings: StsSourceConfig, encoder: Encoder, config: schema.Config) -> SourceResults:

@@ -224,7 +224,7 @@ def test_bad_files_give_one_clear_line(tmp_path: Path, name: str, content: str |
 def test_missing_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(MmclError, match=r"pairs\.csv: no such file or folder"):
         open_source(tmp_path / "pairs.csv")
-    with pytest.raises(MmclError, match="no such file or folder"):
+    with pytest.raises(MmclError, match=rf"no such file or folder, relative to the working directory {Path.cwd()} "):
         open_source("data/pairs.csv")
     with pytest.raises(MmclError, match=r"neither tables .* nor images"):
         open_source(tmp_path)
