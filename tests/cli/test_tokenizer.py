@@ -56,13 +56,14 @@ def test_case_can_be_kept(source, tmp_path):
     assert tokenizer.decode(tokenizer("Красный")["input_ids"], skip_special_tokens=True) == "Красный"
 
 
-def test_what_is_there_is_replaced_only_if_it_is_a_tokenizer(source, tmp_path):
+def test_what_is_there_is_not_replaced(source, tmp_path):
+    (tmp_path / "tokens").mkdir()
     assert train(source, tmp_path / "tokens").exit_code == 0
-    assert train(source, tmp_path / "tokens").exit_code == 0
-    (tmp_path / "tokens" / "mmcl.json").write_text("{}")
-    result = train(source, tmp_path / "tokens")
+    before = {path: path.read_bytes() for path in (tmp_path / "tokens").iterdir()}
+    result = train(source, tmp_path / "tokens", "--no-lowercase")
     assert isinstance(result.exception, MmclError)
     assert "not replaced" in str(result.exception)
+    assert {path: path.read_bytes() for path in (tmp_path / "tokens").iterdir()} == before
 
 
 def test_a_tokenizer_that_is_not_there_is_reported_with_the_setting():

@@ -79,14 +79,12 @@ def save_trained(rows: Rows, column: str, config: TokenizerConfig, folder: Path)
         The tokenizer, and the first text that is not empty.
 
     Raises:
-        MmclError: there is no such column or nothing to learn from, or ``folder`` holds something else.
+        MmclError: there is no such column or nothing to learn from, or ``folder`` holds something.
     """
     rows.require([column])
     folder = folder.expanduser()
-    if folder_to_write(folder).is_dir() and any(folder.iterdir()) and not (folder / "tokenizer.json").is_file():
-        raise MmclError(f"{folder}: exists and is no tokenizer, so it is not replaced; choose another")
-    if (folder / "config.json").is_file() or (folder / "mmcl.json").is_file():
-        raise MmclError(f"{folder}: holds a model, which is not replaced by a tokenizer; choose another")
+    if folder_to_write(folder).is_dir() and any(folder.iterdir()):
+        raise MmclError(f"{folder}: holds something already, which is not replaced; choose another folder, or empty it")
     example = next((text for text in _texts(rows, column) if text.strip()), "")
     tokenizer = train_tokenizer(_texts(rows, column), config, max_tokens=VERY_LONG)
     with atomic_folder(folder) as beside, full_disk_is_oserror(beside):
