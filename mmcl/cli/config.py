@@ -49,6 +49,7 @@ def check(
     judged = {f"judged on: {name}": f"{of['data']}, {of['skipped']:,} skipped" for name, of in facts["judged"].items()}
     rows = {**facts, "judged": "", **judged, "exports": ", ".join(facts["exports"])}
     rows = {name: f"{value:,}" if isinstance(value, int) else value for name, value in rows.items() if value != ""}
-    print_table([str(config), ""], [[name.replace("_", " "), value] for name, value in rows.items()])
+    labels = {"negatives": "compared with"}  # 127 negatives per query
+    print_table([str(config), ""], [[labels.get(name, name.replace("_", " ")), of] for name, of in rows.items()])
     for target, reason in reasons.items():
         say(f"no export to {target}: {reason}")

@@ -245,8 +245,8 @@ class Method(nn.Module, ABC):
         if self.negatives_per_query is None:
             return "no negatives"
         how = {None: "", "gather": " gathered from all processes", "ring": " passed around the processes"}
-        stored = f" and up to {self.stored_negatives} queued ones" if self.stored_negatives else ""
-        return f"{self.negatives_per_query + extra} negatives per query{how[self.context.exchange]}{stored}"
+        stored = f" and up to {self.stored_negatives:,} queued ones" if self.stored_negatives else ""
+        return f"{self.negatives_per_query + extra:,} negatives per query{how[self.context.exchange]}{stored}"
 
     @property
     def rings(self) -> bool:
