@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from typing import Any, TextIO
 
@@ -13,8 +14,11 @@ from typer.core import TyperGroup
 from mmcl.cli import config, data, encode, evaluate, index, models, quickstart, tokenizer, train
 from mmcl.cli.ends import end, prepare_streams
 from mmcl.cli.output import say
+from mmcl.runtime.errors import nearest
 from mmcl.runtime.printable import fitted, printable
 from mmcl.runtime.version import __version__
+
+_NO_CHOICE = re.compile(r"'(?P<value>.*?)' is not one of (?P<known>.*)\.")
 
 
 class _StoppedError(Exception):
@@ -29,6 +33,21 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (KeyboardInterrupt, EOFError, OSError) as error:
             raise _StoppedError from error
+        except Exception as error:
+            _explain_usage(error)
+            raise
+
+
+def _explain_usage(error: Any) -> None:
+    """Put what typer says of an option into plain words, and name the option that was meant."""
+    if isinstance(error, typer.BadParameter):
+        error.message = error.message.removeprefix("Value error, ")
+        if choice := _NO_CHOICE.fullmatch(error.message):
+            meant = nearest(choice["value"], re.findall("'([^']+)'", choice["known"]))
+            error.message += f" {meant[0].upper()}{meant[1:]}" if meant.startswith("did you mean") else ""
+    elif getattr(error, "option_name", None) in ("--image", "--text") and error.ctx is not None:
+        options = {option for parameter in error.ctx.command.params for option in parameter.opts}
+        error.possibilities = [*(["--column"] if "--column" in options else error.possibilities or [])]
 
 
 app = typer.Typer(

@@ -22,6 +22,9 @@ _NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
 
 
+_TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML, but a key given twice is a mistake, numbers are as YAML 1.2 has them (`1e-3` is one, `1:30` is not 90, and
     `010` not 8), and what looks like a date is text."""
@@ -124,6 +127,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(LONGEST_FILE + 1)
+        if path.suffix.lower() in _TABLES:
+            raise MmclError(f"{path}: not a config but a table, which data.train.source of a config names")
         if len(content) > LONGEST_FILE:
             raise MmclError(f"{path}: longer than {LONGEST_FILE / 1e6:g} MB; {_WHAT_A_CONFIG_IS}")
         text = content.decode("utf-8-sig")

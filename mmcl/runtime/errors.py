@@ -10,6 +10,15 @@ LONGEST_NAME = 200
 """Characters of a name that are compared with known names."""
 
 
+SYNONYMS = {
+    "learning_rate": "lr",
+    "gradient_accumulation_steps": "accumulate",
+    "max_grad_norm": "clip_grad",
+    "tau": "temperature",
+}
+"""What other libraries call a setting, where the letters do not lead to our name."""
+
+
 class MmclError(Exception):
     """A mistake of the user's, or a state of their machine: one line with what, where and how to mend it."""
 
@@ -57,6 +66,8 @@ def first_line(error: BaseException) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'NAME'?`` with the closest known name, or a list of the known names; "" if there are none."""
     options = sorted(known)
+    if (synonym := SYNONYMS.get(name.lower())) in options:
+        return f"did you mean '{synonym}'?"
     name = name[:LONGEST_NAME]  # the comparison takes time by its square
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if close:

@@ -136,7 +136,10 @@ def test_judging_a_run(mmcl_, pairs, run, tmp_path):
         (["train", "{config}", "--set", "model.text.name=./no/model"], "./no/model"),
         (["train", "{config}", "--set", "training.device=tpu"], "device 'tpu'"),
         (["train", "{broken}", "--set", "data.on_error=fail"], "bad.png"),
+        (["train", "{csv}"], "pairs.csv: not a config but a table"),
+        (["train", "{config}", "--set", "training.learning_rate=1"], "'training.learning_rate'; did you mean 'lr'?"),
         (["search", "{empty}", "a dog"], "index"),
+        (["encode", "{run}", "http://127.0.0.1/x.csv", "--out", "{out}"], "only tar shards are read from a URL"),
         (["encode", "no/such/model", "{csv}", "--out", "{out}"], "no such folder"),
         (["eval", "retrieval", "{run}", "{csv}", "--image", "pth"], "did you mean 'path'?"),
         (["eval", "zero-shot", "{run}", "{csv}", "--label", "colour", "--image", "path", "--template", "pic"], "pic"),
@@ -162,6 +165,24 @@ def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, config, p
     assert said in last
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["encode", "m", "x.csv", "--image", "path"], "No such option: --image (Possible options: --column)"),
+        (["encode", "m", "x.csv", "--prompts", "path"], "No such option: --prompts (Possible options: --prompt"),
+        (
+            ["export", "m", "--to", "sentencetransformers"],
+            "Invalid value for '--to': 'sentencetransformers' is not one of 'open-clip', 'transformers', "
+            "'sentence-transformers', 'onnx'. Did you mean 'sentence-transformers'?",
+        ),
+    ],
+)
+def test_an_option_that_is_none_names_the_one_that_is_meant(mmcl_, arguments, said):
+    code, _, err = mmcl_(*arguments)
+    assert code == 2
+    assert said in " ".join(err.split())
 
 
 def test_a_full_disk_is_said_and_loses_nothing(mmcl_, config, tmp_path, monkeypatch):

@@ -7,8 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
+from urllib.parse import urlsplit
 
 from mmcl.data.rows import path_of_url
+from mmcl.data.sources.files import format_of
 from mmcl.data.sources.image_folders import is_junk
 from mmcl.data.sources.open import is_registered
 from mmcl.data.sources.tar.names import is_command, is_local
@@ -42,8 +44,8 @@ def list_shards(source: str | Path) -> list[str]:
     (``train-{0000..0019}.tar``) and ``::`` between several; or a folder with ``.tar`` files.
 
     Raises:
-        MmclError: a local shard is missing, the braces do not match, nothing reads such a URL, or there is a command
-            and :func:`allow_pipes` was not called.
+        MmclError: a local shard is missing, the braces do not match, nothing reads such a URL, it names a table,
+            or there is a command and :func:`allow_pipes` was not called.
     """
     text = str(source)
     folder, file = existing_folder(text), existing_file(text)
@@ -53,6 +55,8 @@ def list_shards(source: str | Path) -> list[str]:
     _check_commands([shard for shard in shards if is_command(shard)])
     for shard in shards:
         if not is_local(shard) and not is_command(shard):
+            if format_of(Path(urlsplit(shard).path)):
+                raise MmclError(f"{shard}: only tar shards are read from a URL; download this file first")
             reading_command(shard)
     missing = [shard for shard in shards if is_local(shard) and not Path(shard).is_file()]
     if missing:
