@@ -59,7 +59,7 @@ def test_vectors_of_another_source_column_or_weights_are_not_continued(tmp_path)
     encode_source(HashEncoder(), source, "text", tmp_path / "out", layout=Layout(dtype="float16"))
     encode_source(HashEncoder(), source, "text", tmp_path / "out", layout=Layout(dtype="float16"))
     for changed, message in [
-        ({"rows": rows(tmp_path / "other", text=TEXTS)}, r"another source \('.*s', now '.*other'\)"),
+        ({"rows": rows(tmp_path / "other", text=TEXTS)}, r"another source \('.*s\.parquet', now '.*other\.parquet'\)"),
         ({"columns": "title"}, "another source: column"),
         ({"layout": Layout("float32")}, "another dtype"),
         ({"encoder": HashEncoder(seed=1)}, "other vectors for the first rows"),
@@ -73,6 +73,18 @@ def test_vectors_of_another_source_column_or_weights_are_not_continued(tmp_path)
         }
         with pytest.raises(MmclError, match=message):
             encode_source(**call | changed)
+
+
+def test_vectors_of_a_split_or_of_a_table_that_has_changed_are_not_continued(tmp_path):
+    def encode(split, texts):
+        table = rows(tmp_path / "s", text=texts, split=["train", "test"] * (len(texts) // 2))
+        return encode_source(HashEncoder(), table.of_split(split), "text", tmp_path / "out")
+
+    encode("train", TEXTS[:20])
+    with pytest.raises(MmclError, match=r"another source \('.*s\.parquet \(train\)', now '.*s\.parquet \(test\)'\)"):
+        encode("test", TEXTS[:20])
+    with pytest.raises(MmclError, match=r"another state of .*s\.parquet \(train\) \("):
+        encode("train", TEXTS[:22])
 
 
 @pytest.mark.parametrize("unusable", [8, 21])
