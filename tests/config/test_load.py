@@ -111,11 +111,13 @@ def test_files_that_are_no_config_are_refused(tmp_path, text, part):
 
 
 def test_data_in_the_place_of_a_config_is_refused_in_one_line(tmp_path):
-    (tmp_path / "pairs.parquet").write_bytes(b"PAR1\x15\x04\x15\xd0\xff")
-    with pytest.raises(
-        MmclError, match=r"pairs\.parquet: not UTF-8 text; a config is a YAML file, in which data\.train"
-    ):
-        load_config(tmp_path / "pairs.parquet")
+    for name, part in [
+        ("pairs.parquet", r"pairs\.parquet: not a config but a table, which data\.train\.source of a config names"),
+        ("pairs.tar", r"pairs\.tar: not UTF-8 text; a config is a YAML file, in which data\.train"),
+    ]:
+        (tmp_path / name).write_bytes(b"PAR1\x15\x04\x15\xd0\xff")
+        with pytest.raises(MmclError, match=part):
+            load_config(tmp_path / name)
 
 
 def test_a_missing_file_is_named():
