@@ -100,9 +100,11 @@ def print_check(found: Check) -> None:
         pairs = facts["pairs"]
         lines.append(["repeated pairs", _groups(_share(pairs["repeated"], pairs["count"]), pairs["repeated_rows"])])
     if "leaks" in facts:
-        rows = facts["leaks"]["rows"]
-        others = [[row["id"], f"{row['in']}: {row['as']}"] for row in rows]
-        lines.append(["rows that stand in --against", _groups(_share(len(rows), facts["rows"]), others)])
+        lines.append(["rows that stand in --against", _elsewhere(facts["leaks"]["rows"], facts["rows"])])
+        if "images" in facts["leaks"]:
+            lines.append(
+                ["images there with another caption", _elsewhere(facts["leaks"]["images"]["rows"], facts["rows"])]
+            )
     print_table([facts["source"], "number, or smallest / median / largest"], lines)
     if frequent := facts.get("captions", {}).get("most_frequent"):
         print_table(["times", "most frequent captions"], [[f"{line['count']:,}", line["text"]] for line in frequent])
@@ -118,7 +120,7 @@ def _image_lines(images: dict[str, Any]) -> list[list[object]]:
     lines: list[list[object]] = [
         ["unreadable images", _named(images["unreadable"])],
         ["repeated images", _groups(_share(images["repeated"], readable), images["repeated_rows"])],
-        ["nearly repeated images", _groups(_share(images["near"], readable), images["near_rows"])],
+        ["images that look like another", _groups(_share(images["near"], readable), images["near_rows"])],
         ["width, pixels", _spread(images["width"])],
         ["height, pixels", _spread(images["height"])],
         ["longer to shorter side", _spread(images["longer_to_shorter_side"])],
@@ -161,6 +163,11 @@ def _groups(share: str, groups: list[list[str]]) -> str:
     """The share, and the first groups of rows."""
     shown = "; ".join(" = ".join(group[:_NAMED]) for group in groups[:_NAMED])
     return f"{share}: {shown}{' …' if len(groups) > _NAMED else ''}" if groups else share
+
+
+def _elsewhere(rows: list[dict[str, str]], total: int) -> str:
+    """The share of rows, and what the first are elsewhere."""
+    return _groups(_share(len(rows), total), [[row["id"], f"{row['in']}: {row['as']}"] for row in rows])
 
 
 def _share(count: int, total: int) -> str:

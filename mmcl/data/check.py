@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmcl.data.cache.tokens import Tokenize
 from mmcl.data.check_advice import advice_of
-from mmcl.data.check_copies import Items, Names, across, copies, fingerprints, leaks
+from mmcl.data.check_copies import Captions, Items, Names, across, copies, fingerprints, leaks
 from mmcl.data.check_rows import Checked, CheckedRow, open_checked
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import ImageError, decoded, usable_cpus
@@ -140,7 +140,8 @@ def check_source(
         separator: the character between the fields of a CSV file.
         root: the folder that paths of images in a table start from.
         against: other splits of the source, or other sources, as ``SOURCE`` or ``SOURCE:SPLIT``, such as what a model
-            is trained on: rows that stand there too, exactly or nearly, are listed.
+            is trained on: rows that stand there too, exactly or nearly, are listed; of images with captions those of
+            which both do, and apart from them those whose image alone does.
         show_progress: a bar on stderr; shown for a terminal if absent.
 
     Raises:
@@ -175,7 +176,7 @@ def check_source(
 
 
 def _across_splits(source: str, tally: _Tally, found: Checked, splits: Iterable[object]) -> dict[str, Any]:
-    """The rows that stand in several splits: by their images, or by their captions where there are none."""
+    """The rows of which several splits have the image, or the caption where there are no images, exactly or nearly."""
     labels = np.unique([str(split) for split in splits], return_inverse=True)[1]
     rows = across((_images if found.has_image else _captions)(tally, source), labels)
     return {"count": sum(map(len, rows)), "rows": rows}
@@ -296,9 +297,10 @@ def _facts(tally: _Tally, source: str, found: Checked, max_tokens: int | None, s
     return facts
 
 
-def _images(tally: _Tally, part: str) -> Items:
+def _images(tally: _Tally, part: str, captioned: bool = False) -> Items:
     rows = np.flatnonzero(np.frombuffer(tally.readable, dtype=bool))
-    return Items(part, tally.names, rows, _numbers(tally.images)[rows], fingerprints(tally.fingerprints))
+    captions = Captions(np.cumsum(_numbers(tally.a_row)), _numbers(tally.normalised)) if captioned else None
+    return Items(part, tally.names, rows, _numbers(tally.images)[rows], fingerprints(tally.fingerprints), captions)
 
 
 def _captions(tally: _Tally, part: str) -> Items:
@@ -307,15 +309,20 @@ def _captions(tally: _Tally, part: str) -> Items:
 
 
 def _leaks(own: tuple[str, _Tally, Checked], others: Sequence[tuple[str, _Tally, Checked]]) -> dict[str, Any]:
-    """What stands in other parts too: images where there are any, else texts, since captions may well repeat."""
-    _, tally, found = own
-    take = _images if found.has_image else _captions
-    sides = [take(theirs, name) for name, theirs, of in others if (of.has_image if found.has_image else of.has_text)]
-    if len(sides) < len(others):
-        kind = "images" if found.has_image else "texts"
+    """What stands in other parts too: images, with a caption of theirs where there are any; else texts."""
+    kind = "images" if own[2].has_image else "texts"
+    if not all(of.has_image if own[2].has_image else of.has_text for _, _, of in others):
         raise MmclError(f"{own[0]}: it has {kind}, which not all that it is to be compared with have")
-    rows = leaks(take(tally, own[0]), sides)
-    return {"of": "images" if found.has_image else "captions", "count": len(rows), "rows": rows}
+    captioned = all(of.has_text for _, _, of in (own, *others))
+    sides = [
+        _images(tally, name, captioned) if own[2].has_image else _captions(tally, name)
+        for name, tally, _ in (own, *others)
+    ]
+    rows = leaks(sides[0], sides[1:])
+    if not (own[2].has_image and captioned):
+        return {"of": "images" if own[2].has_image else "captions", "count": len(rows), "rows": rows}
+    pairs, alone = ([row for row in rows if row["caption"] == agrees] for agrees in (True, False))
+    return {"of": "pairs", "count": len(pairs), "rows": pairs, "images": {"count": len(alone), "rows": alone}}
 
 
 def _image_facts(tally: _Tally, size: int | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def advice_of(facts: dict[str, Any]) -> list[str]:
         ]
     if images:
         more = ", at least: so many look alike that not all were compared" if images.get("near_incomplete") else ""
-        near = f"images are nearly another one, scaled or compressed anew{more}"
+        near = f"images look like another one{more}: it may be the same image in another size or file"
         found.append((images["near"], images["readable"], near))
     if captions:
         found.append((captions["near"], captions["count"], "captions are another one but for case and punctuation"))
@@ -47,13 +47,24 @@ def advice_of(facts: dict[str, Any]) -> list[str]:
         )
     if shared := facts.get("across_splits"):
         rows = _first(shared["rows"])
-        found.append((shared["count"], facts["rows"], f"rows stand in several splits, exactly or nearly: {rows}"))
+        found.append((shared["count"], facts["rows"], f"rows are like one of another split: {rows}"))
     if leaked := facts.get("leaks"):
-        first = ", ".join(f"{row['id']} ({row['in']}: {row['as']})" for row in leaked["rows"][:_NAMED])
         found.append(
-            (leaked["count"], facts["rows"], f"rows stand in what they are to be judged against, too: {first}")
+            (
+                leaked["count"],
+                facts["rows"],
+                f"rows stand in what they are to be judged against, too: {_elsewhere(leaked['rows'])}",
+            )
         )
+        alone = leaked.get("images", {"count": 0, "rows": []})
+        what = f"images look like one there that has another caption: {_elsewhere(alone['rows'])}"
+        found.append((alone["count"], facts["rows"], what))
     return [f"{count:,} ({count / max(total, 1):.2%}) {what}" for count, total, what in found if count]
+
+
+def _elsewhere(rows: Sequence[dict[str, Any]]) -> str:
+    """The first rows, and what each is elsewhere, for a line."""
+    return ", ".join(f"{row['id']} ({row['in']}: {row['as']})" for row in rows[:_NAMED])
 
 
 def _first(groups: Sequence[Sequence[str]]) -> str:

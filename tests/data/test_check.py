@@ -128,12 +128,12 @@ def test_near_copies_are_listed_by_row(tmp_path, near_copies):
     assert (found.facts["images"]["near"], found.facts["images"]["near_rows"]) == (1, [["0", "1"]])
     assert found.facts["captions"]["near_rows"] == [["0", "2"], ["1", "3"]]
     assert found.facts["images"]["repeated_rows"] == found.facts["captions"]["repeated_rows"] == []
-    assert any("nearly another one" in line for line in found.advice)
+    assert any("images look like another one" in line for line in found.advice)
 
 
 def test_rows_that_stand_in_another_split_are_listed(tmp_path, near_copies):
-    train = table_of(tmp_path / "train.parquet", [near_copies[0], near_copies[3]], ["one", "two"])
-    table_of(tmp_path / "test.parquet", [near_copies[2], near_copies[1], near_copies[3]], ["three", "four", "five"])
+    train = table_of(tmp_path / "train.parquet", [near_copies[0], near_copies[3]], ["One.", "two"])
+    table_of(tmp_path / "test.parquet", [near_copies[2], near_copies[1], near_copies[3]], ["two", "one", "two"])
     expected = [("1", "0", False), ("2", "1", True)]
     for source, options in (
         (tmp_path, {"split": "test", "against": ["train"]}),
@@ -143,6 +143,7 @@ def test_rows_that_stand_in_another_split_are_listed(tmp_path, near_copies):
         found = check_source(source, **options)
         rows = found.facts["leaks"]["rows"]
         assert [(row["id"], row["as"], row["equal"]) for row in rows] == expected
+        assert found.facts["leaks"]["images"] == {"count": 0, "rows": []}
         assert any("rows stand in what they are to be judged against, too: 1 (" in line for line in found.advice)
     with pytest.raises(MmclError, match="no split 'dev'"):
         check_source(tmp_path, split="test", against=["dev"])
@@ -153,6 +154,24 @@ def test_rows_that_stand_in_another_split_are_listed(tmp_path, near_copies):
     assert check_source(one).facts["across_splits"] == {"count": 2, "rows": [["1", "2"]]}
     (tmp_path / "texts.csv").write_text("text,split\nA dog.,train\na dog,test\na cat,test\n")
     assert check_source(tmp_path / "texts.csv").facts["across_splits"]["rows"] == [["0", "1"]]
+
+
+def test_a_row_stands_in_another_split_if_image_and_caption_do(tmp_path, near_copies):
+    """Of rows with the same image one with the same caption is named, and those without are apart."""
+    one, copy, other, third = near_copies
+    train = table_of(tmp_path / "train.parquet", [other, one, copy, one], [["x"], ["a"], ["b"], ["c", "d"]])
+    images, texts = [one, copy, one, third, other], [["B!"], ["D", "y"], ["z"], ["a"], ["w", "v"]]
+    found = check_source(table_of(tmp_path / "test.parquet", images, texts), against=[train])
+    leaks = found.facts["leaks"]
+    assert [(row["id"], row["as"], row["equal"]) for row in leaks["rows"]] == [("0", "2", False), ("1", "3", False)]
+    alone = [(row["id"], row["as"], row["equal"]) for row in leaks["images"]["rows"]]
+    assert alone == [("2", "1", True), ("4", "0", True)]
+    assert any(line.startswith("2 (40.00%) images look like one there that has another") for line in found.advice)
+    without = table_of(tmp_path / "plain.parquet", images, [None] * 5).rename(tmp_path / "images.parquet")
+    pq.write_table(pq.read_table(without).drop_columns("text"), without)
+    bare = check_source(without, against=[train]).facts["leaks"]
+    assert [row["id"] for row in bare["rows"]] == ["0", "1", "2", "4"]
+    assert "images" not in bare
 
 
 def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path):
