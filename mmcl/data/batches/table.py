@@ -204,7 +204,7 @@ class Table:
             return PixelColumn([open_originals(*of, stored=stored, **common) for of in named], squares)
         if role in self._optional:
             common["on_error"] = "skip"
-        parts = []
+        parts, section = [], self.config.model.where(self._reading.tower(role))
         for number, (rows, name) in enumerate(zip(self.sources, names, strict=True)):
             reader = self._reader(role, number, processor, foreign)
             tokens = open_tokens(
@@ -214,7 +214,7 @@ class Table:
                 log.warning(
                     "%s: %d of %d texts in column '%s' are longer than %d tokens and are cut there%s",
                     *(rows.name, tokens.cut, len(tokens.hashes), name, processor.max_tokens),
-                    "" if foreign else "; max_tokens of its tower raises the limit where the model can read more",
+                    "" if foreign else f"; {section}.max_tokens raises the limit where the model can read more",
                 )
             parts.append(TextPart(tokens, reader, rows, name))
         column = TokenColumn(parts, self._augmentation if changed else None, role in self._optional)
