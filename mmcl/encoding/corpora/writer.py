@@ -348,11 +348,10 @@ def _differences(now: dict[str, Any], then: dict[str, Any]) -> Iterator[tuple[st
         if now[key] != then[key] and not (known and key == "model"):
             yield key, now[key], then[key]
     old = then["source"]
-    if now["source"].get("fingerprint") != old.get("fingerprint"):
-        if (name := now["source"].get("name")) != old.get("name"):
-            yield "source", name, old.get("name")
-        else:
-            yield f"state of {name}", now["source"].get("fingerprint"), old.get("fingerprint")
+    name, former = now["source"].get("name"), old.get("name")
+    fingerprints = now["source"].get("fingerprint"), old.get("fingerprint")
+    if name and former and fingerprints[0] != fingerprints[1]:
+        yield ("source", name, former) if name != former else (f"state of {name}", *fingerprints)
     for key in sorted((now["source"].keys() | old.keys()) - {"name"}):
         if now["source"].get(key) != old.get(key):
             yield f"source: {key}", now["source"].get(key), old.get(key)
