@@ -126,7 +126,8 @@ def test_rows_done_counts_rows_of_the_source_not_vectors(tmp_path):
         ({"model": "other"}, "model ('m', now 'other')"),
         ({"dim": 4}, "dim (8, now 4)"),
         ({"dtype": "float16"}, "dtype ('float32', now 'float16')"),
-        ({"source": {"name": "s.csv", "fingerprint": "g"}}, "source: fingerprint ('f', now 'g')"),
+        ({"source": {"name": "s.csv", "fingerprint": "g"}}, "state of s.csv ('f', now 'g')"),
+        ({"source": {"name": "t.csv", "fingerprint": "g"}}, "source ('s.csv', now 't.csv')"),
         ({"source": {}}, "source: fingerprint ('f', now None)"),
     ],
 )
