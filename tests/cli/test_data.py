@@ -54,8 +54,8 @@ def test_commands_as_a_source_run_only_where_the_command_line_says_so(mmcl_, tmp
 def test_a_check_of_a_config_may_run_its_commands_when_asked_to(mmcl_, tmp_path, monkeypatch):
     monkeypatch.setattr("mmcl.data.sources.tar.shards._pipes_allowed", False)
     listed = []
-    monkeypatch.setattr("mmcl.config.load.load_config", lambda *_: None)
     monkeypatch.setattr("mmcl.training.check_config.check_config", lambda _: listed.append(list_shards("pipe:true")))
+    monkeypatch.setattr("mmcl.config.load.load_config", lambda *_: None)
     for flags in ([], ["--allow-pipe"]):
         mmcl_("config", "check", tmp_path / "a.yaml", *flags)
     assert listed == [["pipe:true"]]
