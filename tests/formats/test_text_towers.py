@@ -101,8 +101,9 @@ def test_a_tower_of_another_package_trains_is_saved_and_is_loaded(plug_in, confi
     table, head = embedder.tower.net.vectors.weight, embedder.head[1].weight
     means = torch.stack([table[torch.from_numpy(row).long()].mean(dim=0) for row in ids])
     np.testing.assert_allclose(vectors, F.normalize(means @ head.T, dim=1).detach(), atol=1e-6)
-    run.model.set_compute("float32")
-    np.testing.assert_array_equal(vectors, run.model.encode(texts))
+    opened = run.model  # anew whenever it is asked for
+    opened.set_compute("float32")
+    np.testing.assert_array_equal(vectors, opened.encode(texts))
     assert mmcl.load(tmp_path / "run", dtype="bfloat16").encode(texts) == pytest.approx(vectors, abs=0.02)
     again = config | {"model": {"name": str(tmp_path / "run"), "text": {"max_tokens": 5, "head": {"dropout": 0.1}}}}
     assert build_method(load_config(again), tmp_path / "next").encoder.text().processor.max_tokens == 5
