@@ -54,7 +54,8 @@ def test_a_snippet_runs_from_its_first_import_to_its_last_line(code, folder, mon
 @pytest.mark.parametrize("text", blocks("yaml"), ids=lambda text: text.split("\n")[0].split("#")[0].strip())
 def test_a_config_is_valid(text):
     values = yaml.safe_load(text)
-    load_config({"data": {"train": {"source": "pairs.csv"}}, "model": {"image": {}, "text": {}}} | values)
+    config = load_config({"data": {"train": {"source": "pairs.csv"}}, "model": {"image": {}, "text": {}}} | values)
+    assert set(values) <= config.model_fields_set
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

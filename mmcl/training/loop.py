@@ -23,7 +23,6 @@ from mmcl.data.batches.table import Table
 from mmcl.evaluation.evaluator import Evaluator, Setup, open_evaluator
 from mmcl.formats.folder import save
 from mmcl.methods import Method, Step
-from mmcl.methods.checks import check_metrics
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.errors import MmclError
@@ -42,6 +41,7 @@ from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optimization.auto_micro_batch import find_micro_batch
 from mmcl.training.optimization.average import WeightAverage
 from mmcl.training.optimization.batch_norm import prepare_batch_norm
+from mmcl.training.optimization.check_method import check_metrics
 from mmcl.training.optimization.not_finite import require_finite_weights
 from mmcl.training.optimization.optim import build_optimizer, freeze_groups, learning_rate
 from mmcl.training.optimization.step import StepResult, TrainStep, parallel_method

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.methods import Loss, Method, Outputs, Step
-from mmcl.methods.checks import check_embeddings, check_loss, missing_views_named
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.models.blocks import blocks
@@ -27,6 +26,7 @@ from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError, NotFiniteError
 from mmcl.training.optimization.average import WeightAverage
+from mmcl.training.optimization.check_method import check_embeddings, check_loss, missing_views_named
 from mmcl.training.optimization.gradient_cache import backward
 from mmcl.training.optimization.micro_batch import micro_batches
 from mmcl.training.optimization.optim import without_gradient
