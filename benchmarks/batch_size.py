@@ -44,7 +44,7 @@ from mmcl.evaluation import compare, compare_sts, open_sts, sts
 from mmcl.evaluation.compare import Comparison
 from mmcl.evaluation.tasks.rows import retrieval_of_rows
 from mmcl.methods import Rows
-from mmcl.methods.clip import Clip
+from mmcl.methods.image_text.clip import Clip
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -25,14 +25,14 @@ METHODS: Registry[Any] = Registry(
     "mmcl.methods",
     "method",
     {
-        "clip": "mmcl.methods.clip:Clip",
-        "siglip": "mmcl.methods.siglip:Siglip",
-        "simcse": "mmcl.methods.simcse:Simcse",
-        "scored_pairs": "mmcl.methods.scored_pairs:ScoredPairs",
-        "simclr": "mmcl.methods.simclr:Simclr",
-        "byol": "mmcl.methods.byol:Byol",
-        "swav": "mmcl.methods.swav:Swav",
-        "barlow_twins": "mmcl.methods.barlow_twins:BarlowTwins",
+        "clip": "mmcl.methods.image_text.clip:Clip",
+        "siglip": "mmcl.methods.image_text.siglip:Siglip",
+        "simcse": "mmcl.methods.text.simcse:Simcse",
+        "scored_pairs": "mmcl.methods.text.scored_pairs:ScoredPairs",
+        "simclr": "mmcl.methods.image.simclr:Simclr",
+        "byol": "mmcl.methods.image.byol:Byol",
+        "swav": "mmcl.methods.image.swav:Swav",
+        "barlow_twins": "mmcl.methods.image.barlow_twins:BarlowTwins",
     },
 )
 """Methods by name. Another package adds its own by the entry-point group ``mmcl.methods``."""

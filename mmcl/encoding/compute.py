@@ -18,7 +18,7 @@ from mmcl.encoding.text_compute import TextCompute
 from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, embed_chunks
 from mmcl.encoding.workers import embed_in_workers
 from mmcl.formats.open import open_model
-from mmcl.losses.similarity import unit_length
+from mmcl.losses.logits.similarity import unit_length
 from mmcl.models.embedder import Embedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork

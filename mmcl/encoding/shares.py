@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcl.data.batches.columns import FEATURES_A_BATCH
-from mmcl.losses.similarity import unit_length
+from mmcl.losses.logits.similarity import unit_length
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mmcl.losses.blockwise.blocks import BlockIterator
 from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, make_plan
-from mmcl.losses.candidates import EmbeddingSet, Ids, candidates, dense_logits, exclusion_mask
-from mmcl.losses.similarity import Similarity
+from mmcl.losses.logits.candidates import EmbeddingSet, Ids, candidates, dense_logits, exclusion_mask
+from mmcl.losses.logits.similarity import Similarity
 
 
 @torch.no_grad()

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.candidates import Ids, candidates, dense_logits
-from mmcl.losses.checks import scalar
-from mmcl.losses.negatives import Negatives
+from mmcl.losses.logits.candidates import Ids, candidates, dense_logits
+from mmcl.losses.logits.checks import scalar
+from mmcl.losses.logits.negatives import Negatives
 
 
 def debiased_info_nce(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.checks import check_pairs, check_temperature, scalar
-from mmcl.losses.similarity import prepare, similarities
+from mmcl.losses.logits.checks import check_pairs, check_temperature, scalar
+from mmcl.losses.logits.similarity import prepare, similarities
 
 
 def distillation(

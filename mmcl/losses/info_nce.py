@@ -8,10 +8,10 @@ from torch import Tensor
 
 from mmcl.losses.blockwise.log_sum_exp import Statistics, log_sum_exp, positive_logits
 from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, all_bfloat16, as_scale, make_plan
-from mmcl.losses.candidates import Candidates, Ids, candidates, dense_logits
-from mmcl.losses.checks import check_temperature
-from mmcl.losses.negatives import Guide, Negatives
-from mmcl.losses.similarity import Similarity
+from mmcl.losses.logits.candidates import Candidates, Ids, candidates, dense_logits
+from mmcl.losses.logits.checks import check_temperature
+from mmcl.losses.logits.negatives import Guide, Negatives
+from mmcl.losses.logits.similarity import Similarity
 
 
 def info_nce(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mmcl.losses.blockwise.plan import DEFAULT, Blockwise
-from mmcl.losses.checks import check_pairs
 from mmcl.losses.info_nce import info_nce
+from mmcl.losses.logits.checks import check_pairs
 from mmcl.runtime.distributed import rank, world_size
 
 

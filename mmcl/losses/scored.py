@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses.checks import check_pairs, check_temperature, scalar
-from mmcl.losses.similarity import prepare
+from mmcl.losses.logits.checks import check_pairs, check_temperature, scalar
+from mmcl.losses.logits.similarity import prepare
 
 
 def cosent(query: Tensor, key: Tensor, score: Tensor, temperature: float | Tensor = 0.05) -> Tensor:

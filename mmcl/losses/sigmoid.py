@@ -9,9 +9,9 @@ from torch import Tensor
 from mmcl.losses.blockwise.log_sum_exp import positive_logits
 from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, all_bfloat16, as_number, as_scale, make_plan
 from mmcl.losses.blockwise.softplus_sum import softplus_sum
-from mmcl.losses.candidates import Candidates, candidates, duplicate_mask
-from mmcl.losses.checks import check_number, check_pairs, check_temperature, scalar
-from mmcl.losses.similarity import Similarity, similarities
+from mmcl.losses.logits.candidates import Candidates, candidates, duplicate_mask
+from mmcl.losses.logits.checks import check_number, check_pairs, check_temperature, scalar
+from mmcl.losses.logits.similarity import Similarity, similarities
 
 
 def sigmoid(

@@ -31,7 +31,7 @@ from mmcl.encoding.corpora.stored import (
     write_description,
     write_table,
 )
-from mmcl.losses.similarity import Similarity
+from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval import specs
 from mmcl.retrieval.index import VectorShards
 from mmcl.retrieval.inputs import as_shards, float32_array, prepared

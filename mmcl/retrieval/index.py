@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from mmcl.losses.similarity import Similarity
+from mmcl.losses.logits.similarity import Similarity
 
 
 class VectorIndex(Protocol):

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from mmcl.losses.similarity import Similarity, unit_rows
+from mmcl.losses.logits.similarity import Similarity, unit_rows
 from mmcl.retrieval.index import VectorShards
 from mmcl.runtime.errors import MmclError
 

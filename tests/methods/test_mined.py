@@ -11,9 +11,9 @@ import torch
 from mmcl.data.batches.batch import MINED
 from mmcl.encoding import Encoder
 from mmcl.methods import Clip, Context, Siglip, Simcse, Step
-from mmcl.methods.clip import ClipConfig
-from mmcl.methods.siglip import SiglipConfig
-from mmcl.methods.simcse import SimcseConfig
+from mmcl.methods.image_text.clip import ClipConfig
+from mmcl.methods.image_text.siglip import SiglipConfig
+from mmcl.methods.text.simcse import SimcseConfig
 from mmcl.runtime.errors import MmclError
 
 PAIR = {"anchor": "text", "positive": "text"}

@@ -28,10 +28,10 @@ from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.methods import Context, Method, Step, clip, paired, scored_pairs, siglip, simcse
-from mmcl.methods.clip import ClipConfig
-from mmcl.methods.scored_pairs import ScoredPairsConfig
-from mmcl.methods.siglip import SiglipConfig
-from mmcl.methods.simcse import SimcseConfig
+from mmcl.methods.image_text.clip import ClipConfig
+from mmcl.methods.image_text.siglip import SiglipConfig
+from mmcl.methods.text.scored_pairs import ScoredPairsConfig
+from mmcl.methods.text.simcse import SimcseConfig
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.text.embedder import TextEmbedder

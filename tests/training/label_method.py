@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 
 from mmcl.config.methods import MethodConfig
-from mmcl.losses.similarity import unit_length
+from mmcl.losses.logits.similarity import unit_length
 from mmcl.methods.base import Loss, refuse_unknown_roles
-from mmcl.methods.image_only import ImageOnly
+from mmcl.methods.image.image_only import ImageOnly
 
 
 class LabelledConfig(MethodConfig):

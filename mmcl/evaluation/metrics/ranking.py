@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmcl.losses.similarity import Similarity, unit_length
+from mmcl.losses.logits.similarity import Similarity, unit_length
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mmcl.evaluation.inputs import matrix, owners, same_width
 from mmcl.evaluation.metrics.ranking import Vectors
-from mmcl.losses.similarity import unit_length
+from mmcl.losses.logits.similarity import unit_length
 from mmcl.runtime.errors import MmclError
 
 _ROWS = 4096  # of a block

@@ -15,7 +15,7 @@ from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics import ranks as measures
 from mmcl.evaluation.metrics.display import RANKING, Display
 from mmcl.evaluation.metrics.ranking import MISSING, Judgements, Vectors, relevant_ranks
-from mmcl.losses.similarity import Similarity
+from mmcl.losses.logits.similarity import Similarity
 from mmcl.runtime.errors import MmclError, nearest
 
 SelfMatches: TypeAlias = Literal["keep", "drop"]

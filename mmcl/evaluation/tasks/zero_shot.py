@@ -16,7 +16,7 @@ from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics.ranking import Judgements, Vectors, relevant_ranks
 from mmcl.evaluation.tasks.templates import fill, resolve
 from mmcl.evaluation.texts import Encodes
-from mmcl.losses.similarity import unit_rows
+from mmcl.losses.logits.similarity import unit_rows
 from mmcl.runtime.errors import MmclError
 
 _SENTENCES = 8192  # embedded at once

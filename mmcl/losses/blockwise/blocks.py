@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from mmcl.losses.blockwise.plan import BlockPlan
-from mmcl.losses.candidates import EmbeddingSet
-from mmcl.losses.similarity import similarities
+from mmcl.losses.logits.candidates import EmbeddingSet
+from mmcl.losses.logits.similarity import similarities
 from mmcl.runtime.device import widest
 
 

@@ -17,8 +17,8 @@ from mmcl.losses.blockwise import triton_blocks
 from mmcl.losses.blockwise.blocks import BlockIterator, no_double_backward, softmax_factors
 from mmcl.losses.blockwise.plan import BlockPlan, ColumnLayout
 from mmcl.losses.blockwise.task import BlockTask, kernel_logits
-from mmcl.losses.candidates import EmbeddingSet, exclusion_mask
-from mmcl.losses.similarity import similarities
+from mmcl.losses.logits.candidates import EmbeddingSet, exclusion_mask
+from mmcl.losses.logits.similarity import similarities
 from mmcl.runtime.device import widest
 
 EMPTY = -1e30  # the log-sum-exp of nothing; finite, since the gradient of -∞ would be ∞ - ∞

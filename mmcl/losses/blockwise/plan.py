@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mmcl.losses.blockwise.exchange import Combine, LocalExchange, make_exchange
-from mmcl.losses.candidates import Candidates, EmbeddingSet
-from mmcl.losses.similarity import Similarity
+from mmcl.losses.logits.candidates import Candidates, EmbeddingSet
+from mmcl.losses.logits.similarity import Similarity
 from mmcl.runtime.device import multiplies_bfloat16
 
 TILE = 1024  # rows and columns; in float32 a tile and its factors fit into the last cache of a CPU

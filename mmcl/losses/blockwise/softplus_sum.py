@@ -12,7 +12,7 @@ from mmcl.losses.blockwise import triton_blocks
 from mmcl.losses.blockwise.blocks import BlockIterator, no_double_backward
 from mmcl.losses.blockwise.plan import BlockPlan
 from mmcl.losses.blockwise.task import BlockTask, kernel_logits
-from mmcl.losses.candidates import EmbeddingSet, exclusion_mask
+from mmcl.losses.logits.candidates import EmbeddingSet, exclusion_mask
 from mmcl.runtime.device import widest
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmcl.losses.blockwise import triton_blocks
 from mmcl.losses.blockwise.blocks import BlockIterator
 from mmcl.losses.blockwise.plan import BlockPlan, ColumnLayout
-from mmcl.losses.candidates import EmbeddingSet
+from mmcl.losses.logits.candidates import EmbeddingSet
 
 
 class BlockTask(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 
 from mmcl.losses import Negatives, batch_accuracy, info_nce
 from mmcl.methods import Clip, Context, Outputs
-from mmcl.methods.clip import ClipConfig
+from mmcl.methods.image_text.clip import ClipConfig
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig
 

@@ -9,7 +9,7 @@ import torch
 from mmcl.data.identity import mix
 from mmcl.methods import Context, Simcse, Step
 from mmcl.methods.parts.masked_language import MaskedLanguage, MlmConfig
-from mmcl.methods.simcse import SimcseConfig
+from mmcl.methods.text.simcse import SimcseConfig
 from mmcl.runtime.errors import MmclError
 
 SENTENCES = ["two dogs", "the old cat sleeps in a house", "a bird sings", "a red bird sings on a tree", "the cat runs"]

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from mmcl.config.load import load_config
 from mmcl.losses import Negatives, info_nce
-from mmcl.methods.clip import ClipConfig
+from mmcl.methods.image_text.clip import ClipConfig
 from mmcl.methods.parts.queue import MemoryQueue, QueueConfig
-from mmcl.methods.simcse import SimcseConfig
+from mmcl.methods.text.simcse import SimcseConfig
 from mmcl.runtime.errors import MmclError
 
 
@@ -54,7 +54,7 @@ def test_a_queue_holds_and_gives_what_lightly_s_memory_bank_does():
         batch = torch.randn(4, 5)
         theirs(batch, update=True)
         ours.push({"a": batch, "ids": torch.zeros(4, 1, dtype=torch.long)})
-    assert torch.equal(ours.former()["a"], theirs.bank)
+    assert torch.equal(ours.contents()["a"], theirs.bank)
 
 
 def test_a_queue_with_info_nce_is_moco_s_loss_as_lightly_computes_it():

@@ -13,7 +13,7 @@ from mmcl.methods import Context, Simcse
 from mmcl.methods.paired import key_of, view_of
 from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
-from mmcl.methods.simcse import SimcseConfig
+from mmcl.methods.text.simcse import SimcseConfig
 
 from .former_keys import STEP, exactly, learn, one_way
 

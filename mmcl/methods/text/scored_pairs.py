@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mmcl.config import schema
 from mmcl.losses import cosent, cosine_mse
-from mmcl.losses.similarity import unit_length
+from mmcl.losses.logits.similarity import unit_length
 from mmcl.methods.base import refuse_unknown_roles
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.paired import Compared, view_of
-from mmcl.methods.text_pairs import PAIR, TextPairs, TextPairsConfig
+from mmcl.methods.text.text_pairs import PAIR, TextPairs, TextPairsConfig
 from mmcl.runtime.errors import MmclError
 
 

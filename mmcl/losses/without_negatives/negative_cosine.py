@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.checks import check_pairs
-from mmcl.losses.similarity import prepare
+from mmcl.losses.logits.checks import check_pairs
+from mmcl.losses.logits.similarity import prepare
 
 
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from mmcl.config.section import Positive, Range
 from mmcl.data.batches.views import Augment, View
 from mmcl.losses import sinkhorn, swapped_prediction
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image_only import ImageOnly, by_view, require_readable
+from mmcl.methods.image.image_only import ImageOnly, by_view, require_readable
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.parts.queue import MemoryQueue, require_start

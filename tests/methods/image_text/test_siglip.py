@@ -10,8 +10,8 @@ import torch
 
 from mmcl.losses import sigmoid
 from mmcl.methods import Context, Outputs, Rows, Siglip, Step
+from mmcl.methods.image_text.siglip import SiglipConfig
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
-from mmcl.methods.siglip import SiglipConfig
 
 STEP = Step(0, 1)
 

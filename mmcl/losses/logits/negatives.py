@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmcl.losses.checks import check_pairs
+from mmcl.losses.logits.checks import check_pairs
 
 
 @dataclass(frozen=True)

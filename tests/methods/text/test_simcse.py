@@ -20,7 +20,7 @@ from mmcl.losses import Guide, Negatives, debiased_info_nce, distillation, info_
 from mmcl.methods import Context, Simcse, Step
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
-from mmcl.methods.simcse import SimcseConfig
+from mmcl.methods.text.simcse import SimcseConfig
 from mmcl.models.heads import Head
 from mmcl.models.text.dropout import Dropout
 from mmcl.models.text.embedder import TextEmbedder

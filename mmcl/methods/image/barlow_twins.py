@@ -10,7 +10,7 @@ from pydantic import Field
 from mmcl.config.methods import MethodConfig
 from mmcl.losses import barlow_twins, cross_correlation
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image_only import ImageOnly, both_views
+from mmcl.methods.image.image_only import ImageOnly, both_views
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.step import Step

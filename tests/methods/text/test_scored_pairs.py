@@ -14,7 +14,7 @@ from mmcl.config.schema import Config
 from mmcl.methods import Context, ScoredPairs, Simcse, Step
 from mmcl.methods.parts.masked_language import MlmConfig
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
-from mmcl.methods.scored_pairs import ScoredPairsConfig
+from mmcl.methods.text.scored_pairs import ScoredPairsConfig
 from mmcl.runtime.errors import MmclError
 
 ROWS = {

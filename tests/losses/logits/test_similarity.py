@@ -10,7 +10,7 @@ import mmcl
 from mmcl.encoding.compute import finished
 from mmcl.encoding.inputs import Options
 from mmcl.evaluation.tasks.sts import _compare
-from mmcl.losses.similarity import unit_length, unit_rows
+from mmcl.losses.logits.similarity import unit_length, unit_rows
 
 SCALES = [1e37, 1e20, 1.0, 1e-25, 1e-37]
 VECTORS = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmcl.losses.checks import check_ids, check_pairs, check_temperature, scalar
-from mmcl.losses.negatives import Guide, Negatives
-from mmcl.losses.similarity import Similarity, prepare, similarities
+from mmcl.losses.logits.checks import check_ids, check_pairs, check_temperature, scalar
+from mmcl.losses.logits.negatives import Guide, Negatives
+from mmcl.losses.logits.similarity import Similarity, prepare, similarities
 
 Ids = Tensor | tuple[Tensor, Tensor]
 """Identities of rows; or those of queries and those of keys, where the two differ."""

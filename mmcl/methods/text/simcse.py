@@ -22,7 +22,7 @@ from mmcl.methods.outputs import Outputs
 from mmcl.methods.paired import Compared, NegativeGroup, as_negatives, joined, view_of
 from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
-from mmcl.methods.text_pairs import PAIR, TextPairs, TextPairsConfig
+from mmcl.methods.text.text_pairs import PAIR, TextPairs, TextPairsConfig
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 

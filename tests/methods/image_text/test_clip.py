@@ -16,7 +16,7 @@ from mmcl.data.batches.batch import MINED
 from mmcl.data.batches.views import Extra
 from mmcl.losses import Negatives, distillation, info_nce
 from mmcl.methods import Clip, Context, Step
-from mmcl.methods.clip import ClipConfig
+from mmcl.methods.image_text.clip import ClipConfig
 from mmcl.methods.paired import key_of
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig

@@ -14,7 +14,7 @@ from mmcl.data.batches.batch import MINED, Inputs
 from mmcl.data.batches.views import Extra
 from mmcl.losses import Blockwise, info_nce
 from mmcl.methods.base import Context
-from mmcl.methods.image_text import ImageText
+from mmcl.methods.image_text.image_text import ImageText
 from mmcl.methods.paired import Compared, NegativeGroup, as_negatives
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig

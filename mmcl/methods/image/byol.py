@@ -13,7 +13,7 @@ from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import Inputs
 from mmcl.losses import negative_cosine
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image_only import ImageOnly, by_view
+from mmcl.methods.image.image_only import ImageOnly, by_view
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.parts.momentum import MomentumCopy

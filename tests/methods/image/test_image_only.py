@@ -17,11 +17,11 @@ from mmcl.data.batches.batch import Batch
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.losses import barlow_twins, nt_xent, sinkhorn, swapped_prediction
 from mmcl.methods import Context, Step
-from mmcl.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
-from mmcl.methods.byol import Byol, ByolConfig
-from mmcl.methods.image_only import by_view
-from mmcl.methods.simclr import Simclr, SimclrConfig
-from mmcl.methods.swav import Swav, SwavConfig
+from mmcl.methods.image.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from mmcl.methods.image.byol import Byol, ByolConfig
+from mmcl.methods.image.image_only import by_view
+from mmcl.methods.image.simclr import Simclr, SimclrConfig
+from mmcl.methods.image.swav import Swav, SwavConfig
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.towers import Towers

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.checks import check_pairs
-from mmcl.losses.similarity import prepare
+from mmcl.losses.logits.checks import check_pairs
+from mmcl.losses.logits.similarity import prepare
 
 
 def barlow_twins(view_a: Tensor, view_b: Tensor, redundancy_weight: float = 0.0051, *, epsilon: float = 1e-5) -> Tensor:

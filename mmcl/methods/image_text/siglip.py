@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmcl.config.methods import MethodConfig
 from mmcl.losses import Blockwise, sigmoid
 from mmcl.methods.base import Context
-from mmcl.methods.image_text import ImageText
+from mmcl.methods.image_text.image_text import ImageText
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.paired import Compared
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig

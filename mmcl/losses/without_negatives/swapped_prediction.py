@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcl.losses.checks import check_temperature, scalar
+from mmcl.losses.logits.checks import check_temperature, scalar
 
 
 def swapped_prediction(scores: Tensor, assignments: Tensor, temperature: float | Tensor = 0.1) -> Tensor:

@@ -1,0 +1,1 @@
+"""What losses with negatives share: similarities, candidates, and which of them are no negatives."""

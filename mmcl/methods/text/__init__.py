@@ -1,0 +1,1 @@
+"""Methods that learn from texts alone: a sentence twice, pairs, pairs with a score."""
