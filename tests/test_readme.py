@@ -58,7 +58,9 @@ def test_a_config_is_valid(text):
     assert set(values) <= config.model_fields_set
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_a_config_that_needs_data_of_ones_own_says_so_first(path):
     values = yaml.safe_load(path.read_text())
     judged = values.get("evaluation", {}).get("sources", {})

@@ -165,7 +165,7 @@ def test_every_key_is_described_for_editors():
 
 
 def test_the_ready_configs_are_valid():
-    ready = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    ready = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
     assert ready
     for path in ready:
         load_config(path)

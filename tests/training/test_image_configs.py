@@ -19,7 +19,7 @@ from mmcl.config.load import load_config, to_yaml
 
 from .processes import launch
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs" / "cifar10"
 CONVNEXT = ["model.dim=40", "model.image.args={patch_size: 2, depths: [1, 1, 1, 1], dims: [8, 16, 24, 40]}"]
 RESNET = ["model.dim=64", "model.image.args={stem_type: deep, channels: [8, 16, 32, 64]}", "method.freeze_prototypes=2"]
 NARROW = {"simclr": CONVNEXT, "byol": CONVNEXT, "swav": RESNET}
@@ -42,7 +42,7 @@ def write_config(name, path, *changes):
     length = [f"training.epochs={STEPS / 250}", "training.batch_size=16", "training.save_every=2"]
     usual = ["training.log_every=1", "training.precision=float32", "training.device=cpu"]
     changes = ["data.train={source: 'sample:shapes', split: train}", *NARROW[name], *length, *usual, *changes]
-    path.write_text(to_yaml(load_config(CONFIGS / f"{name}_cifar10.yaml", changes)))
+    path.write_text(to_yaml(load_config(CONFIGS / f"{name}.yaml", changes)))
     return path
 
 
