@@ -58,13 +58,15 @@ class ImageTowerConfig(TowerConfig):
     """The tower that embeds images."""
 
     name: str = "timm:resnet18"
-    """`timm:NAME` for any timm model, `open_clip:NAME` for the visual tower of any open_clip model,
+    """`timm:NAME` for any timm model, `cifar:resnet18` (10, 18, 34, 50, 101) for a ResNet with a 3×3 stem and without
+    max-pooling, for images of about 32 pixels, `open_clip:NAME` for the visual tower of any open_clip model,
     `transformers:NAME` (a hub name or folder) for any vision model of transformers: ViT, DINOv2, SigLIP, ..."""
     pretrained: str | bool = False
     """timm and transformers: whether to load the pretrained weights. open_clip: their tag, such as
     `laion2b_s34b_b79k`, or a checkpoint file."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """More arguments of timm's `create_model`; of open_clip, settings of its `vision_cfg`."""
+    """More arguments of timm's `create_model`; of open_clip, settings of its `vision_cfg`; of `cifar:`, those of timm's
+    `ResNet` and `width`, the channels of the first stage, 64 by default."""
     patch_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the patches that a vision transformer does not see in training (FLIP, arXiv:2212.00794)."""
 

@@ -1,5 +1,5 @@
-"""Image towers and the processors of their images: by name (``timm:…``, ``open_clip:…``, ``transformers:…``), and as a
-model folder describes them."""
+"""Image towers and the processors of their images: by name (``timm:…``, ``cifar:…``, ``open_clip:…``,
+``transformers:…``), and as a model folder describes them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from mmcl.formats.tensor_files import require_finite
 from mmcl.formats.transformers.image_processors import colours, read_processor
 from mmcl.formats.transformers.nets import opening, read_config, rebuild
 from mmcl.models.activations import checkpoint_activations, drop_patches
+from mmcl.models.image.small_resnet import DEPTHS, small_resnet
 from mmcl.models.image.tower import ImageTower
 from mmcl.runtime.errors import MmclError, first_line, nearest
 from mmcl.runtime.registry import Registry
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 IMAGE_TOWERS: Registry[Callable[[str, ImageTowerConfig, int], tuple[nn.Module, dict[str, Any]]]] = Registry(
     "mmcl.image_towers",
     "image tower",
     {
         "timm": "mmcl.formats.image_towers:timm_net",
+        "cifar": "mmcl.formats.image_towers:cifar_net",
         "open_clip": "mmcl.formats.image_towers:open_clip_net",
         "transformers": "mmcl.formats.image_towers:transformers_net",
     },
@@ -93,7 +97,7 @@ def rebuild_net(spec: Mapping[str, Any]) -> Any:
         return net
     if spec.get("library") == "transformers":
         return rebuild(spec["config"], spec["architecture"])
-    settings = ImageTowerConfig(name=spec["name"], args=spec["args"])  # timm; and open_clip as format 1 wrote it
+    settings = ImageTowerConfig(name=spec["name"], args=spec["args"])  # timm, cifar; open_clip as format 1 wrote it
     return create_net(settings, spec["size"])[0]
 
 
@@ -119,6 +123,20 @@ def timm_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict
     pretrained = getattr(net, "pretrained_cfg", None) or {}
     mean, std = (list(pretrained.get(name, (0.5,) * 3)) for name in ("mean", "std"))
     return net, {"name": config.name, "args": config.args, "mean": mean, "std": std}
+
+
+def cifar_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
+    """A ResNet for small images, such as `cifar:resnet18`, see :func:`mmcl.models.image.small_resnet.small_resnet`."""
+    where = f"image tower 'cifar:{model}'"
+    if model not in DEPTHS:
+        raise MmclError(f"{where}: there is no such ResNet for small images; {nearest(model, DEPTHS)}")
+    if config.pretrained:
+        raise MmclError(f"{where}: there are no pretrained weights of it; set model.image.pretrained to false")
+    try:
+        net = small_resnet(model, **config.args)
+    except Exception as error:  # whatever timm's constructor meets
+        raise MmclError(f"{where}: model.image.args does not fit it: {first_line(error)}") from None
+    return net, {"name": config.name, "args": config.args, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def open_clip_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict[str, Any]]:
