@@ -34,8 +34,8 @@ from mmcl.config.load import load_config
 from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
 from mmcl.evaluation import retrieval_pairs
+from mmcl.evaluation.tasks.classification.zero_shot import Encodes
 from mmcl.evaluation.tasks.rows import zero_shot_of_rows
-from mmcl.evaluation.tasks.zero_shot import Encodes
 from mmcl.runtime.device import DTYPES, resolve_precision
 
 ROOT = Path(__file__).resolve().parents[1]

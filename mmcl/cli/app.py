@@ -11,8 +11,9 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from mmcl.cli import config, data, encode, evaluate, index, models, quickstart, tokenizer, train
+from mmcl.cli import config, data, encode, index, models, quickstart, tokenizer, train
 from mmcl.cli.ends import end, prepare_streams
+from mmcl.cli.evaluate import app as evaluate
 from mmcl.cli.output import say
 from mmcl.runtime.errors import nearest
 from mmcl.runtime.printable import fitted, printable

@@ -42,6 +42,8 @@ Tower = Annotated[
     str | None, typer.Option(help="The tower to judge, if the model has several of a kind.", show_default=False)
 ]
 
+Against = Annotated[str | None, typer.Option(help="Another model: is it better, by a paired test?", show_default=False)]
+
 # The rows.
 Source = Annotated[str, typer.Argument(help="Rows: a file, folder or name.", show_default=False)]
 Split = Annotated[str | None, typer.Option(help="The part of the source to read.")]

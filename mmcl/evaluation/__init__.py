@@ -8,6 +8,10 @@ from mmcl.evaluation.compare import compare as compare
 from mmcl.evaluation.compare_sts import compare_sts as compare_sts
 from mmcl.evaluation.metrics.ranking import Judgements as Judgements
 from mmcl.evaluation.metrics.ranking import relevant_ranks as relevant_ranks
+from mmcl.evaluation.tasks.classification.templates import TEMPLATES as TEMPLATES
+from mmcl.evaluation.tasks.classification.zero_shot import ZeroShotScores as ZeroShotScores
+from mmcl.evaluation.tasks.classification.zero_shot import classifier as classifier
+from mmcl.evaluation.tasks.classification.zero_shot import zero_shot as zero_shot
 from mmcl.evaluation.tasks.diagnostics import Diagnostics as Diagnostics
 from mmcl.evaluation.tasks.diagnostics import diagnose as diagnose
 from mmcl.evaluation.tasks.diagnostics import diagnose_pairs as diagnose_pairs
@@ -17,12 +21,8 @@ from mmcl.evaluation.tasks.retrieval import retrieval_pairs as retrieval_pairs
 from mmcl.evaluation.tasks.sentence_pairs import open_sts as open_sts
 from mmcl.evaluation.tasks.sts import StsScores as StsScores
 from mmcl.evaluation.tasks.sts import sts as sts
-from mmcl.evaluation.tasks.templates import TEMPLATES as TEMPLATES
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval as beir_retrieval
 from mmcl.evaluation.tasks.text_retrieval import retrieval_of_texts as retrieval_of_texts
-from mmcl.evaluation.tasks.zero_shot import ZeroShotScores as ZeroShotScores
-from mmcl.evaluation.tasks.zero_shot import classifier as classifier
-from mmcl.evaluation.tasks.zero_shot import zero_shot as zero_shot
 
 
 def __getattr__(name: str) -> Any:

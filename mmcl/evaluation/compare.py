@@ -25,9 +25,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
+from mmcl.evaluation.tasks.classification.zero_shot import ZeroShotScores
 from mmcl.evaluation.tasks.retrieval import WITHOUT_OWN, Scores
 from mmcl.evaluation.tasks.text_retrieval import HEADLINES
-from mmcl.evaluation.tasks.zero_shot import ZeroShotScores
 from mmcl.runtime.errors import MmclError, nearest
 
 Judged: TypeAlias = Scores | ZeroShotScores

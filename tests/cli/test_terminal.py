@@ -16,8 +16,8 @@ import pytest
 
 import mmcl.cli
 from mmcl.cli.app import main
+from mmcl.cli.evaluate.scores import print_comparison
 from mmcl.cli.output import print_table, say
-from mmcl.cli.scores import print_comparison
 from mmcl.evaluation.compare import Comparison, Difference
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.printable import fitted

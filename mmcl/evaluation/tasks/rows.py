@@ -19,11 +19,11 @@ from mmcl.data.images import ImageError, ImageInput, PreparedImage, decode, usab
 from mmcl.data.rows import ColumnError, Rows
 from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.evaluation.inputs import cutoffs
-from mmcl.evaluation.tasks.classes import class_names, class_numbers
+from mmcl.evaluation.tasks.classification.classes import class_names, class_numbers
+from mmcl.evaluation.tasks.classification.templates import resolve
+from mmcl.evaluation.tasks.classification.zero_shot import ZeroShotScores, classifier, zero_shot
 from mmcl.evaluation.tasks.diagnostics import Diagnostics, diagnose
 from mmcl.evaluation.tasks.retrieval import Scores, retrieval_pairs
-from mmcl.evaluation.tasks.templates import resolve
-from mmcl.evaluation.tasks.zero_shot import ZeroShotScores, classifier, zero_shot
 from mmcl.evaluation.texts import Encodes, embed_texts, text_identities
 from mmcl.evaluation.trained_on import warn_of_training_rows
 from mmcl.runtime.errors import MmclError
@@ -151,9 +151,9 @@ def zero_shot_of_rows(
         encoder: embeds images and sentences.
         rows: the table.
         label, image: its columns.
-        templates: what class names are put into, see ``mmcl.evaluation.tasks.templates.resolve``.
+        templates: what class names are put into, see ``mmcl.evaluation.tasks.classification.templates.resolve``.
         classes: the names of all classes, whose places are the class numbers: "imagenet", a file with a name a line, or
-            a list; see ``mmcl.evaluation.tasks.classes.class_names``. By default the distinct labels in
+            a list; see ``mmcl.evaluation.tasks.classification.classes.class_names``. By default the distinct labels in
             alphabetical order.
         ks: cut-offs of top@k.
         bootstrap: resamples for the intervals.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmcl.evaluation.tasks.classes import class_names, class_numbers
+from mmcl.evaluation.tasks.classification.classes import class_names, class_numbers
 from mmcl.runtime.errors import MmclError
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mmcl.cli.evaluate.scores import print_comparison, print_what_counts
 from mmcl.cli.options import (
     AllowPipe,
     Backend,
@@ -28,7 +29,6 @@ from mmcl.cli.options import (
     names_columns,
 )
 from mmcl.cli.output import JsonPath, write_json
-from mmcl.cli.scores import print_comparison, print_what_counts
 from mmcl.runtime.errors import MmclError
 
 Captions = Annotated[

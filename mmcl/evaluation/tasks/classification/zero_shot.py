@@ -14,7 +14,7 @@ import torch
 from mmcl.evaluation.inputs import cutoffs, matrix, same_width
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics.ranking import Judgements, Vectors, relevant_ranks
-from mmcl.evaluation.tasks.templates import fill, resolve
+from mmcl.evaluation.tasks.classification.templates import fill, resolve
 from mmcl.evaluation.texts import Encodes
 from mmcl.losses.logits.similarity import unit_rows
 from mmcl.runtime.errors import MmclError
@@ -107,7 +107,7 @@ def classifier(
         encoder: anything with ``encode(texts) -> (N, D)``.
         names: C class names.
         templates: sentences with ``{}`` or ``{name}`` where the name goes, names of sets of them such as ``openai``,
-            or files; see ``mmcl.evaluation.tasks.templates.resolve``.
+            or files; see ``mmcl.evaluation.tasks.classification.templates.resolve``.
 
     Returns:
         (C, D) float32.

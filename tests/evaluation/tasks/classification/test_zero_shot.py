@@ -28,7 +28,7 @@ def test_classifier_is_the_normalised_mean_of_normalised_templates(monkeypatch: 
         mean = sum(vector / np.sqrt((vector**2).sum()) for vector in vectors)
         expected.append(mean / np.sqrt((mean**2).sum()))
     np.testing.assert_allclose(classifier(HashEncoder(), names, templates), expected, atol=1e-6)
-    monkeypatch.setattr(importlib.import_module("mmcl.evaluation.tasks.zero_shot"), "_SENTENCES", 4)
+    monkeypatch.setattr(importlib.import_module("mmcl.evaluation.tasks.classification.zero_shot"), "_SENTENCES", 4)
     np.testing.assert_allclose(classifier(HashEncoder(), names, templates), expected, atol=1e-6)
 
 
@@ -118,7 +118,7 @@ def test_the_classifier_is_open_clips(open_clip_model, monkeypatch, ours: str, t
     templates = getattr(zero_shot_metadata, theirs) if theirs else [ours]
     names = [*IMAGENET_CLASSNAMES[:6], "missile", "tench", "missile"]  # some stand for two classes
     expected = build_zero_shot_classifier(model, tokenizer, names, templates, num_classes_per_batch=4)
-    monkeypatch.setattr(importlib.import_module("mmcl.evaluation.tasks.zero_shot"), "_SENTENCES", 200)
+    monkeypatch.setattr(importlib.import_module("mmcl.evaluation.tasks.classification.zero_shot"), "_SENTENCES", 200)
     vectors = classifier(texts, names, ours)
     np.testing.assert_allclose(vectors, expected.numpy().T, atol=1e-5)
     assert np.array_equal(vectors[6], vectors[8])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcl.evaluation.tasks.templates import read_lines
+from mmcl.evaluation.tasks.classification.templates import read_lines
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import existing_file
 from mmcl.runtime.printable import shortened

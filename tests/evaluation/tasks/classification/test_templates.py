@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmcl.evaluation.tasks.templates import TEMPLATES, fill, resolve
+from mmcl.evaluation.tasks.classification.templates import TEMPLATES, fill, resolve
 from mmcl.runtime.errors import MmclError
 
 

@@ -1,0 +1,1 @@
+"""mmcl eval: a file a kind of judging."""

@@ -1,0 +1,32 @@
+"""The option that keeps the values of single queries, and the JSON that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmcl.runtime.errors import MmclError
+
+if TYPE_CHECKING:
+    from mmcl.evaluation import Scores, ZeroShotScores
+
+PerQuery = Annotated[
+    bool, typer.Option("--per-query", help="Keep every query's values in the --json file, for mmcl eval compare.")
+]
+
+
+def check_per_query(per_query: bool, json: Path | None) -> None:
+    if per_query and json is None:
+        raise MmclError("--per-query needs --json FILE to write the values to")
+
+
+def for_json(scores: Mapping[str, Scores | ZeroShotScores], per_query: bool) -> dict[str, Any]:
+    from mmcl.evaluation.compare import Queries
+
+    return {
+        name: {**judged.to_dict(), **({"per_query": Queries.of(judged).to_dict()} if per_query else {})}
+        for name, judged in scores.items()
+    }
