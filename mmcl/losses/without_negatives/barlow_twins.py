@@ -9,7 +9,7 @@ from mmcl.losses.logits.checks import check_pairs
 from mmcl.losses.logits.similarity import prepare
 
 
-def barlow_twins(view_a: Tensor, view_b: Tensor, redundancy_weight: float = 0.0051, *, epsilon: float = 1e-5) -> Tensor:
+def barlow_twins(a: Tensor, b: Tensor, redundancy_weight: float = 5e-3, *, epsilon: float = 1e-5) -> Tensor:
     r"""Distance of the cross-correlation of two views from the identity (Barlow Twins, Zbontar et al. 2021,
     arXiv:2103.03230, eq. 1).
 
@@ -21,9 +21,9 @@ def barlow_twins(view_a: Tensor, view_b: Tensor, redundancy_weight: float = 0.00
     the embeddings of the global batch, gathered.
 
     Args:
-        view_a: (N, D) projections of one view.
-        view_b: (N, D) projections of the other; row i belongs to row i of ``view_a``.
-        redundancy_weight: λ ≥ 0, of the elements off the diagonal.
+        a: (N, D) projections of one view.
+        b: (N, D) projections of the other; row i belongs to row i of ``a``.
+        redundancy_weight: λ ≥ 0, of the elements off the diagonal; 5e-3 in the paper, 0.0051 in the authors' code.
         epsilon: see :func:`cross_correlation`.
 
     Returns:
@@ -34,19 +34,19 @@ def barlow_twins(view_a: Tensor, view_b: Tensor, redundancy_weight: float = 0.00
 
     >>> view = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])  # two dimensions, not correlated
     >>> round(barlow_twins(view, view).item(), 4), round(barlow_twins(view, view.flip(1)).item(), 4)
-    (0.0, 2.0102)
+    (0.0, 2.01)
     """
     if not redundancy_weight >= 0.0:
         raise ValueError(f"redundancy_weight must be 0 or more, not {redundancy_weight}")
-    with torch.autocast(view_a.device.type, enabled=False):
-        correlation = cross_correlation(view_a, view_b, epsilon=epsilon)
+    with torch.autocast(a.device.type, enabled=False):
+        correlation = cross_correlation(a, b, epsilon=epsilon)
         diagonal = correlation.diagonal()
         # Zeros in place of the diagonal: subtracting its squares from those of all would cancel.
         rest = correlation - torch.diag(diagonal)
         return (1 - diagonal).square().sum() + redundancy_weight * rest.square().sum()
 
 
-def cross_correlation(view_a: Tensor, view_b: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+def cross_correlation(a: Tensor, b: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     r"""Correlation of every dimension of one view with every dimension of the other, over the rows (Barlow Twins,
     Zbontar et al. 2021, arXiv:2103.03230, eq. 2, of embeddings with their means over the rows subtracted).
 
@@ -56,8 +56,8 @@ def cross_correlation(view_a: Tensor, view_b: Tensor, *, epsilon: float = 1e-5) 
     with the variance σ² that divides by N.
 
     Args:
-        view_a: (N, D) projections of one view.
-        view_b: (N, D) projections of the other; row i belongs to row i of ``view_a``.
+        a: (N, D) projections of one view.
+        b: (N, D) projections of the other; row i belongs to row i of ``a``.
         epsilon: ε ≥ 0, that of the batch normalisation in the authors' code; the paper's equation has none. A dimension
             in which all rows are alike correlates with nothing, rather than with its rounding errors.
 
@@ -70,11 +70,11 @@ def cross_correlation(view_a: Tensor, view_b: Tensor, *, epsilon: float = 1e-5) 
     >>> cross_correlation(torch.tensor([[1.0], [-1.0]]), torch.tensor([[-3.0], [3.0]]), epsilon=0.0)
     tensor([[-1.]])
     """
-    check_pairs(view_a, view_b, names=("view_a", "view_b"))
+    check_pairs(a, b, names=("a", "b"))
     if not epsilon >= 0.0:
         raise ValueError(f"epsilon must be 0 or more, not {epsilon}")
-    with torch.autocast(view_a.device.type, enabled=False):
-        a, b = (_standard(view, epsilon) for view in prepare(view_a, view_b, similarity="dot"))
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = (_standard(view, epsilon) for view in prepare(a, b, similarity="dot"))
         return a.T @ b / len(a)
 
 
