@@ -46,3 +46,9 @@ def scalar(value: float | Tensor) -> float | Tensor:
     """``value``, as a tensor without dimensions if it is one: in this shape it does not widen the type of what it is
     multiplied with."""
     return value.reshape(()) if torch.is_tensor(value) else value
+
+
+def check_margin(value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is above 0."""
+    if not value > 0.0:
+        raise ValueError(f"margin must be above 0, not {value}")
