@@ -62,8 +62,9 @@ class ImageTowerConfig(TowerConfig):
     max-pooling, for images of about 32 pixels, `open_clip:NAME` for the visual tower of any open_clip model,
     `transformers:NAME` (a hub name or folder) for any vision model of transformers: ViT, DINOv2, SigLIP, ..."""
     pretrained: str | bool = False
-    """timm and transformers: whether to load the pretrained weights. open_clip: their tag, such as
-    `laion2b_s34b_b79k`, or a checkpoint file."""
+    """timm and transformers: whether to load the pretrained weights. timm and `cifar:` also take a file with a state
+    dict of timm's or torchvision's, or a folder of `mmcl export`. open_clip: their tag, such as `laion2b_s34b_b79k`,
+    or a checkpoint file."""
     args: dict[str, Any] = Field(default_factory=dict)
     """More arguments of timm's `create_model`; of open_clip, settings of its `vision_cfg`; of `cifar:`, those of timm's
     `ResNet` and `width`, the channels of the first stage, 64 by default."""

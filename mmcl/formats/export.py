@@ -1,4 +1,4 @@
-"""A model in the format of another library: open_clip, transformers, sentence-transformers or ONNX."""
+"""A model in the format of another library: open_clip, transformers, sentence-transformers, timm, torchvision, ONNX."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.formats.backbones.write import backbone_writer
 from mmcl.formats.folder import preprocessor
 from mmcl.formats.image_towers import describe_image_tower
 from mmcl.formats.onnx.graph import export_onnx, exportable, require
@@ -32,7 +34,7 @@ from mmcl.runtime.files import atomic_folder, folder_to_write
 from mmcl.runtime.full_disk import full_disk_is_oserror
 
 log = logging.getLogger("mmcl")
-TARGETS = ("open-clip", "transformers", "sentence-transformers", "onnx")
+TARGETS = ("open-clip", "transformers", "sentence-transformers", "timm", "torchvision", "onnx")
 _UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
 
 
@@ -42,8 +44,9 @@ def export(towers: Towers, to: str, folder: Path) -> Path:
     Args:
         towers: to be exported.
         to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
-            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``) or ``onnx`` (a model
-            folder with the text tower's graph, for ``mmcl.load(folder, backend="onnx")``; needs ``mmcl[onnx]``).
+            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``), ``timm`` or
+            ``torchvision`` (the network of the image tower as a state dict, without head), or ``onnx`` (a model folder
+            with the text tower's graph, for ``mmcl.load(folder, backend="onnx")``; needs ``mmcl[onnx]``).
         folder: to be written; it has to be new or empty. An earlier export looks like another model's folder,
             which may be the only copy there is.
 
@@ -70,7 +73,14 @@ def cannot_export(towers: Towers, to: str) -> str | None:
 
 def _writer(towers: Towers, to: str) -> Callable[[Path], None]:
     """What writes ``towers`` into a folder; raises ``MmclError`` if the library has no such model."""
-    ways = dict(zip(TARGETS, (_open_clip, _transformers, _sentence_transformers, _onnx), strict=True))
+    ways: dict[str, Callable[[Towers], Callable[[Path], None]]] = {
+        "open-clip": _open_clip,
+        "transformers": _transformers,
+        "sentence-transformers": _sentence_transformers,
+        "timm": partial(backbone_writer, library="timm"),
+        "torchvision": partial(backbone_writer, library="torchvision"),
+        "onnx": _onnx,
+    }
     if to not in ways:
         raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
     if len(towers.names) > len(towers.modalities):

@@ -14,6 +14,7 @@ from torch import nn
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.formats.backbones.read import load_backbone
 from mmcl.formats.open_clip.models import colours as open_clip_colours
 from mmcl.formats.open_clip.models import pretrained_model
 from mmcl.formats.open_clip.nets import model_config, tower_config, visual_net, with_vision_settings
@@ -106,18 +107,18 @@ def timm_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict
     import timm
 
     where = f"image tower 'timm:{model}'"
-    if isinstance(config.pretrained, str):
-        raise MmclError(f"{where}: timm takes true or false as 'pretrained'; a tag belongs to the name")
     if not timm.is_model(model):
         raise MmclError(f"{where}: timm has no such model; {nearest(model, timm.list_models())}")
     try:
-        net = timm.create_model(model, pretrained=config.pretrained, num_classes=0, **config.args)
+        net = timm.create_model(model, pretrained=config.pretrained is True, num_classes=0, **config.args)
     except OSError as error:
         raise MmclError(f"{where}: its weights cannot be fetched ({first_line(error)})") from None
     except Exception as error:  # timm raises whatever its constructors meet
         raise MmclError(f"{where}: model.image.args does not fit it: {first_line(error)}") from None
-    if config.pretrained:
+    if config.pretrained is True:
         require_finite(net.named_parameters(), where)
+    elif config.pretrained:
+        load_backbone(net, config.pretrained, where)
     if hasattr(net, "set_input_size"):  # transformers with position embeddings for one size
         net.set_input_size(img_size=size)
     pretrained = getattr(net, "pretrained_cfg", None) or {}
@@ -130,12 +131,14 @@ def cifar_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dic
     where = f"image tower 'cifar:{model}'"
     if model not in DEPTHS:
         raise MmclError(f"{where}: there is no such ResNet for small images; {nearest(model, DEPTHS)}")
-    if config.pretrained:
-        raise MmclError(f"{where}: there are no pretrained weights of it; set model.image.pretrained to false")
+    if config.pretrained is True:
+        raise MmclError(f"{where}: nobody publishes weights of it; set model.image.pretrained to false or to a file")
     try:
         net = small_resnet(model, **config.args)
     except Exception as error:  # whatever timm's constructor meets
         raise MmclError(f"{where}: model.image.args does not fit it: {first_line(error)}") from None
+    if config.pretrained:
+        load_backbone(net, config.pretrained, where)
     return net, {"name": config.name, "args": config.args, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
