@@ -8,12 +8,14 @@ from mmcl.losses.distillation import distillation as distillation
 from mmcl.losses.info_nce import info_nce as info_nce
 from mmcl.losses.logits.negatives import Guide as Guide
 from mmcl.losses.logits.negatives import Negatives as Negatives
+from mmcl.losses.logits.positives import Positives as Positives
 from mmcl.losses.logits.similarity import Similarity as Similarity
 from mmcl.losses.matryoshka import matryoshka as matryoshka
 from mmcl.losses.nt_xent import nt_xent as nt_xent
 from mmcl.losses.scored import cosent as cosent
 from mmcl.losses.scored import cosine_mse as cosine_mse
 from mmcl.losses.sigmoid import sigmoid as sigmoid
+from mmcl.losses.sup_con import sup_con as sup_con
 from mmcl.losses.triplet import Mining as Mining
 from mmcl.losses.triplet import mined_triplet as mined_triplet
 from mmcl.losses.triplet import triplet as triplet

@@ -25,6 +25,9 @@ from mmcl.losses.logits.candidates import EmbeddingSet
 from mmcl.losses.logits.similarity import similarities
 from mmcl.runtime.device import widest
 
+Wanted = Callable[[slice, slice], bool]
+"""Whether the tile of these rows and columns is to be computed."""
+
 
 class BlockIterator:
     """Tiles of logits between the rows of this process and shards of columns; accumulates the gradients of rows and
@@ -51,15 +54,17 @@ class BlockIterator:
             self._workspaces[name] = self.rows.vectors.new_empty(height * width)
         return self._workspaces[name][: height * width].view(height, width)
 
-    def tiles(self, columns: EmbeddingSet) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows and columns of each tile, and its logits, which the next tile overwrites."""
-        for r, c, _, z in self._tiles(columns):
+    def tiles(self, columns: EmbeddingSet, wanted: Wanted | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows and columns of each tile that is ``wanted``, and its logits, which the next tile overwrites."""
+        for r, c, _, z in self._tiles(columns, wanted):
             yield r, c, z
 
-    def _tiles(self, columns: EmbeddingSet) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    def _tiles(self, columns: EmbeddingSet, wanted: Wanted | None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
         for r in slices(len(self.rows.vectors), self.plan.tile):
             scaled = self.rows.vectors[r] * self.scale
             for c in slices(len(columns.vectors), self.plan.tile):
+                if wanted is not None and not wanted(r, c):
+                    continue
                 z = self.workspace("logits", len(scaled), c.stop - c.start)
                 if self.plan.similarity == "euclidean":
                     torch.mul(similarities(self.rows.vectors[r], columns.vectors[c], "euclidean"), self.scale, out=z)
@@ -91,6 +96,7 @@ class BlockIterator:
         derivative: Callable[[slice, slice, Tensor], Tensor],
         *,
         columns_require_grad: bool = True,
+        wanted: Wanted | None = None,
     ) -> Tensor | None:
         """Add to the gradients of rows and scale; the gradient of the columns, (M, D), or None if it is not required.
 
@@ -98,10 +104,11 @@ class BlockIterator:
             columns: the shard of the forward pass.
             derivative: replaces a tile of logits by the derivative by them.
             columns_require_grad: whether to compute the gradient of the columns.
+            wanted: the tiles whose derivative is not 0; all of them if absent.
         """
         d_rows = self.d_rows()
         d_columns = torch.zeros_like(columns.vectors) if columns_require_grad else None
-        for r, c, scaled, z in self._tiles(columns):
+        for r, c, scaled, z in self._tiles(columns, wanted):
             weights, d_block = derivative(r, c, z), d_rows[r]
             if self.plan.similarity == "euclidean":
                 a, b = (part.vectors[at].detach().requires_grad_() for part, at in ((self.rows, r), (columns, c)))

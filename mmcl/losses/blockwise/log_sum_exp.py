@@ -51,7 +51,7 @@ def log_sum_exp(
     columns: EmbeddingSet,
     layout: ColumnLayout,
     scale: Tensor,
-    positives: Tensor,
+    positives: Tensor | None,
     plan: BlockPlan,
     *,
     both: bool = False,
@@ -65,7 +65,7 @@ def log_sum_exp(
         columns: of this process; with an exchange, those of all processes count.
         layout: of the columns.
         scale: number by which similarities are multiplied.
-        positives: (N,) logits of the rows' positives; they bound the range of logits that matter.
+        positives: (N,) logits of the rows' positives; they bound the range of logits that matter. None if unknown.
         plan: how the matrix is computed.
         both: compute those of columns; without it the second result is undefined.
         totals: compute sums and counts, too.
@@ -81,25 +81,32 @@ def log_sum_exp(
 
 @torch.no_grad()
 def _common_shift(
-    rows: EmbeddingSet, columns: EmbeddingSet, scale: Tensor, positives: Tensor, weight: float, plan: BlockPlan
+    rows: EmbeddingSet,
+    columns: EmbeddingSet,
+    scale: Tensor,
+    positives: Tensor | None,
+    weight: float,
+    plan: BlockPlan,
 ) -> float | None:
     """A number c for which one exp(z - c) serves rows and columns, without their maxima; or None.
 
     No logit is above a bound (Cauchy and Schwarz), and a logit far below the positive of its row does not change the
     loss. If the bound and the smallest positive are close enough, c lies between them: no sum overflows, and no term
     that matters underflows. For unit vectors in float32 this holds down to τ = 0.01 unless some positive has a cosine
-    below -0.2.
+    below -0.2; where positives are unknown, and so as far away as can be, down to τ = 0.017.
     """
-    if len(positives):
-        norms = rows.vectors.norm(dim=1).max(), -positives.min()
-    else:
-        norms = positives.new_zeros(()), positives.new_full((), -torch.inf)
-    longest = columns.vectors.norm(dim=1).max() if len(columns.vectors) else positives.new_zeros(())
-    row_norm, least, column_norm = plan.exchange.all_reduce_max(torch.stack([*norms, longest])).tolist()
-    bound = 0.0 if plan.similarity == "euclidean" else scale.item() * row_norm * column_norm
+    zero = rows.vectors.new_zeros(())
+    row_norm, column_norm = (part.vectors.norm(dim=1).max() if len(part.vectors) else zero for part in (rows, columns))
+    lowest = zero.new_full((), -torch.inf) if positives is None or not len(positives) else -positives.min()
+    norms = torch.stack([row_norm, lowest, column_norm])
+    row_norm, least, column_norm = plan.exchange.all_reduce_max(norms).tolist()
+    euclidean = plan.similarity == "euclidean"
+    bound = 0.0 if euclidean else scale.item() * row_norm * column_norm
+    if positives is None:
+        least = scale.item() * (row_norm + column_norm) if euclidean else bound
     log_weight = math.log(weight) if weight > 1 else 0.0
     bound += log_weight
-    limit = math.log(torch.finfo(positives.dtype).max) - 28  # for sums of 10⁶ terms above, for terms of 10⁻¹² below
+    limit = math.log(torch.finfo(zero.dtype).max) - 28  # for sums of 10⁶ terms above, for terms of 10⁻¹² below
     if log_weight > limit:
         return None
     if max(bound, least) <= limit:

@@ -28,6 +28,7 @@ class BlockTask(NamedTuple):
         weight: factor of a column's term in its owner's row; with 0 it is no candidate there.
         shift: number subtracted from all logits before an exponential that serves rows and columns; None if there is no
             such number.
+        compete: positives are among the candidates of their denominators, where a row may have several.
     """
 
     rows: EmbeddingSet
@@ -38,6 +39,7 @@ class BlockTask(NamedTuple):
     totals: bool = False
     weight: float = 0.0
     shift: float | None = None
+    compete: bool = False
 
     @classmethod
     def of(
@@ -57,9 +59,11 @@ class BlockTask(NamedTuple):
 
     @property
     def in_kernels(self) -> bool:
-        """Whether the Triton kernels know all rules of this task, and run here."""
+        """Whether the Triton kernels know all rules of this task, and run here. They know no guide, and not that a
+        duplicate of a row is a candidate where it is of its group: these tasks run in tiles by torch."""
         guided = self.rows.guide is not None and self.columns.guide is not None
-        known = not guided and not self.totals and self.plan.similarity != "euclidean"
+        grouped = self.rows.ids is not None and self.rows.group is not None and self.columns.group is not None
+        known = not guided and not grouped and not self.totals and self.plan.similarity != "euclidean"
         return known and triton_blocks.available(self.rows.vectors)
 
 

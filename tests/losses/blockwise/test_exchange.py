@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
-from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, info_nce, sigmoid
+from mmcl.losses import Blockwise, Guide, Negatives, Positives, batch_accuracy, info_nce, sigmoid
 
 world, rank, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 counts = {2: (5, 8), 4: (4, 0, 7, 3)}[world]
@@ -25,6 +25,7 @@ N, M, start = sum(counts), 2 * sum(counts), sum(counts[:rank])
 rows, wrong = slice(start, start + counts[rank]), slice(2 * start, 2 * (start + counts[rank]))
 q, k, n = (torch.randn(size, 6, dtype=torch.float64) for size in (N, N, M))
 ids, key_ids, negative_ids = (torch.randint(12, (size, 2)) for size in (N, N, M))
+group, key_group, negative_group = (torch.randint(7, (size,)) for size in (N, N, M))
 owner = torch.randint(N, (M,))
 for first, count in zip([sum(counts[:r]) for r in range(world)], counts):  # owners are of the same process
     owner[2 * first : 2 * (first + count)] = first + owner[2 * first : 2 * (first + count)] % max(count, 1)
@@ -42,6 +43,10 @@ def contrast(q, k, n, tau, bias, own, **where):
     yield info_nce(q, k, tau, **masks, **hard, **where)
     yield info_nce(q, k, tau, **masks, **hard, **guide, label_smoothing=0.1, **where)
     yield sigmoid(q, k, tau, bias, ids=ids[a], **where)
+    several = {"positives": Positives(group[a], key_group[a]), "label_smoothing": 0.1}
+    yield info_nce(q, k, tau, **several, **masks, **hard, **where)
+    yield info_nce(q, n, tau, positives=Positives(group[a], negative_group[b], compete=False), **where)
+    yield info_nce(q, None, tau, positives=Positives(group[a]), similarity="euclidean", **where)
     with torch.no_grad():
         wins = batch_accuracy(q, k, **masks, **where)
     yield q.sum() * 0 + wins

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcl.losses import Blockwise, Negatives, info_nce, sigmoid
+from mmcl.losses import Blockwise, Negatives, Positives, info_nce, sigmoid
 from mmcl.losses.blockwise import triton_blocks
 from mmcl.losses.blockwise.triton_blocks import Logits
 
@@ -181,6 +181,11 @@ def losses(kind: str, dtype=torch.float64, tile=None) -> list[Tensor]:
     if kind == "sigmoid":
         inputs = [a, b, temperature, bias]
         value = sigmoid(a, b, temperature, bias, ids=ids, blockwise=blockwise)
+    elif "positives" in kind:
+        inputs = [a, b, temperature]
+        positives = Positives(torch.arange(len(a)) % 9, torch.arange(len(b)) % 7, compete=kind == "positives")
+        value = info_nce(a, b, temperature, positives=positives, blockwise=blockwise)
+        value = value + info_nce(a, None, temperature, positives=Positives(positives.query), blockwise=blockwise)
     elif kind == "clip":
         inputs = [a, b, temperature]
         value = info_nce(a, b, temperature, **extra)
@@ -191,7 +196,7 @@ def losses(kind: str, dtype=torch.float64, tile=None) -> list[Tensor]:
     return [value.detach(), *torch.autograd.grad(value, inputs)]
 
 
-@pytest.mark.parametrize("kind", ["clip", "hard negatives", "sigmoid"])
+@pytest.mark.parametrize("kind", ["clip", "hard negatives", "positives", "positives apart", "sigmoid"])
 def test_the_losses_go_through_the_kernels(small_blocks, monkeypatch, kind):
     launched = []
     launch = triton_blocks._Block.launch
