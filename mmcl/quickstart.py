@@ -16,8 +16,8 @@ from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
 from mmcl.encoding import Columns, Encoder, Vectors, encode_source
 from mmcl.evaluation import Scores, retrieval_pairs
+from mmcl.evaluation.tasks.embed_rows import PairVectors
 from mmcl.evaluation.tasks.retrieval_judged import images_of, mistakes_of
-from mmcl.evaluation.tasks.rows import PairVectors
 from mmcl.reports import Hit, Search, write_report
 from mmcl.retrieval import Index
 from mmcl.training import Run, train

@@ -25,12 +25,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
-from mmcl.evaluation.tasks.classification.zero_shot import ZeroShotScores
+from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 from mmcl.evaluation.tasks.retrieval import WITHOUT_OWN, Scores
 from mmcl.evaluation.tasks.text_retrieval import HEADLINES
 from mmcl.runtime.errors import MmclError, nearest
 
-Judged: TypeAlias = Scores | ZeroShotScores
+Judged: TypeAlias = Scores | ClassificationScores
 
 LEVEL = 0.95
 _HEADLINES = ("hit@", "mrr", "top@", "mean_per_class")  # compared unless others are named: each more costs Holm power

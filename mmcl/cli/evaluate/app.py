@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mmcl.cli.evaluate.classification import zero_shot
+from mmcl.cli.evaluate.classification import knn, zero_shot
 from mmcl.cli.evaluate.compare import compare
 from mmcl.cli.evaluate.diagnostics import diagnostics
 from mmcl.cli.evaluate.retrieval import retrieval
@@ -14,5 +14,6 @@ app = typer.Typer(rich_markup_mode=None, help="Judge a model, or compare two.", 
 app.command(short_help="Find texts by image and images by text, or texts by text.")(retrieval)
 app.command(short_help="Semantic textual similarity, against people's scores.")(sts)
 app.command("zero-shot")(zero_shot)
+app.command(short_help="Classify images by their nearest training images.")(knn)
 app.command()(diagnostics)
 app.command(short_help="Is B better than A, or luckier?")(compare)

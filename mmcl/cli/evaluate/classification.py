@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from mmcl.cli.evaluate.per_query import PerQuery, check_per_query, for_json
-from mmcl.cli.evaluate.scores import print_classes, print_metrics
+from mmcl.cli.evaluate.scores import print_classes, print_knn, print_metrics
 from mmcl.cli.options import (
     AllowPipe,
     Classes,
@@ -26,6 +28,17 @@ from mmcl.cli.options import (
     names_columns,
 )
 from mmcl.cli.output import JsonPath, write_json
+from mmcl.runtime.errors import MmclError
+
+if TYPE_CHECKING:
+    from mmcl.data.rows import Rows
+    from mmcl.data.sources.tar.rows import ShardRows
+
+Train = Annotated[str, typer.Option(help="Rows to learn from: a file, folder or name.", show_default=False)]
+Test = Annotated[str, typer.Option(help="Rows to judge on.", show_default=False)]
+TrainSplit = Annotated[str | None, typer.Option(help="The part of --train to read.", show_default=False)]
+TestSplit = Annotated[str | None, typer.Option(help="The part of --test to read.", show_default=False)]
+Label = Annotated[str, typer.Option(help="The column of class names or numbers.")]
 
 
 @names_columns
@@ -70,3 +83,60 @@ def zero_shot(
         title += f", {scores.empty_classes:,} of them without an image"
     print_metrics(scores, theirs, title)
     print_classes(scores)
+
+
+@names_columns
+def knn(
+    model: Model,
+    train: Train,
+    test: Test,
+    train_split: TrainSplit = None,
+    test_split: TestSplit = None,
+    image: ImageColumn = "image",
+    label: Label = "label",
+    k: Annotated[str, typer.Option("--k", "-k", help="Neighbours that vote; several, like 20,200.")] = "200",
+    temperature: Annotated[
+        str, typer.Option(help="τ of a neighbour's weight exp(cosine / τ); several, like 0.07,0.1.")
+    ] = "0.1",
+    tower: Tower = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
+    exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
+    json: JsonPath = None,
+    per_query: PerQuery = False,
+) -> None:
+    """Classify images by the votes of the nearest training images, with 95% intervals. Nothing is fitted.
+
+    Exactly as the tables of self-supervised learning do (Wu et al. 2018): k=200 and τ=0.1, or --k 20 --temperature
+    0.07. Two models are compared by their files: --json FILE --per-query of each, and mmcl eval compare.
+    """
+    from mmcl.evaluation.tasks.classification.of_rows import knn_of_rows
+
+    check_per_query(per_query, json)
+    ks, temperatures = _numbers("--k", k, int), _numbers("--temperature", temperature, float)
+    rows = _open(train, train_split, separator, image_root), _open(test, test_split, separator, image_root)
+    encoder = load(model, device, dtype, exact_decoding=exact_decoding, tower=tower)
+    found = knn_of_rows(encoder, *rows, image=image, label=label, ks=ks, temperatures=temperatures)
+    named = {f"k={scores.k} temperature={scores.temperature:g}": scores for scores in found}
+    write_json(json, for_json(named, per_query))
+    print_knn(found)
+
+
+N = TypeVar("N", int, float)
+
+
+def _numbers(option: str, given: str, of: Callable[[str], N]) -> list[N]:
+    """The numbers of an option, between commas."""
+    try:
+        return [of(part) for part in given.split(",")]
+    except ValueError:
+        raise MmclError(f"{option} {given}: expected a number, or several between commas") from None
+
+
+def _open(source: str, split: str | None, separator: str | None, root: Path | None) -> Rows | ShardRows:
+    from mmcl.data.sources.tar.rows import open_rows
+
+    return open_rows(source, split=split, separator=separator, root=root)

@@ -11,7 +11,8 @@ import typer
 from mmcl.runtime.errors import MmclError
 
 if TYPE_CHECKING:
-    from mmcl.evaluation import Scores, ZeroShotScores
+    from mmcl.evaluation import Scores
+    from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 
 PerQuery = Annotated[
     bool, typer.Option("--per-query", help="Keep every query's values in the --json file, for mmcl eval compare.")
@@ -23,7 +24,7 @@ def check_per_query(per_query: bool, json: Path | None) -> None:
         raise MmclError("--per-query needs --json FILE to write the values to")
 
 
-def for_json(scores: Mapping[str, Scores | ZeroShotScores], per_query: bool) -> dict[str, Any]:
+def for_json(scores: Mapping[str, Scores | ClassificationScores], per_query: bool) -> dict[str, Any]:
     from mmcl.evaluation.compare import Queries
 
     return {

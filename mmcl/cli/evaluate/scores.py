@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mmcl.cli.output import print_table, say
 
 if TYPE_CHECKING:
-    from mmcl.evaluation import Comparison, Diagnostics, Scores, StsScores, ZeroShotScores
+    from mmcl.evaluation import Comparison, Diagnostics, KnnScores, Scores, StsScores, ZeroShotScores
+    from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 
 
 _CLASSES = 20  # shown of a zero-shot classification
@@ -141,14 +142,43 @@ def print_classes(scores: ZeroShotScores) -> None:
     )
 
 
-def print_metrics(judged: Scores | ZeroShotScores, theirs: Mapping[str, str], title: str) -> None:
+def print_knn(found: Sequence[KnnScores]) -> None:
+    """A row a number of neighbours and temperature."""
+    of = found[0]
+    rows = [
+        [
+            scores.k,
+            f"{scores.temperature:g}",
+            *_with_interval(scores, "top@1"),
+            *_with_interval(scores, "mean_per_class"),
+        ]
+        for scores in found
+    ]
+    columns = ["k", "τ", "top@1", "95% interval", "mean_per_class", "95% interval"]
+    title = f"kNN: {of.images:,} images of {len(of.per_class):,} classes, by the votes of {of.train:,} training images"
+    print_table(columns, rows, title=title)
+    print_not_offered(of)
+
+
+def _with_interval(scores: ClassificationScores, metric: str) -> tuple[float, str]:
+    low, high = scores.intervals[metric]
+    return scores.metrics[metric], f"{low:.4f} – {high:.4f}"
+
+
+def print_not_offered(scores: ClassificationScores) -> None:
+    """A line for test images of classes that were not learned, where there are such."""
+    if count := scores.not_offered:
+        say(f"{count:,} of {scores.images:,} images are of classes without a training image, and count as wrong")
+
+
+def print_metrics(judged: Scores | ClassificationScores, theirs: Mapping[str, str], title: str) -> None:
     """``theirs`` is what clip_benchmark calls a metric of ours; its number is shown where it differs."""
-    chance, rows = judged.chance(), []
+    chance, rows, of_clip_benchmark = judged.chance(), [], getattr(judged, "clip_benchmark", {})
     for name, value in judged.metrics.items():
         low, high = judged.intervals[name]
-        same, other = theirs.get(name, ""), judged.clip_benchmark.get(theirs.get(name, ""), value)
+        same, other = theirs.get(name, ""), of_clip_benchmark.get(theirs.get(name, ""), value)
         named = same if f"{other:.4f}" == f"{value:.4f}" else f"{same} {other:.4f}"
         rows.append([name, value, f"{low:.4f} – {high:.4f}", chance.get(name, "–"), named])
     columns = ["metric", "value", "95% interval", "chance", "clip_benchmark"]
-    shown = len(columns) if judged.clip_benchmark else len(columns) - 1
+    shown = len(columns) if of_clip_benchmark else len(columns) - 1
     print_table(columns[:shown], [row[:shown] for row in rows], title=title)

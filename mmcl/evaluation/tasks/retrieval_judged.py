@@ -18,8 +18,9 @@ from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.examples import examples, worst_answers
 from mmcl.evaluation.measured import SourceResults
 from mmcl.evaluation.shown import Hit, Mistake, Search
+from mmcl.evaluation.tasks.embed_rows import PairVectors, embed_pairs
 from mmcl.evaluation.tasks.retrieval import Scores, SelfMatches
-from mmcl.evaluation.tasks.rows import PairVectors, embed_pairs, retrieval_of_vectors
+from mmcl.evaluation.tasks.rows import retrieval_of_vectors
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval, retrieval_of_texts
 
 SEARCHES, HITS, MISTAKES = 4, 8, 12

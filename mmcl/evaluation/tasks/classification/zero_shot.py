@@ -14,6 +14,7 @@ import torch
 from mmcl.evaluation.inputs import cutoffs, matrix, same_width
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics.ranking import Judgements, Vectors, relevant_ranks
+from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 from mmcl.evaluation.tasks.classification.templates import fill, resolve
 from mmcl.evaluation.texts import Encodes
 from mmcl.losses.logits.similarity import unit_rows
@@ -22,80 +23,16 @@ from mmcl.runtime.errors import MmclError
 _SENTENCES = 8192  # embedded at once
 
 
-@dataclass(frozen=True)
-class ZeroShotScores:
-    """What ``zero_shot`` measured. Keys are top@k and mean_per_class, all fractions in [0, 1]."""
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotScores(ClassificationScores):
+    """What ``zero_shot`` measured."""
 
-    metrics: dict[str, float]
-    """top@k: how many images have their class among the best k. mean_per_class: top@1, averaged over the classes."""
-    intervals: dict[str, tuple[float, float]]
-    """95% bootstrap intervals over the images; empty if no resamples were asked for."""
-    per_class: dict[Any, float]
-    """top@1 of each class that has images, by its name or number."""
-    ranks: np.ndarray
-    """(N,) the 1-based rank of each image's own class."""
-    labels: np.ndarray
-    """(N,) the number of each image's own class."""
-    query_ids: list[Any]
-    """What the N images are called: row numbers, or ids where they come from a table."""
     clip_benchmark: dict[str, float]
     """acc1, acc5 (of 5 classes and more) and mean_per_class_recall, as clip_benchmark and open_clip count them: of
     classes with the same vector, because they have the same name, the first is the model's answer."""
-    classes: int
-    empty_classes: int
-    """Classes without an image: they are offered as answers, and are not in mean_per_class."""
-    data: str = ""
-    """Equal for models that were judged on the same rows of a table; else empty."""
-
-    @property
-    def images(self) -> int:
-        """Number of images classified."""
-        return len(self.ranks)
-
-    @property
-    def class_images(self) -> dict[Any, int]:
-        """How many images each class has, of those that have any."""
-        return dict(zip(self.per_class, np.unique(self.labels, return_counts=True)[1].tolist(), strict=True))
-
-    @property
-    def largest_class(self) -> tuple[Any, float]:
-        """The class with the most images, and its share of them: what a model scores that always answers it."""
-        name, images = max(self.class_images.items(), key=lambda item: item[1])
-        return name, images / self.images
-
-    @property
-    def per_query(self) -> dict[str, np.ndarray]:
-        """(N,) values of each image whose mean is the metric."""
-        values = {
-            name: (self.ranks <= int(name.removeprefix("top@"))).astype(np.float64)
-            for name in self.metrics
-            if name.startswith("top@")
-        }
-        _, own, sizes = np.unique(self.labels, return_inverse=True, return_counts=True)
-        # A mean over classes is a mean over images in which each class weighs the same.
-        return values | {"mean_per_class": (self.ranks == 1) * len(own) / (len(sizes) * sizes[own])}
-
-    def chance(self) -> dict[str, float]:
-        """What a random guess is expected to score."""
-        return {
-            name: (1 if name == "mean_per_class" else int(name.partition("@")[2])) / self.classes
-            for name in self.metrics
-        }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the values of single images, ready for JSON."""
-        return {
-            "metrics": dict(self.metrics),
-            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
-            "chance": self.chance(),
-            "clip_benchmark": dict(self.clip_benchmark),
-            "per_class": {str(name): value for name, value in self.per_class.items()},
-            "class_images": {str(name): count for name, count in self.class_images.items()},
-            "largest_class": {"name": str(self.largest_class[0]), "share": self.largest_class[1]},
-            "images": self.images,
-            "classes": self.classes,
-            "empty_classes": self.empty_classes,
-        }
+        return {**super().to_dict(), "clip_benchmark": dict(self.clip_benchmark)}
 
 
 def classifier(
@@ -173,29 +110,16 @@ def zero_shot(
 
     own = Judgements(np.arange(len(label) + 1), label, np.ones(len(label)))
     ranks = relevant_ranks(vectors, class_vectors, own, device=device).astype(np.int64)
-    metrics, intervals = bootstrapping.estimate(
-        _statistic(ranks, label, [k for k in ks if k < count] or [1]), len(label), resamples=bootstrap, seed=seed
-    )
-    sizes = np.bincount(label, minlength=count)
-    correct = np.bincount(label[ranks == 1], minlength=count)
-    keys = list(range(count)) if names is None else _distinguished(names)
-    return ZeroShotScores(
-        metrics=metrics,
-        intervals=intervals,
-        per_class={keys[code]: int(correct[code]) / int(sizes[code]) for code in np.flatnonzero(sizes).tolist()},
-        ranks=ranks,
-        labels=label,
-        query_ids=list(range(len(label))),
+    return ZeroShotScores.of_ranks(
+        ranks,
+        label,
+        count,
+        names=list(range(count)) if names is None else _distinguished(names),
+        ks=ks,
+        bootstrap=bootstrap,
+        seed=seed,
         clip_benchmark=_clip_benchmark(ranks - _later_duplicates(class_vectors)[label], label, count),
-        classes=count,
-        empty_classes=int((sizes == 0).sum()),
     )
-
-
-def _statistic(ranks: np.ndarray, label: np.ndarray, ks: Iterable[int]) -> bootstrapping.Statistic:
-    top = bootstrapping.means({f"top@{k}": (ranks <= k).astype(np.float64) for k in ks})
-    per_class = bootstrapping.group_means((ranks == 1).astype(np.float64), label)
-    return lambda counts: top(counts) | {"mean_per_class": per_class(counts)}
 
 
 def _distinguished(names: Sequence[str]) -> list[str]:

@@ -1,0 +1,123 @@
+"""From a model and two tables of images with labels to scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mmcl.data.rows import ColumnError, Rows, label_of
+from mmcl.data.sources.tar.rows import ShardRows
+from mmcl.evaluation.tasks.classification.knn import KnnScores, knn_table
+from mmcl.evaluation.tasks.classification.scores import ClassificationScores
+from mmcl.evaluation.tasks.embed_rows import fingerprint, image_vectors, report_left_out
+from mmcl.evaluation.texts import Encodes
+from mmcl.evaluation.trained_on import warn_of_training_rows
+
+log = logging.getLogger("mmcl")
+S = TypeVar("S", bound=ClassificationScores)
+
+
+@dataclass(frozen=True)
+class LabelledVectors:
+    """The images of N rows as vectors, with their labels."""
+
+    vectors: np.ndarray  # (N, D) float32
+    labels: list[str]
+    ids: list[str]
+    hashes: np.ndarray  # (N,) equal for equal images
+
+    def name(self, scores: S) -> S:
+        """The scores of these rows, with their ids."""
+        return replace(scores, query_ids=self.ids, data=fingerprint(self.ids, self.labels))
+
+
+def embed_labelled(
+    encoder: Encodes, rows: Rows | ShardRows, *, image: str = "image", label: str = "label", **options: Any
+) -> LabelledVectors:
+    """Embed the images of a column, with the labels of another.
+
+    Rows with an unreadable image or without a label are left out, and their number is logged.
+
+    Args:
+        encoder: embeds images.
+        rows: the table.
+        image, label: its columns.
+        options: other arguments of ``encode``, such as ``normalize``.
+
+    Raises:
+        MmclError: there is no such column, or no usable row.
+    """
+    rows.require([image, label])
+    labels = _labels(rows, label)
+    vectors, readable, hashes = image_vectors(encoder, rows, image, **options)
+    kept = [place for place, row in enumerate(readable) if labels[row] is not None]
+    report_left_out(rows, len(rows) - len(kept), "an unreadable image or no label")
+    ids = rows.ids()
+    return LabelledVectors(
+        vectors[kept],
+        [str(labels[readable[place]]) for place in kept],
+        [ids[readable[place]] for place in kept],
+        hashes[kept],
+    )
+
+
+def embed_both(
+    encoder: Encodes,
+    train: Rows | ShardRows,
+    test: Rows | ShardRows,
+    *,
+    image: str = "image",
+    label: str = "label",
+    **options: Any,
+) -> tuple[LabelledVectors, LabelledVectors]:
+    """Embed the rows to learn from and those to judge on, as :func:`embed_labelled`. Test rows that the model was
+    trained on, and those whose image is among ``train``, are warned of."""
+    for rows in (train, test):
+        rows.require([image, label])
+    warn_of_training_rows(encoder, test, image=image)
+    learned, judged = (embed_labelled(encoder, rows, image=image, label=label, **options) for rows in (train, test))
+    if shared := int(np.isin(judged.hashes, learned.hashes).sum()):
+        log.warning(
+            "%s: the images of %d of %d rows stand in %s, too: the numbers are better than on new images",
+            *(test.name, shared, len(judged.ids), train.name),
+        )
+    return learned, judged
+
+
+def knn_of_rows(
+    encoder: Encodes,
+    train: Rows | ShardRows,
+    test: Rows | ShardRows,
+    *,
+    image: str = "image",
+    label: str = "label",
+    ks: Sequence[int] = (200,),
+    temperatures: Sequence[float] = (0.1,),
+    bootstrap: int = 1000,
+) -> list[KnnScores]:
+    """Classify the images of ``test`` by the votes of those of ``train``, see :func:`~mmcl.evaluation.knn`.
+
+    Returns:
+        The scores of every k with every temperature.
+
+    Raises:
+        MmclError: there is no such column, or no usable row; and as ``knn``.
+    """
+    learned, judged = embed_both(encoder, train, test, image=image, label=label)
+    found = knn_table(
+        learned.vectors, learned.labels, judged.vectors, judged.labels, ks, temperatures, bootstrap=bootstrap
+    )
+    return [judged.name(scores) for scores in found]
+
+
+def _labels(rows: Rows | ShardRows, column: str) -> list[str | None]:
+    if isinstance(rows, Rows):
+        return rows.labels(column)
+    try:
+        return [label_of(value) for value in rows.texts(column)]
+    except ValueError as error:
+        raise ColumnError(f"{rows.name}: column '{column}' holds {error}", column) from None
