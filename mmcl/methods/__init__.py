@@ -5,7 +5,9 @@ from mmcl.methods.base import Loss as Loss
 from mmcl.methods.base import Method as Method
 from mmcl.methods.image.barlow_twins import BarlowTwins as BarlowTwins
 from mmcl.methods.image.byol import Byol as Byol
+from mmcl.methods.image.moco import Moco as Moco
 from mmcl.methods.image.simclr import Simclr as Simclr
+from mmcl.methods.image.simsiam import Simsiam as Simsiam
 from mmcl.methods.image.swav import Swav as Swav
 from mmcl.methods.image_text.clip import Clip as Clip
 from mmcl.methods.image_text.siglip import Siglip as Siglip

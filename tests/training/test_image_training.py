@@ -24,6 +24,8 @@ from .processes import launch
 SMALL = {"hidden": [16], "dim": 8, "norm": "layer"}
 METHODS = {
     "simclr": {"name": "simclr", "projector": SMALL},
+    "moco": {"name": "moco", "projector": SMALL | {"norm": "none"}, "queue": 20, "momentum": 0.9},
+    "simsiam": {"name": "simsiam", "projector": SMALL | {"norm_output": True}, "predictor": SMALL},
     "byol": {"name": "byol", "projector": SMALL, "predictor": SMALL, "momentum": 0.9},
     "swav": {
         "name": "swav", "projector": SMALL, "prototypes": 6, "local_size": 8, "queue": 24, "queue_start": 2,
@@ -33,6 +35,8 @@ METHODS = {
 }  # fmt: skip
 HEADS = {
     "simclr": {"projector"},
+    "moco": {"projector"},
+    "simsiam": {"projector", "predictor"},
     "byol": {"projector", "predictor"},
     "swav": {"projector", "prototypes"},
     "barlow_twins": {"projector"},

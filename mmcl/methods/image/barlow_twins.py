@@ -10,7 +10,7 @@ from pydantic import Field
 from mmcl.config.methods import MethodConfig
 from mmcl.losses import barlow_twins, cross_correlation
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image.image_only import ImageOnly, both_views
+from mmcl.methods.image.image_only import ImageOnly, both_views, per_view
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.step import Step
@@ -40,7 +40,8 @@ class BarlowTwins(ImageOnly):
         self.add_head("projector", lambda: mlp_head(config.projector, encoder.width))
 
     def project(self, outputs: Outputs) -> Outputs:
-        return replace(outputs, embeddings={"image": self.heads["projector"](outputs.embeddings["image"])})
+        projections = per_view(self.heads["projector"], outputs.embeddings["image"])
+        return replace(outputs, embeddings={"image": projections})
 
     def loss(self, outputs: Outputs, step: Step) -> Loss:
         return Loss(self.config.loss_scale * barlow_twins(*both_views(outputs), self.config.redundancy_weight))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import Inputs
 from mmcl.losses import negative_cosine
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image.image_only import ImageOnly, by_view
+from mmcl.methods.image.image_only import ImageOnly, by_view, per_view, spread
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.parts.momentum import MomentumCopy
@@ -51,8 +52,9 @@ class Byol(ImageOnly):
         return {"image": self.momentum("image", **inputs["image"])} if self.training else {}
 
     def project(self, outputs: Outputs) -> Outputs:
-        predictions = self.heads["predictor"](self.heads["projector"](outputs.embeddings["image"]))
-        targets = {name: self.momentum("projector", keys) for name, keys in outputs.keys.items()}
+        predictions = per_view(self.heads["predictor"], per_view(self.heads["projector"], outputs.embeddings["image"]))
+        copied = partial(self.momentum, "projector")
+        targets = {name: per_view(copied, keys) for name, keys in outputs.keys.items()}
         return replace(outputs, embeddings={"image": predictions}, keys=targets)
 
     def loss(self, outputs: Outputs, step: Step) -> Loss:
@@ -62,10 +64,9 @@ class Byol(ImageOnly):
         return Loss(4 + 2 * negative_cosine(online_1, target_2) + 2 * negative_cosine(online_2, target_1))
 
     def metrics(self, outputs: Outputs) -> dict[str, float]:
-        """Near 0 when all projections have become one point: else the mean over the dimensions is near 1."""
-        spread = outputs.keys["image"].float()
-        spread = (spread / spread.norm(dim=1, keepdim=True)).std(dim=0).mean() * spread.shape[1] ** 0.5
-        return {"spread": spread.item()}
+        """The spread of the copy's projections, near 0 when all have become one point and near 1 when they fill the
+        sphere."""
+        return {"spread": spread(outputs.keys["image"])}
 
     def after_update(self, outputs: Outputs, step: Step) -> None:
         self.momentum.update(step.cosine(self.config.momentum, 1.0))

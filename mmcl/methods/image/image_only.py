@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.config import schema
@@ -64,6 +65,19 @@ def require_readable(encoder: Towers, size: int, setting: str) -> None:
 def by_view(vectors: Tensor, count: int = 2) -> Tensor:
     """(count, N, D) of (N·count, D) embeddings of a view with a count."""
     return vectors.unflatten(0, (-1, count)).transpose(0, 1)
+
+
+def per_view(head: Callable[[Tensor], Tensor], vectors: Tensor, count: int = 2) -> Tensor:
+    """(N·count, E) of (N·count, D) embeddings of a view with a count, each of whose draws passes through ``head`` by
+    itself: batch normalisation takes the statistics of one draw of every row, not of all draws together."""
+    return torch.stack([head(view) for view in by_view(vectors, count)], dim=1).flatten(0, 1)
+
+
+def spread(vectors: Tensor) -> float:
+    """Mean over the dimensions of the standard deviation of the unit vectors, times √D: 0 when all (N, D) have become
+    one point, near 1 when they are spread over the sphere (Chen & He 2020, arXiv:2011.10566, section 4.1)."""
+    unit = F.normalize(vectors.float(), dim=1)
+    return unit.std(dim=0).mean().item() * unit.shape[1] ** 0.5
 
 
 def both_views(outputs: Outputs) -> tuple[Tensor, Tensor]:

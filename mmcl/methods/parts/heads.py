@@ -14,7 +14,7 @@ Width = Annotated[int, Field(ge=1, le=WIDEST)]
 
 
 class MlpConfig(Section):
-    """A multi-layer perceptron with ReLU, in training only; the model folder keeps it, apart from the encoder."""
+    """A multi-layer perceptron, in training only; the model folder keeps it, apart from the encoder."""
 
     hidden: list[Width] = Field(default_factory=lambda: [2048])
     """Widths of the hidden layers; none for a single dense layer."""
@@ -25,9 +25,15 @@ class MlpConfig(Section):
     norm: Literal["batch", "layer", "none"] = "batch"
     """Normalisation after each hidden layer. `batch` takes the statistics of the global batch, whatever the
     micro-batches and processes, and keeps no running ones."""
+    norm_output: bool = False
+    """Whether the output has the same normalisation, instead of a bias."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """After each hidden layer."""
 
 
 def mlp_head(config: MlpConfig, width: int) -> Head:
     """The head that ``config`` describes, from (N, ``width``) to (N, ``config.dim``)."""
-    hidden = [Dense(size, config.norm == "none", "relu", config.norm) for size in config.hidden]
-    return Head.from_layers(width, [*hidden, Dense(config.dim, config.bias)])
+    hidden = [Dense(size, config.norm == "none", config.activation, config.norm) for size in config.hidden]
+    normed = config.norm_output and config.norm != "none"
+    output = Dense(config.dim, config.bias and not normed, norm=config.norm if normed else "none")
+    return Head.from_layers(width, [*hidden, output])

@@ -1,0 +1,41 @@
+"""Small settings of every method over images alone, and a tower with batch normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmcl.methods import Step
+from mmcl.methods.image.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from mmcl.methods.image.byol import Byol, ByolConfig
+from mmcl.methods.image.moco import Moco, MocoConfig
+from mmcl.methods.image.simclr import Simclr, SimclrConfig
+from mmcl.methods.image.simsiam import Simsiam, SimsiamConfig
+from mmcl.methods.image.swav import Swav, SwavConfig
+
+STEP = Step(3, 10)
+SMALL = {"hidden": [8], "dim": 4}
+SETTINGS = {
+    Simclr: SimclrConfig(projector=SMALL),
+    Moco: MocoConfig(projector=SMALL | {"norm": "none"}, queue=10, statistics_groups=2, momentum=0.9),
+    Byol: ByolConfig(projector=SMALL, predictor=SMALL, momentum=0.9),
+    Simsiam: SimsiamConfig(projector=SMALL | {"norm_output": True}, predictor={"hidden": [3]}),
+    Swav: SwavConfig(projector=SMALL, prototypes=5, local_crops=4, local_size=8, freeze_prototypes=2, queue=16),
+    BarlowTwins: BarlowTwinsConfig(projector=SMALL),
+}
+
+
+class Tower(nn.Module):
+    """Mean and spread of each channel, through a layer with batch normalisation."""
+
+    width = 6
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())
+        self.sizes = []
+
+    def forward(self, pixels):
+        self.sizes.append(tuple(pixels.shape))
+        flat = pixels.flatten(2)
+        return self.net(torch.cat([flat.mean(2), flat.std(2)], dim=1))
