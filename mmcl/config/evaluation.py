@@ -38,6 +38,7 @@ EVALUATORS: Registry[Any] = Registry(
     "evaluator",
     {
         "retrieval": "mmcl.evaluation.tasks.retrieval_evaluator:RetrievalEvaluator",
+        "knn": "mmcl.evaluation.tasks.classification.evaluators:KnnEvaluator",
         "sts": "mmcl.evaluation.tasks.sts_evaluator:StsEvaluator",
     },
 )

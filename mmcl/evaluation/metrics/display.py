@@ -92,6 +92,20 @@ RANKING = Display(
 CORRELATION = Display(leading=(("spearman", "pearson"),), correlations=("spearman", "pearson"))
 """Of what :mod:`mmcl.evaluation.metrics.correlation` measures."""
 
+ACCURACY = Display(
+    leading=(("top",), ("mean_per_class",)),
+    fractions=("top", "mean_per_class"),
+    curves=("top",),
+    definitions=(
+        (
+            "top@k, mean_per_class",
+            "The share of images whose class is among the first k answers; top@1 of each class, averaged over the "
+            "classes.",
+        ),
+    ),
+)
+"""Of a classification."""
+
 
 def _among(name: str, names: Iterable[str]) -> bool:
     return any(known in (name, name.partition("@")[0]) for known in names)

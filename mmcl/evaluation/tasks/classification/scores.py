@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
+from mmcl.evaluation.metrics.display import ACCURACY, Display
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,22 @@ class ClassificationScores:
         """The class with the most images, and its share of them: what a model scores that always answers it."""
         name, images = max(self.class_images.items(), key=lambda item: item[1])
         return name, images / self.images
+
+    @property
+    def size(self) -> str:
+        """How much was judged, in words."""
+        return f"{self.images:,} images, {self.classes:,} classes"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was counted as wrong without being judged."""
+        count = self.not_offered
+        return [f"{count:,} images are of classes that were not learned, and count as wrong"] if count else []
+
+    @property
+    def display(self) -> Display:
+        """How a report shows the metrics."""
+        return ACCURACY
 
     @property
     def not_offered(self) -> int:

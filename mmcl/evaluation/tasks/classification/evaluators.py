@@ -1,0 +1,181 @@
+"""Evaluators that classify images by labelled ones, while the model learns."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from mmcl.config import schema
+from mmcl.config.data import SourceConfig
+from mmcl.config.evaluation import EvaluationSourceConfig
+from mmcl.config.section import Positive
+from mmcl.data.batches.reading import Reading
+from mmcl.data.batches.table import Table
+from mmcl.data.batches.views import View
+from mmcl.data.sources.tar.shards import is_shards
+from mmcl.encoding.encoder import Encoder
+from mmcl.encoding.shares import embed
+from mmcl.evaluation.evaluator import Evaluator, Setup
+from mmcl.evaluation.measured import SourceResults
+from mmcl.evaluation.metrics.display import ACCURACY
+from mmcl.evaluation.tasks.classification.knn import KnnScores, knn
+from mmcl.evaluation.tasks.classification.scores import ClassificationScores
+from mmcl.evaluation.tasks.diagnostics import diagnose
+from mmcl.models.towers import Towers
+from mmcl.runtime import distributed
+from mmcl.runtime.device import resolve_precision
+from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+
+
+class LabelledSourceConfig(EvaluationSourceConfig):
+    """Images with a `label` each, to be classified by what the labels of other images teach."""
+
+    train: SourceConfig | None = None
+    """The labelled images to learn from; if absent those of `data.train` and `data.mix`, with the `columns` of this
+    source."""
+
+
+class KnnSourceConfig(LabelledSourceConfig):
+    """Images to be classified by the votes of the nearest labelled ones (Wu et al. 2018, arXiv:1805.01978)."""
+
+    task: Literal["knn"] = "knn"
+    k: int = Field(default=200, ge=1)
+    """Neighbours that vote; all where there are fewer."""
+    temperature: Positive = 0.1
+    """τ of a neighbour's weight exp(cosine / τ)."""
+
+
+class LabelledEvaluator(Evaluator):
+    """Classification of the images of a source by other labelled ones, on the pixels that training caches.
+
+    Args:
+        settings: of the source.
+        train: the rows to learn from.
+        test: the rows to judge on.
+        tower: that embeds their images.
+    """
+
+    headlines = ("top@1",)
+    summary = ("mean_per_class",)
+    display = ACCURACY
+    normalize: ClassVar[bool]
+    """Whether vectors of unit length are compared."""
+
+    @classmethod
+    def open(cls, settings: Any, setup: Setup) -> Self:
+        where = f"evaluation.sources.{setup.name}"
+        encoder, config = setup.encoder, setup.config
+        if "image" not in encoder.modalities:
+            raise MmclError(f"{where}: {settings.task} classifies images, which the model does not embed")
+        tower = encoder.resolve("image")
+        reading = Reading({"image": "image", "label": "label"}, encoder, views={"image": View("image", tower)})
+
+        def table(sources: Sequence[SourceConfig], key: str) -> Table:
+            options: dict[str, Any] = {"device": setup.device, "show_progress": setup.show_progress, "where": key}
+            opened = Table(sources, reading, config, setup.scratch, **options)
+            opened.require_rows()
+            return opened
+
+        train = table(_train_sources(settings, config, where), f"{where}.train")
+        return cls(settings, train, table([settings], where), tower)
+
+    @classmethod
+    def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
+        return ["top@1", "mean_per_class"]
+
+    @classmethod
+    def judge(cls, settings: Any, encoder: Encoder, config: schema.Config) -> SourceResults:
+        opened = cls.open(settings, Setup("", encoder.towers, config, None, encoder.device))
+        return SourceResults({"": opened.classify(*opened.vectors(encoder.towers), bootstrap=1000)})
+
+    def __init__(self, settings: Any, train: Table, test: Table, tower: str) -> None:
+        self.settings, self.train, self.test, self.tower = settings, train, test, tower
+        self.source = test.name
+
+    def vectors(self, encoder: Towers) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Vectors and labels to learn from, vectors and labels to judge on; all processes call this together."""
+        train, test = (self._embed(encoder, table) for table in (self.train, self.test))
+        return *train, *test
+
+    @abstractmethod
+    def classify(
+        self, train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, bootstrap: int = 0
+    ) -> ClassificationScores:
+        """The scores of the rows to judge on."""
+
+    def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
+        """``top@1`` and ``mean_per_class``, fractions in [0, 1]; and what :func:`mmcl.evaluation.diagnose` finds of the
+        space, as ``space/image/effective_rank`` and so on. A space that has collapsed is warned of."""
+        vectors = self.vectors(encoder)
+        if distributed.rank() != 0:
+            return {}
+        metrics = dict(self.classify(*vectors).metrics)
+        if len(vectors[2]) < 2:  # a single vector has no geometry
+            return metrics
+        space = diagnose(vectors[2])
+        for reason in space.collapsed if warn else ():
+            log.warning("%s: %s", self.source, reason)
+        return metrics | {f"space/{name}": value for name, value in space.metrics().items()}
+
+    def problems(self) -> list[dict[str, str]]:
+        """The rows without an image or a label."""
+        return [*self.train.problems(), *self.test.problems()]
+
+    def warn_of_shared(self, name: str, training: Table) -> None:
+        """Log a warning if images to judge on stand among those of ``training``."""
+        if "image" not in training.columns:
+            return
+        own = self.test.hashes("image", training)[self.test.positions]
+        if shared := int(np.isin(own, training.columns["image"].hashes[training.positions]).sum()):
+            log.warning(
+                "evaluation.sources.%s: the images of %d of %d rows of %s stand in the training rows, too: its numbers "
+                "are better than on new images",
+                *(name, shared, len(own), self.source),
+            )
+
+    def _embed(self, encoder: Towers, table: Table) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = table.columns["image"], table.columns["label"].inputs(table.positions)["labels"]
+
+        def inputs(places: np.ndarray) -> dict[str, Tensor]:
+            return images.inputs(table.positions[places])
+
+        precision = resolve_precision("auto", encoder.device)
+        count = len(table.positions)
+        vectors = embed(encoder, self.tower, inputs, count, normalize=self.normalize, precision=precision)
+        return vectors, labels.numpy()
+
+
+class KnnEvaluator(LabelledEvaluator):
+    """Votes of the nearest labelled images; see :func:`mmcl.evaluation.knn`."""
+
+    Config = KnnSourceConfig
+    normalize = True
+
+    def classify(
+        self, train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, bootstrap: int = 0
+    ) -> KnnScores:
+        k, temperature = self.settings.k, self.settings.temperature
+        return knn(train, train_labels, test, test_labels, k, temperature, bootstrap=bootstrap)
+
+
+def _train_sources(settings: LabelledSourceConfig, config: schema.Config, where: str) -> list[SourceConfig]:
+    """The sources to learn from: the one that is named, or those of the run with the columns of the evaluated one."""
+    if settings.train is not None:
+        named = [settings.train]
+    else:
+        own = settings.columns
+        named = [of.model_copy(update={"columns": own | of.columns}) for of in (config.data.train, *config.data.mix)]
+    for source in named:
+        if is_shards(source.source):
+            raise MmclError(
+                f"{where}.train: {source.source}: labels are read from a table or folder, not from a stream"
+            )
+    return named
