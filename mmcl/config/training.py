@@ -76,9 +76,16 @@ class TrainingConfig(Section):
     else, tables of embeddings included (arXiv:2502.16982). None of them adapts gains, biases and the temperature."""
     lr: Positive = 1e-3
     """Peak learning rate. `adamw` and `muon` take rates of the same size; `sgd` and `lars` far larger ones."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """With which power of the batch `lr` grows, which is then that of 256 rows: `linear` (Goyal et al. 2017,
+    arXiv:1706.02677) or `sqrt` (Krizhevsky 2014, arXiv:1404.5997; SimCLR's 0.075 √batch is 1.2 here). `accumulate`
+    makes the batch larger."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Decay of matrices; gains, biases and the temperature have none. `sgd` and `lars` add it to the gradient, and take
     about 1e-4 and 1e-6."""
+    weight_decay_end: float | None = Field(default=None, ge=0.0)
+    """What `weight_decay` becomes by the last step, along half a cosine, such as 0.4 from 0.04 (DINO,
+    arXiv:2104.14294); a group with a decay of its own keeps it. It stays as it is if absent."""
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Momentum of `sgd`, `lars` and `muon`, whose authors take 0.95."""
     trust: Positive = 1e-3

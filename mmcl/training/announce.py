@@ -20,7 +20,7 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import duration
 from mmcl.training.optimization.batch_norm import warn_of_statistics
-from mmcl.training.optimization.optim import describe_learning
+from mmcl.training.optimization.optim import describe_learning, peak_rate
 from mmcl.training.run import Run
 
 log = logging.getLogger("mmcl")
@@ -57,6 +57,9 @@ def announce(
         done,
     )
     log.info("learned parameters: %s", describe_learning(method))
+    if settings.lr_scaling != "none":
+        rows = settings.batch_size * settings.accumulate
+        log.info("learning rate at its peak: %.4g (training.lr for 256 rows, scaled to %d)", peak_rate(settings), rows)
     if settings.warmup >= steps:
         log.warning(
             "training.warmup is %d of %d steps: the learning rate never reaches training.lr",
@@ -137,7 +140,8 @@ def card_of(
         "precision": precision,
     }
     training |= method.card()
-    training |= {key: getattr(config.training, key) for key in keys} | {"seconds": round(seconds, 1)}
+    settings = config.training.model_copy(update={"lr": peak_rate(config.training)})
+    training |= {key: getattr(settings, key) for key in keys} | {"seconds": round(seconds, 1)}
     card: dict[str, Any] = {"data": data, "training": training}
     for line in Run(folder).lines():
         if line["step"] == step and "evaluation" in line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -27,8 +28,8 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Op
     their rate, or Muon orthogonalise their updates. A group that names its own decay has it for all of its parameters.
 
     Each of its parameter groups has an ``lr_scale``: the factor of ``training.groups`` times that of
-    ``training.layer_decay``, by which the schedule's rate is multiplied. The groups and their order depend on the names
-    alone, so that a resumed run finds its state.
+    ``training.layer_decay``, by which the schedule's rate is multiplied; and those whose decay has a schedule have
+    ``scheduled_decay``. The groups and their order depend on the names alone, so that a resumed run finds its state.
 
     Raises:
         MmclError: nothing learns; or see :func:`freeze_groups` and :func:`layer_scales`.
@@ -37,23 +38,27 @@ def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Op
     chosen = _group_of(module, config)
     scales = layer_scales(module, config.layer_decay) if config.layer_decay is not None else {}
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    settings: dict[tuple[float, float, bool, str], list[nn.Parameter]] = {}
+    settings: dict[tuple[float, float, bool, str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             group = config.groups[chosen[name]] if name in chosen else None
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            scheduled = config.weight_decay_end is not None and parameter.ndim >= 2
             if group is not None and group.weight_decay is not None:
-                decay = group.weight_decay
+                decay, scheduled = group.weight_decay, False
             scale = (group.lr if group else 1.0) * scales.get(name, 1.0)
             kind = _kind(parameter, id(parameter) in tables) if config.optimizer in ("lars", "muon") else ""
             # Full tensors and shards in one group is what torch's fused steps do not take.
-            settings.setdefault((scale, decay, isinstance(parameter, DTensor), kind), []).append(parameter)
+            settings.setdefault((scale, decay, isinstance(parameter, DTensor), kind, scheduled), []).append(parameter)
     if not settings:
         raise MmclError("nothing is learned: every tower is frozen, without heads and with a fixed temperature")
     groups = [
         {"params": parameters, "weight_decay": decay, "lr": config.lr * scale, "lr_scale": scale}
+        | ({"scheduled_decay": True} if scheduled else {})
         | (_options(kind, config) if kind else {})
-        for (scale, decay, _, kind), parameters in sorted(settings.items(), key=lambda item: item[0], reverse=True)
+        for (scale, decay, _, kind, scheduled), parameters in sorted(
+            settings.items(), key=lambda item: item[0], reverse=True
+        )
     ]
     if config.optimizer == "muon" and any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         raise MmclError(
@@ -196,12 +201,19 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if not name.startswith(beside))
 
 
+def peak_rate(config: TrainingConfig) -> float:
+    """The largest learning rate of a run: ``training.lr``, scaled to the rows of a step by ``training.lr_scaling``."""
+    ratio = config.batch_size * config.accumulate / 256
+    return config.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.lr_scaling]
+
+
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     """The learning rate of optimizer step ``step`` (from 0) of ``steps``.
 
     It rises linearly over the warm-up, then follows ``training.schedule`` to zero.
     """
+    peak = peak_rate(config)
     warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return SCHEDULES[config.schedule](step - warmup, steps - warmup, config.lr, 0.0)
+        return peak * (step + 1) / warmup
+    return SCHEDULES[config.schedule](step - warmup, steps - warmup, peak, 0.0)

@@ -81,8 +81,11 @@ class TrainStep:
         Raises:
             NotFiniteError: the loss or the gradient stopped being finite.
         """
+        end = self.settings.weight_decay_end
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
+            if group.get("scheduled_decay") and end is not None:
+                group["weight_decay"] = step.cosine(self.settings.weight_decay, end)
         total, parts, outputs = 0.0, dict[str, float](), list[Outputs]()
         for number, batch in enumerate(batches, start=1):
             loss, of_batch = self._forward_backward(batch, step, number, len(batches))

@@ -25,6 +25,7 @@ from mmcl.training.optimization.optim import (
     describe_learning,
     freeze_groups,
     learning_rate,
+    peak_rate,
     public_name,
     without_gradient,
 )
@@ -274,3 +275,24 @@ def test_muon_is_torchs_for_matrices_and_adamw_for_all_else():
     torch.testing.assert_close(found["1.weight"].float(), weights["1.weight"].detach(), atol=2e-3, rtol=0.0)
     for name in ("0.weight", "1.bias"):
         torch.testing.assert_close(found[name].float(), weights[name].detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_the_rate_grows_with_the_batch_as_the_papers_say():
+    """Goyal et al.'s 0.1 for 256 rows is 3.2 for 8192; SimCLR's 0.075 √batch is 4.8 for 4096."""
+    linear = TrainingConfig(lr=0.1, lr_scaling="linear", batch_size=8192)
+    root = TrainingConfig(lr=1.2, lr_scaling="sqrt", batch_size=1024, accumulate=4)
+    assert peak_rate(linear) == pytest.approx(3.2)
+    assert peak_rate(root) == pytest.approx(0.075 * math.sqrt(4096)) == pytest.approx(4.8)
+    assert max(learning_rate(linear, step, 50) for step in range(50)) == pytest.approx(3.2)
+    assert peak_rate(TrainingConfig(lr=0.3, batch_size=8192)) == 0.3
+
+
+def test_the_decay_of_matrices_has_a_schedule_and_that_of_named_groups_has_none():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    config = TrainingConfig(
+        weight_decay=0.04, weight_decay_end=0.4, groups=groups({"match": "^1", "weight_decay": 0.04})
+    )
+    optimizer = build_optimizer(module, config)
+    scheduled = {id(p) for g in optimizer.param_groups if g.get("scheduled_decay") for p in g["params"]}
+    assert {name for name, p in module.named_parameters() if id(p) in scheduled} == {"0.weight"}
+    assert not any("scheduled_decay" in g for g in build_optimizer(module, TrainingConfig()).param_groups)
