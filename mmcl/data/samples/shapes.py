@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
@@ -115,36 +116,90 @@ class Scene(NamedTuple):
         return Scene(self.second, _RELATIONS[self.relation][0], self.first)
 
 
-def draw(scene: Scene, rng: random.Random) -> bytes:
-    """A PNG of the scene, 64 × 64; ``rng`` moves the shapes a little."""
-    side = _SIDE * _FINER
-    image = Image.new("RGB", (side, side), "white")
-    canvas = ImageDraw.Draw(image)
+class Placed(NamedTuple):
+    """A shape where it is drawn: centre and radius are shares of the image's side."""
+
+    thing: Thing
+    centre: Point
+    radius: float
+
+
+def place(scene: Scene, rng: random.Random) -> tuple[Placed, Placed]:
+    """Both shapes of a scene at places that ``rng`` moves a little."""
     dx, dy = _RELATIONS[scene.relation][1]
-    for thing, sign in ((scene.first, 1), (scene.second, -1)):
+
+    def placed(thing: Thing, sign: int) -> Placed:
         radius = SIZES[thing.size] * rng.uniform(0.9, 1.1)
         x = 0.5 + sign * 0.24 * dx + rng.uniform(-0.02, 0.02) + (0 if dx else rng.uniform(-0.2, 0.2))
         y = 0.5 + sign * 0.24 * dy + rng.uniform(-0.02, 0.02) + (0 if dy else rng.uniform(-0.2, 0.2))
-        _fill(canvas, _OUTLINES[thing.shape], (x * side, y * side), radius * side, COLOURS[thing.colour])
-        if thing.shape == "ring":
-            _fill(canvas, _OUTLINES["ring"], (x * side, y * side), 0.5 * radius * side, (255, 255, 255))
+        return Placed(thing, (x, y), radius)
+
+    return placed(scene.first, 1), placed(scene.second, -1)
+
+
+def draw(shapes: Sequence[Placed]) -> bytes:
+    """A PNG of 64 × 64."""
+    image = _canvas("RGB", "white")
+    for placed in shapes:
+        _fill(image, placed, COLOURS[placed.thing.colour], "white")
     file = io.BytesIO()
-    image.resize((_SIDE, _SIDE), Image.Resampling.BOX).save(file, "PNG")
+    _reduced(image).save(file, "PNG")
     return file.getvalue()
 
 
-def _fill(
-    canvas: ImageDraw.ImageDraw, outline: list[Point], centre: Point, radius: float, colour: tuple[int, int, int]
-) -> None:
-    canvas.polygon([(centre[0] + radius * x, centre[1] + radius * y) for x, y in outline], fill=colour)
+def annotate(shapes: Sequence[Placed]) -> dict[str, Any]:
+    """What an image shows, for detection and segmentation.
+
+    Returns:
+        ``shapes``: their names; ``boxes``: [left, top, right, bottom] of each in pixels; ``mask``: a PNG of one
+        channel, in which 0 is the background and i + 1 is ``SHAPES[i]``. A pixel is of a shape that covers half of it.
+    """
+    classes = np.zeros((_SIDE, _SIDE), np.uint8)
+    boxes = []
+    for placed in shapes:
+        image = _canvas("L", 0)
+        _fill(image, placed, 255, 0)
+        inside = np.asarray(_reduced(image)) >= 128
+        columns, lines = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+        boxes.append([int(columns[0]), int(lines[0]), int(columns[-1]) + 1, int(lines[-1]) + 1])
+        classes[inside] = 1 + SHAPES.index(placed.thing.shape)
+    file = io.BytesIO()
+    Image.fromarray(classes).save(file, "PNG")
+    return {"shapes": [placed.thing.shape for placed in shapes], "boxes": boxes, "mask": file.getvalue()}
+
+
+def _canvas(mode: str, colour: Any) -> Image.Image:
+    return Image.new(mode, (_SIDE * _FINER, _SIDE * _FINER), colour)
+
+
+def _reduced(canvas: Image.Image) -> Image.Image:
+    return canvas.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+
+
+def _fill(canvas: Image.Image, placed: Placed, colour: Any, background: Any) -> None:
+    side, (x, y), outline = canvas.width, placed.centre, _OUTLINES[placed.thing.shape]
+    radii = [(placed.radius, colour)] + [(placed.radius / 2, background)] * (placed.thing.shape == "ring")
+    for radius, fill in radii:
+        corners = [(side * (x + radius * across), side * (y + radius * down)) for across, down in outline]
+        ImageDraw.Draw(canvas).polygon(corners, fill=fill)
 
 
 def rows(
-    seed: int = 0, splits: dict[str, int] = SPLITS, advance: Callable[[int], None] | None = None
+    seed: int = 0,
+    splits: dict[str, int] = SPLITS,
+    advance: Callable[[int], None] | None = None,
+    *,
+    annotated: bool = False,
 ) -> dict[str, Any]:
     """Split name to rows (id, image, text, concept, vendor); the same seed gives the same bytes.
 
     No scene is in two splits, nor twice in one, not even described from its other shape.
+
+    Args:
+        seed: of scenes and places.
+        splits: name of each to the number of its rows.
+        advance: called with 1 after each image.
+        annotated: whether the rows have what :func:`annotate` returns as well.
     """
     rng = random.Random(seed)
     taken: set[Scene] = set()
@@ -156,15 +211,15 @@ def rows(
             if scene in taken:
                 continue
             taken.update((scene, scene.inverse()))
-            made[split].append(
-                {
-                    "id": f"{split}-{len(made[split]):04d}",
-                    "image": draw(scene, rng),
-                    "text": scene.caption,
-                    "concept": f"{scene.first.colour} {scene.first.shape}",
-                    "vendor": "shapes",
-                }
-            )
+            placed = place(scene, rng)
+            row = {
+                "id": f"{split}-{len(made[split]):04d}",
+                "image": draw(placed),
+                "text": scene.caption,
+                "concept": f"{scene.first.colour} {scene.first.shape}",
+                "vendor": "shapes",
+            }
+            made[split].append(row | (annotate(placed) if annotated else {}))
             if advance:
                 advance(1)
     return made

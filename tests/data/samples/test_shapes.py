@@ -56,7 +56,7 @@ def test_the_image_shows_what_the_caption_says(relation, axis, sign):
     scene = Scene(Thing("small", "red", "circle"), relation, Thing("large", "blue", "square"))
     assert scene.caption == f"a small red circle {relation} a large blue square"
     for seed in range(10):
-        image = pixels(shapes.draw(scene, random.Random(seed)))
+        image = pixels(shapes.draw(shapes.place(scene, random.Random(seed))))
         red = np.argwhere(np.abs(image - shapes.COLOURS["red"]).sum(2) < 30)
         blue = np.argwhere(np.abs(image - shapes.COLOURS["blue"]).sum(2) < 30)
         assert sign * (red.mean(0) - blue.mean(0))[axis] > 10
@@ -65,7 +65,25 @@ def test_the_image_shows_what_the_caption_says(relation, axis, sign):
 
 def test_edges_are_smooth():
     scene = Scene(Thing("large", "black", "circle"), "above", Thing("large", "black", "star"))
-    assert len(np.unique(pixels(shapes.draw(scene, random.Random(0))))) > 8
+    assert len(np.unique(pixels(shapes.draw(shapes.place(scene, random.Random(0)))))) > 8
+
+
+def test_boxes_and_mask_are_where_the_image_is_coloured():
+    few = {"train": 40}
+    plain, annotated = shapes.rows(5, few)["train"], shapes.rows(5, few, annotated=True)["train"]
+    assert [row["image"] for row in plain] == [row["image"] for row in annotated]
+    for row in annotated:
+        image, mask, words = pixels(row["image"]), pixels(row["mask"]), row["text"].split(" ")
+        assert row["shapes"] == [words[3], words[-1]]
+        assert (image[mask > 0] < 250).any(axis=1).all()
+        for name, (left, top, right, bottom), colour in zip(
+            row["shapes"], row["boxes"], (words[2], words[-2]), strict=True
+        ):
+            of_shape = (mask == 1 + shapes.SHAPES.index(name))[top:bottom, left:right]
+            assert all(edge.any() for edge in (of_shape[0], of_shape[-1], of_shape[:, 0], of_shape[:, -1]))
+            painted = (image == shapes.COLOURS[colour]).all(axis=2)[top:bottom, left:right]
+            assert of_shape[painted].all()  # pixels that are wholly covered
+            assert of_shape.sum() >= painted.sum() > 0
 
 
 def test_get_builds_once_without_a_network(tmp_path, monkeypatch):
