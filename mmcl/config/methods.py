@@ -35,6 +35,7 @@ METHODS: Registry[Any] = Registry(
         "simsiam": "mmcl.methods.image.simsiam:Simsiam",
         "swav": "mmcl.methods.image.swav:Swav",
         "barlow_twins": "mmcl.methods.image.barlow_twins:BarlowTwins",
+        "sup_con": "mmcl.methods.image.sup_con:SupCon",
     },
 )
 """Methods by name. Another package adds its own by the entry-point group ``mmcl.methods``."""

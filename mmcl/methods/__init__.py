@@ -8,6 +8,7 @@ from mmcl.methods.image.byol import Byol as Byol
 from mmcl.methods.image.moco import Moco as Moco
 from mmcl.methods.image.simclr import Simclr as Simclr
 from mmcl.methods.image.simsiam import Simsiam as Simsiam
+from mmcl.methods.image.sup_con import SupCon as SupCon
 from mmcl.methods.image.swav import Swav as Swav
 from mmcl.methods.image_text.clip import Clip as Clip
 from mmcl.methods.image_text.siglip import Siglip as Siglip

@@ -32,6 +32,7 @@ METHODS = {
         "freeze_prototypes": 1,
     },
     "barlow_twins": {"name": "barlow_twins", "projector": SMALL},
+    "sup_con": {"name": "sup_con", "projector": SMALL},
 }  # fmt: skip
 HEADS = {
     "simclr": {"projector"},
@@ -40,6 +41,7 @@ HEADS = {
     "byol": {"projector", "predictor"},
     "swav": {"projector", "prototypes"},
     "barlow_twins": {"projector"},
+    "sup_con": {"projector"},
 }
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 16, "dynamic_img_size": True}
 SCRIPT = """
@@ -51,14 +53,14 @@ train(json.load(open(sys.argv[1])), out=sys.argv[2])
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Forty images of coloured stripes."""
+    """Forty images of coloured stripes, with labels."""
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for number in range(40):
         stripes = random.integers(0, 256, (16, 1, 3)) * np.ones((1, 16, 1))
         pixels = stripes if number % 2 else stripes.transpose(1, 0, 2)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02d}.png")
-    rows = [{"image": str(folder / f"{number:02d}.png")} for number in range(40)]
+    rows = [{"image": str(folder / f"{number:02d}.png"), "label": number % 3} for number in range(40)]
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

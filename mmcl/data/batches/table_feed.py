@@ -14,7 +14,7 @@ import torch
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import MINED, Batch, Inputs
-from mmcl.data.batches.columns import Column, TokenColumn
+from mmcl.data.batches.columns import Column, TokenColumn, ValueColumn
 from mmcl.data.batches.distinct import Identities
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.sampler import Draw, Sampler, epoch_counts
@@ -76,6 +76,7 @@ class TableFeed(Table):
             show_progress=show_progress,
         )
         self.require_rows()
+        self._require_labels()
         self._pin = device.type == "cuda"
         # Texts are changed here, with random numbers of each draw; images by the views, on the device.
         self._draws_of = {
@@ -100,6 +101,17 @@ class TableFeed(Table):
                     f"method.extra_{extra.column}s: {count} distinct ones are fewer than the "
                     f"{distributed.world_size()} processes that share them; raise it, or set it to 0"
                 )
+
+    def _require_labels(self) -> None:
+        """Raise ``MmclError`` where a label is read that is the same for all rows."""
+        column = self.columns.get("label")
+        if isinstance(column, ValueColumn) and len(np.unique(column.values[self.positions])) == 1:
+            names = sorted({str(self.config.data.column_of("label", source)) for source in self.settings})
+            raise MmclError(
+                f"{self.name}: all {len(self.positions)} rows have one and the same label in column '{names[0]}', so "
+                f"that method '{self.config.method.name}' has nothing to tell apart; name another with "
+                "data.columns.label"
+            )
 
     @property
     def samples(self) -> int:

@@ -39,4 +39,5 @@ def batch():
     torch.manual_seed(1)
     rows = torch.arange(6)
     pixels = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8)
-    return Batch({"image": {"pixels": pixels}}, rows[:, None], seeds=rows + 50, rows=rows)
+    inputs = {"image": {"pixels": pixels}, "label": {"labels": torch.tensor([7, 8, 7, 7, 9, 8])}}
+    return Batch(inputs, rows[:, None], seeds=rows + 50, rows=rows)

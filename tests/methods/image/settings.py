@@ -11,6 +11,7 @@ from mmcl.methods.image.byol import Byol, ByolConfig
 from mmcl.methods.image.moco import Moco, MocoConfig
 from mmcl.methods.image.simclr import Simclr, SimclrConfig
 from mmcl.methods.image.simsiam import Simsiam, SimsiamConfig
+from mmcl.methods.image.sup_con import SupCon, SupConConfig
 from mmcl.methods.image.swav import Swav, SwavConfig
 
 STEP = Step(3, 10)
@@ -22,6 +23,7 @@ SETTINGS = {
     Simsiam: SimsiamConfig(projector=SMALL | {"norm_output": True}, predictor={"hidden": [3]}),
     Swav: SwavConfig(projector=SMALL, prototypes=5, local_crops=4, local_size=8, freeze_prototypes=2, queue=16),
     BarlowTwins: BarlowTwinsConfig(projector=SMALL),
+    SupCon: SupConConfig(projector=SMALL),
 }
 
 

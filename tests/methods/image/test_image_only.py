@@ -16,6 +16,7 @@ from mmcl.methods.image.barlow_twins import BarlowTwins
 from mmcl.methods.image.byol import Byol
 from mmcl.methods.image.image_only import by_view
 from mmcl.methods.image.simclr import Simclr
+from mmcl.methods.image.sup_con import SupCon
 from mmcl.methods.image.swav import Swav
 from mmcl.runtime.errors import MmclError
 
@@ -108,6 +109,20 @@ def test_barlow_twins_compares_the_projections_of_both_views_over_the_batch(make
     first, second = outputs.embeddings["image"].unflatten(0, (6, 2)).unbind(1)
     torch.testing.assert_close(method.loss(outputs, STEP).value, 0.5 * barlow_twins(first, second, 0.0051))
     assert method.compared_with() == "no negatives"
+
+
+def test_sup_con_pulls_all_views_of_a_label_together(make, batch):
+    method = make(SupCon)
+    outputs = method.project(method.outputs(batch))
+    views = F.normalize(outputs.embeddings["image"].detach().double(), dim=1)
+    labels = [label for label in (7, 8, 7, 7, 9, 8) for _ in range(2)]
+    losses = []
+    for i, label in enumerate(labels):
+        others = [n for n in range(12) if n != i]
+        log_total = (views[others] @ views[i] / 0.1).logsumexp(0)
+        losses.append(np.mean([log_total - views[p] @ views[i] / 0.1 for p in others if labels[p] == label]))
+    assert method.loss(outputs, STEP).value.item() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert method.compared_with() == "11 views for each, positives where the label is the same"
 
 
 def test_swav_swaps_the_assignments_of_global_crops_among_all_crops_and_the_queue(make, batch):
