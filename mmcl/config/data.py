@@ -106,6 +106,7 @@ class DataConfig(Section):
     """Role to column name, for example `{image: path, text: caption}`. A role not named is its own column name.
     simcse: `text` alone, of which dropout makes the pairs; or `anchor`, `positive` and any number of hard negatives
     (`negative`, `negative_2`, ...), which a row may lack. scored_pairs: `anchor`, `positive` and `score`.
+    siamese: `label`; or `anchor`, `positive` and `negative`; or `first`, `second` and `same`.
     A cell may be a list of texts, as long as it likes, of which one is drawn anew in every epoch."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """Role to the name of a prompt in `model.text.prompts` that is put before its texts, for example

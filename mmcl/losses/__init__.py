@@ -1,6 +1,7 @@
 """Equations: pure functions of tensors, with no state and no model."""
 
 from mmcl.losses.accuracy import batch_accuracy as batch_accuracy
+from mmcl.losses.accuracy import label_accuracy as label_accuracy
 from mmcl.losses.blockwise.plan import Blockwise as Blockwise
 from mmcl.losses.contrastive import contrastive as contrastive
 from mmcl.losses.debiased import debiased_info_nce as debiased_info_nce

@@ -1,4 +1,4 @@
-"""The accuracy of a batch of pairs: what InfoNCE maximises, as a number to log."""
+"""The accuracy of a batch: what losses that compare its rows maximise, as a number to log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from mmcl.losses.blockwise.blocks import BlockIterator
 from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, make_plan
 from mmcl.losses.logits.candidates import EmbeddingSet, Ids, candidates, dense_logits, exclusion_mask
-from mmcl.losses.logits.similarity import Similarity
+from mmcl.losses.logits.similarity import Similarity, prepare, similarities
 
 
 @torch.no_grad()
@@ -44,6 +44,25 @@ def batch_accuracy(
         own = scores.diagonal().clone()
         others = scores.fill_diagonal_(-torch.inf)
         return (own > others.amax(dim=1)).float().mean()
+
+
+@torch.no_grad()
+def label_accuracy(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Share of the rows, in [0, 1], whose most similar other row has their label: precision at 1 within the batch.
+
+    Args:
+        embeddings: (N, D), compared by their cosines.
+        labels: (N,) integers. Rows whose label no other row has do not count; 0 where there are no others.
+
+    >>> label_accuracy(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1])).item()
+    1.0
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        (embeddings,) = prepare(embeddings, similarity="cosine")
+        others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        nearest = similarities(embeddings, embeddings, "cosine").masked_fill(~others, -torch.inf).argmax(dim=1)
+        counted = ((labels[:, None] == labels) & others).any(dim=1)
+        return (counted & (labels[nearest] == labels)).sum() / counted.sum().clamp(min=1)
 
 
 def _blockwise(rows: EmbeddingSet, columns: EmbeddingSet, plan: BlockPlan) -> Tensor:

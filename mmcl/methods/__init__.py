@@ -14,6 +14,7 @@ from mmcl.methods.image_text.clip import Clip as Clip
 from mmcl.methods.image_text.siglip import Siglip as Siglip
 from mmcl.methods.outputs import Outputs as Outputs
 from mmcl.methods.outputs import Rows as Rows
+from mmcl.methods.siamese import Siamese as Siamese
 from mmcl.methods.step import Step as Step
 from mmcl.methods.text.scored_pairs import ScoredPairs as ScoredPairs
 from mmcl.methods.text.simcse import Simcse as Simcse

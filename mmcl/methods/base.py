@@ -15,9 +15,10 @@ from mmcl.config import schema
 from mmcl.config.data import AugmentationConfig
 from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import MINED, Batch, Inputs
-from mmcl.data.batches.inputs import join_texts
+from mmcl.data.batches.inputs import join_inputs
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.views import VALUES, Augment, Extra, View, make_views
+from mmcl.data.processors.text import TextProcessor
 from mmcl.methods.outputs import Outputs, Rows
 from mmcl.methods.step import Step
 from mmcl.models.heads import Head, Prototypes
@@ -324,19 +325,20 @@ class Method(nn.Module, ABC):
         return self.columns[self.mining_roles[1] if name == MINED and self.mining_roles else name]
 
     def embed_together(
-        self, embed: Callable[..., Tensor], texts: Mapping[str, Inputs], tower: str = "text"
+        self, embed: Callable[..., Tensor], items: Mapping[str, Inputs], tower: str = "text"
     ) -> dict[str, Tensor]:
-        """The texts of several views, or of none, in one pass of what embeds them.
+        """The items of several views, or of none, in one pass of what embeds them.
 
         In shards a tower meets those of other processes in every pass, and waits for a process that has fewer: a view
         that is there in some micro-batches only must have no pass of its own.
         """
-        if len(texts) < 2:
-            return {name: embed(**inputs) for name, inputs in texts.items()}
-        padding = self.encoder.text(tower).processor.padding_id
-        counts = [len(next(iter(inputs.values()))) for inputs in texts.values()]
-        vectors = embed(**join_texts(list(texts.values()), padding)).split(counts)
-        return dict(zip(texts, vectors, strict=True))
+        if len(items) < 2:
+            return {name: embed(**inputs) for name, inputs in items.items()}
+        processor = self.encoder.embedder(tower).processor
+        padding = processor.padding_id if isinstance(processor, TextProcessor) else 0
+        counts = [len(next(iter(inputs.values()))) for inputs in items.values()]
+        vectors = embed(**join_inputs(list(items.values()), padding)).split(counts)
+        return dict(zip(items, vectors, strict=True))
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         # Underlies `.to(device)`: the references are no parts of this module, but go where it goes.

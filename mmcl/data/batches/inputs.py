@@ -59,10 +59,10 @@ def take_rows(inputs: dict[str, Tensor], rows: slice | Tensor) -> dict[str, Tens
     return part
 
 
-def join_texts(parts: Sequence[dict[str, Tensor]], padding: int) -> dict[str, Tensor]:
-    """Several lists of texts as one, padded to its longest text; or as one list of features, where they are such."""
-    if "features" in parts[0]:
-        return {"features": torch.cat([part["features"] for part in parts])}
+def join_inputs(parts: Sequence[dict[str, Tensor]], padding: int = 0) -> dict[str, Tensor]:
+    """Several lists of texts as one, padded with ``padding`` to its longest text; or of features or pixels."""
+    if "input_ids" not in parts[0]:
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     tokens = [part["input_ids"] for part in parts]
     missing = [max(ids.shape[1] for ids in tokens) - ids.shape[1] for ids in tokens]
     filled = [F.pad(ids, (0, k), value=padding) for ids, k in zip(tokens, missing, strict=True)]

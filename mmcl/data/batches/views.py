@@ -14,6 +14,7 @@ from mmcl.config.data import AugmentationConfig
 from mmcl.data.augment.images import Augmentation
 from mmcl.data.augment.random_crop import PackedImages, central_squares, resized_crops
 from mmcl.data.batches.batch import Batch, Inputs
+from mmcl.data.identity import mix
 
 Modality: TypeAlias = Literal["image", "text", "label", "number"]
 VALUES: Mapping[str, str] = {"label": "labels", "number": "values"}
@@ -76,17 +77,28 @@ class Extra:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of images, as a :class:`Transform`."""
+    """Random changes of images, as a :class:`Transform`.
+
+    Attributes:
+        config: what is changed, and how much.
+        stream: images of one row with different ones are changed independently of each other.
+    """
 
     config: AugmentationConfig
+    stream: int = 0
 
     def __call__(self, inputs: Inputs, seeds: Tensor, draw: int, size: int | None) -> Inputs:
         pixels = inputs["pixels"]
-        return {"pixels": Augmentation(self.config, size or pixels.shape[1])(pixels, seeds, draw)}
+        return {"pixels": Augmentation(self.config, size or pixels.shape[1])(pixels, self._own(seeds), draw)}
 
     def of_originals(self, inputs: Inputs, seeds: Tensor, draw: int, size: int, side: int) -> Inputs:
         """The same of originals, of which those of ``side`` × ``side``, the tower's own, are as for the call."""
-        return {"pixels": Augmentation(self.config, size).of_originals(PackedImages(**inputs), side, seeds, draw)}
+        return {
+            "pixels": Augmentation(self.config, size).of_originals(PackedImages(**inputs), side, self._own(seeds), draw)
+        }
+
+    def _own(self, seeds: Tensor) -> Tensor:
+        return mix(seeds, self.stream) if self.stream else seeds
 
 
 def make_views(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcl.data.batches.inputs import join_texts, take_rows, token_counts
+from mmcl.data.batches.inputs import join_inputs, take_rows, token_counts
 
 PADDING = 9
 
@@ -27,7 +27,7 @@ def same(got, expected):
 @pytest.mark.parametrize("lengths", [([2, 5], [3, 1, 1]), ([4, 4], [2, 2]), ([2, 3], [3]), ([4], [4, 4])])
 def test_lists_of_texts_are_joined_with_the_padding_and_the_mask_that_they_need(lengths):
     first, second = lengths
-    joined = join_texts([texts(first), texts(second)], PADDING)
+    joined = join_inputs([texts(first), texts(second)], PADDING)
     same(joined, texts(first + second))
     assert token_counts(joined).tolist() == first + second
     counts = token_counts(take_rows(joined, slice(len(first), None)))
@@ -49,6 +49,6 @@ def test_rows_lose_the_padding_that_others_needed_and_keep_the_rest():
 
 def test_what_only_some_lists_have_is_filled_up_for_the_others():
     skipping = texts([3, 2], skipped=torch.tensor([1, 2]))
-    assert join_texts([texts([2]), skipping], PADDING)["skipped"].tolist() == [0, 1, 2]
+    assert join_inputs([texts([2]), skipping], PADDING)["skipped"].tolist() == [0, 1, 2]
     features = torch.randn(3, 2)
-    same(join_texts([{"features": features[:1]}, {"features": features[1:]}], PADDING), {"features": features})
+    same(join_inputs([{"features": features[:1]}, {"features": features[1:]}], PADDING), {"features": features})
