@@ -39,6 +39,7 @@ EVALUATORS: Registry[Any] = Registry(
     {
         "retrieval": "mmcl.evaluation.tasks.retrieval_evaluator:RetrievalEvaluator",
         "knn": "mmcl.evaluation.tasks.classification.evaluators:KnnEvaluator",
+        "linear_probe": "mmcl.evaluation.tasks.classification.evaluators:LinearProbeEvaluator",
         "sts": "mmcl.evaluation.tasks.sts_evaluator:StsEvaluator",
     },
 )

@@ -10,6 +10,8 @@ from mmcl.evaluation.metrics.ranking import Judgements as Judgements
 from mmcl.evaluation.metrics.ranking import relevant_ranks as relevant_ranks
 from mmcl.evaluation.tasks.classification.knn import KnnScores as KnnScores
 from mmcl.evaluation.tasks.classification.knn import knn as knn
+from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores as LinearProbeScores
+from mmcl.evaluation.tasks.classification.linear_probe import linear_probe as linear_probe
 from mmcl.evaluation.tasks.classification.templates import TEMPLATES as TEMPLATES
 from mmcl.evaluation.tasks.classification.zero_shot import ZeroShotScores as ZeroShotScores
 from mmcl.evaluation.tasks.classification.zero_shot import classifier as classifier

@@ -1,4 +1,4 @@
-"""mmcl eval knn, as a user meets it, with a model that needs no training."""
+"""mmcl eval knn and linear-probe, as a user meets it, with a model that needs no training."""
 
 from __future__ import annotations
 
@@ -61,6 +61,20 @@ def test_knn_of_folders_by_class(evaluate, folders, tmp_path):
     assert first["intervals"]["top@1"] == [1.0, 1.0]
     assert "kNN: 23 images of 4 classes, by the votes of 60 training images" in out
     assert "1 of 24 rows left out: an unreadable image or no label" in err
+
+
+def test_a_linear_probe_of_folders_by_class(evaluate, folders, tmp_path):
+    sources = ["--train", folders / "train", "--test", folders / "test"]
+    code, out, err = evaluate("linear-probe", "good", *sources, "--json", tmp_path / "probe.json")
+    assert code == 0, err
+    saved = json.loads((tmp_path / "probe.json").read_text())["linear_probe"]
+    assert saved["metrics"]["top@1"] == 1.0
+    assert min(saved["validation"], key=saved["validation"].get) == f"{saved['l2']:.3g}"
+    assert "linear probe: 23 images, 4 classes, 60 training images" in out
+    assert "(chosen on training rows)" in out
+    code, out, _ = evaluate("linear-probe", "blind", *sources, "--l2", 0.5)
+    assert code == 0
+    assert "l2 0.5 (fixed)" in out
 
 
 def test_two_models_are_compared_by_their_files(evaluate, folders, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mmcl.cli.evaluate.classification import knn, zero_shot
+from mmcl.cli.evaluate.classification import knn, linear_probe, zero_shot
 from mmcl.cli.evaluate.compare import compare
 from mmcl.cli.evaluate.diagnostics import diagnostics
 from mmcl.cli.evaluate.retrieval import retrieval
@@ -15,5 +15,6 @@ app.command(short_help="Find texts by image and images by text, or texts by text
 app.command(short_help="Semantic textual similarity, against people's scores.")(sts)
 app.command("zero-shot")(zero_shot)
 app.command(short_help="Classify images by their nearest training images.")(knn)
+app.command("linear-probe", short_help="Classify images by logistic regression on their features.")(linear_probe)
 app.command()(diagnostics)
 app.command(short_help="Is B better than A, or luckier?")(compare)

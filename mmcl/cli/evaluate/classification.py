@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from mmcl.cli.evaluate.per_query import PerQuery, check_per_query, for_json
-from mmcl.cli.evaluate.scores import print_classes, print_knn, print_metrics
+from mmcl.cli.evaluate.scores import print_classes, print_knn, print_metrics, print_not_offered
 from mmcl.cli.options import (
     AllowPipe,
     Classes,
@@ -123,6 +123,46 @@ def knn(
     named = {f"k={scores.k} temperature={scores.temperature:g}": scores for scores in found}
     write_json(json, for_json(named, per_query))
     print_knn(found)
+
+
+@names_columns
+def linear_probe(
+    model: Model,
+    train: Train,
+    test: Test,
+    train_split: TrainSplit = None,
+    test_split: TestSplit = None,
+    image: ImageColumn = "image",
+    label: Label = "label",
+    l2: Annotated[
+        float | None,
+        typer.Option(help="Weight of the penalty, 1/(C·N) of scikit-learn.", show_default="by validation rows"),
+    ] = None,
+    tower: Tower = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
+    exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
+    json: JsonPath = None,
+    per_query: PerQuery = False,
+) -> None:
+    """Classify images by logistic regression on the model's features, with 95% intervals.
+
+    Full-batch L-BFGS, with the L2 penalty under which a tenth of the training rows (of each class) is most likely; then
+    fitted on all of them. The rows of --test choose nothing. Features are standardised, not brought to unit length.
+    """
+    from mmcl.evaluation.tasks.classification.of_rows import linear_probe_of_rows
+
+    check_per_query(per_query, json)
+    rows = _open(train, train_split, separator, image_root), _open(test, test_split, separator, image_root)
+    encoder = load(model, device, dtype, exact_decoding=exact_decoding, tower=tower)
+    found = linear_probe_of_rows(encoder, *rows, image=image, label=label, l2=l2)
+    write_json(json, for_json({"linear_probe": found}, per_query))
+    how = "chosen on training rows" if found.validation else "fixed"
+    print_metrics(found, {}, f"linear probe: {found.size}, {found.train:,} training images, l2 {found.l2:.3g} ({how})")
+    print_not_offered(found)
 
 
 N = TypeVar("N", int, float)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from mmcl.evaluation.evaluator import Evaluator, Setup
 from mmcl.evaluation.measured import SourceResults
 from mmcl.evaluation.metrics.display import ACCURACY
 from mmcl.evaluation.tasks.classification.knn import KnnScores, knn
+from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores, linear_probe
 from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 from mmcl.evaluation.tasks.diagnostics import diagnose
 from mmcl.models.towers import Towers
@@ -53,6 +55,15 @@ class KnnSourceConfig(LabelledSourceConfig):
     """τ of a neighbour's weight exp(cosine / τ)."""
 
 
+class LinearProbeSourceConfig(LabelledSourceConfig):
+    """Images to be classified by logistic regression on the features of labelled ones."""
+
+    task: Literal["linear_probe"] = "linear_probe"
+    l2: Positive | None = None
+    """Weight λ of the penalty λ/2 · ‖W‖²; if absent the one under which a validation part of the images to learn from
+    is most likely, which takes nine fits."""
+
+
 class LabelledEvaluator(Evaluator):
     """Classification of the images of a source by other labelled ones, on the pixels that training caches.
 
@@ -61,6 +72,7 @@ class LabelledEvaluator(Evaluator):
         train: the rows to learn from.
         test: the rows to judge on.
         tower: that embeds their images.
+        device: where to compare and fit.
     """
 
     headlines = ("top@1",)
@@ -85,7 +97,7 @@ class LabelledEvaluator(Evaluator):
             return opened
 
         train = table(_train_sources(settings, config, where), f"{where}.train")
-        return cls(settings, train, table([settings], where), tower)
+        return cls(settings, train, table([settings], where), tower, setup.device)
 
     @classmethod
     def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
@@ -96,9 +108,9 @@ class LabelledEvaluator(Evaluator):
         opened = cls.open(settings, Setup("", encoder.towers, config, None, encoder.device))
         return SourceResults({"": opened.classify(*opened.vectors(encoder.towers), bootstrap=1000)})
 
-    def __init__(self, settings: Any, train: Table, test: Table, tower: str) -> None:
+    def __init__(self, settings: Any, train: Table, test: Table, tower: str, device: torch.device) -> None:
         self.settings, self.train, self.test, self.tower = settings, train, test, tower
-        self.source = test.name
+        self.source, self.device = test.name, device
 
     def vectors(self, encoder: Towers) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Vectors and labels to learn from, vectors and labels to judge on; all processes call this together."""
@@ -163,7 +175,26 @@ class KnnEvaluator(LabelledEvaluator):
         self, train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, bootstrap: int = 0
     ) -> KnnScores:
         k, temperature = self.settings.k, self.settings.temperature
-        return knn(train, train_labels, test, test_labels, k, temperature, bootstrap=bootstrap)
+        return knn(train, train_labels, test, test_labels, k, temperature, bootstrap=bootstrap, device=self.device)
+
+
+class LinearProbeEvaluator(LabelledEvaluator):
+    """Logistic regression on the features of labelled images; see :func:`mmcl.evaluation.linear_probe`."""
+
+    Config = LinearProbeSourceConfig
+    normalize = False
+
+    def classify(
+        self, train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, bootstrap: int = 0
+    ) -> LinearProbeScores:
+        l2 = self.settings.l2
+        scores = linear_probe(train, train_labels, test, test_labels, l2, bootstrap=bootstrap, device=self.device)
+        log.info("%s: linear probe with l2 %.3g", self.source, scores.l2)
+        return scores
+
+    @classmethod
+    def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
+        return [*super().metrics(settings, ks), "top@5"]
 
 
 def _train_sources(settings: LabelledSourceConfig, config: schema.Config, where: str) -> list[SourceConfig]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmcl.evaluation.metrics.nearest import nearest
 from mmcl.evaluation.metrics.ranking import Vectors
 from mmcl.evaluation.tasks.classification.labels import Labels, labelled
-from mmcl.evaluation.tasks.classification.scores import ClassificationScores
+from mmcl.evaluation.tasks.classification.scores import ClassificationScores, ranks_of
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -112,7 +112,7 @@ def knn_table(
         votes = _votes(cosines[:, :k], classes_of[:, :k], temperature, rows.classes)
         scores.append(
             KnnScores.of_ranks(
-                _ranks(votes, own).cpu().numpy(),
+                ranks_of(votes, own),
                 rows.test_labels,
                 rows.classes,
                 names=rows.names,
@@ -132,14 +132,6 @@ def _votes(cosines: Tensor, classes_of: Tensor, temperature: float, classes: int
     finite at any temperature."""
     weights = torch.exp((cosines - cosines[:, :1]) / temperature)
     return cosines.new_zeros(len(cosines), classes).scatter_add_(1, classes_of, weights)
-
-
-def _ranks(scores: Tensor, own: Tensor) -> Tensor:
-    """(n,) the rank of each row's own class by ``scores`` (n, C); behind all of them for a class from C up."""
-    classes = scores.shape[1]
-    offered = own < classes
-    mine = scores.gather(1, own.clamp(max=classes - 1)[:, None])
-    return torch.where(offered, (scores >= mine).sum(1), classes + 1)
 
 
 def _check(ks: Sequence[int], temperatures: Sequence[float]) -> None:

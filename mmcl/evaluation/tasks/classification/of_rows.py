@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from mmcl.data.rows import ColumnError, Rows, label_of
 from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.evaluation.tasks.classification.knn import KnnScores, knn_table
+from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores, linear_probe
 from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 from mmcl.evaluation.tasks.embed_rows import fingerprint, image_vectors, report_left_out
 from mmcl.evaluation.texts import Encodes
@@ -109,9 +111,49 @@ def knn_of_rows(
     """
     learned, judged = embed_both(encoder, train, test, image=image, label=label)
     found = knn_table(
-        learned.vectors, learned.labels, judged.vectors, judged.labels, ks, temperatures, bootstrap=bootstrap
+        learned.vectors,
+        learned.labels,
+        judged.vectors,
+        judged.labels,
+        ks,
+        temperatures,
+        bootstrap=bootstrap,
+        device=_device(encoder),
     )
     return [judged.name(scores) for scores in found]
+
+
+def linear_probe_of_rows(
+    encoder: Encodes,
+    train: Rows | ShardRows,
+    test: Rows | ShardRows,
+    *,
+    image: str = "image",
+    label: str = "label",
+    l2: float | None = None,
+    bootstrap: int = 1000,
+) -> LinearProbeScores:
+    """Classify the images of ``test`` by a linear probe that those of ``train`` fitted, on features that are not
+    normalised to unit length; see :func:`~mmcl.evaluation.linear_probe`.
+
+    Raises:
+        MmclError: there is no such column, or no usable row; and as ``linear_probe``.
+    """
+    learned, judged = embed_both(encoder, train, test, image=image, label=label, normalize=False)
+    scores = linear_probe(
+        learned.vectors,
+        learned.labels,
+        judged.vectors,
+        judged.labels,
+        l2,
+        bootstrap=bootstrap,
+        device=_device(encoder),
+    )
+    return judged.name(scores)
+
+
+def _device(encoder: Encodes) -> torch.device | None:
+    return getattr(encoder, "device", None)
 
 
 def _labels(rows: Rows | ShardRows, column: str) -> list[str | None]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics.display import ACCURACY, Display
@@ -162,6 +164,17 @@ class ClassificationScores:
             "empty_classes": self.empty_classes,
             "not_offered": self.not_offered,
         }
+
+
+def ranks_of(scores: Tensor, own: Tensor) -> np.ndarray:
+    """(N,) int64, the rank of each row's own class by ``scores`` (N, C); behind all of them for a class from C up.
+
+    Classes with equal scores rank behind each other: a tie never helps.
+    """
+    classes = scores.shape[1]
+    mine = scores.gather(1, own.clamp(max=classes - 1)[:, None])
+    ranks = torch.where(own < classes, (scores >= mine).sum(1), classes + 1)
+    return np.asarray(ranks.cpu().numpy())
 
 
 def _statistic(ranks: np.ndarray, labels: np.ndarray, ks: Iterable[int]) -> bootstrapping.Statistic:

@@ -69,6 +69,19 @@ def test_the_numbers_of_a_run_are_those_of_its_model(run, images):
     assert run.card["scores"]["dev/top@1"] == run.metrics["dev/top@1"]
 
 
+def test_a_linear_probe_judges_on_features_that_are_not_normalised(images, tmp_path):
+    source = {"source": str(images / "dev.jsonl"), "task": "linear_probe", "l2": 0.01}
+    config = config_of(images)
+    config["evaluation"] = {"sources": {"dev": source}, "best": "dev/top@1"}
+    run = train(config, out=tmp_path / "run")
+    learned, judged = (
+        embed_labelled(run.model, open_source(images / f"{part}.jsonl"), normalize=False) for part in ("train", "dev")
+    )
+    scores = evaluation.linear_probe(learned.vectors, learned.labels, judged.vectors, judged.labels, l2=0.01)
+    assert np.ptp(np.linalg.norm(judged.vectors, axis=1)) > 0
+    assert run.metrics["dev/top@1"] == pytest.approx(scores.top1)
+
+
 def test_the_report_has_intervals_and_chance(run):
     scores = judge_run(run).scores["dev"][""]
     assert scores.metrics["top@1"] == pytest.approx(run.metrics["dev/top@1"])
