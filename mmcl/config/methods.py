@@ -34,6 +34,7 @@ METHODS: Registry[Any] = Registry(
         "byol": "mmcl.methods.image.byol:Byol",
         "simsiam": "mmcl.methods.image.simsiam:Simsiam",
         "swav": "mmcl.methods.image.swav:Swav",
+        "vicreg": "mmcl.methods.image.vicreg:Vicreg",
         "siamese": "mmcl.methods.siamese:Siamese",
         "barlow_twins": "mmcl.methods.image.barlow_twins:BarlowTwins",
         "sup_con": "mmcl.methods.image.sup_con:SupCon",

@@ -10,6 +10,7 @@ from mmcl.methods.image.simclr import Simclr as Simclr
 from mmcl.methods.image.simsiam import Simsiam as Simsiam
 from mmcl.methods.image.sup_con import SupCon as SupCon
 from mmcl.methods.image.swav import Swav as Swav
+from mmcl.methods.image.vicreg import Vicreg as Vicreg
 from mmcl.methods.image_text.clip import Clip as Clip
 from mmcl.methods.image_text.siglip import Siglip as Siglip
 from mmcl.methods.outputs import Outputs as Outputs

@@ -32,6 +32,7 @@ METHODS = {
         "freeze_prototypes": 1,
     },
     "barlow_twins": {"name": "barlow_twins", "projector": SMALL},
+    "vicreg": {"name": "vicreg", "projector": SMALL},
     "sup_con": {"name": "sup_con", "projector": SMALL},
 }  # fmt: skip
 HEADS = {
@@ -41,6 +42,7 @@ HEADS = {
     "byol": {"projector", "predictor"},
     "swav": {"projector", "prototypes"},
     "barlow_twins": {"projector"},
+    "vicreg": {"projector"},
     "sup_con": {"projector"},
 }
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 16, "dynamic_img_size": True}

@@ -13,6 +13,7 @@ from mmcl.methods.image.simclr import Simclr, SimclrConfig
 from mmcl.methods.image.simsiam import Simsiam, SimsiamConfig
 from mmcl.methods.image.sup_con import SupCon, SupConConfig
 from mmcl.methods.image.swav import Swav, SwavConfig
+from mmcl.methods.image.vicreg import Vicreg, VicregConfig
 
 STEP = Step(3, 10)
 SMALL = {"hidden": [8], "dim": 4}
@@ -23,6 +24,7 @@ SETTINGS = {
     Simsiam: SimsiamConfig(projector=SMALL | {"norm_output": True}, predictor={"hidden": [3]}),
     Swav: SwavConfig(projector=SMALL, prototypes=5, local_crops=4, local_size=8, freeze_prototypes=2, queue=16),
     BarlowTwins: BarlowTwinsConfig(projector=SMALL),
+    Vicreg: VicregConfig(projector=SMALL, invariance_weight=2.0, variance_weight=3.0, covariance_weight=4.0),
     SupCon: SupConConfig(projector=SMALL),
 }
 
