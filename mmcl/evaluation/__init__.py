@@ -8,6 +8,8 @@ from mmcl.evaluation.compare import compare as compare
 from mmcl.evaluation.compare_sts import compare_sts as compare_sts
 from mmcl.evaluation.metrics.ranking import Judgements as Judgements
 from mmcl.evaluation.metrics.ranking import relevant_ranks as relevant_ranks
+from mmcl.evaluation.tasks.classification.few_shot import FewShotScores as FewShotScores
+from mmcl.evaluation.tasks.classification.few_shot import few_shot as few_shot
 from mmcl.evaluation.tasks.classification.knn import KnnScores as KnnScores
 from mmcl.evaluation.tasks.classification.knn import knn as knn
 from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores as LinearProbeScores

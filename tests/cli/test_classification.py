@@ -1,4 +1,4 @@
-"""mmcl eval knn and linear-probe, as a user meets it, with a model that needs no training."""
+"""mmcl eval knn, linear-probe and few-shot, as a user meets it, with a model that needs no training."""
 
 from __future__ import annotations
 
@@ -75,6 +75,23 @@ def test_a_linear_probe_of_folders_by_class(evaluate, folders, tmp_path):
     code, out, _ = evaluate("linear-probe", "blind", *sources, "--l2", 0.5)
     assert code == 0
     assert "l2 0.5 (fixed)" in out
+
+
+def test_few_labels_of_folders_by_class(evaluate, folders, tmp_path):
+    sources = ["--train", folders / "train", "--test", folders / "test"]
+    options = ["--fraction", "0.01,0.5", "--seeds", 3, "--json", tmp_path / "few.json"]
+    code, out, err = evaluate("few-shot", "good", *sources, *options)
+    assert code == 0, err
+    saved = json.loads((tmp_path / "few.json").read_text())
+    assert [(name, scores["train"], len(scores["draws"])) for name, scores in saved.items()] == [
+        ("1%", 4, 3),
+        ("50%", 32, 3),
+    ]
+    assert saved["50%"]["metrics"]["top@1"] == 1.0
+    assert "few-shot by linear probe: 23 images, 4 classes, mean of 3 draws" in out
+    code, _, err = evaluate("few-shot", "good", *sources, "--fraction", "10")
+    assert code == 2
+    assert "the fraction 10 is no share of the labels" in err
 
 
 def test_two_models_are_compared_by_their_files(evaluate, folders, tmp_path):

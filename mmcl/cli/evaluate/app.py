@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mmcl.cli.evaluate.classification import knn, linear_probe, zero_shot
+from mmcl.cli.evaluate.classification import few_shot, knn, linear_probe, zero_shot
 from mmcl.cli.evaluate.compare import compare
 from mmcl.cli.evaluate.diagnostics import diagnostics
 from mmcl.cli.evaluate.retrieval import retrieval
@@ -16,5 +16,6 @@ app.command(short_help="Semantic textual similarity, against people's scores.")(
 app.command("zero-shot")(zero_shot)
 app.command(short_help="Classify images by their nearest training images.")(knn)
 app.command("linear-probe", short_help="Classify images by logistic regression on their features.")(linear_probe)
+app.command("few-shot", short_help="Classify images by 1% and 10% of the labels.")(few_shot)
 app.command()(diagnostics)
 app.command(short_help="Is B better than A, or luckier?")(compare)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from mmcl.cli.evaluate.per_query import PerQuery, check_per_query, for_json
-from mmcl.cli.evaluate.scores import print_classes, print_knn, print_metrics, print_not_offered
+from mmcl.cli.evaluate.scores import print_classes, print_few_shot, print_knn, print_metrics, print_not_offered
 from mmcl.cli.options import (
     AllowPipe,
     Classes,
@@ -163,6 +163,41 @@ def linear_probe(
     how = "chosen on training rows" if found.validation else "fixed"
     print_metrics(found, {}, f"linear probe: {found.size}, {found.train:,} training images, l2 {found.l2:.3g} ({how})")
     print_not_offered(found)
+
+
+@names_columns
+def few_shot(
+    model: Model,
+    train: Train,
+    test: Test,
+    train_split: TrainSplit = None,
+    test_split: TestSplit = None,
+    image: ImageColumn = "image",
+    label: Label = "label",
+    fraction: Annotated[str, typer.Option(help="Shares of the labels, between commas.")] = "0.01,0.1",
+    seeds: Annotated[int, typer.Option(help="Draws of each share.", min=1)] = 5,
+    tower: Tower = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    separator: Separator = None,
+    image_root: ImageRoot = None,
+    exact_decoding: Exact = True,
+    allow_pipe: AllowPipe = False,
+    json: JsonPath = None,
+) -> None:
+    """Classify images by a linear probe that sees 1% and 10% of the labels of --train.
+
+    A share is drawn class by class, at least one image of each, several times: the mean over the draws, their standard
+    deviation, and the 95% interval of the mean over the test images.
+    """
+    from mmcl.evaluation.tasks.classification.of_rows import few_shot_of_rows
+
+    fractions = _numbers("--fraction", fraction, float)
+    rows = _open(train, train_split, separator, image_root), _open(test, test_split, separator, image_root)
+    encoder = load(model, device, dtype, exact_decoding=exact_decoding, tower=tower)
+    found = few_shot_of_rows(encoder, *rows, image=image, label=label, fractions=fractions, seeds=seeds)
+    write_json(json, {f"{100 * scores.fraction:g}%": scores.to_dict() for scores in found})
+    print_few_shot(found, "linear probe")
 
 
 N = TypeVar("N", int, float)

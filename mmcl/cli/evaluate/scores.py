@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mmcl.cli.output import print_table, say
 
 if TYPE_CHECKING:
-    from mmcl.evaluation import Comparison, Diagnostics, KnnScores, Scores, StsScores, ZeroShotScores
+    from mmcl.evaluation import Comparison, Diagnostics, FewShotScores, KnnScores, Scores, StsScores, ZeroShotScores
     from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 
 
@@ -158,6 +158,19 @@ def print_knn(found: Sequence[KnnScores]) -> None:
     title = f"kNN: {of.images:,} images of {len(of.per_class):,} classes, by the votes of {of.train:,} training images"
     print_table(columns, rows, title=title)
     print_not_offered(of)
+
+
+def print_few_shot(found: Sequence[FewShotScores], how: str) -> None:
+    """A row a share of the labels."""
+    rows: list[list[object]] = []
+    for scores in found:
+        share, (low, high) = f"{100 * scores.fraction:g}%", scores.interval
+        accuracy = [scores.top1, scores.spread["top@1"], f"{low:.4f} – {high:.4f}", scores.metrics.get("top@5", "–")]
+        rows.append([share, scores.train, *accuracy])
+    columns = ["labels", "rows", "top@1", "± over draws", "95% interval", "top@5"]
+    of = found[0]
+    title = f"few-shot by {how}: {of.images:,} images, {of.classes:,} classes, mean of {len(of.draws)} draws"
+    print_table(columns, rows, title=title)
 
 
 def _with_interval(scores: ClassificationScores, metric: str) -> tuple[float, str]:

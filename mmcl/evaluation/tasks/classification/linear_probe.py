@@ -83,25 +83,76 @@ def linear_probe(
         raise MmclError(f"linear_probe: validation is {validation}; give the share of the training rows, such as 0.1")
     rows = labelled(train_vectors, train_labels, test_vectors, test_labels)
     where = torch.device(device or (rows.train.device if isinstance(rows.train, Tensor) else "cpu"))
-    features = Standardised.of(rows.train, where)
-    own = torch.from_numpy(rows.train_labels).to(where)
-    tried: dict[float, float] = {}
+    probe = fit_probe(rows.train, rows.train_labels, rows.classes, l2, validation=validation, seed=seed, device=where)
     if l2 is None:
-        l2, tried = _choose_penalty(features.values, own, rows.classes, validation, seed)
-    classifier = fit_logistic(features.values, own, rows.classes, l2)
-    ranks = ranks_of(classifier(features.map(rows.test)), torch.from_numpy(rows.test_labels).to(where))
+        probe.report_unchosen()
     return LinearProbeScores.of_ranks(
-        ranks,
+        probe.ranks(rows.test, rows.test_labels),
         rows.test_labels,
         rows.classes,
         names=rows.names,
         ks=cutoffs(ks),
         bootstrap=bootstrap,
         seed=seed,
-        l2=l2,
-        validation=tried,
+        l2=probe.l2,
+        validation=probe.validation,
         train=len(rows.train),
     )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier that was fitted to N training rows.
+
+    Attributes:
+        features: of the N rows, standardised.
+        classifier: of standardised features.
+        l2: the penalty.
+        validation: penalty to mean negative log-likelihood of the validation rows, of all that were tried.
+    """
+
+    features: Standardised
+    classifier: Linear
+    l2: float
+    validation: dict[float, float]
+
+    def ranks(self, vectors: Vectors, labels: np.ndarray) -> np.ndarray:
+        """(M,) ranks of the classes ``labels`` of M vectors."""
+        scores = self.classifier(self.features.map(vectors))
+        return ranks_of(scores, torch.from_numpy(labels).to(scores.device))
+
+    def report_unchosen(self) -> None:
+        """Log a warning if the penalty was to be chosen, but no row could be spared for it."""
+        if not self.validation:
+            log.warning(
+                "linear probe: %d rows of %d classes leave none to choose the penalty by: it is %g",
+                *(len(self.features.values), self.classifier.bias.shape[0], self.l2),
+            )
+
+
+def fit_probe(
+    vectors: Vectors,
+    labels: np.ndarray,
+    classes: int,
+    l2: float | None,
+    *,
+    validation: float,
+    seed: int,
+    device: torch.device,
+) -> Probe:
+    """Fit the classifier of :func:`linear_probe`.
+
+    Args:
+        vectors: (N, D).
+        labels: (N,) from 0 to ``classes`` - 1, each at least once.
+        classes: their number.
+        l2, validation, seed, device: see there.
+    """
+    features, own = Standardised.of(vectors, device), torch.from_numpy(labels).to(device)
+    tried: dict[float, float] = {}
+    if l2 is None:
+        l2, tried = _choose_penalty(features.values, own, classes, validation, seed)
+    return Probe(features, fit_logistic(features.values, own, classes, l2), l2, tried)
 
 
 def validation_rows(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
@@ -120,10 +171,6 @@ def _choose_penalty(
     """The penalty with the least loss on the validation rows, and the loss of each that was tried."""
     held = torch.from_numpy(validation_rows(labels.cpu().numpy(), share, seed)).to(values.device)
     if not held.any():
-        log.warning(
-            "linear probe: %d rows of %d classes leave none to choose the penalty by: it is %g",
-            *(len(values), classes, _WITHOUT_VALIDATION),
-        )
         return _WITHOUT_VALIDATION, {}
     tried: dict[float, float] = {}
     fitted: dict[float, Linear] = {}

@@ -12,6 +12,7 @@ import torch
 
 from mmcl.data.rows import ColumnError, Rows, label_of
 from mmcl.data.sources.tar.rows import ShardRows
+from mmcl.evaluation.tasks.classification.few_shot import FRACTIONS, SEEDS, FewShotScores, few_shot
 from mmcl.evaluation.tasks.classification.knn import KnnScores, knn_table
 from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores, linear_probe
 from mmcl.evaluation.tasks.classification.scores import ClassificationScores
@@ -150,6 +151,27 @@ def linear_probe_of_rows(
         device=_device(encoder),
     )
     return judged.name(scores)
+
+
+def few_shot_of_rows(
+    encoder: Encodes,
+    train: Rows | ShardRows,
+    test: Rows | ShardRows,
+    *,
+    image: str = "image",
+    label: str = "label",
+    fractions: Sequence[float] = FRACTIONS,
+    seeds: int = SEEDS,
+    bootstrap: int = 1000,
+) -> list[FewShotScores]:
+    """Classify the images of ``test`` by a share of the labels of ``train``; see :func:`~mmcl.evaluation.few_shot`.
+
+    Raises:
+        MmclError: there is no such column, or no usable row; and as ``few_shot``.
+    """
+    learned, judged = embed_both(encoder, train, test, image=image, label=label, normalize=False)
+    given = learned.vectors, learned.labels, judged.vectors, judged.labels
+    return few_shot(*given, fractions, seeds, bootstrap=bootstrap, device=_device(encoder))
 
 
 def _device(encoder: Encodes) -> torch.device | None:
