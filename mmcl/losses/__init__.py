@@ -14,6 +14,7 @@ from mmcl.losses.logits.similarity import Similarity as Similarity
 from mmcl.losses.matryoshka import matryoshka as matryoshka
 from mmcl.losses.nt_xent import nt_xent as nt_xent
 from mmcl.losses.queue_info_nce import queue_info_nce as queue_info_nce
+from mmcl.losses.sampled_softmax import sampled_softmax as sampled_softmax
 from mmcl.losses.scored import cosent as cosent
 from mmcl.losses.scored import cosine_mse as cosine_mse
 from mmcl.losses.sigmoid import sigmoid as sigmoid
