@@ -143,7 +143,8 @@ def _sections(annotation: Any, metadata: typing.Sequence[Any] = ()) -> Iterator[
     if origin is Annotated:
         tag = next((extra.tag for extra in annotation.__metadata__ if isinstance(extra, Tag)), None)
         for kind, suffix, by_name in _sections(arguments[0], annotation.__metadata__):
-            chosen = f"modality: {tag}" if tag and "modality" in kind.model_fields else by_name
+            key = next((key for key in ("modality", "kind") if key in kind.model_fields), None)
+            chosen = f"{key}: {tag}" if tag and key else by_name
             yield kind, suffix, chosen
     elif origin is dict:
         for kind, suffix, by_name in _sections(arguments[1]):

@@ -61,6 +61,6 @@ def test_an_entry_has_the_type_the_limits_and_the_default(page, entry):
 
 
 def test_settings_of_a_class_stand_once(page):
-    assert page.count("\n`checkpointing`\n") == 2  # of images, and of texts
+    assert page.count("\n`checkpointing`\n") == 3  # of images, of texts, and of tables
     assert "#### `model.text.lora`\n\nThe settings of `model.image.lora`.\n" in page
     assert "The settings of `model.text`." in page

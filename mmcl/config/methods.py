@@ -29,6 +29,7 @@ METHODS: Registry[Any] = Registry(
         "siglip": "mmcl.methods.image_text.siglip:Siglip",
         "simcse": "mmcl.methods.text.simcse:Simcse",
         "scored_pairs": "mmcl.methods.text.scored_pairs:ScoredPairs",
+        "two_tower": "mmcl.methods.two_tower:TwoTower",
         "simclr": "mmcl.methods.image.simclr:Simclr",
         "moco": "mmcl.methods.image.moco:Moco",
         "byol": "mmcl.methods.image.byol:Byol",

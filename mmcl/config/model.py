@@ -140,6 +140,91 @@ class TextTowerConfig(TowerConfig):
         return self
 
 
+class CategoryFieldConfig(Section):
+    """A column of values of which there are many alike: an id, an occupation, genres. A cell may be a list of them; its
+    vector is the sum of theirs over the root of their number. Values that are not known count as missing."""
+
+    kind: Literal["category"] = "category"
+    """What the column holds."""
+    width: int = Field(default=64, ge=1, le=WIDEST)
+    """Dimensions of a value's vector."""
+    buckets: int | None = Field(default=None, ge=1, le=2**31)
+    """Hash values into so many buckets, rather than give each value of the training rows a vector of its own: new
+    values then have one as well, which they share with others."""
+    min_count: int = Field(default=1, ge=1)
+    """Training rows that a value stands in to be known; of those hashed all are."""
+    separator: str | None = Field(default=None, min_length=1)
+    """What stands between the values of a cell of text, such as `|`; a text is one value if absent."""
+    without: str | None = None
+    """Another column whose values are left out of a row's own: of a user's history the item that the row is about."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the values that training leaves out at random: of an id, so that the other fields learn to do without it
+    (Volkovs et al. 2017); of a history, so that it is not learned by heart."""
+
+    @model_validator(mode="after")
+    def _buckets_count_nothing(self) -> CategoryFieldConfig:
+        if self.buckets is not None and self.min_count > 1:
+            raise ValueError("min_count: values that are hashed are not counted; leave out min_count or buckets")
+        return self
+
+
+class NumberFieldConfig(Section):
+    """A column of numbers, standardised by the mean and deviation of the training rows, and whether there is one."""
+
+    kind: Literal["number"] = "number"
+    """What the column holds."""
+
+
+class TextFieldConfig(TextTowerConfig):
+    """A column of texts, through a text tower, whose `head` counts for nothing."""
+
+    kind: Literal["text"] = "text"
+    """What the column holds."""
+
+
+class ImageFieldConfig(ImageTowerConfig):
+    """A column of images, through an image tower, whose `head` counts for nothing."""
+
+    kind: Literal["image"] = "image"
+    """What the column holds."""
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+FieldConfig = Annotated[
+    Annotated[
+        Annotated[CategoryFieldConfig, Tag("category")]
+        | Annotated[NumberFieldConfig, Tag("number")]
+        | Annotated[TextFieldConfig, Tag("text")]
+        | Annotated[ImageFieldConfig, Tag("image")],
+        Discriminator(
+            _kind,
+            custom_error_type="kind",
+            custom_error_message="a kind is asked for (category, number, text or image), or settings with one",
+        ),
+    ],
+    BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
+]
+
+
+class TableTowerConfig(TowerConfig):
+    """A tower that embeds a group of columns: what its fields give, side by side, through the head."""
+
+    fields: dict[str, FieldConfig] = Field(default_factory=dict)
+    """Column to what it holds: `category`, `number`, `text` or `image`, or settings with that as their `kind`."""
+    head: HeadConfig = Field(default_factory=lambda: HeadConfig(kind="mlp"))
+    """What maps the fields to the shared space."""
+
+    @model_validator(mode="after")
+    def _has_no_blocks(self) -> TableTowerConfig:
+        for key in ("freeze_blocks", "lora", "checkpointing"):
+            if getattr(self, key):
+                raise ValueError(f"{key}: a table has no blocks; set it in a field of texts or images, or leave it out")
+        return self
+
+
 class NamedTextTowerConfig(TextTowerConfig):
     """A text tower under a name of its own."""
 
@@ -154,16 +239,25 @@ class NamedImageTowerConfig(ImageTowerConfig):
     """What it embeds."""
 
 
+class NamedTableTowerConfig(TableTowerConfig):
+    """A tower of a group of columns under a name of its own."""
+
+    modality: Literal["table"]
+    """What it embeds."""
+
+
 def _modality(value: Any) -> Any:
     return value.get("modality") if isinstance(value, dict) else getattr(value, "modality", None)
 
 
 NamedTowerConfig = Annotated[
-    Annotated[NamedTextTowerConfig, Tag("text")] | Annotated[NamedImageTowerConfig, Tag("image")],
+    Annotated[NamedTextTowerConfig, Tag("text")]
+    | Annotated[NamedImageTowerConfig, Tag("image")]
+    | Annotated[NamedTableTowerConfig, Tag("table")],
     Discriminator(
         _modality,
         custom_error_type="modality",
-        custom_error_message="settings with modality: text or image are asked for",
+        custom_error_message="settings with modality: text, image or table are asked for",
     ),
 ]
 
@@ -183,7 +277,7 @@ class ModelConfig(Section):
     """The text tower, where the method has one."""
     towers: dict[str, NamedTowerConfig] = Field(default_factory=dict)
     """Name to a tower of any modality, in the place of `image` and `text`: `{question: {modality: text, …}, answer:
-    {modality: text, …}}`. The names are the roles of the columns that pass through them (clip, siglip)."""
+    {modality: text, …}}`. The names are the roles of the columns that pass through them (clip, siglip, two_tower)."""
 
     @model_validator(mode="after")
     def _towers_are_named_once(self) -> ModelConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.data.batches.inputs import text_inputs
+from mmcl.data.batches.inputs import TableInputs, table_inputs, text_inputs
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.table import TableProcessor
 from mmcl.encoding.inputs import Options, read_images
 from mmcl.encoding.text_compute import TextCompute
 from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, embed_chunks
@@ -20,11 +22,14 @@ from mmcl.encoding.workers import embed_in_workers
 from mmcl.formats.open import open_model
 from mmcl.losses.logits.similarity import unit_length
 from mmcl.models.embedder import Embedder
+from mmcl.models.table.embedder import TableEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork
 from mmcl.runtime.errors import MmclError
 
 IMAGES_A_BATCH = 64
+ROWS_A_BATCH = 1024
+log = logging.getLogger("mmcl")
 
 
 class Compute:
@@ -68,6 +73,22 @@ class Compute:
                 vectors = embedder(pixels=pixels.to(device))
             yield Embedded(finished(vectors, options), np.zeros(len(chunk), dtype=bool), errors)
 
+    @torch.inference_mode()
+    def tables(self, name: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Iterator[Embedded]:
+        """Embed batch after batch of rows by the table tower ``name``."""
+        embedder, device, dtype = self.towers.embedder(name), self.towers.device, DTYPES[options.compute]
+        assert isinstance(embedder, TableEmbedder), "the caller looks"
+        for chunk in chunked(rows, options.batch_size or ROWS_A_BATCH):
+            read = read_rows(embedder.processor, chunk, options.skip)
+            tensors = {key: tensor.to(device) for key, tensor in read.tensors.items()}
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                vectors = embedder(**tensors)
+            yield Embedded(finished(vectors, options), np.zeros(len(chunk), dtype=bool), read.unreadable)
+
+    def _batches(self, name: str, items: Sequence[Any], options: Options) -> Iterator[Embedded]:
+        """Embed images or rows by their tower."""
+        return (self.images if self.towers.modality(name) == "image" else self.tables)(name, items, options)
+
     def elsewhere(self, devices: Devices | None) -> list[torch.device]:
         """The devices of worker processes; none where this process will do."""
         chosen = [] if devices is None else pick_devices(devices)
@@ -106,20 +127,20 @@ class Compute:
             for name in dict.fromkeys(towers):
                 places = np.array([place for place in wanted if towers[place] == name])
                 mine = [items[place] for place in places]
-                images = self.towers.modality(name) == "image"
+                texts = self.towers.modality(name) == "text"
                 parts: Iterable[Embedded]
                 if devices:
                     size = max(1, min(CHUNK, -(-len(mine) // (4 * len(devices)))))
                     parts = embed_in_workers(self.towers, name, embeds_in, chunked(mine, size), devices, options)
-                elif images:
-                    parts = self.images(name, mine, options)
-                else:
+                elif texts:
                     parts = self.texts(name, chunked(mine, CHUNK), options, advance)
+                else:
+                    parts = self._batches(name, mine, options)
                 start = 0
                 for part in parts:
                     end = start + len(part.cut)
                     yield places[start:end], part
-                    if devices or images:
+                    if devices or not texts:
                         advance(end - start)
                     start = end
 
@@ -140,10 +161,10 @@ class Compute:
 def embeds_in(folder: str, device: str, name: str, options: Options) -> Callable[[list[Any]], Embedded]:
     """What embeds a list of inputs by the tower ``name`` of the model in ``folder``, on ``device``."""
     compute = Compute(open_model(folder).to(torch.device(device)))
-    images = compute.towers.modality(name) == "image"
+    texts = compute.towers.modality(name) == "text"
 
     def embeds(inputs: list[Any]) -> Embedded:
-        parts = compute.images(name, inputs, options) if images else compute.texts(name, [inputs], options)
+        parts = compute.texts(name, [inputs], options) if texts else compute._batches(name, inputs, options)
         vectors, cut, _ = zip(*parts, strict=True)
         return Embedded(np.concatenate(vectors), np.concatenate(cut))
 
@@ -155,8 +176,35 @@ def tower_inputs(embedder: Embedder, items: Sequence[Any], prompt: str | None) -
     processor = embedder.processor
     if isinstance(processor, ImageProcessor):
         return {"pixels": torch.from_numpy(read_images(items, processor, 0)[0])}, 0
+    if isinstance(processor, TableProcessor):
+        return read_rows(processor, items).tensors, 0
     tokens, cut = processor.tokenize(items, prompt)
     return text_inputs(processor, tokens, processor.skipped(prompt)), cut
+
+
+def read_rows(processor: TableProcessor, rows: Sequence[Mapping[str, Any]], skip: bool = False) -> TableInputs:
+    """What a table tower reads of rows; values that are not known are counted in a warning.
+
+    Raises:
+        MmclError: no row has one of the columns, a value is of no kind that a column can hold, or an image cannot be
+            read, unless such rows are to be skipped.
+    """
+    for column in processor.columns:
+        if rows and not any(column in row for row in rows):
+            raise MmclError(
+                f"encode: no row has '{column}'; the tower reads {', '.join(processor.columns)} (None for what is not "
+                "known)"
+            )
+    try:
+        read = table_inputs(processor, rows)
+    except ValueError as error:
+        raise MmclError(f"encode: {error}") from None
+    if read.unreadable and not skip:
+        place, reason = next(iter(read.unreadable.items()))
+        raise MmclError(f"encode: row {place}, {reason}")
+    for column, count in read.unknown.items():
+        log.warning("%d values in column '%s' are not known from training, and count as missing", count, column)
+    return read
 
 
 def finished(embeddings: Tensor, options: Options) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcl.formats.weights import weights_hash
 from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.table.embedder import TableEmbedder
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 
@@ -31,6 +32,8 @@ def fingerprint(towers: Towers, weights: str | None = None) -> dict[str, str]:
         elif isinstance(embedder, TextEmbedder):
             described += _of_texts(tower_name, embedder)
             prompts[tower_name] = embedder.processor.prompt_text()
+        elif isinstance(embedder, TableEmbedder):
+            described += [[tower_name, embedder.processor.columns], embedder.processor.cells()]
     content = json.dumps([described, weights or weights_hash(towers.embedders)], sort_keys=True, default=str)
     prompt = next(iter(prompts.values()), "") if len(prompts) < 2 else json.dumps(prompts, sort_keys=True)
     return {"weights": hashlib.sha256(content.encode()).hexdigest()[:32], "prompt": prompt}

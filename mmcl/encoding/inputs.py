@@ -102,6 +102,9 @@ def tower_of_each(towers: Towers, items: Sequence[Any], wanted: str | None, prom
     """
     named = wanted if wanted is not None and wanted in towers.embedders else None
     modality = wanted if named is None else towers.modality(named)
+    row = next((place for place, item in enumerate(items) if isinstance(item, Mapping)), None)
+    if row is not None and "table" not in towers.modalities:
+        raise MmclError(f"encode: input {row} is a dict, and '{towers.name}' reads no rows; give a text or an image")
     kinds = [modality_of(item, place, modality, towers.names) for place, item in enumerate(items)]
     names = {kind: named or towers.resolve(kind) for kind in dict.fromkeys(kinds)}
     if prompt and set(kinds) == {"image"}:
@@ -117,7 +120,7 @@ def listed(inputs: Any) -> tuple[list[Any], bool]:
     """
     one = _plain(inputs)
     image = isinstance(one, np.ndarray) and one.dtype == np.uint8 and one.ndim in (2, 3)
-    if image or isinstance(one, (str, bytes, Path, Image.Image, PreparedImage)):
+    if image or isinstance(one, (str, bytes, Path, Image.Image, PreparedImage, dict)):
         return [one], True
     check_collection(one, "encode")
     try:
@@ -170,14 +173,19 @@ def _plain(item: Any) -> Any:
 
 
 def modality_of(item: Any, position: int, wanted: str | None, towers: Sequence[str] = ()) -> str:
-    """``image`` or ``text``, by the type of an input or as ``wanted``; ``towers`` are the names to choose from instead.
+    """``image``, ``text`` or ``table``, by the type of an input or as ``wanted``; ``towers`` are the names to choose
+    from instead.
 
     Raises:
         MmclError: it is neither, or not what is wanted.
     """
-    if wanted not in (None, "image", "text"):
+    if wanted not in (None, "image", "text", "table"):
         names = " or ".join(dict.fromkeys(["image", "text", *towers]))
         raise MmclError(f"encode: modality '{wanted}' is not known; use {names}")
+    if isinstance(item, Mapping) and wanted in (None, "table"):
+        return "table"
+    if wanted == "table":
+        raise MmclError(f"encode: input {position} is a {type(item).__name__}; a row is a dict, by its columns")
     if isinstance(item, str):
         return wanted or "text"
     if isinstance(item, np.ndarray) and item.dtype.kind not in "biuf":

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmcl.data.processors.table import TableProcessor
 from mmcl.formats.heads import HEADS
 from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.towers import Towers
@@ -16,9 +17,11 @@ from mmcl.runtime.printable import printable
 
 def model_card(towers: Towers) -> str:
     """Markdown with the metadata block that model hubs read."""
-    kinds = " and ".join(f"{modality}s" for modality in sorted(towers.modalities))
+    words = {"table": "rows of tables"}
+    kinds = " and ".join(words.get(modality, f"{modality}s") for modality in sorted(towers.modalities))
     alone = {"text": "sentence-similarity", "image": "image-feature-extraction"}
-    task = alone["".join(towers.modalities)] if len(towers.modalities) == 1 else "zero-shot-image-classification"
+    task = "zero-shot-image-classification" if towers.modalities == {"image", "text"} else "feature-extraction"
+    task = alone.get("".join(towers.modalities), task)
     lines = [
         "---",
         "library_name: mmcl",
@@ -40,6 +43,10 @@ def model_card(towers: Towers) -> str:
     for name in towers.of_modality("text"):
         title = "Texts" if name == "text" else f"Texts of the tower '{_plain(name)}'"
         lines += ["", f"## {title}", "", *_table(_texts(towers, name), str)]
+    for name in towers.of_modality("table"):
+        processor = towers.embedder(name).processor
+        assert isinstance(processor, TableProcessor), "as its modality says"
+        lines += ["", f"## Columns of the tower '{_plain(name)}'", "", ", ".join(map(_plain, processor.columns))]
     if towers.heads:
         stood = " and ".join(map(_plain, towers.heads))
         lines += ["", f"`{HEADS}`: what stood before the loss in training ({stood}); encoding does without."]
@@ -52,6 +59,8 @@ def _example(towers: Towers) -> str:
     if texts := towers.of_modality("text"):
         inputs = '["two dogs on a beach", "a red bicycle"]'
         return inputs if len(texts) == 1 else f'{inputs}, modality="{texts[0]}"'
+    if tables := towers.of_modality("table"):
+        return f'rows.to_pylist(), modality="{tables[0]}"'
     return '[pathlib.Path("dog.jpg")]'
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.table import TableProcessor
 from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.card import model_card
 from mmcl.formats.heads import build_heads, read_heads, save_heads
@@ -19,6 +20,7 @@ from mmcl.formats.image_towers import describe_image_tower, rebuild_image_tower
 from mmcl.formats.plausible import require_plausible, weights_bytes
 from mmcl.formats.sentence_transformers import write as writer
 from mmcl.formats.sentence_transformers.read import MODULES
+from mmcl.formats.table_towers import describe_table_tower, rebuild_table_tower, save_fields
 from mmcl.formats.tensor_files import require_readable_weights
 from mmcl.formats.text_towers import describe_text_tower, rebuild_text_tower
 from mmcl.formats.tokenizers import save_tokenizer
@@ -26,6 +28,7 @@ from mmcl.formats.weights import load_weights, save_tensors
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.table.embedder import TableEmbedder
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Conventions, Towers
 from mmcl.runtime.errors import MmclError, first_line
@@ -34,9 +37,9 @@ from mmcl.runtime.full_disk import full_disk_is_oserror
 from mmcl.runtime.version import __version__
 
 # 2: towers of CLIP models, described by their configs. 3: heads of any dense layers, training heads, prompts
-# left out of the pooling. 4: towers of any name, with their modality. 5: any number of heads. All
-# earlier ones are read.
-FORMAT_VERSION = 5
+# left out of the pooling. 4: towers of any name, with their modality. 5: any number of heads. 6: towers
+# of tables. All earlier ones are read.
+FORMAT_VERSION = 6
 DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 
@@ -78,13 +81,15 @@ def save(model: Towers, folder: Path) -> Path:
 
 
 def _save_processors(model: Towers, folder: Path) -> None:
-    """Write the tokenizers' and image processors' own files."""
+    """Write the own files of tokenizers, image processors and the fields of tables."""
     kinds = {name: model.modality(name) for name in model.names}
     for name in kinds:
         processor, place = model.embedder(name).processor, _place(folder, name, kinds)
         place.mkdir(exist_ok=True)
         if isinstance(processor, TextProcessor):
             save_tokenizer(processor.tokenizer, place)
+        elif isinstance(processor, TableProcessor):
+            save_fields(processor, place)
         else:
             write_json(place / "preprocessor_config.json", preprocessor(processor))
 
@@ -94,14 +99,16 @@ def _describe(embedder: Embedder) -> dict[str, Any]:
         spec = describe_text_tower(embedder.processor, embedder.tower)
     elif isinstance(embedder, ImageEmbedder):
         spec = describe_image_tower(embedder.processor, embedder.tower)
+    elif isinstance(embedder, TableEmbedder):
+        spec = describe_table_tower(embedder)
     else:
         raise TypeError(f"a {type(embedder).__name__} cannot be saved")
     return {"modality": embedder.modality, "tower": spec, "head": embedder.head.spec()}
 
 
 def _place(folder: Path, name: str, kinds: Mapping[str, str]) -> Path:
-    """Where the tokenizer's or image processor's own files of a tower are: beside the weights, for the only tower of
-    its kind; else in a folder of the tower's name."""
+    """Where the own files of a tower's tokenizer, image processor or fields are: beside the weights, for the only tower
+    of its kind; else in a folder of the tower's name."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"'{name:.60}' is no name of a tower")
     return folder if list(kinds.values()).count(kinds[name]) == 1 else folder / name
@@ -137,6 +144,10 @@ def read_folder(folder: Path) -> Towers:
                 texts, text = rebuild_text_tower(spec["tower"], folder, _place(folder, name, kinds))
                 head = Head.from_spec(spec["head"], text.width, description["dim"])
                 embedders[name] = TextEmbedder(texts, text, head)
+            elif kinds[name] == "table":
+                table, fields = rebuild_table_tower(spec["tower"], folder, _place(folder, name, kinds))
+                head = Head.from_spec(spec["head"], fields.width, description["dim"])
+                embedders[name] = TableEmbedder(table, fields, head)
             else:
                 raise ValueError(f"there is no tower of the kind '{kinds[name]}'")
         model = Towers(embedders, description["dim"], description["name"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmcl.config.data import ImageConfig
-from mmcl.config.model import ImageTowerConfig, ModelConfig, TowerConfig
+from mmcl.config.model import ImageTowerConfig, ModelConfig, TableTowerConfig, TowerConfig
 from mmcl.config.section import Section
 from mmcl.formats.open import open_model
 from mmcl.models.activations import checkpoint_activations, drop_patches
@@ -19,6 +19,7 @@ from mmcl.runtime.errors import MmclError
 
 _MAY_CHANGE = {
     "image": ("frozen", "freeze_blocks", "lora", "checkpointing", "patch_dropout", "head"),
+    "table": ("frozen", "head"),
     "text": ("frozen", "freeze_blocks", "lora", "checkpointing", "max_tokens", "pooling", "prompts", "head"),
 }
 
@@ -84,7 +85,8 @@ def _refuse_settings_of_new_towers(config: ModelConfig, name: str) -> None:
     section, where = config.tower(name), config.where(name)
     if section is None:
         return
-    modality = "image" if isinstance(section, ImageTowerConfig) else "text"
+    kinds = {ImageTowerConfig: "image", TableTowerConfig: "table"}
+    modality = next((name for kind, name in kinds.items() if isinstance(section, kind)), "text")
     wrong = sorted(_changed(section) - {"modality", *_MAY_CHANGE[modality]})
     wrong += sorted(f"head.{key}" for key in _changed(section.head) - {"dropout"})
     if wrong:

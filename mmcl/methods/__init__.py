@@ -19,3 +19,4 @@ from mmcl.methods.siamese import Siamese as Siamese
 from mmcl.methods.step import Step as Step
 from mmcl.methods.text.scored_pairs import ScoredPairs as ScoredPairs
 from mmcl.methods.text.simcse import Simcse as Simcse
+from mmcl.methods.two_tower import TwoTower as TwoTower

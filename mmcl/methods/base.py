@@ -217,6 +217,19 @@ class Method(nn.Module, ABC):
         return frozenset()
 
     @property
+    def counted(self) -> str | None:
+        """The column of whose items the identities in all training rows are wanted before the first step; none by
+        default."""
+        return None
+
+    def count(self, identities: Tensor) -> None:
+        """Take in the identities of the items of the column :attr:`counted`.
+
+        Args:
+            identities: (R,) int64, of every usable row.
+        """
+
+    @property
     def separate(self) -> tuple[str, ...]:
         """Views whose texts pass through their tower by themselves; all others pass together."""
         return ()

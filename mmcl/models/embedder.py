@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.table import TableProcessor
 from mmcl.data.processors.text import TextProcessor
 from mmcl.models.heads import Head
 from mmcl.models.tower import Tower
@@ -30,11 +31,16 @@ class Embedder(nn.Module):
     """
 
     modality: ClassVar[str]
-    processor: ImageProcessor | TextProcessor
+    processor: ImageProcessor | TextProcessor | TableProcessor
     tower: Tower
 
     def __init__(
-        self, processor: ImageProcessor | TextProcessor, tower: Tower, head: Head, *, frozen: bool = False
+        self,
+        processor: ImageProcessor | TextProcessor | TableProcessor,
+        tower: Tower,
+        head: Head,
+        *,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         self.processor = processor

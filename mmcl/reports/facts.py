@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mmcl.config.data import SourceConfig
-from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
+from mmcl.config.model import ImageTowerConfig, TableTowerConfig, TextTowerConfig, TowerConfig
 from mmcl.config.schema import Config
 from mmcl.config.section import Section
 from mmcl.data.images import usable_cpus
@@ -99,7 +99,7 @@ def facts(history: History) -> list[tuple[str, str]]:
     start = config.model.name  # which knows its own towers and dimension: those in the config are defaults
     if start is not None:
         found.append(("Model", f"started from {start}"))
-    towers = {"Image tower": config.model.image, "Text tower": config.model.text}
+    towers: dict[str, TowerConfig | None] = {"Image tower": config.model.image, "Text tower": config.model.text}
     towers |= {f"Tower {name}": tower for name, tower in config.model.towers.items()}
     for name, tower in towers.items():
         if tower is not None and (described := _adapted(tower) if start else _tower(tower, config)):
@@ -169,7 +169,11 @@ def _shown(value: Any) -> Any:
     return {True: "yes", False: "no", None: "none"}[value] if value is None or isinstance(value, bool) else value
 
 
-def _tower(tower: ImageTowerConfig | TextTowerConfig, config: Config) -> str:
+def _tower(tower: TowerConfig, config: Config) -> str:
+    if isinstance(tower, TableTowerConfig):
+        fields = ", ".join(f"{name} ({field.kind})" for name, field in tower.fields.items())
+        return f"{fields}; {tower.head.kind} head"
+    assert isinstance(tower, ImageTowerConfig | TextTowerConfig), "there is no other"
     # Of open_clip, true names no weights: only a tag or a file does.
     loaded = isinstance(tower.pretrained, str) if tower.name.startswith("open_clip:") else tower.pretrained
     weights = "pretrained" if loaded and tower.name != "scratch" else "from scratch"

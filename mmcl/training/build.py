@@ -13,10 +13,19 @@ import torch
 from torch import nn
 
 from mmcl.config.methods import METHODS
-from mmcl.config.model import ImageTowerConfig, TextTowerConfig, TowerConfig
+from mmcl.config.model import (
+    CategoryFieldConfig,
+    ImageTowerConfig,
+    NumberFieldConfig,
+    TableTowerConfig,
+    TextTowerConfig,
+    TowerConfig,
+)
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
 from mmcl.data.batches.tokenizer_texts import training_texts
+from mmcl.data.processors.fit_table import TrainingRows
+from mmcl.data.processors.table import Field, TableProcessor
 from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.data.sources.tar.shards import is_shards
@@ -24,14 +33,17 @@ from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.lora import add_lora, merge_lora
 from mmcl.formats.open import open_model
 from mmcl.formats.start import start_from
+from mmcl.formats.table_towers import cell_net, image_field, text_field
 from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower, lacks_tokenizer
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.methods import Context, Method
 from mmcl.methods.base import REFERENCES
 from mmcl.models.blocks import freeze
-from mmcl.models.embedder import Embedder
+from mmcl.models.embedder import Embedder, embedders
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.table.embedder import TableEmbedder
+from mmcl.models.table.tower import FieldNet, TableTower
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
@@ -98,7 +110,8 @@ def finish_encoder(method: Method) -> Towers:
     """The encoder of a trained method, ready to be saved: adapters are merged, and what else was learned is noted."""
     encoder = method.encoder
     for name in encoder.names:
-        merge_lora(encoder.embedder(name).tower.net)
+        for embedder in embedders(encoder.embedder(name)).values():  # and those of a table's fields
+            merge_lora(embedder.tower.net)
     encoder.logit_scale, encoder.logit_bias = method.learned_scale()
     encoder.heads = {name: cast(Head, head) for name, head in method.heads.items()}
     return encoder
@@ -140,7 +153,7 @@ def _refuse_equal_views(method: Method, config: Config) -> None:
 
 def _encoder(config: Config, towers: Mapping[str, Sequence[str]], folder: Path) -> Towers:
     """New towers, by name and the columns that pass through them."""
-    embedders: dict[str, Embedder] = {}
+    made: dict[str, Embedder] = {}
     for name, columns in towers.items():
         section = config.model.tower(name)
         if section is None:
@@ -151,13 +164,17 @@ def _encoder(config: Config, towers: Mapping[str, Sequence[str]], folder: Path) 
             if isinstance(section, ImageTowerConfig):
                 images, image = build_image_tower(section, config.data.image)
                 head = Head(section.head, image.width, config.model.dim)
-                embedders[name] = ImageEmbedder(images, image, head, frozen=section.frozen)
+                made[name] = ImageEmbedder(images, image, head, frozen=section.frozen)
+            elif isinstance(section, TableTowerConfig):
+                table, fields = _table_tower(config, section, name, folder)
+                head = Head(section.head, fields.width, config.model.dim)
+                made[name] = TableEmbedder(table, fields, head, frozen=section.frozen)
             else:
                 assert isinstance(section, TextTowerConfig), "there is no other"
                 texts, text = _text_tower(config, section, columns, folder / _tokenizer_folder(config, name))
                 head = Head(section.head, text.width, config.model.dim)
-                embedders[name] = TextEmbedder(texts, text, head, frozen=section.frozen)
-    return Towers(embedders, config.model.dim, config.name)
+                made[name] = TextEmbedder(texts, text, head, frozen=section.frozen)
+    return Towers(made, config.model.dim, config.name)
 
 
 @contextmanager
@@ -182,6 +199,8 @@ def _adapt(embedder: Embedder, section: TowerConfig, where: str) -> None:
         for key in ("freeze_blocks", "lora", "patch_dropout"):
             if getattr(section, key, None):
                 raise MmclError(f"{where}.{key} does nothing in a tower that is frozen; leave it or {where}.frozen out")
+    if isinstance(embedder, TableEmbedder):
+        return  # its fields are adapted one by one
     net = embedder.tower.net
     for name, parameter in net.named_parameters():
         # Of DINOv2's own training: no gradient reaches it here, which DDP would wait for.
@@ -190,6 +209,34 @@ def _adapt(embedder: Embedder, section: TowerConfig, where: str) -> None:
     embedder.keep_in_eval(freeze(net, section.freeze_blocks))
     if section.lora is not None:
         embedder.keep_in_eval(add_lora(net, section.lora))
+
+
+def _table_tower(
+    config: Config, section: TableTowerConfig, name: str, folder: Path
+) -> tuple[TableProcessor, TableTower]:
+    """A table tower and what reads its fields, fitted to the training rows."""
+    if not section.fields:
+        raise MmclError(f"model.towers.{name}.fields is missing: name the columns that the tower reads")
+    rows = TrainingRows(config)
+    fields: dict[str, Field] = {}
+    nets: dict[str, FieldNet] = {}
+    for number, (column, of) in enumerate(section.fields.items()):
+        where = f"{config.model.where(name)}.fields.{column}"
+        with _of_section(where):
+            if isinstance(of, CategoryFieldConfig | NumberFieldConfig):
+                cells = fields[column] = rows.fit(column, of)
+                nets[column] = cell_net(cells, of)
+                continue
+            net: Embedder
+            if isinstance(of, ImageTowerConfig):
+                images, image = build_image_tower(of, config.data.image)
+                fields[column], net = images, image_field(images, image, frozen=of.frozen)
+            else:
+                texts, text = _text_tower(config, of, [column], folder / f"tokenizer-{name}-{number}")
+                fields[column], net = texts, text_field(texts, text, frozen=of.frozen)
+            _adapt(net, of, where)
+            nets[column] = net
+    return TableProcessor(fields), TableTower(nets)
 
 
 def _text_tower(

@@ -86,6 +86,8 @@ class Trainer:
         prepare_batch_norm(self.method, settings, self.device)
         require_tokens(self.method, config)
         self.feed = self._open_feed([config.data.train, *config.data.mix])
+        if self.method.counted is not None:
+            self.method.count(torch.from_numpy(self.feed.identities(self.method.counted)).to(self.device))
         self.evaluators = {name: self._open_evaluator(name, of) for name, of in config.evaluation.sources.items()}
         self.steps = self._steps_of(config)
         require_full_steps(settings, len(self.feed))

@@ -90,7 +90,7 @@ def test_an_image_in_any_wrapping_is_an_image(encoder, image, make):
         (pa.table({"caption": TEXTS}), "got a Table; give one of its columns"),
         (set(TEXTS), "got a set, which has no order"),
         (frozenset(TEXTS), "got a frozenset, which has no order"),
-        ({"text": TEXTS}, "got a dict"),
+        ({"text": TEXTS}, "input 0 is a dict"),
         (types.MappingProxyType({"text": "a"}), "got a mappingproxy"),
         (io.StringIO("a\nb"), "opened as text"),
         ([io.StringIO("a")], "opened as text"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,7 +20,8 @@ from mmcl.data.batches.towers import Embedder
 from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import Pixels
 from mmcl.data.cache.tokens import Tokens, texts_of
-from mmcl.data.identity import NOTHING, stable_hash, uniforms
+from mmcl.data.identity import NOTHING, mix, stable_hash, uniforms
+from mmcl.data.processors.table import Cells
 from mmcl.data.rows import Rows
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
@@ -227,6 +228,55 @@ class ValueColumn(Column):
 
     def inputs(self, items: np.ndarray | slice, seeds: Tensor | None = None) -> dict[str, Tensor]:
         return {self._name: torch.from_numpy(self.values[items])}
+
+
+class CellColumn(Column):
+    """A field of categories or numbers of a table tower: one cell a row.
+
+    Args:
+        field: that reads it.
+        cells: what it has read of every row.
+        hashes: (rows,) int64, equal where the cells are.
+    """
+
+    def __init__(self, field: Cells, cells: Sequence[np.ndarray], hashes: np.ndarray) -> None:
+        self._field, self._cells = field, cells
+        self.hashes = self.contents = hashes
+        self.problems = {}
+
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        return self._field.collate([self._cells[item] for item in items])
+
+
+class TableColumn(Column):
+    """A group of columns, for a table tower: one item a row, which is the same thing as another's where all of its
+    fields are.
+
+    Args:
+        fields: name to each of them; where a row has several texts, its seed chooses one.
+        rows: their number.
+    """
+
+    def __init__(self, fields: Mapping[str, Column], rows: int) -> None:
+        self._fields = fields
+        self.problems = {row: f"{name}: {why}" for name, of in fields.items() for row, why in of.problems.items()}
+        every, seeds = np.arange(rows), torch.zeros(rows, dtype=torch.int64)
+        hashes = torch.zeros(rows, dtype=torch.int64)
+        for of in fields.values():
+            hashes = mix(hashes, torch.from_numpy(of.names(every, of.choose(every, seeds))))
+        self.hashes = self.contents = hashes.numpy()
+
+    def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        seeds = torch.zeros(len(items), dtype=torch.int64) if seeds is None else seeds
+        return {
+            f"{column}/{name}": tensor
+            for column, of in self._fields.items()
+            for name, tensor in of.inputs(of.choose(items, seeds)).items()
+        }
+
+    def use_threads(self, count: int) -> None:
+        for of in self._fields.values():
+            of.use_threads(count)
 
 
 class FeatureColumn(Column):

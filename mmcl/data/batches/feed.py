@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from mmcl.config.data import SourceConfig
@@ -54,6 +55,9 @@ class Feed(Protocol):
             stop: number after the last one.
             position: ``Batch.position`` of the last batch taken before ``start``, for a feed that cannot jump.
         """
+
+    def identities(self, role: str) -> np.ndarray:
+        """(R,) int64 identities of the first item of a role in every usable row. Raises ``MmclError`` for a stream."""
 
     def problems(self) -> list[dict[str, str]]:
         """What is known beforehand to be unusable: id, role and reason of each."""

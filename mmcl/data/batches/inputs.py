@@ -4,13 +4,18 @@ Texts: ``input_ids`` (N, L) are tokens and, on the right, padding; ``attention_m
 tokens, and absent where there is no padding. ``skipped`` (N,) says how many of a text's first tokens the pooling leaves
 out, and is absent where it leaves out none.
 
+Tables: what each field has, under the name of its column: ``genres/values``, int64 numbers (N, L) filled up with 0;
+``age/numbers`` (N, 2), a standard score and whether there is one; ``title/input_ids``, ``cover/pixels``.
+
 Images: ``pixels`` uint8 (N, S, S, 3) are what the tower sees. Originals, of which views are yet to be cropped, are
 ``sizes`` (N, 2) and ``packed`` (P, 3), see :class:`~mmcl.data.augment.random_crop.PackedImages`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.data.augment.random_crop import PackedImages
+from mmcl.data.cache.tokens import texts_of
+from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.table import Categories, TableProcessor
 from mmcl.data.processors.text import TextProcessor
 
 
@@ -38,6 +46,50 @@ def image_inputs(originals: Sequence[np.ndarray], side: int) -> dict[str, Tensor
     packed = np.concatenate([image.reshape(-1, 3) for image in originals])
     sizes = torch.tensor([image.shape[:2] for image in originals])
     return {"sizes": sizes, "packed": torch.from_numpy(packed)}
+
+
+class TableInputs(NamedTuple):
+    """What a table tower reads of rows.
+
+    Attributes:
+        tensors: by column and name.
+        unknown: column to how many of its values are not known, and count as missing.
+        unreadable: place of each row with an image that cannot be read, to the reason; its pixels are zero.
+    """
+
+    tensors: dict[str, Tensor]
+    unknown: dict[str, int]
+    unreadable: dict[int, str]
+
+
+def table_inputs(processor: TableProcessor, rows: Sequence[Mapping[str, Any]]) -> TableInputs:
+    """The inputs of a table tower for rows by their columns; what a row lacks is missing, a text then empty.
+
+    Raises:
+        ValueError: a value is neither text nor a whole number; the message begins with its column.
+    """
+    tensors: dict[str, Tensor] = {}
+    unknown: dict[str, int] = {}
+    unreadable: dict[int, str] = {}
+    for column, field in processor.fields.items():
+        cells = [row.get(column) for row in rows]
+        if isinstance(field, TextProcessor):
+            tokens, _ = field.tokenize([next(iter(texts_of(cell)), "") for cell in cells])
+            found = text_inputs(field, tokens, field.skipped())
+        elif isinstance(field, ImageProcessor):
+            pixels, errors = field.prepare_many([Path(cell) if isinstance(cell, str) else cell for cell in cells])
+            unreadable |= {place: f"{column}: {why}" for place, why in errors.items()}
+            found = {"pixels": torch.from_numpy(pixels)}
+        else:
+            others = field.without if isinstance(field, Categories) else None
+            try:
+                read, missed = field.read(cells, None if others is None else [row.get(others) for row in rows])
+            except ValueError as error:
+                raise ValueError(f"column '{column}' holds {error}") from None
+            unknown |= {column: missed} if missed else {}
+            found = field.collate(read)
+        tensors |= {f"{column}/{name}": tensor for name, tensor in found.items()}
+    return TableInputs(tensors, unknown, unreadable)
 
 
 def token_counts(texts: dict[str, Tensor]) -> Tensor:

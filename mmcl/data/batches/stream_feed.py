@@ -28,6 +28,7 @@ from mmcl.data.batches.workers import by_workers
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.images import ImageInput, PreparedImage, image_hash
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.table import TableProcessor
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, log_lacking, require_columns
 from mmcl.data.sources.tar.pools import Pools
 from mmcl.data.sources.tar.read import Sample
@@ -101,6 +102,12 @@ class StreamFeed:
     def fingerprint(self) -> str:
         """Changes when the shards do, as far as their names and, of local ones, their sizes tell."""
         return self._pools.fingerprint
+
+    def identities(self, role: str) -> np.ndarray:
+        raise MmclError(
+            f"{self.name}: how often each {role} comes cannot be counted in a stream; set method.frequency.source to "
+            "batches"
+        )
 
     def problems(self) -> list[dict[str, str]]:
         """None: they come with the batches."""
@@ -347,6 +354,7 @@ def _column(
     if modality in VALUES:
         return _Values(source, modality)
     processor = reading.embedder(role).processor
+    assert not isinstance(processor, TableProcessor), "refused before"
     if isinstance(processor, ImageProcessor):
         return _Images(source, processor, reading.stored_side(role, config.data.image.stored) if augmented else None)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
@@ -387,6 +395,8 @@ def _refuse(name: str, reading: Reading, config: Config) -> None:
     """Raise ``MmclError`` for what needs all rows at hand."""
     if reading.extra:
         raise MmclError(f"{name}: extra texts beside a batch need a table; set method.extra_texts to 0")
+    if "table" in reading.columns.values():
+        raise MmclError(f"{name}: a tower of modality table needs rows of tables, not a stream")
     if config.data.mining is not None:
         raise MmclError(f"{name}: mining needs tables, whose rows are all at hand; leave out data.mining")
     if config.data.distinct:

@@ -13,16 +13,28 @@ import torch
 from mmcl.config.data import SourceConfig, TrainSourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
-from mmcl.data.batches.columns import Column, FeatureColumn, PixelColumn, TextPart, TokenColumn, ValueColumn, split
+from mmcl.data.batches.columns import (
+    CellColumn,
+    Column,
+    FeatureColumn,
+    PixelColumn,
+    TableColumn,
+    TextPart,
+    TokenColumn,
+    ValueColumn,
+    split,
+)
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import Encoder
 from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import Pixels, open_originals, open_pixels, original_hashes
 from mmcl.data.cache.tokens import open_tokens
+from mmcl.data.identity import stable_hash
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.table import Categories, Cells, TableProcessor
 from mmcl.data.processors.text import TextProcessor
-from mmcl.data.rows import Rows, columns_named_by
+from mmcl.data.rows import ColumnError, Rows, columns_named_by
 from mmcl.data.sources import open_described
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
@@ -68,7 +80,8 @@ class Table:
         if augmented and config.augments("text"):
             self._augmentation = TextAugmentation(config.text_augmentation)
         for number, rows in enumerate(self.sources):
-            names = {f"{where or 'data'}.columns.{role}": self._names(role)[number] for role in reading.columns}
+            roles = [name for role in reading.columns for name in self._read_of(role)]
+            names = {f"{where or 'data'}.columns.{role}": self._names(role)[number] for role in roles}
             with columns_named_by(names):
                 rows.require(name for name in names.values() if name is not None)
         self.columns: dict[str, Column] = {}
@@ -77,6 +90,9 @@ class Table:
                 self.columns[role] = self._values(role, modality)
                 continue
             embedder = reading.embedder(role)
+            if isinstance(embedder.processor, TableProcessor):
+                self.columns[role] = self._group(role, embedder.processor)
+                continue
             changed = augmented and (config.augments(modality) or reading.changes(role))
             stored = reading.stored_side(role, config.data.image.stored) if augmented and modality == "image" else None
             self._stored[role] = stored
@@ -146,6 +162,12 @@ class Table:
         ]
         return np.concatenate(found)
 
+    def identities(self, role: str) -> np.ndarray:
+        """(R,) int64 identities of the first item of a role in every usable row."""
+        column = self.columns[role]
+        items, owner = column.items(self.positions)
+        return column.hashes[items[np.unique(owner, return_index=True)[1]]]
+
     def features(self, role: str, modality: str, name: str, encoder: Encoder) -> Column:
         """The features that the tower of another model, called ``name``, has of a role's items as they are.
 
@@ -157,6 +179,13 @@ class Table:
         if self._scratch is None:
             return plain
         return FeatureColumn(plain, embedder, self._scratch / f"{name}_{modality}", self._device)
+
+    def _read_of(self, role: str) -> list[str]:
+        """The roles by which the columns of a role are called: its own, or those of the fields of its tower."""
+        if self._reading.columns[role] in VALUES:
+            return [role]
+        processor = self._reading.embedder(role).processor
+        return processor.columns if isinstance(processor, TableProcessor) else [role]
 
     def _names(self, role: str) -> list[str | None]:
         """The column of a role in each source; None in one that need not have it, since others have."""
@@ -180,13 +209,14 @@ class Table:
     def _open(
         self,
         role: str,
-        processor: ImageProcessor | TextProcessor,
+        processor: Any,
         changed: bool,
         foreign: bool = False,
         stored: int | None = None,
+        section: str | None = None,
     ) -> Column:
         """The column of a role in every source, as ``processor`` makes it; of images, as originals of at most
-        ``stored`` pixels where that is given."""
+        ``stored`` pixels where that is given. ``section`` is that of the tower, if it is not the role's own."""
         data = self.config.data
         common: dict[str, Any] = {"on_error": data.on_error, "show_progress": self._show_progress}
         names = self._names(role)
@@ -204,7 +234,7 @@ class Table:
             return PixelColumn([open_originals(*of, stored=stored, **common) for of in named], squares)
         if role in self._optional:
             common["on_error"] = "skip"
-        parts, section = [], self.config.model.where(self._reading.tower(role))
+        parts, section = [], section or self.config.model.where(self._reading.tower(role))
         for number, (rows, name) in enumerate(zip(self.sources, names, strict=True)):
             reader = self._reader(role, number, processor, foreign)
             tokens = open_tokens(
@@ -229,6 +259,39 @@ class Table:
                 "%s: %d of %d rows have no %s, and are used without", self.name, len(column.lacking), self.total, role
             )
         return column
+
+    def _group(self, role: str, processor: TableProcessor) -> Column:
+        """The columns of a role whose tower reads several."""
+        section = f"{self.config.model.where(self._reading.tower(role))}.fields"
+        fields: dict[str, Column] = {
+            name: self._open(name, of, changed=False, section=f"{section}.{name}")
+            if isinstance(of, ImageProcessor | TextProcessor)
+            else self._cells(name, of)
+            for name, of in processor.fields.items()
+        }
+        return TableColumn(fields, self.total)
+
+    def _cells(self, role: str, field: Cells) -> Column:
+        """A field of categories or numbers."""
+        found: list[np.ndarray] = []
+        hashes: list[np.ndarray] = []
+        names, others = self._names(role), field.without if isinstance(field, Categories) else None
+        for rows, name, source in zip(self.sources, names, self.settings, strict=True):
+            cells, other = rows.column(str(name)), None
+            if others is not None and (named := self.config.data.column_of(others, source)) in rows.column_names:
+                other = rows.column(named)
+            try:
+                read, unknown = field.read(cells, other)
+            except ValueError as error:
+                raise ColumnError(f"{rows.name}: column '{name}' holds {error}", str(name)) from None
+            if unknown and distributed.rank() == 0:
+                log.warning(
+                    "%s: %d values in column '%s' are not known from the training rows, and count as missing",
+                    *(rows.name, unknown, name),
+                )
+            found += read
+            hashes.append(np.fromiter((stable_hash(str(cell)) for cell in cells), np.int64, count=len(cells)))
+        return CellColumn(field, found, np.concatenate(hashes))
 
     def _values(self, role: str, modality: str) -> Column:
         names = [self.config.data.column_of(role, source) for source in self.settings]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.data.processors.table import TableProcessor
 from mmcl.data.processors.text import TextProcessor
 
 
@@ -26,10 +27,10 @@ class Embedder(Protocol):
 
     @property
     def modality(self) -> str:
-        """``image`` or ``text``."""
+        """``image``, ``text`` or ``table``."""
 
     @property
-    def processor(self) -> ImageProcessor | TextProcessor:
+    def processor(self) -> ImageProcessor | TextProcessor | TableProcessor:
         """From raw inputs to the tower's."""
 
     @property

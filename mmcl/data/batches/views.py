@@ -16,7 +16,7 @@ from mmcl.data.augment.random_crop import PackedImages, central_squares, resized
 from mmcl.data.batches.batch import Batch, Inputs
 from mmcl.data.identity import mix
 
-Modality: TypeAlias = Literal["image", "text", "label", "number"]
+Modality: TypeAlias = Literal["image", "text", "table", "label", "number"]
 VALUES: Mapping[str, str] = {"label": "labels", "number": "values"}
 """Modalities that pass through no tower, each with the name of its tensor in a batch."""
 

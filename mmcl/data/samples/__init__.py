@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmcl.data.samples import emoji, minilm, shapes, stsb
+from mmcl.data.samples import emoji, minilm, movielens, shapes, stsb
 from mmcl.data.samples.fetch import UnreachableError
 from mmcl.data.samples.sample import Sample
 from mmcl.runtime.errors import MmclError, nearest
 
 __all__ = ["SAMPLES", "Sample", "UnreachableError", "describe", "get"]
 
-SAMPLES: dict[str, Sample] = {module.SAMPLE.name: module.SAMPLE for module in (emoji, shapes, minilm, stsb)}
+SAMPLES: dict[str, Sample] = {module.SAMPLE.name: module.SAMPLE for module in (emoji, shapes, minilm, stsb, movielens)}
 
 
 def get(name: str, show_progress: bool | None = None) -> Path:

@@ -75,5 +75,5 @@ def test_an_unknown_sample_is_answered_with_the_nearest_name():
 
 def test_describe_names_terms_and_size_of_every_sample():
     records = samples.describe()
-    assert [record["name"] for record in records] == ["emoji", "shapes", "minilm", "stsb"]
+    assert [record["name"] for record in records] == ["emoji", "shapes", "minilm", "stsb", "movielens"]
     assert all(record["terms"] and record["summary"] for record in records)
