@@ -24,6 +24,9 @@ class SimclrConfig(MethodConfig):
     name: Literal["simclr"] = "simclr"
     temperature: Annotated[float, Field(ge=0.01, le=1.0)] = 0.5
     """Of NT-Xent; small batches of small images do well with 0.5, ImageNet with 0.1."""
+    decoupled: bool = False
+    """Whether the positive is left out of its own denominator (DCL, Yeh et al. 2022, arXiv:2110.06848), which does well
+    in small batches; with a temperature of 0.1."""
     projector: MlpConfig = Field(default_factory=MlpConfig)
     """The head between the embeddings and the loss."""
 
@@ -53,8 +56,8 @@ class Simclr(ImageOnly):
 
     def loss(self, outputs: Outputs, step: Step) -> Loss:
         blockwise = Blockwise(across=self.across)
-        ids = outputs.rows.ids
-        return Loss(nt_xent(*both_views(outputs), self.config.temperature, ids=ids, blockwise=blockwise))
+        ids, temperature, decoupled = outputs.rows.ids, self.config.temperature, self.config.decoupled
+        return Loss(nt_xent(*both_views(outputs), temperature, ids=ids, decoupled=decoupled, blockwise=blockwise))
 
     def metrics(self, outputs: Outputs) -> dict[str, float]:
         blockwise = Blockwise(across=self.across)

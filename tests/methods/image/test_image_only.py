@@ -62,13 +62,14 @@ def test_the_loss_changes_nothing_and_its_gradient_reaches_what_learns(make, bat
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-def test_simclr_is_nt_xent_of_the_projections(make, batch):
-    simclr = make(Simclr)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_simclr_is_nt_xent_of_the_projections(make, batch, decoupled):
+    simclr = make(Simclr, decoupled=decoupled)
     outputs = simclr.outputs(batch)
     hidden = simclr.heads["projector"][1](outputs.embeddings["image"])
     hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + 1e-5).sqrt()
     first, second = simclr.heads["projector"][-1](hidden.relu()).unflatten(0, (6, 2)).unbind(1)
-    expected = nt_xent(first, second, 0.5, ids=batch.ids)
+    expected = nt_xent(first, second, 0.5, ids=batch.ids, decoupled=decoupled)
     torch.testing.assert_close(simclr.loss(simclr.project(outputs), STEP).value, expected)
     assert simclr.negatives_per_query == 10
 
