@@ -35,9 +35,11 @@ METHODS: Registry[Any] = Registry(
         "byol": "mmcl.methods.image.byol:Byol",
         "simsiam": "mmcl.methods.image.simsiam:Simsiam",
         "swav": "mmcl.methods.image.swav:Swav",
+        "dino": "mmcl.methods.image.dino:Dino",
+        "lejepa": "mmcl.methods.image.lejepa:Lejepa",
         "vicreg": "mmcl.methods.image.vicreg:Vicreg",
-        "siamese": "mmcl.methods.siamese:Siamese",
         "barlow_twins": "mmcl.methods.image.barlow_twins:BarlowTwins",
+        "siamese": "mmcl.methods.siamese:Siamese",
         "sup_con": "mmcl.methods.image.sup_con:SupCon",
     },
 )

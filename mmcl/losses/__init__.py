@@ -24,6 +24,9 @@ from mmcl.losses.triplet import mined_triplet as mined_triplet
 from mmcl.losses.triplet import triplet as triplet
 from mmcl.losses.without_negatives.barlow_twins import barlow_twins as barlow_twins
 from mmcl.losses.without_negatives.barlow_twins import cross_correlation as cross_correlation
+from mmcl.losses.without_negatives.dino import dino as dino
+from mmcl.losses.without_negatives.lejepa import centre_prediction as centre_prediction
+from mmcl.losses.without_negatives.lejepa import sigreg as sigreg
 from mmcl.losses.without_negatives.negative_cosine import negative_cosine as negative_cosine
 from mmcl.losses.without_negatives.swapped_prediction import sinkhorn as sinkhorn
 from mmcl.losses.without_negatives.swapped_prediction import swapped_prediction as swapped_prediction

@@ -5,6 +5,8 @@ from mmcl.methods.base import Loss as Loss
 from mmcl.methods.base import Method as Method
 from mmcl.methods.image.barlow_twins import BarlowTwins as BarlowTwins
 from mmcl.methods.image.byol import Byol as Byol
+from mmcl.methods.image.dino import Dino as Dino
+from mmcl.methods.image.lejepa import Lejepa as Lejepa
 from mmcl.methods.image.moco import Moco as Moco
 from mmcl.methods.image.simclr import Simclr as Simclr
 from mmcl.methods.image.simsiam import Simsiam as Simsiam

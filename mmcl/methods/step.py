@@ -26,6 +26,11 @@ class Step:
         """From ``start`` at the first step to ``end`` at the last, along half a cosine."""
         return schedules.cosine(self.number, self.total - 1, start, end)
 
+    def ramp(self, start: float, end: float, share: float) -> float:
+        """From ``start`` at the first step to ``end`` along a line, where it stays after this share of the run."""
+        steps = share * (self.total - 1)
+        return start + (end - start) * min(1.0, self.number / steps) if steps else end
+
     def linear(self, start: float, end: float) -> float:
         """From ``start`` at the first step to ``end`` at the last, along a line."""
         return schedules.linear(self.number, self.total - 1, start, end)

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from mmcl.config.methods import MethodConfig
-from mmcl.config.section import Positive, Range
-from mmcl.data.batches.views import Augment, View
+from mmcl.config.section import Positive
 from mmcl.losses import sinkhorn, swapped_prediction
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image.image_only import ImageOnly, by_view, require_readable
+from mmcl.methods.image.image_only import by_view
+from mmcl.methods.image.multi_crop import GLOBAL, MultiCrop, MultiCropConfig, all_together
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.parts.queue import MemoryQueue, require_start
@@ -23,11 +22,10 @@ from mmcl.methods.step import Step
 from mmcl.models.heads import Prototypes
 from mmcl.models.towers import Towers
 
-GLOBAL, LOCAL = "image", "local"  # views
 CROPS = ("first", "second")  # the two global ones
 
 
-class SwavConfig(MethodConfig):
+class SwavConfig(MultiCropConfig):
     """One image tower, learned by clustering crops of an image alike (Caron et al. 2020, arXiv:2006.09882)."""
 
     name: Literal["swav"] = "swav"
@@ -39,12 +37,6 @@ class SwavConfig(MethodConfig):
     """Smoothness of the assignments."""
     iterations: int = Field(default=3, ge=1)
     """Of Sinkhorn's algorithm."""
-    local_crops: int = Field(default=4, ge=1)
-    """Small crops beside the two global ones."""
-    local_size: int = Field(default=96, ge=8)
-    """Their side in pixels."""
-    local_scale: Range = (0.05, 0.14)
-    """Their area as a share of the image; that of the global ones is `augmentation.crop_scale`."""
     queue: int = Field(default=0, ge=0)
     """Former rows that take part in the assignments, for batches much smaller than the prototypes are many."""
     queue_start: int = Field(default=0, ge=0)
@@ -55,7 +47,7 @@ class SwavConfig(MethodConfig):
     """The head between the embeddings and the prototypes."""
 
 
-class Swav(ImageOnly):
+class Swav(MultiCrop):
     """Swapped prediction of the assignments of two global crops from all other crops."""
 
     Config = SwavConfig
@@ -63,7 +55,6 @@ class Swav(ImageOnly):
 
     def __init__(self, config: SwavConfig, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)
-        require_readable(encoder, config.local_size, "method.local_size")
         self.add_head("projector", lambda: mlp_head(config.projector, encoder.width))
         self.add_head("prototypes", lambda: Prototypes(config.projector.dim, config.prototypes))
         dims = dict.fromkeys(CROPS, config.projector.dim)
@@ -74,20 +65,12 @@ class Swav(ImageOnly):
         """The cluster centres."""
         return cast(Prototypes, self.heads["prototypes"])
 
-    def views(self) -> dict[str, View]:
-        assert self.context.augmentation is not None, "refused without"
-        local = Augment(self.context.augmentation.model_copy(update={"crop_scale": self.config.local_scale}))
-        size, count = self.config.local_size, self.config.local_crops
-        return super().views() | {LOCAL: View("image", "image", local, size=size, count=count)}
-
     def project(self, outputs: Outputs) -> Outputs:
-        parts = list(outputs.embeddings.values())
-        vectors = F.normalize(self.heads["projector"](torch.cat(parts)), dim=1).split([len(part) for part in parts])
-        return replace(outputs, embeddings=dict(zip(outputs.embeddings, vectors, strict=True)))
+        projections = all_together(self.heads["projector"], outputs.embeddings)
+        return replace(outputs, embeddings={name: F.normalize(of, dim=1) for name, of in projections.items()})
 
     def loss(self, outputs: Outputs, step: Step) -> Loss:
-        crops = by_view(outputs.embeddings[GLOBAL]), by_view(outputs.embeddings[LOCAL], self.config.local_crops)
-        scores = self.prototypes(torch.cat(crops))  # (V, N, K), the global ones first
+        scores = self.prototypes(self.crops(outputs.embeddings))  # (V, N, K), the global ones first
         return Loss(swapped_prediction(scores, self._assignments(scores[:2].detach()), self.config.temperature))
 
     @torch.no_grad()

@@ -8,6 +8,8 @@ from torch import nn
 from mmcl.methods import Step
 from mmcl.methods.image.barlow_twins import BarlowTwins, BarlowTwinsConfig
 from mmcl.methods.image.byol import Byol, ByolConfig
+from mmcl.methods.image.dino import Dino, DinoConfig
+from mmcl.methods.image.lejepa import Lejepa, LejepaConfig
 from mmcl.methods.image.moco import Moco, MocoConfig
 from mmcl.methods.image.simclr import Simclr, SimclrConfig
 from mmcl.methods.image.simsiam import Simsiam, SimsiamConfig
@@ -23,6 +25,8 @@ SETTINGS = {
     Byol: ByolConfig(projector=SMALL, predictor=SMALL, momentum=0.9),
     Simsiam: SimsiamConfig(projector=SMALL | {"norm_output": True}, predictor={"hidden": [3]}),
     Swav: SwavConfig(projector=SMALL, prototypes=5, local_crops=4, local_size=8, freeze_prototypes=2, queue=16),
+    Dino: DinoConfig(projector=SMALL | {"norm": "none"}, prototypes=5, local_crops=3, local_size=8, momentum=0.9),
+    Lejepa: LejepaConfig(projector=SMALL, local_crops=2, local_size=8, directions=16),
     BarlowTwins: BarlowTwinsConfig(projector=SMALL),
     Vicreg: VicregConfig(projector=SMALL, invariance_weight=2.0, variance_weight=3.0, covariance_weight=4.0),
     SupCon: SupConConfig(projector=SMALL),
