@@ -28,12 +28,18 @@ def list_samples() -> None:
     say(*(f"terms of {sample.name}: {sample.terms}" for sample in listed))
 
 
-@app.command(short_help="Fetch a sample data set and print its folder.")
-def get(name: Annotated[str, typer.Argument(help="As `mmcl data list` shows it.", show_default=False)]) -> None:
-    """Fetch a sample data set, or find it where it was fetched before, and print its folder."""
+@app.command(short_help="Fetch a data set and print its folder.")
+def get(
+    name: Annotated[
+        str, typer.Argument(help="As `mmcl data list` shows it, or torchvision:CIFAR10 and so on.", show_default=False)
+    ],
+) -> None:
+    """Fetch a sample or a data set of torchvision, or find it where it was fetched before, and print its folder."""
     from mmcl.data import samples
+    from mmcl.data.sources import torchvision_sets
 
-    say(samples.get(name))
+    key, _, rest = name.partition(":")
+    say(torchvision_sets.fetch(rest) if key == "torchvision" and rest else samples.get(name))
 
 
 @app.command(short_help="Read all images and captions once; say what is wrong.")

@@ -13,7 +13,8 @@ class SourceConfig(Section):
     """Where rows come from."""
 
     source: str
-    """A CSV, TSV, JSON-lines, Parquet or text file, a folder, `sample:NAME`, or the name of a data set on the hub."""
+    """A CSV, TSV, JSON-lines, Parquet or text file, a folder, `sample:NAME`, `torchvision:CIFAR10:FOLDER`, or the name
+    of a data set on the hub."""
     split: str | None = None
     """The part of the source to read, where it has parts."""
     separator: str | None = None

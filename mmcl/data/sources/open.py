@@ -23,7 +23,12 @@ from mmcl.runtime.registry import Registry
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 
 SOURCES: Registry[Callable[[str, str | None], Rows]] = Registry(
-    "mmcl.sources", "source", {"sample": "mmcl.data.sources.open:open_sample"}
+    "mmcl.sources",
+    "source",
+    {
+        "sample": "mmcl.data.sources.open:open_sample",
+        "torchvision": "mmcl.data.sources.torchvision_sets:open_torchvision",
+    },
 )
 """What opens ``KEY:NAME``, from NAME and the part to read. Another package adds its own by the entry-point group
 ``mmcl.sources``."""
@@ -57,6 +62,7 @@ def open_source(
       column ``image``), or by a ``.txt`` beside each image, or the ``caption`` of a ``.json`` (columns ``id``,
       ``image``, ``text``). Where all images lie in several subfolders, the subfolder's name is the column ``label``.
       Links are followed; what is hidden is left out;
+    - ``torchvision:NAME`` or ``torchvision:NAME:FOLDER``, a data set of torchvision whose files lie in FOLDER;
     - ``sample:NAME``, a sample data set, or ``KEY:NAME`` of a package that registers KEY, see ``SOURCES``;
     - ``user/name`` or ``user/name:config``, a data set on the hub.
 
