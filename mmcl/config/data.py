@@ -108,6 +108,7 @@ class DataConfig(Section):
     simcse: `text` alone, of which dropout makes the pairs; or `anchor`, `positive` and any number of hard negatives
     (`negative`, `negative_2`, ...), which a row may lack. scored_pairs: `anchor`, `positive` and `score`.
     siamese: `label`; or `anchor`, `positive` and `negative`; or `first`, `second` and `same`.
+    clip: `label` besides, if named: all texts of a label are then positives of each of its images, and vice versa.
     A cell may be a list of texts, as long as it likes, of which one is drawn anew in every epoch."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """Role to the name of a prompt in `model.text.prompts` that is put before its texts, for example
@@ -117,6 +118,9 @@ class DataConfig(Section):
     mining, a queue and extra texts cannot keep."""
     distinct: bool = False
     """Keep rows that share a text or image out of the same batch, rather than masking them as negatives only."""
+    per_label: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
+    """Rows of a label that stand together in a batch, at most, or all of them, for methods that read labels; if null
+    rows of a label meet by chance. Each row still comes once an epoch. The edge of a batch may part them."""
     mining: MiningConfig | None = None
     """Hard negatives that the model finds for itself, for clip and for simcse on pairs; none if absent."""
     image: ImageConfig = Field(default_factory=ImageConfig)

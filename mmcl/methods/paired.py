@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmcl.data.batches.views import VALUES
 from mmcl.losses import Blockwise, Negatives, batch_accuracy, distillation, matryoshka
 from mmcl.methods.base import Context, Loss, Method
-from mmcl.methods.outputs import Outputs
+from mmcl.methods.outputs import Outputs, Rows
 from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.methods.parts.queue import MemoryQueue, QueueConfig, require_start
 from mmcl.methods.step import Step
@@ -130,7 +130,7 @@ class Paired(Method):
         dims = dict.fromkeys(sides, self.encoder.width)
         if "guide" in self.references:
             dims |= {GUIDE.format(side): self.references["guide"].width for side in sides}
-        columns = min(len(self.sides), len(self.columns))
+        columns = min(len(self.sides), len(self.columns)) + ("label" in self.columns.values())
         self.queue = MemoryQueue(settings.size, dims, columns, settings.start)
         if settings.momentum is not None:
             self.momentum = MomentumCopy(parts, settings.momentum)
@@ -178,6 +178,10 @@ class Paired(Method):
     def column(self, side: str) -> str:
         """The column that a side is a view of."""
         return self.views()[side].column
+
+    def identities(self, rows: Rows) -> Tensor:
+        """(N, C) of the rows: those of their items and, where they have any, their labels."""
+        return torch.cat([rows.ids, *(label[:, None] for label in rows.labels.values())], dim=1)
 
     @property
     def embedding_names(self) -> tuple[str, ...]:
@@ -263,7 +267,8 @@ class Paired(Method):
 
     def metrics(self, outputs: Outputs) -> dict[str, float]:
         query, key = (view_of(outputs, side) for side in self.sides)
-        accuracy = batch_accuracy(query, key, ids=outputs.rows.ids, blockwise=Blockwise(across=self.across))
+        ids = self.identities(outputs.rows)
+        accuracy = batch_accuracy(query, key, ids=ids, blockwise=Blockwise(across=self.across))
         return {"accuracy": accuracy.item(), "temperature": self.temperature.item()}
 
     @torch.no_grad()
@@ -284,7 +289,7 @@ class Paired(Method):
         for side in sides:
             if GUIDE.format(side) in queue.names:
                 rows[GUIDE.format(side)] = outputs.rows.references["guide"][self.column(side)]
-        return rows | {"ids": outputs.rows.ids[:, : queue.ids.shape[1]]}
+        return rows | {"ids": self.identities(outputs.rows)[:, : queue.ids.shape[1]]}
 
 
 def key_of(outputs: Outputs, name: str) -> Tensor:

@@ -27,9 +27,11 @@ from mmcl import losses
 from mmcl.config.model import HeadConfig
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.batch import Batch
-from mmcl.methods import Context, Method, Step, clip, paired, scored_pairs, siglip, simcse
+from mmcl.methods import Context, Method, Step, paired
+from mmcl.methods.image_text import clip, siglip
 from mmcl.methods.image_text.clip import ClipConfig
 from mmcl.methods.image_text.siglip import SiglipConfig
+from mmcl.methods.text import scored_pairs, simcse
 from mmcl.methods.text.scored_pairs import ScoredPairsConfig
 from mmcl.methods.text.simcse import SimcseConfig
 from mmcl.models.heads import Head
@@ -54,6 +56,11 @@ METHODS: dict[str, tuple[type[Method], Any, dict[str, str]]] = {
     ),
     "cut": (clip.Clip, ClipConfig(matryoshka={"dims": [2]}), {"image": "image", "text": "text"}),
     "queue": (clip.Clip, ClipConfig(queue={"size": 50, "momentum": 0.9}), {"image": "image", "text": "text"}),
+    "labelled": (
+        clip.Clip,
+        ClipConfig(label_smoothing=0.1, extra_texts=8, queue={"size": 50}),
+        {"image": "image", "text": "text", "label": "label"},
+    ),
     "siglip": (siglip.Siglip, SiglipConfig(), {"image": "image", "text": "text"}),
     "simcse": (
         simcse.Simcse,
@@ -90,9 +97,15 @@ FIVE = [("clip", way) for way in ("dense", "tiled", "ring", "cached", "all")]
 CASES = {  # of so many processes
     1: [(name, "dense") for name in METHODS],
     2: [*FIVE, ("clip", "empty"), ("cut", "all"), ("siglip", "all"), ("queue", "all")],
-    4: [*FIVE, ("clip", "empty_ring"), ("queue", "ragged_ring")],
+    4: [*FIVE, ("clip", "empty_ring"), ("queue", "ragged_ring"), ("labelled", "all")],
 }
-CASES[2] += [("simcse", "dense"), ("simcse", "ragged_ring"), ("debiased", "cached"), ("cosent", "ragged")]
+CASES[2] += [
+    ("labelled", "ragged_ring"),
+    ("simcse", "dense"),
+    ("simcse", "ragged_ring"),
+    ("debiased", "cached"),
+    ("cosent", "ragged"),
+]
 
 
 class Tower(nn.Linear):
@@ -121,7 +134,7 @@ def encoder_of(modalities: set[str]) -> Towers:
 def make_method(name: str, across: str | None) -> Method:
     torch.manual_seed(3)
     kind, config, inputs = METHODS[name]
-    modalities = set(inputs.values()) - {"number"}
+    modalities = set(inputs.values()) - {"number", "label"}
     references = {role: encoder_of(modalities) for role in ("teacher", "guide") if getattr(config, role, None)}
     context = Context(inputs, ROWS, across, references=references)
     return kind(config, encoder_of(modalities), context).double()
@@ -139,12 +152,15 @@ def make_batch(method: Method, step: int, sizes: list[int]) -> Batch:
     inputs: dict[str, dict[str, Tensor]] = {}
     references: dict[str, dict[str, dict[str, Tensor]]] = {name: {} for name in method.references}
     for role, modality in method.columns.items():
-        name = {"image": "pixels", "text": "input_ids"}.get(modality, "values")
-        full = draw(ROWS) if modality != "number" else torch.rand(ROWS, generator=random)
+        name = {"image": "pixels", "text": "input_ids", "label": "labels"}.get(modality, "values")
+        if modality == "label":  # of which a row has one or several positives
+            full = torch.randint(ROWS // 2, (ROWS,), generator=random)
+        else:
+            full = draw(ROWS) if modality != "number" else torch.rand(ROWS, generator=random)
         inputs[role] = {name: full[mine]}
         for reference in method.references:
             references[reference][role] = {"features": draw(ROWS, 6)[mine]}
-    columns = sum(modality != "number" for modality in method.columns.values())
+    columns = sum(modality not in ("number", "label") for modality in method.columns.values())
     ids = torch.randint(ROWS, (ROWS, columns), generator=random) + ROWS * torch.arange(columns)
     rows = torch.arange(ROWS)[mine]
     extra, extra_ids = {}, {}
@@ -152,9 +168,11 @@ def make_batch(method: Method, step: int, sizes: list[int]) -> Batch:
         count = wanted.count
         share = slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
         extra[role] = {"input_ids": draw(count)[share]}
-        extra_ids[role] = (torch.randint(ROWS, (count, columns), generator=random) + ROWS * torch.arange(columns))[
-            share
-        ]
+        identities = torch.randint(ROWS, (count, columns), generator=random) + ROWS * torch.arange(columns)
+        if "label" in method.columns:
+            labels = torch.randint(ROWS // 2, (count, 1), generator=random)
+            identities = torch.cat([identities, labels], dim=1)
+        extra_ids[role] = identities[share]
     return Batch(inputs, ids[mine], rows, rows, extra, extra_ids, references=references)
 
 

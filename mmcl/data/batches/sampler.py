@@ -43,6 +43,9 @@ class Sampler:
     that goes from one pass to the next may have a row twice, and so too few different ones: gaps that its own rows
     cannot fill take some that come next.
 
+    With ``labels`` an epoch's rows of a label stand together, in runs of about equal length that come in a random
+    order, see :func:`in_runs`. A batch begins where the one before ends, which may part a run.
+
     Args:
         positions: for each source (N,) rows to draw from, no row in two of them.
         batch_size: rows of a global batch; a multiple of ``world``.
@@ -52,6 +55,8 @@ class Sampler:
         counts: rows of each source in an epoch; all of them if absent.
         one_source: whether a batch has rows of one source only.
         identities: what the rows have, no two of a batch the same.
+        labels: (rows,) of all rows, as they are numbered.
+        per_label: rows of a run, at most; as many as there are if None.
 
     Attributes:
         counts: rows of each source in an epoch.
@@ -71,6 +76,8 @@ class Sampler:
         counts: Sequence[int] | None = None,
         one_source: bool = False,
         identities: Identities | None = None,
+        labels: np.ndarray | None = None,
+        per_label: int | None = None,
     ) -> None:
         self.positions = list(positions)
         self.counts = [len(rows) for rows in positions] if counts is None else list(counts)
@@ -89,6 +96,7 @@ class Sampler:
         self.batch_size = batch_size
         self.one_source = one_source
         self.identities = identities
+        self.labels, self.per_label = labels, per_label
         self.seed = seed
         self.rank = rank
         self.world = world
@@ -116,19 +124,27 @@ class Sampler:
         if not self.one_source:
             shuffled = np.random.default_rng([self.seed, epoch]).permutation(sum(self.counts))
             drawn, rest = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
-            (rows, passes), repeated = self._distinct(drawn[:, shuffled], rest)
+            drawn = self._together(drawn[:, shuffled], epoch, 0)
+            (rows, passes), repeated = self._distinct(drawn, rest)
             return rows, passes, repeated
         batches, total = [], 0
         for source, (drawn, rest) in enumerate(parts):
             # Four numbers keep this generator apart from those of epochs and passes.
             order = np.random.default_rng([self.seed, epoch, 0, 1 + source]).permutation(drawn.shape[1])
-            drawn, repeated = self._distinct(drawn[:, order], rest)
+            drawn, repeated = self._distinct(self._together(drawn[:, order], epoch, 1 + source), rest)
             batches.append(drawn.reshape(2, -1, self.batch_size))
             total += repeated
         drawn = np.concatenate(batches, axis=1)
         drawn = drawn[:, np.random.default_rng([self.seed, epoch]).permutation(drawn.shape[1])]
         rows, passes = drawn.reshape(2, -1)
         return rows, passes, total
+
+    def _together(self, drawn: np.ndarray, epoch: int, source: int) -> np.ndarray:
+        """The rows and passes drawn, those of a label in runs, if asked for."""
+        if self.labels is None:
+            return drawn
+        random = np.random.default_rng([self.seed, epoch, 0, 0, source])
+        return drawn[:, in_runs(self.labels[drawn[0]], self.per_label, random)]
 
     def _distinct(self, drawn: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, int]:
         """The rows and passes drawn, batch by batch without two that share a thing; ``rest`` fills what they cannot."""
@@ -164,6 +180,22 @@ class Sampler:
             order = np.random.default_rng([self.seed, turn, 1 + source]).permutation(positions)
             rows[passes == turn] = order[within[passes == turn]]
         return np.stack([rows, passes])
+
+
+def in_runs(labels: np.ndarray, longest: int | None, random: np.random.Generator) -> np.ndarray:
+    """(N,) places of ``labels`` (N,), those of a label in runs of at most ``longest``, in a random order of runs.
+
+    A label of 5 rows has runs of 3 and 2 where 4 is the longest: a row by itself would have no positive. Within a run,
+    and from run to run of a label, places ascend.
+    """
+    order = np.argsort(labels, kind="stable")  # label by label
+    _, first, count = np.unique(labels[order], return_index=True, return_counts=True)
+    runs = np.ones_like(count) if longest is None else -(-count // longest)
+    code = np.repeat(np.arange(len(count)), count)
+    within = np.arange(len(order)) - first[code]
+    run = (np.cumsum(runs) - runs)[code] + within * runs[code] // count[code]
+    turn = random.permutation(int(runs.sum()))
+    return order[np.argsort(turn[run], kind="stable")]
 
 
 def epoch_counts(rows: Sequence[int], samples: Sequence[int | None], weights: Sequence[float | None]) -> list[int]:

@@ -399,6 +399,8 @@ def _refuse(name: str, reading: Reading, config: Config) -> None:
         raise MmclError(f"{name}: a tower of modality table needs rows of tables, not a stream")
     if config.data.mining is not None:
         raise MmclError(f"{name}: mining needs tables, whose rows are all at hand; leave out data.mining")
+    if config.data.per_label is not None:
+        raise MmclError(f"{name}: rows of a label are brought together in tables only; leave out data.per_label")
     if config.data.distinct:
         raise MmclError(
             f"{name}: distinct batches need a table, of which all rows are known; set data.distinct to false "

@@ -230,6 +230,8 @@ class TableFeed(Table):
                 counts=counts,
                 one_source=data.batches == "one_source",
                 identities=self._identities() if data.distinct else None,
+                labels=self._labels(),
+                per_label=data.per_label if isinstance(data.per_label, int) else None,
             )
             if data.distinct and (repeated := sampler.repeated(0)) and distributed.rank() == 0:
                 log.warning(
@@ -243,6 +245,23 @@ class TableFeed(Table):
             setting = "data.distinct" if data.distinct else "data.batches"
             raise MmclError(f"{setting}: {error}; lower training.batch_size") from None
         return sampler
+
+    def _labels(self) -> np.ndarray | None:
+        """(rows,) labels of all rows, by which batches bring them together, if they do."""
+        data = self.config.data
+        if data.per_label is None:
+            return None
+        column = self.columns.get("label")
+        if not isinstance(column, ValueColumn):
+            raise MmclError(
+                f"data.per_label: method '{self.config.method.name}' reads no labels here; name their column with "
+                "data.columns.label, if it can, or leave data.per_label out"
+            )
+        if data.distinct:
+            raise MmclError(
+                "data.distinct keeps rows apart that data.per_label brings together; leave one of the two out"
+            )
+        return column.values
 
     def _identities(self) -> Identities:
         """What every usable row has: all its texts and images, whatever column they stand in."""
@@ -261,8 +280,8 @@ class TableFeed(Table):
             column.use_threads(1)
 
     def distinct(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One item (M,) of each content among the usable rows, its identities (M, K) as a batch has them, and the row
-        (M,) that it was taken from."""
+        """One item (M,) of each content among the usable rows, its identities (M, K) as a batch has them, the label
+        last where rows have one, and the row (M,) that it was taken from."""
         items, owner = self.columns[role].items(self.positions)
         _, first = np.unique(self.columns[role].hashes[items], return_index=True)
         items, rows = items[first], self.positions[owner[first]]
@@ -272,4 +291,6 @@ class TableFeed(Table):
             for name, column in self.columns.items()
             if column.identified
         ]
+        if isinstance(label := self.columns.get("label"), ValueColumn):
+            ids.append(label.values[rows])
         return items, np.stack(ids, axis=1), rows

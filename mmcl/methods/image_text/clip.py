@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from mmcl.config import schema
 from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import MINED, Inputs
 from mmcl.data.batches.views import Extra
-from mmcl.losses import Blockwise, info_nce
-from mmcl.methods.base import Context
+from mmcl.losses import Blockwise, Positives, info_nce
+from mmcl.methods.base import Context, roles_named
 from mmcl.methods.image_text.image_text import ImageText
 from mmcl.methods.paired import Compared, NegativeGroup, as_negatives
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
@@ -22,6 +23,7 @@ from mmcl.methods.parts.references import TeacherConfig
 from mmcl.models.towers import Towers
 
 NEGATIVES = "negatives"  # extra texts
+LABEL = "label"
 
 
 class ClipConfig(MethodConfig):
@@ -46,7 +48,10 @@ class ClipConfig(MethodConfig):
 
 
 class Clip(ImageText):
-    """Symmetric InfoNCE between images and texts."""
+    """Symmetric InfoNCE between images and texts.
+
+    Where rows have a label, all texts of a label are positives of each of its images, and the other way round.
+    """
 
     Config = ClipConfig
     config: ClipConfig
@@ -56,6 +61,10 @@ class Clip(ImageText):
         super().__init__(config, encoder, context)
         if config.queue is not None:
             self.make_queue(config.queue, self.sides, {side: encoder.embedder(side) for side in self.sides})
+
+    @classmethod
+    def labels_of(cls, config: schema.Config) -> dict[str, str]:
+        return {LABEL: "label"} if LABEL in roles_named(config) else {}
 
     @property
     def extra(self) -> dict[str, Extra]:
@@ -105,7 +114,8 @@ class Clip(ImageText):
             outputs.embeddings[query],
             compared.key(key),
             self.temperature,
-            ids=outputs.rows.ids,
+            ids=self.identities(outputs.rows),
+            positives=Positives(outputs.rows.labels[LABEL]) if LABEL in outputs.rows.labels else None,
             negatives=as_negatives(groups),
             symmetric=symmetric,
             label_smoothing=self.config.label_smoothing,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmcl.config import schema
 from mmcl.data.batches.batch import Inputs
-from mmcl.data.batches.views import View
+from mmcl.data.batches.views import VALUES, View
 from mmcl.methods.base import refuse_unknown_roles
 from mmcl.methods.paired import Paired
 from mmcl.runtime.errors import MmclError
@@ -19,25 +19,35 @@ class ImageText(Paired):
 
     @classmethod
     def columns_of(cls, config: schema.Config) -> dict[str, str]:
-        columns = {name: section.modality for name, section in config.model.towers.items()}
+        columns: dict[str, str] = {name: section.modality for name, section in config.model.towers.items()}
         if len(columns) not in (0, 2):
             raise MmclError(f"model.towers: method '{config.method.name}' has two of them, not {len(columns)}")
-        columns = columns or {"image": "image", "text": "text"}
+        columns = (columns or {"image": "image", "text": "text"}) | cls.labels_of(config)
         refuse_unknown_roles(config, columns)
-        return dict(columns)
+        return columns
+
+    @classmethod
+    def labels_of(cls, config: schema.Config) -> dict[str, str]:
+        """Role to modality of labels that say what belongs together; none by default."""
+        return {}
 
     @classmethod
     def towers_of(cls, config: schema.Config) -> dict[str, list[str]]:
-        return {side: [side] for side in cls.columns_of(config)}
+        return {side: [side] for side in sides_of(cls.columns_of(config))}
 
     @property
     def sides(self) -> tuple[str, str]:
-        first, second = self.columns
-        return first, second
+        return sides_of(self.columns)
 
     def views(self) -> dict[str, View]:
         augment = {"image": self.augment}
-        return {side: View(side, side, augment.get(modality)) for side, modality in self.columns.items()}
+        return {side: View(side, side, augment.get(self.columns[side])) for side in self.sides}
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {side: self.encoder.embedder(side)(**inputs[side]) for side in self.sides}
+
+
+def sides_of(columns: Mapping[str, str]) -> tuple[str, str]:
+    """The two columns that pass through towers."""
+    first, second = (name for name, modality in columns.items() if modality not in VALUES)
+    return first, second

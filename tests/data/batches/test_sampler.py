@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcl.data.batches.sampler import Sampler, epoch_counts
+from mmcl.data.batches.sampler import Sampler, epoch_counts, in_runs
 
 POSITIONS = [np.setdiff1d(np.arange(50), [3, 17])]
 
@@ -101,3 +101,52 @@ def test_batches_that_cannot_be_are_refused():
         Sampler(POSITIONS, 10, 0, 0, 3)
     with pytest.raises(ValueError, match="do not fill"):
         Sampler(POSITIONS, 49, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=1, max_size=60),
+    longest=st.one_of(st.none(), st.integers(2, 5)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_runs_have_every_row_once_and_are_as_even_as_can_be(labels, longest, seed):
+    labels = np.array(labels)
+    places = in_runs(labels, longest, np.random.default_rng(seed))
+    assert sorted(places) == list(range(len(labels)))
+    # Cut where the label or the ascent of places ends: at most as many parts as there are runs.
+    cuts = np.flatnonzero((np.diff(labels[places]) != 0) | (np.diff(places) < 0)) + 1
+    parts = np.split(places, cuts)
+    for label in np.unique(labels):
+        count = int((labels == label).sum())
+        sizes = sorted(len(part) for part in parts if labels[part[0]] == label)
+        runs = 1 if longest is None else -(-count // longest)
+        assert len(sizes) <= runs
+        if len(sizes) == runs:  # no two runs of a label happen to follow each other
+            assert sizes[-1] - sizes[0] <= 1
+
+
+@pytest.mark.parametrize("one_source", [False, True])
+def test_rows_of_a_label_stand_together_in_batches_that_processes_share(one_source):
+    positions = [np.arange(0, 60), np.arange(60, 100)]
+    labels = np.arange(100) % 20  # five rows each, three and two in the sources
+
+    def make(rank=0, world=1):
+        options = {"one_source": one_source, "labels": labels, "per_label": 4}
+        return Sampler(positions, 10, 5, rank, world, **options)
+
+    epochs = [make().order(epoch)[0] for epoch in range(3)]
+    for rows in epochs:
+        assert sorted(rows) == list(range(100))
+    assert len({tuple(rows) for rows in epochs}) == 3
+    batches = np.concatenate(epochs).reshape(-1, 10)
+    met = [np.bincount(labels[batch], minlength=20)[labels[batch]] for batch in batches]
+    assert (np.concatenate(met) > 1).mean() > 0.8  # by chance 0.3
+    shares = [list(make(rank, 2).batches(3, 7)) for rank in range(2)]
+    for draw, *parts in zip(make().batches(3, 7), *shares, strict=True):
+        assert np.array_equal(draw.rows, np.concatenate([part.rows for part in parts]))
+
+
+def test_runs_of_every_length_come_anywhere_in_an_epoch():
+    labels = np.repeat([0, 1, 2, 3, 4], [40, 1, 1, 1, 1])
+    first = [in_runs(labels, None, np.random.default_rng(seed))[0] for seed in range(300)]
+    assert 30 < sum(labels[place] == 0 for place in first) < 95  # a fifth of them, and not forty of 44

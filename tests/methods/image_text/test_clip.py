@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save
 
 from mmcl.config.data import AugmentationConfig
@@ -227,3 +228,31 @@ def test_learns_from_a_teacher_from_end_to_end(tmp_path, shapes_config):
         assert line["loss"] == pytest.approx(line["contrastive"] + 2 * line["distillation"], rel=1e-5)
     weights = [load(run).state_dict() for run in (teacher.folder, student.folder)]
     assert weights[0].keys() == weights[1].keys()  # and none of the teacher's
+
+
+def test_all_of_a_label_are_positives_and_no_negative_is_of_it(make_encoder, batch):
+    """Neither among extra texts nor in a queue."""
+    context = Context(INPUTS | {"label": "label"}, batch_size=8)
+    clip = Clip(ClipConfig(extra_texts=3, temperature=0.3, queue=QueueConfig(size=4)), make_encoder(), context)
+    labels = torch.tensor([5, 5, 6, 7, 5, 6, 8, 9])
+    batch.inputs["label"] = {"labels": labels}
+    batch.extra["negatives"] = {"input_ids": torch.randn(3, 4)}
+    batch.extra_ids["negatives"] = torch.tensor([[100, 200, 5], [101, 201, 6], [102, 202, 1]])
+    clip.after_update(clip.outputs(batch), STEP)
+    stored = clip.queue.contents()
+    assert set(stored["ids"][:, 2].tolist()) == {5, 6, 8, 9}
+    outputs = clip.outputs(batch)
+    image, text = (outputs.embeddings[side].double() for side in ("image", "text"))
+    extra = torch.cat([outputs.embeddings["negatives"], stored["text"]]).double()
+    extra_labels = torch.cat([batch.extra_ids["negatives"][:, 2], stored["ids"][:, 2]])
+    losses = []
+    for queries, keys, more, of_more in (
+        (image, text, extra, extra_labels),
+        (text, image, stored["image"].double(), stored["ids"][:, 2]),
+    ):
+        cosines, others = (F.cosine_similarity(queries[:, None], x[None], dim=-1) / 0.3 for x in (keys, more))
+        others = others.masked_fill(labels[:, None] == of_more[None], -torch.inf)
+        log_p = cosines - torch.cat([cosines, others], dim=1).logsumexp(dim=1, keepdim=True)
+        positive = labels[:, None] == labels[None]
+        losses.append(-(log_p * positive).sum(dim=1) / positive.sum(dim=1))
+    assert clip.loss(outputs, STEP).value.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
