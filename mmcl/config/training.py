@@ -71,7 +71,7 @@ class TrainingConfig(Section):
     then stay as they are, for towers that were trained before (`frozen`); or those of a micro-batch over all processes
     (`sync`, CUDA only; it cannot see over micro-batches)."""
     optimizer: Literal["adamw", "sgd", "lars", "muon"] = "adamw"
-    """`adamw` (arXiv:1711.05101); `sgd` with Nesterov momentum; `lars` for large batches, which adapts the rate of each
+    """`adamw` (arXiv:1711.05101); `sgd` with momentum; `lars` for large batches, which adapts the rate of each
     matrix to its norm (arXiv:1708.03888); `muon`, which orthogonalises the updates of matrices and has AdamW for all
     else, tables of embeddings included (arXiv:2502.16982). None of them adapts gains, biases and the temperature."""
     lr: Positive = 1e-3
@@ -88,6 +88,8 @@ class TrainingConfig(Section):
     arXiv:2104.14294); a group with a decay of its own keeps it. It stays as it is if absent."""
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Momentum of `sgd`, `lars` and `muon`, whose authors take 0.95."""
+    nesterov: bool = True
+    """Whether `sgd` looks ahead by its momentum; MoCo and SimSiam do not."""
     trust: Positive = 1e-3
     """Trust coefficient of `lars`."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.98)

@@ -85,10 +85,11 @@ def backbone_of(towers: Towers, library: str) -> Backbone:
     if "image" not in towers.modalities:
         raise MmclError(f"{library} needs an image tower; '{towers.name}' embeds texts only")
     image = towers.image()
-    name, args = str(image.tower.spec["name"]), dict(image.tower.spec.get("args", {}))
+    name = str(image.tower.spec["name"])
     source, _, model = name.partition(":")
     if "library" in image.tower.spec or source not in ("timm", "cifar"):
         raise MmclError(f"{library} takes towers of the names timm:… and cifar:…; that of '{towers.name}' is {name}")
+    args: dict[str, Any] = dict(image.tower.spec["args"])
     architecture, _, _ = model.partition(".")  # the tag names weights
     small = source == "cifar"
     if small and (args.pop("width", 64) != 64 or model == "resnet10"):

@@ -93,7 +93,9 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainingConfig, *, fused: b
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
     momentum = config.momentum
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=momentum, nesterov=momentum > 0, foreach=True)
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=momentum, nesterov=config.nesterov and momentum > 0, foreach=True
+        )
     from timm.optim import Lars, Muon
 
     optimizer: torch.optim.Optimizer

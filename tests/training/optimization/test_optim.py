@@ -231,14 +231,15 @@ def learned_by(optimizer, steps=4, **settings):
     return start, gradients, {name: p.detach().double() for name, p in module.named_parameters()}
 
 
-def test_sgd_is_nesterov_momentum_in_float64():
-    start, gradients, found = learned_by("sgd", weight_decay=0.01, momentum=0.9)
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_is_momentum_in_float64(nesterov):
+    start, gradients, found = learned_by("sgd", weight_decay=0.01, momentum=0.9, nesterov=nesterov)
     for name, weight in start.items():
         velocity = torch.zeros_like(weight)
         for gradient in gradients:
             decayed = gradient[name] + (0.0 if "bias" in name else 0.01) * weight
             velocity = 0.9 * velocity + decayed
-            weight = weight - 0.1 * (decayed + 0.9 * velocity)
+            weight = weight - 0.1 * (decayed + 0.9 * velocity if nesterov else velocity)
         torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
 
 
