@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -141,8 +141,9 @@ class DataConfig(Section):
         return source.columns.get(role, self.columns.get(role, role))
 
 
-class AugmentationConfig(Section):
-    """Random changes of a training image, drawn anew for every sample. The defaults change nothing."""
+class ImageChangesConfig(Section):
+    """Random changes of a training image, in the order of these settings, drawn anew for every sample. The defaults
+    change nothing."""
 
     crop_scale: Range = (1.0, 1.0)
     """Area of the random crop as a share of the image (Inception-style crop); (1, 1) is off."""
@@ -150,10 +151,13 @@ class AugmentationConfig(Section):
     """Aspect ratio of the random crop."""
     flip: Fraction = 0.0
     """Probability of a horizontal flip."""
+    flip_vertical: Fraction = 0.0
+    """Probability of a vertical flip."""
     rotate: float = Field(default=0.0, ge=0.0, le=180.0)
     """Largest rotation either way, in degrees."""
     brightness: float = Field(default=0.0, ge=0.0)
-    """Brightness factor is drawn from [1 - b, 1 + b]."""
+    """Brightness factor is drawn from [1 - b, 1 + b]. The order of brightness, contrast, saturation and hue is drawn
+    too."""
     contrast: float = Field(default=0.0, ge=0.0)
     """Contrast factor is drawn from [1 - c, 1 + c]."""
     saturation: float = Field(default=0.0, ge=0.0)
@@ -168,6 +172,8 @@ class AugmentationConfig(Section):
     """Probability of a Gaussian blur."""
     blur_sigma: Range = (0.1, 2.0)
     """Standard deviation of the blur, in pixels."""
+    solarise: Fraction = 0.0
+    """Probability that all levels from a half on are inverted."""
     fill: Fraction = 1.0
     """Grey level of what lies outside the image; 1 is white."""
 
@@ -177,7 +183,7 @@ class AugmentationConfig(Section):
         return self.crop_scale != (1.0, 1.0)
 
     @model_validator(mode="after")
-    def _ranges_ascend(self) -> AugmentationConfig:
+    def _ranges_ascend(self) -> Self:
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0.0 < low <= high:
@@ -185,6 +191,37 @@ class AugmentationConfig(Section):
         if self.crop_scale[1] > 1.0:
             raise ValueError("crop_scale: a crop cannot exceed the image, so its upper end is at most 1")
         return self
+
+
+class AugmentationConfig(ImageChangesConfig):
+    """Random changes of training images."""
+
+    second: ImageChangesConfig | None = None
+    """Of the second view of an image, where it is changed in another way, as by BYOL and Barlow Twins: what is not set
+    there is as above. For example `{blur: 0.1, solarise: 0.2}`."""
+
+    @property
+    def kinds(self) -> list[ImageChangesConfig]:
+        """All that there are."""
+        return [self] if self.second is None else [self, self.second]
+
+    def of_draw(self, number: int) -> ImageChangesConfig:
+        """What changes the view of this number, from 0."""
+        return self.kinds[-1] if number == 1 else self
+
+    @model_validator(mode="after")
+    def _fill_is_one(self) -> Self:
+        if self.second is not None and self.second.fill != self.fill:
+            raise ValueError("second.fill: what lies outside the image has one level in both views; set fill")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _second_differs_in_what_is_set(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("second"), dict):
+            first = {name: value for name, value in values.items() if name != "second"}
+            return values | {"second": first | values["second"]}
+        return values
 
 
 class TextAugmentationConfig(Section):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _ATTEMPTS = 10
 CROP_DRAWS = 2 * _ATTEMPTS
+_A_THREAD = 16  # crops, at least, for which a thread is worth its start
 _CHUNK_BYTES = 2**28  # on a GPU, of what is gathered at a time, indices included
 
 
@@ -25,6 +29,12 @@ class PackedImages(NamedTuple):
     sizes: Tensor
     packed: Tensor
 
+    @classmethod
+    def of(cls, squares: Tensor) -> PackedImages:
+        """Images of one size, (N, H, W, 3)."""
+        count, height, width, _ = squares.shape
+        return cls(torch.tensor([[height, width]]).expand(count, 2), squares.reshape(-1, 3))
+
     @property
     def starts(self) -> Tensor:
         """(N,) the place in ``packed`` of each image's first pixel."""
@@ -38,9 +48,9 @@ class PackedImages(NamedTuple):
 
     def take(self, rows: slice | Tensor) -> PackedImages:
         """Those of some rows."""
-        parts = self.packed.split(self.sizes.prod(dim=1).tolist())
-        chosen = range(len(parts))[rows] if isinstance(rows, slice) else rows.tolist()
-        return PackedImages(self.sizes[rows], torch.cat([self.packed[:0], *(parts[row] for row in chosen)]))
+        images = self.images()
+        chosen = images[rows] if isinstance(rows, slice) else [images[row] for row in rows.tolist()]
+        return PackedImages(self.sizes[rows], torch.cat([self.packed[:0], *(image.view(-1, 3) for image in chosen)]))
 
 
 def crop_boxes(sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draws: Tensor) -> Tensor:
@@ -72,6 +82,40 @@ def crop_boxes(sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, fl
     return torch.stack([top, left, tall, wide], dim=1).long().to(sizes.device)
 
 
+def boxes_within_squares(
+    sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draws: Tensor
+) -> Tensor:
+    """(N, 4) float64 top, left, height and width of crops that may begin and end within a pixel.
+
+    The area is uniform in ``scale``, and the aspect ratio log-uniform in that part of ``ratio`` which fits into the
+    image. Given the area it is distributed as torchvision's, which draws both again where they do not fit, so that
+    large areas are rarer there.
+
+    Args:
+        sizes: (N, 2) heights and widths of the images.
+        scale: of the area, as a share of the image.
+        ratio: width by height.
+        draws: (N, 4) in [0, 1): area, ratio, and the place in x and in y.
+    """
+    height, width = sizes.double().T
+    draws = draws.double()
+    area = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
+    aspect = width / height
+    fits = (area * aspect).log(), (aspect / area).log()  # the tallest and the widest crop of this area
+    low, high = (torch.full_like(area, math.log(end)).clamp(*fits) for end in ratio)
+    chosen = (low + (high - low) * draws[:, 1]).exp()
+    wide = width * (area * chosen / aspect).sqrt().clamp(max=1)
+    tall = height * (area / chosen * aspect).sqrt().clamp(max=1)
+    return torch.stack([draws[:, 3] * (height - tall), draws[:, 2] * (width - wide), tall, wide], dim=1)
+
+
+def whole_pixels(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (n, 4) as int64, within images of ``sizes`` (n, 2)."""
+    lengths = boxes[:, 2:].round().clamp(min=1)
+    corners = (boxes[:, :2] + (boxes[:, 2:] - lengths) / 2).round().clamp(min=0)
+    return torch.cat([torch.minimum(corners, sizes - lengths), lengths], dim=1).long()
+
+
 def central_squares(sizes: Tensor) -> Tensor:
     """The largest square in the centre of each image, as :func:`crop_boxes` gives boxes."""
     side = sizes.amin(dim=1)
@@ -79,47 +123,70 @@ def central_squares(sizes: Tensor) -> Tensor:
     return torch.stack([top, left, side, side], dim=1)
 
 
-def resized_crops(images: PackedImages, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
-    """The crops at ``boxes`` (N, 4) of N images, uint8 (N, 3, ``size``, ``size``): bilinear, with antialiasing where a
-    crop is larger than ``size``, as torchvision's ``resized_crop``. What lies outside of an image has level ``fill``.
+def resized_crops(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
+    """Crops at ``boxes`` (n, 4) of the images ``rows`` (n,), as uint8 (n, 3, ``size``, ``size``): bilinear, with
+    antialiasing where a crop is larger than ``size``, as torchvision's ``resized_crop``. What lies outside of an image
+    has level ``fill``.
     """
     # One at a time on a CPU: torch's kernel for uint8 is many times as fast there as products with dense weights.
     make = _one_by_one if images.packed.device.type == "cpu" else batched_crops
-    return make(images, boxes, size, fill)
+    return make(images, rows, boxes, size, fill)
 
 
-def _one_by_one(images: PackedImages, boxes: Tensor, size: int, fill: int) -> Tensor:
-    views = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8)
-    for view, image, (top, left, height, width) in zip(views, images.images(), boxes.tolist(), strict=True):
+def _one_by_one(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int) -> Tensor:
+    def crop(number: int) -> None:
+        image, (top, left, height, width) = sources[places[number]], corners[number]
         below, beside = top + height - image.shape[0], left + width - image.shape[1]
-        crop = image[max(top, 0) : top + height, max(left, 0) : left + width].permute(2, 0, 1)
+        part = image[max(top, 0) : top + height, max(left, 0) : left + width].permute(2, 0, 1)
         outside = [max(-left, 0), max(beside, 0), max(-top, 0), max(below, 0)]
         if any(outside):
-            crop = F.pad(crop, outside, value=fill)
-        view.copy_(F.interpolate(crop[None], (size, size), mode="bilinear", antialias=True)[0])
-    return views
+            part = F.pad(part, outside, value=fill)
+        view = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+        views[number] = view.numpy()  # torch would copy with threads of its own
+
+    sources, places, corners = images.images(), rows.tolist(), boxes.tolist()
+    views = np.empty((len(boxes), 3, size, size), dtype=np.uint8)
+    _in_threads(crop, len(boxes))
+    return torch.from_numpy(views)
 
 
-def batched_crops(images: PackedImages, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
+def _in_threads(work: Callable[[int], None], count: int) -> None:
+    """Call ``work`` for each number below ``count``, in as many threads as torch uses on a CPU."""
+    threads = max(1, min(torch.get_num_threads(), count // _A_THREAD))
+
+    def share(first: int) -> None:
+        for number in range(first, count, threads):
+            work(number)
+
+    if threads == 1:
+        share(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(share, range(threads)))
+
+
+def batched_crops(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
     """:func:`resized_crops` by two matrix products a crop, for a device that is slow at many small steps."""
-    views = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8, device=boxes.device)
+    device = images.packed.device
+    views = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8, device=device)
     if len(boxes) == 0:
         return views
-    starts, (tallest, widest) = images.starts, boxes[:, 2:].amax(dim=0).tolist()
+    tallest, widest = boxes[:, 2:].amax(dim=0).tolist()
+    boxes, sizes, starts = (numbers.to(device) for numbers in (boxes, images.sizes[rows], images.starts[rows]))
     # An index, a bool, three levels and their floats for each pixel; then the rows of the first product.
     chunk = max(1, _CHUNK_BYTES // (tallest * (24 * widest + 12 * size)))
-    down, across = (torch.arange(longest, device=boxes.device) for longest in (tallest, widest))
+    down, across = (torch.arange(longest, device=device) for longest in (tallest, widest))
     for first in range(0, len(boxes), chunk):
         part = slice(first, first + chunk)
-        (top, left, height, width), (tall, wide) = boxes[part, :, None].unbind(1), images.sizes[part, :, None].unbind(1)
+        (top, left, height, width), (tall, wide) = boxes[part, :, None].unbind(1), sizes[part, :, None].unbind(1)
         y, x = top + down, left + across
         inside = ((y >= 0) & (y < tall))[:, :, None] & ((x >= 0) & (x < wide))[:, None]
         y = torch.minimum(y.clamp(min=0), tall - 1) * wide
         x = torch.minimum(x.clamp(min=0), wide - 1)
         levels = images.packed[starts[part, None, None] + y[:, :, None] + x[:, None]]
         levels = torch.where(inside[..., None], levels, fill).permute(0, 3, 1, 2).float()
-        rows, columns = _weights(height, size, tallest), _weights(width, size, widest)
-        views[part] = (rows[:, None] @ (levels @ columns.mT[:, None])).round_().to(torch.uint8)
+        vertical, horizontal = _weights(height, size, tallest), _weights(width, size, widest)
+        views[part] = (vertical[:, None] @ (levels @ horizontal.mT[:, None])).round_().to(torch.uint8)
     return views
 
 

@@ -118,7 +118,7 @@ class PixelColumn(Column):
         for source, where, local in split(items, self._starts):
             for place, image in zip(where, self._parts[source].take(local), strict=True):
                 originals[place] = image
-        return image_inputs(originals, self._parts[0].size)
+        return image_inputs(originals)
 
 
 class TextPart(NamedTuple):

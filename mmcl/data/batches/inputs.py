@@ -37,15 +37,11 @@ def text_inputs(processor: TextProcessor, tokens: Sequence[np.ndarray], skipped:
     return inputs
 
 
-def image_inputs(originals: Sequence[np.ndarray], side: int) -> dict[str, Tensor]:
-    """Images (H, W, 3) on their way to random crops; as ``pixels`` if all are squares of ``side``, the tower's own."""
-    if all(image.shape == (side, side, 3) for image in originals):
-        return {
-            "pixels": torch.from_numpy(np.stack(originals) if originals else np.empty((0, side, side, 3), np.uint8))
-        }
-    packed = np.concatenate([image.reshape(-1, 3) for image in originals])
-    sizes = torch.tensor([image.shape[:2] for image in originals])
-    return {"sizes": sizes, "packed": torch.from_numpy(packed)}
+def image_inputs(originals: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Images (H, W, 3) on their way to random crops."""
+    packed = [np.empty((0, 3), dtype=np.uint8), *(image.reshape(-1, 3) for image in originals)]
+    sizes = torch.tensor([image.shape[:2] for image in originals], dtype=torch.int64).view(-1, 2)
+    return {"sizes": sizes, "packed": torch.from_numpy(np.concatenate(packed))}
 
 
 class TableInputs(NamedTuple):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -59,7 +60,9 @@ class View:
     @property
     def cuts(self) -> bool:
         """Whether it is cut out of the image, rather than what the tower sees in use."""
-        return isinstance(self.transform, Augment) and (self.transform.config.crops or self.size is not None)
+        if not isinstance(self.transform, Augment):
+            return False
+        return self.size is not None or any(kind.crops for kind in self.transform.config.kinds)
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,27 @@ class Augment:
     stream: int = 0
 
     def __call__(self, inputs: Inputs, seeds: Tensor, draw: int, size: int | None) -> Inputs:
-        pixels = inputs["pixels"]
-        return {"pixels": Augmentation(self.config, size or pixels.shape[1])(pixels, self._own(seeds), draw)}
+        return self.views(inputs, seeds, (draw,), size, None)
 
-    def of_originals(self, inputs: Inputs, seeds: Tensor, draw: int, size: int, side: int) -> Inputs:
-        """The same of originals, of which those of ``side`` × ``side``, the tower's own, are as for the call."""
-        return {
-            "pixels": Augmentation(self.config, size).of_originals(PackedImages(**inputs), side, self._own(seeds), draw)
-        }
+    def views(
+        self, inputs: Inputs, seeds: Tensor, draws: Sequence[int], size: int | None, side: Callable[[], int] | None
+    ) -> Inputs:
+        """The changed inputs of N rows in several draws, all of the first row before those of the next.
 
-    def _own(self, seeds: Tensor) -> Tensor:
-        return mix(seeds, self.stream) if self.stream else seeds
+        Args:
+            inputs: of the rows, as squares or as originals.
+            seeds: (N,) int64.
+            draws: their numbers.
+            size: of the views, in pixels; None: as the tower sees images.
+            side: gives that size, where there are originals.
+        """
+        own = mix(seeds, self.stream) if self.stream else seeds
+        if "packed" not in inputs:
+            pixels = inputs["pixels"]
+            return {"pixels": Augmentation(self.config, size or pixels.shape[1])(pixels, own, draws)}
+        assert side is not None, "given where there are originals"
+        augmentation = Augmentation(self.config, size or side())
+        return {"pixels": augmentation.of_originals(PackedImages(**inputs), side(), own, draws)}
 
 
 def make_views(
@@ -115,7 +128,13 @@ def make_views(
     """
     made: dict[str, Inputs] = {}
     for name, numbers in draw_numbers(views).items():
-        draws = [_draw(views[name], batch, number, change, side) for number in numbers]
+        view = views[name]
+        own = partial(side, view.tower) if side is not None else None
+        inputs = batch.inputs[view.column]
+        if change and isinstance(view.transform, Augment) and "features" not in inputs:
+            made[name] = view.transform.views(inputs, batch.seeds, numbers, view.size, own)
+            continue
+        draws = [_draw(view, batch, number, change, own) for number in numbers]
         made[name] = draws[0] if len(draws) == 1 else _row_by_row(draws)
     return made | batch.extra
 
@@ -133,15 +152,13 @@ def draw_numbers(views: Mapping[str, View]) -> dict[str, range]:
     return numbers
 
 
-def _draw(view: View, batch: Batch, draw: int, change: bool, side: Callable[[str], int] | None) -> Inputs:
+def _draw(view: View, batch: Batch, draw: int, change: bool, side: Callable[[], int] | None) -> Inputs:
     inputs = batch.drawn(view.column, draw)
     if "packed" in inputs:
         assert side is not None, "given where there are originals"
-        own = side(view.tower)
-        if change and isinstance(view.transform, Augment):
-            return view.transform.of_originals(inputs, batch.seeds, draw, view.size or own, own)
         originals = PackedImages(**inputs)
-        squares = resized_crops(originals, central_squares(originals.sizes), own)
+        boxes = central_squares(originals.sizes)
+        squares = resized_crops(originals, torch.arange(len(boxes)), boxes, side())
         inputs = {"pixels": squares.permute(0, 2, 3, 1)}
     if not change or view.transform is None or "features" in inputs:
         return inputs

@@ -9,15 +9,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from mmcl.config.data import AugmentationConfig
-from mmcl.data.augment.images import Augmentation
 from mmcl.data.augment.random_crop import (
     CROP_DRAWS,
     PackedImages,
     batched_crops,
+    boxes_within_squares,
     central_squares,
     crop_boxes,
     resized_crops,
+    whole_pixels,
 )
 from mmcl.data.identity import uniforms
 
@@ -77,10 +77,11 @@ def test_pixels_equal_torchvisions_resized_crop(crops, size: int) -> None:
     images = noise()
     draws = uniforms(torch.arange(5), 2 + CROP_DRAWS, size)
     boxes = crop_boxes(images.sizes, (0.1, 1.0), (0.5, 2.0), draws)
-    ours = crops(images, boxes, size)
+    rows = torch.tensor([3, 0, 1, 4, 2, 3])
+    ours = crops(images, rows, boxes[rows], size)
     assert ours.dtype == torch.uint8
-    for image, box, view in zip(images.images(), boxes.tolist(), ours, strict=True):
-        plain = image.permute(2, 0, 1)
+    for row, view in zip(rows.tolist(), ours, strict=True):
+        plain, box = images.images()[row].permute(2, 0, 1), boxes[row].tolist()
         theirs = reference.resized_crop(plain, *box, [size, size], antialias=True).int()
         assert (view.int() - theirs).abs().max() <= 1
         exact = reference.resized_crop(plain.double(), *box, [size, size], antialias=True)
@@ -91,7 +92,7 @@ def test_pixels_equal_torchvisions_resized_crop(crops, size: int) -> None:
 def test_what_lies_outside_has_the_level_of_the_fill(crops) -> None:
     images = noise([(10, 20), (30, 12)])
     boxes = torch.tensor([[-4, -6, 18, 32], [5, -3, 30, 18]])
-    ours = crops(images, boxes, 24, fill=77)
+    ours = crops(images, torch.arange(2), boxes, 24, fill=77)
     for image, (top, left, height, width), view in zip(images.images(), boxes.tolist(), ours, strict=True):
         below, beside = top + height - image.shape[0], left + width - image.shape[1]
         outside = [max(-left, 0), max(-top, 0), max(beside, 0), max(below, 0)]
@@ -104,88 +105,30 @@ def test_what_lies_outside_has_the_level_of_the_fill(crops) -> None:
 def test_a_long_batch_is_cropped_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(SIZES * 5)
     boxes = central_squares(images.sizes)
-    expected = batched_crops(images, boxes, 16)
+    rows = torch.arange(25)
+    expected = batched_crops(images, rows, boxes, 16)
     monkeypatch.setattr("mmcl.data.augment.random_crop._CHUNK_BYTES", 300_000)
-    torch.testing.assert_close(batched_crops(images, boxes, 16).int(), expected.int(), rtol=0, atol=1)
+    torch.testing.assert_close(batched_crops(images, rows, boxes, 16).int(), expected.int(), rtol=0, atol=1)
 
 
-EVERYTHING = AugmentationConfig(
-    crop_scale=(0.2, 1.0), flip=0.5, rotate=20, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1,
-    jitter_prob=0.8, greyscale=0.2, blur=0.5,
-)  # fmt: skip
+def test_crops_are_made_by_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, rows = noise(SIZES * 9), torch.arange(45)
+    boxes = central_squares(images.sizes)
+    alone = resized_crops(images, rows, boxes, 16)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert torch.equal(resized_crops(images, rows, boxes, 16), alone)
 
 
-@pytest.mark.parametrize("config", [EVERYTHING, AugmentationConfig(crop_scale=(0.2, 1.0), flip=0.5)])
-def test_a_view_of_an_original_depends_on_its_seed_alone(config: AugmentationConfig) -> None:
-    images, seeds = noise(), torch.arange(5) + 100
-    augment = Augmentation(config, 24)
-    views = augment.of_originals(images, 33, seeds, 2)
-    assert views.shape == (5, 3, 24, 24)
-    assert views.min() >= 0
-    assert views.max() <= 1
-    order = torch.tensor([3, 0, 2])
-    chosen = augment.of_originals(images.take(order), 33, seeds[order], 2)
-    assert torch.equal(chosen, views[order])
-    assert (augment.of_originals(images, 33, seeds, 3) - views).abs().amax((1, 2, 3)).min() > 0.05
-    square = images.images()[2]
-    assert torch.equal(augment(square[None], seeds[2:3], 2), views[2:3]), "the tower's square is as it was"
-
-
-def test_a_view_is_torchvisions_crop_at_the_box_drawn_and_flipped() -> None:
-    images, seeds = noise([(50, 80)] * 40), torch.arange(40)
-    views = Augmentation(AugmentationConfig(crop_scale=(0.3, 1.0), flip=0.5), 20).of_originals(images, 32, seeds)
-    draws = uniforms(seeds, 14 + CROP_DRAWS - 2)
-    boxes = crop_boxes(images.sizes, (0.3, 1.0), (3 / 4, 4 / 3), draws[:, [2, 3, 0, 1, *range(14, 32)]])
-    flipped = 0
-    for image, box, flip, view in zip(images.images(), boxes.tolist(), draws[:, 4] < 0.5, views, strict=True):
-        theirs = reference.resized_crop(image.permute(2, 0, 1), *box, [20, 20], antialias=True) / 255
-        assert (view - (theirs.flip(2) if flip else theirs)).abs().max() < 1.5 / 255
-        flipped += int(flip)
-    assert 8 < flipped < 32
-
-
-def test_without_a_crop_a_view_is_the_square_in_the_centre() -> None:
-    images, seeds = noise([(50, 81), (90, 41)]), torch.arange(2)
-    views = Augmentation(AugmentationConfig(), 30).of_originals(images, 32, seeds)
-    for image, view in zip(images.images(), views, strict=True):
-        side = min(image.shape[:2])
-        top, left = ((length - side) // 2 for length in image.shape[:2])
-        square = image[top : top + side, left : left + side].permute(2, 0, 1)
-        theirs = reference.resize(square, [30, 30], antialias=True) / 255
-        assert (view - theirs).abs().max() < 1.5 / 255
-
-
-def test_a_turned_crop_shows_the_image_beyond_it_and_the_fill_beyond_the_image() -> None:
-    y, x = torch.meshgrid(torch.linspace(0, 1, 120), torch.linspace(0, 1, 160), indexing="ij")
-    image = (255 * torch.stack([x, y, 1 - x], dim=2)).to(torch.uint8)
-    seeds = torch.arange(30)
-    config = AugmentationConfig(crop_scale=(0.2, 0.4), rotate=30, fill=0.0)
-    views = Augmentation(config, 32).of_originals(pack([image] * 30), 64, seeds)
-    draws = uniforms(seeds, 32)
-    sizes = torch.tensor([[120, 160]]).expand(30, 2)
-    boxes = crop_boxes(sizes, config.crop_scale, config.crop_ratio, draws[:, [2, 3, 0, 1, *range(14, 32)]]).tolist()
-    angles = torch.deg2rad(30 * (2 * draws[:, 5] - 1))
-    axis = (2 * torch.arange(32) + 1) / 32 - 1
-    down, across = torch.meshgrid(axis, axis, indexing="ij")
-    outside = 0
-    for (top, left, height, width), angle, view in zip(boxes, angles, views, strict=True):
-        turned_x = across * angle.cos() - down * angle.sin()
-        turned_y = across * angle.sin() + down * angle.cos()
-        column, row = left + width * (turned_x + 1) / 2, top + height * (turned_y + 1) / 2
-        expected = torch.stack([column / 160, row / 120, 1 - column / 160])
-        within = (column > 4) & (column < 156) & (row > 4) & (row < 116)
-        assert ((view - expected).abs()[:, within] < 0.03).all()
-        beyond = (column < -4) | (column > 164) | (row < -4) | (row > 124)
-        assert (view[:, beyond] < 0.02).all()
-        outside += int(beyond.sum())
-    assert outside > 50
-
-
-def test_a_square_that_is_larger_than_its_view_is_antialiased() -> None:
-    random = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (20, 64, 64, 3), dtype=torch.uint8, generator=random)
-    views = Augmentation(AugmentationConfig(), 16)(images, torch.arange(20))
-    theirs = reference.resize(images.permute(0, 3, 1, 2), [16, 16], antialias=True) / 255
-    assert (views - theirs).abs().max() < 1.5 / 255
-    small = Augmentation(AugmentationConfig(crop_scale=(0.02, 0.06)), 32)(images, torch.arange(20))
-    assert small.shape == (20, 3, 32, 32), "and one whose crops are all enlarged is not looked at again"
+def test_crops_within_squares_have_the_areas_and_ratios_asked_for_and_lie_inside() -> None:
+    for height, width in ((32, 32), (32, 48)):
+        sizes, draws = torch.tensor([[height, width]]).expand(4000, 2), uniforms(torch.arange(4000), 4)
+        boxes = boxes_within_squares(sizes, (0.1, 1.0), (3 / 4, 4 / 3), draws)
+        area, ratio = boxes[:, 2:].prod(dim=1) / (height * width), boxes[:, 3] / boxes[:, 2]
+        assert (boxes >= 0).all()
+        assert (boxes[:, :2] + boxes[:, 2:] <= sizes + 1e-6).all()
+        assert stats.kstest(area.numpy(), stats.uniform(0.1, 0.9).cdf).pvalue > 1e-3
+        fits = area < 0.5  # every ratio fits
+        assert stats.kstest(ratio[fits].log().numpy(), stats.uniform(-0.28768, 2 * 0.28768).cdf).pvalue > 1e-3
+        whole = whole_pixels(boxes, sizes)
+        assert (whole - boxes).abs().max() <= 1
+        assert (whole[:, :2] + whole[:, 2:] <= sizes).all()
