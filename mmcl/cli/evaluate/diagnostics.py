@@ -42,6 +42,10 @@ def diagnostics(
     ] = None,
     score: ScoreColumn = None,
     task: Tasks = None,
+    views: Annotated[
+        int,
+        typer.Option(help="Random changes of each of 1,000 images, for LiDAR; the paper takes 50.", min=0),
+    ] = 0,
     tower: Tower = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -55,7 +59,7 @@ def diagnostics(
     """Is the space used, do the modalities meet, has it collapsed. Name one column to look at one modality alone.
 
     --pairs sentence1,sentence2: alignment of the pairs scored above 4 of 5 (of all, in a table without scores) and
-    uniformity of all their sentences, as in the SimCSE paper.
+    uniformity of all their sentences, as in the SimCSE paper. Of images alone: RankMe, and LiDAR with --views.
     """
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.evaluation import open_sts
@@ -71,6 +75,6 @@ def diagnostics(
         encoder = load(model, device, dtype, backend, exact_decoding, tower)
         if image is None and text is None:
             image, text = (name if name in encoder.modalities else None for name in ("image", "text"))
-        found = diagnostics_of_rows(encoder, rows, image=image, text=text)
+        found = diagnostics_of_rows(encoder, rows, image=image, text=text, views=views)
     write_json(json, found.to_dict())
     print_diagnostics(found)

@@ -62,6 +62,9 @@ def print_diagnostics(found: Diagnostics) -> None:
     for name, space in spaces.items():
         if space.uniformity_rows < space.rows:
             say(f"uniformity of {name}: all pairs of {space.uniformity_rows:,} rows drawn at random")
+    for name, rank in (("RankMe", found.rank_me), ("LiDAR", found.lidar)):
+        if rank is not None:
+            say(f"{name}: {rank:.1f}; higher, at most {dim}")
     for reason in found.collapsed or ["no sign of collapse"]:
         say(f"warning: {reason}" if found.collapsed else reason)
 

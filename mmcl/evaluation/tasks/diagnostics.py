@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from mmcl.evaluation.inputs import matrix, owners, same_width
+from mmcl.evaluation.metrics.rank import spectrum_rank
 from mmcl.evaluation.metrics.ranking import Vectors
 from mmcl.losses.logits.similarity import unit_length
 from mmcl.runtime.errors import MmclError
@@ -90,6 +91,10 @@ class Diagnostics:
     """By modality."""
     between: Between | None
     """None of a single modality."""
+    rank_me: float | None = None
+    """Of images alone: :func:`mmcl.evaluation.metrics.rank.rank_me` of the embeddings before they are normalised."""
+    lidar: float | None = None
+    """Of images alone: :func:`mmcl.evaluation.metrics.rank.lidar` of random changes of each."""
 
     @property
     def collapsed(self) -> list[str]:
@@ -109,7 +114,8 @@ class Diagnostics:
         """Everything, ready for JSON."""
         spaces = {name: asdict(space) for name, space in self.spaces.items()}
         between = {} if self.between is None else {"between": asdict(self.between)}
-        return {**spaces, **between, "collapsed": self.collapsed}
+        ranks = {name: rank for name in ("rank_me", "lidar") if (rank := getattr(self, name)) is not None}
+        return {**spaces, **between, **ranks, "collapsed": self.collapsed}
 
 
 def diagnose(
@@ -216,18 +222,12 @@ def _space(name: str, vectors: Vectors, max_rows: int, seed: int, device: torch.
         dim=dim,
         uniformity=_uniformity(vectors, device),
         uniformity_rows=len(vectors),
-        effective_rank=_effective_rank(gram),
+        effective_rank=spectrum_rank(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()),
         random_cosine=float((total @ total - gram.trace()) / (rows * (rows - 1))),  # ‖Σx‖² less rows with themselves
         # Below the rounding of the sums there is no variance to share out.
         top_component=float(torch.linalg.eigvalsh(covariance)[-1]) / spread if spread > 1e-14 else 1.0,
         dead_dimensions=int((variance.sqrt() < _DEAD / dim**0.5).sum()),
     ), total
-
-
-def _effective_rank(gram: Tensor) -> float:
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    shares = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)  # of nothing but zeros: none
-    return float(torch.exp(torch.special.entr(shares).sum()))
 
 
 def _uniformity(vectors: Vectors, device: torch.device, t: float = 2.0) -> float:

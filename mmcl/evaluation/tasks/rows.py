@@ -12,7 +12,10 @@ import numpy as np
 from mmcl.data.cache.tokens import texts_of
 from mmcl.data.rows import Rows
 from mmcl.data.sources.tar.rows import ShardRows
+from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.inputs import cutoffs
+from mmcl.evaluation.metrics.rank import lidar, rank_me
+from mmcl.evaluation.tasks.augmented import augmented_vectors
 from mmcl.evaluation.tasks.classification.classes import class_names, class_numbers
 from mmcl.evaluation.tasks.classification.templates import resolve
 from mmcl.evaluation.tasks.classification.zero_shot import ZeroShotScores, classifier, zero_shot
@@ -181,21 +184,38 @@ def scores_of_rows(
 
 
 def diagnostics_of_rows(
-    encoder: Encodes, rows: Rows | ShardRows, *, image: str | None = "image", text: str | None = "text"
+    encoder: Encodes,
+    rows: Rows | ShardRows,
+    *,
+    image: str | None = "image",
+    text: str | None = "text",
+    views: int = 0,
 ) -> Diagnostics:
     """The geometry of the embeddings of a column of images, of a column of texts, or of both and how they lie.
 
+    Args:
+        encoder: embeds them.
+        rows: the table.
+        image, text: its columns.
+        views: random changes of each of 1,000 images, of which LiDAR is taken; from 2 up, or 0 for none.
+
     Raises:
-        MmclError: neither is named, there is no such column, or no usable row.
+        MmclError: neither is named, there is no such column, or no usable row; views of what is not images alone.
     """
+    if views and (views < 2 or image is None or text is not None or not isinstance(encoder, Encoder)):
+        raise MmclError("diagnostics: LiDAR is of images alone, with at least two views of each")
     if image is not None and text is not None:
         pairs = embed_pairs(encoder, rows, image=image, text=text)
         return diagnose(pairs.images, pairs.texts, pairs.owner)
     if image is not None:
         rows.require([image])
-        vectors, readable, _ = image_vectors(encoder, rows, image)
+        options = {"normalize": False} if isinstance(encoder, Encoder) else {}
+        vectors, readable, _ = image_vectors(encoder, rows, image, **options)
         report_left_out(rows, len(rows) - len(readable), "an unreadable image")
-        return diagnose(vectors)
+        found = replace(diagnose(vectors), rank_me=rank_me(vectors))
+        if views and isinstance(encoder, Encoder):
+            found = replace(found, lidar=lidar(augmented_vectors(encoder, rows, image, views)))
+        return found
     if text is None:
         raise MmclError("diagnostics: name a column of images, a column of texts, or both")
     rows.require([text])
