@@ -26,6 +26,7 @@ METHODS: Registry[Any] = Registry(
     "method",
     {
         "clip": "mmcl.methods.image_text.clip:Clip",
+        "slip": "mmcl.methods.image_text.slip:Slip",
         "siglip": "mmcl.methods.image_text.siglip:Siglip",
         "simcse": "mmcl.methods.text.simcse:Simcse",
         "scored_pairs": "mmcl.methods.text.scored_pairs:ScoredPairs",

@@ -15,6 +15,7 @@ from mmcl.methods.image.swav import Swav as Swav
 from mmcl.methods.image.vicreg import Vicreg as Vicreg
 from mmcl.methods.image_text.clip import Clip as Clip
 from mmcl.methods.image_text.siglip import Siglip as Siglip
+from mmcl.methods.image_text.slip import Slip as Slip
 from mmcl.methods.outputs import Outputs as Outputs
 from mmcl.methods.outputs import Rows as Rows
 from mmcl.methods.siamese import Siamese as Siamese

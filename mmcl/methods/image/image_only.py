@@ -27,11 +27,7 @@ class ImageOnly(Method):
 
     def __init__(self, config: Any, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)
-        if context.augmentation is None:
-            raise MmclError(
-                f"method '{config.name}': without augmentation both views of an image are the same, with nothing to "
-                "learn; set augmentation, such as {crop_scale: [0.2, 1.0], flip: 0.5}"
-            )
+        require_augmentation(config.name, context)
 
     @classmethod
     def columns_of(cls, config: schema.Config) -> dict[str, str]:
@@ -44,6 +40,15 @@ class ImageOnly(Method):
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {name: self.encoder.embedder("image")(**inputs[name]) for name in self.views()}
+
+
+def require_augmentation(method: str, context: Context) -> None:
+    """Raise ``MmclError`` where nothing is changed at random."""
+    if context.augmentation is None:
+        raise MmclError(
+            f"method '{method}': without augmentation both views of an image are the same, with nothing to learn; set "
+            "augmentation, such as {crop_scale: [0.2, 1.0], flip: 0.5}"
+        )
 
 
 @torch.no_grad()

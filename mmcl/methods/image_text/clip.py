@@ -53,7 +53,7 @@ class Clip(ImageText):
     Where rows have a label, all texts of a label are positives of each of its images, and the other way round.
     """
 
-    Config = ClipConfig
+    Config: ClassVar[type[MethodConfig]] = ClipConfig
     config: ClipConfig
     start_temperature: ClassVar[float] = 0.07
 
