@@ -11,6 +11,7 @@ from mmcl import losses
 
 SIGNATURES = {
     "nt_xent": "(view_a, view_b, temperature=0.5)",
+    "sup_con": "(features, labels, temperature=0.07)",
     "barlow_twins": "(a, b, redundancy_weight=0.005)",
     "negative_cosine": "(prediction, target)",
     "swapped_prediction": "(scores, assignments, temperature=0.1)",
@@ -80,6 +81,10 @@ FINITE = {
     "info_nce": lambda a, b: losses.info_nce(a, b, COLD),
     "debiased_info_nce": lambda a, b: losses.debiased_info_nce(a, b, COLD, debias=0.1, hardness=1.0),
     "nt_xent": lambda a, b: losses.nt_xent(a, b, COLD),
+    "dcl": lambda a, b: losses.nt_xent(a, b, COLD, decoupled=True),
+    "queue_info_nce": lambda a, b: losses.queue_info_nce(a, b.detach(), -b.detach(), COLD),
+    "sampled_softmax": lambda a, b: losses.sampled_softmax(a, b, -SCORE.float(), COLD),
+    "sup_con": lambda a, b: losses.sup_con(torch.stack([a, b], dim=1), SCORE, COLD),
     "sigmoid": lambda a, b: losses.sigmoid(a, b, COLD, -10.0),
     "cosent": lambda a, b: losses.cosent(a, b, SCORE, COLD),
     "cosine_mse": lambda a, b: losses.cosine_mse(a, b, SCORE / 4),
@@ -93,7 +98,16 @@ FINITE = {
         torch.stack([a, b]), losses.sinkhorn(torch.stack([a, b]), epsilon=COLD), COLD
     ),
     "vicreg": lambda a, b: losses.vicreg(a, b),
+    "dino": lambda a, b: losses.dino(torch.stack([a, b]), torch.stack([b, a]), torch.zeros(8), COLD, COLD),
+    "centre_prediction": lambda a, b: losses.centre_prediction(torch.stack([a, b])),
+    "sigreg": lambda a, b: losses.sigreg(torch.stack([a, b]), torch.eye(8)),
 }
+NO_LOSSES = {"batch_accuracy", "label_accuracy", "cross_correlation", "sinkhorn", "vicreg_terms", "matryoshka"}
+
+
+def test_every_public_loss_is_tried():
+    public = {name for name, value in vars(losses).items() if inspect.isfunction(value)}
+    assert FINITE.keys() - {"dcl"} == public - NO_LOSSES
 
 
 @pytest.mark.parametrize("b", ["equal", "opposite", "zero", "others"])

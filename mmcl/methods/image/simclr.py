@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from mmcl.config.methods import MethodConfig
 from mmcl.losses import Blockwise, batch_accuracy, nt_xent
@@ -55,10 +56,16 @@ class Simclr(ImageOnly):
         return replace(outputs, embeddings={"image": self.heads["projector"](outputs.embeddings["image"])})
 
     def loss(self, outputs: Outputs, step: Step) -> Loss:
-        blockwise = Blockwise(across=self.across)
-        ids, temperature, decoupled = outputs.rows.ids, self.config.temperature, self.config.decoupled
-        return Loss(nt_xent(*both_views(outputs), temperature, ids=ids, decoupled=decoupled, blockwise=blockwise))
+        return Loss(agreement(self.config, *both_views(outputs), outputs.rows.ids, self.across))
 
     def metrics(self, outputs: Outputs) -> dict[str, float]:
         blockwise = Blockwise(across=self.across)
         return {"accuracy": batch_accuracy(*both_views(outputs), ids=outputs.rows.ids, blockwise=blockwise).item()}
+
+
+def agreement(
+    config: SimclrConfig, view_a: Tensor, view_b: Tensor, ids: Tensor, across: Literal["gather", "ring"] | None
+) -> Tensor:
+    """NT-Xent of the (N, D) projections of two views, as ``config`` says."""
+    blockwise = Blockwise(across=across)
+    return nt_xent(view_a, view_b, config.temperature, ids=ids, decoupled=config.decoupled, blockwise=blockwise)

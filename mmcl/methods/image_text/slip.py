@@ -13,10 +13,9 @@ from mmcl.config.data import AugmentationConfig
 from mmcl.config.section import Positive, Range
 from mmcl.data.batches.batch import Inputs
 from mmcl.data.batches.views import Augment, View
-from mmcl.losses import Blockwise, nt_xent
 from mmcl.methods.base import Context
 from mmcl.methods.image.image_only import by_view, require_augmentation
-from mmcl.methods.image.simclr import SimclrConfig
+from mmcl.methods.image.simclr import SimclrConfig, agreement
 from mmcl.methods.image_text.clip import Clip, ClipConfig
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
@@ -77,11 +76,6 @@ class Slip(Clip):
 
     def added_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
         first, second = by_view(outputs.embeddings[VIEWS])
-        value = nt_xent(
-            first,
-            second,
-            self.config.image.temperature,
-            ids=outputs.rows.ids[:, 0],  # of the images
-            blockwise=Blockwise(across=self.across),
-        )
+        ids = outputs.rows.ids[:, 0]  # of the images
+        value = agreement(self.config.image, first, second, ids, self.across)
         return super().added_terms(outputs) | {"image": (self.config.ssl_scale, value)}

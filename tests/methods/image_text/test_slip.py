@@ -24,13 +24,14 @@ SMALL = SimclrConfig(temperature=0.2, projector={"hidden": [7], "dim": 3})
 def make(make_encoder):
     def make(encoder=None, augmentation=AUGMENTATION, columns=COLUMNS, exchange=None, **settings):
         context = Context(columns, 8, exchange, augmentation=augmentation)
-        return Slip(SlipConfig(image=SMALL, **settings), encoder or make_encoder(), context).train()
+        return Slip(SlipConfig(**{"image": SMALL} | settings), encoder or make_encoder(), context).train()
 
     return make
 
 
-def test_the_loss_is_clip_s_and_simclr_s_on_the_tower_s_features(make, batch):
-    slip = make(ssl_scale=0.5)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_loss_is_clip_s_and_simclr_s_on_the_tower_s_features(make, batch, decoupled):
+    slip = make(ssl_scale=0.5, image=SMALL.model_copy(update={"decoupled": decoupled}))
     torch.manual_seed(2)
     views = {"image": batch.inputs["image"], "text": batch.inputs["text"], VIEWS: {"pixels": torch.randn(16, 4)}}
     embeddings = slip.embed(views)
@@ -42,7 +43,9 @@ def test_the_loss_is_clip_s_and_simclr_s_on_the_tower_s_features(make, batch):
     first, second = slip.heads["projector"](embeddings[VIEWS]).unflatten(0, (8, 2)).unbind(1)
     ids = batch.ids
     of_pairs = info_nce(embeddings["image"], embeddings["text"], 0.07, ids=ids)
-    of_images = nt_xent(first, second, 0.2, ids=ids[:, 0])  # rows of one text are not the same image
+    of_images = nt_xent(
+        first, second, 0.2, ids=ids[:, 0], decoupled=decoupled
+    )  # rows of one text are not the same image
     torch.testing.assert_close(of_pairs, clip.loss(outputs, STEP).value)
     torch.testing.assert_close(loss.value, of_pairs + 0.5 * of_images)
     assert loss.parts.keys() == {"contrastive", "image"}
