@@ -28,9 +28,11 @@ def encode(
     model: Model,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Rows: a file, folder or name.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder for the vectors.", show_default=False)],
-    column: Annotated[str | None, typer.Option(help="What to encode.", show_default="image, else text")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="What to encode.", show_default="image, else text, or what a table's tower reads")
+    ] = None,
     modality: Annotated[
-        Literal["image", "text"] | None, typer.Option(help="What it holds.", show_default="as it looks")
+        Literal["image", "text", "table"] | None, typer.Option(help="What it holds.", show_default="as it looks")
     ] = None,
     tower: Annotated[
         str | None, typer.Option(help="The tower to encode by, if the model has several of a kind.", show_default=False)
@@ -67,15 +69,18 @@ def encode(
     if tower is not None:
         encoder = encoder.select(tower)
     rows = open_rows(source, split=split, separator=separator, root=image_root)
+    if column is None and encoder.modalities == {"table"}:
+        modality = "table"
     usual = [name for name in ("image", "text") if name in encoder.modalities]
     column = column or next((name for name in usual if name in rows.column_names), None)
-    if column is None:
+    if column is None and modality != "table":
         known = ", ".join(rows.column_names)
-        raise MmclError(f"{source}: no column '{usual[-1]}'; name what to encode with --column; it has {known}")
+        usually = usual[-1] if usual else "text"
+        raise MmclError(f"{source}: no column '{usually}'; name what to encode with --column; it has {known}")
     vectors = encode_source(
         encoder,
         rows,
-        Columns(column, modality, label, id),
+        Columns(column or "", modality, label, id),
         out,
         layout=Layout(dtype=precision),
         prompt=prompt,

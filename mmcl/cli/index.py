@@ -70,16 +70,33 @@ def search(
         str | None,
         typer.Option(help="The tower of the queries, if the model has several of a kind.", show_default=False),
     ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Queries are ids of rows here, such as users: a file, folder or name.", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="The part of --rows to read.")] = None,
+    id: Annotated[
+        str | None, typer.Option(help="The column of these ids.", show_default="id, _id, or row numbers")
+    ] = None,
+    without: Annotated[
+        str | None,
+        typer.Option(help="A column of --rows that lists ids to leave out, such as a history.", show_default=False),
+    ] = None,
     json: JsonPath = None,
 ) -> None:
-    """Search an index with words or images."""
+    """Search an index with words, images, or rows of a table."""
+    from mmcl.data.sources import open_source
     from mmcl.retrieval.search import Search
 
     opened = Search(index, model, tower)
+    table = None if rows is None else open_source(rows, split=split)
     answers: dict[str, Any] = {}
     for some in [queries] if queries else _lines():
         try:
-            found = opened.answers(some, k, as_text=text)
+            if table is None:
+                found = opened.answers(some, k, as_text=text)
+            else:
+                found = opened.answers_to_rows(table, some, k, ids=id, without=without)
         except MmclError as error:
             if queries or not sys.stdin.isatty():
                 raise
@@ -87,10 +104,10 @@ def search(
             continue
         answers |= found
         for query, hits in found.items():
-            rows = [[hit["rank"], hit["score"], hit["id"], hit["label"] or ""] for hit in hits]
-            labelled = any(row[3] for row in rows)
+            lines = [[hit["rank"], hit["score"], hit["id"], hit["label"] or ""] for hit in hits]
+            labelled = any(line[3] for line in lines)
             columns = ["rank", "score", "id", "label"]
-            shown = rows if labelled else [row[:3] for row in rows]
+            shown = lines if labelled else [line[:3] for line in lines]
             print_table(columns if labelled else columns[:3], shown, title=query)
         sys.stdout.flush()  # whoever asks through a pipe waits for it
     write_json(json, answers)

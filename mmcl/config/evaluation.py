@@ -40,6 +40,7 @@ EVALUATORS: Registry[Any] = Registry(
         "retrieval": "mmcl.evaluation.tasks.retrieval_evaluator:RetrievalEvaluator",
         "knn": "mmcl.evaluation.tasks.classification.evaluators:KnnEvaluator",
         "linear_probe": "mmcl.evaluation.tasks.classification.evaluators:LinearProbeEvaluator",
+        "recommendation": "mmcl.evaluation.tasks.recommendation_evaluator:RecommendationEvaluator",
         "sts": "mmcl.evaluation.tasks.sts_evaluator:StsEvaluator",
     },
 )

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -148,6 +148,17 @@ class Rows:
     def column(self, name: str) -> list[Any]:
         """A column as Python objects, one a row. The cells of a CSV or TSV file are text."""
         return self._read(name, self._selection)
+
+    def records(self, columns: Mapping[str, str], images: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Each row as a mapping.
+
+        Args:
+            columns: name in the mapping to the column; of ``images`` the undecoded ones.
+            images: names in the mapping.
+        """
+        every = range(len(self))
+        cells = [self.images(of, every) if name in images else self.column(of) for name, of in columns.items()]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
     def ids(self, column: str | None = None) -> list[str]:
         """A name for each row: ``column``, or ``id`` (``_id`` in BEIR's files), as text, else its number in the source.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -78,12 +79,16 @@ class Compute:
         """Embed batch after batch of rows by the table tower ``name``."""
         embedder, device, dtype = self.towers.embedder(name), self.towers.device, DTYPES[options.compute]
         assert isinstance(embedder, TableEmbedder), "the caller looks"
+        unknown = Counter[str]()
         for chunk in chunked(rows, options.batch_size or ROWS_A_BATCH):
             read = read_rows(embedder.processor, chunk, options.skip)
+            unknown.update(read.unknown)
             tensors = {key: tensor.to(device) for key, tensor in read.tensors.items()}
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 vectors = embedder(**tensors)
             yield Embedded(finished(vectors, options), np.zeros(len(chunk), dtype=bool), read.unreadable)
+        for column, count in unknown.items():
+            log.warning("%d values in column '%s' are not known from training, and count as missing", count, column)
 
     def _batches(self, name: str, items: Sequence[Any], options: Options) -> Iterator[Embedded]:
         """Embed images or rows by their tower."""
@@ -183,7 +188,7 @@ def tower_inputs(embedder: Embedder, items: Sequence[Any], prompt: str | None) -
 
 
 def read_rows(processor: TableProcessor, rows: Sequence[Mapping[str, Any]], skip: bool = False) -> TableInputs:
-    """What a table tower reads of rows; values that are not known are counted in a warning.
+    """What a table tower reads of rows.
 
     Raises:
         MmclError: no row has one of the columns, a value is of no kind that a column can hold, or an image cannot be
@@ -202,8 +207,6 @@ def read_rows(processor: TableProcessor, rows: Sequence[Mapping[str, Any]], skip
     if read.unreadable and not skip:
         place, reason = next(iter(read.unreadable.items()))
         raise MmclError(f"encode: row {place}, {reason}")
-    for column, count in read.unknown.items():
-        log.warning("%d values in column '%s' are not known from training, and count as missing", count, column)
     return read
 
 

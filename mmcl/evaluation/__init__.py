@@ -21,6 +21,7 @@ from mmcl.evaluation.tasks.classification.zero_shot import zero_shot as zero_sho
 from mmcl.evaluation.tasks.diagnostics import Diagnostics as Diagnostics
 from mmcl.evaluation.tasks.diagnostics import diagnose as diagnose
 from mmcl.evaluation.tasks.diagnostics import diagnose_pairs as diagnose_pairs
+from mmcl.evaluation.tasks.recommendation import recommendation as recommendation
 from mmcl.evaluation.tasks.retrieval import Scores as Scores
 from mmcl.evaluation.tasks.retrieval import retrieval as retrieval
 from mmcl.evaluation.tasks.retrieval import retrieval_pairs as retrieval_pairs

@@ -27,7 +27,8 @@ from mmcl.methods.step import Step
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
-ITEM = 1  # of a row's identities, the column of what was chosen
+SIDES = ("user", "item")
+ITEM = 1  # of a row's identities, the column of the item
 
 
 class FrequencyConfig(Section):
@@ -43,8 +44,8 @@ class FrequencyConfig(Section):
 
 
 class TwoTowerConfig(MethodConfig):
-    """Two towers, of which the first embeds who chose and the second what was chosen, under a softmax over the items of
-    the batch, corrected for their frequency (Yi et al. 2019, doi:10.1145/3298689.3346996)."""
+    """A tower of users and one of what they chose, under a softmax over the items of the batch, corrected for their
+    frequency (Yi et al. 2019, doi:10.1145/3298689.3346996)."""
 
     name: Literal["two_tower"] = "two_tower"
     temperature: Annotated[float, Field(ge=0.01, le=1.0)] | None = None
@@ -60,8 +61,8 @@ class TwoTowerConfig(MethodConfig):
 class TwoTower(ImageText):
     """A softmax of each row's item among the items of the batch.
 
-    Rows of one user are no negatives of each other, since each has what the other's user chose too; nor are rows of one
-    item.
+    Rows of one item are no negatives of each other, nor are those of users who are the same in all that is read of
+    them.
 
     Attributes:
         frequency: of the items, by which the logits are corrected; None without.
@@ -79,12 +80,13 @@ class TwoTower(ImageText):
     @classmethod
     def columns_of(cls, config: schema.Config) -> dict[str, str]:
         towers = config.model.towers
-        if len(towers) != 2:
-            raise MmclError(f"model.towers: method 'two_tower' has two of them, user and item, not {len(towers)}")
+        if set(towers) != set(SIDES):
+            found = " and ".join(towers) or "none"
+            raise MmclError(f"model.towers: method 'two_tower' has two of them, called user and item, not {found}")
         tables = [section for section in towers.values() if isinstance(section, TableTowerConfig)]
         fields = {name: of for section in tables for name, of in section.fields.items()}
         beside = [of.without for of in fields.values() if isinstance(of, CategoryFieldConfig) and of.without]
-        columns: dict[str, str] = {name: section.modality for name, section in towers.items()}
+        columns: dict[str, str] = {side: towers[side].modality for side in SIDES}
         refuse_unknown_roles(config, columns | dict.fromkeys([*fields, *beside], "table"))
         return columns
 

@@ -10,6 +10,8 @@ from typing import Any
 from PIL import Image
 
 from mmcl.data.images import image_suffixes
+from mmcl.data.processors.table import TableProcessor
+from mmcl.data.rows import Rows
 from mmcl.encoding import Encoder
 from mmcl.encoding.load import load
 from mmcl.retrieval.faiss_index import Index
@@ -93,12 +95,51 @@ class Search:
         ids, scores = self.index.search(vectors, k)
         found = {}
         for query, names, how_near in zip(queries, ids.tolist(), scores.tolist(), strict=True):
-            hits = zip(names, how_near, self.index.labels_of(names), strict=True)
-            found[query] = [
-                {"rank": rank, "score": score, "id": name, "label": label}
-                for rank, (name, score, label) in enumerate(hits, start=1)
-            ]
+            found[query] = self._hits(names, how_near)
         return found
+
+    def answers_to_rows(
+        self, rows: Rows, wanted: Sequence[str], k: int, *, ids: str | None = None, without: str | None = None
+    ) -> dict[str, list[dict[str, Any]]]:
+        """As :meth:`answers`, for rows of a table, by the tower of tables that embeds them.
+
+        Args:
+            rows: with the columns that the tower reads.
+            wanted: the ids of those to search by.
+            k: how many.
+            ids: their column; ``id`` or ``_id``, else the numbers of the rows, if absent.
+            without: a column that lists the ids of what is left out of a row's own results, such as its history.
+
+        Raises:
+            MmclError: there is no such column, no row of such an id, or the model embeds no rows.
+        """
+        processor = self.encoder.embedder("table").processor
+        if not isinstance(processor, TableProcessor):
+            raise MmclError(f"model '{self.encoder.name}' embeds no rows of tables; leave out --rows")
+        rows.require([*processor.columns, *([without] if without else [])])
+        places = {name: row for row, name in reversed(list(enumerate(rows.ids(ids))))}
+        for name in wanted:
+            if name not in places:
+                raise MmclError(f"{rows.name}: no row has the id '{name}'; it has such as '{next(iter(places), '')}'")
+        part = rows.select([places[name] for name in wanted])
+        left_out = [set(map(str, of or ())) for of in part.column(without)] if without else [set[str]()] * len(wanted)
+        records = part.records({name: name for name in processor.columns}, processor.images)
+        vectors = self.encoder.encode(records, "table", show_progress=False)
+        deep = min(k + max(map(len, left_out), default=0), len(self.index))
+        found, scores = self.index.search(vectors, deep)
+        answers: dict[str, list[dict[str, Any]]] = {}
+        for name, names, near, known in zip(wanted, found.tolist(), scores.tolist(), left_out, strict=True):
+            kept = [(other, score) for other, score in zip(names, near, strict=True) if str(other) not in known][:k]
+            answers[name] = self._hits([other for other, _ in kept], [score for _, score in kept])
+        return answers
+
+    def _hits(self, names: list[Any], scores: list[float]) -> list[dict[str, Any]]:
+        """Results of a query, best first."""
+        hits = zip(names, scores, self.index.labels_of(names), strict=True)
+        return [
+            {"rank": rank, "score": score, "id": name, "label": label}
+            for rank, (name, score, label) in enumerate(hits, start=1)
+        ]
 
     def _meant(self, query: str) -> str | Path:
         """The path of an image file, or text; what looks like the one and is taken for the other is said."""

@@ -90,6 +90,7 @@ def build(folder: Path, show_progress: bool | None = None) -> dict[str, Any]:
     train, test = split(ratings)
     history: dict[str, list[str]] = defaultdict(list)
     for row in train:
+        row["history"] = list(history[row["user_id"]])
         history[row["user_id"]].append(row["item_id"])
     for user in users.values():
         user["history"] = history[user["user_id"]]
@@ -112,7 +113,7 @@ SAMPLE = Sample(
     version="1.2.1",
     summary="MovieLens-100K: 100,000 ratings (1-5) of 1,682 films by 943 users, with their columns (ratings, users, "
     f"items); of users with {FEWEST} films of {LIKED} stars or more, these in the order of time: train, and the last "
-    "fifth as test; history: those of train",
+    "fifth as test; history: what they liked before, of those of train",
     terms="GroupLens, University of Minnesota: for research, with citation (Harper and Konstan 2015, "
     "doi:10.1145/2827872); no commercial use and no redistribution without permission "
     "(https://files.grouplens.org/datasets/movielens/ml-100k-README.txt).",

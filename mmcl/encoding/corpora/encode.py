@@ -64,8 +64,10 @@ class Columns:
     """What is read of every row.
 
     Attributes:
-        inputs: the column to encode: texts, lists of texts (each text gets a vector, under its row's id), or images.
-        modality: ``image`` or ``text``; by default what the column holds: encoded bytes or paths of files are images.
+        inputs: the column to encode: texts, lists of texts (each text gets a vector, under its row's id), or images;
+            "" for those that a table tower reads.
+        modality: ``image``, ``text`` or ``table``; by default what the column holds: encoded bytes or paths of
+            files are images.
         labels: the column that tables of results show; by default the text, cut at 200 characters, or the image's path.
         ids: the column that searches return for a vector; by default ``id`` or ``_id``, else the number of the row. Of
             tar shards, the shard and key of the sample.
@@ -97,7 +99,7 @@ class Layout:
         asked = self.batch_rows
         if modality not in BLOCK_ROWS:
             raise MmclError(
-                f"modality is '{modality}', where a corpus is of images or texts (image, text); of several towers of a "
+                f"modality is '{modality}', where a corpus is of image, text or table; of several towers of a "
                 "kind take one, with encoder.select(name)"
             )
         if asked is not None and asked < 1:
@@ -158,10 +160,12 @@ def encode_source(
         KeyboardInterrupt: as it comes, saying where the same call goes on.
     """
     columns = Columns(columns) if isinstance(columns, str) else columns
-    rows.require([name for name in (columns.inputs, columns.labels, columns.ids) if name is not None])
+    fields, images = _table_fields(encoder, rows) if columns.modality == "table" else ([], [])
+    rows.require([name for name in (*(fields or [columns.inputs]), columns.labels, columns.ids) if name is not None])
     modality = columns.modality or modality_of(rows, columns.inputs)
     size, prepare = layout.block_rows(modality), getattr(encoder, "prepare_image", decode)
-    reader = SourceReader(rows, columns.inputs, modality, columns.labels, columns.ids, prepare)
+    inputs = ", ".join(fields) or columns.inputs
+    reader = SourceReader(rows, inputs, modality, columns.labels, columns.ids, prepare, fields, images)
     wanted = Wanted(prompt, truncate_dim)
     _check_wanted(encoder, wanted, modality)
 
@@ -176,6 +180,15 @@ def encode_source(
             _retry(writer, encode, reader, size, on_error, show_progress)
         _report_skipped(writer, reader)
     return open_vectors(out)
+
+
+def _table_fields(encoder: Encodes, rows: Rows | ShardRows) -> tuple[list[str], list[str]]:
+    """The columns that the only table tower of an encoder reads, and those of images among them."""
+    towers = getattr(encoder, "towers", None)
+    if not isinstance(rows, Rows) or towers is None or "table" not in towers.modalities:
+        raise MmclError(f"{rows.name}: rows of tables are encoded by a model with a tower of them, and not as a stream")
+    processor = towers.embedder("table").processor
+    return processor.columns, processor.images
 
 
 Encode = Callable[[list[Any]], np.ndarray]

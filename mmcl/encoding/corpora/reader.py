@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,9 @@ from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.encoding.corpora.changes import COLUMNS, state
 from mmcl.runtime.files import existing_file
 
-Modality = Literal["image", "text"]
+Modality = Literal["image", "text", "table"]
 
-BLOCK_ROWS = {"text": 4_096, "image": 64}
+BLOCK_ROWS = {"text": 4_096, "image": 64, "table": 4_096}
 """Rows that are read, decoded and encoded at a time."""
 _SAMPLE_ROWS = 100
 _LABEL_LENGTH = 200
@@ -53,10 +53,12 @@ class SourceReader:
     label_column: str | None = None
     id_column: str | None = None
     prepare: Callable[[Any], Any] = decode
+    fields: Sequence[str] = ()  # columns of a table tower, which ``column`` names
+    image_fields: Collection[str] = ()  # those of them that hold images
 
     def blocks(self, rows: Sequence[int], size: int) -> Iterator[Block]:
         """Blocks of ``size`` of these rows, each read and decoded while the one before it is being encoded."""
-        read = self._images if self.modality == "image" else self._texts
+        read = {"image": self._images, "text": self._texts, "table": self._records}[self.modality]
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(usable_cpus()) as decoders:
             due = None
             for at in range(0, len(rows), size):
@@ -82,6 +84,16 @@ class SourceReader:
                     block.skipped.append((row, id_, "empty text"))
                 else:
                     block.add(id_, text, label if self.label_column else text)
+        return block
+
+    def _records(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> Block:
+        assert isinstance(self.rows, Rows), "tables alone have several columns to read"
+        part = self.rows.select(rows)
+        labels: list[Any] = part.column(self.label_column) if self.label_column else [None] * len(part)
+        block = Block(rows)
+        records = part.records({name: name for name in self.fields}, self.image_fields)
+        for id_, record, label in zip(part.ids(self.id_column), records, labels, strict=True):
+            block.add(id_, record, label)
         return block
 
     def _images(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> Block:

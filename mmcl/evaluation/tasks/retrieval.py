@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -129,6 +130,7 @@ def retrieval(
     *,
     similarity: Similarity = "cosine",
     self_matches: SelfMatches = "keep",
+    seen: Mapping[Any, Iterable[Hashable]] = MappingProxyType({}),
     bootstrap: int = 1000,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -149,6 +151,7 @@ def retrieval(
         self_matches: what becomes of the document that has a query's own id: "keep" ranks it like any other, "drop"
             leaves it out for that query. The latter is BEIR's rule (``ignore_identical_ids``), and MTEB's for ArguAna
             and Quora, whose queries stand in their corpus. As there, its grade, if it has one, stays: never found.
+        seen: {query id: document ids} that are not ranked for the query, as if the corpus lacked them.
         bootstrap: resamples for the intervals; 0 for none.
         seed: of the resamples.
         device: where to rank; by default where ``queries`` lie if they are a tensor, else the CPU.
@@ -173,6 +176,7 @@ def retrieval(
             judgements=_judgements(qrels, query_ids, corpus_ids),
             scored=np.array([bool(qrels.get(key)) for key in query_ids]),
             matches=_SelfMatches.of(query_ids, corpus_ids, self_matches),
+            seen=_seen(seen, query_ids, corpus_ids),
             query_ids=query_ids,
             missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
         ),
@@ -300,6 +304,14 @@ class _Search:
     query_ids: Sequence[Any]
     groups: np.ndarray | None = None  # (Q,) see ``Scores.groups``
     missing: int = 0  # queries that the judgements name but that have no vector
+    seen: np.ndarray | None = None  # (2, P) more queries and documents that are not ranked for them
+
+    @property
+    def left_out(self) -> np.ndarray:
+        """(2, P) all queries and documents that are not ranked for them, each once."""
+        if self.seen is None:
+            return self.matches.left_out
+        return np.unique(np.concatenate([self.matches.left_out, self.seen], axis=1), axis=1)
 
     @classmethod
     def of_answers(
@@ -330,7 +342,7 @@ class _Measure:
 
 
 def _score(search: _Search, measure: _Measure) -> Scores:
-    queries, corpus, left_out = search.queries, search.corpus, search.matches.left_out
+    queries, corpus, left_out = search.queries, search.corpus, search.left_out
     options: dict[str, Any] = {"similarity": measure.similarity, "device": measure.device}
     ranks = relevant_ranks(queries, corpus, search.judgements, left_out=left_out, **options)
     scored = np.flatnonzero(search.scored)
@@ -379,6 +391,18 @@ def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], 
         named = next(qrels[query] for query in query_ids if qrels.get(query))
         raise MmclError(f"none of the relevant documents is in the corpus: {_examples(named, corpus_ids)}")
     return Judgements(np.array(offsets), np.array(documents, dtype=np.int64), np.array(grades, dtype=np.float64))
+
+
+def _seen(seen: Mapping[Any, Iterable[Hashable]], query_ids: list[Any], corpus_ids: list[Any]) -> np.ndarray:
+    """(2, P) rows of queries and documents."""
+    row = {key: number for number, key in enumerate(corpus_ids)}
+    pairs = [
+        (query, row[document])
+        for query, key in enumerate(query_ids)
+        for document in seen.get(key, ())
+        if document in row
+    ]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T
 
 
 def _examples(named: Mapping[Any, Any], ids: list[Any]) -> str:
