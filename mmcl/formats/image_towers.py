@@ -118,7 +118,7 @@ def timm_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dict
     if config.pretrained is True:
         require_finite(net.named_parameters(), where)
     elif config.pretrained:
-        load_backbone(net, config.pretrained, where)
+        load_backbone(net, config.pretrained, size, where)
     if hasattr(net, "set_input_size"):  # transformers with position embeddings for one size
         net.set_input_size(img_size=size)
     pretrained = getattr(net, "pretrained_cfg", None) or {}
@@ -138,7 +138,7 @@ def cifar_net(model: str, config: ImageTowerConfig, size: int) -> tuple[Any, dic
     except Exception as error:  # whatever timm's constructor meets
         raise MmclError(f"{where}: model.image.args does not fit it: {first_line(error)}") from None
     if config.pretrained:
-        load_backbone(net, config.pretrained, where)
+        load_backbone(net, config.pretrained, size, where)
     return net, {"name": config.name, "args": config.args, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 

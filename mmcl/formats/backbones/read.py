@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from mmcl.formats.tensor_files import read_tensors, require_finite
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
@@ -14,14 +12,15 @@ WEIGHTS = "model.safetensors"
 """What the weights are called in a folder."""
 
 
-def load_backbone(net: nn.Module, source: str, where: str) -> None:
+def load_backbone(net: Any, source: str, size: int, where: str) -> None:
     """Fill a network of timm's from a state dict, its classifier left out.
 
     torchvision's ResNets, ResNeXts and DenseNets have the parameters of timm's.
 
     Args:
-        net: without a classifier.
+        net: without a classifier, for images of its own size; it becomes one for ``size`` where the weights are.
         source: a file of torchvision's or timm's weights, or a folder of ``mmcl export``.
+        size: of the images in pixels.
         where: for the messages.
 
     Raises:
@@ -43,6 +42,9 @@ def load_backbone(net: nn.Module, source: str, where: str) -> None:
         if not name.startswith(tuple(f"{each}." for each in names))
     }
     require_finite(tensors.items(), path)
+    own = net.state_dict()
+    if hasattr(net, "set_input_size") and any(own[name].shape != tensors[name].shape for name in own.keys() & tensors):
+        net.set_input_size(img_size=size)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

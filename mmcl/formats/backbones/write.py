@@ -50,12 +50,14 @@ class Backbone:
         architecture: the name of the network there.
         args: what it is built with.
         small: whether it has the stem of :func:`mmcl.models.image.small_resnet.small_resnet`.
+        size: of its images in pixels, where its weights depend on that.
     """
 
     library: str
     architecture: str
     args: dict[str, Any]
     small: bool
+    size: int | None
 
     @property
     def classifier(self) -> str | None:
@@ -72,8 +74,10 @@ class Backbone:
             "torchvision": f"torchvision.models.{self.architecture}()",
             "timm": f'timm.create_model("{self.architecture}", num_classes=0{arguments})',
         }[self.library]
-        stem = _SMALL_STEM if self.small else ""
-        return "\n".join([*imports, "", f"net = {makes}", f'{stem}net.load_state_dict(load_file("{WEIGHTS}"))'])
+        changes = _SMALL_STEM if self.small else ""
+        if self.size is not None:
+            changes += f"net.set_input_size(img_size={self.size})\n"
+        return "\n".join([*imports, "", f"net = {makes}", f'{changes}net.load_state_dict(load_file("{WEIGHTS}"))'])
 
 
 def backbone_of(towers: Towers, library: str) -> Backbone:
@@ -103,9 +107,8 @@ def backbone_of(towers: Towers, library: str) -> Backbone:
         if changed := sorted(args.keys() - _TRAINING_ONLY):
             raise MmclError(f"{library}'s {architecture} has no {changed[0]}, which model.image.args set")
         args = {}
-    elif hasattr(image.tower.net, "set_input_size"):
-        args["img_size"] = image.processor.size
-    return Backbone(library, architecture, args, small)
+    size = image.processor.size if hasattr(image.tower.net, "set_input_size") else None
+    return Backbone(library, architecture, args, small, size)
 
 
 def _in_torchvision(architecture: str) -> bool:
@@ -151,13 +154,14 @@ def _write(backbone: Backbone, image: ImageEmbedder, name: str, folder: Path) ->
 
 
 def _describe(backbone: Backbone, width: int, processor: ImageProcessor) -> dict[str, Any]:
-    """In the vocabulary of timm, whose ``create_model("local-dir:FOLDER", pretrained=True)`` reads it."""
+    """In the vocabulary of timm, whose ``create_model("local-dir:FOLDER", pretrained=True)`` reads it; attention within
+    windows at another than the network's own size is beyond it."""
     classes = 0 if backbone.classifier is None else _CLASSES
     return {
         "architecture": backbone.architecture,
         "num_classes": classes,
         "num_features": width,
-        "model_args": backbone.args,
+        "model_args": backbone.args | ({} if backbone.size is None else {"img_size": backbone.size}),
         "pretrained_cfg": {
             "input_size": [3, processor.size, processor.size],
             "mean": list(processor.mean),

@@ -81,6 +81,7 @@ def test_torchvision_loads_the_tower_strictly_with_equal_features(tmp_path, monk
         ("timm:resnet18", 32, {}),
         ("timm:resnet10t", 32, {"channels": [8, 8, 16, 24], "stem_width": 8}),
         ("timm:test_vit", 48, {}),
+        ("timm:swin_tiny_patch4_window7_224", 64, {"depths": [1] * 4, "embed_dim": 24, "num_heads": [1] * 4}),
         ("cifar:resnet18", 32, {}),
     ],
 )
@@ -88,7 +89,7 @@ def test_timm_loads_the_tower_strictly_with_equal_features(tmp_path, monkeypatch
     towers = trained(name, size=size, args=args)
     folder = export(towers, "timm", tmp_path / "theirs")
     nets = [opened_by_its_readme(folder, monkeypatch)]
-    if name.startswith("timm:"):
+    if name.startswith("timm:") and "swin" not in name:
         nets.append(timm.create_model(f"local-dir:{folder}", pretrained=True).eval())
     if name == "timm:resnet18":
         net = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
@@ -137,15 +138,28 @@ def test_a_tower_starts_from_weights_of_torchvision(tmp_path, kind):
         torch.testing.assert_close(tower.eval()(pixels), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_training_starts_where_an_exported_backbone_ended(tmp_path):
-    towers = trained("cifar:resnet18")
-    folder = export(towers, "torchvision", tmp_path / "theirs")
-    again = build_image_tower(ImageTowerConfig(name="cifar:resnet18", pretrained=str(folder)), ImageConfig(size=32))[1]
-    for (name, weight), other in zip(
-        again.state_dict().items(), towers.image().tower.state_dict().values(), strict=True
-    ):
-        assert torch.equal(weight, other), name
-    assert again.spec == towers.image().tower.spec
+@pytest.mark.parametrize(
+    ("name", "library", "size"), [("cifar:resnet18", "torchvision", 32), ("timm:test_vit", "timm", 48)]
+)
+def test_a_training_starts_where_an_exported_backbone_ended(tmp_path, name, library, size):
+    tower = trained(name, size=size).image().tower
+    folder = export(trained(name, size=size), library, tmp_path / "theirs")
+    again = build_image_tower(ImageTowerConfig(name=name, pretrained=str(folder)), ImageConfig(size=size))[1]
+    assert again.spec == tower.spec
+    for (key, weight), other in zip(again.state_dict().items(), tower.state_dict().values(), strict=True):
+        assert torch.equal(weight, other), key
+
+
+@torch.no_grad()
+def test_positions_of_timms_weights_are_resampled_to_the_size_of_the_run(tmp_path):
+    theirs = timm.create_model("test_vit", num_classes=10)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    config = ImageTowerConfig(name="timm:test_vit", pretrained=str(tmp_path))
+    tower = build_image_tower(config, ImageConfig(size=48))[1].eval()
+    theirs.reset_classifier(0)
+    theirs.set_input_size(img_size=48)
+    pixels = torch.rand(2, 3, 48, 48)
+    torch.testing.assert_close(tower(pixels), theirs.eval()((pixels - tower.mean) / tower.std), atol=1e-5, rtol=1e-5)
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
