@@ -109,7 +109,7 @@ class DataConfig(Section):
     (`negative`, `negative_2`, ...), which a row may lack. scored_pairs: `anchor`, `positive` and `score`.
     siamese: `label`; or `anchor`, `positive` and `negative`; or `first`, `second` and `same`.
     clip: `label` besides, if named: all texts of a label are then positives of each of its images, and vice versa.
-    A cell may be a list of texts, as long as it likes, of which one is drawn anew in every epoch."""
+    A cell may be a list of texts or images, as long as it likes, see `explode`."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """Role to the name of a prompt in `model.text.prompts` that is put before its texts, for example
     `{anchor: query, positive: passage}`."""
@@ -118,6 +118,11 @@ class DataConfig(Section):
     mining, a queue and extra texts cannot keep."""
     distinct: bool = False
     """Keep rows that share a text or image out of the same batch, rather than masking them as negatives only."""
+    explode: str | None = None
+    """A role of images or texts whose cells are lists: each item becomes a row of its own, and those of a cell stand
+    together in a batch. They have the same label, unless a column is named for it: under `clip` all of them are
+    positives of all on the other side. Without it, of a list of texts one is drawn anew in every epoch, and of a list
+    of images another one for every view of the row, as long as there are others."""
     per_label: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
     """Rows of a label that stand together in a batch, at most, or all of them, for methods that read labels; if null
     rows of a label meet by chance. Each row still comes once an epoch. The edge of a batch may part them."""

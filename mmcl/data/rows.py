@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -73,10 +74,13 @@ class Rows:
         folder: Path | None = None,
         unreadable: Mapping[str, str] = MappingProxyType({}),
         selection: np.ndarray | None = None,
+        exploded: tuple[str, np.ndarray] | None = None,
     ) -> None:
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.Image) and feature.decode:
                 dataset = dataset.cast_column(column, datasets.Image(decode=False))
+            if isinstance(inner := getattr(feature, "feature", None), datasets.Image) and inner.decode:
+                dataset = dataset.cast_column(column, datasets.List(datasets.Image(decode=False)))
         self.name = name
         self.folder = folder
         self.unreadable = unreadable
@@ -84,6 +88,7 @@ class Rows:
         self._views: dict[str, datasets.Dataset] = {}
         self._content = fingerprint
         self._selection = selection
+        self._exploded = exploded  # a column of lists, and which item of its list each row has
 
     def __len__(self) -> int:
         return len(self._dataset) if self._selection is None else len(self._selection)
@@ -101,7 +106,10 @@ class Rows:
         """Identifies content and selection."""
         if self._selection is None:
             return self._content
-        return hashlib.blake2b(self._content.encode() + self._selection.tobytes(), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(self._content.encode() + self._selection.tobytes(), digest_size=16)
+        if self._exploded is not None:
+            digest.update(self._exploded[0].encode() + self._exploded[1].tobytes())
+        return digest.hexdigest()
 
     def require(self, columns: Iterable[str]) -> None:
         """Raise ``MmclError`` unless there is each of ``columns``; ``ColumnError`` for one that there is not."""
@@ -119,16 +127,41 @@ class Rows:
         chosen = np.asarray(indices, dtype=np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
             raise IndexError(f"{self.name}: rows {chosen.min()} to {chosen.max()} asked for, it has {len(self)}")
+        exploded = None if self._exploded is None else (self._exploded[0], self._exploded[1][chosen])
         if self._selection is not None:
             chosen = self._selection[chosen]
         everything = len(chosen) == len(self._dataset) and np.array_equal(chosen, np.arange(len(chosen)))
+        return self._with(None if everything and exploded is None else chosen, exploded)
+
+    def exploded(self, column: str) -> tuple[Rows, np.ndarray]:
+        """Each row once for every item of its list in ``column``, where it then has that item alone; and the row (M,)
+        that each of the M comes from. A cell that is no list is one item, and so is an empty list, of nothing."""
+        self.require([column])
+        counts = np.ones(len(self), dtype=np.int64)
+        if self.holds_lists(column):
+            cells = self._dataset.select_columns([column]).with_format("arrow")[:][column]
+            lengths = pc.fill_null(pc.list_value_length(cells), 0).to_numpy().astype(np.int64)
+            counts = np.maximum(1, lengths if self._selection is None else lengths[self._selection])
+        owner = np.repeat(np.arange(len(self)), counts)
+        items = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self._with(owner if self._selection is None else self._selection[owner], (column, items)), owner
+
+    def holds_lists(self, column: str) -> bool:
+        """Whether the cells of a column are lists."""
+        if self._exploded is not None and self._exploded[0] == column:
+            return False
+        kind = self._dataset.features.arrow_schema.field(column).type
+        return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+    def _with(self, selection: np.ndarray | None, exploded: tuple[str, np.ndarray] | None) -> Rows:
         return Rows(
             self._dataset,
             name=self.name,
             fingerprint=self._content,
             folder=self.folder,
             unreadable=self.unreadable,
-            selection=None if everything else chosen,
+            selection=selection,
+            exploded=exploded,
         )
 
     def of_split(self, split: str) -> Rows:
@@ -147,7 +180,7 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """A column as Python objects, one a row. The cells of a CSV or TSV file are text."""
-        return self._read(name, self._selection)
+        return self._read(name)
 
     def records(self, columns: Mapping[str, str], images: Collection[str] = ()) -> list[dict[str, Any]]:
         """Each row as a mapping.
@@ -161,26 +194,27 @@ class Rows:
         return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
     def ids(self, column: str | None = None) -> list[str]:
-        """A name for each row: ``column``, or ``id`` (``_id`` in BEIR's files), as text, else its number in the source.
+        """A name for each row: ``column``, or ``id`` (``_id`` in BEIR's files), as text, else its number in the source;
+        of exploded rows, with the number of the item behind it, such as ``7[0]``.
 
         Raises ``MmclError`` for a row without one, or a column of what is neither text nor numbers.
         """
         column = column or next((name for name in ("id", "_id") if name in self.column_names), None)
         numbers = range(len(self)) if self._selection is None else self._selection.tolist()
-        if column is None:
-            return [str(number) for number in numbers]
-        ids = self.column(column)
+        ids = list(numbers) if column is None else self.column(column)
         for number, value in zip(numbers, ids, strict=True):
             if value is None or value == "" or value != value:
                 raise ColumnError(
-                    f"{self.name}: row {number} has no id; fill the column '{column}' or rename it", column
+                    f"{self.name}: row {number} has no id; fill the column '{column}' or rename it", str(column)
                 )
         odd = next((value for value in ids if isinstance(value, bytes | list | dict)), None)
         if odd is not None:
             raise ColumnError(
-                f"{self.name}: column '{column}' holds {type(odd).__name__}, where ids are text or numbers", column
+                f"{self.name}: column '{column}' holds {type(odd).__name__}, where ids are text or numbers", str(column)
             )
-        return [str(value) for value in ids]
+        if self._exploded is None:
+            return [str(value) for value in ids]
+        return [f"{value}[{item}]" for value, item in zip(ids, self._exploded[1], strict=True)]
 
     def texts(self, column: str) -> list[str | list[str] | None]:
         """A column of texts, or of lists of texts. Numbers become text, class labels their names, passages with
@@ -225,19 +259,22 @@ class Rows:
 
         Raises ``MmclError`` if the column holds something else.
         """
-        chosen = np.asarray(indices, dtype=np.int64)
-        if self._selection is not None:
-            chosen = self._selection[chosen]
-        return [self._image(value, column) for value in self._read(column, chosen)]
+        return [self._image(value, column) for value in self._read(column, np.asarray(indices, dtype=np.int64))]
 
-    def _read(self, column: str, indices: np.ndarray | None) -> list[Any]:
-        """The cells of ``column`` at row numbers of the source (all of them if None)."""
+    def _read(self, column: str, places: np.ndarray | None = None) -> list[Any]:
+        """The cells of ``column`` in the rows at ``places``, or in all."""
         self.require([column])
+        indices = self._selection if places is None or self._selection is None else self._selection[places]
         try:
-            return self._cells(column, indices)
+            cells = self._cells(column, places if indices is None else indices)
         except (UnicodeDecodeError, pa.ArrowException) as error:  # Parquet's text is whatever bytes its writer took
             reason = " ".join(str(error).split())
             raise MmclError(f"{self.name}: column '{column}' holds what is no UTF-8 text ({reason})") from error
+        if self._exploded is None or self._exploded[0] != column:
+            return cells
+        items = self._exploded[1] if places is None else self._exploded[1][places]
+        lists = [cell if isinstance(cell, list) else [cell] for cell in cells]
+        return [cell[item] if cell else None for cell, item in zip(lists, items.tolist(), strict=True)]
 
     def _cells(self, column: str, indices: np.ndarray | None) -> list[Any]:
         if column not in self._views:

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from mmcl import train
 from mmcl.config.load import load_config
+from mmcl.methods import Step
 from mmcl.runtime.errors import MmclError
+from mmcl.training.loop import Trainer
 
 from .processes import launch
 
@@ -57,6 +59,18 @@ def sup_con(source, **training):
     }  # fmt: skip
 
 
+def clip(folder, images, **training):
+    """Several drawings and several names of each thing, ragged."""
+    drawings = [images[:5], images[5:6], images[6:9], images[9:13], images[13:15], images[15:]]
+    names = [[f"thing {n}", f"object {n}", f"what {n} is"][: 1 + n % 3] for n in range(6)]
+    rows = [{"image": image, "text": name} for image, name in zip(drawings, names, strict=True)]
+    text = {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "dropout": 0.0, "tokenizer": {"vocab_size": 60}}
+    config = sup_con(table(folder / "drawings.jsonl", rows), **training)
+    config["data"] |= {"explode": "image", "per_label": 4}
+    config["model"]["text"] = text | {"head": {"kind": "none"}}
+    return config | {"method": {"name": "clip", "label_smoothing": 0.1}}
+
+
 def learned(run):
     """What the last checkpoint holds."""
     return load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
@@ -73,6 +87,35 @@ def test_labels_on_two_and_four_processes_learn_in_float64_what_one_learns(tmp_p
     for other in ("gather-2", "ring-4"):
         for key, tensor in learned(tmp_path / other).items():
             torch.testing.assert_close(tensor, alone[key], rtol=1e-7, atol=1e-10, msg=f"{other}: {key}")
+
+
+def test_drawings_of_a_thing_go_on_to_the_same_bits_and_learn_in_micro_batches_what_the_batch_learns(tmp_path, images):
+    config = clip(tmp_path, images, epochs=2, save_every=2)
+    complete = train(config, out=tmp_path / "complete", show_progress=False)
+    assert len([line for line in complete.lines() if "loss" in line]) == 6
+    step = Trainer._step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", lambda self, *given: interrupt() if given[1] == 5 else step(self, *given))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, out=tmp_path / "cut", show_progress=False)
+    train(config, out=tmp_path / "cut", resume=True, show_progress=False)
+    ours, theirs = learned(tmp_path / "complete"), learned(tmp_path / "cut")
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+    found = []
+    for micro_batch in (None, 3):
+        config = load_config(clip(tmp_path, images, micro_batch=micro_batch))
+        trainer = Trainer(config, tmp_path / str(micro_batch), resume=False, show_progress=False)
+        trainer.method.double().train()
+        results = [trainer.step([batch], Step(n, 3), 1e-2) for n, batch in enumerate(trainer.feed.batches(0, 3))]
+        found.append(([result.loss for result in results], trainer.method.state_dict()))
+        trainer.metrics.close()
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-9)
+    for name, tensor in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], tensor, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_labels_that_are_missing_or_tell_nothing_apart_are_one_line(tmp_path, images):

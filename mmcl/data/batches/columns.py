@@ -20,14 +20,14 @@ from mmcl.data.batches.towers import Embedder
 from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import Pixels
 from mmcl.data.cache.tokens import Tokens, texts_of
-from mmcl.data.identity import NOTHING, mix, stable_hash, uniforms
+from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.processors.table import Cells
+from mmcl.data.row_items import RowItems, all_items, choose_caption, choose_item
 from mmcl.data.rows import Rows
 from mmcl.runtime.files import atomic_file
 from mmcl.runtime.progress import progress
 
 FEATURES_A_BATCH = 256
-CAPTION_STREAM = 0xCA9  # of a row's random numbers, the one that chooses among its captions
 
 
 class Column(ABC):
@@ -47,9 +47,11 @@ class Column(ABC):
     hashes: np.ndarray
     contents: np.ndarray
     problems: dict[int, str]
+    several: bool = False
+    """Whether each random draw of a row takes another of its items, as long as there are others."""
 
-    def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
-        """One item of each row."""
+    def choose(self, rows: np.ndarray, seeds: Tensor, draw: int = 0) -> np.ndarray:
+        """One item of each row, for a random draw of it."""
         return rows
 
     def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -70,25 +72,53 @@ class Column(ABC):
 
 
 class PixelColumn(Column):
-    """Images: one a row.
+    """Images: one a row, or any number, of which every random draw takes another, in an order by the row's seed.
 
     Args:
         parts: the images of each source, as the tower sees them or as originals.
         squares: of originals: opens the same images as the tower sees them, for what is not changed at random.
+        of_rows: at least one of them for each row; absent where the rows are the images.
+
+    Attributes:
+        dropped: images that cannot be used, of rows that have others.
     """
 
     def __init__(
-        self, parts: Sequence[Pixels[Any]], squares: Callable[[], Sequence[Pixels[np.ndarray]]] | None = None
+        self,
+        parts: Sequence[Pixels[Any]],
+        squares: Callable[[], Sequence[Pixels[np.ndarray]]] | None = None,
+        of_rows: RowItems | None = None,
     ) -> None:
         self._parts = parts
         self._open_squares = squares
         self._starts = np.cumsum([0, *map(len, parts)])
         self.hashes = self.contents = _joined([part.hashes for part in parts])
-        self.problems = {
+        failed = {
             int(start) + row: why
             for start, part in zip(self._starts, parts, strict=False)
             for row, why in part.errors.items()
         }
+        self._of_rows, self.problems, self.dropped = of_rows, failed, 0
+        if of_rows is not None:
+            usable = ~np.isin(of_rows.items, list(failed))
+            first = np.concatenate([[0], np.cumsum(usable)])[of_rows.first]
+            lacking = np.flatnonzero(np.diff(first) == 0)
+            self._of_rows = RowItems(of_rows.items[usable], first)
+            self.problems = {int(row): failed[int(of_rows.items[of_rows.first[row]])] for row in lacking}
+            self.dropped = int((~usable).sum() - np.diff(of_rows.first)[lacking].sum())
+            self.several = bool(np.diff(first).max(initial=1) > 1)
+
+    def choose(self, rows: np.ndarray, seeds: Tensor, draw: int = 0) -> np.ndarray:
+        if self._of_rows is None:
+            return rows
+        items, first = self._of_rows
+        return items[first[rows] + choose_item(first[rows + 1] - first[rows], seeds, draw)]
+
+    def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._of_rows is None:
+            return super().items(rows)
+        places, owner = all_items(self._of_rows.first, rows)
+        return self._of_rows.items[places], owner
 
     def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
         if self._open_squares is not None:
@@ -172,7 +202,7 @@ class TokenColumn(Column):
             return self._parts[0].reader.processor.max_tokens
         return max(part.tokens.longest for part in self._parts)
 
-    def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
+    def choose(self, rows: np.ndarray, seeds: Tensor, draw: int = 0) -> np.ndarray:
         first = self._first[rows]
         chosen = first + choose_caption(self._first[rows + 1] - first, seeds)
         return np.minimum(chosen, len(self.hashes) - 1)  # where the last rows have none
@@ -181,9 +211,7 @@ class TokenColumn(Column):
         return np.where(self._first[rows + 1] == self._first[rows], NOTHING, self.hashes[items])
 
     def items(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        owner = np.repeat(np.arange(len(rows)), self._first[rows + 1] - self._first[rows])
-        within = np.arange(len(owner)) - np.searchsorted(owner, owner)
-        return self._first[rows][owner] + within, owner
+        return all_items(self._first, rows)
 
     def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
         tokens: list[np.ndarray] = [np.empty(0, np.int32)] * len(items)
@@ -295,13 +323,14 @@ class FeatureColumn(Column):
         content = hashlib.blake2b(np.ascontiguousarray(column.contents).tobytes(), digest_size=16).hexdigest()
         path = path.with_name(f"{path.name}-{content}.npy")
         self.hashes, self.contents, self.problems = column.hashes, column.contents, column.problems
+        self.several = column.several
         _, example, self._feature_of = np.unique(column.contents, return_index=True, return_inverse=True)
         if not path.is_file():
             self._compute(example, embedder, path, device)
         self.features = np.load(path, mmap_mode="r", allow_pickle=False)
 
-    def choose(self, rows: np.ndarray, seeds: Tensor) -> np.ndarray:
-        return self.column.choose(rows, seeds)
+    def choose(self, rows: np.ndarray, seeds: Tensor, draw: int = 0) -> np.ndarray:
+        return self.column.choose(rows, seeds, draw)
 
     def names(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         return self.column.names(rows, items)
@@ -325,14 +354,6 @@ class FeatureColumn(Column):
                     inputs = {name: tensor.to(device) for name, tensor in self.column.inputs(chunk).items()}
                     file.write(tower(**inputs).float().cpu().numpy().tobytes())
                     advance(len(chunk))
-
-
-def choose_caption(counts: np.ndarray, seeds: Tensor) -> np.ndarray:
-    """For rows with ``counts`` captions each, the number of the one that the row's seed chooses: int64 (N,)."""
-    if counts.max(initial=1) == 1:
-        return np.zeros(len(counts), dtype=np.int64)
-    draw = uniforms(seeds, 1, CAPTION_STREAM)[:, 0].numpy()
-    return (draw * counts).astype(np.int64)
 
 
 def split(numbers: np.ndarray, starts: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

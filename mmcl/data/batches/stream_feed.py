@@ -19,7 +19,7 @@ from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.augment.texts import TextAugmentation
 from mmcl.data.batches.batch import Batch, Inputs
-from mmcl.data.batches.columns import ValueColumn, choose_caption
+from mmcl.data.batches.columns import ValueColumn
 from mmcl.data.batches.inputs import image_inputs, text_inputs
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.text_reader import TextReader
@@ -29,6 +29,7 @@ from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.images import ImageInput, PreparedImage, image_hash
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.processors.table import TableProcessor
+from mmcl.data.row_items import choose_caption
 from mmcl.data.sources.tar.columns import NoTextError, ShardColumn, log_lacking, require_columns
 from mmcl.data.sources.tar.pools import Pools
 from mmcl.data.sources.tar.read import Sample
@@ -399,8 +400,9 @@ def _refuse(name: str, reading: Reading, config: Config) -> None:
         raise MmclError(f"{name}: a tower of modality table needs rows of tables, not a stream")
     if config.data.mining is not None:
         raise MmclError(f"{name}: mining needs tables, whose rows are all at hand; leave out data.mining")
-    if config.data.per_label is not None:
-        raise MmclError(f"{name}: rows of a label are brought together in tables only; leave out data.per_label")
+    for setting in ("per_label", "explode"):
+        if getattr(config.data, setting) is not None:
+            raise MmclError(f"{name}: data.{setting} needs a table, of which all rows are known; leave it out")
     if config.data.distinct:
         raise MmclError(
             f"{name}: distinct batches need a table, of which all rows are known; set data.distinct to false "

@@ -34,6 +34,7 @@ from mmcl.data.identity import stable_hash
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.processors.table import Categories, Cells, TableProcessor
 from mmcl.data.processors.text import TextProcessor
+from mmcl.data.row_items import RowItems, all_items
 from mmcl.data.rows import ColumnError, Rows, columns_named_by
 from mmcl.data.sources import open_described
 from mmcl.runtime import distributed
@@ -74,6 +75,9 @@ class Table:
         self._stored: dict[str, int | None] = {}  # role to the side of originals of images, where it has them
         keys = [where] if where else ["data.train", *(f"data.mix.{number}" for number in range(len(sources) - 1))]
         self.sources = [open_described(of, config.data.image, key) for of, key in zip(sources, keys, strict=True)]
+        self._unexploded, self._owners = self.sources, [np.arange(len(rows)) for rows in self.sources]
+        if augmented and config.data.explode is not None:
+            self._explode(config.data.explode)
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self._scratch, self._device, self._show_progress = scratch, device, show_progress
         self._augmentation: TextAugmentation | None = None
@@ -151,14 +155,14 @@ class Table:
             return self.columns[role].hashes
         found = [
             original_hashes(
-                *(rows, str(name)),
+                *(rows, name),
                 size=processor.size,
                 stored=stored,
                 resize=processor.resize,
                 exact_decoding=processor.exact_decoding,
                 show_progress=self._show_progress,
             )
-            for rows, name in zip(self.sources, self._names(role), strict=True)
+            for rows, name in self._images(role)[0]
         ]
         return np.concatenate(found)
 
@@ -180,8 +184,51 @@ class Table:
             return plain
         return FeatureColumn(plain, embedder, self._scratch / f"{name}_{modality}", self._device)
 
+    def _explode(self, role: str) -> None:
+        """Make each item of the lists in a role's column a row of its own."""
+        if self._reading.columns.get(role) not in ("image", "text"):
+            roles = ", ".join(name for name, of in self._reading.columns.items() if of in ("image", "text"))
+            raise MmclError(f"data.explode: '{role}' is no role of images or texts here; these are {roles}")
+        names = [self.config.data.column_of(role, source) for source in self.settings]
+        parts = []
+        for rows, name in zip(self.sources, names, strict=True):
+            with columns_named_by({f"data.columns.{role}": name}):
+                parts.append(rows.exploded(name))
+        self.sources, self._owners = [rows for rows, _ in parts], [owner for _, owner in parts]
+
+    @property
+    def _label_by_row(self) -> bool:
+        """Whether the label of a row is the cell that it was exploded from, since no column is named for it."""
+        named = "label" in self.config.data.columns or any("label" in source.columns for source in self.settings)
+        return self.sources is not self._unexploded and not named
+
+    def _images(self, role: str) -> tuple[list[tuple[Rows, str]], RowItems | None]:
+        """The rows and column of a role's images in each source, and which of them belong to each row of the table;
+        None where these rows are the images.
+
+        Rows that were exploded by another role share the images, and so their pixels.
+        """
+        rows_of = self.sources if role == self.config.data.explode else self._unexploded
+        named = [(rows, str(name)) for rows, name in zip(rows_of, self._names(role), strict=True)]
+        if rows_of is self.sources and not any(rows.holds_lists(name) for rows, name in named):
+            return named, None
+        parts, counts, start = [], [], 0
+        for number, (rows, name) in enumerate(named):
+            items, row_of = rows.exploded(name)
+            first = np.searchsorted(row_of, np.arange(len(rows) + 1))
+            owners = np.arange(len(rows)) if rows_of is self.sources else self._owners[number]
+            numbers, _ = all_items(first, owners)
+            parts.append(numbers + start)
+            counts.append((first[1:] - first[:-1])[owners])
+            start += len(items)
+            if rows.holds_lists(name):
+                named[number] = items, name
+        return named, RowItems(np.concatenate(parts), np.cumsum([0, *np.concatenate(counts)]))
+
     def _read_of(self, role: str) -> list[str]:
         """The roles by which the columns of a role are called: its own, or those of the fields of its tower."""
+        if role == "label" and self._label_by_row:
+            return []
         if self._reading.columns[role] in VALUES:
             return [role]
         processor = self._reading.embedder(role).processor
@@ -224,14 +271,19 @@ class Table:
             common |= {"size": processor.size, "resize": processor.resize}
             common["exact_decoding"] = processor.exact_decoding
             common["cache_gb"] = data.cache_gb
-            named = [(rows, str(name)) for rows, name in zip(self.sources, names, strict=True)]
+            named, of_rows = self._images(role)
 
             def squares() -> list[Pixels[np.ndarray]]:
                 return [open_pixels(*of, **common) for of in named]
 
-            if stored is None:
-                return PixelColumn(squares())
-            return PixelColumn([open_originals(*of, stored=stored, **common) for of in named], squares)
+            opened = squares() if stored is None else [open_originals(*of, stored=stored, **common) for of in named]
+            pixels = PixelColumn(opened, None if stored is None else squares, of_rows)
+            if pixels.dropped and not foreign and distributed.rank() == 0:
+                log.warning(
+                    "%s: %d images in column '%s' cannot be used, of rows that have others",
+                    *(self.name, pixels.dropped, names[0]),
+                )
+            return pixels
         if role in self._optional:
             common["on_error"] = "skip"
         parts, section = [], section or self.config.model.where(self._reading.tower(role))
@@ -294,6 +346,9 @@ class Table:
         return CellColumn(field, found, np.concatenate(hashes))
 
     def _values(self, role: str, modality: str) -> Column:
+        if role == "label" and self._label_by_row:
+            cells = [[f"{number}:{row}" for row in rows.tolist()] for number, rows in enumerate(self._owners)]
+            return ValueColumn(modality, cells)
         names = [self.config.data.column_of(role, source) for source in self.settings]
         read = Rows.labels if modality == "label" else Rows.numbers
         column = ValueColumn(modality, [read(rows, name) for rows, name in zip(self.sources, names, strict=True)])

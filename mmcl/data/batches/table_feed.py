@@ -78,11 +78,12 @@ class TableFeed(Table):
         self.require_rows()
         self._require_labels()
         self._pin = device.type == "cuda"
-        # Texts are changed here, with random numbers of each draw; images by the views, on the device.
+        # Texts are changed here, with random numbers of each draw; images by the views, on the device, but each draw of
+        # a row with several may be of another one.
         self._draws_of = {
             role: reading.draws(role)
             for role, modality in reading.columns.items()
-            if augmented and modality == "text" and config.augments("text")
+            if augmented and (self.columns[role].several or (modality == "text" and config.augments("text")))
         }
         self._references: dict[str, dict[str, Column]] = {
             name: {
@@ -168,8 +169,12 @@ class TableFeed(Table):
         for role, column in self.columns.items():
             items = column.choose(draw.rows, seeds)
             inputs[role] = column.inputs(items, seeds)
-            if (count := self._draws_of.get(role, 1)) > 1:
-                draws[role] = [column.inputs(items, mix(seeds, draw)) for draw in range(1, count)]
+            for number in range(1, self._draws_of.get(role, 1)):
+                if column.several:
+                    drawn = column.inputs(column.choose(draw.rows, seeds, number), seeds)
+                else:
+                    drawn = column.inputs(items, mix(seeds, number))
+                draws.setdefault(role, []).append(drawn)
             for name, features in self._references.items():  # whose items are numbered as ours are
                 if role in features:
                     references[name][role] = features[role].inputs(items)
@@ -178,8 +183,8 @@ class TableFeed(Table):
         batch = Batch(inputs, torch.stack(ids, dim=1), seeds, rows, draws=draws, references=references)
         for name, extra in self._extra.items():
             pool, pool_ids = self._pools[name]
-            drawn = np.random.default_rng([self.config.seed, draw.number]).permutation(len(pool))[: self._count(name)]
-            mine = np.array_split(drawn, distributed.world_size())[distributed.rank()]
+            chosen = np.random.default_rng([self.config.seed, draw.number]).permutation(len(pool))[: self._count(name)]
+            mine = np.array_split(chosen, distributed.world_size())[distributed.rank()]
             batch.extra[name] = self.columns[extra.column].inputs(pool[mine])
             batch.extra_ids[name] = torch.from_numpy(pool_ids[mine])
         if self.hard is not None:
@@ -248,10 +253,9 @@ class TableFeed(Table):
 
     def _labels(self) -> np.ndarray | None:
         """(rows,) labels of all rows, by which batches bring them together, if they do."""
-        data = self.config.data
-        if data.per_label is None:
+        data, column = self.config.data, self.columns.get("label")
+        if data.per_label is None and (data.explode is None or column is None):
             return None
-        column = self.columns.get("label")
         if not isinstance(column, ValueColumn):
             raise MmclError(
                 f"data.per_label: method '{self.config.method.name}' reads no labels here; name their column with "
@@ -259,7 +263,8 @@ class TableFeed(Table):
             )
         if data.distinct:
             raise MmclError(
-                "data.distinct keeps rows apart that data.per_label brings together; leave one of the two out"
+                f"data.distinct keeps rows apart that data.{'explode' if data.explode else 'per_label'} brings "
+                "together; leave one of the two out"
             )
         return column.values
 

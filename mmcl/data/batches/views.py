@@ -132,7 +132,13 @@ def make_views(
         own = partial(side, view.tower) if side is not None else None
         inputs = batch.inputs[view.column]
         if change and isinstance(view.transform, Augment) and "features" not in inputs:
-            made[name] = view.transform.views(inputs, batch.seeds, numbers, view.size, own)
+            # All draws at once, unless each is of another image.
+            together = [numbers] if view.column not in batch.draws else [(number,) for number in numbers]
+            parts = [
+                view.transform.views(batch.drawn(view.column, of[0]), batch.seeds, of, view.size, own)
+                for of in together
+            ]
+            made[name] = parts[0] if len(parts) == 1 else _row_by_row(parts)
             continue
         draws = [_draw(view, batch, number, change, own) for number in numbers]
         made[name] = draws[0] if len(draws) == 1 else _row_by_row(draws)

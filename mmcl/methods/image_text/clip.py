@@ -64,7 +64,7 @@ class Clip(ImageText):
 
     @classmethod
     def labels_of(cls, config: schema.Config) -> dict[str, str]:
-        return {LABEL: "label"} if LABEL in roles_named(config) else {}
+        return {LABEL: "label"} if config.data.explode or LABEL in roles_named(config) else {}
 
     @property
     def extra(self) -> dict[str, Extra]:
