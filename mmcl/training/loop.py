@@ -29,6 +29,7 @@ from mmcl.runtime.errors import MmclError
 from mmcl.training.announce import announce, card_of, log_speed, require_full_steps
 from mmcl.training.build import build_method, finish_encoder, require_tokens
 from mmcl.training.callbacks.base import Callback
+from mmcl.training.callbacks.collapse import CollapseWarning
 from mmcl.training.callbacks.ensemble import WeightEnsemble
 from mmcl.training.callbacks.evaluations import Evaluations
 from mmcl.training.callbacks.mining import Miner
@@ -218,6 +219,8 @@ class Trainer:
         extra = {"lr": rate, "grad_norm": result.norm, "pairs_per_second": pairs_per_second}
         self.metrics.write(progress.step, {"epoch": round(epoch, 4), **values, **extra})
         progress.window = []
+        for callback in self.callbacks:
+            callback.on_log(progress, result.outputs)
 
     def _between_steps(self) -> bool:
         """Call the callbacks between two steps; returns whether they asked for a checkpoint, which then is written."""
@@ -306,7 +309,7 @@ class Trainer:
             folder=self.folder,
             metrics=self.metrics,
         )
-        callbacks: list[Callback] = [SkippedSamples(self.feed, self.skipped), evaluations]
+        callbacks: list[Callback] = [SkippedSamples(self.feed, self.skipped), evaluations, CollapseWarning(self.steps)]
         if config.training.wise_ft:
             callbacks.append(WeightEnsemble(config.training.wise_ft, evaluations, self.folder))
         return callbacks if self.miner is None else [*callbacks, self.miner]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from mmcl.data.batches.batch import Batch
+from mmcl.methods.outputs import Outputs
 from mmcl.training.checkpoint import Progress
 
 
@@ -37,6 +38,9 @@ class Callback:
 
     def after_update(self, progress: Progress) -> None:
         """Called after an optimizer step, in one with it: an interrupt waits for both."""
+
+    def on_log(self, progress: Progress, outputs: Outputs) -> None:
+        """Called after a logged step, with what the loss got of its last batch, without gradient."""
 
     def between_steps(self, progress: Progress) -> bool:
         """Called after each step, and before the first of this process; returns whether to write a checkpoint."""
