@@ -1,18 +1,22 @@
-"""mmcl data: sample data sets, and a check of one's own."""
+"""mmcl data: sample data sets, a check of one's own, and a picture of what a model sees of them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcl.cli.config import Overrides
 from mmcl.cli.options import AllowPipe, ImageRoot, Separator, names_columns
 from mmcl.cli.output import JsonPath, print_table, say, write_json
 
 if TYPE_CHECKING:
     from mmcl.data.check import Check
 
-app = typer.Typer(rich_markup_mode=None, help="Sample data sets, and a check of your own data.", no_args_is_help=True)
+app = typer.Typer(
+    rich_markup_mode=None, help="Sample data sets; your own data checked and drawn.", no_args_is_help=True
+)
 
 _NAMED = 3  # rows named in the table; all are in the JSON file
 
@@ -90,6 +94,24 @@ def check(
     )
     write_json(json, {**found.facts, "advice": found.advice})
     print_check(found)
+
+
+@app.command(short_help="Draw what a model sees of the first rows.")
+def show(
+    config: Annotated[Path, typer.Argument(help="A YAML file: one experiment.", show_default=False)],
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, max=200, help="How many to draw.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png file.", show_default="NAME-views.png")] = None,
+    allow_pipe: AllowPipe = False,
+) -> None:
+    """Draw what a model that is trained by a config sees of the first rows: each image as it is stored and as it is
+    changed at random, each text as the tokens that are read of it."""
+    from mmcl.config.load import load_config
+
+    experiment = load_config(config, overrides or [])
+    from mmcl.reports import write_contact_sheet
+
+    say(write_contact_sheet(experiment, out or Path(f"{experiment.name}-views.png"), rows))
 
 
 def print_check(found: Check) -> None:

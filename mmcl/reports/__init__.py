@@ -3,6 +3,7 @@
 from mmcl.evaluation.shown import Hit as Hit
 from mmcl.evaluation.shown import Mistake as Mistake
 from mmcl.evaluation.shown import Search as Search
+from mmcl.reports.contact_sheet import write_contact_sheet as write_contact_sheet
 from mmcl.reports.html import write_report as write_report
 from mmcl.reports.html import write_run_report as write_run_report
 from mmcl.reports.judged import Judged as Judged

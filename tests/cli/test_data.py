@@ -73,3 +73,22 @@ def test_errors_about_what_to_read_name_the_option(mmcl_, tmp_path):
         assert code == 2
         assert said in err
         assert "data.columns" not in err
+
+
+def test_show_draws_what_a_model_sees(mmcl_, tmp_path):
+    for number in range(4):
+        Image.new("RGB", (20, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "t.csv").write_text("image\n" + "".join(f"{number}.png\n" for number in range(4)))
+    (tmp_path / "c.yaml").write_text(
+        f"method: {{name: simclr}}\ndata: {{train: {{source: {tmp_path / 't.csv'}}}, image: {{size: 16}}}}\n"
+        "model: {dim: 8, image: {name: 'timm:resnet10t', args: {channels: [4, 4, 4, 4], stem_width: 4}}}\n"
+        "training: {batch_size: 2}\n"
+    )
+    out = tmp_path / "views.png"
+    code, printed, err = mmcl_("data", "show", tmp_path / "c.yaml", "--set", "augmentation.flip=0.5", "--out", out)
+    assert code == 0, err
+    assert printed.strip() == str(out)
+    assert Image.open(out).size[0] > 400
+    code, _, err = mmcl_("data", "show", tmp_path / "c.yaml", "--out", out)
+    assert code == 2
+    assert "without augmentation both views" in err
