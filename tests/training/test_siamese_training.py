@@ -162,6 +162,14 @@ def test_pairs_need_ones_and_zeros(tmp_path, sources, same, words):
         train(config_of({"text": source}, "text", "pairs"), out=tmp_path / "run", show_progress=False)
 
 
+def test_labels_that_are_all_the_same_or_missing_end_in_one_line(tmp_path, sources):
+    rows = [json.loads(line) for line in Path(sources["text"]).read_text().splitlines()[:9]]
+    for label, words in ((7, "all 9 rows have one and the same label"), (None, "row 0, label: no label")):
+        source = write(tmp_path / f"{label}.jsonl", [row | {"label": label} for row in rows])
+        with pytest.raises(MmclError, match=words):
+            train(config_of({"text": source}, "text", "labels"), out=tmp_path / str(label), show_progress=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("modality", "kind"), [("image", "labels"), ("image", "pairs"), ("text", "triplets")])
 def test_two_processes_learn_what_one_learns(tmp_path, sources, modality, kind):

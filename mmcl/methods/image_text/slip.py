@@ -63,9 +63,13 @@ class Slip(Clip):
 
     def views(self) -> dict[str, View]:
         crop = Augment(AugmentationConfig(crop_scale=self.config.crop_scale))
-        views = super().views()
-        paired = {self.image: replace(views[self.image], transform=crop)}
-        return views | paired | {VIEWS: View(self.image, self.image, self.augment, count=2)}
+        pair = super().views()
+        # Before the pair: `augmentation.second` is of a column's second draw.
+        return (
+            {VIEWS: View(self.image, self.image, self.augment, count=2)}
+            | pair
+            | {self.image: replace(pair[self.image], transform=crop)}
+        )
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return super().embed(inputs) | {VIEWS: self.encoder.image(self.image).features(**inputs[VIEWS])}
