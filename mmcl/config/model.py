@@ -96,7 +96,8 @@ class TextTowerConfig(TowerConfig):
 
     name: str = "scratch"
     """A transformers or sentence-transformers name or folder, `sample:minilm`, `open_clip:NAME` for the text tower of
-    any open_clip model, `scratch`: a small new one, or `KEY:NAME` of another package."""
+    any open_clip model, `scratch`: a small new one, `bag:ngrams`: a new sum of token vectors, which start from
+    character n-grams, or `KEY:NAME` of another package."""
     pretrained: str | bool = True
     """transformers: whether to load the weights. open_clip: their tag or a checkpoint file; `true` starts anew, since
     no tag is named. Ignored for `scratch`."""
@@ -109,7 +110,9 @@ class TextTowerConfig(TowerConfig):
     """Name to the words put before a text, such as `{query: "query: "}`; kept in the model folder, for
     `encode(prompt="query")`. The model's own if absent."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of a tower of another package; others have none."""
+    """Arguments of a tower of another package, and of `bag:ngrams` (`learned`: dimensions that are learned, `share` of
+    the cosine that these are, `smoothing` a of a / (a + p), `numbers`: how many times a token of digits counts,
+    `ngrams`: shortest and longest); others have none."""
     max_tokens: int | None = Field(default=None, ge=2, le=2**24)
     """Longer texts are cut here; the model's own limit if absent (64 for `scratch` and towers of other packages)."""
     token_weights: Positive | None = None
@@ -119,13 +122,13 @@ class TextTowerConfig(TowerConfig):
     layers: int = Field(default=4, ge=1, le=MOST_LAYERS)
     """`scratch`: number of transformer layers."""
     width: int = Field(default=256, ge=8, le=WIDEST)
-    """`scratch`: width of the transformer."""
+    """`scratch`: width of the transformer; `bag:ngrams`: number of features."""
     heads: int = Field(default=4, ge=1, le=WIDEST)
     """`scratch`: number of attention heads; divides `width`."""
     dropout: Fraction = 0.1
     """`scratch`: dropout within the transformer."""
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
-    """`scratch`, and towers of other packages: how the tokenizer is trained."""
+    """`scratch`, `bag:ngrams`, and towers of other packages: how the tokenizer is trained."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TextTowerConfig:

@@ -32,19 +32,23 @@ log = logging.getLogger("mmcl")
 
 SCRATCH_MAX_TOKENS = 64
 
-TEXT_TOWERS: Registry[Callable[[str, TextTowerConfig, int], nn.Module]] = Registry("mmcl.text_towers", "text tower", {})
+TEXT_TOWERS: Registry[Callable[[str, TextTowerConfig, int], nn.Module]] = Registry(
+    "mmcl.text_towers", "text tower", {"bag": "mmcl.models.text.token_bag:token_bag"}
+)
 """What makes the network of ``KEY:NAME``, from NAME, the tower's settings and the number of tokens in the vocabulary.
 
 The network maps (N, L) token ids and their mask, both int64, to (N, width) features. Its tokenizer is trained on the
 texts of the run, or is that of ``tokenizer.name``. A model folder is read by the same call: with the name, ``args``,
-``layers``, ``width``, ``heads`` and ``dropout`` that it had, and ``pretrained`` false. Another package adds its own by
-the entry-point group ``mmcl.text_towers``."""
+``layers``, ``width``, ``heads`` and ``dropout`` that it had, and ``pretrained`` false. A network with a method
+``start`` is handed the tokenizer when it is new, before any weights. Another package adds its own by the entry-point
+group ``mmcl.text_towers``."""
 
 _REBUILDS = ("name", "args", "layers", "width", "heads", "dropout")
 _READ = ("max_tokens", "prompts", "default_prompt", "include_prompt", "lowercase")
 
 NAMED = {
     "scratch": "A small new transformer, with a tokenizer trained on the run's own texts.",
+    "bag:ngrams": "A new weighted sum of token vectors, part spelling and part learned, with a tokenizer of its own.",
     "open_clip:NAME": "The text tower of any open_clip model, such as `open_clip:ViT-B-32`.",
     "NAME": "A transformers or sentence-transformers model, by hub name or folder, or `sample:minilm`.",
 }
@@ -100,11 +104,14 @@ def _tokenizer(config: TextTowerConfig, tokenizer: Any) -> Any:
 
 
 def _plain(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, TextTower]:
-    """The tower of another package."""
+    """A registered tower."""
     if config.pooling is not None:
         raise MmclError(f"model.text.pooling: '{config.name}' has a pooling of its own; leave it out")
     processor = TextProcessor(_tokenizer(config, tokenizer), max_tokens=config.max_tokens or SCRATCH_MAX_TOKENS)
-    return processor, _plain_tower(config, processor)
+    tower = _plain_tower(config, processor)
+    if hasattr(tower.net, "start"):
+        tower.net.start(processor.tokenizer)
+    return processor, tower
 
 
 def _rebuilding(spec: dict[str, Any]) -> TextTowerConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +140,8 @@ def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:
 
 def _refuse_equal_views(method: Method, config: Config) -> None:
     """Raise ``MmclError`` where two draws of a text would be the same: there would be nothing to learn."""
-    twice = [column for column, of in method.columns.items() if of == "text" and method.reading.draws(column) > 1]
+    unchanged = Counter(view.column for view in method.views().values() if view.transform is None)
+    twice = [column for column, of in method.columns.items() if of == "text" and unchanged[column] > 1]
     if not twice or config.augments("text"):
         return
     embedder = method.encoder.embedder(method.reading.tower(twice[0]))

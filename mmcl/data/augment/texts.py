@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mmcl.config.data import TextAugmentationConfig
@@ -14,7 +15,7 @@ from mmcl.data.cache.tokens import Tokenize
 from mmcl.data.identity import uniforms
 from mmcl.runtime.errors import MmclError
 
-WORDS_STREAM, SYNONYMS_STREAM = 0x7E87, 0x7E88  # of a row's random numbers, those that change its text
+WORDS_STREAM, SYNONYMS_STREAM, SPLIT_STREAM = 0x7E87, 0x7E88, 0x7E89  # of a row's random numbers, for its text
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 
 
@@ -142,6 +143,32 @@ class Synonyms:
                 parts += [text[end : word.start()], other[:1].upper() + other[1:] if word[0][0].isupper() else other]
                 end = word.end()
         return "".join([*parts, text[end:]]) if parts else text
+
+
+def split_tokens(inputs: Mapping[str, Tensor], seeds: Tensor, part: int, special: Tensor) -> dict[str, Tensor]:
+    """One of two halves of each text's tokens: every token is drawn for one of the two, and keeps its order.
+
+    Both halves have the special tokens and what the pooling skips. A text of one other token is in both. Which tokens
+    a half has depends on the text's own seed alone.
+
+    Args:
+        inputs: of N texts, see :mod:`mmcl.data.batches.inputs`.
+        seeds: (N,) int64, one a text.
+        part: 0 or 1, which half.
+        special: ids of the special tokens.
+    """
+    ids = inputs["input_ids"]
+    there = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(ids, dtype=torch.bool)
+    ordinary = there & ~torch.isin(ids, special)
+    if "skipped" in inputs:
+        ordinary &= torch.arange(ids.shape[1], device=ids.device) >= inputs["skipped"][:, None]
+    chance = uniforms(seeds, ids.shape[1], SPLIT_STREAM).masked_fill(~ordinary, torch.inf)
+    rank = chance.argsort(dim=1, stable=True).argsort(dim=1)
+    count = ordinary.sum(dim=1, keepdim=True)
+    other = (rank < count // 2) if part else (rank >= count // 2)  # the tokens of the other half
+    kept = there & ~(other & ordinary & (count > 1))
+    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(kept.sum(dim=1).max())]
+    return {**inputs, "input_ids": ids.gather(1, order), "attention_mask": kept.gather(1, order).long()}
 
 
 def framing_of(tokenize: Tokenize) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmcl.config import schema
 from mmcl.config.section import Positive
+from mmcl.data.augment.texts import split_tokens
 from mmcl.data.batches.batch import MINED, Inputs
 from mmcl.data.batches.views import View
 from mmcl.data.identity import NOTHING
@@ -37,6 +38,10 @@ class SimcseConfig(TextPairsConfig):
     """
 
     name: Literal["simcse"] = "simcse"
+    positives: Literal["dropout", "halves"] = "dropout"
+    """With `text`: the pair is a sentence twice, under another `dropout` and text augmentation each; or two random
+    `halves` of its tokens, which have no word in common, so that what is learned is which words occur together (spans
+    without overlap as in DeCLUTR, Giorgi et al. 2021, arXiv:2006.03659)."""
     symmetric: bool = False
     """Tell each positive's anchor from the other anchors as well."""
     hard_negative_weight: Positive = 1.0
@@ -79,7 +84,8 @@ class SimcseConfig(TextPairsConfig):
 class Simcse(TextPairs):
     """InfoNCE from each text to its positive: itself under another dropout, or its partner.
 
-    - With the role ``text`` a sentence goes through the tower twice in one batch, and dropout makes the pair.
+    - With the role ``text`` a sentence goes through the tower twice in one batch, and dropout makes the pair; or the
+      two random halves of its tokens are the pair.
     - With ``anchor`` and ``positive`` rows are pairs, and ``negative``, ``negative_2``, … are hard negatives: wrong for
       every anchor, and with a weight for their own. So are those that are mined.
 
@@ -122,10 +128,24 @@ class Simcse(TextPairs):
                     f"{setting}.{role}: method 'simcse' with these columns reads {', '.join(columns)}; leave {role} "
                     "out, or change the columns"
                 )
+        if cast(SimcseConfig, config.method).positives == "halves":
+            if "text" not in columns:
+                raise MmclError("method.positives: halves are of a text alone, and these rows are pairs; leave it out")
+            if config.augments("text"):  # each half would be of another text
+                raise MmclError("method.positives: halves do not go with text_augmentation; leave one of the two out")
         return columns
 
     def text_views(self) -> dict[str, View]:
-        return {side: View("text", "text") for side in self.sides} if self.unsupervised else super().text_views()
+        if not self.unsupervised:
+            return super().text_views()
+        halve = self._halve if self.config.positives == "halves" else None
+        return {side: View("text", "text", halve) for side in self.sides}
+
+    def _halve(self, inputs: Inputs, seeds: Tensor, draw: int, size: int | None) -> Inputs:
+        """The transform of texts into the first half of their tokens, or into the second."""
+        ids = inputs["input_ids"]
+        special = torch.tensor(self.encoder.text().processor.tokenizer.all_special_ids, device=ids.device)
+        return split_tokens(inputs, seeds, draw, special)
 
     @property
     def rings(self) -> bool:

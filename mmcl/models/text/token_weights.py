@@ -42,17 +42,8 @@ class TokenWeights(nn.Module):
         Raises:
             MmclError: the tokenizer is of another kind, and knows no frequencies.
         """
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        model = json.loads(backend.to_str())["model"] if backend is not None else {}
-        if model.get("type") != "Unigram":
-            raise MmclError(
-                "model.text.token_weights: needs a unigram tokenizer of SentencePiece, which knows how frequent its "
-                f"pieces are; this one is a {model.get('type', type(tokenizer).__name__)}. Leave it out"
-            )
-        # The special tokens have a score of 0, and so have others beside the pieces: in every text, they tell nothing.
-        log_p = torch.zeros(len(tokenizer))
-        log_p[: len(model["vocab"])] = torch.tensor([score for _, score in model["vocab"]])
-        return cls.of(smoothing / (smoothing + log_p.exp()))
+        frequency = token_frequencies(tokenizer, "model.text.token_weights")
+        return cls.of(smoothing / (smoothing + frequency))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(N, L) weights of (N, L) token ids."""
@@ -62,3 +53,23 @@ class TokenWeights(nn.Module):
     def values(self) -> Tensor:
         """(V,) weight of each token."""
         return self.log_weight.detach().exp()
+
+
+def token_frequencies(tokenizer: Any, where: str) -> Tensor:
+    """(V,) p(w) of each token in the training of a unigram tokenizer of SentencePiece.
+
+    The special tokens have 1, and so have others beside the pieces: in every text, they tell nothing.
+
+    Raises:
+        MmclError: the tokenizer is of another kind, and knows no frequencies; the message begins with ``where``.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = json.loads(backend.to_str())["model"] if backend is not None else {}
+    if model.get("type") != "Unigram":
+        raise MmclError(
+            f"{where}: needs a unigram tokenizer of SentencePiece, which knows how frequent its pieces are; this one "
+            f"is a {model.get('type', type(tokenizer).__name__)}. Leave it out"
+        )
+    log_p = torch.zeros(len(tokenizer))
+    log_p[: len(model["vocab"])] = torch.tensor([score for _, score in model["vocab"]])
+    return log_p.exp()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmcl.config.data import TextAugmentationConfig
-from mmcl.data.augment.texts import Synonyms, augment_tokens, framing_of
+from mmcl.data.augment.texts import Synonyms, augment_tokens, framing_of, split_tokens
 from mmcl.data.identity import mix
 from mmcl.runtime.errors import MmclError
 
@@ -117,3 +117,44 @@ def test_a_file_without_synonyms_is_refused(tmp_path):
     (tmp_path / "one.tsv").write_text("dog hound\ncat\n")
     with pytest.raises(MmclError, match=r"no line has two words; .*separated by tabs"):
         Synonyms(tmp_path / "one.tsv")
+
+
+def test_two_halves_share_no_token_but_special_ones():
+    special = torch.tensor([0, FIRST, LAST])
+    length = 12
+    ids = torch.zeros(len(SEEDS), length + 5, dtype=torch.int64)
+    ids[:, : length + 2] = torch.tensor(framed(range(1, length + 1)))
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    halves = [split_tokens(inputs, SEEDS, part, special) for part in (0, 1)]
+    rows = [
+        [half["input_ids"][row][half["attention_mask"][row] == 1].tolist() for half in halves]
+        for row in range(len(SEEDS))
+    ]
+    for first, second in rows:
+        assert (first[0], first[-1], second[0], second[-1]) == (FIRST, LAST, FIRST, LAST)
+        assert sorted(first[1:-1] + second[1:-1]) == list(range(1, length + 1))
+        assert first[1:-1] == sorted(first[1:-1])
+        assert len(first) == len(second)
+    together = np.mean([(1 in first) == (2 in first) for first, _ in rows])
+    assert together == pytest.approx((length / 2 - 1) / (length - 1), abs=0.04)  # any half is as likely as another
+
+
+def test_halves_of_odd_and_of_short_texts():
+    special = torch.tensor([0, FIRST, LAST])
+    ids = torch.tensor([[FIRST, 5, 6, 7, LAST], [FIRST, 5, LAST, 0, 0], [FIRST, LAST, 0, 0, 0]])
+    halves = [
+        split_tokens({"input_ids": ids, "attention_mask": (ids != 0).long()}, SEEDS[:3], k, special) for k in (0, 1)
+    ]
+    assert [half["attention_mask"].sum(dim=1).tolist() for half in halves] == [[3, 3, 2], [4, 3, 2]]
+    assert all(half["input_ids"][1, 1] == 5 for half in halves)
+
+
+def test_halves_hang_on_a_texts_own_seed_alone_and_leave_prompts_whole():
+    special, ids = torch.tensor([FIRST, LAST]), torch.tensor(framed(range(1, 9))).long().expand(6, 10)
+    whole = split_tokens({"input_ids": ids}, SEEDS[:6], 0, special)
+    alone = split_tokens({"input_ids": ids[4:5]}, SEEDS[4:5], 0, special)
+    assert torch.equal(whole["input_ids"][4:5], alone["input_ids"])
+    assert len({tuple(row) for row in whole["input_ids"].tolist()}) > 1
+    prompted = split_tokens({"input_ids": ids, "skipped": torch.full((6,), 5)}, SEEDS[:6], 1, special)
+    assert (prompted["input_ids"][:, :5] == ids[:, :5]).all()
+    assert (prompted["attention_mask"].sum(dim=1) == 8).all()

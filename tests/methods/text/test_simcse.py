@@ -15,6 +15,7 @@ from torch import nn
 
 from mmcl.config.model import HeadConfig
 from mmcl.config.schema import Config
+from mmcl.data.batches.views import make_views
 from mmcl.encoding import Encoder
 from mmcl.losses import Guide, Negatives, debiased_info_nce, distillation, info_nce
 from mmcl.methods import Context, Simcse, Step
@@ -344,3 +345,29 @@ def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path):
     encoder = load(run.folder)
     assert list(encoder.towers.heads) == ["projector"]
     assert encoder.encode(rows[:3]).shape == (3, 16)
+
+
+def test_halves_of_a_sentence_are_its_views(make_simcse, make_batch):
+    simcse = make_simcse(positives="halves").train()
+    batch = make_batch(simcse.encoder, text=SENTENCES)
+    first, second = make_views(simcse.views(), batch, change=True).values()
+    special = simcse.encoder.text().processor.tokenizer.all_special_ids
+    for row, whole in enumerate(batch.inputs["text"]["input_ids"].tolist()):
+        halves = [half["input_ids"][row][half["attention_mask"][row] == 1].tolist() for half in (first, second)]
+        words = [[token for token in half if token not in special] for half in halves]
+        assert sorted(words[0] + words[1]) == sorted(token for token in whole if token not in special)
+    in_use = make_views(simcse.views(), batch, change=False)["anchor"]["input_ids"]
+    assert torch.equal(in_use, batch.inputs["text"]["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": {"columns": {"anchor": "a", "positive": "b"}}}, "method.positives: halves are of a text alone"),
+        ({"text_augmentation": {"drop": 0.1}}, "method.positives: halves do not go with text_augmentation"),
+    ],
+)
+def test_halves_are_of_a_text_that_nothing_else_changes(settings, message):
+    settings["data"] = {"train": {"source": "rows.csv"}} | settings.get("data", {})
+    with pytest.raises(MmclError, match=message):
+        Simcse.columns_of(Config.model_validate({"method": {"name": "simcse", "positives": "halves"}} | settings))

@@ -1,0 +1,122 @@
+"""A bag of tokens: spelling that is given, and meaning that is learned."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcl.config.model import TextTowerConfig
+from mmcl.models.text.token_weights import token_frequencies
+from mmcl.runtime.errors import MmclError
+
+COMMON = 0.05
+"""Frequency from which on a character n-gram counts for almost nothing."""
+BLANK = "▁"
+"""What SentencePiece writes for the blank before a word."""
+
+
+class TokenBag(nn.Module):
+    """Two weighted sums over a text's tokens, side by side: of how these are written, which stays as it is, and of what
+    they mean, which is learned.
+
+    The spelling of a token is a random projection of its character n-grams, weighted by their rarity, of length 1: the
+    cosine of two tokens is about that of their TF-IDF vectors (Johnson and Lindenstrauss 1984; n-grams as in Bojanowski
+    et al. 2017, arXiv:1607.04606). Token w counts a / (a + p(w)) (SIF, Arora et al. 2017). Each of the two sums is
+    normalised, so that neither outweighs the other in long texts: the cosine of two texts is a fixed mean of both.
+
+    Args:
+        entries: of the vocabulary.
+        width: of the features.
+        learned: how many of these are learned.
+        share: of the cosine that is learned.
+        smoothing: a of the weights; about the frequency from which on tokens count little.
+        numbers: how many times a token of digits counts: nothing says the same as another number.
+        ngrams: shortest and longest n-gram.
+
+    Raises:
+        ValueError: no feature would be left for the spelling, or another number makes no sense.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        entries: int,
+        width: int,
+        learned: int = 64,
+        share: float = 0.2,
+        smoothing: float = 3e-4,
+        numbers: float = 1.0,
+        ngrams: tuple[int, int] = (3, 4),
+    ) -> None:
+        super().__init__()
+        if not 0 < learned < width:
+            raise ValueError(f"learned is {learned}, and not from 1 to {width - 1}, the width less 1")
+        if not (0 < share < 1 and smoothing > 0 and numbers > 0):
+            raise ValueError(f"share is {share}, of 1, smoothing {smoothing} and numbers {numbers}; all are above 0")
+        if not 1 <= ngrams[0] <= ngrams[1]:
+            raise ValueError(f"ngrams are {ngrams}; name the shortest and the longest, such as [3, 4]")
+        self.share, self.smoothing, self.numbers, self.ngrams = share, smoothing, numbers, ngrams
+        self.spelling = nn.Embedding(entries, width - learned)
+        self.spelling.requires_grad_(False)
+        self.meaning = nn.Embedding(entries, learned)
+        nn.init.normal_(self.meaning.weight, std=0.1 * learned**-0.5)  # short: soon, most of it is learned
+        self.register_buffer("weights", torch.ones(entries))
+
+    @torch.no_grad()
+    def start(self, tokenizer: Any) -> None:
+        """Set weights and spelling by the vocabulary of a unigram tokenizer of SentencePiece.
+
+        Raises:
+            MmclError: the tokenizer is of another kind, and knows no frequencies.
+        """
+        frequency = token_frequencies(tokenizer, "model.text.name: bag:ngrams")
+        pieces = tokenizer.convert_ids_to_tokens(range(len(frequency)))
+        number = torch.tensor([piece.strip(BLANK).isdecimal() for piece in pieces])
+        weights = self.smoothing / (self.smoothing + frequency)
+        self.weights.copy_(torch.where(number, self.numbers * weights, weights))
+        self.spelling.weight.copy_(self._project([self._split(piece) for piece in pieces], frequency))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, width) features, of length 1, of (N, L) token ids; the mask is 1 for tokens and 0 for padding."""
+        weights = self.weights[input_ids] * attention_mask
+        spelling, meaning = (
+            F.embedding_bag(input_ids, table.weight, mode="sum", per_sample_weights=weights.to(table.weight.dtype))
+            for table in (self.spelling, self.meaning)
+        )
+        scaled = ((1 - self.share) ** 0.5 * F.normalize(spelling), self.share**0.5 * F.normalize(meaning))
+        return torch.cat(scaled, dim=1)
+
+    def _split(self, piece: str) -> list[str]:
+        shortest, longest = self.ngrams
+        sizes = range(shortest, longest + 1)
+        return [piece[at : at + size] for size in sizes for at in range(len(piece) - size + 1)] or [piece]
+
+    def _project(self, ngrams: list[list[str]], frequency: Tensor) -> Tensor:
+        """(V, width) unit vectors of V tokens, of which these are the n-grams."""
+        numbers = {ngram: number for number, ngram in enumerate(dict.fromkeys(chain(*ngrams)))}
+        flat = torch.tensor([numbers[ngram] for ngram in chain(*ngrams)])
+        counts = torch.tensor([len(each) for each in ngrams])
+        seen = torch.zeros(len(numbers)).index_add(0, flat, frequency.repeat_interleave(counts))
+        rarity = (COMMON / seen.clamp(min=1e-7)).log().clamp(min=0.1)
+        offsets = counts.cumsum(0) - counts
+        projected = [
+            F.embedding_bag(flat, torch.randn(len(numbers), 1), offsets, mode="sum", per_sample_weights=rarity[flat])
+            for _ in range(self.spelling.embedding_dim)
+        ]
+        return F.normalize(torch.cat(projected, dim=1))
+
+
+def token_bag(name: str, config: TextTowerConfig, entries: int) -> TokenBag:
+    """The tower ``bag:ngrams`` of that many ``entries``; its settings are ``model.text.args``.
+
+    Raises:
+        MmclError: there is no bag of that name.
+    """
+    if name != "ngrams":
+        raise MmclError(f"text tower 'bag:{name}': there is no such bag; use bag:ngrams")
+    return TokenBag(entries, config.width, **config.args)
