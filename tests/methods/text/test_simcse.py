@@ -368,6 +368,6 @@ def test_halves_of_a_sentence_are_its_views(make_simcse, make_batch):
     ],
 )
 def test_halves_are_of_a_text_that_nothing_else_changes(settings, message):
-    settings["data"] = {"train": {"source": "rows.csv"}} | settings.get("data", {})
+    settings |= {"data": {"train": {"source": "rows.csv"}} | settings.get("data", {}), "model": {"text": {}}}
     with pytest.raises(MmclError, match=message):
         Simcse.columns_of(Config.model_validate({"method": {"name": "simcse", "positives": "halves"}} | settings))
