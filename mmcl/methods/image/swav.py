@@ -13,7 +13,7 @@ from torch import Tensor
 from mmcl.config.section import Positive
 from mmcl.losses import sinkhorn, swapped_prediction
 from mmcl.methods.base import Context, Loss
-from mmcl.methods.image.image_only import by_view
+from mmcl.methods.image.image_only import by_view, spread
 from mmcl.methods.image.multi_crop import GLOBAL, MultiCrop, MultiCropConfig, all_together
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
@@ -82,6 +82,10 @@ class Swav(MultiCrop):
             known.append(self.prototypes(torch.stack([stored[crop] for crop in CROPS])))
         assigned = sinkhorn(torch.cat(known, dim=1), self.config.iterations, self.config.epsilon)
         return assigned[:, : scores.shape[1]]
+
+    def metrics(self, outputs: Outputs) -> dict[str, float]:
+        """The spread of the projections, near 0 when all have become one point and near 1 when they fill the sphere."""
+        return {"spread": spread(outputs.embeddings[GLOBAL])}
 
     def require_steps(self, steps: int) -> None:
         if self.queue is not None:

@@ -38,9 +38,14 @@ def prepare_batch_norm(method: Method, settings: TrainingConfig, device: torch.d
             none move, or are those of single rows.
     """
     method.train()
-    if settings.micro_batch == 1 and settings.batch_norm == "batch" and learning_layers(method):
+    world, single = distributed.world_size(), None
+    if settings.micro_batch == 1:
+        single = "training.micro_batch: 1"
+    elif settings.batch_size == world:
+        single = f"training.batch_size: {world}, a row for each of as many processes"
+    if single and settings.batch_norm == "batch" and learning_layers(method):
         raise MmclError(
-            "training.micro_batch: 1, but batch normalisation needs several rows for its statistics; raise it, or set "
+            f"{single}, but batch normalisation needs several rows for its statistics; raise it, or set "
             "training.batch_norm: frozen for a tower that was trained before"
         )
     if settings.batch_norm == "frozen":

@@ -91,9 +91,16 @@ def test_frozen_statistics_stay_and_make_the_parts_of_a_batch_independent(method
     assert all(torch.equal(value, before[name]) for name, value in statistics(method).items())
 
 
-def test_single_rows_are_refused_unless_statistics_stay(method):
+def test_single_rows_are_refused_unless_statistics_stay(method, monkeypatch):
     with pytest.raises(MmclError, match=r"training\.micro_batch: 1, but batch normalisation needs several rows"):
         prepare_batch_norm(method, TrainingConfig(micro_batch=1), CPU)
+    prepare_batch_norm(method, TrainingConfig(batch_size=2), CPU)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(
+        MmclError, match=r"training\.batch_size: 2, a row for each of as many processes, but batch norm"
+    ):
+        prepare_batch_norm(method, TrainingConfig(batch_size=2), CPU)
+    prepare_batch_norm(method, TrainingConfig(batch_size=4), CPU)
     prepare_batch_norm(method, TrainingConfig(micro_batch=1, batch_norm="frozen"), CPU)
 
 
