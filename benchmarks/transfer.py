@@ -1,6 +1,7 @@
 """What does pretraining without labels give a detector and a segmenter, against a random start at equal steps?
 
-python benchmarks/transfer.py [--epochs 40] [--steps 600] [--labelled 400] [--seeds 3]
+python benchmarks/transfer.py                                              about half an hour on two cores
+python benchmarks/transfer.py --epochs 1 --steps 60 --test 60 --seeds 1    minutes, to see that it runs
 
 A ResNet-18 learns by SimCLR from the 4,000 training images of the sample `shapes`, without any label, and is exported
 to torchvision. torchvision's Faster R-CNN and FCN, both over a feature pyramid, then learn eight shapes from a few of
@@ -48,10 +49,10 @@ IOU_LEVELS = [0.5 + 0.05 * number for number in range(10)]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=float, default=40, help="of pretraining")
-    parser.add_argument("--steps", type=int, default=600, help="of the detector, and of the segmenter")
+    parser.add_argument("--epochs", type=float, default=10, help="of pretraining")
+    parser.add_argument("--steps", type=int, default=300, help="of the detector, and of the segmenter")
     parser.add_argument("--labelled", type=int, default=400, help="images with boxes and masks")
-    parser.add_argument("--test", type=int, default=400, help="images to judge on")
+    parser.add_argument("--test", type=int, default=200, help="images to judge on")
     parser.add_argument("--seeds", type=int, default=3, help="of what is not pretrained, and of the batches")
     args = parser.parse_args()
     rows = shapes.rows(splits={"train": shapes.SPLITS["train"], "test": args.test}, annotated=True)
