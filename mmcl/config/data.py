@@ -135,7 +135,8 @@ class DataConfig(Section):
     cache_gb: float = Field(default=20.0, ge=0.0)
     """Largest cache of decoded pixels on disk, in GB; beyond it images are decoded again in every epoch."""
     workers: int = Field(default=0, ge=0)
-    """Processes, for every device, that prepare batches; 0 is a thread beside the training loop."""
+    """Processes, for every device, that prepare batches; 0 is a thread beside the training loop. Without processes the
+    decoded images of tables stay on a CUDA device if they take at most a quarter of its free memory."""
     prefetch: int = Field(default=2, ge=1)
     """Batches that each worker prepares ahead."""
     shuffle: int = Field(default=5000, ge=1)

@@ -59,8 +59,8 @@ class Batch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in pinned memory, from which a GPU copies while it computes."""
-        return self._mapped(Tensor.pin_memory)
+        """The same batch in pinned memory, from which a GPU copies while it computes; but for what is there already."""
+        return self._mapped(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def split(self, sizes: Sequence[int]) -> list[Batch]:
         """Consecutive parts of so many rows each, over which extra items are spread in proportion to the rows.

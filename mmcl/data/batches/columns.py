@@ -19,6 +19,7 @@ from mmcl.data.batches.text_reader import TextReader
 from mmcl.data.batches.towers import Embedder
 from mmcl.data.batches.views import VALUES
 from mmcl.data.cache.pixels import Pixels
+from mmcl.data.cache.resident import ResidentPixels, fits
 from mmcl.data.cache.tokens import Tokens, texts_of
 from mmcl.data.identity import NOTHING, mix, stable_hash
 from mmcl.data.processors.table import Cells
@@ -98,6 +99,7 @@ class PixelColumn(Column):
             for start, part in zip(self._starts, parts, strict=False)
             for row, why in part.errors.items()
         }
+        self._resident: ResidentPixels | None = None
         self._of_rows, self.problems, self.dropped = of_rows, failed, 0
         if of_rows is not None:
             usable = ~np.isin(of_rows.items, list(failed))
@@ -120,9 +122,23 @@ class PixelColumn(Column):
         places, owner = all_items(self._of_rows.first, rows)
         return self._of_rows.items[places], owner
 
+    def move_to(self, device: torch.device) -> int:
+        """Keep the images that are learned from on ``device``: all inputs of them are there from now on. Returns how
+        many bytes they take."""
+        self._resident = ResidentPixels(self._parts, device)
+        return self._resident.bytes
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether ``device`` has the memory for :meth:`move_to`."""
+        return fits(self._parts, device)
+
     def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        if self._open_squares is not None and seeds is None:
+            return self._squares.inputs(items)
+        if self._resident is not None:
+            return self._resident.inputs(items)
         if self._open_squares is not None:
-            return self._squares.inputs(items) if seeds is None else self._originals(items)
+            return self._originals(items)
         if len(self._parts) == 1:
             return {"pixels": torch.from_numpy(self._parts[0].take(items))}
         side = self._parts[0].size

@@ -14,7 +14,7 @@ import torch
 from mmcl.config.data import SourceConfig
 from mmcl.config.schema import Config
 from mmcl.data.batches.batch import MINED, Batch, Inputs
-from mmcl.data.batches.columns import Column, TokenColumn, ValueColumn
+from mmcl.data.batches.columns import Column, PixelColumn, TokenColumn, ValueColumn
 from mmcl.data.batches.distinct import Identities
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.sampler import Draw, Sampler, epoch_counts
@@ -78,6 +78,8 @@ class TableFeed(Table):
         self.require_rows()
         self._require_labels()
         self._pin = device.type == "cuda"
+        if augmented and not config.data.workers:  # which other processes could not read
+            self._move_images(device)
         # Texts are changed here, with random numbers of each draw; images by the views, on the device, but each draw of
         # a row with several may be of another one.
         self._draws_of = {
@@ -113,6 +115,12 @@ class TableFeed(Table):
                 f"that method '{self.config.method.name}' has nothing to tell apart; name another with "
                 "data.columns.label"
             )
+
+    def _move_images(self, device: torch.device) -> None:
+        for role, column in self.columns.items():
+            if isinstance(column, PixelColumn) and column.fits(device):
+                taken = column.move_to(device)
+                log.info("%s: the images of '%s' stay on the device, in %.2f GB", self.name, role, taken / 1e9)
 
     @property
     def samples(self) -> int:

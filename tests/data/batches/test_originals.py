@@ -20,7 +20,7 @@ from mmcl.data.batches.feed import open_feed
 from mmcl.data.batches.sampler import Draw
 from mmcl.data.batches.table_feed import HardNegatives
 from mmcl.data.batches.views import Augment, View, make_views
-from mmcl.data.cache.pixels import open_pixels
+from mmcl.data.cache.pixels import Pixels, open_pixels
 from mmcl.data.images import decode, original, resize
 from mmcl.data.sources.tar.write import write_shards
 from mmcl.runtime import distributed
@@ -236,3 +236,19 @@ def test_an_image_larger_than_the_square_is_seen_beyond_it(make, folder):
         shown[stored] = method.view_inputs(batch)["local"]["pixels"].amax((0, 2, 3))
     assert shown["square"].max() < 0.01
     assert shown["24"][:2].min() > 0.5
+
+
+@pytest.mark.parametrize("stored", ["24", "square"])
+def test_batches_of_images_kept_on_the_device_are_the_same(make, stored, monkeypatch):
+    monkeypatch.setattr("mmcl.data.batches.columns.fits", lambda parts, device: False)
+    host, method = make(f"data.image.stored={stored}")
+    monkeypatch.setattr("mmcl.data.batches.columns.fits", lambda parts, device: True)
+    resident, _ = make(f"data.image.stored={stored}")
+    taken = []
+    take = Pixels.take
+    monkeypatch.setattr(Pixels, "take", lambda self, rows: taken.append(self) or take(self, rows))
+    for ours, theirs in zip(resident.batches(0, 4), list(host.batches(0, 4)), strict=True):
+        ours, theirs = method.view_inputs(ours), method.view_inputs(theirs)
+        assert all(torch.equal(ours[name]["pixels"], theirs[name]["pixels"]) for name in ours)
+    assert taken
+    assert all(part in host.columns["image"]._parts for part in taken)
