@@ -60,6 +60,10 @@ class EvaluationConfig(Section):
     """Epochs between two evaluations; at the end only if absent."""
     best: str | None = None
     """Metric whose best checkpoint becomes the model, such as `dev/image_to_text/hit@1`; the last one if absent."""
+    probe: str | None = None
+    """A column of labels in the training rows: a linear classifier learns them beside the towers, which get no gradient
+    of it, and the log has its `probe_accuracy` on every batch before it is learned from. Rows without a label are
+    skipped."""
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 5, 10), min_length=1)
     """Cut-offs of the retrieval metrics."""
 

@@ -20,6 +20,7 @@ from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.views import VALUES, Augment, Extra, View, make_views
 from mmcl.data.processors.text import TextProcessor
 from mmcl.methods.outputs import Outputs, Rows
+from mmcl.methods.parts.online_probe import OnlineProbe
 from mmcl.methods.step import Step
 from mmcl.models.heads import Head, Prototypes
 from mmcl.models.towers import Towers
@@ -75,6 +76,7 @@ class Method(nn.Module, ABC):
 
     Attributes:
         heads: what stands between the embeddings and the loss, by name, see :meth:`add_head`.
+        probe: a classifier that learns beside, if the run has one.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -90,6 +92,7 @@ class Method(nn.Module, ABC):
         self.context = context
         self.columns = dict(context.columns)
         self.heads = nn.ModuleDict()
+        self.probe: OnlineProbe | None = None
         self.references = dict(context.references)  # a plain dict: nn.Module does not look into it
         for reference in self.references.values():
             reference.eval().requires_grad_(False)

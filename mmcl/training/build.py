@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from mmcl.config.data import TrainSourceConfig
 from mmcl.config.methods import METHODS
 from mmcl.config.model import (
     CategoryFieldConfig,
@@ -24,6 +25,8 @@ from mmcl.config.model import (
 )
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
+from mmcl.data.batches.feed import Feed
+from mmcl.data.batches.table import Table
 from mmcl.data.batches.tokenizer_texts import training_texts
 from mmcl.data.processors.fit_table import TrainingRows
 from mmcl.data.processors.table import Field, TableProcessor
@@ -39,6 +42,7 @@ from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower, lacks
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.methods import Context, Method
 from mmcl.methods.base import REFERENCES
+from mmcl.methods.parts.online_probe import PROBE, OnlineProbe
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder, embedders
 from mmcl.models.heads import Head
@@ -70,6 +74,8 @@ def build_method(config: Config, folder: Path) -> Method:
     torch.manual_seed(config.seed)
     kind: type[Method] = METHODS[config.method.name]
     columns, towers = kind.columns_of(config), kind.towers_of(config)
+    if config.evaluation.probe is not None:
+        columns = columns | {PROBE: "label"}
     modalities = set(columns.values()) & {"image", "text"}
     _refuse_what_is_not_read(config, modalities)
     if config.model.name:
@@ -94,6 +100,37 @@ def build_method(config: Config, folder: Path) -> Method:
     _refuse_equal_views(method, config)
     _log_heads(method)
     return method
+
+
+def add_probe(method: Method, config: Config, feed: Feed) -> None:
+    """Give the method the probe that ``evaluation.probe`` asks for, which knows the labels of the training rows.
+
+    Raises:
+        MmclError: the rows are a stream, whose labels are not known beforehand.
+    """
+    if config.evaluation.probe is None:
+        return
+    if not isinstance(feed, Table):
+        raise MmclError(
+            f"evaluation.probe: {feed.name} is a stream, whose labels are not known beforehand; leave it out"
+        )
+    labels = feed.columns[PROBE].inputs(feed.positions)["labels"].numpy()
+    name, view = next(iter(method.views().items()))
+    method.probe = OnlineProbe(labels, method.encoder.width, name, view.count).to(method.encoder.device)
+
+
+def probed(sources: Sequence[TrainSourceConfig], config: Config) -> list[TrainSourceConfig]:
+    """Training sources, with the column of the labels that the probe of a run learns."""
+    if config.evaluation.probe is None:
+        return list(sources)
+    return [of.model_copy(update={"columns": {**of.columns, PROBE: config.evaluation.probe}}) for of in sources]
+
+
+@contextmanager
+def probe_named() -> Iterator[None]:
+    """Within, an error about the column of the probe's labels names the setting that says which it is."""
+    with _renamed(rf"data\.columns\.{PROBE}", "evaluation.probe"):
+        yield
 
 
 def _log_heads(method: Method) -> None:
@@ -182,10 +219,17 @@ def _encoder(config: Config, towers: Mapping[str, Sequence[str]], folder: Path) 
 @contextmanager
 def _of_section(where: str) -> Iterator[None]:
     """What makes towers knows its settings as ``model.text`` or ``model.image``: its errors name them in ``where``."""
+    with _renamed(r"\bmodel\.(?:text|image)\b", where):
+        yield
+
+
+@contextmanager
+def _renamed(pattern: str, setting: str) -> Iterator[None]:
+    """Within, the message of an error has ``setting`` in place of ``pattern``."""
     try:
         yield
     except MmclError as error:
-        named = re.sub(r"\bmodel\.(?:text|image)\b", where, str(error))
+        named = re.sub(pattern, setting, str(error))
         if named == str(error):
             raise
         raise MmclError(named) from error

@@ -27,7 +27,7 @@ from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.errors import MmclError
 from mmcl.training.announce import announce, card_of, log_speed, require_full_steps
-from mmcl.training.build import build_method, finish_encoder, require_tokens
+from mmcl.training.build import add_probe, build_method, finish_encoder, probe_named, probed, require_tokens
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.callbacks.collapse import CollapseWarning
 from mmcl.training.callbacks.ensemble import WeightEnsemble
@@ -87,6 +87,7 @@ class Trainer:
         prepare_batch_norm(self.method, settings, self.device)
         require_tokens(self.method, config)
         self.feed = self._open_feed([config.data.train, *config.data.mix])
+        add_probe(self.method, config, self.feed)
         if self.method.counted is not None:
             self.method.count(torch.from_numpy(self.feed.identities(self.method.counted)).to(self.device))
         self.evaluators = {name: self._open_evaluator(name, of) for name, of in config.evaluation.sources.items()}
@@ -317,7 +318,7 @@ class Trainer:
     def _open_feed(self, sources: Sequence[TrainSourceConfig]) -> Feed:
         def make() -> Feed:
             return open_feed(
-                sources,
+                probed(sources, self.config),
                 self.method.reading,
                 self.config,
                 self.scratch,
@@ -326,7 +327,8 @@ class Trainer:
                 show_progress=self.show_progress,
             )
 
-        feed = self._opened(make)
+        with probe_named():
+            feed = self._opened(make)
         self._note_skipped(feed.name, feed.problems())
         return feed
 

@@ -73,6 +73,7 @@ class TrainStep:
     ) -> None:
         self.method, self.wrapped, self.optimizer = method, wrapped, optimizer
         self.settings, self.device, self.precision, self.average = settings, device, precision, average
+        self._embedded: list[Outputs] = []  # of the batches of a step, for the probe
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
     def __call__(self, batches: Sequence[Batch], step: Step, rate: float) -> StepResult:
@@ -86,6 +87,7 @@ class TrainStep:
             group["lr"] = rate * group.get("lr_scale", 1.0)
             if group.get("scheduled_decay") and end is not None:
                 group["weight_decay"] = step.cosine(self.settings.weight_decay, end)
+        self._embedded = []
         total, parts, outputs = 0.0, dict[str, float](), list[Outputs]()
         for number, batch in enumerate(batches, start=1):
             loss, of_batch = self._forward_backward(batch, step, number, len(batches))
@@ -97,6 +99,8 @@ class TrainStep:
             self._report_idle(idle)
         norm = self._update(batches[-1], step)
         self.method.after_update(Outputs.of_batches(outputs), step)
+        if self.method.probe is not None:
+            parts |= self.method.probe.update(Outputs.of_batches(self._embedded))
         if self.average is not None:
             self.average.update(step.number + 1)
         return StepResult(total, norm, outputs[-1], parts)
@@ -121,7 +125,10 @@ class TrainStep:
 
         def objective(outputs: Outputs) -> Tensor:
             with missing_views_named(self.method, outputs):
-                outputs = self.method.project(outputs if self.method.across else outputs.gathered())
+                gathered = outputs if self.method.across else outputs.gathered()
+                if self.method.probe is not None:
+                    self._embedded.append(outputs.detached().gathered() if self.method.across else gathered.detached())
+                outputs = self.method.project(gathered)
                 loss = self.method.loss(outputs, step)
             check_loss(self.method, loss)
             if not torch.isfinite(loss.value):
