@@ -55,7 +55,7 @@ class Described(nn.Module):
     conventions = _OfTowers[Conventions]()
     """How the vectors are meant to be taken, as the folder says that the model came from."""
     modalities = _OfTowers[set[str]]()
-    """What it embeds: ``image``, ``text`` or both."""
+    """What it embeds: ``image``, ``text``, ``table``."""
     image_size = _OfTowers[int | None]()
     """Side in pixels of the square that images are resized to; None without an image tower."""
     device = _OfTowers[torch.device]()

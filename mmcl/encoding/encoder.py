@@ -38,7 +38,7 @@ FEW_INPUTS = 256
 
 
 class Encoder(Described):
-    """Embeds texts, images, or both, into one space.
+    """Embeds texts, images, rows of tables, or several of these, into one space.
 
     Args:
         towers: that embed them.
@@ -153,9 +153,9 @@ class Encoder(Described):
 
         Args:
             inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array, encoded bytes or file opened as
-                bytes is an image; or a list, column or generator of these, mixed if both modalities are there. A text
-                without words is one like any other.
-            modality: ``text`` or ``image`` for all inputs, so that a str can name an image's file; or the name of the
+                bytes is an image; a dict is a row of a table by its columns; or a list, column or generator of these,
+                mixed if several modalities are there. A text without words is one like any other.
+            modality: ``text``, ``image`` or ``table`` for all inputs, so that a str can name an image's file; or the name of the
                 tower that embeds them, where several are of one modality. By type if absent.
             batch_size: inputs a forward pass; ``auto`` fills text batches up to a number of tokens.
             normalize: give every vector unit length.

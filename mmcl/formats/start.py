@@ -88,7 +88,8 @@ def _refuse_settings_of_new_towers(config: ModelConfig, name: str) -> None:
     kinds = {ImageTowerConfig: "image", TableTowerConfig: "table"}
     modality = next((name for kind, name in kinds.items() if isinstance(section, kind)), "text")
     wrong = sorted(_changed(section) - {"modality", *_MAY_CHANGE[modality]})
-    wrong += sorted(f"head.{key}" for key in _changed(section.head) - {"dropout"})
+    if "head" in _changed(section):
+        wrong += sorted(f"head.{key}" for key in _changed(section.head) - {"dropout"})
     if wrong:
         settings = ", ".join(f"{where}.{key}" for key in wrong)
         raise MmclError(

@@ -98,7 +98,7 @@ class Towers(nn.Module):
 
     @property
     def modalities(self) -> set[str]:
-        """What the towers embed: ``image``, ``text`` or both."""
+        """What the towers embed: ``image``, ``text``, ``table``."""
         return {self.modality(name) for name in self.embedders}
 
     @property

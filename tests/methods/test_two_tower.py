@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import mmcl
 from mmcl.runtime.errors import MmclError
@@ -122,6 +124,46 @@ def test_texts_go_through_a_text_tower(source, tmp_path):
     base = {"item_id": "3", "kinds": ["odd"]}
     titled = encoder.encode([base | {"title": "number 3"}, base | {"title": "of them of them"}], "item")
     assert not np.allclose(titled[0], titled[1])
+
+
+def test_images_go_through_an_image_tower_and_a_missing_one_leaves_its_row_out(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def png(colour):
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), colour).save(file, "png")
+        return file.getvalue()
+
+    covers = {"red": png("red"), "blue": png("blue")}
+    table = [{"likes": name, "cover": covers[name]} for name in rng.choice(list(covers), 40)] + [{"likes": "red"}]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "rows.parquet")
+    net = {"kind": "image", "name": "timm:resnet10t", "args": {"channels": [8, 8, 8, 8], "stem_width": 8}}
+    towers = {"user": {"likes": "category"}, "item": {"cover": net}}
+    settings = {
+        "method": "two_tower",
+        "data": {"train": {"source": str(tmp_path / "rows.parquet")}, "image": {"size": 32}},
+        "model": {"dim": 8, "towers": {name: {"modality": "table", "fields": of} for name, of in towers.items()}},
+        "training": {"batch_size": 20, "epochs": 1},
+    }
+    run = mmcl.train(settings, out=tmp_path / "run")
+    assert run.card["data"]["skipped"] == 1
+    encoder = mmcl.load(run.folder)
+    red, blue = encoder.encode([{"cover": covers["red"]}, {"cover": covers["blue"]}], "item")
+    assert not np.allclose(red, blue)
+    with pytest.raises(MmclError, match="row 1, cover: "):
+        encoder.encode([{"cover": covers["red"]}, {"cover": b"no image"}], "item")
+
+
+def test_a_training_goes_on_from_a_model_with_its_vocabulary(source, tmp_path):
+    first = mmcl.train(config(source), out=tmp_path / "first")
+    settings = config(source, training={"lr": 1e-9, "epochs": 1})
+    settings["model"] = {
+        "name": str(first.folder),
+        "towers": {name: {"modality": "table"} for name in ("user", "item")},
+    }
+    again = mmcl.train(settings, out=tmp_path / "again").model
+    some = [{"history": ["1", "3"], "age": 25}]
+    np.testing.assert_allclose(again.encode(some, "user"), first.model.encode(some, "user"), atol=1e-4)
 
 
 def test_the_loss_is_corrected_by_the_shares_of_the_items_in_the_training_rows(source, tmp_path):

@@ -59,7 +59,8 @@ def recommendation(
     """
     known = {user: set(of) for user, of in seen.items()}
     qrels = {user: dict.fromkeys(set(of) - known.get(user, set()), 1) for user, of in chosen.items()}
-    return retrieval(users, items, qrels, ks, similarity=similarity, seen=known, bootstrap=bootstrap)
+    scores = retrieval(users, items, qrels, ks, similarity=similarity, seen=known, bootstrap=bootstrap)
+    return replace(scores, queries_in_corpus=0)  # a user is no item, though both may be called 7
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ USERS, ITEMS = 30, 80
 @pytest.fixture
 def made():
     rng = np.random.default_rng(0)
-    users = {f"u{number}": vector for number, vector in enumerate(rng.normal(size=(USERS, 8)))}
+    users = {f"i{number}": vector for number, vector in enumerate(rng.normal(size=(USERS, 8)))}
     items = {f"i{number}": vector for number, vector in enumerate(rng.normal(size=(ITEMS, 8)))}
     drawn = {user: rng.permutation(ITEMS) for user in users}
     seen = {user: [f"i{item}" for item in order[: rng.integers(0, 20)]] for user, order in drawn.items()}
@@ -42,6 +42,7 @@ def test_the_numbers_are_those_of_trec_eval_without_the_items_seen(made):
         np.testing.assert_allclose(scores.per_query[ours], wanted, atol=1e-9)
         low, high = scores.intervals[ours]
         assert low <= scores.metrics[ours] <= high
+    assert scores.queries_in_corpus == 0
     assert scores.candidates.tolist() == [ITEMS - len(seen[user]) for user in scores.query_ids]
 
 
@@ -54,9 +55,9 @@ def test_what_a_user_has_seen_is_nothing_to_be_found(made):
 
 def test_a_user_with_nothing_new_does_not_count(made):
     users, items, chosen, seen = made
-    chosen["u0"] = seen["u0"] = ["i1", "i2"]
+    chosen["i0"] = seen["i0"] = ["i1", "i2"]
     scores = recommendation(users, items, chosen, seen, bootstrap=0)
-    assert "u0" not in scores.query_ids
+    assert "i0" not in scores.query_ids
     assert scores.skipped_queries == 1
 
 
