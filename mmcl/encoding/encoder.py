@@ -155,8 +155,8 @@ class Encoder(Described):
             inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array, encoded bytes or file opened as
                 bytes is an image; a dict is a row of a table by its columns; or a list, column or generator of these,
                 mixed if several modalities are there. A text without words is one like any other.
-            modality: ``text``, ``image`` or ``table`` for all inputs, so that a str can name an image's file; or the name of the
-                tower that embeds them, where several are of one modality. By type if absent.
+            modality: ``text``, ``image`` or ``table`` for all inputs, so that a str can name an image's file; or the
+                name of the tower that embeds them, where several are of one modality. By type if absent.
             batch_size: inputs a forward pass; ``auto`` fills text batches up to a number of tokens.
             normalize: give every vector unit length.
             precision: ``float32``, ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary``, of the result; see
