@@ -18,7 +18,8 @@ def load_backbone(net: Any, source: str, size: int, where: str) -> None:
     torchvision's ResNets, ResNeXts and DenseNets have the parameters of timm's.
 
     Args:
-        net: without a classifier, for images of its own size; it becomes one for ``size`` where the weights are.
+        net: without a classifier, for images of its native size. Its input size is set to ``size`` if the weights have
+            the shapes of another size than the native one.
         source: a file of torchvision's or timm's weights, or a folder of ``mmcl export``.
         size: of the images in pixels.
         where: for the messages.

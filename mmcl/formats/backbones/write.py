@@ -154,8 +154,8 @@ def _write(backbone: Backbone, image: ImageEmbedder, name: str, folder: Path) ->
 
 
 def _describe(backbone: Backbone, width: int, processor: ImageProcessor) -> dict[str, Any]:
-    """In the vocabulary of timm, whose ``create_model("local-dir:FOLDER", pretrained=True)`` reads it; attention within
-    windows at another than the network's own size is beyond it."""
+    """In the vocabulary of timm, whose ``create_model("local-dir:FOLDER", pretrained=True)`` reads it, except for
+    networks with attention windows at another size than their native one."""
     classes = 0 if backbone.classifier is None else _CLASSES
     return {
         "architecture": backbone.architecture,
