@@ -7,6 +7,7 @@ import math
 import pytest
 import timm
 import torch
+from lightly.utils.lars import LARS
 from timm.optim import param_groups_layer_decay
 from transformers import (
     get_constant_schedule_with_warmup,
@@ -257,6 +258,25 @@ def test_lars_adapts_matrices_and_neither_adapts_nor_decays_biases(decay):
             velocity = 0.9 * velocity + update
             weight = weight - 0.1 * velocity
         torch.testing.assert_close(found[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_lars_is_lightlys():
+    """Which neither adapts nor decays what has no weight decay."""
+    start, gradients, found = learned_by("lars", weight_decay=0.01, momentum=0.9, trust=0.02)
+    weights = {name: torch.nn.Parameter(weight.clone()) for name, weight in start.items()}
+    kinds = {decay: [w for name, w in weights.items() if ("bias" in name) == (decay == 0)] for decay in (0.01, 0.0)}
+    theirs = LARS(
+        [{"params": parameters, "weight_decay": decay} for decay, parameters in kinds.items()],
+        lr=0.1,
+        momentum=0.9,
+        trust_coefficient=0.02,
+    )
+    for gradient in gradients:
+        for name, weight in weights.items():
+            weight.grad = gradient[name].clone()
+        theirs.step()
+    for name, weight in weights.items():
+        torch.testing.assert_close(found[name], weight.detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_muon_is_torchs_for_matrices_and_adamw_for_all_else():
