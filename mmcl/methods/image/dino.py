@@ -18,7 +18,7 @@ from mmcl.data.batches.batch import Inputs
 from mmcl.losses import dino
 from mmcl.methods.base import Context, Loss
 from mmcl.methods.image.image_only import by_view, spread
-from mmcl.methods.image.multi_crop import GLOBAL, MultiCrop, MultiCropConfig, all_together
+from mmcl.methods.image.multi_crop import GLOBAL, MultiCrop, MultiCropConfig, all_together, warn_of_frozen
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.centre import Centre
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
@@ -91,6 +91,9 @@ class Dino(MultiCrop):
         log_q = (teacher / self.config.teacher_temperature[1]).log_softmax(dim=1)
         entropy = -(log_q.exp() * log_q).sum(dim=1).mean() / math.log(self.config.prototypes)
         return {"spread": spread(outputs.keys[GLOBAL]), "entropy": entropy.item()}
+
+    def require_steps(self, steps: int) -> None:
+        warn_of_frozen(self.config.freeze_prototypes, steps)
 
     def before_update(self, step: Step) -> None:
         if step.number < self.config.freeze_prototypes:

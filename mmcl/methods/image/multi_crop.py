@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ from mmcl.data.batches.views import Augment, View
 from mmcl.methods.base import Context
 from mmcl.methods.image.image_only import ImageOnly, by_view, require_readable
 from mmcl.models.towers import Towers
+from mmcl.runtime import distributed
 
+log = logging.getLogger("mmcl")
 GLOBAL, LOCAL = "image", "local"  # views
 
 
@@ -61,3 +64,12 @@ def all_together(head: Callable[[Tensor], Tensor], embeddings: Mapping[str, Tens
     parts = list(embeddings.values())
     vectors = head(torch.cat(parts)).split([len(part) for part in parts])
     return dict(zip(embeddings, vectors, strict=True))
+
+
+def warn_of_frozen(frozen: int, steps: int) -> None:
+    """Warn where prototypes that stay as they are in the first ``frozen`` steps never learn in a run of ``steps``."""
+    if frozen >= steps and distributed.rank() == 0:
+        log.warning(
+            "method.freeze_prototypes: %d, but the run has %d steps, so that the prototypes never learn; lower it",
+            *(frozen, steps),
+        )

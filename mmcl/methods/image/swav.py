@@ -14,7 +14,7 @@ from mmcl.config.section import Positive
 from mmcl.losses import sinkhorn, swapped_prediction
 from mmcl.methods.base import Context, Loss
 from mmcl.methods.image.image_only import by_view, spread
-from mmcl.methods.image.multi_crop import GLOBAL, MultiCrop, MultiCropConfig, all_together
+from mmcl.methods.image.multi_crop import GLOBAL, MultiCrop, MultiCropConfig, all_together, warn_of_frozen
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.parts.queue import MemoryQueue, require_start
@@ -88,6 +88,7 @@ class Swav(MultiCrop):
         return {"spread": spread(outputs.embeddings[GLOBAL])}
 
     def require_steps(self, steps: int) -> None:
+        warn_of_frozen(self.config.freeze_prototypes, steps)
         if self.queue is not None:
             require_start(self.queue, steps, "method.queue_start")
 

@@ -15,6 +15,7 @@ from mmcl.methods.parts.centre import Centre
 from .settings import STEP
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # lightly's
 def test_all_crops_predict_the_copy_s_outputs_for_the_global_ones(make, batch):
     losses, heads = (pytest.importorskip(f"lightly.{name}") for name in ("loss", "models.modules.heads"))
     dino = make(Dino, student_temperature=0.2, teacher_temperature=(0.04, 0.1), teacher_warmup=1.0)
@@ -73,6 +74,14 @@ def test_the_last_layer_stays_as_it_is_at_first(make, batch):
         dino.loss(outputs, Step(number, 9)).value.backward()
         dino.before_update(Step(number, 9))
         assert (dino.heads["prototypes"].weight.grad is None) == frozen
+
+
+def test_a_run_that_ends_before_the_last_layer_learns_is_told(make, caplog):
+    dino = make(Dino, freeze_prototypes=8)
+    dino.require_steps(9)
+    assert not caplog.text
+    dino.require_steps(8)
+    assert "method.freeze_prototypes: 8, but the run has 8 steps, so that the prototypes never learn" in caplog.text
 
 
 def test_without_local_crops_the_two_global_ones_predict_each_other(make, batch):

@@ -104,6 +104,17 @@ def test_byol_s_copy_takes_the_statistics_of_its_batch_and_follows_ever_more_slo
     torch.testing.assert_close(copied[0].weight, after, msg="at the last step the copy stands still")
 
 
+@pytest.mark.parametrize("kind", [Byol, BarlowTwins])
+def test_heads_take_the_batch_statistics_of_one_view_at_a_time(make, batch, kind):
+    method = make(kind)
+    outputs = method.outputs(batch)
+    projected = by_view(method.project(outputs).embeddings["image"])
+    for view, found in zip(by_view(outputs.embeddings["image"]), projected, strict=True):
+        for head in method.heads.values():
+            view = head(view)
+        torch.testing.assert_close(found, view)
+
+
 def test_barlow_twins_compares_the_projections_of_both_views_over_the_batch(make, batch):
     method = make(BarlowTwins, loss_scale=0.5)
     outputs = method.project(method.outputs(batch))
