@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ def announce(
             steps,
         )
     warn_of_statistics(method, settings)
+    _warn_of_test_rows(config)
     encoder = method.encoder
     possible = [target for target in TARGETS if cannot_export(encoder, target) is None]
     others = [target for target in TARGETS if target not in possible]
@@ -143,9 +146,54 @@ def card_of(
     settings = config.training.model_copy(update={"lr": peak_rate(config.training)})
     training |= {key: getattr(settings, key) for key in keys} | {"seconds": round(seconds, 1)}
     card: dict[str, Any] = {"data": data, "training": training}
-    for line in Run(folder).lines():
+    lines = Run(folder).lines()
+    if chosen := _chosen(config, lines, step):
+        card["chosen"] = chosen
+    for line in lines:
         if line["step"] == step and "evaluation" in line:
             if "wise_ft" in line:
                 card["training"]["wise_ft"] = line["wise_ft"]
             card["scores"] = summary(line["evaluation"], config.evaluation)
     return card
+
+
+def log_chosen(card: Mapping[str, Any]) -> None:
+    """Log the best and the last value of the metric that the model was chosen by, each by its name, if it was."""
+    if chosen := card.get("chosen"):
+        log.info(
+            "%s: best %.4f at step %d, which is the model; last %.4f at step %d",
+            *(chosen[key] for key in ("by", "best", "best step", "last", "last step")),
+        )
+
+
+def _chosen(config: Config, lines: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """The best and the last value of ``evaluation.best``, where they are measured; empty if nothing is chosen by."""
+    best = config.evaluation.best
+    measured = [line for line in lines if best in line.get("evaluation", {}) and "wise_ft" not in line]
+    values = {line["step"]: line["evaluation"][best] for line in measured}
+    if best is None or step not in values:
+        return {}
+    last = max(values)
+    by = f"{best}, on {_rows_of(config, best)}"
+    return {"by": by, "best": values[step], "best step": step, "last": values[last], "last step": last}
+
+
+def _rows_of(config: Config, key: str) -> str:
+    """What a metric is measured on, in words."""
+    source = config.evaluation.sources[key.partition("/")[0]]
+    return source.source + (f" ({source.split})" if source.split else "")
+
+
+def _warn_of_test_rows(config: Config) -> None:
+    """Log a warning if the rows by which the model is chosen are called test rows."""
+    best = config.evaluation.best
+    if best is None:
+        return
+    source = config.evaluation.sources[best.partition("/")[0]]
+    words = re.split(r"[^a-z]+", f"{Path(source.source).name} {source.split or ''}".lower())
+    if "test" in words:
+        log.warning(
+            "evaluation.best: the model is chosen by its score on %s, and the best of several scores on test rows is "
+            "better than on new rows; choose by validation rows, and judge on the test rows afterwards",
+            _rows_of(config, best),
+        )

@@ -26,7 +26,7 @@ from mmcl.methods import Method, Step
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.errors import MmclError
-from mmcl.training.announce import announce, card_of, log_speed, require_full_steps
+from mmcl.training.announce import announce, card_of, log_chosen, log_speed, require_full_steps
 from mmcl.training.build import add_probe, build_method, finish_encoder, probe_named, probed, require_tokens
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.callbacks.collapse import CollapseWarning
@@ -293,6 +293,7 @@ class Trainer:
                     self.config, self.method, self.feed, self.folder, self.precision, step, self.steps, seconds, skipped
                 )
                 save(encoder, self.folder / "model")
+                log_chosen(encoder.card)
                 for file in (self.folder / "features").glob("*.npy"):
                     file.unlink()
                 log.info("model written to %s", self.folder / "model")

@@ -91,6 +91,24 @@ def test_the_report_has_intervals_and_chance(run):
     assert "top@1" in (run.folder / "report.html").read_text()
 
 
+def test_best_and_last_are_both_in_the_card_by_their_names(run, images):
+    values = {line["step"]: line["evaluation"]["dev/top@1"] for line in run.lines() if "evaluation" in line}
+    chosen = run.card["chosen"]
+    assert chosen["by"] == f"dev/top@1, on {images / 'dev.jsonl'}"
+    assert (chosen["best"], chosen["best step"]) == (max(values.values()), run.card["training"]["step"])
+    assert (chosen["last"], chosen["last step"]) == (values[8], 8)
+    assert "| last step | 8 |" in (run.folder / "model" / "README.md").read_text()
+
+
+def test_a_model_chosen_on_test_rows_is_warned_of(images, tmp_path, caplog):
+    (images / "my-test.jsonl").write_bytes((images / "dev.jsonl").read_bytes())
+    config = config_of(images, source=str(images / "my-test.jsonl"))
+    config["training"]["epochs"] = 0.25
+    config["evaluation"]["best"] = "dev/top@1"
+    train(config, out=tmp_path / "run")
+    assert "choose by validation rows" in caplog.text
+
+
 def test_rows_without_a_label_are_listed(run):
     assert "no label" in (run.folder / "skipped.jsonl").read_text()
 
