@@ -135,7 +135,7 @@ def transforms(size: int) -> dict[str, Callable[[Image.Image], Any]]:
         "lightly": SimCLRTransform(
             size, min_scale=SCALE[0], gaussian_blur=BLURRED[size], sigmas=SIGMAS, normalize=None
         ),
-        "albumentationsx": lambda image: [other(image=np.asarray(image))["image"] for _ in range(2)],
+        "albumentationsx": lambda image: [other(image=pixels)["image"] for pixels in [np.asarray(image)] * 2],
     }
 
 

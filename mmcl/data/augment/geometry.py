@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.data.augment.parameters import Parameters, on
-from mmcl.data.augment.random_crop import PackedImages, resized_crops
+from mmcl.data.augment.random_crop import PackedImages, flip, resized_crops
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,17 @@ class Geometry:
 
     def cut(self, images: PackedImages, rows: np.ndarray, parameters: Parameters) -> Tensor:
         """Crops of the images ``rows`` (n,), on their way to views: uint8 (n, 3, …). One that is to be turned has a
-        margin as wide as its corners need."""
-        boxes = self._with_margins(parameters.boxes)
-        side = math.ceil(self.size * self._spread)
-        return resized_crops(images, torch.from_numpy(rows), torch.from_numpy(boxes), side, fill=round(255 * self.fill))
+        margin as wide as its corners need; others are flipped already."""
+        boxes, side = self._with_margins(parameters.boxes), math.ceil(self.size * self._spread)
+        flips = None if self.rotate else torch.from_numpy(parameters.flips)
+        return resized_crops(
+            images, torch.from_numpy(rows), torch.from_numpy(boxes), side, round(255 * self.fill), flips
+        )
 
     def of_cut(self, levels: Tensor, parameters: Parameters) -> Tensor:
         """Views (n, 3, ``size``, ``size``) in [0, 1] of what :meth:`cut` made."""
         if self.rotate == 0:
-            return _flipped(levels, parameters) / 255
+            return levels / 255
         lengths = parameters.boxes[:, 2:]
         shares = lengths / self._with_margins(parameters.boxes)[:, 2:]
         return self._turned(levels / 255, self._maps(parameters, shares, np.zeros_like(shares)))
@@ -55,7 +57,8 @@ class Geometry:
         extent = np.array(images.shape[1:3])
         levels = images.permute(0, 3, 1, 2).contiguous()
         if not (self.crops or self.rotate or (extent != self.size).any()):
-            return _flipped(levels, parameters) / 255
+            flip(levels, parameters.flips)
+            return levels / 255
         shares = parameters.boxes[:, 2:] / extent
         centres = 2 * parameters.boxes[:, :2] / extent + shares - 1
         maps = self._maps(parameters, shares, centres)
@@ -107,15 +110,6 @@ class Geometry:
         angles = np.radians(parameters.angles.astype(np.float64))
         cos, sin = np.cos(angles), np.sin(angles)
         turned = np.stack([np.stack([cos, sin], axis=1), np.stack([-sin, cos], axis=1)], axis=1)
-        signs = np.where(np.stack([parameters.inverted, parameters.mirrored], axis=1), -1.0, 1.0)
+        signs = np.where(parameters.flips, -1.0, 1.0)
         maps = np.concatenate([turned * (signs * shares)[:, :, None], centres[:, :, None]], axis=2)
         return maps.astype(np.float32)
-
-
-def _flipped(levels: Tensor, parameters: Parameters) -> Tensor:
-    """Images (n, 3, H, W) of levels, flipped in place."""
-    for chosen, dim in ((parameters.inverted, 2), (parameters.mirrored, 3)):
-        if chosen.any():
-            rows = on(levels.device, np.flatnonzero(chosen))
-            levels.index_copy_(0, rows, levels[rows].flip(dim))
-    return levels

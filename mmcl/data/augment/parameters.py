@@ -15,9 +15,9 @@ from mmcl.data.augment.random_crop import CROP_DRAWS, boxes_within_squares, cent
 from mmcl.data.identity import uniforms
 
 # What each number of a sample decides. New changes take further numbers: the others are drawn as before.
-_MIRRORED, _ANGLE, _JITTERED, _FACTORS, _GREY, _BLURRED, _SIGMA = 4, 5, 6, slice(7, 11), 11, 12, 13
+_FLIP, _ANGLE, _JITTERED, _FACTORS, _GREY, _BLURRED, _SIGMA = 4, 5, 6, slice(7, 11), 11, 12, 13
 _CROP = [2, 3, 0, 1, *range(14, 12 + CROP_DRAWS)]  # place in x and y, then area and ratio of each attempt
-_INVERTED, _ORDER, _SOLARISED, _DRAWS = 12 + CROP_DRAWS, 13 + CROP_DRAWS, 14 + CROP_DRAWS, 15 + CROP_DRAWS
+_FLIP_VERTICAL, _ORDER, _SOLARISED, _DRAWS = 12 + CROP_DRAWS, 13 + CROP_DRAWS, 14 + CROP_DRAWS, 15 + CROP_DRAWS
 
 NEUTRAL = np.array([1.0, 1.0, 1.0, 0.0], dtype=np.float32)
 """Factors of brightness, contrast and saturation and the shift of hue that change nothing."""
@@ -30,8 +30,7 @@ class Parameters:
 
     Attributes:
         boxes: (N, 4) top, left, height and width of the crop, in pixels: int64 of originals, float64 of squares.
-        mirrored: (N,) left and right are exchanged.
-        inverted: (N,) top and bottom are.
+        flips: (N, 2) top and bottom, left and right are exchanged.
         angles: (N,) degrees of the rotation, counterclockwise.
         orders: (N, 4) in which order brightness (0), contrast (1), saturation (2) and hue (3) are changed.
         factors: (N, 4) by how much; ``NEUTRAL`` where they are not.
@@ -41,8 +40,7 @@ class Parameters:
     """
 
     boxes: np.ndarray
-    mirrored: np.ndarray
-    inverted: np.ndarray
+    flips: np.ndarray
     angles: np.ndarray
     orders: np.ndarray
     factors: np.ndarray
@@ -91,8 +89,7 @@ def draw_parameters(
     sigma_low, sigma_high = config.blur_sigma
     return Parameters(
         boxes=boxes.numpy(),
-        mirrored=drawn[:, _MIRRORED] < config.flip,
-        inverted=drawn[:, _INVERTED] < config.flip_vertical,
+        flips=drawn[:, [_FLIP_VERTICAL, _FLIP]] < [config.flip_vertical, config.flip],
         angles=config.rotate * (2 * drawn[:, _ANGLE] - 1),
         orders=_ORDERS[(drawn[:, _ORDER] * len(_ORDERS)).astype(np.int64)],
         factors=np.where(jittered, low + (high - low) * drawn[:, _FACTORS], NEUTRAL).astype(np.float32),

@@ -123,17 +123,21 @@ def central_squares(sizes: Tensor) -> Tensor:
     return torch.stack([top, left, side, side], dim=1)
 
 
-def resized_crops(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
+def resized_crops(
+    images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int = 255, flips: Tensor | None = None
+) -> Tensor:
     """Crops at ``boxes`` (n, 4) of the images ``rows`` (n,), as uint8 (n, 3, ``size``, ``size``): bilinear, with
     antialiasing where a crop is larger than ``size``, as torchvision's ``resized_crop``. What lies outside of an image
-    has level ``fill``.
+    has level ``fill``. Where ``flips`` (n, 2) is true, top and bottom or left and right are exchanged.
     """
+    if flips is None:
+        flips = torch.zeros(len(boxes), 2, dtype=torch.bool)
     # One at a time on a CPU: torch's kernel for uint8 is many times as fast there as products with dense weights.
     make = _one_by_one if images.packed.device.type == "cpu" else batched_crops
-    return make(images, rows, boxes, size, fill)
+    return make(images, rows, boxes, size, fill, flips)
 
 
-def _one_by_one(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int) -> Tensor:
+def _one_by_one(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int, flips: Tensor) -> Tensor:
     def crop(number: int) -> None:
         image, (top, left, height, width) = sources[places[number]], corners[number]
         below, beside = top + height - image.shape[0], left + width - image.shape[1]
@@ -142,9 +146,10 @@ def _one_by_one(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fi
         if any(outside):
             part = F.pad(part, outside, value=fill)
         view = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
-        views[number] = view.numpy()  # torch would copy with threads of its own
+        down, across = steps[number]
+        views[number] = view.numpy()[:, ::down, ::across]  # torch would copy with threads of its own
 
-    sources, places, corners = images.images(), rows.tolist(), boxes.tolist()
+    sources, places, corners, steps = images.images(), rows.tolist(), boxes.tolist(), (1 - 2 * flips.int()).tolist()
     views = np.empty((len(boxes), 3, size, size), dtype=np.uint8)
     _in_threads(crop, len(boxes))
     return torch.from_numpy(views)
@@ -165,7 +170,7 @@ def _in_threads(work: Callable[[int], None], count: int) -> None:
             list(pool.map(share, range(threads)))
 
 
-def batched_crops(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int = 255) -> Tensor:
+def batched_crops(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int, flips: Tensor) -> Tensor:
     """:func:`resized_crops` by two matrix products a crop, for a device that is slow at many small steps."""
     device = images.packed.device
     views = torch.empty(len(boxes), 3, size, size, dtype=torch.uint8, device=device)
@@ -187,7 +192,16 @@ def batched_crops(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, 
         levels = torch.where(inside[..., None], levels, fill).permute(0, 3, 1, 2).float()
         vertical, horizontal = _weights(height, size, tallest), _weights(width, size, widest)
         views[part] = (vertical[:, None] @ (levels @ horizontal.mT[:, None])).round_().to(torch.uint8)
+    flip(views, flips.numpy())
     return views
+
+
+def flip(images: Tensor, flips: np.ndarray) -> None:
+    """Exchange top and bottom or left and right of images (n, C, H, W), in place, where ``flips`` (n, 2) is true."""
+    for chosen, dim in zip(flips.T, (2, 3), strict=True):
+        if chosen.any():
+            rows = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
+            images.index_copy_(0, rows, images[rows].flip(dim))
 
 
 def _weights(lengths: Tensor, size: int, longest: int) -> Tensor:

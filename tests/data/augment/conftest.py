@@ -54,9 +54,9 @@ def torchvisions():
     def change(image: Tensor, of: Parameters, size: int, fill: float = 1.0) -> Tensor:
         (box,), view = of.boxes.round().astype(int).tolist(), image.permute(2, 0, 1) / 255
         view = reference.resized_crop(view, *box, [size, size], antialias=True)
-        if of.mirrored[0]:
+        if of.flips[0, 1]:
             view = reference.horizontal_flip(view)
-        if of.inverted[0]:
+        if of.flips[0, 0]:
             view = reference.vertical_flip(view)
         if of.angles[0]:
             view = reference.rotate(view, float(of.angles[0]), v2.InterpolationMode.BILINEAR, fill=[fill] * 3)

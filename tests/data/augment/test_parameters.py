@@ -50,7 +50,7 @@ def test_changes_are_as_frequent_as_asked_and_independent() -> None:
     jittered = of.factors != NEUTRAL
     assert (jittered[:, 0] == jittered[:, 3]).all()
     assert not jittered[:, 1:3].any()
-    found = [of.mirrored, of.inverted, jittered[:, 0], of.grey, of.sigmas > 0, of.solarised]
+    found = [of.flips[:, 1], of.flips[:, 0], jittered[:, 0], of.grey, of.sigmas > 0, of.solarised]
     for chosen, chance in zip(found, chances.values(), strict=True):
         assert stats.binomtest(int(chosen.sum()), COUNT, chance).pvalue > 1e-3
     correlations = np.corrcoef(np.array(found, dtype=float)) - np.eye(len(found))

@@ -78,9 +78,11 @@ def test_pixels_equal_torchvisions_resized_crop(crops, size: int) -> None:
     draws = uniforms(torch.arange(5), 2 + CROP_DRAWS, size)
     boxes = crop_boxes(images.sizes, (0.1, 1.0), (0.5, 2.0), draws)
     rows = torch.tensor([3, 0, 1, 4, 2, 3])
-    ours = crops(images, rows, boxes[rows], size)
+    flips = torch.tensor([[False, True], [True, False], [True, True], [False, False], [False, True], [False, False]])
+    ours = crops(images, rows, boxes[rows], size, 255, flips)
     assert ours.dtype == torch.uint8
-    for row, view in zip(rows.tolist(), ours, strict=True):
+    for row, flip, view in zip(rows.tolist(), flips.tolist(), ours, strict=True):
+        view = view.flip([dim for dim in (1, 2) if flip[dim - 1]])
         plain, box = images.images()[row].permute(2, 0, 1), boxes[row].tolist()
         theirs = reference.resized_crop(plain, *box, [size, size], antialias=True).int()
         assert (view.int() - theirs).abs().max() <= 1
@@ -92,7 +94,7 @@ def test_pixels_equal_torchvisions_resized_crop(crops, size: int) -> None:
 def test_what_lies_outside_has_the_level_of_the_fill(crops) -> None:
     images = noise([(10, 20), (30, 12)])
     boxes = torch.tensor([[-4, -6, 18, 32], [5, -3, 30, 18]])
-    ours = crops(images, torch.arange(2), boxes, 24, fill=77)
+    ours = crops(images, torch.arange(2), boxes, 24, 77, torch.zeros(2, 2, dtype=torch.bool))
     for image, (top, left, height, width), view in zip(images.images(), boxes.tolist(), ours, strict=True):
         below, beside = top + height - image.shape[0], left + width - image.shape[1]
         outside = [max(-left, 0), max(-top, 0), max(beside, 0), max(below, 0)]
@@ -106,9 +108,12 @@ def test_a_long_batch_is_cropped_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     images = noise(SIZES * 5)
     boxes = central_squares(images.sizes)
     rows = torch.arange(25)
-    expected = batched_crops(images, rows, boxes, 16)
+    unflipped = torch.zeros(25, 2, dtype=torch.bool)
+    expected = batched_crops(images, rows, boxes, 16, 255, unflipped)
     monkeypatch.setattr("mmcl.data.augment.random_crop._CHUNK_BYTES", 300_000)
-    torch.testing.assert_close(batched_crops(images, rows, boxes, 16).int(), expected.int(), rtol=0, atol=1)
+    torch.testing.assert_close(
+        batched_crops(images, rows, boxes, 16, 255, unflipped).int(), expected.int(), rtol=0, atol=1
+    )
 
 
 def test_crops_are_made_by_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
