@@ -77,10 +77,11 @@ def row_counts(count: int, device: torch.device) -> list[int]:
 
 def all_gather_ints(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
     """The numbers of every process, equally many on each, in the order of ranks."""
+    if world_size() == 1:  # without waiting for a device
+        return [list(numbers)]
     table = torch.zeros(world_size(), len(numbers), dtype=torch.int64, device=device)
     table[rank()] = torch.tensor(numbers, dtype=torch.int64, device=device)
-    if world_size() > 1:
-        dist.all_reduce(table)
+    dist.all_reduce(table)
     return table.tolist()
 
 
