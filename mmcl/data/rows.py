@@ -183,12 +183,7 @@ class Rows:
         return self._read(name)
 
     def records(self, columns: Mapping[str, str], images: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Each row as a mapping.
-
-        Args:
-            columns: name in the mapping to the column; of ``images`` the undecoded ones.
-            images: names in the mapping.
-        """
+        """Each row as names to cells: ``columns`` says of which columns, and ``images`` which are undecoded images."""
         every = range(len(self))
         cells = [self.images(of, every) if name in images else self.column(of) for name, of in columns.items()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]

@@ -24,9 +24,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from mmcl.evaluation.left_out import WITHOUT_OWN
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.tasks.classification.scores import ClassificationScores
-from mmcl.evaluation.tasks.retrieval import WITHOUT_OWN, Scores
+from mmcl.evaluation.tasks.retrieval import Scores
 from mmcl.evaluation.tasks.text_retrieval import HEADLINES
 from mmcl.runtime.errors import MmclError, nearest
 

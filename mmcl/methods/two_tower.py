@@ -12,7 +12,6 @@ from torch import Tensor
 from mmcl.config import schema
 from mmcl.config.methods import MethodConfig
 from mmcl.config.model import CategoryFieldConfig, TableTowerConfig
-from mmcl.config.section import Section
 from mmcl.data.augment.values import DropValues
 from mmcl.data.batches.views import View
 from mmcl.data.processors.table import TableProcessor
@@ -21,7 +20,7 @@ from mmcl.methods.base import Context, refuse_unknown_roles
 from mmcl.methods.image_text.image_text import ImageText
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.paired import Compared
-from mmcl.methods.parts.frequency import ItemFrequency
+from mmcl.methods.parts.frequency import FrequencyConfig, ItemFrequency
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.step import Step
 from mmcl.models.towers import Towers
@@ -29,18 +28,6 @@ from mmcl.runtime.errors import MmclError
 
 SIDES = ("user", "item")
 ITEM = 1  # of a row's identities, the column of the item
-
-
-class FrequencyConfig(Section):
-    """How often each item is drawn into a batch, which the logits are corrected for."""
-
-    source: Literal["batches", "rows"] = "rows"
-    """`rows`: counted in the training rows, before the first step. `batches`: estimated from the batches as they come,
-    for streams, or a popularity that changes (Yi et al. 2019)."""
-    buckets: int = Field(default=2**18, ge=1, le=2**31)
-    """Entries of the arrays that items are hashed into; several times the number of items."""
-    rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
-    """`batches`: weight of the newest gap between two draws of an item in their moving average."""
 
 
 class TwoTowerConfig(MethodConfig):
@@ -117,9 +104,7 @@ class TwoTower(ImageText):
         return sampled_softmax(
             outputs.embeddings[user],
             outputs.embeddings[item],
-            ids.new_zeros(len(ids), dtype=torch.float32)
-            if self.frequency is None
-            else self.frequency.log_probability(ids[:, ITEM]),
+            torch.zeros(len(ids)) if self.frequency is None else self.frequency.log_probability(ids[:, ITEM]),
             self.temperature,
             ids=ids,
             blockwise=Blockwise(across=self.across),

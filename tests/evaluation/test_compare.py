@@ -9,7 +9,7 @@ from scipy.stats import binomtest, permutation_test
 
 from mmcl.evaluation import compare, retrieval_pairs, zero_shot
 from mmcl.evaluation.compare import Queries, holm, read_per_query, sign_flip_test
-from mmcl.evaluation.tasks.retrieval import WITHOUT_OWN
+from mmcl.evaluation.left_out import WITHOUT_OWN
 from mmcl.runtime.errors import MmclError
 
 

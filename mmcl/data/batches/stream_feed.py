@@ -105,10 +105,7 @@ class StreamFeed:
         return self._pools.fingerprint
 
     def identities(self, role: str) -> np.ndarray:
-        raise MmclError(
-            f"{self.name}: how often each {role} comes cannot be counted in a stream; set method.frequency.source to "
-            "batches"
-        )
+        raise MmclError(f"{self.name}: a stream cannot be counted; set method.frequency.source to batches")
 
     def problems(self) -> list[dict[str, str]]:
         """None: they come with the batches."""
@@ -355,7 +352,8 @@ def _column(
     if modality in VALUES:
         return _Values(source, modality)
     processor = reading.embedder(role).processor
-    assert not isinstance(processor, TableProcessor), "refused before"
+    if isinstance(processor, TableProcessor):
+        raise MmclError(f"{settings.source}: a tower of modality table needs rows of tables, not a stream")
     if isinstance(processor, ImageProcessor):
         return _Images(source, processor, reading.stored_side(role, config.data.image.stored) if augmented else None)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
@@ -396,8 +394,6 @@ def _refuse(name: str, reading: Reading, config: Config) -> None:
     """Raise ``MmclError`` for what needs all rows at hand."""
     if reading.extra:
         raise MmclError(f"{name}: extra texts beside a batch need a table; set method.extra_texts to 0")
-    if "table" in reading.columns.values():
-        raise MmclError(f"{name}: a tower of modality table needs rows of tables, not a stream")
     if config.data.mining is not None:
         raise MmclError(f"{name}: mining needs tables, whose rows are all at hand; leave out data.mining")
     for setting in ("per_label", "explode"):

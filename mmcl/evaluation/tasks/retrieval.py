@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import scipy.sparse
 import torch
 
 from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, owners, same_width, with_ids
+from mmcl.evaluation.left_out import OwnMatches, SelfMatches, check_self_matches, matches_both_ways, seen_pairs
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics import ranks as measures
 from mmcl.evaluation.metrics.display import RANKING, Display
 from mmcl.evaluation.metrics.ranking import MISSING, Judgements, Vectors, relevant_ranks
 from mmcl.losses.logits.similarity import Similarity
-from mmcl.runtime.errors import MmclError, nearest
-
-SelfMatches: TypeAlias = Literal["keep", "drop"]
-"""Of a query that stands in the corpus itself: rank it like any other document, or leave it out of its own ranking."""
+from mmcl.runtime.errors import MmclError
 
 Ids: TypeAlias = tuple[Iterable[Hashable] | None, Iterable[Hashable] | None]
 """Of both sides of pairs: values that are equal where rows are the same thing."""
-
-WITHOUT_OWN = "-without-own"
-"""Ends ``Scores.data`` where queries were left out of their own ranking."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +170,8 @@ def retrieval(
             corpus=corpus_vectors,
             judgements=_judgements(qrels, query_ids, corpus_ids),
             scored=np.array([bool(qrels.get(key)) for key in query_ids]),
-            matches=_SelfMatches.of(query_ids, corpus_ids, self_matches),
-            seen=_seen(seen, query_ids, corpus_ids),
+            matches=OwnMatches.of(query_ids, corpus_ids, self_matches),
+            seen=seen_pairs(seen, query_ids, corpus_ids),
             query_ids=query_ids,
             missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
         ),
@@ -232,7 +227,7 @@ def retrieval_pairs(
     same_width((f"{names[0]} vectors", image), (f"{names[1]} vectors", text))
     owner = owners(image_of_text, len(image), len(text), names)
     image_ids, text_ids = (None if values is None else _list(values) for values in ids)
-    matches = _matches_both_ways(image_ids, text_ids, self_matches, names)
+    matches = matches_both_ways(image_ids, text_ids, self_matches, names)
     image_class = np.arange(len(image)) if image_ids is None else codes(f"ids of {names[0]}", image_ids, len(image))
     text_class = np.arange(len(text)) if text_ids is None else codes(f"ids of {names[1]}", text_ids, len(text))
     linked = _incidence(image_class[owner], text_class, image_class.max() + 1, text_class.max() + 1)
@@ -244,48 +239,6 @@ def retrieval_pairs(
     }
     measure = _Measure(cutoffs(ks), similarity, bootstrap, 0, device)
     return {way: _score(search, measure) for way, search in ways.items()}
-
-
-@dataclass(frozen=True)
-class _SelfMatches:
-    """Which queries stand in the corpus themselves, and what is to be done about it."""
-
-    rule: SelfMatches
-    rows: np.ndarray
-    """Of these queries."""
-    left_out: np.ndarray
-    """(2, P) queries and the documents that are not ranked for them."""
-
-    @classmethod
-    def of(cls, queries: Sequence[Hashable], corpus: Sequence[Hashable], rule: SelfMatches) -> _SelfMatches:
-        """From what each is called; what has the same name is the same thing."""
-        wanted, places = set(queries), dict[Hashable, list[int]]()
-        for place, name in enumerate(corpus):
-            if name in wanted:
-                places.setdefault(name, []).append(place)
-        rows = [row for row, name in enumerate(queries) if name in places]
-        pairs = [(row, place) for row in rows for place in places[queries[row]]] if rule == "drop" else []
-        return cls(rule, np.array(rows, dtype=np.int64), np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
-
-
-def _matches_both_ways(
-    first: list[Hashable] | None, second: list[Hashable] | None, rule: SelfMatches, names: tuple[str, str]
-) -> tuple[_SelfMatches, _SelfMatches]:
-    """Of the first kind among the second, and of the second among the first; none where a kind has no ids."""
-    if first is not None and second is not None:
-        return _SelfMatches.of(first, second, rule), _SelfMatches.of(second, first, rule)
-    if rule == "drop":
-        raise MmclError(
-            f"self_matches: 'drop' needs the ids of {names[0]} and of {names[1]}, which say what is the same thing"
-        )
-    none = _SelfMatches.of((), (), "keep")
-    return none, none
-
-
-def check_self_matches(rule: str) -> None:
-    """Raise ``MmclError`` unless there is such a rule."""
-    if rule not in get_args(SelfMatches):
-        raise MmclError(f"self_matches '{rule}': no such rule; {nearest(rule, get_args(SelfMatches))}")
 
 
 def _list(values: Iterable[Hashable]) -> list[Hashable]:
@@ -300,7 +253,7 @@ class _Search:
     corpus: Vectors  # (C, D)
     judgements: Judgements
     scored: np.ndarray  # (Q,) bool, whether a query counts; all do that something is relevant to
-    matches: _SelfMatches
+    matches: OwnMatches
     query_ids: Sequence[Any]
     groups: np.ndarray | None = None  # (Q,) see ``Scores.groups``
     missing: int = 0  # queries that the judgements name but that have no vector
@@ -320,7 +273,7 @@ class _Search:
         queries: Vectors,
         corpus: Vectors,
         judgements: Judgements,
-        matches: _SelfMatches,
+        matches: OwnMatches,
         groups: np.ndarray,
     ) -> _Search:
         """One in which each query with an answer beside itself counts; queries are called by their rows."""
@@ -391,18 +344,6 @@ def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], 
         named = next(qrels[query] for query in query_ids if qrels.get(query))
         raise MmclError(f"none of the relevant documents is in the corpus: {_examples(named, corpus_ids)}")
     return Judgements(np.array(offsets), np.array(documents, dtype=np.int64), np.array(grades, dtype=np.float64))
-
-
-def _seen(seen: Mapping[Any, Iterable[Hashable]], query_ids: list[Any], corpus_ids: list[Any]) -> np.ndarray:
-    """(2, P) rows of queries and documents."""
-    row = {key: number for number, key in enumerate(corpus_ids)}
-    pairs = [
-        (query, row[document])
-        for query, key in enumerate(query_ids)
-        for document in seen.get(key, ())
-        if document in row
-    ]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T
 
 
 def _examples(named: Mapping[Any, Any], ids: list[Any]) -> str:

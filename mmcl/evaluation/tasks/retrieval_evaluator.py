@@ -19,11 +19,12 @@ from mmcl.data.sources.beir import Beir, is_beir, open_beir
 from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.shares import embed
 from mmcl.evaluation.evaluator import Evaluator, Setup
+from mmcl.evaluation.left_out import SelfMatches
 from mmcl.evaluation.live_texts import LiveTexts
 from mmcl.evaluation.measured import SourceResults
 from mmcl.evaluation.metrics.display import RANKING
 from mmcl.evaluation.tasks.diagnostics import diagnose
-from mmcl.evaluation.tasks.retrieval import SelfMatches, retrieval_pairs
+from mmcl.evaluation.tasks.retrieval import retrieval_pairs
 from mmcl.evaluation.tasks.retrieval_judged import judge_retrieval
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval
 from mmcl.models.towers import Towers

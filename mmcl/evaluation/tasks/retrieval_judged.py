@@ -16,10 +16,11 @@ from mmcl.data.sources import open_described
 from mmcl.data.sources.beir import is_beir, open_beir
 from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.examples import examples, worst_answers
+from mmcl.evaluation.left_out import SelfMatches
 from mmcl.evaluation.measured import SourceResults
 from mmcl.evaluation.shown import Hit, Mistake, Search
 from mmcl.evaluation.tasks.embed_rows import PairVectors, embed_pairs
-from mmcl.evaluation.tasks.retrieval import Scores, SelfMatches
+from mmcl.evaluation.tasks.retrieval import Scores
 from mmcl.evaluation.tasks.rows import retrieval_of_vectors
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval, retrieval_of_texts
 

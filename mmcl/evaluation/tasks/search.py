@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from mmcl.data.sources.beir import is_beir, open_beir
 from mmcl.data.sources.tar.rows import open_rows
-from mmcl.evaluation.tasks.retrieval import Scores, SelfMatches, check_self_matches
+from mmcl.evaluation.left_out import SelfMatches, check_self_matches
+from mmcl.evaluation.tasks.retrieval import Scores
 from mmcl.evaluation.tasks.rows import retrieval_of_rows
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval, retrieval_of_texts
 from mmcl.runtime.errors import MmclError

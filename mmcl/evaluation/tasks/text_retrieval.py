@@ -14,7 +14,8 @@ from mmcl.data.cache.tokens import texts_of
 from mmcl.data.rows import Rows
 from mmcl.data.sources.beir import Beir
 from mmcl.data.sources.tar.rows import ShardRows
-from mmcl.evaluation.tasks.retrieval import WITHOUT_OWN, Scores, SelfMatches, retrieval, retrieval_pairs
+from mmcl.evaluation.left_out import WITHOUT_OWN, SelfMatches
+from mmcl.evaluation.tasks.retrieval import Scores, retrieval, retrieval_pairs
 from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt, text_identities
 from mmcl.evaluation.trained_on import warn_of_training_pairs, warn_of_training_rows
 from mmcl.runtime.errors import MmclError

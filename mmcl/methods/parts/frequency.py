@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mmcl.config.section import Section
 from mmcl.data.identity import mix
 from mmcl.methods.parts.state import MethodState
 
 HASHES = 2
 """Independent hashes of an item: where two items share a bucket of one, they hardly do in the other."""
+
+
+class FrequencyConfig(Section):
+    """How often each item is drawn into a batch, which the logits are corrected for."""
+
+    source: Literal["batches", "rows"] = "rows"
+    """`rows`: counted in the training rows, before the first step. `batches`: estimated from the batches as they come,
+    for streams, or a popularity that changes (Yi et al. 2019)."""
+    buckets: int = Field(default=2**18, ge=1, le=2**31)
+    """Entries of the arrays that items are hashed into; several times the number of items."""
+    rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    """`batches`: weight of the newest gap between two draws of an item in their moving average."""
 
 
 class ItemFrequency(MethodState):
