@@ -16,11 +16,13 @@ from mmcl.config.schema import Config
 from mmcl.data.augment.random_crop import PackedImages
 from mmcl.data.batches.batch import Inputs
 from mmcl.data.batches.feed import open_feed
+from mmcl.data.processors.table import Categories, Numbers, TableProcessor
 from mmcl.methods import Method
 from mmcl.training.build import build_method
 
 Item: TypeAlias = np.ndarray | list[str]
-"""An image, uint8 (H, W, 3), or the tokens of a text."""
+"""An image, uint8 (H, W, 3), or the tokens of a text, or the cells of a row."""
+_SHOWN_VALUES = 12  # of a cell that is a list
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def _columns(method: Method, stored: Mapping[str, Inputs], made: Mapping[str, In
         if modality == "image" and of:
             columns[f"{column}, as stored"] = _stored(stored[column])
         for name, view in of.items():
-            items = _images(made[name]) if modality == "image" else _tokens(method, view.tower, made[name])
+            if modality == "image":
+                items = _images(made[name])
+            else:
+                items = (_cells if modality == "table" else _tokens)(method, view.tower, made[name])
             for number in range(view.count):
                 seen = "as seen" if view.count == 1 else f"view {number + 1}"
                 columns[f"{name}, {seen}"] = items[number :: view.count]
@@ -86,6 +91,24 @@ def _images(inputs: Inputs) -> list[Item]:
     if pixels.dtype == torch.uint8:
         return [image.numpy() for image in pixels]
     return [image.numpy() for image in (255 * pixels).round().to(torch.uint8).permute(0, 2, 3, 1)]
+
+
+def _cells(method: Method, tower: str, inputs: Inputs) -> list[Item]:
+    """The values and standard scores of each row, as many as a cell of the sheet can hold; texts and images among the
+    columns are not shown."""
+    processor = method.encoder.embedder(tower).processor
+    assert isinstance(processor, TableProcessor), "as its modality says"
+    rows: list[list[str]] = [[] for _ in next(iter(inputs.values()))]
+    for column, field in processor.fields.items():
+        if isinstance(field, Categories):
+            for row, values in zip(rows, inputs[f"{column}/values"].tolist(), strict=True):
+                named = [field.value(number) for number in values if number]
+                more = ["…"] if len(named) > _SHOWN_VALUES else []
+                row += [f"{column}:", *named[:_SHOWN_VALUES], *more]
+        elif isinstance(field, Numbers):
+            for row, (score, there) in zip(rows, inputs[f"{column}/numbers"].tolist(), strict=True):
+                row.append(f"{column}: {score:+.2f}" if there else f"{column}: none")
+    return list(rows)
 
 
 def _tokens(method: Method, tower: str, inputs: Inputs) -> list[Item]:

@@ -221,3 +221,18 @@ def test_rows_that_cannot_be_encoded_are_one_line(source, tmp_path, inputs, towe
     encoder = mmcl.train(config(source, training={"epochs": 1}), out=tmp_path / "run").model
     with pytest.raises(MmclError, match=message):
         encoder.encode(inputs, tower)
+
+
+def test_what_a_row_becomes_is_shown_by_its_values(source):
+    from mmcl.config.load import load_config
+    from mmcl.training.first_views import first_views
+
+    settings = load_config(config(source, user={"history": {"kind": "category", "without": "item_id"}}))
+    shown = first_views(settings, 4)
+    assert list(shown.columns) == ["user, as seen", "item, as seen"]
+    table = rows()
+    for name, user, item in zip(shown.names, *shown.columns.values(), strict=True):
+        row = table[int(name)]
+        others = [each for each in row["history"] if each != row["item_id"]]
+        assert user == ["history:", *others, f"age: {(row['age'] - 39.5) / np.std(np.arange(20.0, 60.0)):+.2f}"]
+        assert item == ["item_id:", row["item_id"], "kinds:", *row["kinds"]]

@@ -78,6 +78,10 @@ class Categories:
             return 1 + stable_hash(label) % self.buckets
         return self._number_of.get(label, 0)
 
+    def value(self, number: int) -> str:
+        """The value of a number from 1 on, or the bucket that it is."""
+        return f"bucket {number}" if self.vocabulary is None else self.vocabulary[number - 1]
+
     def read(self, cells: Sequence[Any], left_out: Sequence[Any] | None = None) -> tuple[list[np.ndarray], int]:
         """The numbers of each cell's values, int32, and how many values are not known.
 
