@@ -98,7 +98,7 @@ def few_shot(
     Raises:
         MmclError: as ``linear_probe``; a fraction that is not above 0 and up to 1, or no draws.
     """
-    _check(fractions, seeds)
+    check_draws(fractions, seeds)
     rows = labelled(train_vectors, train_labels, test_vectors, test_labels)
     where = torch.device(device or (rows.train.device if isinstance(rows.train, Tensor) else "cpu"))
 
@@ -151,7 +151,8 @@ def few_shot_scores(
     )
 
 
-def _check(fractions: Sequence[float], seeds: int) -> None:
+def check_draws(fractions: Sequence[float], seeds: int) -> None:
+    """Raise ``MmclError`` unless there are fractions above 0 and up to 1, and at least one draw of each."""
     for fraction in fractions:
         if not 0 < fraction <= 1:
             raise MmclError(f"few_shot: the fraction {fraction:g} is no share of the labels; give one like 0.01")

@@ -121,6 +121,12 @@ class Probe:
         scores = self.classifier(self.features.map(vectors))
         return ranks_of(scores, torch.from_numpy(labels).to(scores.device))
 
+    def of_raw_features(self) -> tuple[Tensor, Tensor]:
+        """Weight (D, C) and bias (C,) of the same classifier of features that are not standardised."""
+        features, linear = self.features, self.classifier
+        weight = linear.weight * features.scale[:, None]
+        return weight, linear.bias - features.mean @ weight
+
     def report_unchosen(self) -> None:
         """Log a warning if the penalty was to be chosen, but no row could be spared for it."""
         if not self.validation:

@@ -32,6 +32,7 @@ class LabelledVectors:
     labels: list[str]
     ids: list[str]
     hashes: np.ndarray  # (N,) equal for equal images
+    rows: np.ndarray  # (N,) their numbers in the table
 
     def name(self, scores: S) -> S:
         """The scores of these rows, with their ids."""
@@ -65,6 +66,7 @@ def embed_labelled(
         [str(labels[readable[place]]) for place in kept],
         [ids[readable[place]] for place in kept],
         hashes[kept],
+        np.array([readable[place] for place in kept]),
     )
 
 
