@@ -42,8 +42,8 @@ def positive_terms(
 ) -> tuple[PositiveTerms, PositiveTerms]:
     """Sums of -log p over the positives of the rows, and of the columns.
 
-    Tiles without positives are skipped, so that few large groups cost as much as the log-sum-exps, and many small ones,
-    in order, next to nothing.
+    Tiles without positives are skipped: few large groups cost about as much again as the log-sum-exps, and many small
+    ones, whose rows stand together, far less.
 
     Args:
         rows: of this process.
@@ -77,11 +77,19 @@ class _PositiveTerms(torch.autograd.Function):
             ways = ((by_row, row_lse, 1), (by_column, extras[0], 0))[: 1 + task.both]
             for r, c, z in blocks.tiles(shard, _has_positives(blocks, shard)):
                 positive = _positives(blocks, r, c, shard)
+                if task.compete:
+                    z.mul_(positive)
                 for table, lse, dim in ways:
                     at = r if dim == 1 else c
-                    terms, slopes = _terms(lse[at].unsqueeze(dim).to(z.dtype) - z, task.compete)
-                    sums = [(part * positive).sum(dim, dtype=table.dtype) for part in (terms, slopes, positive)]
-                    table[at] += torch.stack(sums, dim=1)
+                    number = positive.sum(dim, dtype=table.dtype)
+                    if task.compete:
+                        total, slope = number * lse[at] - z.sum(dim, dtype=table.dtype), number
+                    else:
+                        difference = lse[at].unsqueeze(dim).to(z.dtype) - z
+                        # The threshold above which it returns its argument is too low for float64 by default.
+                        total = (F.softplus(difference, threshold=40.0) * positive).sum(dim, dtype=table.dtype)
+                        slope = (difference.sigmoid_() * positive).sum(dim, dtype=table.dtype)
+                    table[at] += torch.stack([total, slope, number], dim=1)
             return by_column if task.both else None
 
         by_column = task.plan.map_shards(task.columns, task.layout, work, extras=[column_lse])
@@ -101,12 +109,11 @@ class _PositiveTerms(torch.autograd.Function):
             ways = ((row_lse, of_rows, 1), (extras[0], extras[1], 0))[: 1 + task.both]
 
             def derivative(r: slice, c: slice, z: Tensor) -> Tensor:
-                positive, weights = _positives(blocks, r, c, shard), torch.zeros_like(z)
+                weights = z.new_zeros(())
                 for lse, upstream, dim in ways:
-                    at = r if dim == 1 else c
-                    difference, by_total = (x[at].unsqueeze(dim).to(z.dtype) for x in (lse, upstream))
-                    weights -= _terms(difference - z, task.compete)[1] * by_total
-                return weights.mul_(positive)
+                    of, by_total = (x[r if dim == 1 else c].unsqueeze(dim).to(z.dtype) for x in (lse, upstream))
+                    weights = weights - (by_total if task.compete else (of - z).sigmoid_() * by_total)
+                return weights * _positives(blocks, r, c, shard)
 
             return blocks.accumulate_gradients(
                 shard,
@@ -126,11 +133,3 @@ def _positives(blocks: BlockIterator, r: slice, c: slice, shard: EmbeddingSet) -
 
 def _has_positives(blocks: BlockIterator, shard: EmbeddingSet) -> Callable[[slice, slice], bool]:
     return lambda r, c: bool(_positives(blocks, r, c, shard).any())
-
-
-def _terms(differences: Tensor, compete: bool) -> tuple[Tensor, Tensor]:
-    """-log p and its derivative by the log-sum-exp, of log-sum-exps less logits."""
-    if compete:
-        return differences, torch.ones_like(differences)
-    # The threshold above which it returns its argument is too low for float64 by default.
-    return F.softplus(differences, threshold=40.0), differences.sigmoid()

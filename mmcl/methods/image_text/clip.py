@@ -71,6 +71,10 @@ class Clip(ImageText):
         """Extra texts, as negatives of every image."""
         return {NEGATIVES: Extra(self.sides[1], self.config.extra_texts)} if self.config.extra_texts else {}
 
+    def compared_with(self, extra: int = 0) -> str:
+        words = super().compared_with(extra)
+        return f"at most {words}, positives where the label is the same" if LABEL in self.columns else words
+
     @property
     def mining_roles(self) -> tuple[str, str]:
         """Hard captions of an image."""

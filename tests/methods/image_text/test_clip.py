@@ -234,6 +234,8 @@ def test_all_of_a_label_are_positives_and_no_negative_is_of_it(make_encoder, bat
     """Neither among extra texts nor in a queue."""
     context = Context(INPUTS | {"label": "label"}, batch_size=8)
     clip = Clip(ClipConfig(extra_texts=3, temperature=0.3, queue=QueueConfig(size=4)), make_encoder(), context)
+    stored = "7 negatives per query and up to 4 queued ones"
+    assert clip.compared_with() == f"at most {stored}, positives where the label is the same"
     labels = torch.tensor([5, 5, 6, 7, 5, 6, 8, 9])
     batch.inputs["label"] = {"labels": labels}
     batch.extra["negatives"] = {"input_ids": torch.randn(3, 4)}
