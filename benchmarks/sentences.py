@@ -1,7 +1,9 @@
-"""Sentence embeddings from raw text: `configs/simcse_from_scratch.yaml` beside the same tower untrained, and beside
-TF-IDF fitted on the same sentences; and what 5,883 labelled triplets add (`configs/simcse_sup.yaml` going on from it).
+"""Sentence embeddings from raw text: `configs/simcse_from_scratch.yaml` beside the same tower untrained, its spelling
+alone, and TF-IDF fitted on the same sentences; and what 5,883 labelled triplets add (`configs/simcse_sup.yaml` going on
+from it).
 
-Judged by Spearman's correlation × 100 on the seven STS tasks of the SimCSE paper, with 95% bootstrap intervals.
+Judged by Spearman's correlation × 100 on the seven STS tasks of the SimCSE paper, with 95% bootstrap intervals; and
+compared on the same pairs, with the paired test. `--run FOLDER` judges a run of the config that has ended.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="keep the runs here")
     parser.add_argument("--set", action="append", default=[], help="override a setting of simcse_from_scratch")
+    parser.add_argument("--run", type=Path, help="judge this run of the config rather than train")
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp())
     config = load_config(HERE / "configs" / "simcse_from_scratch.yaml", [*SENTENCES, *args.set])
@@ -59,32 +62,35 @@ def main() -> None:
     texts = [text for text in open_source(DATA / "wiki_sentences.parquet").texts("text") if isinstance(text, str)]
 
     rows = [tfidf("TF-IDF, words", pairs, texts), tfidf("TF-IDF, characters 3-4", pairs, texts, ngrams=(3, 4))]
-    started = time.monotonic()
-    run = mmcl.train(config, out=out / "scratch")
-    minutes = (time.monotonic() - started) / 60
-    rows.append(row("untrained, tokens alike", sts(untrained(config, run.folder, alike=True), pairs)))
-    rows.append(row("untrained, rare tokens count more", sts(untrained(config, run.folder), pairs)))
-    learned = sts(run.model, pairs)
-    rows.append(row("simcse_from_scratch", learned) | {"minutes": round(minutes, 1)})
-
-    overrides = [f"model.name={run.folder / 'model'}", f"model.dim={config.model.dim}", *TRIPLETS]
-    labelled = sts(mmcl.train(HERE / "configs" / "simcse_sup.yaml", out=out / "sup", overrides=overrides).model, pairs)
-    rows.append(row("and then simcse_sup", labelled))
-    compared = compare_sts(learned, labelled)
+    minutes = None
+    if (folder := args.run) is None:
+        started = time.monotonic()
+        folder = mmcl.train(config, out=out / "scratch").folder
+        minutes = round((time.monotonic() - started) / 60, 1)
+    scores = {
+        "spelling alone": sts(untrained(config, folder, share=0.0), pairs),
+        "untrained": sts(untrained(config, folder), pairs),
+        "simcse_from_scratch": sts(mmcl.load(folder), pairs),
+    }
+    overrides = [f"model.name={folder / 'model'}", f"model.dim={config.model.dim}", *TRIPLETS]
+    labelled = mmcl.train(HERE / "configs" / "simcse_sup.yaml", out=out / "sup", overrides=overrides)
+    scores["and then simcse_sup"] = sts(labelled.model, pairs)
+    rows += [row(name, of) for name, of in scores.items()]
+    learned = scores.pop("simcse_from_scratch")
+    compared = {name: compare_sts(of, learned).to_dict() for name, of in scores.items()}
     sizes = {"sentences": len(texts), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    report(__file__, rows, **sizes, sup_against_scratch=compared.to_dict())
-    stsb = compared.differences["STSB"]
-    print(
-        f"STSB: {100 * stsb.difference:+.2f} ({100 * stsb.low:.2f} – {100 * stsb.high:.2f}), p (Holm) {stsb.p_holm:.4f}"
-    )
+    report(__file__, rows, **sizes, minutes=minutes, simcse_from_scratch_against=compared)
+    for name, result in compared.items():
+        average = result["metrics"]["average"]
+        difference, low, high = (100 * average[key] for key in ("difference", "low", "high"))
+        print(f"{name}: {difference:+.2f} ({low:.2f} – {high:.2f}), p (Holm) {average['p_holm']:.4f}")
 
 
-def untrained(config: Config, folder: Path, *, alike: bool = False) -> Any:
-    """The run's tower as it was before its first step; with ``alike``, all tokens counting the same."""
+def untrained(config: Config, folder: Path, share: float | None = None) -> Any:
+    """The run's tower as it was before its first step; another ``share`` of the cosine may be what is to be learned."""
     encoder = build_method(config, folder).encoder.eval()  # with the tokenizer that the run has trained
-    if alike:
-        with torch.no_grad():
-            encoder.embedder("text").tower.token_weights.log_weight.zero_()
+    if share is not None:
+        encoder.embedder("text").tower.net.share = share
     return encoder
 
 

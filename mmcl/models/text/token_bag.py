@@ -64,7 +64,7 @@ class TokenBag(nn.Module):
         self.spelling = nn.Embedding(entries, width - learned)
         self.spelling.requires_grad_(False)
         self.meaning = nn.Embedding(entries, learned)
-        nn.init.normal_(self.meaning.weight, std=0.1 * learned**-0.5)  # short: soon, most of it is learned
+        nn.init.normal_(self.meaning.weight, std=0.03 * learned**-0.5)  # short: soon, most of it is learned
         self.register_buffer("weights", torch.ones(entries))
 
     @torch.no_grad()
