@@ -23,6 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import mmcl
 from mmcl.config import Config, load_config
 from mmcl.data.sources import open_source
+from mmcl.encoding import Encoder
 from mmcl.evaluation import StsScores, compare_sts, open_sts, sts
 from mmcl.evaluation.tasks.sentence_pairs import SentencePairs
 from mmcl.training.build import build_method
@@ -73,6 +74,7 @@ def main() -> None:
         "simcse_from_scratch": sts(mmcl.load(folder), pairs),
     }
     overrides = [f"model.name={folder / 'model'}", f"model.dim={config.model.dim}", *TRIPLETS]
+    print({name: round(100 * of.average, 2) for name, of in scores.items()}, flush=True)
     labelled = mmcl.train(HERE / "configs" / "simcse_sup.yaml", out=out / "sup", overrides=overrides)
     scores["and then simcse_sup"] = sts(labelled.model, pairs)
     rows += [row(name, of) for name, of in scores.items()]
@@ -88,10 +90,10 @@ def main() -> None:
 
 def untrained(config: Config, folder: Path, share: float | None = None) -> Any:
     """The run's tower as it was before its first step; another ``share`` of the cosine may be what is to be learned."""
-    encoder = build_method(config, folder).encoder.eval()  # with the tokenizer that the run has trained
+    towers = build_method(config, folder).encoder.eval()  # with the tokenizer that the run has trained
     if share is not None:
-        encoder.embedder("text").tower.net.share = share
-    return encoder
+        towers.text().tower.net.share = share
+    return Encoder(towers)
 
 
 def tfidf(name: str, pairs: SentencePairs, texts: list[str], ngrams: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class TextTowerConfig(TowerConfig):
     `encode(prompt="query")`. The model's own if absent."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Arguments of a tower of another package, and of `bag:ngrams` (`learned`: dimensions that are learned, `share` of
-    the cosine that these are, `smoothing` a of a / (a + p), `numbers`: how many times a token of digits counts,
+    the cosine that these are, `smoothing` both a of a / (a + p), `numbers`: how many times a token of digits counts,
     `ngrams`: shortest and longest); others have none."""
     max_tokens: int | None = Field(default=None, ge=2, le=2**24)
     """Longer texts are cut here; the model's own limit if absent (64 for `scratch` and towers of other packages)."""

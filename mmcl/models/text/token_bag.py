@@ -21,11 +21,11 @@ BLANK = "▁"
 
 class TokenBag(nn.Module):
     """Two weighted sums over a text's tokens, side by side: of how these are written, which stays as it is, and of what
-    they mean, which is learned.
+    they mean, which is learned. A token that a text has several times counts once.
 
     The spelling of a token is a random projection of its character n-grams, weighted by their rarity, of length 1: the
     cosine of two tokens is about that of their TF-IDF vectors (Johnson and Lindenstrauss 1984; n-grams as in Bojanowski
-    et al. 2017, arXiv:1607.04606). Token w counts a / (a + p(w)) (SIF, Arora et al. 2017). Each of the two sums is
+    et al. 2017, arXiv:1607.04606). Token w weighs a / (a + p(w)) (SIF, Arora et al. 2017). Each of the two sums is
     normalised, so that neither outweighs the other in long texts: the cosine of two texts is a fixed mean of both.
 
     Args:
@@ -33,8 +33,9 @@ class TokenBag(nn.Module):
         width: of the features.
         learned: how many of these are learned.
         share: of the cosine that is learned.
-        smoothing: a of the weights; about the frequency from which on tokens count little.
-        numbers: how many times a token of digits counts: nothing says the same as another number.
+        smoothing: a of the weights, about the frequency from which on tokens weigh little, in the sum of the spelling
+            and in that of the meaning.
+        numbers: how many times more a token of digits weighs in the spelling: no other says the same as a number.
         ngrams: shortest and longest n-gram.
 
     Raises:
@@ -49,14 +50,14 @@ class TokenBag(nn.Module):
         width: int,
         learned: int = 64,
         share: float = 0.2,
-        smoothing: float = 3e-4,
+        smoothing: tuple[float, float] = (3e-4, 3e-3),
         numbers: float = 1.0,
         ngrams: tuple[int, int] = (3, 4),
     ) -> None:
         super().__init__()
         if not 0 < learned < width:
             raise ValueError(f"learned is {learned}, and not from 1 to {width - 1}, the width less 1")
-        if not (0 < share < 1 and smoothing > 0 and numbers > 0):
+        if not (0 < share < 1 and min(smoothing) > 0 and numbers > 0):
             raise ValueError(f"share is {share}, of 1, smoothing {smoothing} and numbers {numbers}; all are above 0")
         if not 1 <= ngrams[0] <= ngrams[1]:
             raise ValueError(f"ngrams are {ngrams}; name the shortest and the longest, such as [3, 4]")
@@ -65,7 +66,7 @@ class TokenBag(nn.Module):
         self.spelling.requires_grad_(False)
         self.meaning = nn.Embedding(entries, learned)
         nn.init.normal_(self.meaning.weight, std=0.03 * learned**-0.5)  # short: soon, most of it is learned
-        self.register_buffer("weights", torch.ones(entries))
+        self.register_buffer("weights", torch.ones(2, entries))
 
     @torch.no_grad()
     def start(self, tokenizer: Any) -> None:
@@ -77,16 +78,19 @@ class TokenBag(nn.Module):
         frequency = token_frequencies(tokenizer, "model.text.name: bag:ngrams")
         pieces = tokenizer.convert_ids_to_tokens(range(len(frequency)))
         number = torch.tensor([piece.strip(BLANK).isdecimal() for piece in pieces])
-        weights = self.smoothing / (self.smoothing + frequency)
-        self.weights.copy_(torch.where(number, self.numbers * weights, weights))
+        smoothing = torch.tensor(self.smoothing)[:, None]
+        self.weights.copy_(smoothing / (smoothing + frequency))
+        self.weights[0, number] *= self.numbers
         self.spelling.weight.copy_(self._project([self._split(piece) for piece in pieces], frequency))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, width) features, of length 1, of (N, L) token ids; the mask is 1 for tokens and 0 for padding."""
-        weights = self.weights[input_ids] * attention_mask
+        counted = _distinct(input_ids, attention_mask)
         spelling, meaning = (
-            F.embedding_bag(input_ids, table.weight, mode="sum", per_sample_weights=weights.to(table.weight.dtype))
-            for table in (self.spelling, self.meaning)
+            F.embedding_bag(
+                input_ids, table, mode="sum", per_sample_weights=(weights[input_ids] * counted).to(table.dtype)
+            )
+            for table, weights in zip((self.spelling.weight, self.meaning.weight), self.weights, strict=True)
         )
         scaled = ((1 - self.share) ** 0.5 * F.normalize(spelling), self.share**0.5 * F.normalize(meaning))
         return torch.cat(scaled, dim=1)
@@ -109,6 +113,13 @@ class TokenBag(nn.Module):
             for _ in range(self.spelling.embedding_dim)
         ]
         return F.normalize(torch.cat(projected, dim=1))
+
+
+def _distinct(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(N, L) bool: the first of each text's equal tokens, without padding."""
+    ids, order = input_ids.masked_fill(attention_mask == 0, -1).sort(dim=1, stable=True)
+    first = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True) & (ids >= 0)
+    return torch.empty_like(first).scatter(1, order, first)
 
 
 def token_bag(name: str, config: TextTowerConfig, entries: int) -> TokenBag:

@@ -68,12 +68,14 @@ def test_spelling_starts_with_the_cosines_of_tf_idf_over_character_ngrams(tokeni
 
 def test_features_are_the_weighted_sums_of_both_tables(tokenizer):
     torch.manual_seed(0)
-    bag = TokenBag(len(tokenizer), 24, learned=8, share=0.3, smoothing=0.01)
+    bag = TokenBag(len(tokenizer), 24, learned=8, share=0.3, smoothing=(0.01, 0.1))
     bag.start(tokenizer)
-    ids, mask = torch.tensor([[5, 9, 9], [7, 3, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
-    weights = 0.01 / (0.01 + token_frequencies(tokenizer, "here").double())
-    spelling, meaning = (table.weight.double() * weights[:, None] for table in (bag.spelling, bag.meaning))
-    sums = [torch.stack([table[5] + 2 * table[9], table[7]]) for table in (spelling, meaning)]
+    ids, mask = torch.tensor([[5, 9, 5], [7, 7, 0]]), torch.tensor([[1, 1, 1], [0, 1, 0]])
+    frequency = token_frequencies(tokenizer, "here").double()
+    sums = []
+    for table, smoothing in ((bag.spelling, 0.01), (bag.meaning, 0.1)):
+        weighted = table.weight.double() * (smoothing / (smoothing + frequency))[:, None]
+        sums.append(torch.stack([weighted[5] + weighted[9], weighted[7]]))  # a token twice is one
     expected = torch.cat([share**0.5 * F.normalize(part) for share, part in zip((0.7, 0.3), sums, strict=True)], dim=1)
     torch.testing.assert_close(bag(ids, mask).double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -87,8 +89,8 @@ def test_numbers_count_as_often_as_asked_for():
         bag.start(tokenizer)
     (number,), (word,) = (tokenizer.convert_tokens_to_ids([piece]) for piece in ("▁7", "▁of"))
     assert number != word
-    torch.testing.assert_close(weighted.weights[number], 3 * plain.weights[number])
-    torch.testing.assert_close(weighted.weights[word], plain.weights[word])
+    torch.testing.assert_close(weighted.weights[0, number], 3 * plain.weights[0, number])
+    torch.testing.assert_close(weighted.weights[:, word], plain.weights[:, word])
 
 
 def test_a_bag_trains_is_saved_and_is_loaded(config, tmp_path):
