@@ -38,6 +38,7 @@ EVALUATORS: Registry[Any] = Registry(
     "evaluator",
     {
         "retrieval": "mmcl.evaluation.tasks.retrieval_evaluator:RetrievalEvaluator",
+        "few_shot": "mmcl.evaluation.tasks.classification.evaluators:FewShotEvaluator",
         "knn": "mmcl.evaluation.tasks.classification.evaluators:KnnEvaluator",
         "linear_probe": "mmcl.evaluation.tasks.classification.evaluators:LinearProbeEvaluator",
         "recommendation": "mmcl.evaluation.tasks.recommendation_evaluator:RecommendationEvaluator",

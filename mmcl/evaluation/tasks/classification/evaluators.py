@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -23,11 +23,11 @@ from mmcl.data.sources.tar.shards import is_shards
 from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.shares import embed
 from mmcl.evaluation.evaluator import Evaluator, Setup
-from mmcl.evaluation.measured import SourceResults
+from mmcl.evaluation.measured import Measured, SourceResults
 from mmcl.evaluation.metrics.display import ACCURACY
+from mmcl.evaluation.tasks.classification.few_shot import FewShotScores, few_shot
 from mmcl.evaluation.tasks.classification.knn import KnnScores, knn
 from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores, linear_probe
-from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 from mmcl.evaluation.tasks.diagnostics import diagnose
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
@@ -62,6 +62,16 @@ class LinearProbeSourceConfig(LabelledSourceConfig):
     l2: Positive | None = None
     """Weight λ of the penalty λ/2 · ‖W‖²; if absent the one under which a validation part of the images to learn from
     is most likely, which takes nine fits."""
+
+
+class FewShotSourceConfig(LabelledSourceConfig):
+    """Images to be classified by a linear probe that sees a share of the labels, drawn class by class."""
+
+    task: Literal["few_shot"] = "few_shot"
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    """Of the labels of each class, but at least one."""
+    seeds: int = Field(default=5, ge=1)
+    """Draws, over which the accuracy is the mean."""
 
 
 class LabelledEvaluator(Evaluator):
@@ -120,7 +130,7 @@ class LabelledEvaluator(Evaluator):
     @abstractmethod
     def classify(
         self, train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, bootstrap: int = 0
-    ) -> ClassificationScores:
+    ) -> Measured:
         """The scores of the rows to judge on."""
 
     def evaluate(self, encoder: Towers, *, warn: bool = True) -> dict[str, float]:
@@ -195,6 +205,24 @@ class LinearProbeEvaluator(LabelledEvaluator):
     @classmethod
     def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
         return [*super().metrics(settings, ks), "top@5"]
+
+
+class FewShotEvaluator(LabelledEvaluator):
+    """Linear probes on a share of the labels; see :func:`mmcl.evaluation.few_shot`."""
+
+    Config = FewShotSourceConfig
+    normalize = False
+
+    @classmethod
+    def metrics(cls, settings: Any, ks: Sequence[int]) -> list[str]:
+        return ["top@1", "top@5"]
+
+    def classify(
+        self, train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, bootstrap: int = 0
+    ) -> FewShotScores:
+        fractions, seeds = [self.settings.fraction], self.settings.seeds
+        given = train, train_labels, test, test_labels
+        return few_shot(*given, fractions, seeds, bootstrap=bootstrap, device=self.device)[0]
 
 
 def _train_sources(settings: LabelledSourceConfig, config: schema.Config, where: str) -> list[SourceConfig]:

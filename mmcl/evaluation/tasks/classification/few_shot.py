@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
+from mmcl.evaluation.metrics.display import ACCURACY, Display
 from mmcl.evaluation.metrics.ranking import Vectors
 from mmcl.evaluation.tasks.classification.labels import Labelled, Labels, labelled
 from mmcl.evaluation.tasks.classification.linear_probe import fit_probe
@@ -32,8 +33,8 @@ class FewShotScores:
     classes: int
     draws: list[dict[str, float]]
     """top@1, and top@5 of more than five classes, of each draw."""
-    interval: tuple[float, float]
-    """95% bootstrap interval of the mean top@1, over the test images."""
+    intervals: dict[str, tuple[float, float]]
+    """95% bootstrap interval of the mean top@1, over the test images; empty if no resamples were asked for."""
     images: int
     """Test images."""
 
@@ -53,12 +54,38 @@ class FewShotScores:
         """The mean top@1."""
         return self.metrics["top@1"]
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of ``top1``."""
+        return self.intervals["top@1"]
+
+    @property
+    def size(self) -> str:
+        """How much was judged, in words."""
+        return f"{self.images:,} images, {self.classes:,} classes, {self.train:,} labels"
+
+    @property
+    def remarks(self) -> list[str]:
+        """How many draws there are, and how they differ."""
+        return [
+            f"mean of {len(self.draws)} draws of the labels, with a standard deviation of {self.spread['top@1']:.4f}"
+        ]
+
+    @property
+    def display(self) -> Display:
+        """How a report shows the metrics."""
+        return ACCURACY
+
+    def chance(self) -> dict[str, float]:
+        """What a random guess is expected to score."""
+        return {name: int(name.removeprefix("top@")) / self.classes for name in self.draws[0]}
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {
             "metrics": self.metrics,
             "spread": self.spread,
-            "intervals": {"top@1": list(self.interval)},
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
             "draws": self.draws,
             "fraction": self.fraction,
             "train": self.train,
@@ -89,7 +116,7 @@ def few_shot(
         test_labels: (M,).
         fractions: shares of each class's training rows, rounded, at least one row.
         seeds: draws of each share.
-        bootstrap: resamples for the intervals; at least 1.
+        bootstrap: resamples for the intervals; 0 for none.
         device: where to fit; by default where ``train_vectors`` lie if they are a tensor, else the CPU.
 
     Returns:
@@ -146,7 +173,7 @@ def few_shot_scores(
         train=len(drawn[0]),
         classes=rows.classes,
         draws=[{f"top@{k}": float((each <= k).mean()) for k in ks} for each in found],
-        interval=intervals["top@1"],
+        intervals=intervals,
         images=found.shape[1],
     )
 

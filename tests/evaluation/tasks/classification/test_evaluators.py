@@ -82,6 +82,17 @@ def test_a_linear_probe_judges_on_features_that_are_not_normalised(images, tmp_p
     assert run.metrics["dev/top@1"] == pytest.approx(scores.top1)
 
 
+def test_few_labels_judge_as_the_function_does(images, tmp_path):
+    config = config_of(images)
+    source = {"source": str(images / "dev.jsonl"), "task": "few_shot", "fraction": 0.2, "seeds": 2}
+    config["evaluation"] = {"sources": {"dev": source}, "best": "dev/top@1"}
+    run = train(config, out=tmp_path / "run")
+    scores = judge_run(run).scores["dev"][""]
+    assert (scores.train, len(scores.draws), scores.images) == (9, 2, 29)
+    assert run.metrics["dev/top@1"] == pytest.approx(scores.top1)
+    assert scores.chance() == {"top@1": pytest.approx(1 / 3)}
+
+
 def test_the_report_has_intervals_and_chance(run):
     scores = judge_run(run).scores["dev"][""]
     assert scores.metrics["top@1"] == pytest.approx(run.metrics["dev/top@1"])
