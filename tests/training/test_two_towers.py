@@ -131,7 +131,7 @@ def test_towers_that_a_model_cannot_start_are_named(tmp_path, config, alone):
         (["model.text={}"], "towers: they stand in the place of text; leave one of the two out"),
         (
             ["model.towers.answer.modality=sound"],
-            r"'model\.towers\.answer' is .*: settings with modality: text or image",
+            r"'model\.towers\.answer' is .*: settings with modality: text, image or table",
         ),
         (["model.towers.answer.widht=3"], r"unknown key 'model\.towers\.answer\.widht'; did you mean 'width'"),
         (["model.towers.answer.args={x: 1}"], r"^model\.towers\.answer\.args: 'scratch' takes none; remove x"),
