@@ -48,7 +48,6 @@ _READ = ("max_tokens", "prompts", "default_prompt", "include_prompt", "lowercase
 
 NAMED = {
     "scratch": "A small new transformer, with a tokenizer trained on the run's own texts.",
-    "bag:ngrams": "A new weighted sum of token vectors, part spelling and part learned, with a tokenizer of its own.",
     "open_clip:NAME": "The text tower of any open_clip model, such as `open_clip:ViT-B-32`.",
     "NAME": "A transformers or sentence-transformers model, by hub name or folder, or `sample:minilm`.",
 }

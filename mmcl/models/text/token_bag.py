@@ -123,7 +123,9 @@ def _distinct(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def token_bag(name: str, config: TextTowerConfig, entries: int) -> TokenBag:
-    """The tower ``bag:ngrams`` of that many ``entries``; its settings are ``model.text.args``.
+    """`bag:ngrams`: a new weighted sum of token vectors, which start from character n-grams.
+
+    The arguments of :class:`TokenBag` are those of ``model.text.args``.
 
     Raises:
         MmclError: there is no bag of that name.
