@@ -17,8 +17,9 @@ from mmcl.data.augment.colour import change_some, drop_colour, jitter, solarise
 from mmcl.data.augment.geometry import Geometry
 from mmcl.data.augment.parameters import NEUTRAL, Parameters, draw_parameters, on, row_by_row
 from mmcl.data.augment.random_crop import PackedImages
+from mmcl.data.augment.threads import in_threads
 
-_CHUNK_BYTES = 2**19  # of views, a thread of a CPU: what passes from step to step stays in its cache
+_CHUNK_BYTES = 2**19  # of views: on a CPU, what passes from step to step stays in the cache of a thread
 
 
 class Augmentation:
@@ -93,7 +94,8 @@ class Augmentation:
         """Put the samples ``chosen`` (N,) into ``views`` (N, …), in other colours. Their ``parameters`` are given, and
         ``geometry`` makes those at some places among them."""
         samples = np.flatnonzero(chosen)
-        for part in self._chunks(parameters, views.device):
+
+        def change(part: np.ndarray) -> None:
             of = parameters.take(part)
             made = geometry(on(views.device, part), of)
             levels = made.flatten(2)
@@ -107,13 +109,15 @@ class Augmentation:
             else:
                 views.index_copy_(0, on(views.device, samples[part]), made)
 
+        in_threads(change, list(self._chunks(parameters, views.device)))
+
     def _chunks(self, parameters: Parameters, device: torch.device) -> Iterator[np.ndarray]:
         """The samples in parts that are changed together. On a CPU a part has one order of colour jitter, so that all
         of its samples are changed in place."""
         if device.type != "cpu":
             yield np.arange(len(parameters))
             return
-        most = max(1, _CHUNK_BYTES * torch.get_num_threads() // (12 * self.size**2))
+        most = max(1, _CHUNK_BYTES // (12 * self.size**2))
         changed = (parameters.factors != NEUTRAL).any(axis=1)
         keys = np.where(changed, parameters.orders @ (4 ** np.arange(4)), -1)
         by_order = np.argsort(keys, kind="stable")

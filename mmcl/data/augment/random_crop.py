@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmcl.data.augment.threads import in_threads
 
 _ATTEMPTS = 10
 CROP_DRAWS = 2 * _ATTEMPTS
@@ -151,23 +151,8 @@ def _one_by_one(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fi
 
     sources, places, corners, steps = images.images(), rows.tolist(), boxes.tolist(), (1 - 2 * flips.int()).tolist()
     views = np.empty((len(boxes), 3, size, size), dtype=np.uint8)
-    _in_threads(crop, len(boxes))
+    in_threads(crop, range(len(boxes)), _A_THREAD)
     return torch.from_numpy(views)
-
-
-def _in_threads(work: Callable[[int], None], count: int) -> None:
-    """Call ``work`` for each number below ``count``, in as many threads as torch uses on a CPU."""
-    threads = max(1, min(torch.get_num_threads(), count // _A_THREAD))
-
-    def share(first: int) -> None:
-        for number in range(first, count, threads):
-            work(number)
-
-    if threads == 1:
-        share(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(share, range(threads)))
 
 
 def batched_crops(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fill: int, flips: Tensor) -> Tensor:

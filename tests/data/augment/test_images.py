@@ -64,6 +64,22 @@ def test_a_sample_depends_on_its_seed_alone(noise, rotate: int) -> None:
     assert full.max() <= 1
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_any_number_of_threads_gives_the_same_views(noise, pack, inference: bool) -> None:
+    augment, keys = Augmentation(EVERYTHING, 24), seeds(60)
+    originals, before = pack([*noise(30, 40, 60), *noise(30)]), torch.get_num_threads()
+    views = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode(inference), torch.autocast("cpu", enabled=True):
+                views.append(augment.of_originals(originals, 32, keys, (0, 1)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*views)
+
+
 def test_several_draws_stand_row_by_row(noise, pack) -> None:
     augment, keys = Augmentation(EVERYTHING, 24), seeds(6)
     originals = pack([*noise(3, 40, 60), *noise(3)])

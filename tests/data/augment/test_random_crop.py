@@ -116,14 +116,6 @@ def test_a_long_batch_is_cropped_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-def test_crops_are_made_by_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, rows = noise(SIZES * 9), torch.arange(45)
-    boxes = central_squares(images.sizes)
-    alone = resized_crops(images, rows, boxes, 16)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    assert torch.equal(resized_crops(images, rows, boxes, 16), alone)
-
-
 def test_crops_within_squares_have_the_areas_and_ratios_asked_for_and_lie_inside() -> None:
     for height, width in ((32, 32), (32, 48)):
         sizes, draws = torch.tensor([[height, width]]).expand(4000, 2), uniforms(torch.arange(4000), 4)

@@ -1,0 +1,36 @@
+"""Work shared among the threads of a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def in_threads(work: Callable[[T], None], items: Sequence[T], least: int = 1) -> None:
+    """Call ``work`` for each item, in as many threads as torch uses, each of which has ``least`` items or more.
+
+    In each of them torch uses one thread. So they wait for each other once, rather than in every operation, and what is
+    computed does not depend on their number.
+    """
+    before = torch.get_num_threads()
+    threads = max(1, min(before, len(items) // least))
+    inference = torch.is_inference_mode_enabled()  # which, as the gradient, is of a thread
+
+    def share(first: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            for item in items[first::threads]:
+                work(item)
+
+    if before == 1 or len(items) <= 1:
+        share(0)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(share, range(threads)))
+    finally:
+        torch.set_num_threads(before)  # for threads to come: this one's own number has not changed
