@@ -202,6 +202,10 @@ class ImageChangesConfig(Section):
 class AugmentationConfig(ImageChangesConfig):
     """Random changes of training images."""
 
+    size: Annotated[int, Field(ge=8, le=2**14)] | None = None
+    """Side in pixels of the changed images, that of the tower if absent. Smaller ones cost less. Things are larger in a
+    random crop than in the whole image that is seen in use: a tower that learned from smaller crops, such as three
+    quarters of the size, sees them there in the size that it knows (FixRes, Touvron et al. 2019, arXiv:1906.06423)."""
     second: ImageChangesConfig | None = None
     """Of the second view of an image, where it is changed in another way, as by BYOL and Barlow Twins: what is not set
     there is as above. For example `{blur: 0.1, solarise: 0.2}`."""

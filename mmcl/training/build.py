@@ -42,6 +42,7 @@ from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower, lacks
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.methods import Context, Method
 from mmcl.methods.base import REFERENCES
+from mmcl.methods.image.image_only import require_readable
 from mmcl.methods.parts.online_probe import PROBE, OnlineProbe
 from mmcl.models.blocks import freeze
 from mmcl.models.embedder import Embedder, embedders
@@ -97,6 +98,10 @@ def build_method(config: Config, folder: Path) -> Method:
             references={name: open_model(section.name) for name, section in references.items() if section is not None},
         ),
     )
+    if config.augmentation.size:
+        for name in encoder.names:
+            if encoder.embedder(name).modality == "image":
+                require_readable(encoder.image(name).tower, config.augmentation.size, "augmentation.size")
     _refuse_equal_views(method, config)
     _log_heads(method)
     return method

@@ -143,6 +143,15 @@ def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images,
     assert "pipeline_tag: image-feature-extraction" in (stopped / "model" / "README.md").read_text()
 
 
+def test_augmented_images_of_a_size_that_the_tower_cannot_read_are_told_before_the_first_step(tmp_path, images):
+    config = config_of(images, "simclr", epochs=0.2)
+    config["augmentation"]["size"] = 8
+    train(config, out=tmp_path / "run")
+    config["model"]["image"]["args"] = VIT | {"dynamic_img_size": False}
+    with pytest.raises(MmclError, match=r"augmentation\.size: the image tower cannot read images of 8 pixels"):
+        train(config, out=tmp_path / "fixed")
+
+
 def test_a_metric_by_a_name_of_the_log_stops_at_the_first_logged_step(tmp_path, images, monkeypatch):
     monkeypatch.setattr(Simclr, "metrics", lambda self, outputs: {"loss": 0.0})
     with pytest.raises(MmclError, match=r"Simclr\.metrics: the log has a 'loss' already"):

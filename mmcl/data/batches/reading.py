@@ -52,7 +52,7 @@ class Reading:
 
     def changes(self, column: str) -> bool:
         """Whether views change the items of a column on the device, so that their features cannot be kept."""
-        return any(view.transform is not None or view.size is not None for view in self._of(column))
+        return any(view.transform is not None or view.side is not None for view in self._of(column))
 
     def stored_side(self, column: str, setting: int | Literal["square"] | None) -> int | None:
         """The shorter side, at most, of the originals that the views of a column of images are cropped from, as
@@ -61,7 +61,7 @@ class Reading:
         processor = self.embedder(column).processor
         if setting == "square" or not crops or not isinstance(processor, ImageProcessor):
             return None
-        return setting or math.ceil(_STORED * max(view.size or processor.size for view in crops))
+        return setting or math.ceil(_STORED * max(view.side or processor.size for view in crops))
 
     def _of(self, column: str) -> list[View]:
         return [view for view in self.views.values() if view.column == column]

@@ -44,7 +44,7 @@ class View:
         column: whose items pass.
         tower: name of the tower.
         transform: random change in training; None: as they are.
-        size: pixels of a side; None: the tower's own.
+        size: pixels of a side; None: those of the augmentation, see :attr:`side`.
         draw_of: name of a view before it whose random draw it shares, to change it once more; None: one of its own.
         count: independent draws of each row. Their inputs and embeddings are (N·count, …), those of the first row
             before those of the next.
@@ -58,11 +58,16 @@ class View:
     draw_of: str | None = None
 
     @property
+    def side(self) -> int | None:
+        """Pixels of a side, by its own size or that of its augmentation; None: the tower's own."""
+        return self.size or (self.transform.config.size if isinstance(self.transform, Augment) else None)
+
+    @property
     def cuts(self) -> bool:
         """Whether it is cut out of the image, rather than what the tower sees in use."""
         if not isinstance(self.transform, Augment):
             return False
-        return self.size is not None or any(kind.crops for kind in self.transform.config.kinds)
+        return self.side is not None or any(kind.crops for kind in self.transform.config.kinds)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def make_views(
             # All draws at once, unless each is of another image.
             together = [numbers] if view.column not in batch.draws else [(number,) for number in numbers]
             parts = [
-                view.transform.views(batch.drawn(view.column, of[0]), batch.seeds, of, view.size, own)
+                view.transform.views(batch.drawn(view.column, of[0]), batch.seeds, of, view.side, own)
                 for of in together
             ]
             made[name] = parts[0] if len(parts) == 1 else _row_by_row(parts)
@@ -168,7 +173,7 @@ def _draw(view: View, batch: Batch, draw: int, change: bool, side: Callable[[], 
         inputs = {"pixels": squares.permute(0, 2, 3, 1)}
     if not change or view.transform is None or "features" in inputs:
         return inputs
-    return view.transform(inputs, batch.seeds, draw, view.size)
+    return view.transform(inputs, batch.seeds, draw, view.side)
 
 
 def _row_by_row(draws: list[Inputs]) -> Inputs:

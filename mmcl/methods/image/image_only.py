@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcl.config import schema
 from mmcl.data.batches.batch import Inputs
@@ -52,9 +52,8 @@ def require_augmentation(method: str, context: Context) -> None:
 
 
 @torch.no_grad()
-def require_readable(encoder: Towers, size: int, setting: str) -> None:
-    """Raise ``MmclError``, which names ``setting``, unless the tower reads images of ``size`` pixels."""
-    tower = encoder.image().tower
+def require_readable(tower: nn.Module, size: int, setting: str) -> None:
+    """Raise ``MmclError``, which names ``setting``, unless the image tower reads images of ``size`` pixels."""
     training = tower.training
     try:
         tower.eval()(torch.zeros(1, 3, size, size))

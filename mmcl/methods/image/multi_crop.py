@@ -45,7 +45,7 @@ class MultiCrop(ImageOnly):
     def __init__(self, config: Any, encoder: Towers, context: Context) -> None:
         super().__init__(config, encoder, context)
         if config.local_crops:
-            require_readable(encoder, config.local_size, "method.local_size")
+            require_readable(encoder.image().tower, config.local_size, "method.local_size")
 
     def views(self) -> dict[str, View]:
         assert self.context.augmentation is not None, "refused without"

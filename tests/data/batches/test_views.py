@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmcl.config.data import AugmentationConfig
 from mmcl.data.batches.batch import Batch
-from mmcl.data.batches.views import View, draw_numbers, make_views
+from mmcl.data.batches.views import Augment, View, draw_numbers, make_views
 
 
 def noted(inputs, seeds, draw, size):
@@ -39,6 +40,16 @@ def test_several_draws_stand_row_by_row_and_nothing_changes_out_of_training(batc
     expected = [[seed, draw, 8] for seed in (10, 11, 12) for draw in (1, 2)]
     assert made["two"]["pixels"].tolist() == expected
     assert make_views(views, batch, change=False)["one"] is batch.inputs["image"]
+
+
+def test_a_view_has_the_size_of_its_augmentation_unless_it_has_one_of_its_own(batch):
+    batch.inputs["image"] = {"pixels": torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)}
+    augment = Augment(AugmentationConfig(size=24, crop_scale=(0.2, 1.0)))
+    views = {"global": View("image", "image", augment, count=2), "local": View("image", "image", augment, size=8)}
+    made = make_views(views, batch, change=True)
+    assert made["global"]["pixels"].shape == (6, 3, 24, 24)
+    assert made["local"]["pixels"].shape == (3, 3, 8, 8)
+    assert make_views(views, batch, change=False)["local"] is batch.inputs["image"]  # as ever in use
 
 
 def test_a_view_takes_the_draw_that_the_host_made_for_it_and_features_as_they_are(batch):
