@@ -16,7 +16,7 @@ from mmcl.training.first_views import first_views
 
 _SIDE, _TEXT_WIDTH = 160, 320  # of a cell
 _GAP, _MARGIN, _LINE = 12, 24, 22
-_INK, _FAINT, _PAPER, _TOKEN = "#1c1e21", "#7a7f87", "#ffffff", "#e8eef7"
+_INK, _FAINT, _EDGE, _PAPER, _TOKEN = "#1c1e21", "#7a7f87", "#d9dce1", "#ffffff", "#e8eef7"
 
 
 def write_contact_sheet(config: Config, path: Path, rows: int = 8, show_progress: bool | None = None) -> Path:
@@ -80,7 +80,9 @@ def _draw_image(sheet: Image.Image, pixels: np.ndarray, left: int, top: int) -> 
     image = Image.fromarray(pixels)
     # Pixels much enlarged are shown as they are.
     image = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
-    sheet.paste(image, (left + (_SIDE - size[0]) // 2, top + (_SIDE - size[1]) // 2))
+    x, y = left + (_SIDE - size[0]) // 2, top + (_SIDE - size[1]) // 2
+    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=_EDGE)  # of white ones as well
+    sheet.paste(image, (x, y))
 
 
 def _draw_tokens(draw: ImageDraw.ImageDraw, tokens: list[str], left: int, top: int) -> None:
