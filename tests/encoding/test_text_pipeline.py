@@ -274,7 +274,7 @@ def test_odd_texts_have_vectors_like_any_other(encoder, text):
     [
         (lambda encoder: encoder.encode(["a", None]), "input 1 is None; leave it out"),
         (lambda encoder: encoder.encode(["a", 3.5]), "input 1 is a float"),
-        (lambda encoder: encoder.encode({"text": "a"}), "got a dict"),
+        (lambda encoder: encoder.encode({"text": "a"}), "input 0 is a dict"),
         (lambda encoder: encoder.encode("a", prompt="qery"), "no prompt of that name"),
         (lambda encoder: encoder.set_compute("bf16"), "did you mean 'bfloat16'"),
         (lambda encoder: encoder.encode("a", devices=0), "a number of processes from 1 up"),

@@ -31,7 +31,7 @@ def card_of(name="n", prompt=("q", "w"), values=None):
     )
     encoder = SimpleNamespace(
         modalities={"text"},
-        of_modality=lambda modality: [modality],
+        of_modality=lambda modality: ["text"] if modality == "text" else [],
         name=name,
         dim=4,
         heads={},

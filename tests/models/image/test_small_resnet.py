@@ -57,7 +57,7 @@ def test_a_tower_for_small_images_is_saved_and_opened(tmp_path, size):
         ({"name": "cifar:resnet19"}, "did you mean 'resnet1"),
         ({"name": "cifar:resnet18", "args": {"width": 5}}, "width is 5; an even number"),
         ({"name": "cifar:resnet18", "args": {"wdith": 8}}, "wdith"),
-        ({"name": "cifar:resnet18", "pretrained": True}, "no pretrained weights"),
+        ({"name": "cifar:resnet18", "pretrained": True}, "nobody publishes weights"),
     ],
 )
 def test_what_is_no_such_resnet_is_refused(settings, message):
