@@ -22,8 +22,8 @@ def models(json: JsonPath = None) -> None:
     from mmcl.config.methods import METHODS
     from mmcl.data.samples import SAMPLES
     from mmcl.data.sources.open import PLACES, SOURCES
-    from mmcl.formats.image_towers import IMAGE_TOWERS
-    from mmcl.formats.text_towers import NAMED, TEXT_TOWERS
+    from mmcl.formats.towers.image import IMAGE_TOWERS
+    from mmcl.formats.towers.text import NAMED, TEXT_TOWERS
 
     named = {
         "text tower": NAMED,

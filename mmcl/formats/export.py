@@ -16,12 +16,12 @@ from torch import Tensor
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.formats.backbones.write import backbone_writer
 from mmcl.formats.folder import preprocessor
-from mmcl.formats.image_towers import describe_image_tower
 from mmcl.formats.onnx.graph import export_onnx, exportable, require
 from mmcl.formats.open_clip.models import CONFIG
 from mmcl.formats.open_clip.text import describe_text_tower
 from mmcl.formats.sentence_transformers.write import cannot_express, write
 from mmcl.formats.tokenizers import save_tokenizer
+from mmcl.formats.towers.image import describe_image_tower
 from mmcl.formats.transformers.nets import quiet_transformers, rebuild
 from mmcl.formats.weights import pass_on, save_tensors
 from mmcl.models.embedder import Embedder

@@ -16,14 +16,14 @@ from mmcl.data.processors.table import TableProcessor
 from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.card import model_card
 from mmcl.formats.heads import build_heads, read_heads, save_heads
-from mmcl.formats.image_towers import describe_image_tower, rebuild_image_tower
 from mmcl.formats.plausible import require_plausible, weights_bytes
 from mmcl.formats.sentence_transformers import write as writer
 from mmcl.formats.sentence_transformers.read import MODULES
-from mmcl.formats.table_towers import describe_table_tower, rebuild_table_tower, save_fields
 from mmcl.formats.tensor_files import require_readable_weights
-from mmcl.formats.text_towers import describe_text_tower, rebuild_text_tower
 from mmcl.formats.tokenizers import save_tokenizer
+from mmcl.formats.towers.image import describe_image_tower, rebuild_image_tower
+from mmcl.formats.towers.table import describe_table_tower, rebuild_table_tower, save_fields
+from mmcl.formats.towers.text import describe_text_tower, rebuild_text_tower
 from mmcl.formats.weights import load_weights, save_tensors
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head

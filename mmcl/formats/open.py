@@ -16,8 +16,8 @@ from mmcl.formats.sentence_transformers.read import (
     read_token_weights,
 )
 from mmcl.formats.tensor_files import require_finite
-from mmcl.formats.text_towers import open_text_tower
 from mmcl.formats.tokenizers import read_tokenizer
+from mmcl.formats.towers.text import open_text_tower
 from mmcl.formats.transformers import clip as transformers_clip
 from mmcl.formats.transformers.nets import local_folder
 from mmcl.models.heads import Head

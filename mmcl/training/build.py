@@ -33,13 +33,13 @@ from mmcl.data.processors.table import Field, TableProcessor
 from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.data.sources.tar.shards import is_shards
-from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.lora import add_lora, merge_lora
 from mmcl.formats.open import open_model
 from mmcl.formats.start import start_from
-from mmcl.formats.table_towers import cell_net, image_field, text_field
-from mmcl.formats.text_towers import SCRATCH_MAX_TOKENS, build_text_tower, lacks_tokenizer
 from mmcl.formats.tokenizers import read_tokenizer
+from mmcl.formats.towers.image import build_image_tower
+from mmcl.formats.towers.table import cell_net, image_field, text_field
+from mmcl.formats.towers.text import SCRATCH_MAX_TOKENS, build_text_tower, lacks_tokenizer
 from mmcl.methods import Context, Method
 from mmcl.methods.base import REFERENCES
 from mmcl.methods.image.image_only import require_readable

@@ -13,7 +13,7 @@ from mmcl.config import load_config
 from mmcl.config.evaluation import EVALUATORS
 from mmcl.data import samples
 from mmcl.data.sources import open_source
-from mmcl.formats.image_towers import IMAGE_TOWERS
+from mmcl.formats.towers.image import IMAGE_TOWERS
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from mmcl.cli.app import app
 from mmcl.config.model import TextTowerConfig
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.runtime.errors import MmclError
 
 # A few hundred captions in scripts that share no letter.

@@ -18,8 +18,8 @@ from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
-from mmcl.formats.image_towers import build_image_tower
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.image import build_image_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.text.embedder import TextEmbedder

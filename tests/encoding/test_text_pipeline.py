@@ -21,7 +21,7 @@ from mmcl.encoding import workers
 from mmcl.encoding.encoder import Encoder
 from mmcl.encoding.text_compute import TextCompute
 from mmcl.encoding.text_pipeline import made_ahead
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.token_weights import TokenWeights

@@ -10,7 +10,7 @@ from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import Encoder
 from mmcl.evaluation.live_texts import LiveTexts
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers

@@ -14,7 +14,7 @@ import mmcl
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Dense, Head, Prototypes
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers

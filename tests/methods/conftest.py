@@ -12,7 +12,7 @@ from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.data.batches.batch import Batch
 from mmcl.data.identity import stable_hash
 from mmcl.data.processors.image import ImageProcessor
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.text.embedder import TextEmbedder

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig
-from mmcl.formats.image_towers import build_image_tower
+from mmcl.formats.towers.image import build_image_tower
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 

@@ -4,7 +4,7 @@ import pytest
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Conventions, Towers

@@ -20,11 +20,13 @@ PerQuery = Annotated[
 
 
 def check_per_query(per_query: bool, json: Path | None) -> None:
+    """Raise ``MmclError`` where the values of every query are wanted and no file to write them to."""
     if per_query and json is None:
         raise MmclError("--per-query needs --json FILE to write the values to")
 
 
 def for_json(scores: Mapping[str, Scores | ClassificationScores], per_query: bool) -> dict[str, Any]:
+    """The scores as JSON has them, by the same names; with the values of every query, if they are wanted."""
     from mmcl.evaluation.compare import Queries
 
     return {

@@ -76,7 +76,7 @@ class Augmentation:
         cut = (places[rows] < 0) | (parameters.boxes[:, 2:] > self.size).any(axis=1)
         with torch.autocast(device.type, enabled=False):
             if cut.any():
-                of_cut = parameters.take(cut).in_whole_pixels(images.sizes[rows[cut]])
+                of_cut = parameters.take(cut).rounded(images.sizes[rows[cut]])
                 levels = geometry.cut(images, rows[cut], of_cut)
                 self._fill(views, cut, of_cut, lambda part, of: geometry.of_cut(levels.index_select(0, part), of))
             if not cut.all():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcl.config.data import ImageChangesConfig
-from mmcl.data.augment.random_crop import CROP_DRAWS, boxes_within_squares, central_squares, crop_boxes, whole_pixels
+from mmcl.data.augment.random_crop import CROP_DRAWS, boxes_within_squares, central_squares, crop_boxes, rounded_boxes
 from mmcl.data.identity import uniforms
 
 # What each number of a sample decides. New changes take further numbers: the others are drawn as before.
@@ -55,9 +55,9 @@ class Parameters:
         """Those of some samples."""
         return Parameters(*(getattr(self, field.name)[samples] for field in fields(self)))
 
-    def in_whole_pixels(self, sizes: Tensor) -> Parameters:
+    def rounded(self, sizes: Tensor) -> Parameters:
         """The same with crops of whole pixels of images of ``sizes`` (N, 2)."""
-        return replace(self, boxes=whole_pixels(torch.from_numpy(self.boxes), sizes).numpy())
+        return replace(self, boxes=rounded_boxes(torch.from_numpy(self.boxes), sizes).numpy())
 
 
 def draw_parameters(

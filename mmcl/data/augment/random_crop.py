@@ -109,7 +109,7 @@ def boxes_within_squares(
     return torch.stack([draws[:, 3] * (height - tall), draws[:, 2] * (width - wide), tall, wide], dim=1)
 
 
-def whole_pixels(boxes: Tensor, sizes: Tensor) -> Tensor:
+def rounded_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes (n, 4) as int64, within images of ``sizes`` (n, 2)."""
     lengths = boxes[:, 2:].round().clamp(min=1)
     corners = (boxes[:, :2] + (boxes[:, 2:] - lengths) / 2).round().clamp(min=0)

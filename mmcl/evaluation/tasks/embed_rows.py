@@ -115,6 +115,7 @@ def _identity(image: Any) -> int:
 
 
 def report_left_out(rows: Rows | ShardRows, left_out: int, why: str) -> None:
+    """Warn of the rows that were left out; raise ``MmclError`` where none is left."""
     if left_out == len(rows):
         raise MmclError(f"{rows.name}: every row has {why}")
     if left_out:

@@ -147,7 +147,7 @@ def test_crops_of_squares_are_those_of_fractions_of_their_pixels(smooth, torchvi
     images = smooth(12)
     augment = Augmentation(AugmentationConfig(crop_scale=(0.2, 0.8), flip=0.5), 64)
     views, drawn = augment(images, seeds(12)), augment.parameters(images, seeds(12))
-    whole = drawn.in_whole_pixels(torch.full((12, 2), 48))
+    whole = drawn.rounded(torch.full((12, 2), 48))
     assert (whole.boxes != drawn.boxes).all(axis=1).any()
     for number, (image, view) in enumerate(zip(images, views, strict=True)):
         theirs = torchvisions(image, whole.take(np.array([number])), 64)

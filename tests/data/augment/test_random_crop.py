@@ -17,7 +17,7 @@ from mmcl.data.augment.random_crop import (
     central_squares,
     crop_boxes,
     resized_crops,
-    whole_pixels,
+    rounded_boxes,
 )
 from mmcl.data.identity import uniforms
 
@@ -126,6 +126,6 @@ def test_crops_within_squares_have_the_areas_and_ratios_asked_for_and_lie_inside
         assert stats.kstest(area.numpy(), stats.uniform(0.1, 0.9).cdf).pvalue > 1e-3
         fits = area < 0.5  # every ratio fits
         assert stats.kstest(ratio[fits].log().numpy(), stats.uniform(-0.28768, 2 * 0.28768).cdf).pvalue > 1e-3
-        whole = whole_pixels(boxes, sizes)
+        whole = rounded_boxes(boxes, sizes)
         assert (whole - boxes).abs().max() <= 1
         assert (whole[:, :2] + whole[:, 2:] <= sizes).all()

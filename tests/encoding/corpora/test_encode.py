@@ -136,7 +136,7 @@ def test_mmcls_own_encoder_tells_the_words_of_its_prompts(tmp_path):
     from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig  # here: the killed processes need none
     from mmcl.data.processors.train_tokenizer import train_tokenizer
     from mmcl.encoding.encoder import Encoder
-    from mmcl.formats.text_towers import build_text_tower
+    from mmcl.formats.towers.text import build_text_tower
     from mmcl.models.heads import Head
     from mmcl.models.towers import Towers
 

@@ -17,7 +17,7 @@ from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig
 from mmcl.formats.export import cannot_export, export
 from mmcl.formats.folder import save
-from mmcl.formats.image_towers import build_image_tower
+from mmcl.formats.towers.image import build_image_tower
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.towers import Towers

@@ -13,7 +13,7 @@ from mmcl.config.model import TextTowerConfig
 from mmcl.encoding import Encoder
 from mmcl.formats.onnx.backends import open_backend
 from mmcl.formats.onnx.graph import export_onnx, weights_key
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig, TextTowerConfig
-from mmcl.formats.image_towers import build_image_tower
 from mmcl.formats.open_clip.checkpoint_files import read_state
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.image import build_image_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.runtime.errors import MmclError
 
 from ..conftest import CAPTIONS, TINY, VISION, library_features, open_clip_folder, sample_images

@@ -16,9 +16,9 @@ from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, To
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import Encoder
 from mmcl.encoding.corpora.encode import _model_name
-from mmcl.formats.image_towers import build_image_tower, describe_image_tower, rebuild_image_tower
 from mmcl.formats.start import start_from
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.image import build_image_tower, describe_image_tower, rebuild_image_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.runtime.errors import MmclError
 
 from ..conftest import CAPTIONS, TEXT, TINY, library_features, open_clip_folder

@@ -11,7 +11,7 @@ import transformers
 
 from mmcl.data.processors.text import TextProcessor
 from mmcl.encoding.encoder import Encoder
-from mmcl.formats.text_towers import open_text_tower
+from mmcl.formats.towers.text import open_text_tower
 from mmcl.models.heads import Dense, Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower

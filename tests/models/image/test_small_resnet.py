@@ -8,7 +8,7 @@ from lightly.models import ResNetGenerator
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig
 from mmcl.formats.folder import read_folder, save
-from mmcl.formats.image_towers import build_image_tower
+from mmcl.formats.towers.image import build_image_tower
 from mmcl.models.blocks import blocks
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder

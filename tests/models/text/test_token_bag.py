@@ -18,7 +18,7 @@ from mmcl.config import load_config
 from mmcl.config.model import TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.export import cannot_export
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.text.token_bag import TokenBag
 from mmcl.models.text.token_weights import token_frequencies
 from mmcl.runtime.errors import MmclError

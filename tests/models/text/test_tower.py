@@ -15,8 +15,8 @@ from mmcl.config.model import ModelConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.start import start_from
-from mmcl.formats.text_towers import build_text_tower, describe_text_tower, open_text_tower, rebuild_text_tower
 from mmcl.formats.tokenizers import save_tokenizer
+from mmcl.formats.towers.text import build_text_tower, describe_text_tower, open_text_tower, rebuild_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.pooling import POOLINGS

@@ -10,9 +10,9 @@ from mmcl.config.model import CategoryFieldConfig, HeadConfig
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.processors.table import Categories, Cells, Field, TableProcessor, cells_from
 from mmcl.data.processors.text import TextProcessor
-from mmcl.formats.image_towers import describe_image_tower, rebuild_image_tower
-from mmcl.formats.text_towers import describe_text_tower, rebuild_text_tower
 from mmcl.formats.tokenizers import save_tokenizer
+from mmcl.formats.towers.image import describe_image_tower, rebuild_image_tower
+from mmcl.formats.towers.text import describe_text_tower, rebuild_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.image.tower import ImageTower

@@ -34,10 +34,10 @@ IMAGE_TOWERS: Registry[Callable[[str, ImageTowerConfig, int], tuple[nn.Module, d
     "mmcl.image_towers",
     "image tower",
     {
-        "timm": "mmcl.formats.image_towers:timm_net",
-        "cifar": "mmcl.formats.image_towers:cifar_net",
-        "open_clip": "mmcl.formats.image_towers:open_clip_net",
-        "transformers": "mmcl.formats.image_towers:transformers_net",
+        "timm": "mmcl.formats.towers.image:timm_net",
+        "cifar": "mmcl.formats.towers.image:cifar_net",
+        "open_clip": "mmcl.formats.towers.image:open_clip_net",
+        "transformers": "mmcl.formats.towers.image:transformers_net",
     },
 )
 """What makes the network of ``KEY:NAME``, from NAME, the tower's settings and the size of the images in pixels. Beside

@@ -8,14 +8,14 @@ import mmcl
 from mmcl.config.data import ImageConfig
 from mmcl.config.model import HeadConfig, ImageTowerConfig, TextTowerConfig
 from mmcl.encoding.encoder import Encoder
-from mmcl.formats.image_towers import build_image_tower
-from mmcl.formats.text_towers import build_text_tower
+from mmcl.formats.towers.image import build_image_tower
+from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 
-from .transformers.test_clip import TEXT, VISION, clip_folder, siglip_folder
+from ..transformers.test_clip import TEXT, VISION, clip_folder, siglip_folder
 
 transformers = pytest.importorskip("transformers")
 SMALL = {**VISION, "image_size": 32, "patch_size": 8}

@@ -1,0 +1,1 @@
+"""Towers by the names that a config gives them, and as a model folder describes them."""
