@@ -229,7 +229,7 @@ class AugmentationConfig(ImageChangesConfig):
     @classmethod
     def _second_differs_in_what_is_set(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("second"), dict):
-            first = {name: value for name, value in values.items() if name != "second"}
+            first = {name: value for name, value in values.items() if name in ImageChangesConfig.model_fields}
             return values | {"second": first | values["second"]}
         return values
 

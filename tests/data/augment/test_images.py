@@ -154,6 +154,11 @@ def test_crops_of_squares_are_those_of_fractions_of_their_pixels(smooth, torchvi
         assert (view - theirs).abs().max() < 0.06  # half a pixel apart at most
 
 
+def test_settings_that_are_written_down_are_read_again() -> None:
+    config = AugmentationConfig(size=24, flip=0.5, second={"blur": 0.1})
+    assert AugmentationConfig.model_validate(config.model_dump()) == config
+
+
 def test_the_second_view_has_its_own_settings(noise) -> None:
     config = AugmentationConfig(flip=0.5, blur=1.0, second={"blur": 0.1, "solarise": 0.2})
     augment, images = Augmentation(config, 32), noise(1000)
