@@ -59,7 +59,7 @@ def test_knn_of_folders_by_class(evaluate, folders, tmp_path):
     first = saved["k=5 temperature=0.07"]
     assert (first["metrics"]["top@1"], first["images"], first["classes"], first["train"]) == (1.0, 23, 4, 60)
     assert first["intervals"]["top@1"] == [1.0, 1.0]
-    assert "kNN: 23 images of 4 classes, by the votes of 60 training images" in out
+    assert "kNN: 23 images, 4 classes, by the votes of 60 training images" in out
     assert "1 of 24 rows left out: an unreadable image or no label" in err
 
 

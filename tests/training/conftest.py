@@ -6,10 +6,33 @@ import json
 
 import pytest
 
+from mmcl import train
+from mmcl.training.loop import Trainer
+
 from . import sentence_runs
 from .sentence_runs import SENTENCES, write
 
 ANIMALS, VERBS = ("dog", "cat", "cow", "hen", "fox", "owl"), ("runs", "sleeps", "eats", "sings", "waits")
+
+
+@pytest.fixture
+def train_until(monkeypatch):
+    """Train into a folder by a config until a step, before which the run is interrupted."""
+
+    def train_until(step, config, out):
+        take = Trainer._step
+
+        def cut_off(self, batches, number, rate):
+            if number == step:
+                raise KeyboardInterrupt
+            return take(self, batches, number, rate)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, out=out, show_progress=False)
+
+    return train_until
 
 
 @pytest.fixture(scope="session")

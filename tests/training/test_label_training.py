@@ -137,7 +137,7 @@ def test_integers_are_labels_however_they_are_written_and_others_are_none(tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_method_learns_from_labels_and_goes_on_to_the_same_bits(tmp_path, sources, kind):
+def test_a_method_learns_from_labels_and_goes_on_to_the_same_bits(tmp_path, sources, kind, train_until):
     config = config_of(sources[kind])
     uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
     losses = [line["loss"] for line in uninterrupted.lines() if "loss" in line]
@@ -149,17 +149,7 @@ def test_a_method_learns_from_labels_and_goes_on_to_the_same_bits(tmp_path, sour
     assert uninterrupted.card["data"]["skipped"] == len(listed)
     if kind == "table":
         assert [(line["id"], line["reason"]) for line in listed] == [("40", "no label"), ("41", "no label")]
-    trainer = Trainer(load_config(config), tmp_path / "cut", resume=False, show_progress=False)
-    step = trainer._step
-
-    def killed(batches, number, rate):
-        if number == 5:
-            raise KeyboardInterrupt
-        return step(batches, number, rate)
-
-    trainer._step = killed
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
+    train_until(5, config, tmp_path / "cut")
     train(config, out=tmp_path / "cut", resume=True, show_progress=False)
     ours, theirs = weights(tmp_path / "uninterrupted"), weights(tmp_path / "cut")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -97,23 +97,13 @@ def weights(folder):
 
 
 @pytest.mark.parametrize(("modality", "kind"), CASES)
-def test_learns_and_goes_on_to_the_same_bits_and_embeds(tmp_path, sources, modality, kind, monkeypatch):
+def test_learns_and_goes_on_to_the_same_bits_and_embeds(tmp_path, sources, modality, kind, train_until):
     config = config_of(sources, modality, kind)
     uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
     losses = [line["loss"] for line in uninterrupted.lines() if "loss" in line]
     assert len(losses) == 20
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    step = Trainer._step
-
-    def killed(self, batches, number, rate):
-        if number == 5:
-            raise KeyboardInterrupt
-        return step(self, batches, number, rate)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, out=tmp_path / "cut", show_progress=False)
+    train_until(5, config, tmp_path / "cut")
     train(config, out=tmp_path / "cut", resume=True, show_progress=False)
     ours, theirs = weights(tmp_path / "uninterrupted"), weights(tmp_path / "cut")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

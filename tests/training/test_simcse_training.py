@@ -14,7 +14,6 @@ from mmcl.formats.folder import save
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
-from mmcl.training.loop import Trainer
 
 from .sentence_runs import SENTENCES, TRIPLETS, config_of, draw, feed_of, losses
 
@@ -61,20 +60,10 @@ def test_labelled_pairs_are_learned(tmp_path, sentences, caplog):
     assert run.metrics["dev/spearman"] > 0.5
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, sentences):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, sentences, train_until):
     config = load_config(config_of(sentences["alone"], {"training_head": True}), ["training.epochs=1.2"])
     uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
-    trainer = Trainer(config, tmp_path / "cut", resume=False, show_progress=False)
-    step = trainer._step
-
-    def killed(batches, number, rate):
-        if number == 7:
-            raise KeyboardInterrupt
-        return step(batches, number, rate)
-
-    trainer._step = killed
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
+    train_until(7, config, tmp_path / "cut")
     resumed = train(config, out=tmp_path / "cut", resume=True, show_progress=False)
     assert losses(resumed) == losses(uninterrupted)
     for file in ("model", "heads"):

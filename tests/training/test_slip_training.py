@@ -49,23 +49,13 @@ def weights(folder, file="model"):
     return load_file(folder / "model" / f"{file}.safetensors")
 
 
-def test_goes_on_to_the_same_bits_and_keeps_its_head(tmp_path, monkeypatch):
+def test_goes_on_to_the_same_bits_and_keeps_its_head(tmp_path, train_until):
     config = config_of()
     uninterrupted = train(config, out=tmp_path / "uninterrupted", show_progress=False)
     lines = [line for line in uninterrupted.lines() if "loss" in line]
     assert len(lines) == 10
     assert all(line["loss"] == pytest.approx(line["contrastive"] + line["image"]) for line in lines)
-    step = Trainer._step
-
-    def killed(self, batches, number, rate):
-        if number == 5:
-            raise KeyboardInterrupt
-        return step(self, batches, number, rate)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, out=tmp_path / "cut", show_progress=False)
+    train_until(5, config, tmp_path / "cut")
     train(config, out=tmp_path / "cut", resume=True, show_progress=False)
     for file in ("model", "heads"):
         ours, theirs = weights(tmp_path / "uninterrupted", file), weights(tmp_path / "cut", file)

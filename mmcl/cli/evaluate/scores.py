@@ -158,7 +158,7 @@ def print_knn(found: Sequence[KnnScores]) -> None:
         for scores in found
     ]
     columns = ["k", "τ", "top@1", "95% interval", "mean_per_class", "95% interval"]
-    title = f"kNN: {of.images:,} images of {len(of.per_class):,} classes, by the votes of {of.train:,} training images"
+    title = f"kNN: {of.size}, by the votes of {of.train:,} training images"
     print_table(columns, rows, title=title)
     print_not_offered(of)
 

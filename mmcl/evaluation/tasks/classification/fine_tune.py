@@ -70,8 +70,9 @@ def fine_tuning_of_rows(
     check_draws(fractions, seeds)
     embedder, device = encoder.towers.image(), encoder.device
     of_train, of_test = (_pixels(embedder, each, image) for each in (train, test))
-    learned, judged = embed_both(encoder, train, test, image=image, label=label, normalize=False)
-    rows = labelled(learned.vectors, learned.labels, judged.vectors, judged.labels)
+    both = embed_both(encoder, train, test, image=image, label=label, normalize=False)
+    learned, judged = both
+    rows = labelled(*both.arrays)
 
     def scores(fraction: float) -> FewShotScores:
         epochs = _EPOCHS_OF_FEW if fraction < _FEW else _EPOCHS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,18 @@ class LabelledVectors:
     def name(self, scores: S) -> S:
         """The scores of these rows, with their ids."""
         return replace(scores, query_ids=self.ids, data=fingerprint(self.ids, self.labels))
+
+
+class Both(NamedTuple):
+    """Rows to learn from and rows to judge on."""
+
+    learned: LabelledVectors
+    judged: LabelledVectors
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, list[str], np.ndarray, list[str]]:
+        """Vectors and labels to learn from, and those to judge on."""
+        return self.learned.vectors, self.learned.labels, self.judged.vectors, self.judged.labels
 
 
 def embed_labelled(
@@ -78,7 +90,7 @@ def embed_both(
     image: str = "image",
     label: str = "label",
     **options: Any,
-) -> tuple[LabelledVectors, LabelledVectors]:
+) -> Both:
     """Embed the rows to learn from and those to judge on, as :func:`embed_labelled`. Test rows that the model was
     trained on, and those whose image is among ``train``, are warned of."""
     for rows in (train, test):
@@ -90,7 +102,7 @@ def embed_both(
             "%s: the images of %d of %d rows stand in %s, too: the numbers are better than on new images",
             *(test.name, shared, len(judged.ids), train.name),
         )
-    return learned, judged
+    return Both(learned, judged)
 
 
 def knn_of_rows(
@@ -112,18 +124,9 @@ def knn_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row; and as ``knn``.
     """
-    learned, judged = embed_both(encoder, train, test, image=image, label=label)
-    found = knn_table(
-        learned.vectors,
-        learned.labels,
-        judged.vectors,
-        judged.labels,
-        ks,
-        temperatures,
-        bootstrap=bootstrap,
-        device=_device(encoder),
-    )
-    return [judged.name(scores) for scores in found]
+    both = embed_both(encoder, train, test, image=image, label=label)
+    found = knn_table(*both.arrays, ks, temperatures, bootstrap=bootstrap, device=_device(encoder))
+    return [both.judged.name(scores) for scores in found]
 
 
 def linear_probe_of_rows(
@@ -142,17 +145,8 @@ def linear_probe_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row; and as ``linear_probe``.
     """
-    learned, judged = embed_both(encoder, train, test, image=image, label=label, normalize=False)
-    scores = linear_probe(
-        learned.vectors,
-        learned.labels,
-        judged.vectors,
-        judged.labels,
-        l2,
-        bootstrap=bootstrap,
-        device=_device(encoder),
-    )
-    return judged.name(scores)
+    both = embed_both(encoder, train, test, image=image, label=label, normalize=False)
+    return both.judged.name(linear_probe(*both.arrays, l2, bootstrap=bootstrap, device=_device(encoder)))
 
 
 def few_shot_of_rows(
@@ -171,9 +165,8 @@ def few_shot_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row; and as ``few_shot``.
     """
-    learned, judged = embed_both(encoder, train, test, image=image, label=label, normalize=False)
-    given = learned.vectors, learned.labels, judged.vectors, judged.labels
-    return few_shot(*given, fractions, seeds, bootstrap=bootstrap, device=_device(encoder))
+    both = embed_both(encoder, train, test, image=image, label=label, normalize=False)
+    return few_shot(*both.arrays, fractions, seeds, bootstrap=bootstrap, device=_device(encoder))
 
 
 def _device(encoder: Encodes) -> torch.device | None:
