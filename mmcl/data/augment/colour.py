@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmcl.data.augment.parameters import NEUTRAL, on
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_CENTRES = torch.tensor([0.0, 2.0, 4.0])  # hues of red, green and blue, in sixths of the circle
+_LUMA = torch.tensor([[[0.299, 0.587, 0.114]]])  # ITU-R BT.601
+_CENTRES = np.array([[0], [2], [4]], dtype=np.float32)  # hues of red, green and blue, in sixths of the circle
 
 
 def jitter(images: Tensor, orders: np.ndarray, factors: np.ndarray) -> None:
@@ -34,49 +34,61 @@ def jitter(images: Tensor, orders: np.ndarray, factors: np.ndarray) -> None:
 
 def change_some(images: Tensor, chosen: np.ndarray, change: Callable[..., object], *parameters: np.ndarray) -> None:
     """Call ``change`` for the images ``chosen`` (n,), with their ``parameters`` (n,) each."""
-    rows = np.flatnonzero(chosen)
-    if len(rows) == len(chosen):  # nothing is copied
-        change(images, *(on(images.device, values) for values in parameters))
-    elif len(rows):
-        places = on(images.device, rows)
+    count = np.count_nonzero(chosen)
+    if count == len(chosen):  # nothing is copied
+        change(images, *parameters)
+    elif count:
+        places = on(images.device, np.flatnonzero(chosen))
         part = images[places]
-        change(part, *(on(images.device, values[rows]) for values in parameters))
+        change(part, *(values[chosen] for values in parameters))
         images.index_copy_(0, places, part)
 
 
-def adjust_brightness(images: Tensor, factors: Tensor) -> None:
+def adjust_brightness(images: Tensor, factors: np.ndarray) -> None:
     """Multiply all levels by ``factors`` (n,)."""
-    images.mul_(factors[:, None, None]).clamp_(max=1.0)
+    images.mul_(_scales(factors, images))
+    _clamp(images, factors)
 
 
-def adjust_contrast(images: Tensor, factors: Tensor) -> None:
+def adjust_contrast(images: Tensor, factors: np.ndarray) -> None:
     """Blend each image with the mean of its luma; factor 0 leaves nothing but that."""
-    means = luma(images.mean(2, keepdim=True))[:, 0]
-    images.mul_(factors[:, None, None]).add_((means * (1 - factors))[:, None, None]).clamp_(0.0, 1.0)
+    torch.lerp(luma(images.mean(2, keepdim=True)), images, _scales(factors, images), out=images)
+    _clamp(images, factors)
 
 
-def adjust_saturation(images: Tensor, factors: Tensor) -> None:
+def adjust_saturation(images: Tensor, factors: np.ndarray) -> None:
     """Blend each pixel with its luma; factor 0 leaves greys."""
-    torch.lerp(luma(images)[:, None], images, factors[:, None, None], out=images).clamp_(0.0, 1.0)
+    torch.lerp(luma(images), images, _scales(factors, images), out=images)
+    _clamp(images, factors)
 
 
-def adjust_hue(images: Tensor, shifts: Tensor) -> None:
+def adjust_hue(images: Tensor, shifts: np.ndarray) -> None:
     """Turn the hue of HSV by ``shifts`` (n,) of the circle.
 
     With V the largest and m the smallest level of a pixel, C = V − m and h the hue in sixths of the circle from red, a
     channel whose own hue is k has the level clamp(||h − k| − 3| C − C + m, m, V). C·h needs no division: from red
-    it is ±(G + B − R + V − 2m), with the sign of G − B, and so greys need no case of their own.
+    it is ±(G + B − R + C − m), with the sign of G − B, and so greys need no case of their own.
     """
-    red, green, blue = images.unbind(1)
-    largest, smallest = torch.maximum(red, green), torch.minimum(red, green)
-    torch.maximum(largest, blue, out=largest)
-    torch.minimum(smallest, blue, out=smallest)
+    red, green, blue = images.chunk(3, dim=1)
+    largest, smallest = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     chroma = largest - smallest
-    hue = torch.add(green, blue).sub_(red).add_(largest).sub_(smallest, alpha=2).copysign_(green - blue)
-    turns = (6 * shifts[:, None] - _CENTRES.to(shifts) + 3) % 6 - 3  # (n, 3) to within half the circle
-    torch.addcmul(hue[:, None], chroma[:, None], turns[:, :, None], out=images)
-    images.abs_().sub_(chroma[:, None], alpha=3).abs_().add_((smallest - chroma)[:, None])
-    torch.clamp(images, smallest[:, None], largest[:, None], out=images)
+    below = smallest - chroma
+    hue = torch.add(green, blue).sub_(red).sub_(below).copysign_(green - blue)
+    turns = (6 * shifts[:, None, None] - _CENTRES + 3) % 6 - 3  # (n, 3, 1) to within half the circle
+    torch.addcmul(hue, chroma, on(images.device, turns), out=images)
+    images.abs_().sub_(chroma, alpha=3).abs_().add_(below)
+    torch.clamp(images, smallest, largest, out=images)
+
+
+def _scales(factors: np.ndarray, images: Tensor) -> Tensor | float:
+    """Factors (n,) of images (n, 3, P); of a single one a number, with which torch takes less time."""
+    return on(images.device, factors)[:, None, None] if len(factors) > 1 else float(factors[0])
+
+
+def _clamp(images: Tensor, factors: np.ndarray) -> None:
+    """Levels to [0, 1], which only factors above 1 leave."""
+    if max(factors.tolist()) > 1:
+        images.clamp_(0.0, 1.0)
 
 
 _JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
@@ -84,7 +96,7 @@ _JITTER = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 def drop_colour(images: Tensor) -> None:
     """Luma in all three channels."""
-    images.copy_(luma(images)[:, None].expand_as(images))
+    images.copy_(luma(images).expand_as(images))
 
 
 def solarise(images: Tensor) -> None:
@@ -93,6 +105,5 @@ def solarise(images: Tensor) -> None:
 
 
 def luma(images: Tensor) -> Tensor:
-    """(n, P)."""
-    red, green, blue = images.unbind(1)
-    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    """(n, 1, P)."""
+    return _LUMA.to(images.device) @ images

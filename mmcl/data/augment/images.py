@@ -6,6 +6,7 @@ What happens to a sample depends on its seed alone, and is distributed as by tor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -76,54 +77,64 @@ class Augmentation:
         cut = (places[rows] < 0) | (parameters.boxes[:, 2:] > self.size).any(axis=1)
         with torch.autocast(device.type, enabled=False):
             if cut.any():
-                of_cut = parameters.take(cut).rounded(images.sizes[rows[cut]])
-                levels = geometry.cut(images, rows[cut], of_cut)
-                self._fill(views, cut, of_cut, lambda part, of: geometry.of_cut(levels.index_select(0, part), of))
+                samples = _by_order(np.flatnonzero(cut), parameters)
+                of_cut = parameters.take(samples).rounded(images.sizes[rows[samples]])
+                levels = geometry.cut(images, rows[samples], of_cut)
+                self._fill(views, samples, of_cut, lambda part, of: geometry.of_cut(levels[part], of))
             if not cut.all():
-                sources, others = on(device, places[rows[~cut]]), parameters.take(~cut)
-                self._fill(views, ~cut, others, lambda part, of: geometry.of_squares(squares[sources[part]], of))
+                samples = _by_order(np.flatnonzero(~cut), parameters)
+                sources = on(device, places[rows[samples]])
+                of_squares = parameters.take(samples)
+                self._fill(views, samples, of_squares, lambda part, of: geometry.of_squares(squares[sources[part]], of))
         return views
 
     def _fill(
         self,
         views: Tensor,
-        chosen: np.ndarray,
+        samples: np.ndarray,
         parameters: Parameters,
-        geometry: Callable[[Tensor, Parameters], Tensor],
+        geometry: Callable[[slice, Parameters], Tensor],
     ) -> None:
-        """Put the samples ``chosen`` (N,) into ``views`` (N, …), in other colours. Their ``parameters`` are given, and
-        ``geometry`` makes those at some places among them."""
-        samples = np.flatnonzero(chosen)
+        """Put samples into ``views`` (N, …), at ``samples`` (n,), in other colours. Their ``parameters`` are given, and
+        ``geometry`` makes a part of them."""
 
-        def change(part: np.ndarray) -> None:
+        def change(part: slice) -> None:
             of = parameters.take(part)
-            made = geometry(on(views.device, part), of)
+            made = geometry(part, of)
             levels = made.flatten(2)
             jitter(levels, of.orders, of.factors)
             change_some(levels, of.grey, drop_colour)
             change_some(made, of.sigmas > 0, blur, of.sigmas)
             change_some(levels, of.solarised, solarise)
-            made.clamp_(0.0, 1.0)
-            if len(part) == 1:  # in half the time
-                views[samples[part[0]]] = made[0]
+            if len(made) == 1:  # in one pass
+                torch.clamp(made[0], 0.0, 1.0, out=views[samples[part.start]])
             else:
-                views.index_copy_(0, on(views.device, samples[part]), made)
+                views.index_copy_(0, on(views.device, samples[part]), made.clamp_(0.0, 1.0))
 
         in_threads(change, list(self._chunks(parameters, views.device)))
 
-    def _chunks(self, parameters: Parameters, device: torch.device) -> Iterator[np.ndarray]:
-        """The samples in parts that are changed together. On a CPU a part has one order of colour jitter, so that all
+    def _chunks(self, parameters: Parameters, device: torch.device) -> Iterator[slice]:
+        """Parts of the samples that are changed together. On a CPU a part has one order of colour jitter, so that all
         of its samples are changed in place."""
         if device.type != "cpu":
-            yield np.arange(len(parameters))
+            yield slice(0, len(parameters))
             return
         most = max(1, _CHUNK_BYTES // (12 * self.size**2))
-        changed = (parameters.factors != NEUTRAL).any(axis=1)
-        keys = np.where(changed, parameters.orders @ (4 ** np.arange(4)), -1)
-        by_order = np.argsort(keys, kind="stable")
-        for group in np.split(by_order, np.flatnonzero(np.diff(keys[by_order])) + 1):
-            for start in range(0, len(group), most):
-                yield group[start : start + most]
+        starts = np.flatnonzero(np.diff(_orders(parameters), prepend=-2))
+        for start, end in pairwise([*starts.tolist(), len(parameters)]):
+            for first in range(start, end, most):
+                yield slice(first, min(first + most, end))
+
+
+def _orders(parameters: Parameters) -> np.ndarray:
+    """(N,) a number of the order of the colour jitter; -1 where there is none."""
+    changed = (parameters.factors != NEUTRAL).any(axis=1)
+    return np.where(changed, parameters.orders @ (4 ** np.arange(4)), -1)
+
+
+def _by_order(samples: np.ndarray, parameters: Parameters) -> np.ndarray:
+    """Samples (n,), those with one order of colour jitter side by side."""
+    return samples[_orders(parameters)[samples].argsort(kind="stable")]
 
 
 def _empty(shape: tuple[int, ...], device: torch.device) -> Tensor:

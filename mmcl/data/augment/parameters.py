@@ -51,7 +51,7 @@ class Parameters:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def take(self, samples: np.ndarray) -> Parameters:
+    def take(self, samples: np.ndarray | slice) -> Parameters:
         """Those of some samples."""
         return Parameters(*(getattr(self, field.name)[samples] for field in fields(self)))
 

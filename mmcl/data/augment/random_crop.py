@@ -141,11 +141,11 @@ def _one_by_one(images: PackedImages, rows: Tensor, boxes: Tensor, size: int, fi
     def crop(number: int) -> None:
         image, (top, left, height, width) = sources[places[number]], corners[number]
         below, beside = top + height - image.shape[0], left + width - image.shape[1]
-        part = image[max(top, 0) : top + height, max(left, 0) : left + width].permute(2, 0, 1)
+        part = image[max(top, 0) : top + height, max(left, 0) : left + width]
         outside = [max(-left, 0), max(beside, 0), max(-top, 0), max(below, 0)]
-        if any(outside):
-            part = F.pad(part, outside, value=fill)
-        view = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+        part = F.pad(part, [0, 0, *outside], value=fill) if any(outside) else part.contiguous()
+        # As an image with channels last, and contiguous so: torch resamples it in half the time.
+        view = F.interpolate(part[None].permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)[0]
         down, across = steps[number]
         views[number] = view.numpy()[:, ::down, ::across]  # torch would copy with threads of its own
 

@@ -21,9 +21,11 @@ def in_threads(work: Callable[[T], None], items: Sequence[T], least: int = 1) ->
     threads = max(1, min(before, len(items) // least))
     inference = torch.is_inference_mode_enabled()  # which, as the gradient, is of a thread
 
-    def share(first: int) -> None:
+    todo = iter(items)
+
+    def share(_: int) -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            for item in items[first::threads]:
+            for item in todo:  # the next one that no thread has
                 work(item)
 
     if before == 1 or len(items) <= 1:
