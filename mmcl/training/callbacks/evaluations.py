@@ -84,6 +84,11 @@ class Evaluations(Callback):
         if self._best_step is not None and self._best_step != step:
             step = self._best_step
             load_checkpoint(checkpoint_path(self.folder, step), self.method, None, self.average)
+        elif self.best is not None and self._best_step is None and distributed.rank() == 0:
+            log.warning(
+                "evaluation.best: no evaluation measured %s, and the model is that of the last step, %d",
+                *(self.best, step),
+            )
         with self._evaluated_weights():
             yield step
 

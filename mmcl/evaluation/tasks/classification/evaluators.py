@@ -155,23 +155,27 @@ class LabelledEvaluator(Evaluator):
         """Log a warning if images to judge on stand among those of ``training``."""
         if "image" not in training.columns:
             return
-        own = self.test.hashes("image", training)[self.test.positions]
-        if shared := int(np.isin(own, training.columns["image"].hashes[training.positions]).sum()):
+        items, owner = self.test.columns["image"].items(self.test.positions)
+        learned, _ = training.columns["image"].items(training.positions)
+        known = np.isin(self.test.hashes("image", training)[items], training.columns["image"].hashes[learned])
+        if shared := len(np.unique(owner[known])):
             log.warning(
                 "evaluation.sources.%s: the images of %d of %d rows of %s stand in the training rows, too: its numbers "
                 "are better than on new images",
-                *(name, shared, len(own), self.source),
+                *(name, shared, len(self.test.positions), self.source),
             )
 
     def _embed(self, encoder: Towers, table: Table) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = table.columns["image"], table.columns["label"].inputs(table.positions)["labels"]
+        """(N, D) vectors of all images and (N,) labels, of which the images of a row have the same."""
+        images = table.columns["image"]
+        items, owner = images.items(table.positions)
+        labels = table.columns["label"].inputs(table.positions[owner])["labels"]
 
         def inputs(places: np.ndarray) -> dict[str, Tensor]:
-            return images.inputs(table.positions[places])
+            return images.inputs(items[places])
 
         precision = resolve_precision("auto", encoder.device)
-        count = len(table.positions)
-        vectors = embed(encoder, self.tower, inputs, count, normalize=self.normalize, precision=precision)
+        vectors = embed(encoder, self.tower, inputs, len(items), normalize=self.normalize, precision=precision)
         return vectors, labels.numpy()
 
 

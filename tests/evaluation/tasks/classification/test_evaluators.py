@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -143,6 +145,43 @@ def test_rows_of_the_training_are_warned_of(images, tmp_path, caplog):
 def test_mistakes_are_named(images, tmp_path, source, message):
     with pytest.raises(MmclError, match=message):
         train(config_of(images, **source), out=tmp_path / "run")
+
+
+def test_each_image_of_a_list_is_judged_by_the_label_of_its_row(images, tmp_path, caplog):
+    """Against tables with a row for each of the images."""
+    sources, labelled = {}, {}
+    for part in ("train", "dev"):
+        rows = open_source(images / f"{part}.jsonl")
+        encoded, labels = [path.read_bytes() for path in rows.images("image", range(len(rows)))], rows.labels("label")
+        # Of each label one image in its first row, two in the next, and so on; the lists of all labels in turn.
+        lists = [
+            {"image": [encoded[place] for place in places], "label": name}
+            for take in range(4)
+            for name in COLOURS
+            if (places := [place for place, label in enumerate(labels) if label == name][take * take : (take + 1) ** 2])
+        ]
+        sources[part] = str(tmp_path / f"{part}.parquet")
+        pq.write_table(pa.Table.from_pylist(lists), sources[part])
+        labelled[part] = open_source(sources[part]).exploded("image")[0]
+    config = config_of(images, source=sources["dev"], train={"source": sources["train"]})
+    config["data"]["train"]["source"] = sources["train"]
+    config["training"]["epochs"] = 1
+    config["evaluation"]["sources"]["again"] = {"source": sources["train"], "task": "knn"}
+    run = train(config, out=tmp_path / "run")
+    learned, judged = (embed_labelled(run.model, rows) for rows in labelled.values())
+    scores = evaluation.knn(learned.vectors, learned.labels, judged.vectors, judged.labels, k=9)
+    assert scores.images > len(open_source(sources["dev"]))
+    assert run.metrics["dev/top@1"] == pytest.approx(scores.top1)
+    assert "the images of 12 of 12 rows" in caplog.text
+
+
+def test_a_best_that_was_never_measured_is_warned_of(images, tmp_path, caplog):
+    source = {"source": str(images / "dev.jsonl"), "task": "linear_probe", "l2": 0.01}
+    config = config_of(images)
+    config["training"]["epochs"] = 0.25
+    config["evaluation"] = {"sources": {"dev": source}, "best": "dev/top@5"}  # of three classes
+    train(config, out=tmp_path / "run")
+    assert "no evaluation measured dev/top@5, and the model is that of the last step, 1" in caplog.text
 
 
 def test_the_best_is_chosen_by_what_is_measured(images):
