@@ -28,6 +28,7 @@ from mmcl.config.training import TokenLimit
 from mmcl.data.batches.feed import Feed
 from mmcl.data.batches.table import Table
 from mmcl.data.batches.tokenizer_texts import training_texts
+from mmcl.data.batches.views import Augment, draw_numbers
 from mmcl.data.processors.fit_table import TrainingRows
 from mmcl.data.processors.table import Field, TableProcessor
 from mmcl.data.processors.text import TextProcessor
@@ -103,6 +104,7 @@ def build_method(config: Config, folder: Path) -> Method:
             if encoder.embedder(name).modality == "image":
                 require_readable(encoder.image(name).tower, config.augmentation.size, "augmentation.size")
     _refuse_equal_views(method, config)
+    _refuse_unused_second(method, config)
     _log_heads(method)
     return method
 
@@ -192,6 +194,16 @@ def _refuse_equal_views(method: Method, config: Config) -> None:
         raise MmclError(
             f"method '{config.method.name}': without dropout both views of a text are the same, with nothing to "
             "learn; set model.text.head.dropout (model.text.dropout, from scratch) or text_augmentation"
+        )
+
+
+def _refuse_unused_second(method: Method, config: Config) -> None:
+    """Raise ``MmclError`` where no view is the second of an image: what is set for it would do nothing."""
+    views = method.views()
+    second = any(1 in of and isinstance(views[name].transform, Augment) for name, of in draw_numbers(views).items())
+    if config.augmentation.second is not None and not second:
+        raise MmclError(
+            f"augmentation.second: method '{config.method.name}' takes one view of each image here; leave it out"
         )
 
 

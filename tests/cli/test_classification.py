@@ -110,6 +110,22 @@ def test_images_that_were_learned_from_are_warned_of(evaluate, folders):
 
 
 @pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("knn", ["--k", "0"], "k is 0"),
+        ("knn", ["--temperature", "0"], "the temperature is 0"),
+        ("linear-probe", ["--l2", "0"], "l2 is 0"),
+        ("few-shot", ["--fraction", "2"], "the fraction 2 is no share"),
+    ],
+)
+def test_a_setting_is_refused_before_anything_is_embedded(evaluate, folders, monkeypatch, command, option, message):
+    monkeypatch.setattr(MeanColour, "encode", None)
+    code, _, err = evaluate(command, "good", "--train", folders / "train", "--test", folders / "test", *option)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--k", "many"], "--k many: expected a number, or several between commas"),

@@ -11,7 +11,9 @@ from PIL import Image
 
 from mmcl.config.load import load_config
 from mmcl.methods import Step
+from mmcl.runtime.errors import MmclError
 from mmcl.training import train
+from mmcl.training.build import build_method
 from mmcl.training.loop import Trainer
 
 
@@ -54,6 +56,14 @@ def test_the_scaled_rate_is_said_and_taken(tmp_path, config, caplog):
     assert "learning rate at its peak: 0.01 (training.lr for 256 rows, scaled to 8)" in caplog.text
     assert {line["lr"] for line in run.lines() if "lr" in line} == {0.01}
     assert re.search(r"lr[^\n]*0\.01", (run.folder / "model" / "README.md").read_text())
+
+
+def test_changes_of_a_second_view_are_refused_where_there_is_one_view(tmp_path, config):
+    config["augmentation"]["second"] = {"flip": 0.5}
+    build_method(load_config(config), tmp_path)
+    config["method"] = {"name": "siamese"}
+    with pytest.raises(MmclError, match=r"augmentation\.second: method 'siamese' takes one view of each image"):
+        build_method(load_config(config), tmp_path)
 
 
 @pytest.mark.slow

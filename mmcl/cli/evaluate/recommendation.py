@@ -34,9 +34,9 @@ def recommendation(
 ) -> None:
     """Rank for each user all items that are not in --seen, and score those that the user chose, with 95% intervals.
 
-    Both tables have the columns that the model's towers read: of users those of the first row of each in SOURCE, of
-    items those of the first row of each in --seen, else in SOURCE. mmcl eval recommendation runs/two_tower_movielens
-    sample:movielens --split test --seen-split train
+    Both tables have the columns that the model's towers read. A user's are read from its first row in SOURCE, an item's
+    from its first row in --seen or, where it is not, in SOURCE. Example: mmcl eval recommendation
+    runs/two_tower_movielens sample:movielens --split test --seen-split train
     """
     check_per_query(per_query, json)
     from mmcl.data.rows import columns_named_by

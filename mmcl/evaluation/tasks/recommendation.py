@@ -51,14 +51,19 @@ def recommendation(
         bootstrap: resamples for the intervals; 0 for none.
 
     Raises:
-        MmclError: as :func:`~mmcl.evaluation.retrieval`.
+        MmclError: as :func:`~mmcl.evaluation.retrieval`; all that the users chose they have seen.
 
     >>> users, items = {"u": [1.0, 0.0]}, {"a": [1.0, 0.0], "b": [1.0, 0.1], "c": [0.0, 1.0]}
     >>> recommendation(users, items, {"u": ["b"]}, {"u": ["a"]}, ks=[1], bootstrap=0).metrics["recall@1"]
     1.0
     """
-    known = {user: set(of) for user, of in seen.items()}
-    qrels = {user: dict.fromkeys(set(of) - known.get(user, set()), 1) for user, of in chosen.items()}
+    known, wanted = ({user: set(of) for user, of in given.items()} for given in (seen, chosen))
+    qrels = {user: dict.fromkeys(of - known.get(user, set()), 1) for user, of in wanted.items()}
+    if any(wanted.values()) and not any(qrels.values()):
+        raise MmclError(
+            "recommendation: users chose nothing but what they had seen, which is not ranked; name the rows before "
+            "those to be found (--seen, --seen-split)"
+        )
     scores = retrieval(users, items, qrels, ks, similarity=similarity, seen=known, bootstrap=bootstrap)
     return replace(scores, queries_in_corpus=0)  # a user is no item, though both may be called 7
 

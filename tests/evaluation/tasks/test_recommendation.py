@@ -53,6 +53,12 @@ def test_what_a_user_has_seen_is_nothing_to_be_found(made):
     assert once.metrics == twice.metrics
 
 
+def test_users_who_have_seen_all_that_they_chose_are_refused(made):
+    users, items, chosen, _ = made
+    with pytest.raises(MmclError, match=r"chose nothing but what they had seen.*--seen-split"):
+        recommendation(users, items, chosen, chosen)
+
+
 def test_a_user_with_nothing_new_does_not_count(made):
     users, items, chosen, seen = made
     chosen["i0"] = seen["i0"] = ["i1", "i2"]

@@ -97,7 +97,7 @@ def knn_table(
 ) -> list[KnnScores]:
     """As :func:`knn`, for every k with every temperature, of which each training row is compared once."""
     ks, temperatures = list(dict.fromkeys(ks)), list(dict.fromkeys(temperatures))
-    _check(ks, temperatures)
+    check_votes(ks, temperatures)
     rows = labelled(train_vectors, train_labels, test_vectors, test_labels)
     most = len(rows.train)
     if max(ks) > most:
@@ -134,7 +134,8 @@ def _votes(cosines: Tensor, classes_of: Tensor, temperature: float, classes: int
     return cosines.new_zeros(len(cosines), classes).scatter_add_(1, classes_of, weights)
 
 
-def _check(ks: Sequence[int], temperatures: Sequence[float]) -> None:
+def check_votes(ks: Sequence[int], temperatures: Sequence[float]) -> None:
+    """Raise ``MmclError`` unless there are numbers of neighbours from 1 up, and temperatures above 0."""
     if not ks or not temperatures:
         raise MmclError("knn: give at least one k and one temperature, such as k=200 and temperature=0.1")
     for k in ks:

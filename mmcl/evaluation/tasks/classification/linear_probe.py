@@ -77,8 +77,7 @@ def linear_probe(
         MmclError: vectors that are empty, not finite or of different widths; labels that do not fit them, or of one
             class only; a penalty that is not above 0, or a share outside of 0 to 1.
     """
-    if l2 is not None and not 0 < l2 < np.inf:
-        raise MmclError(f"linear_probe: l2 is {l2}; give a number above 0, or leave it out")
+    check_penalty(l2)
     if not 0 < validation < 1:
         raise MmclError(f"linear_probe: validation is {validation}; give the share of the training rows, such as 0.1")
     rows = labelled(train_vectors, train_labels, test_vectors, test_labels)
@@ -98,6 +97,12 @@ def linear_probe(
         validation=probe.validation,
         train=len(rows.train),
     )
+
+
+def check_penalty(l2: float | None) -> None:
+    """Raise ``MmclError`` unless the penalty is above 0, or to be chosen."""
+    if l2 is not None and not 0 < l2 < np.inf:
+        raise MmclError(f"linear_probe: l2 is {l2}; give a number above 0, or leave it out")
 
 
 @dataclass(frozen=True)

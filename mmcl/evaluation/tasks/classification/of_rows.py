@@ -12,9 +12,9 @@ import torch
 
 from mmcl.data.rows import ColumnError, Rows, label_of
 from mmcl.data.sources.tar.rows import ShardRows
-from mmcl.evaluation.tasks.classification.few_shot import FRACTIONS, SEEDS, FewShotScores, few_shot
-from mmcl.evaluation.tasks.classification.knn import KnnScores, knn_table
-from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores, linear_probe
+from mmcl.evaluation.tasks.classification.few_shot import FRACTIONS, SEEDS, FewShotScores, check_draws, few_shot
+from mmcl.evaluation.tasks.classification.knn import KnnScores, check_votes, knn_table
+from mmcl.evaluation.tasks.classification.linear_probe import LinearProbeScores, check_penalty, linear_probe
 from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 from mmcl.evaluation.tasks.embed_rows import fingerprint, image_vectors, report_left_out
 from mmcl.evaluation.texts import Encodes
@@ -124,6 +124,7 @@ def knn_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row; and as ``knn``.
     """
+    check_votes(ks, temperatures)  # before hours of embedding
     both = embed_both(encoder, train, test, image=image, label=label)
     found = knn_table(*both.arrays, ks, temperatures, bootstrap=bootstrap, device=_device(encoder))
     return [both.judged.name(scores) for scores in found]
@@ -145,6 +146,7 @@ def linear_probe_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row; and as ``linear_probe``.
     """
+    check_penalty(l2)
     both = embed_both(encoder, train, test, image=image, label=label, normalize=False)
     return both.judged.name(linear_probe(*both.arrays, l2, bootstrap=bootstrap, device=_device(encoder)))
 
@@ -165,6 +167,7 @@ def few_shot_of_rows(
     Raises:
         MmclError: there is no such column, or no usable row; and as ``few_shot``.
     """
+    check_draws(fractions, seeds)
     both = embed_both(encoder, train, test, image=image, label=label, normalize=False)
     return few_shot(*both.arrays, fractions, seeds, bootstrap=bootstrap, device=_device(encoder))
 
