@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
@@ -290,6 +290,12 @@ class Method(nn.Module, ABC):
     def augment(self) -> Augment | None:
         """The random changes of training images that the config describes."""
         return None if self.context.augmentation is None else Augment(self.context.augmentation)
+
+    def augment_of(self, column: str) -> Augment | None:
+        """The same for a column, independent of those of a row's other columns of images; None of what is no image."""
+        images = [role for role, modality in self.columns.items() if modality == "image"]
+        augment = self.augment
+        return None if augment is None or column not in images else replace(augment, stream=images.index(column))
 
     @property
     def reading(self) -> Reading:

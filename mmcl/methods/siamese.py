@@ -81,10 +81,7 @@ class Siamese(Method):
 
     def views(self) -> dict[str, View]:
         items = [role for role, modality in self.columns.items() if modality == self.tower]
-        if self.tower == "text" or self.augment is None:
-            return {role: View(role, self.tower) for role in items}
-        # Images of a row are changed independently: else they would have what was drawn in common.
-        return {role: View(role, "image", replace(self.augment, stream=n)) for n, role in enumerate(items)}
+        return {role: View(role, self.tower, self.augment_of(role)) for role in items}
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         """All items in one pass: with statistics of their own, negatives could be told by these."""

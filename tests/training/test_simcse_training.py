@@ -87,6 +87,15 @@ def test_the_second_draw_of_a_sentence_is_there_only_where_texts_change(tmp_path
     assert still.batch(draw(0)).draws == {}
 
 
+def test_texts_of_a_row_are_changed_independently_of_each_other(tmp_path, sentences):
+    config = config_of(sentences["triplets"], columns=dict.fromkeys(TRIPLETS, "anchor"))
+    feed, _ = feed_of(config, tmp_path / "run", "text_augmentation.drop=0.5")
+    anchor, positive, negative = (
+        feed.batch(draw(*range(20))).inputs[role]["attention_mask"].sum(1) for role in TRIPLETS
+    )
+    assert not any(torch.equal(*pair) for pair in ((anchor, positive), (anchor, negative), (positive, negative)))
+
+
 def test_a_guide_has_features_of_every_text_role(tmp_path, sentences):
     folder = tmp_path / "model"
     save(build_method(load_config(config_of(sentences["alone"])), tmp_path / "g").encoder, folder)

@@ -11,6 +11,7 @@ import torch
 
 from mmcl import load, train
 from mmcl.config.load import load_config
+from mmcl.data.batches.batch import Batch
 from mmcl.encoding import Encoder
 from mmcl.runtime.errors import MmclError
 from mmcl.training.build import build_method
@@ -53,6 +54,17 @@ def test_trains_saves_loads_and_encodes_by_the_name_of_a_tower(tmp_path, config)
     assert hits.mean() == pytest.approx(scores["same/question_to_answer/hit@1"])
     with pytest.raises(MmclError, match="several text towers"):
         encoder.encode("where does the dog sleep", modality="text")
+
+
+def test_images_of_both_towers_are_changed_independently_of_each_other(tmp_path, config):
+    image = {"modality": "image", "name": "cifar:resnet10", "args": {"width": 8}}
+    config["model"]["towers"] = {"question": image, "answer": image}
+    config |= {"data": config["data"] | {"image": {"size": 16}}, "augmentation": {"crop_scale": [0.3, 0.6]}}
+    method = build_method(load_config(config), tmp_path / "run").train()
+    pixels, rows = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8), torch.arange(6)
+    batch = Batch({side: {"pixels": pixels} for side in ("question", "answer")}, rows[:, None], rows, rows)
+    one, other = (of["pixels"] for of in method.view_inputs(batch).values())
+    assert not torch.isclose(one, other).flatten(1).all(dim=1).any()
 
 
 @pytest.fixture

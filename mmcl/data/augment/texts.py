@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mmcl.config.data import TextAugmentationConfig
 from mmcl.data.cache.tokens import Tokenize
-from mmcl.data.identity import uniforms
+from mmcl.data.identity import mix, uniforms
 from mmcl.runtime.errors import MmclError
 
 WORDS_STREAM, SYNONYMS_STREAM, SPLIT_STREAM = 0x7E87, 0x7E88, 0x7E89  # of a row's random numbers, for its text
@@ -28,7 +29,14 @@ class TextAugmentation:
 
     def __init__(self, config: TextAugmentationConfig) -> None:
         self._config = config
+        self._stream = 0
         self._synonyms = Synonyms(Path(config.synonyms)) if config.synonyms is not None else None
+
+    def on_stream(self, stream: int) -> TextAugmentation:
+        """The same changes, drawn independently of those on other streams: two texts of a row have the same seed."""
+        other = copy.copy(self)
+        other._stream = stream
+        return other
 
     def __call__(
         self,
@@ -48,6 +56,7 @@ class TextAugmentation:
             tokenize: what made ``tokens`` of them; asked for the texts whose words changed.
         """
         changed = list(tokens)
+        seeds = mix(seeds, self._stream) if self._stream else seeds
         if self._synonyms is not None:
             plain = texts()
             swapped = self._synonyms.swap(plain, seeds, self._config.swap)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from mmcl.data.batches.towers import Embedder, Encoder
 from mmcl.data.batches.views import Extra, View
+from mmcl.data.identity import stable_hash
 from mmcl.data.processors.image import ImageProcessor
 
 # Of the shorter side of an original in that of a view. In published recipes crops come from photographs of 375 to 500
@@ -49,6 +50,12 @@ class Reading:
     def draws(self, column: str) -> int:
         """Random draws that the views take of a column."""
         return sum(view.count for view in self._of(column) if view.draw_of is None)
+
+    def text_stream(self, column: str) -> int:
+        """The stream of random numbers by which the texts of a column are changed, see
+        :meth:`~mmcl.data.augment.texts.TextAugmentation.on_stream`: each column has another, the first one 0."""
+        first = next(role for role, modality in self.columns.items() if modality == "text")
+        return 0 if column == first else stable_hash(column)
 
     def changes(self, column: str) -> bool:
         """Whether views change the items of a column on the device, so that their features cannot be kept."""

@@ -357,6 +357,8 @@ def _column(
     if isinstance(processor, ImageProcessor):
         return _Images(source, processor, reading.stored_side(role, config.data.image.stored) if augmented else None)
     prompt = getattr(settings, "prompts", {}).get(role, config.data.prompts.get(role))
+    if augmentation is not None:
+        augmentation = augmentation.on_stream(reading.text_stream(role))
     return _Texts(source, TextReader(processor, prompt, f"data.prompts.{role}"), augmentation, role in reading.optional)
 
 

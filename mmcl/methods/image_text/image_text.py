@@ -40,8 +40,7 @@ class ImageText(Paired):
         return sides_of(self.columns)
 
     def views(self) -> dict[str, View]:
-        augment = {"image": self.augment}
-        return {side: View(side, side, augment.get(self.columns[side])) for side in self.sides}
+        return {side: View(side, side, self.augment_of(side)) for side in self.sides}
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {side: self.encoder.embedder(side)(**inputs[side]) for side in self.sides}
