@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -109,6 +110,8 @@ class DataConfig(Section):
     (`negative`, `negative_2`, ...), which a row may lack. scored_pairs: `anchor`, `positive` and `score`.
     siamese: `label`; or `anchor`, `positive` and `negative`; or `first`, `second` and `same`.
     clip: `label` besides, if named: all texts of a label are then positives of each of its images, and vice versa.
+    Over images alone: `image`, and any number of other columns of images of the same thing (`image_2`, `image_3`, ...),
+    which are views of a row as the items of a list are; models are judged on `image`.
     A cell may be a list of texts or images, as long as it likes, see `explode`."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """Role to the name of a prompt in `model.text.prompts` that is put before its texts, for example
@@ -141,6 +144,12 @@ class DataConfig(Section):
     """Batches that each worker prepares ahead."""
     shuffle: int = Field(default=5000, ge=1)
     """Tar shards: samples that a worker shuffles at a time, block by block; whole shards are shuffled besides."""
+
+    def numbered(self, role: str) -> list[str]:
+        """``role``, and then ROLE_2, ROLE_3 and so on, of which columns of the training rows are named."""
+        named = {*self.columns}.union(*(source.columns for source in (self.train, *self.mix)))
+        more = [other for other in named if re.fullmatch(rf"{re.escape(role)}_([2-9]|[1-9][0-9]+)", other)]
+        return [role, *sorted(more, key=lambda other: (len(other), other))]
 
     def column_of(self, role: str, source: SourceConfig) -> str:
         """What a role's column is called in a table."""

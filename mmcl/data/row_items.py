@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,14 @@ class RowItems(NamedTuple):
 
     items: np.ndarray
     first: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowItems], counts: Sequence[int]) -> RowItems:
+        """Of each row its items of every part, which has so many in all; they are numbered through the parts."""
+        starts = np.cumsum([0, *counts])
+        items = np.concatenate([part.items + start for part, start in zip(parts, starts, strict=False)])
+        rows = np.concatenate([np.repeat(np.arange(len(first) - 1), np.diff(first)) for _, first in parts])
+        return cls(items[np.argsort(rows, kind="stable")], np.sum([first for _, first in parts], axis=0))
 
 
 def choose_caption(counts: np.ndarray, seeds: Tensor) -> np.ndarray:

@@ -401,6 +401,9 @@ def _refuse(name: str, reading: Reading, config: Config) -> None:
     for setting in ("per_label", "explode"):
         if getattr(config.data, setting) is not None:
             raise MmclError(f"{name}: data.{setting} needs a table, of which all rows are known; leave it out")
+    for role, modality in reading.columns.items():
+        if modality == "image" and (more := config.data.numbered(role)[1:]):
+            raise MmclError(f"{name}: a sample of tar shards has one image; leave data.columns.{more[0]} out")
     if config.data.distinct:
         raise MmclError(
             f"{name}: distinct batches need a table, of which all rows are known; set data.distinct to false "

@@ -70,7 +70,7 @@ class Table:
     ) -> None:
         self.config = config
         self.settings = sources
-        self._reading = reading
+        self._reading, self._augmented = reading, augmented
         self._optional = reading.optional
         self._stored: dict[str, int | None] = {}  # role to the side of originals of images, where it has them
         keys = [where] if where else ["data.train", *(f"data.mix.{number}" for number in range(len(sources) - 1))]
@@ -203,11 +203,19 @@ class Table:
         return self.sources is not self._unexploded and not named
 
     def _images(self, role: str) -> tuple[list[tuple[Rows, str]], RowItems | None]:
-        """The rows and column of a role's images in each source, and which of them belong to each row of the table;
-        None where these rows are the images.
+        """The rows and columns of a role's images in each source, and which of them belong to each row of the table;
+        None where these rows are the images."""
+        columns = [self._images_of_column(name) for name in self._numbered(role)]
+        if len(columns) == 1:
+            return columns[0]
+        every = RowItems(np.arange(self.total), np.arange(self.total + 1))
+        of_rows = [every if of_row is None else of_row for _, of_row in columns]
+        counts = [sum(len(rows) for rows, _ in named) for named, _ in columns]
+        return [part for named, _ in columns for part in named], RowItems.joined(of_rows, counts)
 
-        Rows that were exploded by another role share the images, and so their pixels.
-        """
+    def _images_of_column(self, role: str) -> tuple[list[tuple[Rows, str]], RowItems | None]:
+        """The same of one of the role's columns. Rows that were exploded by another role share the images, and so
+        their pixels."""
         rows_of = self.sources if role == self.config.data.explode else self._unexploded
         named = [(rows, str(name)) for rows, name in zip(rows_of, self._names(role), strict=True)]
         if rows_of is self.sources and not any(rows.holds_lists(name) for rows, name in named):
@@ -232,7 +240,12 @@ class Table:
         if self._reading.columns[role] in VALUES:
             return [role]
         processor = self._reading.embedder(role).processor
-        return processor.columns if isinstance(processor, TableProcessor) else [role]
+        return processor.columns if isinstance(processor, TableProcessor) else self._numbered(role)
+
+    def _numbered(self, role: str) -> list[str]:
+        """The roles of a role's columns: more than one only of images to learn from."""
+        several = self._augmented and self._reading.columns.get(role) == "image"
+        return self.config.data.numbered(role) if several else [role]
 
     def _names(self, role: str) -> list[str | None]:
         """The column of a role in each source; None in one that need not have it, since others have."""
@@ -281,7 +294,7 @@ class Table:
             if pixels.dropped and not foreign and distributed.rank() == 0:
                 log.warning(
                     "%s: %d images in column '%s' cannot be used, of rows that have others",
-                    *(self.name, pixels.dropped, names[0]),
+                    *(self.name, pixels.dropped, "', '".join(dict.fromkeys(name for _, name in named))),
                 )
             return pixels
         if role in self._optional:

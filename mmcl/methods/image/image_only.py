@@ -32,7 +32,7 @@ class ImageOnly(Method):
     @classmethod
     def columns_of(cls, config: schema.Config) -> dict[str, str]:
         columns = {"image": "image"}
-        refuse_unknown_roles(config, columns)
+        refuse_other_roles(config, columns)
         return columns
 
     def views(self) -> dict[str, View]:
@@ -40,6 +40,12 @@ class ImageOnly(Method):
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         return {name: self.encoder.embedder("image")(**inputs[name]) for name in self.views()}
+
+
+def refuse_other_roles(config: schema.Config, columns: Mapping[str, str]) -> None:
+    """Raise ``MmclError`` if the config names columns of other roles than these and ``image_2``, ``image_3``, …: more
+    images of a row, which are views of it."""
+    refuse_unknown_roles(config, dict.fromkeys(config.data.numbered("image"), "image") | columns)
 
 
 def require_augmentation(method: str, context: Context) -> None:

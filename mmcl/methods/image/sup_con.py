@@ -11,8 +11,8 @@ from pydantic import Field
 from mmcl.config import schema
 from mmcl.config.methods import MethodConfig
 from mmcl.losses import Blockwise, batch_accuracy, sup_con
-from mmcl.methods.base import Context, Loss, refuse_unknown_roles
-from mmcl.methods.image.image_only import ImageOnly, both_views
+from mmcl.methods.base import Context, Loss
+from mmcl.methods.image.image_only import ImageOnly, both_views, refuse_other_roles
 from mmcl.methods.outputs import Outputs
 from mmcl.methods.parts.heads import MlpConfig, mlp_head
 from mmcl.methods.step import Step
@@ -48,7 +48,7 @@ class SupCon(ImageOnly):
     @classmethod
     def columns_of(cls, config: schema.Config) -> dict[str, str]:
         columns = {"image": "image", "label": "label"}
-        refuse_unknown_roles(config, columns)
+        refuse_other_roles(config, columns)
         return columns
 
     @property

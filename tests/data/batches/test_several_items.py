@@ -96,6 +96,37 @@ def test_both_views_of_a_row_are_of_two_drawings_where_it_has_two(folder):
     assert met == [set(range(count)) for count in COUNTS]
 
 
+def test_columns_of_images_are_views_of_a_row_as_the_items_of_a_list_are(folder, caplog):
+    rows = [
+        {"id": f"c{n}", "front": f"{n}-0.png", "back": f"{n}-1.png" if count > 1 else None, "rest": row["image"][2:]}
+        for n, (row, count) in enumerate(zip(rows_of(), COUNTS, strict=True))
+    ]
+    columns = ["data.columns={image: front, image_2: back, image_10: rest}"]
+    feed, _ = feed_of(folder, rows, "simclr", *columns)
+    listed, _ = feed_of(folder, rows_of(), "simclr")
+    assert len(feed.positions) == len(COUNTS)
+    # Cells without any: two of c0 and c5 each, and one of c2.
+    assert "5 images in column 'front', 'back', 'rest' cannot be used, of rows that have others" in caplog.text
+    for turn in range(20):
+        batches = [of.batch(drawn(*range(6), turn=turn)) for of in (feed, listed)]
+        for one, other in zip(
+            *([batch.drawn("image", n)["pixels"] for n in range(2)] for batch in batches), strict=True
+        ):
+            assert items_of(one) == items_of(other)
+    plain, _ = feed_of(folder, rows, "simclr", "data.columns={image: front}")
+    assert not plain.columns["image"].several
+
+
+def test_columns_of_images_are_named_where_there_are_none(folder):
+    rows = rows_of(image=lambda row: row["image"][0])
+    with pytest.raises(MmclError, match=r"no column 'back'.*; name another with data\.columns\.image_2"):
+        feed_of(folder, rows, "sup_con", "data.columns={image_2: back, label: id}")
+    with pytest.raises(MmclError, match=r"data\.columns\.image_2: method 'clip' has no such role"):
+        feed_of(folder, rows, "clip", "data.columns={image_2: back}")
+    with pytest.raises(MmclError, match=r"data\.columns\.image_1: method 'simclr' has no such role"):
+        feed_of(folder, rows, "simclr", "data.columns={image_1: back}")
+
+
 def test_items_become_rows_whose_label_is_their_cell_and_which_stand_together(folder):
     feed, _ = feed_of(folder, rows_of(), "clip", "data.explode=image")
     assert feed.samples == sum(COUNTS)
