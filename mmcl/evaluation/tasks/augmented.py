@@ -67,5 +67,5 @@ def augmented_vectors(
                 parts.append(torch.stack(drawn, dim=1).cpu().numpy())
             advance(len(block))
     embedder.train(training)
-    report_left_out(rows, len(chosen) - sum(map(len, parts)), "an unreadable image")
+    report_left_out(rows, len(chosen) - sum(map(len, parts)), "an unreadable image", len(chosen))
     return np.concatenate(parts)

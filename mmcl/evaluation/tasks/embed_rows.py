@@ -114,12 +114,13 @@ def _identity(image: Any) -> int:
     return stable_hash((image.pixels if isinstance(image, PreparedImage) else image).tobytes())
 
 
-def report_left_out(rows: Rows | ShardRows, left_out: int, why: str) -> None:
-    """Warn of the rows that were left out; raise ``MmclError`` where none is left."""
-    if left_out == len(rows):
+def report_left_out(rows: Rows | ShardRows, left_out: int, why: str, of: int | None = None) -> None:
+    """Warn of the rows that were left out, ``of`` so many, or of all; raise ``MmclError`` where none is left."""
+    count = len(rows) if of is None else of
+    if left_out == count:
         raise MmclError(f"{rows.name}: every row has {why}")
     if left_out:
-        log.warning("%s: %d of %d rows left out: %s", rows.name, left_out, len(rows), why)
+        log.warning("%s: %d of %d rows left out: %s", rows.name, left_out, count, why)
 
 
 def fingerprint(*content: Sequence[Any]) -> str:

@@ -203,7 +203,10 @@ def diagnostics_of_rows(
         MmclError: neither is named, there is no such column, or no usable row; views of what is not images alone.
     """
     if views and (views < 2 or image is None or text is not None or not isinstance(encoder, Encoder)):
-        raise MmclError("diagnostics: LiDAR is of images alone, with at least two views of each")
+        raise MmclError(
+            "diagnostics: LiDAR is of images alone, with at least two views of each; name a column of images and none "
+            "of texts, and --views from 2 up"
+        )
     if image is not None and text is not None:
         pairs = embed_pairs(encoder, rows, image=image, text=text)
         return diagnose(pairs.images, pairs.texts, pairs.owner)

@@ -55,6 +55,8 @@ def test_views_differ_and_are_drawn_again_alike(encoder, rows, caplog):
     np.testing.assert_array_equal(views, augmented_vectors(encoder, rows, "image", 3))
     assert augmented_vectors(encoder, rows, "image", 2, images=4).shape[1:] == (2, 12)
     assert "1 of 24 rows left out" in caplog.text
+    with pytest.raises(MmclError, match="every row has an unreadable image"):
+        augmented_vectors(encoder, rows.select([5, 5, 5]), "image", 2, images=2)
 
 
 def test_diagnostics_of_images_have_both_ranks(encoder, rows):
