@@ -42,7 +42,7 @@ class ImageOnly(Method):
         return {name: self.encoder.embedder("image")(**inputs[name]) for name in self.views()}
 
 
-def refuse_other_roles(config: schema.Config, columns: Mapping[str, str]) -> None:
+def refuse_other_roles(config: schema.Config, columns: dict[str, str]) -> None:
     """Raise ``MmclError`` if the config names columns of other roles than these and ``image_2``, ``image_3``, …: more
     images of a row, which are views of it."""
     refuse_unknown_roles(config, dict.fromkeys(config.data.numbered("image"), "image") | columns)
