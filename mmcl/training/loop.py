@@ -311,16 +311,22 @@ class Trainer:
             folder=self.folder,
             metrics=self.metrics,
         )
-        callbacks: list[Callback] = [SkippedSamples(self.feed, self.skipped), evaluations, CollapseWarning(self.steps)]
+        callbacks: list[Callback] = [
+            SkippedSamples(self.feed, self.skipped),
+            evaluations,
+            CollapseWarning(self.method, self.steps),
+        ]
         if config.training.wise_ft:
             callbacks.append(WeightEnsemble(config.training.wise_ft, evaluations, self.folder))
         return callbacks if self.miner is None else [*callbacks, self.miner]
 
     def _open_feed(self, sources: Sequence[TrainSourceConfig]) -> Feed:
+        reading, sources = probed(self.method.reading, sources, self.config)
+
         def make() -> Feed:
             return open_feed(
-                probed(sources, self.config),
-                self.method.reading,
+                sources,
+                reading,
                 self.config,
                 self.scratch,
                 augmented=True,

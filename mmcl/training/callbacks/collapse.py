@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.evaluation.metrics.rank import spectrum_rank
-from mmcl.methods.outputs import Outputs
+from mmcl.methods import Method, Outputs
 from mmcl.runtime import distributed
 from mmcl.training.callbacks.base import Callback
 from mmcl.training.checkpoint import Progress
@@ -30,20 +30,24 @@ _START = 0.1  # of the run, until which random weights may still be at work
 
 
 class CollapseWarning(Callback):
-    """Looks at what the loss compares, at logged steps, and warns once when it has collapsed.
+    """Looks at what becomes of the views, at logged steps, and warns once when it has collapsed.
 
     Args:
+        method: that learns.
         steps: of the run.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, method: Method, steps: int) -> None:
+        self.method = method
         self.first = _START * steps
         self._times = 0
 
     def on_log(self, progress: Progress, outputs: Outputs) -> None:
         if distributed.rank() != 0 or progress.step < self.first or self._times == _TIMES:
             return
-        reasons = {name: why for name, vectors in outputs.embeddings.items() if (why := collapse(vectors))}
+        # Of the views alone: what else a method embeds need not be vectors of a space, as the terms of masked tokens.
+        views = {name: outputs.embeddings[name] for name in self.method.views() if name in outputs.embeddings}
+        reasons = {name: why for name, vectors in views.items() if (why := collapse(vectors))}
         self._times = self._times + 1 if reasons else 0
         if self._times == _TIMES:
             name, why = next(iter(reasons.items()))

@@ -318,7 +318,7 @@ def test_the_temperature_is_kept_still_unless_it_is_to_learn(make_simcse, make_b
     assert learning.temperature.item() == pytest.approx(0.01)
 
 
-def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path):
+def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path, caplog):
     from mmcl import load, train
 
     words = ["dogs", "cats", "birds", "sing", "run", "sleep", "red", "old", "house", "tree"]
@@ -342,6 +342,7 @@ def test_trains_from_end_to_end_with_all_that_stands_beside(tmp_path):
         assert line["temperature"] == pytest.approx(0.05)
     assert logged[-1]["contrastive"] < 0.8 * logged[0]["contrastive"]
     assert logged[-1]["mlm"] < logged[0]["mlm"]
+    assert "collapsed" not in caplog.text  # the terms of masked tokens are no embeddings
     encoder = load(run.folder)
     assert list(encoder.towers.heads) == ["projector"]
     assert encoder.encode(rows[:3]).shape == (3, 16)

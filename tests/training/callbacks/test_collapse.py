@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_an_odd_batch_or_the_first_steps_are_no_collapse(caplog):
         return Outputs({"image": vectors}, Rows(torch.zeros(len(vectors), 1, dtype=torch.int64)))
 
     alike, apart = outputs(torch.ones(40, 8)), outputs(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
-    looked = CollapseWarning(steps=100)
+    looked = CollapseWarning(SimpleNamespace(views=lambda: {"image": None}), steps=100)
     for step, seen in enumerate([alike] * 9 + [alike, alike, apart] * 4, start=1):
         looked.on_log(Progress(step=step), seen)
     assert not caplog.records
