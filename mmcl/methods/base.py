@@ -209,6 +209,11 @@ class Method(nn.Module, ABC):
         """
 
     @property
+    def probe_view(self) -> str:
+        """The view whose embeddings, as the encoder gives them, a probe learns labels from; by default the first."""
+        return next(iter(self.views()))
+
+    @property
     def extra(self) -> Mapping[str, Extra]:
         """Extra items wanted beside every global batch, by name; none by default."""
         return {}

@@ -180,8 +180,9 @@ class Paired(Method):
         return self.views()[side].column
 
     def identities(self, rows: Rows) -> Tensor:
-        """(N, C) of the rows: those of their items and, where they have any, their labels."""
-        return torch.cat([rows.ids, *(label[:, None] for label in rows.labels.values())], dim=1)
+        """(N, C) of the rows: those of their items and, where the method reads any, their labels."""
+        labels = [label[:, None] for role, label in rows.labels.items() if role in self.columns]  # not those of a probe
+        return torch.cat([rows.ids, *labels], dim=1)
 
     @property
     def embedding_names(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +27,7 @@ from mmcl.config.model import (
 from mmcl.config.schema import Config
 from mmcl.config.training import TokenLimit
 from mmcl.data.batches.feed import Feed
+from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.table import Table
 from mmcl.data.batches.tokenizer_texts import training_texts
 from mmcl.data.batches.views import Augment, draw_numbers
@@ -76,8 +78,6 @@ def build_method(config: Config, folder: Path) -> Method:
     torch.manual_seed(config.seed)
     kind: type[Method] = METHODS[config.method.name]
     columns, towers = kind.columns_of(config), kind.towers_of(config)
-    if config.evaluation.probe is not None:
-        columns = columns | {PROBE: "label"}
     modalities = set(columns.values()) & {"image", "text"}
     _refuse_what_is_not_read(config, modalities)
     if config.model.name:
@@ -122,15 +122,20 @@ def add_probe(method: Method, config: Config, feed: Feed) -> None:
             f"evaluation.probe: {feed.name} is a stream, whose labels are not known beforehand; leave it out"
         )
     labels = feed.columns[PROBE].inputs(feed.positions)["labels"].numpy()
-    name, view = next(iter(method.views().items()))
-    method.probe = OnlineProbe(labels, method.encoder.width, name, view.count).to(method.encoder.device)
+    name = method.probe_view
+    method.probe = OnlineProbe(labels, method.encoder.width, name, method.views()[name].count)
+    method.probe.to(method.encoder.device)
 
 
-def probed(sources: Sequence[TrainSourceConfig], config: Config) -> list[TrainSourceConfig]:
-    """Training sources, with the column of the labels that the probe of a run learns."""
+def probed(
+    reading: Reading, sources: Sequence[TrainSourceConfig], config: Config
+) -> tuple[Reading, list[TrainSourceConfig]]:
+    """What is read of the training sources, and these, with the labels that the probe of a run learns. They are none of
+    the method's own columns: what it learns does not depend on them."""
     if config.evaluation.probe is None:
-        return list(sources)
-    return [of.model_copy(update={"columns": {**of.columns, PROBE: config.evaluation.probe}}) for of in sources]
+        return reading, list(sources)
+    named = [of.model_copy(update={"columns": {**of.columns, PROBE: config.evaluation.probe}}) for of in sources]
+    return replace(reading, columns={**reading.columns, PROBE: "label"}), named
 
 
 @contextmanager

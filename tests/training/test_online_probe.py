@@ -12,8 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmcl import train
+from mmcl.config.load import load_config
 from mmcl.runtime.errors import MmclError
 from mmcl.training.checkpoint import list_checkpoints
+from mmcl.training.first_views import first_views
 
 from .processes import launch
 
@@ -28,13 +30,14 @@ train(json.load(open(sys.argv[1])), out=sys.argv[2])
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Forty-eight images of noisy colours with their names."""
+    """Forty-eight images of noisy colours with their names, and a text for each."""
     folder, random, lines = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0), []
     for number in range(48):
         name = list(COLOURS)[number % 3]
         pixels = np.clip(np.array(COLOURS[name]) + random.normal(0, 40, (16, 16, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        lines.append(json.dumps({"image": str(folder / f"{number}.png"), "colour": name}) + "\n")
+        text = f"{name} paper, sheet {number % 8} of box {number // 8}"
+        lines.append(json.dumps({"image": str(folder / f"{number}.png"), "colour": name, "text": text}) + "\n")
     (folder / "rows.jsonl").write_text("".join(lines))
     return folder / "rows.jsonl"
 
@@ -59,6 +62,23 @@ def run(images, tmp_path_factory):
     return train(config_of(images), out=tmp_path_factory.mktemp("runs") / "run")
 
 
+SMALL = {"hidden": [16], "dim": 8, "norm": "layer"}
+PAIRS = {
+    "clip": {"name": "clip", "queue": {"size": 20}},
+    "slip": {"name": "slip", "image": {"projector": SMALL}},
+    "simcse": {"name": "simcse", "queue": {"size": 20}},
+}
+
+
+def pairs_of(images, name, probe):
+    config = config_of(images, probe, epochs=1) | {"method": PAIRS[name]}
+    text = {"name": "scratch", "layers": 1, "width": 16, "heads": 2, "tokenizer": {"vocab_size": 60}}
+    model = {"dim": 12, "image": {"name": "timm:vit_tiny_patch16_224", "args": VIT}, "text": text}
+    if name == "simcse":
+        del model["image"], config["augmentation"]
+    return config | {"model": model}
+
+
 def state(run):
     return load_file(list_checkpoints(run)[-1] / "model.safetensors")
 
@@ -72,6 +92,20 @@ def test_the_log_has_its_accuracy_and_the_weights_are_as_without_it(run, images,
     ours, theirs = (load_file(each.folder / "model" / "model.safetensors") for each in (run, plain))
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert not any("probe" in name for name in ours)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_compared_as_without_it(images, tmp_path, name):
+    """Its labels are no identities: rows that share one stay each other's negatives."""
+    with_probe, plain = (train(pairs_of(images, name, probe), out=tmp_path / str(probe)) for probe in ("colour", None))
+    lines, others = ([line for line in run.lines() if "loss" in line] for run in (with_probe, plain))
+    assert all("probe_accuracy" in line for line in lines)
+    for key in ("loss", "accuracy"):
+        assert [line[key] for line in lines] == [line[key] for line in others]
+
+
+def test_the_first_views_can_be_looked_at(images):
+    assert "image, view 1" in first_views(load_config(config_of(images)), rows=3).columns
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(run, images, tmp_path):

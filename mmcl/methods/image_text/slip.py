@@ -61,6 +61,10 @@ class Slip(Clip):
         """As for SimCLR: where it is asked for; else the projector takes the statistics of the global batch."""
         return self.context.exchange == "ring"
 
+    @property
+    def probe_view(self) -> str:
+        return self.image
+
     def views(self) -> dict[str, View]:
         crop = Augment(AugmentationConfig(crop_scale=self.config.crop_scale))
         pair = super().views()
