@@ -60,6 +60,8 @@ class Siamese(Method):
         (self.tower,) = {"image", "text"} & set(self.columns.values())
         self.kind = next(role for role in MARGINS if role in self.columns)
         self.margin = config.margin or MARGINS[self.kind]
+        if config.mining != "batch_hard" and self.kind != "label":
+            raise MmclError(f"method.mining: {config.mining} is of rows with labels, which these are not; leave it out")
 
     @classmethod
     def columns_of(cls, config: schema.Config) -> dict[str, str]:

@@ -152,5 +152,7 @@ def test_what_does_not_fit_ends_in_one_line(make):
     values = {"method": "siamese", "data": {"train": {"source": "x"}}, "model": {"image": {}}}
     with pytest.raises(MmclError, match=r"data.columns.same: method 'siamese' has no such role"):
         Siamese.columns_of(load_config(values, ["data.columns={anchor: a, positive: b, same: c}"]))
+    with pytest.raises(MmclError, match=r"method.mining: all is of rows with labels"):
+        make(PAIRS, mining="all")
     with pytest.raises(MmclError, match=r"method.mining.*'batch_hard', 'semi_hard' or 'all'"):
         load_config(values, ["method={name: siamese, mining: hard}"])

@@ -22,7 +22,10 @@ class ImageText(Paired):
         columns: dict[str, str] = {name: section.modality for name, section in config.model.towers.items()}
         if len(columns) not in (0, 2):
             raise MmclError(f"model.towers: method '{config.method.name}' has two of them, not {len(columns)}")
-        columns = (columns or {"image": "image", "text": "text"}) | cls.labels_of(config)
+        columns, labels = columns or {"image": "image", "text": "text"}, cls.labels_of(config)
+        for role in columns.keys() & labels.keys():
+            raise MmclError(f"model.towers.{role}: data.columns.{role} is of labels; call the tower something else")
+        columns |= labels
         refuse_unknown_roles(config, columns)
         return columns
 

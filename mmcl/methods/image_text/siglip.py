@@ -25,7 +25,8 @@ class SiglipConfig(MethodConfig):
 
     name: Literal["siglip"] = "siglip"
     temperature: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Temperature at the start; if absent that of the model to start from, if it comes with a bias, and else 0.1."""
+    """Temperature at the start; if absent that of the model to start from, where `bias` is set or that model has one,
+    and else 0.1."""
     bias: float | None = None
     """Bias at the start; that of the model to start from if absent, and else the log-odds of a positive, -ln(N - 1)
     for a global batch of N."""

@@ -24,7 +24,8 @@ class MlpConfig(Section):
     """Bias of the output. A hidden layer has one where no normalisation follows."""
     norm: Literal["batch", "layer", "none"] = "batch"
     """Normalisation after each hidden layer. `batch` takes the statistics of the global batch, whatever the
-    micro-batches and processes, and keeps no running ones."""
+    micro-batches and processes (under `training.exchange: ring`, those of a process's rows), and keeps no running
+    ones."""
     norm_output: bool = False
     """Whether the output has the same normalisation, instead of a bias."""
     activation: Literal["relu", "gelu"] = "relu"

@@ -35,8 +35,8 @@ class ScoredPairsConfig(TextPairsConfig):
     def _settings_fit(self) -> ScoredPairsConfig:
         if self.score_range[0] >= self.score_range[1]:
             raise ValueError(f"score_range: two ends in ascending order, not {self.score_range}")
-        if self.learn_temperature and self.loss == "cosine_mse":
-            raise ValueError("loss 'cosine_mse' has no temperature; leave learn_temperature out")
+        if self.loss == "cosine_mse" and (self.learn_temperature or self.temperature is not None):
+            raise ValueError("loss 'cosine_mse' has no temperature; leave temperature and learn_temperature out")
         return self
 
 

@@ -80,6 +80,12 @@ def warn_of_statistics(method: Method, settings: TrainingConfig) -> None:
     layers, world, micro = learning_layers(method), distributed.world_size(), settings.micro_batch
     assert micro != "auto", "announced when it has been found"
     rows = settings.batch_size // world
+    if method.across == "ring" and any(isinstance(layer, _BatchNorm) for layer in method.heads.modules()):
+        log.warning(
+            "training.exchange: ring: the heads' batch normalisation takes the statistics of the %d rows of one "
+            "process, instead of the %d rows that are compared; gather takes those of all",
+            *(rows, settings.batch_size),
+        )
     divided = micro is not None and not (isinstance(micro, int) and micro >= rows)
     shared = settings.batch_norm == "sync"
     if not layers or not (divided or (world > 1 and not shared)):

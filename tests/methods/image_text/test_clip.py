@@ -153,6 +153,10 @@ def test_columns_of_roles_that_it_has_not_are_named_with_where_they_stand():
         Clip.columns_of(config({"txt": "caption"}, plain))
     with pytest.raises(MmclError, match=r"data\.mix\.0\.columns\.anchor"):
         Clip.columns_of(config({}, plain | {"columns": {"anchor": "a"}}))
+    labelled = config({"label": "caption"}, plain).model_dump(exclude={"model"})
+    towers = {"image": {"modality": "image"}, "label": {"modality": "text"}}
+    with pytest.raises(MmclError, match=r"model\.towers\.label: data\.columns\.label is of labels"):
+        Clip.columns_of(Config(**labelled, model={"towers": towers}))
 
 
 def taught(make_clip, teacher, **settings):

@@ -109,6 +109,7 @@ def test_columns_are_a_pair_and_its_score():
         ({"name": "scored_pairs", "queue": {}}, r"unknown key 'method\.queue'"),
         ({"name": "scored_pairs", "score_range": [5, 0]}, "score_range: two ends in ascending order"),
         ({"name": "scored_pairs", "loss": "cosine_mse", "learn_temperature": True}, "'cosine_mse' has no temperature"),
+        ({"name": "scored_pairs", "loss": "cosine_mse", "temperature": 0.1}, "'cosine_mse' has no temperature"),
     ],
 )
 def test_mistakes_are_named_in_a_line(method, message):

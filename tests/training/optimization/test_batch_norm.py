@@ -149,6 +149,17 @@ def test_one_line_tells_of_statistics_of_less_than_the_batch(method, caplog, mon
         assert len(caplog.records) == 1
 
 
+def test_heads_of_a_ring_tell_that_they_see_the_rows_of_one_process(tmp_path, caplog, monkeypatch, shapes_config):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for norm, exchange, told in (("batch", "ring", True), ("layer", "ring", False), ("batch", "gather", False)):
+        projector = {"hidden": [8], "dim": 4, "norm": norm}
+        changes = {"method": {"name": "simclr", "projector": projector}, "augmentation": {"flip": 0.5}}
+        config = load_config(shapes_config | changes, ["model.text=null", f"training.exchange={exchange}"])
+        warn_of_statistics(build_method(config, tmp_path), config.training)
+        assert ("the heads' batch normalisation takes the statistics of the 32 rows" in caplog.text) == told
+        caplog.clear()
+
+
 def test_freezing_what_does_not_learn_is_refused(tmp_path, shapes_config):
     shapes_config["model"]["image"] |= {"frozen": True}
     method = build_method(load_config(shapes_config), tmp_path)
