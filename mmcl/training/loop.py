@@ -26,6 +26,7 @@ from mmcl.methods import Method, Step
 from mmcl.models.embedder import embedders
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.memory import reused_memory
 from mmcl.training.announce import announce, card_of, log_chosen, log_speed, require_full_steps
 from mmcl.training.build import add_probe, build_method, finish_encoder, probe_named, probed, require_tokens
 from mmcl.training.callbacks.base import Callback
@@ -119,7 +120,7 @@ class Trainer:
             NotFiniteError: the loss, the gradient, the weights or the vectors stopped being finite.
             KeyboardInterrupt: as it comes, but between two steps; a checkpoint of what was learned has been written.
         """
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, reused_memory():
             try:
                 self._fit(interrupts)
             except KeyboardInterrupt:
