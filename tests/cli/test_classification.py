@@ -89,6 +89,9 @@ def test_few_labels_of_folders_by_class(evaluate, folders, tmp_path):
     ]
     assert saved["50%"]["metrics"]["top@1"] == 1.0
     assert "few-shot by linear probe: 23 images, 4 classes, mean of 3 draws" in out
+    code, out, _ = evaluate("few-shot", "good", *sources, "--fraction", "0.5", "--seeds", 1)
+    assert "4 classes, one draw" in out
+    assert "0.0000" not in out  # of a single draw nothing is known of how draws differ
     code, _, err = evaluate("few-shot", "good", *sources, "--fraction", "10")
     assert code == 2
     assert "the fraction 10 is no share of the labels" in err

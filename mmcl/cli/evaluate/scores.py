@@ -168,11 +168,13 @@ def print_few_shot(found: Sequence[FewShotScores], how: str) -> None:
     rows: list[list[object]] = []
     for scores in found:
         share, (low, high) = f"{100 * scores.fraction:g}%", scores.interval
-        accuracy = [scores.top1, scores.spread["top@1"], f"{low:.4f} – {high:.4f}", scores.metrics.get("top@5", "–")]
+        spread = scores.spread["top@1"] if len(scores.draws) > 1 else "–"
+        accuracy = [scores.top1, spread, f"{low:.4f} – {high:.4f}", scores.metrics.get("top@5", "–")]
         rows.append([share, scores.train, *accuracy])
     columns = ["labels", "rows", "top@1", "± over draws", "95% interval", "top@5"]
     of = found[0]
-    title = f"few-shot by {how}: {of.images:,} images, {of.classes:,} classes, mean of {len(of.draws)} draws"
+    draws = f"mean of {len(of.draws)} draws" if len(of.draws) > 1 else "one draw"
+    title = f"few-shot by {how}: {of.images:,} images, {of.classes:,} classes, {draws}"
     print_table(columns, rows, title=title)
 
 

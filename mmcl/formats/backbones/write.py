@@ -96,8 +96,12 @@ def backbone_of(towers: Towers, library: str) -> Backbone:
     args: dict[str, Any] = dict(image.tower.spec["args"])
     architecture, _, _ = model.partition(".")  # the tag names weights
     small = source == "cifar"
-    if small and (args.pop("width", 64) != 64 or model == "resnet10"):
-        raise MmclError(f"{library} has no ResNet of ten layers or of another width, which '{towers.name}' is")
+    width = args.pop("width", 64) if small else 64
+    if width != 64 or (small and model == "resnet10"):
+        raise MmclError(
+            f"{library} has no network like {name} of width {width}, which '{towers.name}' is; of the cifar: towers it "
+            "has those of 18 layers and more, of width 64"
+        )
     if library == "torchvision" and not _in_torchvision(architecture):
         raise MmclError(
             f"torchvision has no network like timm's {architecture}, which '{towers.name}' is; it has the ResNets, "

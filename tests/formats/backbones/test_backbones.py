@@ -106,8 +106,8 @@ def test_what_no_library_builds_is_refused_with_the_reason(tmp_path):
         (trained("timm:resnet10t"), "torchvision", "no network like timm's resnet10t"),
         (trained("timm:test_vit"), "torchvision", "no network like timm's test_vit"),
         (trained("timm:resnet18", args={"output_stride": 8}), "torchvision", "resnet18 has no output_stride"),
-        (trained("cifar:resnet10"), "timm", "no ResNet of ten layers"),
-        (trained("cifar:resnet18", args={"width": 8}), "torchvision", "or of another width"),
+        (trained("cifar:resnet10"), "timm", "no network like cifar:resnet10 of width 64"),
+        (trained("cifar:resnet18", args={"width": 8}), "torchvision", "no network like cifar:resnet18 of width 8"),
         (trained("open_clip:tiny-RN"), "timm", "takes towers of the names timm"),
     ):
         assert message in cannot_export(towers, library)

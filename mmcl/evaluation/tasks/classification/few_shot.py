@@ -67,6 +67,8 @@ class FewShotScores:
     @property
     def remarks(self) -> list[str]:
         """How many draws there are, and how they differ."""
+        if len(self.draws) == 1:
+            return ["one draw of the labels"]
         return [
             f"mean of {len(self.draws)} draws of the labels, with a standard deviation of {self.spread['top@1']:.4f}"
         ]
