@@ -125,7 +125,7 @@ def transforms(size: int) -> dict[str, Callable[[Image.Image], Any]]:
             albumentations.HorizontalFlip(p=0.5),
             albumentations.ColorJitter(*around, (-STRENGTHS[3], STRENGTHS[3]), p=JITTERED),
             albumentations.ToGray(p=GREY),
-            *([albumentations.GaussianBlur(blur_limit=0, sigma_limit=SIGMAS, p=BLURRED[size])] if blurs else []),
+            *([albumentations.GaussianBlur((23, 23), SIGMAS, p=BLURRED[size])] if blurs else []),
             albumentations.ToFloat(max_value=255),
             albumentations.ToTensorV2(),
         ]

@@ -10,9 +10,10 @@ from torchvision.transforms.v2 import functional as reference
 from mmcl.data.augment.blur import gaussian_blur
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (37, 50), (16, 71)])
 @pytest.mark.parametrize("kernel", [13, 23])
-def test_blur_equals_torchvisions_to_half_a_level(noise, kernel: int) -> None:
-    images = noise(5).permute(0, 3, 1, 2) / 255
+def test_blur_equals_torchvisions_to_half_a_level(noise, kernel: int, shape: tuple[int, int]) -> None:
+    images = noise(5, *shape).permute(0, 3, 1, 2) / 255
     sigmas = np.array([0.1, 0.5, 1.0, 1.5, 2.0])
     for image, sigma, ours in zip(images, sigmas.tolist(), gaussian_blur(images, sigmas), strict=True):
         theirs = reference.gaussian_blur(image, [kernel, kernel], [sigma, sigma])
