@@ -15,16 +15,15 @@ def in_threads(work: Callable[[T], None], items: Sequence[T], least: int = 1) ->
     """Call ``work`` for each item, in as many threads as torch uses, each of which has ``least`` items or more.
 
     In each of them torch uses one thread. So they wait for each other once, rather than in every operation, and what is
-    computed does not depend on their number.
+    computed does not depend on their number. ``work`` is called in inference mode, in which small operations take less
+    time: it writes to tensors that were made before.
     """
     before = torch.get_num_threads()
     threads = max(1, min(before, len(items) // least))
-    inference = torch.is_inference_mode_enabled()  # which, as the gradient, is of a thread
-
     todo = iter(items)
 
     def share(_: int) -> None:
-        with torch.inference_mode(inference), torch.no_grad():
+        with torch.inference_mode():
             for item in todo:  # the next one that no thread has
                 work(item)
 

@@ -80,6 +80,13 @@ def test_any_number_of_threads_gives_the_same_views(noise, pack, inference: bool
     assert torch.equal(*views)
 
 
+def test_a_tower_learns_from_views(noise) -> None:
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    for views in (Augmentation(EVERYTHING, 24)(noise(6), seeds(6)), Augmentation(EVERYTHING, 64)(noise(6), seeds(6))):
+        (gradient,) = torch.autograd.grad((weight * views).sum(), weight)  # views are kept for the backward pass
+        torch.testing.assert_close(gradient[:, 0, 0], views.sum((0, 2, 3)))
+
+
 def test_several_draws_stand_row_by_row(noise, pack) -> None:
     augment, keys = Augmentation(EVERYTHING, 24), seeds(6)
     originals = pack([*noise(3, 40, 60), *noise(3)])
