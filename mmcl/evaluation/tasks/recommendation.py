@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +20,10 @@ from mmcl.evaluation.tasks.retrieval import Scores, retrieval
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.models.embedder import Embedder
 from mmcl.models.towers import Towers
+from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
+log = logging.getLogger("mmcl")
 WAY = "user_to_item"
 TOWERS = ("user", "item")
 """As ``two_tower`` names them."""
@@ -91,7 +94,8 @@ class Choices:
 
     @classmethod
     def of(cls, test: Rows, before: Sequence[Rows], user: str, item: str) -> Choices:
-        """Of rows with the ids of users and items in these columns.
+        """Of rows with the ids of users and items in these columns. What was chosen in both tables is counted in a
+        warning: it is not ranked.
 
         Raises:
             MmclError: there is no such column, or a row has no id.
@@ -110,6 +114,11 @@ class Choices:
             by_table.append(choices)
         *earlier, chosen = by_table
         seen = {who: set().union(*(of.get(who, set()) for of in earlier)) for who in chosen}
+        if (again := sum(len(of & seen[who]) for who, of in chosen.items())) and distributed.rank() == 0:
+            log.warning(
+                "%s: %d of %d choices of users stand in the rows before them, too: they are not ranked",
+                *(test.name, again, sum(map(len, chosen.values()))),
+            )
         return cls(test, before, users, items, chosen, seen)
 
     def inputs(self, towers: Towers, named: Callable[[str], str]) -> dict[str, list[Any]]:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from mmcl.data.sources import open_source
 from mmcl.evaluation import recommendation
+from mmcl.evaluation.tasks.recommendation import Choices
 from mmcl.runtime.errors import MmclError
 
 USERS, ITEMS = 30, 80
@@ -57,6 +59,17 @@ def test_users_who_have_seen_all_that_they_chose_are_refused(made):
     users, items, chosen, _ = made
     with pytest.raises(MmclError, match=r"chose nothing but what they had seen.*--seen-split"):
         recommendation(users, items, chosen, chosen)
+
+
+def test_choices_that_were_made_before_are_counted(tmp_path, caplog):
+    for name, pairs in {"before": ["ua", "ub", "va"], "test": ["ub", "uc", "va", "wa"]}.items():
+        lines = ["user,item", *(f"{user},{item}" for user, item in pairs)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    before, test = (open_source(tmp_path / f"{name}.csv") for name in ("before", "test"))
+    choices = Choices.of(test, [before], "user", "item")
+    assert "2 of 4 choices of users stand in the rows before them" in caplog.text
+    assert choices.seen == {"u": {"a", "b"}, "v": {"a"}, "w": set()}
+    assert choices.items == {"a": (1, 0), "b": (1, 1), "c": (0, 1)}
 
 
 def test_a_user_with_nothing_new_does_not_count(made):
