@@ -22,10 +22,11 @@ from mmcl.training.checkpoint import list_checkpoints
 from .processes import launch
 
 SMALL = {"hidden": [16], "dim": 8, "norm": "layer"}
+OF_BATCH = SMALL | {"norm": "batch"}  # whose statistics are those of the global batch, however it is divided
 METHODS = {
     "simclr": {"name": "simclr", "projector": SMALL},
     "moco": {"name": "moco", "projector": SMALL | {"norm": "none"}, "queue": 20, "momentum": 0.9},
-    "simsiam": {"name": "simsiam", "projector": SMALL | {"norm_output": True}, "predictor": SMALL},
+    "simsiam": {"name": "simsiam", "projector": OF_BATCH | {"norm_output": True}, "predictor": OF_BATCH},
     "byol": {"name": "byol", "projector": SMALL, "predictor": SMALL, "momentum": 0.9},
     "swav": {
         "name": "swav", "projector": SMALL, "prototypes": 6, "local_size": 8, "queue": 24, "queue_start": 2,
@@ -37,7 +38,7 @@ METHODS = {
     },
     "lejepa": {"name": "lejepa", "projector": SMALL, "local_crops": 2, "local_size": 8, "directions": 16},
     "barlow_twins": {"name": "barlow_twins", "projector": SMALL},
-    "vicreg": {"name": "vicreg", "projector": SMALL},
+    "vicreg": {"name": "vicreg", "projector": OF_BATCH},
     "sup_con": {"name": "sup_con", "projector": SMALL},
 }  # fmt: skip
 HEADS = {
