@@ -14,7 +14,7 @@ from mmcl.config.section import Positive, Range
 from mmcl.data.batches.batch import Inputs
 from mmcl.data.batches.views import Augment, View
 from mmcl.methods.base import Context
-from mmcl.methods.image.image_only import by_view, require_augmentation
+from mmcl.methods.image.image_only import by_view, per_view, require_augmentation
 from mmcl.methods.image.simclr import SimclrConfig, agreement
 from mmcl.methods.image_text.clip import Clip, ClipConfig
 from mmcl.methods.outputs import Outputs
@@ -79,7 +79,7 @@ class Slip(Clip):
         return super().embed(inputs) | {VIEWS: self.encoder.image(self.image).features(**inputs[VIEWS])}
 
     def project(self, outputs: Outputs) -> Outputs:
-        projections = {VIEWS: self.heads["projector"](outputs.embeddings[VIEWS])}
+        projections = {VIEWS: per_view(self.heads["projector"], outputs.embeddings[VIEWS])}
         return replace(outputs, embeddings=outputs.embeddings | projections)
 
     def added_terms(self, outputs: Outputs) -> dict[str, tuple[float, Tensor]]:
