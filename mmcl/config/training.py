@@ -19,7 +19,8 @@ class GroupConfig(Section):
     lr: float = Field(default=1.0, ge=0.0)
     """Factor on the learning rate; 0 keeps the parameters as they are."""
     weight_decay: Annotated[float, Field(ge=0.0)] | None = None
-    """Decay of all of them, gains and biases included; as elsewhere if absent."""
+    """Decay of all of them, gains and biases included, whose rate `lars` then adapts as well; as elsewhere if
+    absent."""
 
     @field_validator("match")
     @classmethod
