@@ -197,6 +197,13 @@ class ImageChangesConfig(Section):
         """Whether images are cropped at random."""
         return self.crop_scale != (1.0, 1.0)
 
+    @property
+    def changes(self) -> bool:
+        """Whether anything is changed at random: `blur_sigma` alone, for one, does nothing."""
+        jitters = self.jitter_prob > 0 and any((self.brightness, self.contrast, self.saturation, self.hue))
+        others = (self.flip, self.flip_vertical, self.rotate, self.greyscale, self.blur, self.solarise)
+        return self.crops or jitters or any(others)
+
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
@@ -223,6 +230,11 @@ class AugmentationConfig(ImageChangesConfig):
     def kinds(self) -> list[ImageChangesConfig]:
         """All that there are."""
         return [self] if self.second is None else [self, self.second]
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is changed at random, in the one view or in the other."""
+        return super().changes or (self.second is not None and self.second.changes)
 
     def of_draw(self, number: int) -> ImageChangesConfig:
         """What changes the view of this number, from 0."""

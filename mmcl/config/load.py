@@ -106,7 +106,7 @@ def _explain(error: ErrorDetails, where: str, more: int) -> str:
         tags, tag = [tag.strip(" '") for tag in error["ctx"]["expected_tags"].split(",")], error["ctx"]["tag"]
         name = error["ctx"]["discriminator"]
         return f"{where}: '{key}.{name}' is {short_repr(tag)}; {nearest(tag, tags)}{tail}"
-    reason = error["msg"].removeprefix("Value error, ")
+    reason = error["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "List")  # as YAML has
     got = error.get("input")
     if error["type"] == "value_error":
         place = f"in '{key}': " if key else ""

@@ -36,9 +36,10 @@ class Config(Section):
     """How the model is judged during training."""
 
     def augments(self, modality: str) -> bool:
-        """Whether training changes the items of a modality at random, so that their features cannot be kept."""
-        section = self.augmentation if modality == "image" else self.text_augmentation
-        return section != type(section)()
+        """Whether training changes the items of a modality, so that their features cannot be kept."""
+        if modality == "image":
+            return self.augmentation.changes or self.augmentation.size is not None
+        return self.text_augmentation != TextAugmentationConfig()
 
     @model_validator(mode="after")
     def _sources_are_kept_apart(self) -> Config:

@@ -182,7 +182,8 @@ def _refuse_what_is_not_read(config: Config, modalities: set[str]) -> None:
     settings = {"image": ("model.image", "augmentation"), "text": ("model.text", "text_augmentation")}
     for modality in sorted(settings.keys() - modalities):
         tower, section = settings[modality]
-        wrong = [tower] * (getattr(config.model, modality) is not None) + [section] * config.augments(modality)
+        given = getattr(config, section)
+        wrong = [tower] * (getattr(config.model, modality) is not None) + [section] * (given != type(given)())
         if wrong:
             raise MmclError(f"{wrong[0]}: method '{config.method.name}' reads no {modality}s; leave it out")
 

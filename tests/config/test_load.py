@@ -31,6 +31,7 @@ def changed(**sections):
         (changed(training={"schedule": "cosin"}), ["'training.schedule' is 'cosin'", "'cosine'"]),
         (changed(augmentation={"flip": 1.5}), ["'augmentation.flip' is 1.5", "less than or equal to 1"]),
         (changed(augmentation={"crop_scale": [0.9, 0.2]}), ["crop_scale", "ascending"]),
+        (changed(augmentation={"crop_scale": 0.5}), ["augmentation.crop_scale", "is 0.5", "valid list"]),
         (changed(model={"text": {"width": 100, "heads": 3}}), ["model.text", "3 attention heads", "100"]),
         (changed(evaluation={"sources": {"dev": {"source": "x"}}, "best": "dev/hit@1"}), ["best", "dev/"]),
         (changed(training={"micro_batch": {"tokens": 0}}), ["'training.micro_batch.tokens' is 0: ", "equal to 1"]),

@@ -58,6 +58,17 @@ def test_the_scaled_rate_is_said_and_taken(tmp_path, config, caplog):
     assert re.search(r"lr[^\n]*0\.01", (run.folder / "model" / "README.md").read_text())
 
 
+@pytest.mark.parametrize(
+    "augmentation", [{"blur_sigma": [1.0, 2.0]}, {"crop_ratio": [0.5, 2.0]}, {"jitter_prob": 0.8}, {"size": 8}]
+)
+def test_settings_that_change_nothing_are_no_augmentation(tmp_path, config, augmentation):
+    config["augmentation"] = augmentation
+    with pytest.raises(MmclError, match="without augmentation both views of an image are the same"):
+        build_method(load_config(config), tmp_path)
+    config["augmentation"] = augmentation | {"second": {"solarise": 0.1}}
+    build_method(load_config(config), tmp_path)
+
+
 def test_changes_of_a_second_view_are_refused_where_there_is_one_view(tmp_path, config):
     config["augmentation"]["second"] = {"flip": 0.5}
     build_method(load_config(config), tmp_path)

@@ -50,7 +50,7 @@ def refuse_other_roles(config: schema.Config, columns: dict[str, str]) -> None:
 
 def require_augmentation(method: str, context: Context) -> None:
     """Raise ``MmclError`` where nothing is changed at random."""
-    if context.augmentation is None:
+    if context.augmentation is None or not context.augmentation.changes:
         raise MmclError(
             f"method '{method}': without augmentation both views of an image are the same, with nothing to learn; set "
             "augmentation, such as {crop_scale: [0.2, 1.0], flip: 0.5}"
