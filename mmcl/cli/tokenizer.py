@@ -32,6 +32,10 @@ def train(
         float,
         typer.Option(min=0.5, max=1.0, help="Share of the characters that the pieces cover; 1 for small alphabets."),
     ] = 0.9995,
+    words: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep so many frequent words whole, and cut all others into pieces."),
+    ] = None,
 ) -> None:
     """Train a SentencePiece tokenizer for any language; `model.text.tokenizer.name` of a config takes its folder."""
     from mmcl.config.model import TokenizerConfig
@@ -39,7 +43,9 @@ def train(
     from mmcl.data.sources import open_source
 
     rows = open_source(source, split=split, separator=separator)
-    settings = TokenizerConfig(vocab_size=vocab_size, lowercase=lowercase, character_coverage=character_coverage)
+    settings = TokenizerConfig(
+        vocab_size=vocab_size, lowercase=lowercase, character_coverage=character_coverage, words=words
+    )
     tokenizer, example = save_trained(rows, column, settings, out)
     say(f"{len(tokenizer):,} pieces in {out}")
     say(f"{example!r} is read as: {segmentation(tokenizer, example)}")

@@ -81,6 +81,9 @@ class TokenizerConfig(Section):
     """Fold case before splitting."""
     character_coverage: float = Field(default=0.9995, gt=0.0, le=1.0)
     """Share of characters the pieces must cover; 0.9995 suits languages with many characters, 1.0 small alphabets."""
+    words: int | None = Field(default=None, ge=1, le=2**24)
+    """So many of the most frequent words are tokens of their own, whole; the pieces are of all other words. For
+    languages that put blanks between words. All words are cut into pieces if absent."""
     name: str | None = None
     """Take this tokenizer instead of training one: a folder of `mmcl tokenizer train`, or any of transformers'."""
 

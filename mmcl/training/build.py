@@ -29,7 +29,7 @@ from mmcl.config.training import TokenLimit
 from mmcl.data.batches.feed import Feed
 from mmcl.data.batches.reading import Reading
 from mmcl.data.batches.table import Table
-from mmcl.data.batches.tokenizer_texts import training_texts
+from mmcl.data.batches.tokenizer_texts import CHARACTERS, WORD_CHARACTERS, training_texts
 from mmcl.data.batches.views import Augment, draw_numbers
 from mmcl.data.processors.fit_table import TrainingRows
 from mmcl.data.processors.table import Field, TableProcessor
@@ -317,7 +317,8 @@ def _text_tower(
     if not kept.is_dir() and distributed.rank() == 0:
         with atomic_folder(kept) as beside:
             limit = section.max_tokens or SCRATCH_MAX_TOKENS
-            tokenizer = train_tokenizer(training_texts(config, roles), section.tokenizer, limit)
+            characters = CHARACTERS if section.tokenizer.words is None else WORD_CHARACTERS
+            tokenizer = train_tokenizer(training_texts(config, roles, characters), section.tokenizer, limit)
             with full_disk_is_oserror(beside):
                 tokenizer.save_pretrained(beside)
     distributed.barrier()

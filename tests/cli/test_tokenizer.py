@@ -69,3 +69,11 @@ def test_what_is_there_is_not_replaced(source, tmp_path):
 def test_a_tokenizer_that_is_not_there_is_reported_with_the_setting():
     with pytest.raises(MmclError, match=r"model\.text\.tokenizer\.name: no tokenizer"):
         build_text_tower(TextTowerConfig(tokenizer={"name": "nobody/no-such-tokenizer"}))
+
+
+def test_frequent_words_are_kept_whole(tmp_path):
+    source = tmp_path / "captions.txt"
+    source.write_text("a doghouse\na dog in a doghouse\na zebra\n" * 5)
+    result = train(source, tmp_path / "tokens", "--words", "3", "--vocab-size", "30")
+    assert result.exit_code == 0, result.output
+    assert "'a doghouse' is read as: ▁a ▁doghouse" in result.output

@@ -265,12 +265,12 @@ def test_the_tokenizer_gives_sentencepieces_own_ids():
     tokenizer = train_tokenizer(CAPTIONS, config, 64)
     from mmcl.data.processors import train_tokenizer as module
 
-    honest = module.to_transformers
-    module.to_transformers = lambda proto, limit: model.write(proto)
+    honest = module.pieces_tokenizer
+    module.pieces_tokenizer = lambda proto, limit: model.write(proto)
     try:
         train_tokenizer(CAPTIONS, config, 64)
     finally:
-        module.to_transformers = honest
+        module.pieces_tokenizer = honest
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for text in texts:
         assert tokenizer(text)["input_ids"] == [2, *theirs.encode(text), 3], text

@@ -17,6 +17,7 @@ from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 CHARACTERS = 5_000_000  # half a minute to a minute of training, and of each of 8,000 pieces hundreds of examples
+WORD_CHARACTERS = 100_000_000  # words are only counted, and most are rare
 _BLOCK = 100  # rows that are taken or left together: few enough that a sample of them is one of all rows
 
 

@@ -10,6 +10,16 @@ from typing import Any
 
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.cache.tokens import texts_of
+from mmcl.data.processors.unigram import (
+    END,
+    PAD,
+    START,
+    UNKNOWN,
+    count_words,
+    pieces_tokenizer,
+    rule_name,
+    words_tokenizer,
+)
 from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, folder_to_write
@@ -19,18 +29,28 @@ from mmcl.runtime.progress import log_progress
 log = logging.getLogger("mmcl")
 VERY_LONG = 1_000_000  # the model sets the limit, not a tokenizer that is trained apart from it
 _BLOCK = 10_000
-PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<s>", "</s>"
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: int):  # type: ignore[no-untyped-def]
     """Train a unigram model (Kudo 2018, arXiv:1804.10959) and wrap it as a transformers tokenizer.
 
+    With ``config.words``, so many words are tokens of their own, and the unigram model is of the words that are left.
     Every text is framed as ``<s> … </s>``. The same texts in the same order give the same tokenizer.
 
     Raises:
         MmclError: there is no text to learn from, or too little for any vocabulary.
         Exception: what ``texts`` raise.
     """
+    if config.words is None:
+        return pieces_tokenizer(_train_pieces(texts, config), max_tokens)
+    counts = count_words(_clean(texts), config.lowercase)
+    known = {word: count / counts.total() for word, count in counts.most_common(config.words)}
+    pieces = _train_pieces([word for word in counts if word not in known] or known, config)
+    return words_tokenizer(known, pieces, max_tokens)
+
+
+def _train_pieces(texts: Iterable[str], config: TokenizerConfig) -> bytes:
+    """The serialised SentencePiece unigram model of ``texts``."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -51,7 +71,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
                 vocab_size=config.vocab_size,
                 hard_vocab_limit=False,  # a small corpus gives fewer pieces rather than an error
                 character_coverage=config.character_coverage,
-                normalization_rule_name="nmt_nfkc_cf" if config.lowercase else "nmt_nfkc",
+                normalization_rule_name=rule_name(config.lowercase),
                 pad_id=0,
                 unk_id=1,
                 bos_id=2,
@@ -69,7 +89,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
             raise raised[0] from None
         cure = "give more text or another model.text.tokenizer.vocab_size"
         raise MmclError(f"the tokenizer cannot be trained on these captions; {cure} ({error})") from None
-    return to_transformers(model.getvalue(), max_tokens)
+    return model.getvalue()
 
 
 def save_trained(rows: Rows, column: str, config: TokenizerConfig, folder: Path):  # type: ignore[no-untyped-def]
@@ -102,40 +122,6 @@ def _texts(rows: Rows, column: str) -> Iterator[str]:
     for start in range(0, len(rows), _BLOCK):
         for value in rows.select(range(start, min(start + _BLOCK, len(rows)))).texts(column):
             yield from texts_of(value)
-
-
-def to_transformers(model: bytes, max_tokens: int):  # type: ignore[no-untyped-def]
-    """The serialised SentencePiece unigram model ``model`` as a fast transformers tokenizer that gives the same ids."""
-    from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-    from tokenizers.models import Unigram
-    from transformers import PreTrainedTokenizerFast
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    tokenizer = Tokenizer(Unigram([(piece.piece, piece.score) for piece in proto.pieces], unk_id=1))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
-            normalizers.Strip(),
-            normalizers.Replace(Regex(" {2,}"), " "),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(START, 2), (END, 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        bos_token=START,
-        eos_token=END,
-        cls_token=START,
-        sep_token=END,
-        model_max_length=max_tokens,
-        model_input_names=["input_ids", "attention_mask"],
-    )
 
 
 def _clean(texts: Iterable[str]) -> Iterator[str]:

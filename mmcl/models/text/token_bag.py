@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.config.model import TextTowerConfig
+from mmcl.data.processors.unigram import BLANK
 from mmcl.models.text.token_weights import token_frequencies
 from mmcl.runtime.errors import MmclError
 
 COMMON = 0.05
 """Frequency from which on a character n-gram counts for almost nothing."""
-BLANK = "▁"
-"""What SentencePiece writes for the blank before a word."""
 
 
 class TokenBag(nn.Module):
@@ -26,7 +25,8 @@ class TokenBag(nn.Module):
     The spelling of a token is a random projection of its character n-grams, weighted by their rarity, of length 1: the
     cosine of two tokens is about that of their TF-IDF vectors (Johnson and Lindenstrauss 1984; n-grams as in Bojanowski
     et al. 2017, arXiv:1607.04606). Token w weighs a / (a + p(w)) (SIF, Arora et al. 2017). Each of the two sums is
-    normalised, so that neither outweighs the other in long texts: the cosine of two texts is a fixed mean of both.
+    normalised, so that neither outweighs the other in long texts: the cosine of two texts is a fixed mean of both. In
+    training it is that of the meaning alone, to which what the spelling tells would be noise.
 
     Args:
         entries: of the vocabulary.
@@ -65,7 +65,7 @@ class TokenBag(nn.Module):
         self.spelling = nn.Embedding(entries, width - learned)
         self.spelling.requires_grad_(False)
         self.meaning = nn.Embedding(entries, learned)
-        nn.init.normal_(self.meaning.weight, std=0.03 * learned**-0.5)  # short: soon, most of it is learned
+        nn.init.normal_(self.meaning.weight, std=learned**-0.5)  # of length 1: at first, each means only itself
         self.register_buffer("weights", torch.ones(2, entries))
 
     @torch.no_grad()
@@ -86,18 +86,20 @@ class TokenBag(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, width) features, of length 1, of (N, L) token ids; the mask is 1 for tokens and 0 for padding."""
         counted = _distinct(input_ids, attention_mask)
-        spelling, meaning = (
-            F.embedding_bag(
-                input_ids, table, mode="sum", per_sample_weights=(weights[input_ids] * counted).to(table.dtype)
-            )
-            for table, weights in zip((self.spelling.weight, self.meaning.weight), self.weights, strict=True)
-        )
-        scaled = ((1 - self.share) ** 0.5 * F.normalize(spelling), self.share**0.5 * F.normalize(meaning))
-        return torch.cat(scaled, dim=1)
+        meaning = self._sum(self.meaning.weight, self.weights[1], input_ids, counted)
+        if self.training:
+            return F.pad(meaning, (self.spelling.embedding_dim, 0))
+        spelling = self._sum(self.spelling.weight, self.weights[0], input_ids, counted)
+        return torch.cat([(1 - self.share) ** 0.5 * spelling, self.share**0.5 * meaning], dim=1)
+
+    def _sum(self, table: Tensor, weights: Tensor, input_ids: Tensor, counted: Tensor) -> Tensor:
+        """The (N, D) sums, of length 1, of those tokens' vectors in ``table`` that are counted, each by its weight."""
+        each = (weights[input_ids] * counted).to(table.dtype)
+        return F.normalize(F.embedding_bag(input_ids, table, mode="sum", per_sample_weights=each))
 
     def _split(self, piece: str) -> list[str]:
         shortest, longest = self.ngrams
-        sizes = range(shortest, longest + 1)
+        sizes, piece = range(shortest, longest + 1), piece + BLANK  # a mark of its end, as that of its start
         return [piece[at : at + size] for size in sizes for at in range(len(piece) - size + 1)] or [piece]
 
     def _project(self, ngrams: list[list[str]], frequency: Tensor) -> Tensor:
