@@ -99,8 +99,8 @@ class TextTowerConfig(TowerConfig):
 
     name: str = "scratch"
     """A transformers or sentence-transformers name or folder, `sample:minilm`, `open_clip:NAME` for the text tower of
-    any open_clip model, `scratch`: a small new one, `bag:ngrams`: a new sum of token vectors, which start from
-    character n-grams, or `KEY:NAME` of another package."""
+    any open_clip model, `scratch`: a small new one, `bag:ngrams`: a new sum of token vectors, of character n-grams and
+    learned ones, best of whole words (`tokenizer.words`), or `KEY:NAME` of another package."""
     pretrained: str | bool = True
     """transformers: whether to load the weights. open_clip: their tag or a checkpoint file; `true` starts anew, since
     no tag is named. Ignored for `scratch`."""

@@ -55,9 +55,9 @@ def test_spelling_starts_with_the_cosines_of_tf_idf_over_character_ngrams(tokeni
     bag = TokenBag(len(tokenizer), 8192, learned=1)
     bag.start(tokenizer)
     pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    long = [number for number, piece in enumerate(pieces) if len(piece) >= 4]
+    long = [number for number, piece in enumerate(pieces) if len(piece) >= 3]
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(3, 4), lowercase=False, norm=None, use_idf=False)
-    counts = vectorizer.fit_transform(pieces).toarray()
+    counts = vectorizer.fit_transform([f"{piece}▁" for piece in pieces]).toarray()
     rarity = np.log(0.05 / (token_frequencies(tokenizer, "here").double().numpy() @ counts).clip(1e-7)).clip(0.1)
     expected = counts[long] * rarity
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -69,7 +69,7 @@ def test_spelling_starts_with_the_cosines_of_tf_idf_over_character_ngrams(tokeni
 def test_features_are_the_weighted_sums_of_both_tables(tokenizer):
     torch.manual_seed(0)
     bag = TokenBag(len(tokenizer), 24, learned=8, share=0.3, smoothing=(0.01, 0.1))
-    bag.start(tokenizer)
+    bag.eval().start(tokenizer)
     ids, mask = torch.tensor([[5, 9, 5], [7, 7, 0]]), torch.tensor([[1, 1, 1], [0, 1, 0]])
     frequency = token_frequencies(tokenizer, "here").double()
     sums = []
@@ -78,6 +78,8 @@ def test_features_are_the_weighted_sums_of_both_tables(tokenizer):
         sums.append(torch.stack([weighted[5] + weighted[9], weighted[7]]))  # a token twice is one
     expected = torch.cat([share**0.5 * F.normalize(part) for share, part in zip((0.7, 0.3), sums, strict=True)], dim=1)
     torch.testing.assert_close(bag(ids, mask).double(), expected, rtol=1e-5, atol=1e-6)
+    alone = F.pad(F.normalize(sums[1], dim=1), (16, 0))
+    torch.testing.assert_close(bag.train()(ids, mask).double(), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_numbers_count_as_often_as_asked_for():
@@ -91,6 +93,16 @@ def test_numbers_count_as_often_as_asked_for():
     assert number != word
     torch.testing.assert_close(weighted.weights[0, number], 3 * plain.weights[0, number])
     torch.testing.assert_close(weighted.weights[:, word], plain.weights[:, word])
+
+
+def test_a_word_has_the_ngrams_of_its_start_and_its_end():
+    tokenizer = train_tokenizer(ROWS, TokenizerConfig(words=30, vocab_size=60), 32)
+    torch.manual_seed(0)
+    bag = TokenBag(len(tokenizer), 8192, learned=1)
+    bag.start(tokenizer)
+    dog, doghouse, cat = bag.spelling.weight[tokenizer.convert_tokens_to_ids(["▁dog", "▁doghouse", "▁cat"])]
+    assert 0.1 < dog @ doghouse < 0.9  # ▁do, dog and ▁dog, but neither og▁ nor dog▁
+    assert abs(dog @ cat) < 0.06
 
 
 def test_a_bag_trains_is_saved_and_is_loaded(config, tmp_path):
