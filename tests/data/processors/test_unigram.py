@@ -12,7 +12,12 @@ from mmcl.config.model import TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.models.text.token_weights import token_frequencies
 
-TEXTS = ["The dog's  house, the doghouse!", "Ｔhe Dog sat; the cat sat.", "A café in the rain", "cats and dogs, too"] * 3
+TEXTS = [
+    "The dog's  house, the doghouse!",
+    "Ｔhe Dog sat; the cat sat.",
+    "A café in the rain",
+    "cats and dogs, too",
+] * 3
 RARE = ["Seldom words: zebras quiz", "vexed foxes jump", "houses"]
 
 
