@@ -44,7 +44,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, max_tokens: i
     if config.words is None:
         return pieces_tokenizer(_train_pieces(texts, config), max_tokens)
     counts = count_words(_clean(texts), config.lowercase)
-    known = {word: count / counts.total() for word, count in counts.most_common(config.words)}
+    total = counts.total()
+    known = {word: count / total for word, count in counts.most_common(config.words)}
     pieces = _train_pieces([word for word in counts if word not in known] or known, config)
     return words_tokenizer(known, pieces, max_tokens)
 
