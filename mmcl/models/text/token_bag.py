@@ -14,6 +14,9 @@ from mmcl.data.processors.unigram import BLANK
 from mmcl.models.text.token_weights import token_frequencies
 from mmcl.runtime.errors import MmclError
 
+INSIDE = 0.5
+"""Weight in the spelling of a piece that goes on with a word, beside that of one that begins it: of many pieces, a word
+would outweigh the others."""
 COMMON = 0.05
 """Frequency from which on a character n-gram counts for almost nothing."""
 
@@ -81,6 +84,7 @@ class TokenBag(nn.Module):
         smoothing = torch.tensor(self.smoothing)[:, None]
         self.weights.copy_(smoothing / (smoothing + frequency))
         self.weights[0, number] *= self.numbers
+        self.weights[0, torch.tensor([not piece.startswith(BLANK) for piece in pieces])] *= INSIDE
         self.spelling.weight.copy_(self._project([self._split(piece) for piece in pieces], frequency))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
