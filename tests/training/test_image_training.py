@@ -207,5 +207,8 @@ def test_two_processes_learn_what_one_learns(tmp_path, images, name):
     launch(SCRIPT, path, tmp_path / "two")
     launch(SCRIPT, path, tmp_path / "one", processes=1)
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
+    if METHODS[name]["projector"].get("norm") == "batch":
+        # The head takes a shift of all features off again: what AdamW makes steps of is the rounding of no gradient.
+        del ours["image.tower.net.norm.bias"]
     for key, tensor in ours.items():
         torch.testing.assert_close(theirs[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
