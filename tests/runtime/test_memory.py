@@ -31,13 +31,14 @@ with reused_memory():
     fresh_pages(1)
     within = fresh_pages(8)
     kept = resident_bytes()
-given_back = kept - resident_bytes()
-assert within < before / 2, (before, within)
-assert given_back > 2 * SIZE, given_back  # of 4 · SIZE bytes of the tensor
+print(before, within, (kept - resident_bytes()) / (4 * SIZE))
 """
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc alone has mallopt")
 def test_within_the_block_large_tensors_take_the_pages_of_those_before() -> None:
     """In a process of its own, whose heap has no holes yet."""
-    subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+    run = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
+    before, within, given_back = map(float, run.stdout.split())
+    assert within < before / 2
+    assert given_back > 0.5  # of a tensor, when the block ends

@@ -312,9 +312,8 @@ class Table:
                     "" if foreign else f"; {section}.max_tokens raises the limit where the model can read more",
                 )
             parts.append(TextPart(tokens, reader, rows, name))
-        augmentation = self._augmentation if changed else None
-        if augmentation is not None:
-            augmentation = augmentation.on_stream(self._reading.text_stream(role))
+        changes = self._augmentation if changed else None
+        augmentation = changes and changes.on_stream(self._reading.text_stream(role))
         column = TokenColumn(parts, augmentation, role in self._optional)
         if role in self._optional and not len(column.hashes):
             column_name = data.column_of(role, self.settings[0])
