@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from mmcl.cli import config, data, encode, index, models, quickstart, tokenizer, train
+from mmcl.cli import config, data, encode, index, models, quickstart, search, tokenizer, train
 from mmcl.cli.ends import end, prepare_streams
 from mmcl.cli.evaluate import app as evaluate
 from mmcl.cli.output import say
@@ -65,7 +65,7 @@ app.command("quickstart", short_help="Train, encode, index, evaluate and search 
 app.command("train", short_help="Train what a config describes.")(train.train)
 app.command("encode")(encode.encode)
 app.add_typer(index.app, name="index")
-app.command("search")(index.search)
+app.command("search")(search.search)
 app.add_typer(evaluate.app, name="eval")
 app.command("models", short_help="List what a config can name, of plug-ins as well.")(models.models)
 app.command("export", short_help="Write a model as a folder that another library opens.")(models.export)
