@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmcl.data.images import ImageInput
+
 
 @dataclass
 class Hit:
@@ -15,20 +17,29 @@ class Hit:
         score: its similarity to the query.
         image: an encoded image of any format, the path of one, or None.
         right: whether it answers the query; None where nobody knows.
+        details: what else is known of it, in a line.
     """
 
     label: str
     score: float
     image: bytes | Path | None = None
     right: bool | None = None
+    details: str = ""
 
 
 @dataclass
 class Search:
-    """A query and what was found for it, best first."""
+    """A query and what was found for it, best first.
+
+    Attributes:
+        query: its words, or what it is called.
+        hits: the results.
+        image: that was searched by, if one was.
+    """
 
     query: str
     hits: list[Hit]
+    image: ImageInput | None = None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,9 +43,3 @@ def embed_texts(
     distinct = [texts[number] for number in first.values()]
     vectors = encode(distinct, **{name: value for name, value in options.items() if value is not None})
     return np.asarray(vectors, dtype=np.float32)[[place[name] for name in of]]
-
-
-def own_prompt(encoder: Encodes, names: Iterable[str]) -> str | None:
-    """The first of the ``names`` that the encoder has a prompt of; None if it has none of them, or no prompts."""
-    prompts = getattr(encoder, "prompts", None)
-    return next((name for name in names if name in prompts), None) if isinstance(prompts, Mapping) else None

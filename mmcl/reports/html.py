@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
 from mmcl.config.evaluation import EVALUATORS
 from mmcl.config.load import to_yaml
@@ -17,11 +16,10 @@ from mmcl.config.methods import METHODS
 from mmcl.evaluation.measured import ByDirection, Measured
 from mmcl.evaluation.shown import Mistake, Search
 from mmcl.reports import facts, results
-from mmcl.reports.images import data_uri
 from mmcl.reports.judged import Judged
+from mmcl.reports.page import page_environment
 from mmcl.reports.plots import learning_curves
 from mmcl.runtime.files import atomic_file
-from mmcl.runtime.printable import printable
 from mmcl.training.run import Run, read_lines
 
 
@@ -107,22 +105,9 @@ def write_report(
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmcl.reports"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
+    environment = page_environment()
     environment.filters |= {"value": _value, "interval": _interval, "chance": _chance, "start": _start, "along": _along}
-    environment.globals |= {"data_uri": data_uri}
     return environment
-
-
-def _visible(value: object) -> object:
-    """Text of others as a page shows it: nothing in it turns the direction of what follows."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _value(row: results.Row) -> str:

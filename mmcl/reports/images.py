@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 
 from PIL import Image
 
-from mmcl.data.images import ImageError, decode
+from mmcl.data.images import ImageError, ImageInput, decode
 
 SIDE = 192  # pixels: twice the side at which the page shows an image, for dense screens
 
 
-def data_uri(image: bytes | Path | None) -> str | None:
+def data_uri(image: ImageInput | None) -> str | None:
     """An image as a ``data:`` URI of at most ``SIDE`` pixels a side; None if it cannot be shown.
 
     Whatever comes in is decoded and written anew, so that no foreign bytes reach the page and every browser can show

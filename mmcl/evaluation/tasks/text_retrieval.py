@@ -14,9 +14,10 @@ from mmcl.data.cache.tokens import texts_of
 from mmcl.data.rows import Rows
 from mmcl.data.sources.beir import Beir
 from mmcl.data.sources.tar.rows import ShardRows
+from mmcl.encoding import prompts
 from mmcl.evaluation.left_out import WITHOUT_OWN, SelfMatches
 from mmcl.evaluation.tasks.retrieval import Scores, retrieval, retrieval_pairs
-from mmcl.evaluation.texts import Encodes, embed_texts, own_prompt, text_identities
+from mmcl.evaluation.texts import Encodes, embed_texts, text_identities
 from mmcl.evaluation.trained_on import warn_of_training_pairs, warn_of_training_rows
 from mmcl.runtime.errors import MmclError
 
@@ -24,8 +25,6 @@ log = logging.getLogger("mmcl")
 
 HEADLINES = ("ndcg@10", "recall@100", "map", "mrr")
 """What two models are compared by on graded judgements."""
-
-_QUERY, _DOCUMENT = ("query",), ("document", "passage", "corpus")  # what models call their prompts
 
 
 def beir_retrieval(
@@ -63,8 +62,9 @@ def beir_retrieval(
     ]
     asking, answering = _sides(encoder)
     warn_of_training_pairs(asking, beir.name, judged, "relevant pairs of query and document")
-    queries = embed_texts(asking, list(beir.queries.values()), prompt=_prompt(asking, query_prompt, _QUERY))
-    corpus = embed_texts(answering, list(beir.corpus.values()), prompt=_prompt(answering, document_prompt, _DOCUMENT))
+    words = _prompts(asking, answering, query_prompt, document_prompt)
+    queries = embed_texts(asking, list(beir.queries.values()), prompt=words[0])
+    corpus = embed_texts(answering, list(beir.corpus.values()), prompt=words[1])
     scores = retrieval(
         (list(beir.queries), queries),
         (list(beir.corpus), corpus),
@@ -115,7 +115,7 @@ def retrieval_of_texts(
     asking, answering = _sides(encoder)
     warn_of_training_rows(asking, rows, texts=(query, document))
     pairs = _read_pairs(rows, query, document)
-    words = _prompt(asking, query_prompt, _QUERY), _prompt(answering, document_prompt, _DOCUMENT)
+    words = _prompts(asking, answering, query_prompt, document_prompt)
     same_queries = text_identities(asking, pairs.queries, words[0])
     same_documents = text_identities(answering, pairs.documents, words[1])
     scores = retrieval_pairs(
@@ -185,5 +185,11 @@ def _sides(encoder: Encodes | tuple[Encodes, Encodes]) -> tuple[Encodes, Encodes
     return encoder if isinstance(encoder, tuple) else (encoder, encoder)
 
 
-def _prompt(encoder: Encodes, given: str | None, names: Iterable[str]) -> str | None:
-    return own_prompt(encoder, names) if given is None else given
+def _prompts(
+    asking: Encodes, answering: Encodes, query: str | None, document: str | None
+) -> tuple[str | None, str | None]:
+    """The names that are given, and where none is, what the models choose."""
+    return (
+        prompts.query_prompt(asking) if query is None else query,
+        prompts.document_prompt(answering) if document is None else document,
+    )
