@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from faults import Outcome, run
 from PIL import Image, ImageDraw
-
-from mmcl.encoding import open_vectors
 
 COLOURS, KINDS = ("red", "green", "blue", "grey", "black", "white"), ("cup", "car", "dog", "bird", "house", "tree")
 WORDS = COLOURS + KINDS
@@ -112,9 +109,8 @@ class Corpus:
                 begun = out.is_dir() and any(out.iterdir())
                 return run("train", self.config, "--out", out, *(["--resume"] if begun else []), **how)
             case "encode":
-                return run(
-                    *("encode", model, self.table, "--column", "caption", "--out", out), prepare=_small_shards, **how
-                )
+                # An interruption costs at most a shard, which of a small corpus is a small one.
+                return run("encode", model, self.table, "--column", "caption", "--shard-rows", 4, "--out", out, **how)
             case "index":
                 return run("index", "build", vectors, "--out", out, **how)
             case _:
@@ -125,22 +121,12 @@ class Corpus:
 COMMANDS = ("train", "encode", "index", "export")
 
 
-def _small_shards() -> None:
-    """An interruption costs at most a shard, which of a small corpus is a small one."""
-    from mmcl.encoding.corpora.encode import encode_source
-
-    assert encode_source.__kwdefaults__ is not None
-    encode_source.__kwdefaults__.update(shard_rows=4, batch_rows=2)
-
-
 def results(name: str, out: Path) -> dict[str, bytes]:
     """What must be equal whatever happened on the way: the bytes of a command's results."""
     if name == "train":
         return {"weights": (out / "model" / "model.safetensors").read_bytes()}
-    if name == "encode":  # an interruption closes the shard at hand, so that shards may end elsewhere
-        vectors = open_vectors(out)
-        return {"vectors": np.asarray(vectors).tobytes(), "ids": repr(vectors.table().to_pylist()).encode()}
     names = {
+        "encode": ("*.npy", "*.parquet"),
         "index": ("*.faiss", "*.parquet"),
         "export": ("*.safetensors", "*.json"),
     }

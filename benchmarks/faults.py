@@ -73,7 +73,6 @@ class Cut:
 def run(
     *arguments: object,
     cut: Cut | None = None,
-    prepare: Callable[[], object] | None = None,
     timeout: float = 120.0,
 ) -> Outcome:
     """Run the command line in a fork of this process, which has imported everything and computed nothing.
@@ -81,13 +80,12 @@ def run(
     Args:
         arguments: of ``mmcl``.
         cut: when to stop it.
-        prepare: called in the child first.
         timeout: seconds.
     """
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as counted:
         ready, begins = os.pipe()
         if (child := os.fork()) == 0:
-            _child([str(argument) for argument in arguments], said.fileno(), counted.fileno(), begins, cut, prepare)
+            _child([str(argument) for argument in arguments], said.fileno(), counted.fileno(), begins, cut)
         os.close(begins)
         os.read(ready, 1)  # a signal before the command begins would test this script
         os.close(ready)
@@ -114,9 +112,7 @@ def run(
         )
 
 
-def _child(
-    arguments: list[str], said: int, counted: int, begins: int, cut: Cut | None, prepare: Callable[[], object] | None
-) -> None:
+def _child(arguments: list[str], said: int, counted: int, begins: int, cut: Cut | None) -> None:
     """Never returns."""
     code = 70
     try:
@@ -128,8 +124,6 @@ def _child(
             os.dup2(to, standard)
         sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
         sys.argv = ["mmcl", *arguments]
-        if prepare is not None:
-            prepare()
         from mmcl.cli import main
 
         _watch(counted, cut)

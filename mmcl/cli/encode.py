@@ -18,6 +18,7 @@ from mmcl.cli.options import (
     Separator,
     load,
     names_columns,
+    several,
 )
 from mmcl.cli.output import say
 from mmcl.runtime.errors import MmclError
@@ -44,8 +45,23 @@ def encode(
         typer.Option(help="The column of ids, which searches return.", show_default="id, _id, or row numbers"),
     ] = None,
     precision: Annotated[
-        Literal["float32", "float16"], typer.Option(help="Of the vectors on disk; an index may have fewer bits.")
+        Literal["float32", "float16", "int8"],
+        typer.Option(help="Of the vectors on disk; an index may have fewer bits."),
     ] = "float32",
+    long: Annotated[
+        Literal["truncate", "chunk", "windows"],
+        typer.Option(
+            help="Texts longer than the model reads: truncate cuts them; chunk takes the mean of overlapping windows; "
+            "windows gives each window a vector of its own."
+        ),
+    ] = "truncate",
+    overlap: Annotated[
+        int | None, typer.Option(help="Tokens that neighbouring windows share.", show_default="an eighth of a window")
+    ] = None,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(help="Rows of a shard: what a killed process can cost.", show_default="32768; images: 4096"),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="The model's prompt to put before texts.", show_default="the model's own")
     ] = None,
@@ -56,12 +72,17 @@ def encode(
         bool, typer.Option("--retry-skipped", help="Try the images again that an earlier run left out.")
     ] = False,
     device: Device = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Several, such as cuda:0,cuda:1, or a number of processes on the CPU.", show_default=False),
+    ] = None,
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     exact_decoding: ExactDecoding = None,
     allow_pipe: AllowPipe = False,
 ) -> None:
-    """Embed every row of a source into a folder of vectors. An interrupted one goes on where it stopped."""
+    """Embed every row of a source into a folder of vectors. Given again, the command does what is missing; given
+    several times at once, on one machine or on several with a shared folder, it shares the work."""
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.encoding import Columns, Layout, encode_source
 
@@ -82,7 +103,7 @@ def encode(
         rows,
         Columns(column or "", modality, label, id),
         out,
-        layout=Layout(dtype=precision),
+        layout=Layout(precision, shard_rows, None, long, overlap, several(devices)),
         prompt=prompt,
         truncate_dim=truncate_dim,
         retry_skipped=retry_skipped,

@@ -115,6 +115,13 @@ def cutoffs(k: str | None) -> list[int] | None:
     return [int(number) for number in k.split(",")]
 
 
+def several(devices: str | None) -> int | list[str] | None:
+    """The devices of ``--devices``: a number of processes on the CPU, or names between commas."""
+    if devices is None or devices.strip().isdigit():
+        return None if devices is None else int(devices)
+    return [name.strip() for name in devices.split(",")]
+
+
 def load(
     model: str,
     device: str,

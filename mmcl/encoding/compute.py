@@ -100,14 +100,16 @@ class Compute:
         return [] if chosen == [self.towers.device] else chosen
 
     def stream(
-        self, name: str, chunks: Iterable[list[str]], options: Options, devices: list[torch.device]
+        self, name: str, chunks: Iterable[list[Any]], options: Options, devices: list[torch.device]
     ) -> Iterator[Embedded]:
-        """Embed chunk after chunk of texts, here or in workers on ``devices``."""
+        """Embed chunk after chunk of inputs of one kind, here or in workers on ``devices``."""
         with self.evaluating():
             if devices:
                 yield from embed_in_workers(self.towers, name, embeds_in, chunks, devices, options)
-            else:
+            elif self.towers.modality(name) == "text":
                 yield from self.texts(name, chunks, options)
+            else:
+                yield from (_joined(self._batches(name, chunk, options)) for chunk in chunks)
 
     def some(
         self,
@@ -169,11 +171,14 @@ def embeds_in(folder: str, device: str, name: str, options: Options) -> Callable
     texts = compute.towers.modality(name) == "text"
 
     def embeds(inputs: list[Any]) -> Embedded:
-        parts = compute.texts(name, [inputs], options) if texts else compute._batches(name, inputs, options)
-        vectors, cut, _ = zip(*parts, strict=True)
-        return Embedded(np.concatenate(vectors), np.concatenate(cut))
+        return _joined(compute.texts(name, [inputs], options) if texts else compute._batches(name, inputs, options))
 
     return embeds
+
+
+def _joined(parts: Iterable[Embedded]) -> Embedded:
+    vectors, cut, _ = zip(*parts, strict=True)
+    return Embedded(np.concatenate(vectors), np.concatenate(cut))
 
 
 def tower_inputs(embedder: Embedder, items: Sequence[Any], prompt: str | None) -> tuple[dict[str, Tensor], int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mmcl.encoding.inputs import (
 )
 from mmcl.encoding.quantize import RANGED, check_precision, quantize
 from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, only_texts
+from mmcl.encoding.windows import windows
 from mmcl.formats.folder import save
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import Devices, ready_after_fork, resolve_precision
@@ -300,6 +301,40 @@ class Encoder(Described):
 
         embedded = self._compute.stream(name, chunks, options, self._compute.elsewhere(devices))
         return self._stream(name, embedded, lambda vectors: quantize(vectors, precision, calibration))
+
+    def encode_blocks(
+        self,
+        blocks: Iterable[list[Any]],
+        modality: str,
+        *,
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        devices: Devices | None = None,
+    ) -> Iterator[Embedded]:
+        """Embed block after block, each by itself: its vectors do not depend on what stands in the others.
+
+        Args:
+            blocks: lists of inputs of one kind, none empty; read one or a few ahead of the one computed.
+            modality: as for :meth:`encode`, as are the following; the vectors have unit length.
+            truncate_dim: see there.
+            prompt: see there.
+            devices: see there; the processes are started once.
+
+        Yields:
+            The vectors (n, D) of each block, and which of its texts were cut; nothing is logged of that.
+
+        Raises:
+            MmclError: as :meth:`encode`.
+        """
+        options = Request(truncate_dim=truncate_dim, prompt=prompt).options(self.towers, self.compute)
+        name = self.towers.resolve(modality)
+        yield from self._compute.stream(name, blocks, options, self._compute.elsewhere(devices))
+
+    def windows(
+        self, texts: Sequence[str], prompt: str | None = None, overlap: int | None = None, modality: str = "text"
+    ) -> list[list[tuple[int, int]]]:
+        """Where to cut long texts into windows that the model reads to their end; see :func:`mmcl.encoding.windows`."""
+        return windows(self.towers.text(modality).processor, texts, prompt, overlap)
 
     def _stream(
         self, name: str, parts: Iterator[Embedded], finish: Callable[[np.ndarray], np.ndarray]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
@@ -13,12 +14,15 @@ from mmcl.data.images import ImageError, decode, image_suffixes, usable_cpus
 from mmcl.data.rows import Rows
 from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.encoding.corpora.changes import COLUMNS, state
+from mmcl.encoding.corpora.vectors import SPAN
 from mmcl.runtime.files import existing_file
 
 Modality = Literal["image", "text", "table"]
 
 BLOCK_ROWS = {"text": 4_096, "image": 64, "table": 4_096}
 """Rows that are read, decoded and encoded at a time."""
+Windows = Callable[[Sequence[str]], list[list[tuple[int, int]]]]
+"""From texts to the windows of each: from a first to behind a last character."""
 _SAMPLE_ROWS = 100
 _LABEL_LENGTH = 200
 
@@ -32,20 +36,23 @@ class Block:
     inputs: list[Any] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)  # row, id, reason
-    columns: dict[str, list[int | None]] = field(default_factory=dict)  # of images, see changes.py
+    columns: dict[str, list[int | None]] = field(default_factory=dict)  # of images, see changes.py; of windows
+    first_windows: list[int] | None = None  # of texts whose windows are pooled: where those of each begin in inputs
 
     def add(self, id_: str, item: Any, label: Any) -> None:
         self.ids.append(id_)
         self.inputs.append(item)
-        if isinstance(label, Path):
-            self.labels.append(str(label))
-        else:
-            self.labels.append(None if label is None else shorten(str(label), _LABEL_LENGTH, placeholder=" …"))
+        self.labels.append(_shown(label))
 
 
 @dataclass
 class SourceReader:
-    """Reads and decodes a column, block by block."""
+    """Reads and decodes a column, block by block.
+
+    Attributes:
+        windows: cuts long texts; they are left as they are if absent.
+        pooled: whether the windows of a text become one vector, or each has a row.
+    """
 
     rows: Rows | ShardRows
     column: str
@@ -55,14 +62,16 @@ class SourceReader:
     prepare: Callable[[Any], Any] = decode
     fields: Sequence[str] = ()  # columns of a table tower, which ``column`` names
     image_fields: Collection[str] = ()  # those of them that hold images
+    windows: Windows | None = None
+    pooled: bool = True
 
-    def blocks(self, rows: Sequence[int], size: int) -> Iterator[Block]:
-        """Blocks of ``size`` of these rows, each read and decoded while the one before it is being encoded."""
+    def blocks(self, pieces: Iterable[Sequence[int]]) -> Iterator[Block]:
+        """A block of the rows of each piece, read and decoded while the one before it is being encoded."""
         read = {"image": self._images, "text": self._texts, "table": self._records}[self.modality]
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(usable_cpus()) as decoders:
             due = None
-            for at in range(0, len(rows), size):
-                coming = ahead.submit(read, rows[at : at + size], decoders)
+            for piece in pieces:
+                coming = ahead.submit(read, piece, decoders)
                 if due:
                     yield due.result()
                 due = coming
@@ -84,7 +93,18 @@ class SourceReader:
                     block.skipped.append((row, id_, "empty text"))
                 else:
                     block.add(id_, text, label if self.label_column else text)
-        return block
+        return block if self.windows is None else self._in_windows(block, self.windows(block.inputs))
+
+    def _in_windows(self, block: Block, windows: list[list[tuple[int, int]]]) -> Block:
+        owners = [owner for owner, spans in enumerate(windows) for _ in spans]
+        spans = [span for some in windows for span in some]
+        inputs = [block.inputs[owner][start:end] for owner, (start, end) in zip(owners, spans, strict=True)]
+        if self.pooled:
+            firsts = list(accumulate((len(some) for some in windows[:-1]), initial=0)) if windows else []
+            return replace(block, inputs=inputs, first_windows=firsts)
+        labels = [block.labels[owner] for owner in owners] if self.label_column else [_shown(text) for text in inputs]
+        columns: dict[str, list[int | None]] = {name: [span[side] for span in spans] for side, name in enumerate(SPAN)}
+        return replace(block, ids=[block.ids[owner] for owner in owners], inputs=inputs, labels=labels, columns=columns)
 
     def _records(self, rows: Sequence[int], decoders: ThreadPoolExecutor) -> Block:
         assert isinstance(self.rows, Rows), "tables alone have several columns to read"
@@ -119,6 +139,17 @@ class SourceReader:
             return image if isinstance(image, ImageError) else self.prepare(image)
         except ImageError as error:
             return ImageError(f"{error}: {image}") if isinstance(image, Path) else error
+
+
+def pieces(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Some rows, so many at a time."""
+    return (rows[at : at + size] for at in range(0, len(rows), size))
+
+
+def _shown(label: Any) -> str | None:
+    if isinstance(label, Path):
+        return str(label)
+    return None if label is None else shorten(str(label), _LABEL_LENGTH, placeholder=" …")
 
 
 def modality_of(rows: Rows | ShardRows, column: str) -> Modality:

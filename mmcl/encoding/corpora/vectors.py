@@ -9,10 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmcl.encoding.corpora.manifest import AGAIN, ENCODE, check_shard, read_manifest, sound_file
+from mmcl.encoding.corpora.folder import REJECTS, read_rejects
+from mmcl.encoding.corpora.manifest import (
+    AGAIN,
+    ENCODE,
+    check_shard,
+    read_manifest,
+    sound_file,
+    with_described,
+)
 from mmcl.encoding.corpora.stored import found_model, id_table, read_table, to_numpy
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
+
+SPAN = ("start", "end")
+"""The columns, beside the ids, of windows of long texts: the characters of the text that each window has."""
 
 
 class Vectors:
@@ -24,11 +35,12 @@ class Vectors:
     Attributes:
         folder: where they are.
         dim: components of a vector.
-        dtype: ``float32`` or ``float16`` on disk.
+        dtype: ``float32``, ``float16`` or ``int8`` on disk; an int8 vector has a scale beside it.
         model: name or folder of the encoder, if known.
         encoder: its ``stored.Fingerprint``; None in folders of an older mmcl.
         source: what they come from.
         skipped: ``count`` of the things that got no vector, and ``rows``, the first 1,000 with row, id and reason.
+        truncated: how many texts were longer than the model reads and were cut; None if that was not counted.
         complete: False while an encode is under way or interrupted.
     """
 
@@ -40,10 +52,11 @@ class Vectors:
         self.encoder: dict[str, str] | None = manifest["encoder"]
         self.source: dict[str, Any] = manifest["source"]
         self.skipped: dict[str, Any] = manifest["skipped"]
+        self.truncated: int | None = manifest["truncated"]
         self.complete: bool = manifest["complete"]
         self._shards: list[dict[str, Any]] = manifest["shards"]
         self._ends = np.cumsum([shard["rows"] for shard in self._shards], dtype=np.int64)
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[tuple[int, str], np.ndarray] = {}
         self._sound: set[tuple[int, str]] = set()  # files whose checksum has been compared
 
     def __len__(self) -> int:
@@ -79,19 +92,35 @@ class Vectors:
         return to_numpy(self.table()["id"])
 
     def table(self) -> pa.Table:
-        """An Arrow table of N rows: the column ``id`` and, if there are any, ``label``."""
+        """An Arrow table of N rows: the column ``id`` and, if there are any, ``label``; of windows of long texts, the
+        characters ``start`` and ``end`` between which each stands in its text."""
         tables = [self._table(number) for number in range(len(self._shards))]
         table = pa.concat_tables(tables) if tables else id_table([], 0)
-        return table.select([name for name in ("id", "label") if name in table.column_names])
+        return table.select([name for name in ("id", "label", *SPAN) if name in table.column_names])
+
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        """Everything in the source that has no vector: ``row``, ``id`` and ``reason``. A folder of an older mmcl, or of
+        an encode that is not finished, lists the first 1,000."""
+        path = self.folder / REJECTS
+        if not self.complete or not path.exists():
+            yield from self.skipped["rows"]
+            return
+        yield from read_rejects(self.folder)
 
     def iter_shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Ids (n,) and memory-mapped vectors (n, D), in their dtype on disk, of each shard in order.
+        """Ids (n,) and memory-mapped vectors (n, D) of each shard in order, in their dtype on disk; of int8, as float32
+        in memory.
 
         Raises:
             MmclError: naming the file that is damaged.
         """
         for number in range(len(self._shards)):
-            yield to_numpy(self._table(number)["id"]), self._map(number, verified=True)
+            yield self.shard(number)
+
+    def shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and vectors of one shard, as :meth:`iter_shards` gives them."""
+        codes, scales = self._map(number, verified=True), self._scales(number, verified=True)
+        return to_numpy(self._table(number)["id"]), codes if scales is None else codes * scales[:, None]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors at these positions, in this order, as float32 (n, D).
@@ -110,8 +139,10 @@ class Vectors:
         for number in np.unique(numbers):
             here = numbers == number
             rows = self._shards[number]["rows"]
-            vectors = self._map(int(number), verified=bool(here.sum() >= rows))
-            result[here] = vectors[positions[here] - (self._ends[number] - rows)]
+            verified, places = bool(here.sum() >= rows), positions[here] - (self._ends[number] - rows)
+            result[here] = self._map(int(number), verified=verified)[places]
+            if (scales := self._scales(int(number), verified=verified)) is not None:
+                result[here] *= scales[places, None]
         return result
 
     def verify(self) -> None:
@@ -123,6 +154,7 @@ class Vectors:
         self._sound.clear()
         for number in range(len(self._shards)):
             self._map(number, verified=True)
+            self._scales(number, verified=True)
             self._table(number)
 
     def _check(self, number: int, kind: str) -> None:
@@ -131,24 +163,30 @@ class Vectors:
             self._sound.add((number, kind))
 
     def _map(self, number: int, *, verified: bool = False) -> np.ndarray:
+        return self._array(number, "npy", (self._shards[number]["rows"], self.dim), self.dtype, verified)
+
+    def _scales(self, number: int, *, verified: bool = False) -> np.ndarray | None:
+        if self.dtype != np.int8:
+            return None
+        return self._array(number, "scales.npy", (self._shards[number]["rows"],), np.dtype(np.float32), verified)
+
+    def _array(self, number: int, kind: str, shape: tuple[int, ...], dtype: np.dtype, verified: bool) -> np.ndarray:
         if verified:
-            self._check(number, "npy")
-        if number not in self._maps:
-            shard = self._shards[number]
-            path = self.folder / f"{shard['name']}.npy"
+            self._check(number, kind)
+        if (number, kind) not in self._maps:
+            path = self.folder / f"{self._shards[number]['name']}.{kind}"
             try:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
             except Exception as error:  # what a damaged header raises is of many kinds
                 raise MmclError(
                     f"{path}: cannot be read ({str(error) or type(error).__name__:.200}); {AGAIN}"
                 ) from None
-            if array.shape != (shard["rows"], self.dim) or array.dtype != self.dtype:
+            if array.shape != shape or array.dtype != dtype:
                 raise MmclError(
-                    f"{path}: holds {array.shape} {array.dtype}, the manifest says "
-                    f"({shard['rows']}, {self.dim}) {self.dtype}; {AGAIN}"
+                    f"{path}: holds {array.shape} {array.dtype}, the manifest says {shape} {dtype}; {AGAIN}"
                 )
-            self._maps[number] = array
-        return self._maps[number]
+            self._maps[number, kind] = array
+        return self._maps[number, kind]
 
     def _table(self, number: int) -> pa.Table:
         shard = self._shards[number]
@@ -173,6 +211,8 @@ def open_vectors(folder: str | Path, *, partial: bool = False) -> Vectors:
     """
     folder = as_path(folder)
     manifest = read_manifest(folder, ENCODE)
+    if not manifest["complete"]:
+        manifest = with_described(folder, manifest)
     vectors = Vectors(folder, manifest)
     for shard in manifest["shards"]:
         check_shard(folder, shard)

@@ -1,5 +1,6 @@
 """A column of a table, or of tar shards, to vectors on disk."""
 
+import json
 import logging
 
 import numpy as np
@@ -23,7 +24,7 @@ def test_texts_become_vectors_in_order_with_ids_and_labels(tmp_path):
     labels = stored.table()["label"].to_pylist()
     assert labels[:32] == TEXTS[:32]
     assert len(labels[32]) <= 200
-    assert [len(ids) for ids, _ in stored.iter_shards()] == [12, 12, 9]
+    assert [len(ids) for ids, _ in stored.iter_shards()] == [10, 10, 10, 3]
     assert {kind for _, kind in encoder.calls} == {"text"}
     assert stored.model == "hash"
     assert stored.source["fingerprint"] == source.fingerprint
@@ -45,6 +46,9 @@ def test_unreadable_images_and_empty_cells_are_skipped_counted_and_listed(tmp_pa
     assert [(entry["row"], entry["id"]) for entry in stored.skipped["rows"]] == [(1, "1"), (3, "3"), (5, "5")]
     assert len(caplog.records) == 1
     assert "skipped 3" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert lines == list(stored.rejects()) == stored.skipped["rows"]
+    assert all(line["reason"] for line in lines)
 
 
 def test_fail_stops_at_the_row_that_cannot_be_used(tmp_path):

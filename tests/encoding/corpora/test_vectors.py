@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mmcl.encoding import VectorWriter, open_vectors
-from mmcl.encoding.corpora import writer as writer_module
+from mmcl.encoding.corpora import shard as shard_module
+from mmcl.encoding.quantize import scaled_int8
 from mmcl.retrieval import Index
 from mmcl.runtime.errors import MmclError
 
@@ -41,6 +42,35 @@ def test_what_was_written_is_read(tmp_path, dtype):
     assert all(isinstance(block, np.memmap) and block.dtype == dtype for _, block in shards)
     np.testing.assert_array_equal(np.concatenate([block for _, block in shards]), ROWS.astype(dtype))
     stored.verify()
+
+
+def test_int8_vectors_keep_their_length_and_nearly_their_direction(tmp_path):
+    stored = open_vectors(write(tmp_path / "v", dtype="int8"))
+    whole = np.asarray(stored)
+    assert (stored.dtype, whole.dtype) == (np.int8, np.float32)
+    lengths = np.linalg.norm(ROWS, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), lengths, rtol=1e-6)
+    cosines = (whole * ROWS).sum(axis=1) / lengths**2
+    assert cosines.min() > np.cos(np.deg2rad(0.5))
+    steps = np.abs(ROWS).max(axis=1, keepdims=True) / 127
+    assert (np.abs(whole - ROWS) <= 0.8 * steps).all()  # half a step, and what keeps the length
+    positions = np.random.default_rng(1).integers(0, 25, 40)
+    np.testing.assert_array_equal(stored.take(positions), whole[positions])
+    np.testing.assert_array_equal(np.concatenate([shard for _, shard in stored.iter_shards()]), whole)
+    stored.verify()
+    flip(tmp_path / "v" / "shard-00001.scales.npy")
+    with pytest.raises(MmclError, match=r"shard-00001\.scales\.npy: damaged"):
+        open_vectors(tmp_path / "v").verify()
+
+
+def test_an_int8_vector_depends_on_no_other(tmp_path):
+    codes, scales = scaled_int8(np.concatenate([ROWS, np.zeros((1, 8), "float32")]))
+    for row in range(25):
+        alone = scaled_int8(ROWS[row : row + 1])
+        np.testing.assert_array_equal(alone[0][0], codes[row])
+        assert alone[1][0] == scales[row]
+    assert not codes[-1].any()
+    assert scales[-1] == 0
 
 
 def test_take_gathers_across_shards_in_the_order_asked_for(tmp_path):
@@ -332,7 +362,7 @@ def test_a_full_disk_leaves_the_listed_shards_and_nothing_half_written(tmp_path,
 
     writer = VectorWriter(tmp_path, **SETTINGS)
     writer.append(range(10), ROWS[:10])
-    monkeypatch.setattr(writer_module, "write_table", full)
+    monkeypatch.setattr(shard_module, "write_table", full)
     with pytest.raises(OSError, match="No space left"), writer:
         writer.append(range(10, 20), ROWS[10:20])
     assert sorted(contents(tmp_path)) == ["manifest.json", "shard-00000.ids.parquet", "shard-00000.npy"]
