@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from mmcl.cli import config, data, encode, index, models, quickstart, search, tokenizer, train
+from mmcl.cli import config, data, encode, index, models, quickstart, search, tokenizer, train, vectors
 from mmcl.cli.ends import end, prepare_streams
 from mmcl.cli.evaluate import app as evaluate
 from mmcl.cli.output import say
@@ -64,6 +64,7 @@ app = typer.Typer(
 app.command("quickstart", short_help="Train, encode, index, evaluate and search on sample data.")(quickstart.quickstart)
 app.command("train", short_help="Train what a config describes.")(train.train)
 app.command("encode")(encode.encode)
+app.add_typer(vectors.app, name="vectors")
 app.add_typer(index.app, name="index")
 app.command("search")(search.search)
 app.add_typer(evaluate.app, name="eval")

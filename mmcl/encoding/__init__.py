@@ -6,6 +6,7 @@ from mmcl.encoding.corpora.opening import open_job as open_job
 from mmcl.encoding.corpora.settings import Columns as Columns
 from mmcl.encoding.corpora.settings import Layout as Layout
 from mmcl.encoding.corpora.vectors import Vectors as Vectors
-from mmcl.encoding.corpora.vectors import open_vectors as open_vectors
 from mmcl.encoding.corpora.writer import VectorWriter as VectorWriter
 from mmcl.encoding.encoder import Encoder as Encoder
+from mmcl.encoding.vector_files.file_vectors import FileVectors as FileVectors
+from mmcl.encoding.vector_files.open import open_vectors as open_vectors
