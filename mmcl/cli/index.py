@@ -3,44 +3,132 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.cli.output import JsonPath, print_table, say, write_json
+from mmcl.runtime.errors import MmclError
 
-app = typer.Typer(rich_markup_mode=None, help="Build and inspect FAISS indexes.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from mmcl.data.rows import Rows
+
+app = typer.Typer(rich_markup_mode=None, help="Build, change and inspect indexes of vectors.", no_args_is_help=True)
+
+Vectors = Annotated[Path, typer.Argument(help="A folder that `mmcl encode` wrote.", show_default=False)]
+IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]
+From = Annotated[
+    str | None,
+    typer.Option("--from", help="Where the columns are: rows with the vectors' ids.", show_default=False),
+]
+Split = Annotated[str | None, typer.Option(help="The part of --from to read.")]
+Id = Annotated[str | None, typer.Option(help="The column of ids there.", show_default="id, _id, or row numbers")]
 
 
 @app.command()
 def build(
-    vectors: Annotated[Path, typer.Argument(help="A folder that `mmcl encode` wrote.", show_default=False)],
+    vectors: Vectors,
     out: Annotated[Path, typer.Option(help="The index folder.", show_default=False)],
     spec: Annotated[str, typer.Option(help="A FAISS factory string; auto is exact up to some size.")] = "auto",
     similarity: Annotated[str, typer.Option(help="cosine, dot or euclidean.")] = "cosine",
+    recall: Annotated[
+        float, typer.Option(help="Share of the ten nearest that an approximate index is to find.")
+    ] = 0.95,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns to keep beside the vectors, for conditions of searches: category,price:number,added:time.",
+            show_default=False,
+        ),
+    ] = None,
+    source: From = None,
+    split: Split = None,
+    id: Id = None,
 ) -> None:
     """Index the vectors of a folder."""
     from mmcl.encoding import open_vectors
     from mmcl.retrieval import Index
-    from mmcl.retrieval.faiss_index import check_free
+    from mmcl.retrieval.faiss_stored import check_free
+    from mmcl.retrieval.metadata import source_columns
 
+    if (columns is None) != (source is None):
+        raise MmclError("--columns and --from go together: which columns, and the rows that have them")
     check_free(out)  # before the work
-    index = Index.build(open_vectors(vectors), spec=spec, similarity=similarity)  # type: ignore[arg-type]
+    stored = open_vectors(vectors)
+    kept = None
+    if columns is not None and source is not None:
+        kept = source_columns(_rows(source, split), columns.split(","), stored.table()["id"], id)
+    index = Index.build(stored, spec=spec, similarity=similarity, recall=recall, columns=kept)  # type: ignore[arg-type]
     index.save(out)
     _print_info(index.info())
 
 
 @app.command()
-def info(
-    index: Annotated[Path, typer.Argument(help="An index folder.", show_default=False)], json: JsonPath = None
+def add(
+    index: IndexFolder,
+    vectors: Vectors,
+    source: From = None,
+    split: Split = None,
+    id: Id = None,
+    upsert: Annotated[
+        bool, typer.Option("--upsert", help="Put them in the place of vectors of the same ids, if there are any.")
+    ] = False,
 ) -> None:
-    """Say what an index holds and how it was built."""
-    from mmcl.retrieval import Index
+    """Add the vectors of a folder to an index; killed at any moment, it leaves the old index or the new one."""
+    from mmcl.encoding import open_vectors
+    from mmcl.retrieval.index import changing
+    from mmcl.retrieval.metadata import columns_to_add
 
-    about = Index.load(index).info()
+    stored = open_vectors(vectors)
+    with changing(index) as changed:
+        rows = None if source is None else _rows(source, split)
+        columns = columns_to_add(changed.info()["columns"], stored, rows, id)
+        (changed.upsert if upsert else changed.add)(stored, stored.ids(), columns=columns)
+    say(f"{len(stored):,} vectors added, {len(changed):,} in {index}")
+
+
+@app.command()
+def remove(
+    index: IndexFolder,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID ...]", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Option(help="A file of ids, one a line.", show_default=False)] = None,
+) -> None:
+    """Remove vectors from an index by their ids."""
+    from mmcl.retrieval.index import changing
+
+    if (ids is None) == (file is None):
+        raise MmclError("name the ids to remove, or a --file of them")
+    wanted = ids if file is None else _lines(file)
+    with changing(index) as changed:
+        before = len(changed)
+        changed.remove(wanted or [])
+    say(f"{before - len(changed):,} vectors removed, {len(changed):,} in {index}")
+
+
+@app.command()
+def info(index: IndexFolder, json: JsonPath = None) -> None:
+    """Say what an index holds and how it was built."""
+    from mmcl.retrieval import open_index
+
+    about = open_index(index).info()
     write_json(json, about)
     _print_info(about)
 
 
+def _rows(source: str, split: str | None) -> Rows:
+    from mmcl.data.sources import open_source
+
+    return open_source(source, split=split)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise MmclError(f"--file {file}: cannot be read ({error})") from None
+
+
 def _print_info(about: dict[str, Any]) -> None:
-    print_table(["index", ""], [[key, value] for key, value in about.items() if value is not None and key != "encoder"])
+    shown = {key: value for key, value in about.items() if value is not None and key not in ("encoder", "curve")}
+    shown["columns"] = ", ".join(f"{name} ({kind})" for name, kind in (shown.get("columns") or {}).items()) or "none"
+    print_table(["index", ""], [[key, value] for key, value in shown.items()])

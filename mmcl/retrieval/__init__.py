@@ -2,3 +2,4 @@
 
 from mmcl.retrieval.faiss_index import Index as Index
 from mmcl.retrieval.index import VectorIndex as VectorIndex
+from mmcl.retrieval.index import open_index as open_index

@@ -1,67 +1,40 @@
-"""An index over FAISS: built from memory or from disk, searched, saved and loaded."""
+"""An index over FAISS: built from memory or from disk, searched, changed, saved and loaded."""
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from pydantic import Field
 
-from mmcl.encoding.corpora.stored import (
-    FileRecord,
-    Fingerprint,
-    Stored,
-    check_file,
-    file_record,
-    found_model,
-    id_table,
-    near,
-    read_description,
-    read_table,
-    to_numpy,
-    validated,
-    write_description,
-    write_table,
-)
+from mmcl.encoding.corpora.stored import id_table, to_numpy
 from mmcl.losses.logits.similarity import Similarity
-from mmcl.retrieval import specs
-from mmcl.retrieval.index import VectorShards
-from mmcl.retrieval.inputs import as_shards, float32_array, prepared
+from mmcl.retrieval import faiss_contents, faiss_stored, specs
+from mmcl.retrieval.faiss_build import CHOSEN, blocks, fill, held_out, held_out_again, reason_to_rebuild
+from mmcl.retrieval.faiss_search import Selection, nearest
+from mmcl.retrieval.filters import kind_of, matching
+from mmcl.retrieval.held_out import HeldOut
+from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
+from mmcl.retrieval.inputs import InMemory, as_shards, float32_array, prepared
+from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.runtime.device import ready_after_fork
-from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import as_path, atomic_folder, folder_to_write
-from mmcl.runtime.progress import log_progress, progress
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.errors import nearest as nearest_name
 
-_FORMAT, _VERSION = "mmcl index", 1
-_REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
-_BLOCK = 65_536
-_TIED_CELLS = 2**24
+_REMEASURED = 0.1  # share of the vectors whose change has the recall measured again at once
+_KEPT_SELECTIONS = 4
+log = logging.getLogger("mmcl")
 
 if hasattr(os, "register_at_fork"):  # FAISS, as torch, would wait for ever for threads that are not forked
     os.register_at_fork(after_in_child=lambda: faiss.omp_set_num_threads(1))
-
-
-class _About(Stored):
-    spec: str
-    reason: str
-    similarity: Similarity
-    dim: Annotated[int, Field(ge=1)]
-    count: Annotated[int, Field(ge=1)]
-    model: str | None
-    near: str | None = None
-    encoder: Fingerprint | None = None
-    trained_on: int
-    nprobe: Annotated[int, Field(ge=1)] | None
-    recall: float | None
-    files: dict[str, FileRecord]
 
 
 class Index:
@@ -74,19 +47,24 @@ class Index:
         model: name or folder of the encoder whose vectors these are, if known.
         encoder: its fingerprint, see :class:`mmcl.encoding.corpora.stored.Fingerprint`, if known.
 
-    Several threads may search one index at once. A forked process searches on one thread.
+    Several threads may search one index at once, while none changes it. A forked process searches on one thread.
 
-    >>> index = Index.build(np.eye(3, dtype="float32"), ids=["a", "b", "c"])
+    >>> index = Index.build(np.eye(3, dtype="float32"), ids=["a", "b", "c"], columns={"price": [10, 20, 30]})
     >>> ids, scores = index.search([0.0, 1.0, 0.1], k=2)
     >>> ids.tolist()
     [['b', 'c']]
+    >>> index.search([0.0, 1.0, 0.1], k=2, where="price > 20")[0].tolist()
+    [['c']]
     """
 
-    def __init__(self, index: Any, table: pa.Table, about: dict[str, Any]) -> None:
+    def __init__(self, index: Any, metadata: Metadata, about: dict[str, Any], held: HeldOut | None = None) -> None:
         self._index = index
-        self._ids = table["id"].combine_chunks()
-        self._labels = table["label"].combine_chunks() if "label" in table.column_names else None
+        self._metadata = metadata
         self._about = about
+        self._held = held
+        self._unmeasured = 0  # vectors that came or went since the recall was measured
+        self._selections: OrderedDict[str | None, Selection | None] = OrderedDict()
+        self._selecting = threading.Lock()
         self.dim: int = index.d
         self.similarity: Similarity = about["similarity"]
         self.spec: str = about["spec"]
@@ -94,18 +72,21 @@ class Index:
         self.encoder: dict[str, str] | None = about["encoder"]
 
     def __len__(self) -> int:
-        return self._index.ntotal
+        return self._metadata.count
 
     @classmethod
     def build(
         cls,
         vectors: Any,
-        ids: Sequence[int] | Sequence[str] | np.ndarray | None = None,
+        ids: Ids | None = None,
         spec: str = "auto",
         similarity: Similarity = "cosine",
         model: str | None = None,
         *,
+        columns: MetaColumns | None = None,
         labels: Sequence[str | None] | None = None,
+        recall: float = 0.95,
+        memory: int | None = None,
         show_progress: bool | None = None,
     ) -> Index:
         """Build an index.
@@ -117,19 +98,25 @@ class Index:
                 several vectors may stand for one thing, which a search may then return several times.
             spec: ``auto`` (exact below 200,000 vectors, see :func:`mmcl.retrieval.specs.choose_spec`) or any FAISS
                 factory string. For an inverted file (``IVF…``) it is then measured how many cells a query must visit to
-                find 99% of its ten best (:func:`mmcl.retrieval.specs.tune`). The same vectors and spec give the same
-                index.
+                find its ten best (:func:`mmcl.retrieval.specs.tune`). The same vectors and spec give the same index.
             similarity: ``cosine`` (vectors get unit length), ``dot``, or ``euclidean`` (the negative distance).
             model: name or folder of the encoder, to embed queries with; the vectors' own by default.
+            columns: metadata beside the vectors, {name: N values} or an Arrow table: text, numbers, booleans, times or
+                lists of these, None where there is none; a search's ``where`` asks for them.
             labels: what to show for each vector in a table of results, such as a caption or a path.
+            recall: share of the ten nearest that an approximate index is to find.
+            memory: bytes that the index may take; None: as many as it is best with.
             show_progress: a bar on stderr; None shows it on a terminal.
 
         Raises:
-            MmclError: no vectors, NaN or infinity among them, a zero vector under cosine, ids or labels that do not
-                fit, or a ``similarity`` or ``spec`` that does not exist or cannot hold these vectors.
+            MmclError: no vectors, NaN or infinity among them, a zero vector under cosine, ids, labels or columns that
+                do not fit, or a ``similarity`` or ``spec`` that does not exist or cannot hold these vectors.
         """
         if similarity not in get_args(Similarity):
-            raise MmclError(f"unknown similarity '{similarity}'; {nearest(str(similarity), get_args(Similarity))}")
+            known = get_args(Similarity)
+            raise MmclError(f"unknown similarity '{similarity}'; {nearest_name(str(similarity), known)}")
+        if not 0 < recall <= 1:
+            raise MmclError(f"recall is {recall}; it is a share of the nearest, above 0 and at most 1")
         ready_after_fork(torch.device("cpu"))
         shards = as_shards(vectors)
         count, dim = len(shards), shards.dim
@@ -138,32 +125,43 @@ class Index:
         table = shards.table() if ids is None else id_table(ids, count)
         if labels is not None:
             table = id_table(table["id"], count, labels)
-        spec, why = specs.choose_spec(count, dim) if spec == "auto" else (spec, "chosen by the user")
+        table = with_columns(table, columns)
+        spec, why = specs.choose_spec(count, dim) if spec == "auto" else (spec, CHOSEN)
         index = specs.make(spec, dim, similarity)
-        trained_on = _fill(index, shards, table, spec, similarity, show_progress)
-        about = {
+        held = None if isinstance(index, faiss.IndexFlat) else held_out(shards, similarity, table)
+        trained_on = fill(index, shards, table, spec, similarity, held, show_progress)
+        about: dict[str, Any] = {
+            "engine": "faiss",
             "spec": spec,
             "reason": why,
             "similarity": similarity,
             "dim": dim,
             "count": count,
+            "removed": 0,
+            "built": count,
             "model": model if model is not None else shards.model,
             "encoder": getattr(shards, "encoder", None) if model in (None, shards.model) else None,
             "trained_on": trained_on,
-            "nprobe": None,
+            "effort": None,
             "recall": None,
+            "target": recall,
+            "curve": [],
         }
-        if specs.inverted_file(index):
-            one, other = (prepared(shards.take(rows), similarity, str) for rows in specs.tuning_rows(count))
-            about["nprobe"], about["recall"] = specs.tune(index, (one + other) / 2)
-        return cls(index, table, about)
+        built = cls(index, Metadata(table), about, held)
+        built._tune()
+        return built
 
-    def search(self, queries: Any, k: int = 10, *, nprobe: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: Any, k: int = 10, *, where: str | None = None, nprobe: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k most similar vectors for each query, best first.
 
         Args:
             queries: (Q, D) array or tensor; (D,) is one query, Q = 1.
-            k: how many; no more than the index holds come back.
+            k: how many; no more than the index, or ``where``, has come back.
+            where: a condition on id, label and columns, such as ``category = 'shoes' and price < 50``
+                (:mod:`mmcl.retrieval.filters`). What it leaves is searched exactly where it is little, else with more
+                effort than the whole (:mod:`mmcl.retrieval.faiss_search`).
             nprobe: for an inverted file, cells to visit: more is slower and finds more. By default the number measured
                 when the index was built; a query whose cells hold fewer than k vectors visits all.
 
@@ -175,7 +173,8 @@ class Index:
             the ids an object array.
 
         Raises:
-            MmclError: queries of another dimension, NaN or infinity among them, a zero query under cosine, k < 1.
+            MmclError: queries of another dimension, NaN or infinity among them, a zero query under cosine, k < 1, or a
+                condition that cannot be understood or asks for a column that there is not.
         """
         ready_after_fork(torch.device("cpu"))
         queries = float32_array(queries)
@@ -187,77 +186,249 @@ class Index:
             )
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise MmclError(f"k is {k!r}; it must be a whole number from 1 up")
-        inverted = specs.inverted_file(self._index)
-        if nprobe is not None and (inverted is None or nprobe < 1):
+        if nprobe is not None and (specs.inverted_file(self._index) is None or nprobe < 1):
             raise MmclError(f"nprobe is {nprobe!r}; it must be 1 or more, and only inverted files (IVF…) have cells")
-        cells = min(nprobe or self._about["nprobe"], inverted.nlist) if inverted else None
         queries = prepared(queries, self.similarity, lambda row: f"query {row}")
-        scores, positions = self._nearest(queries, min(int(k), len(self)), cells)
+        scores, positions = self._found(queries, int(k), where, nprobe)
         nowhere = positions < 0
-        ids = to_numpy(self._ids.take(pa.array(np.where(nowhere, 0, positions).ravel()))).reshape(positions.shape)
+        ids = to_numpy(self._metadata.ids.take(pa.array(np.where(nowhere, 0, positions).ravel())))
+        ids = ids.reshape(positions.shape)
         if nowhere.any():
             ids = ids.astype(object)
             ids[nowhere] = None
         return ids, scores
 
-    def _nearest(self, queries: np.ndarray, k: int, cells: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and positions, each (Q, k); -inf and -1 where nothing was found."""
-        if not len(queries):
-            return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
-        exact = isinstance(self._index, faiss.IndexFlat)
-        scores, positions = self._ranked(queries, min(k + exact, len(self)), cells)
-        short = positions[:, -1] < 0
-        if short.any() and (inverted := specs.inverted_file(self._index)):
-            scores[short], positions[short] = self._ranked(queries[short], k, inverted.nlist)
-        if exact:
-            self._settle_ties(queries, k, scores, positions)
-        return scores[:, :k].copy(), positions[:, :k].copy()
-
-    def _ranked(self, queries: np.ndarray, depth: int, cells: int | None) -> tuple[np.ndarray, np.ndarray]:
-        scores, positions = self._index.search(queries, depth, params=specs.visiting(self._index, cells))
-        if self.similarity == "euclidean":
-            scores = -np.sqrt(np.maximum(scores, 0))  # FAISS gives the squared distance
-        if positions.max() >= len(self):
+    def _found(
+        self, queries: np.ndarray, k: int, where: str | None = None, effort: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and positions of prepared queries."""
+        selection = self._selection(where)
+        k = min(k, len(self) if selection is None else len(selection))
+        effort = effort or self._about["effort"]
+        scores, positions = nearest(self._index, queries, k, self.similarity, effort, selection)
+        if positions.max(initial=-1) >= len(self._metadata.table):
             raise MmclError(
-                f"the index is damaged: it holds a vector number {positions.max():,} of {len(self):,}; {_REBUILD}"
+                f"the index is damaged: it holds a vector number {positions.max():,} of {len(self._metadata.table):,}; "
+                + faiss_stored.REBUILD
             )
-        scores[positions < 0] = -np.inf
-        order = np.lexsort((np.where(positions < 0, len(self), positions), -scores))
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
+        return scores, positions
 
-    def _settle_ties(self, queries: np.ndarray, k: int, scores: np.ndarray, positions: np.ndarray) -> None:
-        """Search deeper, in place, where the last place's score goes on below it: FAISS keeps any of the equal ones."""
-        depth = scores.shape[1]
-        tied = np.flatnonzero((scores[:, k - 1] == scores[:, -1]) & (k < depth))
-        while len(tied):
-            depth = min(4 * depth, len(self))
-            still = []
-            for start in range(0, len(tied), step := max(1, _TIED_CELLS // depth)):
-                rows = tied[start : start + step]
-                deeper_scores, deeper = self._ranked(queries[rows], depth, None)
-                scores[rows, :k], positions[rows, :k] = deeper_scores[:, :k], deeper[:, :k]
-                still.append(rows[deeper_scores[:, k - 1] == deeper_scores[:, -1]])
-            tied = np.concatenate(still) if depth < len(self) else tied[:0]
+    def _selection(self, where: str | None) -> Selection | None:
+        """What a search is limited to, by a condition or since vectors are removed; the last few are kept."""
+        with self._selecting:
+            if where in self._selections:
+                self._selections.move_to_end(where)
+                return self._selections[where]
+        removed = self._metadata.removed
+        selection = None
+        if where is not None:
+            allowed = matching(self._metadata.table, where)
+            selection = Selection(allowed if removed is None else allowed & ~removed)
+        elif removed is not None:
+            selection = Selection(~removed, gathers=False)
+        with self._selecting:
+            self._selections[where] = selection
+            while len(self._selections) > _KEPT_SELECTIONS:
+                self._selections.popitem(last=False)
+        return selection
 
-    def labels_of(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> list[str | None]:
+    def add(self, vectors: Any, ids: Ids | None = None, *, columns: MetaColumns | None = None) -> None:
+        """Add vectors.
+
+        Args:
+            vectors: (N, D) array or tensor, or vectors on disk.
+            ids: N of them, of the type that the index has; those on disk have their own. Equal ids are allowed.
+            columns: the same metadata as of the vectors that are there; labels as a column ``label``.
+
+        Raises:
+            MmclError: and nothing is added: another dimension or model, NaN or infinity, a zero vector under cosine,
+                ids or columns that do not fit, or an index that cannot grow.
+        """
+        self._grow(vectors, ids, columns, np.arange(0))
+
+    def upsert(self, vectors: Any, ids: Ids | None = None, *, columns: MetaColumns | None = None) -> None:
+        """As :meth:`add`, in the place of all vectors of the same ids, if there are any."""
+        shards = as_shards(vectors)
+        replaced = self._metadata.every(self._ids_of(shards, ids))
+        self._grow(shards, ids, columns, replaced)
+
+    def remove(self, ids: Ids) -> None:
+        """Remove every vector of these ids.
+
+        Where FAISS cannot delete (HNSW), they are kept out of every result, and it is said when these are so many that
+        the index should be built anew.
+
+        Raises:
+            MmclError: and nothing is removed: there is no vector of one of the ids, or none would be left.
+        """
+        self._metadata.known(ids)
+        positions = self._metadata.every(ids)
+        if len(positions) == len(self):
+            raise MmclError("no vector would be left in the index; delete its folder, or build it anew")
+        self._drop(positions)
+        self._changed(len(positions))
+
+    def _ids_of(self, shards: VectorShards, ids: Ids | None) -> Any:
+        if ids is None and isinstance(shards, InMemory):
+            raise MmclError("vectors are added under ids; give one for each")
+        return shards.table()["id"] if ids is None else ids
+
+    def _grow(self, vectors: Any, ids: Ids | None, columns: MetaColumns | None, replaced: np.ndarray) -> None:
+        ready_after_fork(torch.device("cpu"))
+        shards = as_shards(vectors)
+        self._check_origin(shards)
+        own = shards.table().drop_columns(["id"]) if ids is None and not isinstance(shards, InMemory) else None
+        given = own if columns is None else columns
+        table = self._metadata.fitting(self._ids_of(shards, ids), len(shards), given)
+        for _ in blocks(shards, self.similarity, table):  # all are looked at before one is added
+            pass
+        try:
+            for _, block in blocks(shards, self.similarity, table):
+                self._index.add(block)
+                if self._held is not None:
+                    self._held.extend(block, np.arange(self._index.ntotal - len(block), self._index.ntotal))
+        except RuntimeError as error:
+            raise MmclError(
+                f"an index of spec '{self.spec}' cannot grow ({specs.reason(error):.200}); {faiss_stored.REBUILD}"
+            ) from None
+        self._metadata = self._metadata.added(table)
+        if len(replaced):
+            self._drop(replaced)
+        self._changed(len(table) + len(replaced))
+
+    def _check_origin(self, shards: VectorShards) -> None:
+        """Raise ``MmclError`` for vectors of another dimension, or known to be another model's."""
+        if shards.dim != self.dim:
+            raise MmclError(f"the vectors have {shards.dim} dimensions, those of the index have {self.dim}")
+        encoder = getattr(shards, "encoder", None)
+        known = encoder is not None and self.encoder is not None
+        other = (
+            encoder != self.encoder if known else None not in (shards.model, self.model) and shards.model != self.model
+        )
+        if other:
+            same = " with other weights or another prompt" if shards.model == self.model else ""
+            raise MmclError(
+                f"the vectors are of model '{shards.model}'{same}, those of the index of '{self.model}'; "
+                "encode them with that one, or build an index of their own"
+            )
+
+    def _drop(self, positions: np.ndarray) -> None:
+        places, closed = len(self._metadata.table), faiss_contents.deletes(self._index)
+        if self._held is not None:
+            self._held.removed(positions, places, closed=closed)
+        if closed:
+            faiss_contents.delete(self._index, positions)
+            keep = np.ones(places, bool)
+            keep[positions] = False
+            self._metadata = Metadata(self._metadata.table.filter(pa.array(keep)))
+        else:
+            self._metadata = self._metadata.marked(positions)
+
+    def _changed(self, vectors: int) -> None:
+        self._selections.clear()
+        self._about |= {"count": len(self), "removed": self._index.ntotal - len(self)}
+        self._unmeasured += vectors
+        if self._unmeasured >= _REMEASURED * len(self):
+            self.measure()
+        if advice := reason_to_rebuild(self._index, self._about):
+            log.warning(f"the index is due to be built anew: {advice}")
+
+    def measure(self) -> float | None:
+        """Measure recall@10 again, by exact search of held-out queries, and search with more effort if it is too low.
+
+        :meth:`save` and :meth:`info` do so if vectors came or went since, and so does a change of a tenth of them.
+
+        Returns:
+            The share of the ten nearest that a search finds; None where it cannot be known.
+        """
+        before, self._unmeasured = self._about["recall"], 0
+        if isinstance(self._index, faiss.IndexFlat):
+            return self._about["recall"]
+        if self._held is None or not self._held.enough():
+            removed = self._metadata.removed
+            live = np.arange(self._index.ntotal) if removed is None else np.flatnonzero(~removed)
+            self._held = held_out_again(self._index, live, self.similarity)
+        if self._held is None:
+            self._about["recall"] = None
+            log.warning("how much the index now finds cannot be measured: an index of its spec gives no vectors back")
+            return None
+        recall, target = self._recall(), self._about["target"]
+        if recall < target:
+            self._tune()
+            recall = self._about["recall"]
+        self._about["recall"] = recall
+        then = f", {before:.3f} before" if before is not None else ""
+        log.info(f"recall@10 of {len(self):,} vectors, measured again on held-out queries: {recall:.3f}{then}")
+        if recall < target:
+            log.warning(f"recall@10 is {recall:.3f}, below the stated {target:g}; {faiss_stored.REBUILD}")
+        return recall
+
+    def _recall(self) -> float:
+        assert self._held is not None
+        return self._held.recall(lambda queries, k: self._found(queries, k)[1])
+
+    def _tune(self) -> None:
+        """Find the least effort that reaches the stated recall."""
+        if self._held is None:
+            self._about["recall"] = 1.0
+            return
+        if specs.inverted_file(self._index) is not None:
+            self._about["effort"], _ = specs.tune(self._index, self._held.halfway())
+        self._about["recall"] = self._recall()
+
+    def rows(self, ids: Ids) -> pa.Table:
+        """Metadata of these ids, a row each, in their order: ``id``, ``label`` if there are any, and the other columns.
+
+        Of an id of several vectors it is that of the first.
+
+        Raises:
+            MmclError: there is no such id.
+        """
+        return self._metadata.table.take(pa.array(self._metadata.known(ids)))
+
+    def vectors(self, ids: Ids) -> np.ndarray:
+        """(n, D) float32 vectors of these ids, of several of an id the first: as the index holds them, of unit length
+        under cosine, and rounded where it compresses.
+
+        Raises:
+            MmclError: there is no such id, or the index keeps too little to give vectors back.
+        """
+        return faiss_contents.stored_vectors(self._index, self._metadata.known(ids))
+
+    def labels_of(self, ids: Ids) -> list[str | None]:
         """What to show for these ids: the label of the first vector of that id; None without one, or an unknown id."""
         wanted = list(ids)
-        if self._labels is None or not wanted:
+        if not wanted or "label" not in self._metadata.table.column_names:
             return [None] * len(wanted)
-        values = pa.array(wanted, self._ids.type)
-        positions = np.flatnonzero(pc.is_in(self._ids, value_set=values).to_numpy(zero_copy_only=False))[::-1]
-        taken = pa.array(positions)
-        found = dict(zip(self._ids.take(taken).to_pylist(), self._labels.take(taken).to_pylist(), strict=True))
-        return [found.get(id_) for id_ in values.to_pylist()]
+        known = [place for place, id_ in enumerate(wanted) if id_ is not None]
+        positions = np.full(len(wanted), -1)
+        positions[known] = self._metadata.positions([wanted[place] for place in known])
+        labels = self._metadata.table["label"].take(pa.array(np.maximum(positions, 0))).to_pylist()
+        return [label if position >= 0 else None for label, position in zip(labels, positions, strict=True)]
 
     def info(self) -> dict[str, Any]:
-        """What the index is: spec and why it was chosen, similarity, dim, count, model, rows trained on; for an
-        inverted file ``nprobe`` and the ``recall`` of the ten best measured with it; the ids' type."""
-        kind = "int" if pa.types.is_integer(self._ids.type) else "string"
-        return dict(self._about) | {"ids": kind, "labels": self._labels is not None}
+        """What the index is: spec and why it was chosen, similarity, dim, model; ``count`` of the vectors that can be
+        found, and of those ``removed`` that are still in it; ``recall`` of the ten nearest as measured last, beside its
+        ``target``; ``nprobe`` of an inverted file or ``ef_search`` of a graph; the ids' type and the names of
+        the columns and what they hold; and ``rebuild``, why it should be built anew, if so."""
+        if self._unmeasured:
+            self.measure()
+        about = dict(self._about)
+        effort = about.pop("effort")
+        kind = "nprobe" if specs.inverted_file(self._index) is not None else "ef_search"
+        schema = self._metadata.table.schema
+        columns = {name: kind_of(schema.field(name).type) for name in self._metadata.columns}
+        return about | {
+            kind: effort,
+            "ids": self._metadata.kind,
+            "labels": "label" in schema.names,
+            "columns": columns,
+            "rebuild": reason_to_rebuild(self._index, self._about),
+        }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``index.faiss``, ``ids.parquet`` and ``index.json`` to a folder, completely or not at all.
+        """Write ``index.faiss``, ``ids.parquet``, ``index.json`` and what else belongs to the index to a folder,
+        completely or not at all: killed at any moment, it leaves the old index or the new one.
 
         An index already there is replaced.
 
@@ -265,19 +436,9 @@ class Index:
             MmclError: ``folder`` is a file, or a folder that holds something other than an index.
             OSError: the disk is full or refuses.
         """
-        folder = check_free(folder)
-        columns = {"id": self._ids} | ({"label": self._labels} if self._labels is not None else {})
-        about = self._about | {"near": near(folder, self.model)}
-        with atomic_folder(folder) as beside:
-            write_table(beside / "ids.parquet", pa.table(columns))
-            try:
-                faiss.write_index(self._index, str(beside / "index.faiss"))
-            except RuntimeError as error:
-                if "No space left" in str(error):
-                    raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from None
-                raise
-            files = {name: file_record(beside / name) for name in ("index.faiss", "ids.parquet")}
-            write_description(beside / "index.json", _FORMAT, _VERSION, about | {"files": files})
+        if self._unmeasured:
+            self.measure()
+        faiss_stored.write(folder, self._index, self._metadata, self._held, self._about)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = True) -> Index:
@@ -290,61 +451,5 @@ class Index:
         Raises:
             MmclError: not an index, a file missing or damaged, or written by a newer mmcl.
         """
-        folder = as_path(folder)
-        path = folder / "index.json"
-        about = validated(_About, read_description(path, _FORMAT, _VERSION, _REBUILD), path, _REBUILD).model_dump()
-        files, nearby = about.pop("files"), about.pop("near")
-        for name in ("index.faiss", "ids.parquet"):
-            if name not in files:
-                raise MmclError(f"{path}: damaged, '{name}' is not among its files; {_REBUILD}")
-        for name in ("index.faiss", "ids.parquet"):
-            check_file(folder / name, files[name], checksum=verify, cure=_REBUILD)
-        table = read_table(folder / "ids.parquet")
-        try:
-            index = faiss.read_index(str(folder / "index.faiss"))
-        except MemoryError:
-            raise MmclError(
-                f"{folder / 'index.faiss'}: damaged, or larger than the memory there is; {_REBUILD}"
-            ) from None
-        except Exception as error:  # RuntimeError, and what the wrapper makes of other C++ exceptions
-            raise MmclError(f"{folder / 'index.faiss'}: damaged ({specs.reason(error):.200}); {_REBUILD}") from None
-        together = index.ntotal == len(table) == about["count"] and index.d == about["dim"]
-        if not together or index.metric_type != specs.METRICS[about["similarity"]]:
-            raise MmclError(f"{folder}: its files do not belong together; {_REBUILD}")
-        if specs.inverted_file(index) is not None and about["nprobe"] is None:
-            raise MmclError(f"{path}: damaged, 'nprobe' is missing; {_REBUILD}")
-        about["model"] = found_model(folder, about["model"], nearby)
-        return cls(index, table, about)
-
-
-def check_free(folder: str | Path) -> Path:
-    """The absolute path of a folder that :meth:`Index.save` may write. Raises ``MmclError`` if it may not."""
-    folder_to_write(folder)
-    folder = as_path(folder).absolute()
-    if folder.exists() and not (folder / "index.json").exists() and any(folder.iterdir()):
-        raise MmclError(f"{folder}: exists and is no index, so it is not replaced; choose another folder")
-    return folder
-
-
-def _fill(
-    index: Any, shards: VectorShards, table: pa.Table, spec: str, similarity: Similarity, show: bool | None
-) -> int:
-    """Train the index if it must be, add every vector, and return how many it was trained on."""
-    rows = np.arange(0) if index.is_trained else specs.training_rows(index, len(shards))
-    try:
-        if len(rows):
-            sample = prepared(shards.take(rows), similarity, lambda row: f"id {table['id'][int(rows[row])].as_py()!r}")
-            with log_progress(f"train the index on {len(rows):,} vectors", None):
-                index.train(sample)
-        with progress("index", len(shards), "vectors", show) as advance:
-            for _, shard in shards.iter_shards():
-                for start in range(0, len(shard), _BLOCK):
-                    first = index.ntotal
-                    name = lambda row, first=first: f"id {table['id'][first + int(row)].as_py()!r}"  # noqa: E731
-                    index.add(prepared(shard[start : start + _BLOCK], similarity, name))
-                    advance(index.ntotal - first)
-    except RuntimeError as error:
-        raise MmclError(
-            f"index spec '{spec}' cannot hold these {len(shards):,} vectors ({specs.reason(error)}); try spec='auto'"
-        ) from None
-    return len(rows)
+        index, metadata, held, about = faiss_stored.read(folder, verify=verify)
+        return cls(index, metadata, about, held)

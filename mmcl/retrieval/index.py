@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from mmcl.losses.logits.similarity import Similarity
+from mmcl.runtime.errors import MmclError, nearest
+from mmcl.runtime.files import as_path, read_json
+from mmcl.runtime.lock import exclusive
+from mmcl.runtime.registry import Registry
+
+Ids = Sequence[int] | Sequence[str] | np.ndarray
+"""Integers or strings, one a vector."""
+MetaColumns: TypeAlias = Mapping[str, Any] | pa.Table
+"""Metadata beside the vectors: {name: N values}, or an Arrow table of N rows."""
+INDEX_FILE = "index.json"
+"""The file that describes an index, in its folder."""
 
 
 class VectorIndex(Protocol):
-    """Vectors that answer which of them are most similar to a query.
+    """Vectors that answer which of them are most similar to a query, whatever engine holds and searches them.
+
+    An implementation is found by name: it is registered in the entry-point group ``mmcl.indexes``, and ``index.json``
+    of the folder that it saves names it as ``engine``; :func:`open_index` opens such a folder.
 
     Attributes:
         dim: components of a vector.
@@ -29,18 +44,110 @@ class VectorIndex(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, queries: Any, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (Q, k) and scores (Q, k) float32 of the k most similar vectors for each of (Q, D) queries, best first.
-        Fewer come back where the index holds fewer; where it reaches fewer, the places left have score -inf."""
+    @classmethod
+    def build(
+        cls,
+        vectors: Any,
+        ids: Ids | None = None,
+        spec: str = "auto",
+        similarity: Similarity = "cosine",
+        model: str | None = None,
+        *,
+        columns: MetaColumns | None = None,
+        labels: Sequence[str | None] | None = None,
+        recall: float = 0.95,
+        memory: int | None = None,
+        show_progress: bool | None = None,
+    ) -> Self:
+        """An index of (N, D) vectors, in memory or on disk (:class:`VectorShards`).
 
-    def labels_of(self, ids: Sequence[int] | Sequence[str] | np.ndarray) -> list[str | None]:
-        """What to show for these ids; None of one without a label."""
+        Args:
+            vectors: N vectors.
+            ids: N integers or N strings, returned by a search; the vectors' own, else 0 … N-1. Equal ids are allowed.
+            spec: how it is built, in the engine's own words; ``auto`` leaves it to the engine.
+            similarity: ``cosine``, ``dot`` or ``euclidean``.
+            model: name or folder of the encoder, to embed queries with; the vectors' own by default.
+            columns: metadata, N values of a name, which ``where`` of a search can ask for.
+            labels: what to show for each vector; they become the column ``label``.
+            recall: share of the ten nearest that a search is to find.
+            memory: bytes that the index may take; None if that is no matter.
+            show_progress: a bar on stderr; None shows it on a terminal.
+        """
+
+    def search(self, queries: Any, k: int = 10, *, where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (Q, k) and scores (Q, k) float32 of the k most similar vectors for each of (Q, D) queries, best first.
+
+        Fewer come back where the index, or what ``where`` leaves of it, holds fewer; where a search reaches fewer, the
+        places left have score -inf. ``where`` is a condition on the metadata, see :mod:`mmcl.retrieval.filters`.
+        """
+
+    def add(self, vectors: Any, ids: Ids, *, columns: MetaColumns | None = None) -> None:
+        """Add (N, D) vectors under N ids, with the same columns of metadata as the vectors that are there."""
+
+    def remove(self, ids: Ids) -> None:
+        """Remove every vector of these ids. Raises ``MmclError``, and removes nothing, if there is none of one."""
+
+    def upsert(self, vectors: Any, ids: Ids, *, columns: MetaColumns | None = None) -> None:
+        """Add vectors in the place of those of the same ids, if there are any."""
+
+    def rows(self, ids: Ids) -> pa.Table:
+        """Metadata of these ids, a row each, in their order: ``id``, ``label`` if there are any, and other columns; of
+        several vectors of an id, that of the first. Raises ``MmclError`` for an unknown id."""
+
+    def vectors(self, ids: Ids) -> np.ndarray:
+        """(N, D) float32 vectors of these ids as the index holds them, of several of an id the first. Raises
+        ``MmclError`` for an unknown id."""
 
     def info(self) -> dict[str, Any]:
         """What the index holds and how it was built, in values that JSON can hold."""
 
     def save(self, folder: str | Path) -> None:
         """Write the index to a folder, completely or not at all."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what :meth:`save` wrote."""
+
+
+INDEXES: Registry[type[VectorIndex]] = Registry(
+    "mmcl.indexes", "index engine", {"faiss": "mmcl.retrieval.faiss_index:Index"}
+)
+"""Implementations of :class:`VectorIndex` by name."""
+
+
+def open_index(folder: str | Path) -> VectorIndex:
+    """Open the index in a folder, whatever engine wrote it.
+
+    Raises:
+        MmclError: there is none, it is damaged, its engine is not installed, or a newer mmcl wrote it.
+    """
+    path = as_path(folder) / INDEX_FILE
+    engine = read_json(path).get("engine", "faiss") if path.is_file() else "faiss"  # whose load says what is missing
+    if not isinstance(engine, str) or engine not in INDEXES:
+        known = nearest(str(engine), INDEXES)
+        raise MmclError(f"{path}: its engine is '{engine}', which is not installed; {known}")
+    return INDEXES[engine].load(folder)
+
+
+@contextmanager
+def changing(folder: str | Path) -> Iterator[VectorIndex]:
+    """The index in a folder, which is saved there again at the end of a block that raises nothing.
+
+    Raises:
+        MmclError: as :func:`open_index`; or another process is changing the index.
+    """
+    path = as_path(folder).absolute()
+    lock = path.with_name(f".{path.name}.changing")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(lock, "changing an index by"))
+        except MmclError:
+            raise MmclError(f"{path}: another process is changing this index; wait until it has ended") from None
+        index = open_index(path)
+        yield index
+        index.save(path)
+    with suppress(OSError):  # left by a process that was killed
+        lock.rmdir()
 
 
 class VectorShards(Protocol):
@@ -52,7 +159,7 @@ class VectorShards(Protocol):
     def model(self) -> str | None: ...
     def __len__(self) -> int: ...
     def table(self) -> pa.Table:
-        """The columns ``id`` and, perhaps, ``label``."""
+        """The columns ``id`` and, perhaps, ``label`` and others of metadata."""
 
     def iter_shards(self) -> Iterator[tuple[Any, np.ndarray]]:
         """Ids and (n, D) array of each shard, in order."""

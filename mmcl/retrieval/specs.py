@@ -61,9 +61,9 @@ def make(spec: str, dim: int, similarity: str) -> Any:
             f"index spec '{spec}' subtracts the mean, which changes {similarity} similarity; "
             "rotate or reduce with OPQ or RR instead, or build with similarity='euclidean'"
         )
-    inside = _inside(index)
-    if isinstance(inside, faiss.IndexHNSW):
-        inside.hnsw.efSearch = GRAPH_CANDIDATES
+    graph = inside(index)
+    if isinstance(graph, faiss.IndexHNSW):
+        graph.hnsw.efSearch = GRAPH_CANDIDATES
     return index
 
 
@@ -91,30 +91,45 @@ def training_rows(index: Any, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(_SEED).choice(count, wanted, replace=False))
 
 
-def inverted_file(index: Any) -> Any | None:
-    """The inverted file inside an index, below any rotation or refinement around it; None if it has none."""
-    inside = _inside(index)
-    return inside if isinstance(inside, faiss.IndexIVF) else None
-
-
-def _inside(index: Any) -> Any:
+def inside(index: Any) -> Any:
+    """The index below any rotation and refinement around it, as the class that it is."""
     if isinstance(index, faiss.IndexPreTransform):
-        return _inside(faiss.downcast_index(index.index))
+        return inside(faiss.downcast_index(index.index))
     if isinstance(index, faiss.IndexRefine):
-        return _inside(faiss.downcast_index(index.base_index))
+        return inside(faiss.downcast_index(index.base_index))
     return index
 
 
-def visiting(index: Any, cells: int | None) -> Any | None:
-    """Search parameters that visit ``cells`` cells; passed with a search, so that threads may share the index."""
-    if cells is None:
-        return None
+def inverted_file(index: Any) -> Any | None:
+    """The inverted file inside an index, below any rotation or refinement around it; None if it has none."""
+    found = inside(index)
+    return found if isinstance(found, faiss.IndexIVF) else None
+
+
+def search_parameters(index: Any, effort: int | None = None, selector: Any | None = None) -> Any | None:
+    """Parameters that go with one search, so that threads may share the index.
+
+    Args:
+        index: a FAISS index.
+        effort: cells of an inverted file to visit (``nprobe``) or candidates of a graph to keep (``efSearch``); None is
+            what the index itself says. An index with neither takes no notice.
+        selector: a ``faiss.IDSelector`` of the vectors that may be found; None is all.
+
+    Raises:
+        RuntimeError: by the search: a fast-scan index without an inverted file takes no selector.
+    """
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=visiting(faiss.downcast_index(index.index), cells))
+        below = search_parameters(faiss.downcast_index(index.index), effort, selector)
+        return below and faiss.SearchParametersPreTransform(index_params=below)
     if isinstance(index, faiss.IndexRefine):
-        inside = visiting(faiss.downcast_index(index.base_index), cells)
-        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inside)
-    return faiss.SearchParametersIVF(nprobe=cells)
+        below = search_parameters(faiss.downcast_index(index.base_index), effort, selector)
+        return below and faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=below)
+    given: dict[str, Any] = {} if selector is None else {"sel": selector}
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=effort or index.nprobe, **given)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=effort or index.hnsw.efSearch, **given)
+    return faiss.SearchParameters(**given) if given else None
 
 
 def tuning_rows(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +148,7 @@ def tune(index: Any, queries: np.ndarray) -> tuple[int, float]:
     cells: int = inverted.nlist if inverted else 1
 
     def best(visited: int) -> list[set[int]]:
-        found = index.search(queries, min(_TUNING_K, index.ntotal), params=visiting(index, visited))[1]
+        found = index.search(queries, min(_TUNING_K, index.ntotal), params=search_parameters(index, visited))[1]
         return [set(row) - {-1} for row in found.tolist()]
 
     all_best = best(cells)

@@ -258,7 +258,7 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2, "mmcl_version": "9.9"}, r"written by a newer mmcl \(9.9.*upgrade"),
+        ({"format_version": 3, "mmcl_version": "9.9"}, r"written by a newer mmcl \(9.9.*upgrade"),
         ({"format": "mmcl vectors"}, "does not describe a mmcl index folder"),
         ({"count": 3}, "do not belong together"),
         ({"files": {}}, "'index.faiss' is not among its files"),

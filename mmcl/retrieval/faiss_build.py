@@ -1,0 +1,95 @@
+"""Vectors into a FAISS index, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmcl.losses.logits.similarity import Similarity
+from mmcl.retrieval import specs
+from mmcl.retrieval.faiss_contents import stored_vectors
+from mmcl.retrieval.held_out import HeldOut
+from mmcl.retrieval.index import VectorShards
+from mmcl.retrieval.inputs import prepared
+from mmcl.runtime.errors import MmclError
+from mmcl.runtime.progress import log_progress, progress
+
+CHOSEN = "chosen by the user"
+"""The reason for a spec that is not ``auto``'s."""
+_BLOCK = 65_536
+_CROWDED = 4  # times the vectors that an index was built for
+_HOLES = 0.25  # share of removed vectors that are still compared
+
+
+def held_out(shards: VectorShards, similarity: Similarity, table: pa.Table) -> HeldOut:
+    own = HeldOut.drawn(len(shards))
+    name = lambda row: f"id {table['id'][int(own[row])].as_py()!r}"  # noqa: E731
+    return HeldOut(prepared(shards.take(own), similarity, name), own, similarity)
+
+
+def blocks(shards: VectorShards, similarity: Similarity, table: pa.Table) -> Iterator[tuple[int, np.ndarray]]:
+    """Number of the first vector and (n, D) prepared vectors, block by block."""
+    first = 0
+    for _, shard in shards.iter_shards():
+        for start in range(0, len(shard), _BLOCK):
+            name = lambda row, first=first: f"id {table['id'][first + int(row)].as_py()!r}"  # noqa: E731
+            block = prepared(shard[start : start + _BLOCK], similarity, name)
+            yield first, block
+            first += len(block)
+
+
+def fill(
+    index: Any,
+    shards: VectorShards,
+    table: pa.Table,
+    spec: str,
+    similarity: Similarity,
+    held: HeldOut | None,
+    show: bool | None,
+) -> int:
+    """Train the index if it must be, add every vector, and return how many it was trained on."""
+    rows = np.arange(0) if index.is_trained else specs.training_rows(index, len(shards))
+    try:
+        if len(rows):
+            sample = prepared(shards.take(rows), similarity, lambda row: f"id {table['id'][int(rows[row])].as_py()!r}")
+            with log_progress(f"train the index on {len(rows):,} vectors", None):
+                index.train(sample)
+        with progress("index", len(shards), "vectors", show) as advance:
+            for first, block in blocks(shards, similarity, table):
+                index.add(block)
+                if held is not None:
+                    held.extend(block, np.arange(first, first + len(block)))
+                advance(len(block))
+    except RuntimeError as error:
+        raise MmclError(
+            f"index spec '{spec}' cannot hold these {len(shards):,} vectors ({specs.reason(error)}); try spec='auto'"
+        ) from None
+    return len(rows)
+
+
+def held_out_again(index: Any, live: np.ndarray, similarity: Similarity) -> HeldOut | None:
+    """Vectors drawn from those that an index holds at the positions ``live``; None if it cannot give vectors back."""
+    try:
+        own = live[HeldOut.drawn(len(live))]
+        held = HeldOut(stored_vectors(index, own), own, similarity)
+        for start in range(0, len(live), _BLOCK):
+            some = live[start : start + _BLOCK]
+            held.extend(stored_vectors(index, some), some)
+    except MmclError:
+        return None
+    return held
+
+
+def reason_to_rebuild(index: Any, about: dict[str, Any]) -> str | None:
+    """Why an index should be built anew; None if there is no reason."""
+    count = about["count"]
+    if about["removed"] > _HOLES * index.ntotal:
+        return f"{about['removed']:,} of its {index.ntotal:,} vectors are removed, and still compared"
+    if about["built"] and count > _CROWDED * about["built"] and specs.inverted_file(index) is not None:
+        return f"its cells were made for {about['built']:,} vectors and hold {count:,}"
+    if about["spec"] == "Flat" and about["reason"] != CHOSEN and count > 2 * specs.EXACT_ROWS:
+        return f"it compares a query with all of its {count:,} vectors, which an approximate one need not"
+    return None

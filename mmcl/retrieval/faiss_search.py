@@ -1,0 +1,227 @@
+"""Searching a FAISS index, whole or in part: exactly where that is asked for or costs less, else with a stated effort.
+
+An approximate index that is limited to some of its vectors is searched with more effort, by as much as these are fewer:
+an inverted file visits more cells, a graph keeps more candidates, so that about as many vectors are compared as in a
+search of the whole. Exact search takes over where it compares fewer; of a condition on metadata wherever those that
+fulfil it take no more than 128 MiB, and in a graph for queries around which there are fewer of them than elsewhere.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import faiss
+import numpy as np
+
+from mmcl.losses.logits.similarity import Similarity
+from mmcl.retrieval import specs
+from mmcl.retrieval.faiss_contents import cells_of, selector, stored_vectors
+from mmcl.runtime.errors import MmclError
+
+GATHERED_BYTES = 128 * 2**20
+"""Vectors that fulfil a condition are gathered, and kept for the next search by it, up to so many bytes."""
+_TIED_CELLS = 2**24
+_EDGES = 64  # of a graph's node, each of which a search compares with the query
+_BLOCK = 65_536
+
+
+class Selection:
+    """Positions to which searches are limited.
+
+    Args:
+        allowed: (N,) bool, one or more of them true.
+        gathers: few of them are gathered for exact search, since many searches will be limited to these.
+    """
+
+    def __init__(self, allowed: np.ndarray, *, gathers: bool = True) -> None:
+        self.allowed = allowed
+        self.positions = np.flatnonzero(allowed)
+        self.share = len(self.positions) / len(allowed)
+        self.selector = selector(np.packbits(allowed, bitorder="little"))
+        self.gathers = gathers
+        self._gathered: Any = None
+        self._cells: Any = None
+        self._making = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def is_small(self, dim: int) -> bool:
+        """Whether its vectors are gathered in memory."""
+        return self.gathers and 4 * dim * len(self) <= GATHERED_BYTES
+
+    def cells(self, inverted: Any) -> Any:
+        """A selector of the cells of an inverted file in which its vectors lie."""
+        with self._making:
+            if self._cells is None:
+                occupied = np.zeros(inverted.nlist, bool)
+                occupied[cells_of(inverted)[self.positions]] = True
+                self._cells = selector(np.packbits(occupied, bitorder="little"))
+        return self._cells
+
+    def flats(self, index: Any) -> Iterator[tuple[np.ndarray, Any]]:
+        """Positions and a flat index of their vectors, block by block."""
+        if self.is_small(index.d):
+            with self._making:
+                if self._gathered is None:
+                    self._gathered = _flat(index, self.positions)
+            yield self.positions, self._gathered
+            return
+        for start in range(0, len(self), _BLOCK):
+            block = self.positions[start : start + _BLOCK]
+            yield block, _flat(index, block)
+
+
+def nearest(
+    index: Any,
+    queries: np.ndarray,
+    k: int,
+    similarity: Similarity,
+    effort: int | None = None,
+    selection: Selection | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and positions, each (Q, k), best first, of equal scores the lower position; -inf and -1 where nothing was
+    found.
+
+    Args:
+        index: a FAISS index.
+        queries: (Q, D) float32, of unit length under cosine.
+        k: at most as many as there are vectors to be found.
+        similarity: of the index.
+        effort: cells of an inverted file, candidates of a graph.
+        selection: the vectors that may be found; None: all.
+    """
+    if not len(queries) or k == 0:
+        return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    flat = isinstance(index, faiss.IndexFlat)
+    if selection is not None and (
+        selection.is_small(index.d) or (not flat and _exact_compares_less(index, effort, selection))
+    ):
+        with suppress(MmclError):  # codes that give no vectors back are searched as they are
+            return _selected(index, queries, k, similarity, selection)
+    limit = selection and selection.selector
+    if flat:
+        return _exact(index, queries, k, similarity, limit)
+    return _approximate(index, queries, k, similarity, effort, selection)
+
+
+def _exact_compares_less(index: Any, effort: int | None, selection: Selection) -> bool:
+    """Of an inverted file, which compares with what is in its cells, it never does: visiting all cells is exact."""
+    graph = specs.inside(index)
+    if not isinstance(graph, faiss.IndexHNSW):
+        return False
+    return len(selection) <= _EDGES * (effort or graph.hnsw.efSearch) / selection.share
+
+
+def _approximate(
+    index: Any, queries: np.ndarray, k: int, similarity: Similarity, effort: int | None, selection: Selection | None
+) -> tuple[np.ndarray, np.ndarray]:
+    inverted, usual = specs.inverted_file(index), effort
+    if selection is not None:
+        graph = specs.inside(index)
+        usual = usual or (graph.hnsw.efSearch if isinstance(graph, faiss.IndexHNSW) else None)
+        effort = usual and int(np.ceil(usual / selection.share))
+    if inverted is not None:
+        effort = min(effort or inverted.nprobe, inverted.nlist)
+    scores, positions = _ranked(index, queries, k, similarity, _parameters(index, effort, selection))
+    short = positions[:, -1] < 0
+    if selection is not None and selection.gathers and isinstance(specs.inside(index), faiss.IndexHNSW):
+        short |= _apart(index, queries, usual, selection)
+    if short.any() and inverted is not None:
+        every = _parameters(index, inverted.nlist, selection)
+        scores[short], positions[short] = _ranked(index, queries[short], k, similarity, every)
+    elif short.any() and selection is not None:
+        with suppress(MmclError):
+            scores[short], positions[short] = _selected(index, queries[short], k, similarity, selection)
+    return scores, positions
+
+
+def _apart(index: Any, queries: np.ndarray, effort: int | None, selection: Selection) -> np.ndarray:
+    """(Q,) whether less of the selection lies around a query than elsewhere, by half, so that a graph, which walks from
+    neighbour to neighbour, may not get to it."""
+    depth = min(effort or specs.inside(index).hnsw.efSearch, index.ntotal)
+    around = index.search(queries, depth, params=specs.search_parameters(index, effort))[1]
+    here = (selection.allowed[around] & (around >= 0)).mean(axis=1)
+    return here < selection.share / 2
+
+
+def _parameters(index: Any, effort: int | None, selection: Selection | None) -> Any:
+    """Of a search limited to a selection. An inverted file visits the nearest of those cells that hold something of it:
+    the others would use up the effort where what fulfils a condition lies apart from the query."""
+    if selection is None:
+        return specs.search_parameters(index, effort)
+    if isinstance(index, faiss.IndexPreTransform):
+        below = _parameters(faiss.downcast_index(index.index), effort, selection)
+        return faiss.SearchParametersPreTransform(index_params=below)
+    if isinstance(index, faiss.IndexRefine):
+        below = _parameters(faiss.downcast_index(index.base_index), effort, selection)
+        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=below)
+    parameters: Any = specs.search_parameters(index, effort, selection.selector)
+    if isinstance(index, faiss.IndexIVF):
+        quantizer = faiss.downcast_index(index.quantizer)
+        if isinstance(quantizer, faiss.IndexFlat | faiss.IndexHNSW):
+            parameters.quantizer_params = specs.search_parameters(quantizer, effort, selection.cells(index))
+    return parameters
+
+
+def _selected(
+    index: Any, queries: np.ndarray, k: int, similarity: Similarity, selection: Selection
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of a selection, by brute force."""
+    scores = np.empty((len(queries), 0), np.float32)
+    positions = np.empty((len(queries), 0), np.int64)
+    for block, flat in selection.flats(index):
+        here, places = _exact(flat, queries, min(k, len(block)), similarity)
+        scores = np.concatenate([scores, here], axis=1)
+        positions = np.concatenate([positions, block[places]], axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # earlier blocks hold the lower positions
+        scores, positions = np.take_along_axis(scores, best, 1), np.take_along_axis(positions, best, 1)
+    return scores, positions
+
+
+def _flat(index: Any, positions: np.ndarray) -> Any:
+    flat = faiss.IndexFlat(index.d, index.metric_type)
+    for start in range(0, len(positions), _BLOCK):
+        flat.add(stored_vectors(index, positions[start : start + _BLOCK]))
+    return flat
+
+
+def _exact(
+    flat: Any, queries: np.ndarray, k: int, similarity: Similarity, limit: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of a flat index: of equal scores, the lower position also has precedence for the last place."""
+    params = specs.search_parameters(flat, None, limit)
+    depth = min(k + 1, flat.ntotal)
+    scores, positions = _ranked(flat, queries, depth, similarity, params)
+    # FAISS keeps any of the equal ones, so that the search goes deeper where the last place's score goes on below it.
+    tied = np.flatnonzero((scores[:, k - 1] == scores[:, -1]) & (positions[:, -1] >= 0) & (k < depth))
+    while len(tied):
+        depth = min(4 * depth, flat.ntotal)
+        still = []
+        for start in range(0, len(tied), step := max(1, _TIED_CELLS // depth)):
+            rows = tied[start : start + step]
+            deeper_scores, deeper = _ranked(flat, queries[rows], depth, similarity, params)
+            scores[rows, :k], positions[rows, :k] = deeper_scores[:, :k], deeper[:, :k]
+            still.append(rows[(deeper_scores[:, k - 1] == deeper_scores[:, -1]) & (deeper[:, -1] >= 0)])
+        tied = np.concatenate(still) if depth < flat.ntotal else tied[:0]
+    return scores[:, :k].copy(), positions[:, :k].copy()
+
+
+def _ranked(
+    index: Any, queries: np.ndarray, depth: int, similarity: Similarity, params: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        scores, positions = index.search(queries, depth, params=params)
+    except RuntimeError as error:
+        raise MmclError(
+            f"an index of this spec cannot be searched in part ({specs.reason(error):.200}), by a condition or after a "
+            "removal; build it as 'auto'"
+        ) from None
+    if similarity == "euclidean":
+        scores = -np.sqrt(np.maximum(scores, 0))  # FAISS gives the squared distance
+    scores[positions < 0] = -np.inf
+    order = np.lexsort((np.where(positions < 0, index.ntotal, positions), -scores))
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)

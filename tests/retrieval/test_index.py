@@ -1,0 +1,143 @@
+"""Indexes by name, and indexes on disk that change while processes are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mmcl.retrieval import Index, open_index
+from mmcl.retrieval.index import INDEXES, changing
+from mmcl.runtime.errors import MmclError
+
+VECTORS = np.random.default_rng(0).normal(size=(3_000, 64)).astype("float32")
+
+
+def test_an_index_is_opened_by_the_engine_that_wrote_it(tmp_path, monkeypatch):
+    Index.build(np.eye(3)).save(tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    assert json.loads(path.read_text())["engine"] == "faiss"
+    assert isinstance(open_index(tmp_path / "index"), Index)
+
+    class Other:
+        @classmethod
+        def load(cls, folder):
+            return f"other {folder.name}"
+
+    monkeypatch.setitem(INDEXES._builtin, "other", "")
+    monkeypatch.setitem(INDEXES._loaded, "other", Other)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": "other"}))
+    assert open_index(tmp_path / "index") == "other index"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": "fais"}))
+    with pytest.raises(MmclError, match="its engine is 'fais', which is not installed; did you mean 'faiss'"):
+        open_index(tmp_path / "index")
+    with pytest.raises(MmclError, match=r"no index\.json here"):
+        open_index(tmp_path / "nothing")
+
+
+def test_an_index_of_format_1_is_read(tmp_path):
+    """As it was written before there were columns, removals and held-out queries."""
+    Index.build(VECTORS[:500], spec="IVF8,Flat").save(tmp_path)
+    path = tmp_path / "index.json"
+    about = json.loads(path.read_text())
+    cells = about["effort"]
+    for name in ("engine", "removed", "built", "effort", "target", "curve"):
+        del about[name]
+    del about["files"]["held_out.safetensors"]
+    (tmp_path / "held_out.safetensors").unlink()
+    path.write_text(json.dumps(about | {"format_version": 1, "nprobe": cells}))
+    index = Index.load(tmp_path)
+    assert index.info()["nprobe"] == cells
+    index.add(VECTORS[500:600], np.arange(500, 600))
+    assert index.info()["recall"] >= 0.95
+    index.save(tmp_path)
+    assert len(Index.load(tmp_path)) == 600
+
+
+def child(folder, task) -> int:
+    """The process in which ``task(index)`` changes the index in a folder."""
+    process = os.fork()
+    if process == 0:
+        try:
+            with changing(folder) as index:
+                task(index)
+        finally:
+            os._exit(0)
+    return process
+
+
+@pytest.mark.parametrize("spec", ["Flat", "HNSW8"])
+def test_a_killed_change_leaves_the_old_index_or_the_new_one(tmp_path, spec):
+    folder = tmp_path / "index"
+    Index.build(VECTORS[:2_000], spec=spec, similarity="euclidean").save(folder)
+    first = 2_000
+
+    def grow(index):
+        index.add(VECTORS[2_000:], np.arange(first, first + 1_000))
+        index.remove([first])
+
+    start = time.perf_counter()
+    os.waitpid(child(folder, grow), 0)
+    seconds = time.perf_counter() - start
+    assert len(Index.load(folder)) == 2_999
+    seen = set()
+    for moment in np.linspace(0.02, 1.1, 16):
+        before = len(Index.load(folder))
+        first = 100_000 + int(moment * 1e7)
+        process = child(folder, grow)
+        time.sleep(moment * seconds)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        index = Index.load(folder)  # its checksums are those of its files
+        seen.add(len(index) - before)
+        np.testing.assert_array_equal(index.vectors([7, 1_999]), VECTORS[[7, 1_999]])
+        if len(index) > before:
+            np.testing.assert_array_equal(index.vectors([first + 1]), VECTORS[[2_001]])
+        if len(index) > 6_000:
+            Index.build(VECTORS[:2_000], spec=spec, similarity="euclidean").save(folder)
+    assert seen <= {0, 999}
+    assert 0 in seen
+    with changing(folder) as index:
+        index.add(VECTORS[:1], [7_000_000])
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]  # what the killed ones left is gone
+
+
+def test_one_process_at_a_time_changes_an_index(tmp_path):
+    Index.build(VECTORS[:10]).save(tmp_path / "index")
+    process = child(tmp_path / "index", lambda index: time.sleep(30))
+    try:
+        for _ in range(100):
+            if (tmp_path / ".index.changing" / ".lock").exists():
+                break
+            time.sleep(0.05)
+        with (
+            pytest.raises(MmclError, match="index: another process is changing this index"),
+            changing(tmp_path / "index"),
+        ):
+            pass
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    with changing(tmp_path / "index") as index:
+        index.remove([3])
+    assert len(Index.load(tmp_path / "index")) == 9
+
+
+def test_a_change_that_fails_is_not_saved(tmp_path):
+    Index.build(VECTORS[:10]).save(tmp_path / "index")
+
+    def fail():
+        with changing(tmp_path / "index") as index:
+            index.remove([3])
+            index.remove([99])
+
+    with pytest.raises(MmclError, match="holds no id 99"):
+        fail()
+    assert len(Index.load(tmp_path / "index")) == 10
+    with pytest.raises(MmclError, match="no index"), changing(tmp_path / "nothing"):
+        pass
+    assert not (tmp_path / "nothing").exists()
