@@ -56,6 +56,8 @@ class MiningConfig(Section):
     """Hard negatives of each row."""
     depth: int = Field(default=100, ge=1)
     """Nearest items to choose from."""
+    skip: int = Field(default=0, ge=0)
+    """Of these, leave out so many of the nearest, among which the false negatives are."""
     choice: Literal["top", "semi_hard", "random"] = "semi_hard"
     """`top`: the nearest. `semi_hard`: the nearest that are less similar than the positive (FaceNet, Schroff et al.
     2015, arXiv:1503.03832). `random`: drawn from the depth. The limits below hold for all of them."""
@@ -71,9 +73,10 @@ class MiningConfig(Section):
 
     @model_validator(mode="after")
     def _depth_holds_the_count(self) -> MiningConfig:
-        if self.depth < self.count:
+        if self.depth < (needed := self.skip + self.count):
+            skipped = f", of which {self.skip} are skipped," if self.skip else ""
             raise ValueError(
-                f"depth: {self.depth} items do not hold {self.count} negatives; raise it to {self.count} or more"
+                f"depth: {self.depth} items{skipped} do not hold {self.count} negatives; raise it to {needed} or more"
             )
         return self
 
@@ -109,7 +112,8 @@ class DataConfig(Section):
     simcse: `text` alone, of which dropout makes the pairs; or `anchor`, `positive` and any number of hard negatives
     (`negative`, `negative_2`, ...), which a row may lack. scored_pairs: `anchor`, `positive` and `score`.
     siamese: `label`; or `anchor`, `positive` and `negative`; or `first`, `second` and `same`.
-    clip: `label` besides, if named: all texts of a label are then positives of each of its images, and vice versa.
+    clip: `label` besides, if named: all texts of a label are then positives of each of its images, and vice versa; and
+    any number of hard negatives (`negative`, `negative_2`, ...), texts that are wrong for the image, if named.
     Over images alone: `image`, and any number of other columns of images of the same thing (`image_2`, `image_3`, ...),
     which are views of a row as the items of a list are; models are judged on `image`.
     A cell may be a list of texts or images, as long as it likes, see `explode`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcl.data.batches.views import VALUES
+from mmcl.data.identity import NOTHING
 from mmcl.losses import Blockwise, Negatives, batch_accuracy, distillation, matryoshka
 from mmcl.methods.base import Context, Loss, Method
 from mmcl.methods.outputs import Outputs, Rows
@@ -23,6 +25,7 @@ from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 
 TEACHER_TEMPERATURE = 0.01  # at which CLIP models end
+NEGATIVE = re.compile(r"negative(_[1-9][0-9]*)?")  # roles of hard negatives
 GUIDE = "guide_{}"  # what a queue calls the embeddings that a guide has of a side
 
 
@@ -78,6 +81,21 @@ def as_negatives(groups: Sequence[NegativeGroup], weight: float = 1.0) -> Negati
     owned = groups[0].owner is not None
     vectors, ids = joined(groups, "vectors"), joined(groups, "ids")
     return Negatives(vectors, ids, joined(groups, "owner") if owned else None, weight)
+
+
+def hard_group(vectors: Tensor, ids: Tensor, like: Tensor, **more: Tensor | None) -> NegativeGroup:
+    """The hard negatives of a column of the rows, of which some may have none.
+
+    Args:
+        vectors: (N, D).
+        ids: (N,) identities, ``NOTHING`` where a row has none.
+        like: (N, C) identities of the rows, as many as which each negative gets of its own.
+        more: other attributes of the group.
+    """
+    there = ids != NOTHING
+    return NegativeGroup(
+        vectors, ids[:, None].expand(-1, like.shape[1]), there=None if bool(there.all()) else there, **more
+    )
 
 
 def joined(groups: Sequence[NegativeGroup], name: str) -> Tensor:
@@ -182,7 +200,7 @@ class Paired(Method):
     def identities(self, rows: Rows) -> Tensor:
         """(N, C) of the rows: those of their items and, where the method reads any, their labels."""
         labels = [label[:, None] for role, label in rows.labels.items() if role in self.columns]  # not those of a probe
-        return torch.cat([rows.ids, *labels], dim=1)
+        return torch.cat([rows.ids[:, : len(self.sides)], *labels], dim=1)  # not those of their hard negatives
 
     @property
     def embedding_names(self) -> tuple[str, ...]:

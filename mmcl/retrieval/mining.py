@@ -5,6 +5,7 @@ Everything is a pure function of vectors and of numbers that say what is the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from mmcl.data.identity import uniforms
 from mmcl.retrieval.index import VectorIndex
 
 NEVER = -1  # in the place of an item or a rank: there is none
+GATHERED = 1 << 24  # numbers of gathered vectors that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Rules:
     Attributes:
         count: negatives of each anchor.
         depth: nearest items to choose from.
+        skip: of these, so many of the nearest are left out, since false negatives are among them.
         choice: ``top``: the nearest of those that pass. ``semi_hard``: the same, less similar than the positive
             (FaceNet, Schroff et al. 2015, arXiv:1503.03832). ``random``: drawn from those that pass.
         margin: what passes is less similar than the positive by more than this (NV-Retriever, Moreira et al. 2024,
@@ -40,10 +43,12 @@ class Rules:
     margin: float | None = None
     relative_margin: float | None = None
     max_score: float | None = None
+    skip: int = 0
 
     def passing(self, scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-        """Which of the (Q, K) ``scores`` pass beside those of the positives (Q,): bool (Q, K)."""
+        """Which of the (Q, K) ``scores``, best first, pass beside those of the positives (Q,): bool (Q, K)."""
         passes = np.isfinite(scores)
+        passes[:, : self.skip] = False
         margins = [self.margin] if self.margin is not None else []
         if self.choice == "semi_hard":
             margins.append(0.0)
@@ -52,6 +57,13 @@ class Rules:
         for margin in margins:
             passes &= scores < (positive - margin)[:, None]
         return passes if self.max_score is None else passes & (scores <= self.max_score)
+
+    def chosen(self, passes: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """(Q, count) places of those of the (Q, K) that pass which are taken, in order; -1 where too few do. What is
+        drawn at random for a row follows from its seed, int64 (Q,)."""
+        random = self.choice == "random"
+        draws = uniforms(torch.from_numpy(seeds), passes.shape[1]).numpy() if random else None
+        return pick(passes, self.count, draws)
 
 
 class GuideVectors(NamedTuple):
@@ -67,6 +79,10 @@ class GuideVectors(NamedTuple):
     anchors: np.ndarray
     corpus: np.ndarray
     positive: np.ndarray
+
+    def closer(self, items: np.ndarray) -> np.ndarray:
+        """Which of (Q, K) items it holds closer to their anchor than the positive: bool (Q, K)."""
+        return similarity_to(self.anchors, self.corpus, items) > self.positive[:, None]
 
 
 class Mined(NamedTuple):
@@ -94,8 +110,8 @@ class KnownPositives:
 
     Args:
         anchors: row (from 0) and identity of every anchor, (A,) each; a row may have several.
-        positives: the same of the positives, (P,) each; every row has at least one, all in the corpus.
-        corpus: (C,) identities, no two the same.
+        positives: the same of the positives, (P,) each; they need not be in the corpus.
+        corpus: (C,) identities; several items may be the same thing.
         count: number of rows.
 
     Attributes:
@@ -111,12 +127,11 @@ class KnownPositives:
     ) -> None:
         things, codes = np.unique(np.concatenate([anchors[1], positives[1], corpus]), return_inverse=True)
         of_anchors, of_positives, of_corpus = np.split(codes, np.cumsum([len(anchors[1]), len(positives[1])]))
-        item_of = np.full(len(things), NEVER)
-        item_of[of_corpus] = np.arange(len(corpus))
         itself = _ones(of_corpus, np.arange(len(corpus)), (len(things), len(corpus)))
         anchor_things = _ones(anchors[0], of_anchors, (count, len(things)))
-        self.partners = _ones(positives[0], item_of[of_positives], (count, len(corpus)))
-        self._things = anchor_things + _ones(positives[0], of_positives, (count, len(things)))
+        positive_things = _ones(positives[0], of_positives, (count, len(things)))
+        self.partners = (positive_things @ itself).tocsr()
+        self._things = anchor_things + positive_things
         self._items = itself + anchor_things.T @ self.partners
 
     def of(self, rows: np.ndarray) -> sparse.csr_array:
@@ -126,7 +141,8 @@ class KnownPositives:
         return found
 
     def similarity(self, rows: np.ndarray, anchors: np.ndarray, corpus: np.ndarray) -> np.ndarray:
-        """(len(rows),) float32: of each row's anchor to its positive; of several, to the least similar.
+        """(len(rows),) float32: of each row's anchor to its positive; of several, to the least similar. All positives
+        are in the corpus.
 
         Args:
             rows: numbers of rows.
@@ -161,13 +177,11 @@ def mine(
         seeds: (Q,) int64: all that is drawn at random for an anchor follows from its own.
         guide: what another model makes of the same.
     """
-    items, scores = nearest_others(index, anchors, rules.depth, known)
+    items, scores = nearest_others(lambda k: index.search(anchors, k), rules.depth, known)
     passes = rules.passing(scores, positive)
     if guide is not None:
-        closer = np.einsum("qe,qke->qk", guide.anchors, guide.corpus[items]) > guide.positive[:, None]
-        passes &= ~closer
-    draws = uniforms(torch.from_numpy(seeds), items.shape[1]).numpy() if rules.choice == "random" else None
-    ranks = pick(passes, rules.count, draws)
+        passes &= ~guide.closer(items)
+    ranks = rules.chosen(passes, seeds)
     found = ranks >= 0
     chosen = np.where(found, np.take_along_axis(items, np.maximum(ranks, 0), axis=1), NEVER)
     chosen = filled_up(chosen, known, seeds)
@@ -178,23 +192,38 @@ def mine(
 
 
 def nearest_others(
-    index: VectorIndex, anchors: np.ndarray, depth: int, known: sparse.csr_array
+    search: Callable[[int], tuple[np.ndarray, np.ndarray]], depth: int, known: sparse.csr_array
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``depth`` most similar items that can be an anchor's negatives, best first.
+
+    Args:
+        search: gives positions (Q, k) and scores (Q, k) of the ``k`` items nearest to each anchor; fewer if there are.
+        depth: how many.
+        known: (Q, C), not zero where an item can be no negative of an anchor.
 
     Returns:
         positions (Q, depth) int64 and scores (Q, depth) float32; -∞ and any position where there are fewer.
     """
     width = known.shape[1]
-    ids, scores = index.search(anchors, depth + int(np.diff(known.indptr).max(initial=0)))
+    ids, scores = search(depth + int(np.diff(known.indptr).max(initial=0)))
     items = np.where(np.isneginf(scores), 0, ids).astype(np.int64)  # an approximate index may find fewer
-    rows = np.arange(len(anchors))
+    rows = np.arange(len(scores))
     owned = np.repeat(rows, np.diff(known.indptr)) * width + known.indices
     scores = np.where(np.isin(rows[:, None] * width + items, owned), np.float32(-np.inf), scores)
     items = np.pad(items, ((0, 0), (0, max(0, depth - items.shape[1]))))
     scores = np.pad(scores, ((0, 0), (0, items.shape[1] - scores.shape[1])), constant_values=-np.inf)
     order = np.argsort(np.isneginf(scores), axis=1, kind="stable")[:, :depth]
     return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def similarity_to(vectors: np.ndarray, corpus: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """(Q, K) float32 products of each of (Q, D) ``vectors`` with its own (Q, K) ``items`` of a corpus (C, D)."""
+    products = np.empty(items.shape, np.float32)
+    step = max(1, GATHERED // max(1, items.shape[1] * vectors.shape[1]))
+    for start in range(0, len(items), step):
+        part = slice(start, start + step)
+        products[part] = np.einsum("qd,qkd->qk", vectors[part], corpus[items[part]])
+    return products
 
 
 def pick(passes: np.ndarray, count: int, draws: np.ndarray | None = None) -> np.ndarray:

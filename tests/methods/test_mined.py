@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmcl.data.batches.batch import MINED
+from mmcl.data.identity import NOTHING
 from mmcl.encoding import Encoder
 from mmcl.methods import Clip, Context, Siglip, Simcse, Step
 from mmcl.methods.image_text.clip import ClipConfig
@@ -97,6 +98,38 @@ def test_clip_takes_hard_captions_beside_extra_ones(make_encoder, batch):
     forward = cross_entropy(image, text, wrong, keys_out, wrong_out, np.ones(wrong_out.shape))
     none = np.zeros((8, 0))
     backward = cross_entropy(text, image, np.zeros((0, 5)), keys_out, none, none)
+    assert clip.loss(clip.project(views), STEP).value.item() == pytest.approx((forward + backward) / 2, rel=1e-5)
+
+
+def test_clip_takes_hard_captions_of_columns_where_a_row_has_them(make_encoder, batch):
+    """Row 3 lacks its second one, row 1's first one is the text of row 4, and all rows have a label."""
+    encoder = make_encoder()
+    columns = {"image": "image", "text": "text", "negative": "text", "negative_2": "text", "label": "label"}
+    clip = Clip(ClipConfig(temperature=0.1), encoder, Context(columns, batch_size=8, mined=1)).eval()
+    assert clip.optional == {"negative", "negative_2"}
+    assert clip.views()["negative_2"].tower == "text"
+    torch.manual_seed(4)
+    batch.inputs |= {name: {"input_ids": torch.randn(8, 4)} for name in ("negative", "negative_2")}
+    batch.inputs["label"] = {"labels": torch.arange(1000, 1008)}
+    own = torch.stack([torch.arange(300, 308), torch.arange(400, 408)], dim=1)
+    own[1, 0], own[3, 1] = batch.ids[4, 1], NOTHING
+    batch.ids = torch.cat([batch.ids, own], dim=1)
+    batch.extra[MINED] = {"input_ids": torch.randn(8, 4)}
+    others = torch.arange(500, 532).reshape(8, 4)
+    batch.extra_ids[MINED] = torch.cat([others, torch.arange(1000, 1008)[:, None] + 1], dim=1)  # with a label
+    views = clip.outputs(batch)
+    there = np.arange(8) != 3
+    wrong = np.concatenate(
+        [unit(views.embeddings["negative"]), unit(views.embeddings["negative_2"])[there], unit(views.embeddings[MINED])]
+    )
+    rows = np.concatenate([batch.ids[:, :2].numpy(), np.arange(1000, 1008)[:, None]], axis=1)
+    of_columns = np.concatenate([own[:, 0].numpy(), own[there, 1].numpy()])[:, None].repeat(3, axis=1)
+    wrong_ids = np.concatenate([of_columns, batch.extra_ids[MINED][:, [0, 1, 4]].numpy()])
+    keys_out, wrong_out = ((rows[:, None] == of[None]).any(-1) for of in (rows, wrong_ids))
+    assert wrong_out[4, 1]
+    image, text = unit(views.embeddings["image"]), unit(views.embeddings["text"])
+    forward = cross_entropy(image, text, wrong, keys_out, wrong_out, np.ones(wrong_out.shape))
+    backward = cross_entropy(text, image, np.zeros((0, 5)), keys_out, np.zeros((8, 0)), np.zeros((8, 0)))
     assert clip.loss(clip.project(views), STEP).value.item() == pytest.approx((forward + backward) / 2, rel=1e-5)
 
 

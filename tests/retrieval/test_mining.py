@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -34,6 +36,8 @@ def plain(problem, row, rules, guided):
     others = [item for item in np.argsort(-scores) if not own[row, item]][: rules.depth]
     found = []
     for rank, item in enumerate(others):
+        if rank < rules.skip:
+            continue
         score, of_positive = scores[item], float(positive[row])
         if rules.choice == "semi_hard" and score >= of_positive:
             continue
@@ -68,6 +72,7 @@ def mined(problem, rules, guided=False, seed=0):
     "rules",
     [
         Rules(count=3, depth=10),
+        Rules(count=3, depth=12, skip=4),
         Rules(count=4, depth=60, choice="semi_hard"),
         Rules(count=2, depth=20, margin=0.1),
         Rules(count=2, depth=60, relative_margin=0.3),
@@ -115,9 +120,8 @@ def test_an_anchor_that_owns_much_is_searched_deeper(problem):
     own, anchors, corpus, _, _ = problem
     own = own.copy()
     own[0, :55] = True  # more than the depth
-    items, scores = nearest_others(
-        Index.build(corpus, show_progress=False), anchors, 4, sparse.csr_array(own.astype(np.int32))
-    )
+    search = partial(Index.build(corpus, show_progress=False).search, anchors)
+    items, scores = nearest_others(search, 4, sparse.csr_array(own.astype(np.int32)))
     for row in range(40):
         exact = corpus.astype("float64") @ anchors[row].astype("float64")
         expected = [item for item in np.argsort(-exact) if not own[row, item]][:4]
@@ -129,7 +133,8 @@ def test_fewer_others_than_the_depth_leave_places_empty(problem):
     _, anchors, corpus, _, _ = problem
     own = np.ones((40, 60), dtype=np.int32)
     own[:, 7] = 0
-    _, scores = nearest_others(Index.build(corpus, show_progress=False), anchors, 80, sparse.csr_array(own))
+    search = partial(Index.build(corpus, show_progress=False).search, anchors)
+    _, scores = nearest_others(search, 80, sparse.csr_array(own))
     assert scores.shape == (40, 80)
     assert (np.isfinite(scores).sum(axis=1) == 1).all()
 

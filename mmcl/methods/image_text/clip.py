@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from mmcl.config import schema
 from mmcl.config.methods import MethodConfig
 from mmcl.data.batches.batch import MINED, Inputs
-from mmcl.data.batches.views import Extra
+from mmcl.data.batches.views import Extra, View
 from mmcl.losses import Blockwise, Positives, info_nce
 from mmcl.methods.base import Context, roles_named
 from mmcl.methods.image_text.image_text import ImageText
-from mmcl.methods.paired import Compared, NegativeGroup, as_negatives
+from mmcl.methods.paired import NEGATIVE, Compared, NegativeGroup, as_negatives, hard_group
 from mmcl.methods.parts.matryoshka import MatryoshkaConfig
 from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import TeacherConfig
@@ -50,7 +51,8 @@ class ClipConfig(MethodConfig):
 class Clip(ImageText):
     """Symmetric InfoNCE between images and texts.
 
-    Where rows have a label, all texts of a label are positives of each of its images, and the other way round.
+    Where rows have a label, all texts of a label are positives of each of its images, and the other way round. The
+    columns ``negative``, ``negative_2``, … are hard negatives, texts that are wrong for every image.
     """
 
     Config: ClassVar[type[MethodConfig]] = ClipConfig
@@ -58,6 +60,7 @@ class Clip(ImageText):
     start_temperature: ClassVar[float] = 0.07
 
     def __init__(self, config: ClipConfig, encoder: Towers, context: Context) -> None:
+        self.negatives = [role for role in [*context.columns][2:] if NEGATIVE.fullmatch(role)]
         super().__init__(config, encoder, context)
         if config.queue is not None:
             self.make_queue(config.queue, self.sides, {side: encoder.embedder(side) for side in self.sides})
@@ -65,6 +68,19 @@ class Clip(ImageText):
     @classmethod
     def labels_of(cls, config: schema.Config) -> dict[str, str]:
         return {LABEL: "label"} if config.data.explode or LABEL in roles_named(config) else {}
+
+    @classmethod
+    def negatives_of(cls, config: schema.Config) -> list[str]:
+        named = filter(NEGATIVE.fullmatch, set(roles_named(config)) - config.model.towers.keys())
+        return sorted(named, key=lambda role: (len(role), role))
+
+    def views(self) -> dict[str, View]:
+        return super().views() | {role: View(role, self.sides[1]) for role in self.negatives}
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Hard negatives: a row without them has those of the batch alone."""
+        return frozenset(self.negatives)
 
     @property
     def extra(self) -> dict[str, Extra]:
@@ -82,7 +98,7 @@ class Clip(ImageText):
 
     @property
     def embedding_names(self) -> tuple[str, ...]:
-        return (*self.sides, NEGATIVES, MINED)
+        return (*self.sides, *self.negatives, NEGATIVES, MINED)
 
     def embed(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         image, text = self.sides
@@ -99,7 +115,7 @@ class Clip(ImageText):
         return keys | self.embed_together(partial(self.key_embedder, text), self._texts(inputs), text)
 
     def _texts(self, inputs: Mapping[str, Inputs]) -> dict[str, Inputs]:
-        return {name: inputs[name] for name in (self.sides[1], NEGATIVES, MINED) if name in inputs}
+        return {name: inputs[name] for name in (self.sides[1], *self.negatives, NEGATIVES, MINED) if name in inputs}
 
     def contrast(self, compared: Compared) -> Tensor:
         return self.both_directions(self._info_nce, compared, symmetric=True)
@@ -107,21 +123,32 @@ class Clip(ImageText):
     def _info_nce(self, compared: Compared, query: str, key: str, *, symmetric: bool) -> Tensor:
         """InfoNCE from ``query`` to ``key``; texts without an image are candidates of images alone."""
         outputs = compared.outputs
-        groups = [
-            NegativeGroup(compared.key(name), outputs.rows.extra_ids[name])
-            for name in (NEGATIVES, MINED)
-            if key == self.sides[1] and name in outputs.rows.extra_ids
-        ]
+        ids = self.identities(outputs.rows)
+        groups = self._groups(compared, ids) if key == self.sides[1] else []
         if key in compared.stored and compared.stored_ids is not None:
             groups.append(NegativeGroup(compared.stored[key], compared.stored_ids))
         return info_nce(
             outputs.embeddings[query],
             compared.key(key),
             self.temperature,
-            ids=self.identities(outputs.rows),
+            ids=ids,
             positives=Positives(outputs.rows.labels[LABEL]) if LABEL in outputs.rows.labels else None,
             negatives=as_negatives(groups),
             symmetric=symmetric,
             label_smoothing=self.config.label_smoothing,
             blockwise=Blockwise(across=self.across),
         )
+
+    def _groups(self, compared: Compared, ids: Tensor) -> list[NegativeGroup]:
+        """Texts without an image: hard negatives of the rows, extra ones, mined ones."""
+        rows, first = compared.outputs.rows, len(self.sides)
+        last = first + len(self.negatives)
+        groups = [
+            hard_group(compared.key(name), rows.ids[:, number], ids)
+            for number, name in enumerate(self.negatives, start=first)
+        ]
+        for name in (NEGATIVES, MINED):
+            if name in rows.extra_ids:
+                of = rows.extra_ids[name]
+                groups.append(NegativeGroup(compared.key(name), torch.cat([of[:, :first], of[:, last:]], dim=1)))
+        return groups

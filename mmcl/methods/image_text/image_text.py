@@ -23,6 +23,7 @@ class ImageText(Paired):
         if len(columns) not in (0, 2):
             raise MmclError(f"model.towers: method '{config.method.name}' has two of them, not {len(columns)}")
         columns, labels = columns or {"image": "image", "text": "text"}, cls.labels_of(config)
+        columns |= dict.fromkeys(cls.negatives_of(config), "text") if [*columns.values()][1] == "text" else {}
         for role in columns.keys() & labels.keys():
             raise MmclError(f"model.towers.{role}: data.columns.{role} is of labels; call the tower something else")
         columns |= labels
@@ -35,8 +36,15 @@ class ImageText(Paired):
         return {}
 
     @classmethod
+    def negatives_of(cls, config: schema.Config) -> list[str]:
+        """Roles of hard negatives, texts as those of the second side; none by default."""
+        return []
+
+    @classmethod
     def towers_of(cls, config: schema.Config) -> dict[str, list[str]]:
-        return {side: [side] for side in sides_of(cls.columns_of(config))}
+        columns = cls.columns_of(config)
+        first, second = sides_of(columns)
+        return {first: [first], second: [second, *(role for role in cls.negatives_of(config) if role in columns)]}
 
     @property
     def sides(self) -> tuple[str, str]:
@@ -50,6 +58,6 @@ class ImageText(Paired):
 
 
 def sides_of(columns: Mapping[str, str]) -> tuple[str, str]:
-    """The two columns that pass through towers."""
-    first, second = (name for name, modality in columns.items() if modality not in VALUES)
+    """The two columns that have towers of their own."""
+    first, second, *_ = (name for name, modality in columns.items() if modality not in VALUES)
     return first, second

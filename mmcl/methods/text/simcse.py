@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, cast
@@ -16,18 +15,15 @@ from mmcl.config.section import Positive
 from mmcl.data.augment.texts import split_tokens
 from mmcl.data.batches.batch import MINED, Inputs
 from mmcl.data.batches.views import View
-from mmcl.data.identity import NOTHING
 from mmcl.losses import Blockwise, Guide, batch_accuracy, debiased_info_nce, info_nce
 from mmcl.methods.base import Context, roles_named
 from mmcl.methods.outputs import Outputs
-from mmcl.methods.paired import Compared, NegativeGroup, as_negatives, joined, view_of
+from mmcl.methods.paired import NEGATIVE, Compared, NegativeGroup, as_negatives, hard_group, joined, view_of
 from mmcl.methods.parts.queue import QueueConfig
 from mmcl.methods.parts.references import GuideConfig, TeacherConfig
 from mmcl.methods.text.text_pairs import PAIR, TextPairs, TextPairsConfig
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
-
-NEGATIVE = re.compile(r"negative(_[1-9][0-9]*)?")
 
 
 class SimcseConfig(TextPairsConfig):
@@ -213,18 +209,10 @@ class Simcse(TextPairs):
         rows = torch.arange(len(outputs.rows.ids), device=outputs.rows.ids.device)
         guide = outputs.rows.references.get("guide", {})
         if key == "positive":
+            like = self._identities(outputs.rows.ids)[key]
             for number, name in enumerate(self.negatives):
                 ids = outputs.rows.ids[:, 2 + number]
-                there = ids != NOTHING
-                groups.append(
-                    NegativeGroup(
-                        compared.key(name),
-                        ids[:, None].expand(-1, 4),
-                        rows,
-                        guide.get(name),
-                        None if bool(there.all()) else there,
-                    )
-                )
+                groups.append(hard_group(compared.key(name), ids, like, owner=rows, guide=guide.get(name)))
             if MINED in outputs.rows.extra_ids:
                 # Mined and stored ones have the identities of their row's anchor and positive, so that they are no
                 # negatives of another row with one of these. Of mined ones those of the first row come first.
