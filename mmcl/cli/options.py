@@ -87,6 +87,13 @@ SelfMatches = Annotated[
         show_default="drop for a BEIR folder, else keep",
     ),
 ]
+Ties = Annotated[
+    str | None,
+    typer.Option(
+        help="Of documents with equal scores: strict ranks the worst first, trec_eval that whose id comes last.",
+        show_default="strict; of runs trec_eval",
+    ),
+]
 Templates = Annotated[
     list[str] | None,
     typer.Option(
@@ -103,7 +110,7 @@ Classes = Annotated[
         show_default="the distinct labels",
     ),
 ]
-CutOffs = Annotated[str | None, typer.Option("-k", help="Cut-offs.", show_default="1,5,10; BEIR: 1,10,100")]
+CutOffs = Annotated[str | None, typer.Option("-k", help="Cut-offs.", show_default="1,5,10; BEIR and runs: 1,10,100")]
 
 
 def cutoffs(k: str | None) -> list[int] | None:

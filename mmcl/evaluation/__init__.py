@@ -25,6 +25,7 @@ from mmcl.evaluation.tasks.recommendation import recommendation as recommendatio
 from mmcl.evaluation.tasks.retrieval import Scores as Scores
 from mmcl.evaluation.tasks.retrieval import retrieval as retrieval
 from mmcl.evaluation.tasks.retrieval import retrieval_pairs as retrieval_pairs
+from mmcl.evaluation.tasks.runs import retrieval_run as retrieval_run
 from mmcl.evaluation.tasks.sentence_pairs import open_sts as open_sts
 from mmcl.evaluation.tasks.sts import StsScores as StsScores
 from mmcl.evaluation.tasks.sts import sts as sts

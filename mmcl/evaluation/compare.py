@@ -26,6 +26,7 @@ import numpy as np
 
 from mmcl.evaluation.left_out import WITHOUT_OWN
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
+from mmcl.evaluation.metrics.tie_order import TIES_BY_ID
 from mmcl.evaluation.tasks.classification.scores import ClassificationScores
 from mmcl.evaluation.tasks.retrieval import Scores
 from mmcl.evaluation.tasks.text_retrieval import HEADLINES
@@ -246,11 +247,9 @@ def _part(
     part: str, a: Queries, b: Queries, metrics: Sequence[str] | None, resamples: int, seed: int
 ) -> dict[str, Difference]:
     if a.ids != b.ids or a.data != b.data:
-        if _same_but_for_own(a, b):
-            raise MmclError(
-                f"compare: {part}: A and B differ in what becomes of queries that stand in the corpus: judge both with "
-                "the same --self-matches"
-            )
+        for option, suffix in (("--self-matches", WITHOUT_OWN), ("--ties", TIES_BY_ID)):
+            if a.data != b.data and a.data.replace(suffix, "") == b.data.replace(suffix, ""):
+                raise MmclError(f"compare: {part}: A and B differ in {option}: judge both with the same {option}")
         what = f"{len(a.ids)} and {len(b.ids)} queries" if len(a.ids) != len(b.ids) else "different queries or answers"
         raise MmclError(f"compare: {part} has {what} in A and B: judge both on the same rows")
     shared = [name for name in a.values if name in b.values]
@@ -281,11 +280,6 @@ def _part(
         )
         for column, name in enumerate(wanted)
     }
-
-
-def _same_but_for_own(a: Queries, b: Queries) -> bool:
-    """Whether the rows are the same, but one side left queries out of their own ranking and the other did not."""
-    return a.data != b.data and a.data.removesuffix(WITHOUT_OWN) == b.data.removesuffix(WITHOUT_OWN)
 
 
 def _group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -12,15 +12,21 @@ from torch import Tensor
 from mmcl.evaluation.metrics.ranking import Vectors
 from mmcl.runtime.errors import MmclError
 
-Identified: TypeAlias = Mapping[Any, Any] | tuple[Sequence[Any], Any]  # {id: vector}, or (ids, (N, D) array)
+Identified: TypeAlias = Mapping[Any, Any] | tuple[Sequence[Any], Any] | Vectors
+"""{id: vector}, (ids, (N, D) array), or an (N, D) array alone, whose ids are "0", "1", …"""
 
 
 def with_ids(name: str, given: Identified) -> tuple[list[Any], Vectors]:
     """The ids and the (N, D) vectors of what was passed as ``name``."""
     if isinstance(given, Mapping):
         return list(given), matrix(name, _stack(name, given), ids=list(given))
+    if isinstance(given, np.ndarray | Tensor):
+        ids = [str(row) for row in range(len(given))]
+        return ids, matrix(name, given, ids=ids)
     if not (isinstance(given, tuple) and len(given) == 2):
-        raise MmclError(f"{name}: expected a mapping from id to vector or a pair (ids, array), not {_kind(given)}")
+        raise MmclError(
+            f"{name}: expected a mapping from id to vector, a pair (ids, array) or an array, not {_kind(given)}"
+        )
     ids = given[0].tolist() if isinstance(given[0], np.ndarray) else list(given[0])
     vectors = matrix(name, given[1], ids=ids)
     known: set[Any] = set()
@@ -53,6 +59,18 @@ def same_width(first: tuple[str, Vectors], second: tuple[str, Vectors]) -> None:
         raise MmclError(
             f"{name} have {one.shape[1]} dimensions and {other} {two.shape[1]}: embed both with the same model"
         )
+
+
+def check_qrels(qrels: Any) -> None:
+    """Raise ``MmclError`` unless these are judgements with grades that are numbers."""
+    if not (isinstance(qrels, Mapping) and all(isinstance(grades, Mapping) for grades in qrels.values())):
+        raise MmclError("qrels: expected {query id: {document id: grade}}, such as {'q1': {'d7': 1}}")
+    for query, grades in qrels.items():
+        for document, grade in grades.items():
+            if not (isinstance(grade, int | float | np.number) and np.isfinite(grade)):
+                raise MmclError(
+                    f"qrels: the grade of document {document!r} for query {query!r} is {grade!r}, not a number"
+                )
 
 
 def cutoffs(ks: Iterable[int]) -> tuple[int, ...]:

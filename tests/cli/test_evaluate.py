@@ -280,6 +280,48 @@ def test_a_beir_folder_is_judged_and_compared_by_its_grades(of_texts, texts, tmp
     assert json.loads((tmp_path / "e.json").read_text())["metrics"] == saved["against"]["metrics"]
 
 
+def test_a_written_run_is_judged_like_its_model_and_compared_with_models_and_saved_values(of_texts, texts, tmp_path):
+    run, qrels = tmp_path / "fine.trec", texts / "beir" / "qrels" / "test.tsv"
+    saved, ties = {}, ["--ties", "trec_eval", "--per-query"]
+    for name, options in (("fine", ["--run", run]), ("coarse", [])):
+        path = tmp_path / f"{name}.json"
+        assert of_texts("retrieval", name, texts / "beir", *ties, "--json", path, *options)[0] == 0
+        saved[name] = json.loads(path.read_text())["query_to_document"]
+    assert run.read_text().splitlines()[0].split()[1:4:2] == ["Q0", "1"]
+    for judgements in (texts / "beir", qrels):
+        code, out, _ = of_texts("retrieval", run, judgements, "--json", tmp_path / "r.json", "--per-query")
+        assert code == 0
+        assert "query_to_document: 50 queries, run of 50" in out
+        found = json.loads((tmp_path / "r.json").read_text())["query_to_document"]
+        assert found["metrics"] == pytest.approx(saved["fine"]["metrics"])
+        assert found["ties"] == "trec_eval"
+    sides = {"model": "coarse", "values": tmp_path / "coarse.json", "run": run}
+    differences = []
+    for first, second in (("run", "model"), ("run", "values"), ("model", "run")):
+        options = ["--json", tmp_path / "c.json", "--resamples", 200]
+        assert of_texts("compare", sides[first], sides[second], texts / "beir", *options)[0] == 0
+        differences.append(json.loads((tmp_path / "c.json").read_text())["metrics"]["query_to_document/ndcg@10"])
+    assert [row["ahead"] for row in differences] == ["a", "a", "b"]
+    assert differences[0] == differences[1]
+    assert of_texts("compare", run, run, qrels, "--resamples", 10)[0] == 0
+    assert of_texts("retrieval", run, qrels, "--against", run)[0] == 0
+    for arguments, said in (
+        (
+            ("compare", "coarse", sides["values"], texts / "beir"),
+            "judge both with the same --ties",
+        ),
+        (("compare", run, run), "name a source to judge both models on"),
+        (("retrieval", run, texts / "sts.tsv", "--query", "sentence1", "--document", "sentence2"), "is a run, which"),
+        (("retrieval", run, qrels, "--run", tmp_path / "x"), "--run writes what a model finds"),
+        (("retrieval", run, tmp_path / "no.qrels"), "no such file"),
+        (("retrieval", "fine", texts / "sts.tsv", "--ties", "trec_eval"), "--ties is of searches with judgements"),
+        (("retrieval", "fine", texts / "beir", "--ties", "trec"), "ties 'trec': no such rule"),
+    ):
+        code, _, err = of_texts(*arguments)
+        assert code == 2, arguments
+        assert said in " ".join(err.split()), arguments
+
+
 def test_queries_that_stand_in_the_corpus_are_left_out_of_their_own_ranking_as_beir_does(of_texts, tmp_path):
     (tmp_path / "qrels").mkdir()
     lines = [json.dumps({"_id": f"a{number}", "text": f"w{number // 2} v{number}"}) for number in range(8)]

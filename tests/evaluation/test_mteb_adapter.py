@@ -187,3 +187,16 @@ def test_without_a_fitting_prompt_none_is_named(sts_task):
 def test_what_is_neither_text_nor_image_is_refused(search_task):
     with pytest.raises(MmclError, match="image and text"):
         mteb_model(Bag()).encode([{"text": ["a"], "image": [None]}], task_metadata=search_task.metadata)
+
+
+def test_mtebs_own_tasks_of_texts_all_run():
+    """Those that mteb checks models with: retrieval, reranking, STS, classification, clustering and more."""
+    mocks = pytest.importorskip("mteb.mocks", reason="this mteb has no tasks to check models with")
+    results = dict(mteb.mock_run(mteb_model(Bag({"query": "query: "}))).items())
+    ran = {}
+    for task in mocks.ALL_MOCK_TASK_TEST_GRID:
+        if set(task.metadata.modalities) == {"text"}:
+            result = results[task.metadata.name]
+            assert isinstance(result, mteb.TaskResult), f"{task.metadata.name}: {result}"
+            ran.setdefault(task.metadata.type, []).append(task.metadata.name)
+    assert {"Retrieval", "Reranking", "STS", "Classification", "Clustering", "PairClassification"} <= ran.keys()

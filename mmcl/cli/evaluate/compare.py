@@ -24,6 +24,7 @@ from mmcl.cli.options import (
     Separator,
     Split,
     Templates,
+    Ties,
     cutoffs,
     load,
     names_columns,
@@ -46,10 +47,14 @@ Metrics = Annotated[
 
 @names_columns
 def compare(
-    a: Annotated[str, typer.Argument(help="A model, or a file of --json --per-query.", show_default=False)],
-    b: Annotated[str, typer.Argument(help="The same of the other model.", show_default=False)],
+    a: Annotated[str, typer.Argument(help="A model, a TREC run, or a file of --json --per-query.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The same of another.", show_default=False)],
     source: Annotated[
-        str | None, typer.Argument(help="Rows to judge both models on; none for two files.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Rows or a BEIR folder to judge both on; of two runs, or qrels; none for two .json files.",
+            show_default=False,
+        ),
     ] = None,
     split: Split = None,
     image: ImageColumn = "image",
@@ -58,6 +63,7 @@ def compare(
     query: Query = None,
     document: Document = None,
     self_matches: SelfMatches = None,
+    ties: Ties = None,
     template: Templates = None,
     classes: Classes = None,
     k: CutOffs = None,
@@ -76,27 +82,30 @@ def compare(
 
     An interval is a paired bootstrap; p is a paired randomisation test, Holm's adjustment of it is for the number of
     metrics. The captions of one image are resampled together. Of two models of text: a folder in BEIR's layout, or
-    --query and --document; on pairs of sentences with scores: mmcl eval sts A TABLE --against B.
+    --query and --document; on pairs of sentences with scores: mmcl eval sts A TABLE --against B. Of runs: their queries
+    are those that are judged, and one that a run lacks scores 0.
     """
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.evaluation import compare as compare_scores
     from mmcl.evaluation.compare import headlines_of
-    from mmcl.evaluation.tasks.search import Searched, open_retrieval
+    from mmcl.evaluation.tasks.search import Searched, judge_each
 
     if self_matches is not None and (source is None or label is not None):
         raise MmclError("--self-matches is of searches for texts by texts, which this does not measure; leave it out")
-    models = (load(name, device, dtype, backend, exact_decoding) for name in (a, b))
+
+    def open_model(name: str) -> Any:
+        return load(name, device, dtype, backend, exact_decoding)
+
     table: dict[str, Any] = {"split": split, "separator": separator, "root": image_root}
-    if source is None:
-        sides = _read(a, b)
-    elif label is None:
-        searched = Searched(image, text or "text", query, document, self_matches=self_matches, ks=cutoffs(k))  # type: ignore[arg-type]
-        evaluate = open_retrieval(source, searched, **table)
-        sides = [evaluate(model, 0) for model in models]
+    if source is None or label is None:
+        searched = Searched(
+            image, text or "text", query, document, self_matches=self_matches, ks=cutoffs(k), ties=ties  # type: ignore[arg-type]
+        )  # fmt: skip
+        sides = judge_each((a, b), open_model, source, searched, **table)
     else:
         options: dict[str, Any] = {"image": image, "text": text, "label": label, "ks": cutoffs(k) or (1, 5, 10)}
         options |= {"templates": template or ("{}",), "classes": classes}
-        sides = _classify(models, open_rows(source, **table), options)
+        sides = _classify(map(open_model, (a, b)), open_rows(source, **table), options)
     found = compare_scores(sides[0], sides[1], metric or headlines_of(sides[0]), resamples=resamples)
     write_json(json, {"a": a, "b": b, **found.to_dict()})
     print_comparison(found, a, b, of="rows" if query else "images")
@@ -108,12 +117,3 @@ def _classify(models: Iterable[Any], rows: Any, options: dict[str, Any]) -> list
     from mmcl.evaluation.tasks.rows import scores_of_rows
 
     return [scores_of_rows(model, rows, **options) for model in models]
-
-
-def _read(a: str, b: str) -> list[Mapping[str, Any]]:
-    """What two files hold of single queries."""
-    from mmcl.evaluation.compare import read_per_query
-
-    if not (a.endswith(".json") and b.endswith(".json")):
-        raise MmclError(f"compare {a} {b}: name a source to judge both models on, or give two .json files")
-    return [read_per_query(path) for path in (a, b)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -19,11 +20,11 @@ from mmcl.cli.options import (
     Exact,
     ImageColumn,
     ImageRoot,
-    Model,
     Query,
     SelfMatches,
     Separator,
     Split,
+    Ties,
     cutoffs,
     load,
     names_columns,
@@ -41,13 +42,24 @@ QueryTower = Annotated[
     typer.Option("--tower", help="The tower of queries, if there are several of a kind.", show_default=False),
 ]
 DocumentTower = Annotated[str | None, typer.Option(help="The tower of documents.", show_default=False)]
+Complete = Annotated[bool, typer.Option(help="Judged queries that a run lacks score 0, as by trec_eval -c.")]
+RunFile = Annotated[
+    Path | None,
+    typer.Option("--run", help="Write the first 1,000 documents of each query here, as TREC does.", show_default=False),
+]
 
 
 @names_columns
 def retrieval(
-    model: Model,
+    model: Annotated[
+        str, typer.Argument(help="A model or run folder, or a name; or a file with a TREC run.", show_default=False)
+    ],
     source: Annotated[
-        str, typer.Argument(help="Rows: a file, folder or name; or a folder in BEIR's layout.", show_default=False)
+        str,
+        typer.Argument(
+            help="Rows: a file, folder or name; or a folder in BEIR's layout; of a TREC run, or its qrels.",
+            show_default=False,
+        ),
     ],
     split: Split = None,
     image: ImageColumn = "image",
@@ -59,6 +71,9 @@ def retrieval(
     tower: QueryTower = None,
     document_tower: DocumentTower = None,
     self_matches: SelfMatches = None,
+    ties: Ties = None,
+    complete: Complete = False,
+    run: RunFile = None,
     against: Against = None,
     k: CutOffs = None,
     device: Device = "auto",
@@ -80,26 +95,28 @@ def retrieval(
 
     Texts by text: a folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv) by its graded judgements,
     or two columns of a table: --query question --document answer.
+
+    Runs of other systems: mmcl eval retrieval RUN.trec QRELS, as trec_eval -m all_trec QRELS RUN.trec judges them.
     """
     check_per_query(per_query, json)
     from mmcl.evaluation import compare as compare_scores
     from mmcl.evaluation.compare import headlines_of
-    from mmcl.evaluation.tasks.search import Searched, open_retrieval
+    from mmcl.evaluation.tasks.search import Searched, open_judged, open_retrieval
 
-    towers = {"tower": tower, "document_tower": document_tower}
-    searched = Searched(
-        image, text, query, document, query_prompt, document_prompt, self_matches, cutoffs(k), **towers  # type: ignore[arg-type]
-    )  # fmt: skip
-    evaluate = open_retrieval(source, searched, split=split, separator=separator, root=image_root)
-    encoder = load(model, device, dtype, backend, exact_decoding)
-    for name in filter(None, towers.values()):
-        encoder.towers.resolve(name)  # a name that the model has not is a mistake; that it has no choice is none
-    scores = evaluate(encoder, 1000)
+    def open_model(name: str) -> Any:
+        return load(name, device, dtype, backend, exact_decoding)
+
+    towers: dict[str, Any] = {"tower": tower, "document_tower": document_tower}
+    options: dict[str, Any] = {"self_matches": self_matches, "ks": cutoffs(k), "ties": ties, "complete": complete}
+    searched = Searched(image, text, query, document, query_prompt, document_prompt, **options, **towers)
+    table: dict[str, Any] = {"split": split, "separator": separator, "root": image_root}
+    names = [name for name in (model, against) if name is not None]
+    evaluate = open_retrieval(source, searched, of=names, **table)
+    scores = evaluate(open_judged(model, open_model, towers.values()), 1000, run)
     theirs = {name: value for judged in scores.values() for name, value in judged.clip_benchmark.items()}
     found = None
     if against is not None:
-        other = evaluate(load(against, device, dtype, backend, exact_decoding), 0)
-        found = compare_scores(scores, other, headlines_of(scores))
+        found = compare_scores(scores, evaluate(open_judged(against, open_model), 0), headlines_of(scores))
     tested = {} if found is None else {"against": {"a": model, "b": against, **found.to_dict()}}
     write_json(json, {**for_json(scores, per_query), "clip_benchmark": theirs, **tested})
     print_scores(scores)

@@ -20,7 +20,11 @@ def print_scores(scores: Mapping[str, Scores]) -> None:
     """One table a direction: the metrics, their intervals, what chance would give, and clip_benchmark's names."""
     for way, judged in scores.items():
         theirs = {f"hit@{name.partition('@')[2]}": name for name in judged.clip_benchmark}
-        print_metrics(judged, theirs, f"{way}: {judged.queries:,} queries, corpus of {judged.corpus:,}")
+        print_metrics(
+            judged,
+            theirs,
+            f"{way}: {judged.queries:,} queries, {'run' if judged.of_run else 'corpus'} of {judged.corpus:,}",
+        )
     print_what_counts(scores)
 
 

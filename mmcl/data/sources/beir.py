@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
-import math
-from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcl.data.sources.files import open_bytes
 from mmcl.data.sources.image_folders import is_junk
+from mmcl.data.sources.trec import read_lines, read_qrels
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path, existing_folder
 
 log = logging.getLogger("mmcl")
+_LAYOUT = "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
 _JUDGEMENTS = (".tsv", ".csv", ".txt", ".qrels", ".trec")
 
 
@@ -80,12 +78,10 @@ def open_beir(folder: str | Path, split: str | None = None) -> Beir:
     """
     path = as_path(folder)
     if not path.is_dir():
-        raise MmclError(
-            f"{folder}: no such folder; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
-        )
+        raise MmclError(f"{folder}: no such folder; {_LAYOUT}")
     judged = _split_file(path, split)
     documents, all_queries = _texts(_packed(path / "corpus.jsonl")), _texts(_packed(path / "queries.jsonl"))
-    qrels = _judgements(judged, documents.keys() | all_queries.keys())
+    qrels = read_qrels(judged, documents.keys() | all_queries.keys())
     corpus = {key: text for key, text in documents.items() if text}
     queries = {key: all_queries[key] for key in qrels if all_queries.get(key)}
     unknown = [document for grades in qrels.values() for document in grades if document not in documents]
@@ -151,19 +147,6 @@ def _split_file(folder: Path, split: str | None) -> Path:
     return files[split]
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, numbered from 1. Only line feeds end a line: text may hold the others."""
-    if not file.is_file():
-        raise MmclError(f"{file}: no such file; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv")
-    try:
-        with open_bytes(file) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise MmclError(f"{file}: not a UTF-8 file ({error}); save it as UTF-8") from error
-
-
 def _packed(file: Path) -> Path:
     """The file, or where that is missing the compressed one."""
     packed = file.with_name(f"{file.name}.gz")
@@ -180,7 +163,7 @@ def _split_of(file: Path) -> str:
 def _texts(file: Path) -> dict[str, str]:
     """Id to title and text, as BEIR joins them."""
     texts: dict[str, str] = {}
-    for number, line in _lines(file):
+    for number, line in read_lines(file, _LAYOUT):
         try:
             item = json.loads(line)
         except ValueError as error:
@@ -203,46 +186,3 @@ def _text(item: dict[str, Any], name: str, file: Path, number: int) -> str:
     if not isinstance(value, str | None):
         raise MmclError(f"{file}: line {number}: '{name}' is a {type(value).__name__}, not text")
     return (value or "").strip()
-
-
-def _judgements(file: Path, ids: Set[str]) -> dict[str, dict[str, float]]:
-    qrels: dict[str, dict[str, float]] = {}
-    for number, line in _lines(file):
-        fields = _fields(line)
-        if number == 1 and _is_header(fields, ids):
-            continue
-        grade = _number(fields[-1]) if len(fields) in (3, 4) else None
-        if grade is None or not math.isfinite(grade):
-            raise MmclError(
-                f"{file}: line {number} is not query id, document id and grade, separated by tabs, blanks or commas, "
-                "nor TREC's query id, iteration, document id and grade"
-            )
-        query, document = fields[0], fields[-2]
-        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
-            raise MmclError(f"{file}: line {number} judges document '{document}' for query '{query}' a second time")
-    if not qrels:
-        raise MmclError(f"{file}: there are no judgements")
-    return qrels
-
-
-def _fields(line: str) -> list[str]:
-    """Three columns, or TREC's four, separated by tabs, else by blanks, else by commas: an id may have blanks where
-    tabs separate."""
-    fields = [field.strip() for field in line.split("\t")]
-    if len(fields) in (3, 4):
-        return fields
-    fields = line.split()
-    return fields if len(fields) in (3, 4) else [field.strip() for field in next(csv.reader([line]))]
-
-
-def _is_header(fields: Sequence[str], ids: Set[str]) -> bool:
-    """Whether these name columns, such as query-id, corpus-id and score, and are no broken judgement."""
-    named = len(fields) in (3, 4) and all(fields) and _number(fields[-1]) is None
-    return named and ids.isdisjoint((fields[0], fields[-2]))
-
-
-def _number(field: str) -> float | None:
-    try:
-        return float(field)
-    except ValueError:
-        return None

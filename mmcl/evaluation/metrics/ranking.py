@@ -4,7 +4,8 @@ Everything that retrieval reports follows from where each query's relevant docum
 is kept: memory is one block of scores and one number a judgement, never queries × corpus.
 
 *Ties never help.* Documents with equal scores are ordered worst first: the judged-irrelevant and the unjudged, then the
-relevant from the lowest grade to the highest. A model that gives everything one score is ranked last, not first.
+relevant from the lowest grade to the highest. A model that gives everything one score is ranked last, not first. Where
+an order of equal documents is given, such as trec_eval's by their ids, it decides instead.
 
 *Equal documents tie exactly.* A matrix product in float32 gives the same two vectors slightly different scores in
 blocks of different shapes, which would put duplicates in an accidental order. Scores are therefore products in float64,
@@ -33,7 +34,6 @@ MISSING = -1  # the document number of a relevant document that the corpus does 
 
 _FEW = 16  # up to so many relevant documents a query, one comparison each beats a binary search (measured on CPU)
 _UNITS = 2.0**30
-_MASKED, _UNREACHED = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
 _NO_PAIRS = np.empty((2, 0), dtype=np.int64)
 _PAIR_ELEMENTS = 1 << 22  # elements of the vectors gathered at once to score the relevant documents
 
@@ -81,6 +81,7 @@ def relevant_ranks(
     *,
     similarity: Similarity = "cosine",
     left_out: np.ndarray | None = None,
+    tie_order: np.ndarray | None = None,
     device: str | torch.device | None = None,
     query_rows: int = 512,
     corpus_rows: int = 4096,
@@ -94,6 +95,8 @@ def relevant_ranks(
         similarity: what the corpus is ranked by, best first. Euclidean is the nearest first.
         left_out: (2, P) rows of queries and of documents, integers: such a document is not ranked for such a query, as
             if the corpus lacked it.
+        tie_order: (C,) the places that the documents would have if all had one score, from 0 up, each once; without it
+            a tie never helps.
         device: where to compute; by default where ``queries`` lie if that is a tensor, else the CPU.
         query_rows, corpus_rows: size of a block. The result does not depend on it.
 
@@ -108,13 +111,14 @@ def relevant_ranks(
         raise MmclError(f"unknown similarity '{similarity}': {nearest(similarity, get_args(Similarity))}")
     device = _device(queries, device)
     ready_after_fork(device)
-    space = _DotSpace(corpus, similarity, device)
+    space = _DotSpace(corpus, similarity, device, tie_order)
     layout = _Layout.of(space, queries, corpus, judgements, _NO_PAIRS if left_out is None else left_out)
     blocks = layout.blocks(query_rows, device)
     for first in range(0, len(corpus), corpus_rows):
         documents = space.documents(corpus[first : first + corpus_rows])
         for block in blocks:
-            block.add(space.queries(queries[block.rows]), documents, first)
+            products = space.queries(queries[block.rows]) @ documents.T
+            block.add(space.scores(products, slice(first, first + len(documents))), first)
     ranks = np.full(len(judgements.documents), np.inf)
     ahead = np.concatenate([block.ahead() for block in blocks]) if blocks else np.empty(0)
     ranks[layout.entries] = layout.not_above + ahead
@@ -199,18 +203,18 @@ class _Block:
     ) -> None:
         self.rows, self._row, self._slot = rows, row, slot
         self._masked_row, self._masked_document = np.append(row, unranked[0]), np.append(document, unranked[1])
-        thresholds = np.full((len(rows), int(slot.max()) + 1), _UNREACHED, dtype=np.int32)
+        thresholds = np.full((len(rows), int(slot.max()) + 1), np.iinfo(score.dtype).max, dtype=score.dtype)
         thresholds[row, slot] = score
         self._thresholds = torch.from_numpy(thresholds).to(device)
         self._ahead = torch.zeros_like(self._thresholds, dtype=torch.int64)
 
-    def add(self, queries: Tensor, documents: Tensor, first: int) -> None:
-        """Count the irrelevant among ``documents`` (c, D), of which the first is number ``first`` of the corpus."""
-        scores = _fixed_point(queries @ documents.T)  # (n, c)
-        inside = (self._masked_document >= first) & (self._masked_document < first + len(documents))
+    def add(self, scores: Tensor, first: int) -> None:
+        """Count the irrelevant among some documents by their ``scores`` (n, c), which are overwritten; the first of
+        them is number ``first`` of the corpus."""
+        inside = (self._masked_document >= first) & (self._masked_document < first + scores.shape[1])
         row = torch.from_numpy(self._masked_row[inside])
         column = torch.from_numpy(self._masked_document[inside] - first)
-        scores[row.to(scores.device), column.to(scores.device)] = _MASKED
+        scores[row.to(scores.device), column.to(scores.device)] = torch.iinfo(scores.dtype).min
         self._ahead += _count_reaching(scores, self._thresholds)
 
     def ahead(self) -> np.ndarray:
@@ -233,18 +237,18 @@ def _count_reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
 def _pair_scores(
     space: _DotSpace, queries: Vectors, corpus: Vectors, query: np.ndarray, document: np.ndarray
 ) -> np.ndarray:
-    """(E,) int32: the score of each entry's query with its document."""
+    """(E,) integers: the score of each entry's query with its document."""
     step = max(1, _PAIR_ELEMENTS // queries.shape[1])
-    scores = np.empty(len(query), dtype=np.int32)
+    scores = np.empty(len(query), dtype=np.int32 if space.tie_order is None else np.int64)
     for start in range(0, len(query), step):
         part = slice(start, start + step)
         products = space.queries(queries[query[part]]) * space.documents(corpus[document[part]])
-        scores[part] = _fixed_point(products.sum(1)).cpu().numpy()
+        scores[part] = space.scores(products.sum(1), document[part]).cpu().numpy()
     return scores
 
 
-def _fixed_point(scores: Tensor) -> Tensor:
-    return scores.round_().to(torch.int32)
+def _fixed_point(products: Tensor) -> Tensor:
+    return products.round_().to(torch.int32)
 
 
 class _DotSpace:
@@ -256,8 +260,11 @@ class _DotSpace:
     What is left resolves squared distances to about 1e-9 of the corpus's squared radius.
     """
 
-    def __init__(self, corpus: Vectors, similarity: Similarity, device: torch.device) -> None:
+    def __init__(
+        self, corpus: Vectors, similarity: Similarity, device: torch.device, tie_order: np.ndarray | None = None
+    ) -> None:
         self.device = device
+        self.tie_order = None if tie_order is None else torch.from_numpy(tie_order).to(device)
         self._similarity = similarity
         self._centre: Tensor | float = 0.0
         self._radius: Tensor | float = 1.0
@@ -266,6 +273,14 @@ class _DotSpace:
         if similarity != "cosine":
             largest = [(part - self._centre).norm(dim=1).max() for part in self._parts(corpus)]
             self._radius = torch.stack(largest).max().clamp(min=torch.finfo(torch.float64).tiny)
+
+    def scores(self, products: Tensor, documents: slice | np.ndarray) -> Tensor:
+        """Products with these documents in fixed point, int32; int64 with an order of ties, which are the digits below.
+        The products are overwritten."""
+        scores = _fixed_point(products)
+        if self.tie_order is None:
+            return scores
+        return scores.to(torch.int64) * len(self.tie_order) - self.tie_order[documents]
 
     def queries(self, vectors: Vectors) -> Tensor:
         mapped = self._load(vectors)

@@ -11,12 +11,13 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from mmcl.evaluation.inputs import Identified, codes, cutoffs, matrix, owners, same_width, with_ids
+from mmcl.evaluation.inputs import Identified, check_qrels, codes, cutoffs, matrix, owners, same_width, with_ids
 from mmcl.evaluation.left_out import OwnMatches, SelfMatches, check_self_matches, matches_both_ways, seen_pairs
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics import ranks as measures
 from mmcl.evaluation.metrics.display import RANKING, Display
 from mmcl.evaluation.metrics.ranking import MISSING, Judgements, Vectors, relevant_ranks
+from mmcl.evaluation.metrics.tie_order import Ties, check_ties, places_in_ties
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.runtime.errors import MmclError
 
@@ -59,6 +60,10 @@ class Scores:
     """What was done about queries that stand in the corpus themselves."""
     queries_in_corpus: int = 0
     """How many of the queries that were scored do so."""
+    ties: Ties = "strict"
+    """Which of equal documents ranks first."""
+    of_run: bool = False
+    """Whether a run was judged, which lists the first documents alone: ``corpus`` and ``candidates`` count these."""
     clip_benchmark: dict[str, float] = field(default_factory=dict)
     """The metrics of ``clip_benchmark`` by its names, where rows of a table are judged; else empty."""
 
@@ -83,21 +88,25 @@ class Scores:
     @property
     def size(self) -> str:
         """How many queries against how many candidates, in words."""
+        if self.of_run:
+            return f"n = {self.queries:,} queries, a run of at most {self.candidates.max(initial=0):,} documents each"
         return f"n = {self.queries:,} queries, {self.corpus:,} candidates"
 
     @property
     def remarks(self) -> list[str]:
         """What was left out or counted as not found, in words."""
+        without, corpus = ("results", "run") if self.of_run else ("a vector", "corpus")
         counted = {
             "queries left out because nothing is relevant to them": self.skipped_queries,
-            "judged queries without a vector, left out": self.missing_queries,
-            "relevant documents missing from the corpus, counted as never found": self.missing_documents,
+            f"judged queries without {without}, left out": self.missing_queries,
+            f"relevant documents missing from the {corpus}, counted as never found": self.missing_documents,
         }
         return [f"{number:,} {what}" for what, number in counted.items() if number]
 
     def chance(self) -> dict[str, float]:
-        """What a random order of the corpus is expected to score: hit@k, recall@k and precision@k."""
-        return measures.chance(self.found, self.relevant, self.candidates, self.ks)
+        """What a random order of the corpus is expected to score: hit@k, recall@k and precision@k; of a run nothing,
+        which does not say what else there was."""
+        return {} if self.of_run else measures.chance(self.found, self.relevant, self.candidates, self.ks)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the values of single queries, ready for JSON."""
@@ -112,6 +121,7 @@ class Scores:
             "missing_queries": self.missing_queries,
             "missing_documents": self.missing_documents,
             "queries_without_relevant": self.queries_without_relevant,
+            "ties": self.ties,
             "self_matches": self.self_matches,
             "queries_in_corpus": self.queries_in_corpus,
         }
@@ -125,6 +135,7 @@ def retrieval(
     *,
     similarity: Similarity = "cosine",
     self_matches: SelfMatches = "keep",
+    ties: Ties = "strict",
     seen: Mapping[Any, Iterable[Hashable]] = MappingProxyType({}),
     bootstrap: int = 1000,
     seed: int = 0,
@@ -132,20 +143,22 @@ def retrieval(
 ) -> Scores:
     """Rank the whole corpus for every query and score the ranks against graded judgements.
 
-    The numbers are trec_eval's; a tie never helps (see ``mmcl.evaluation.metrics.ranking``). A query without a
-    judgement is left out and counted; one whose judgements are all of grade 0 or below scores 0. A relevant document
-    that the corpus lacks counts as never found, so it lowers recall, ndcg and map; in median_rank it stands one
-    place after the whole corpus.
+    The numbers are trec_eval's, but for ties, which never help unless ``ties`` says so. A query without a judgement is
+    left out and counted; one whose judgements are all of grade 0 or below scores 0. A relevant document that the corpus
+    lacks counts as never found, so it lowers recall, ndcg and map; in median_rank it stands one place after the whole
+    corpus.
 
     Args:
-        queries: {query id: (D,) vector}, or a pair (ids, (Q, D) array).
-        corpus: {document id: (D,) vector}, or a pair (ids, (C, D) array).
+        queries: {query id: (D,) vector}, a pair (ids, (Q, D) array), or an array alone, whose ids are "0", "1", ….
+        corpus: the same of documents, C in all.
         qrels: {query id: {document id: grade}}. Grades above 0 are relevant, the higher the better.
         ks: cut-offs of the metrics at k.
         similarity: "cosine", "dot" or "euclidean".
         self_matches: what becomes of the document that has a query's own id: "keep" ranks it like any other, "drop"
             leaves it out for that query. The latter is BEIR's rule (``ignore_identical_ids``), and MTEB's for ArguAna
             and Quora, whose queries stand in their corpus. As there, its grade, if it has one, stays: never found.
+        ties: of equal documents, "strict" ranks the worst first, so that a tie never helps (see
+            ``mmcl.evaluation.metrics.ranking``), and "trec_eval" the one whose id, as a string, comes last.
         seen: {query id: document ids} that are not ranked for the query, as if the corpus lacked them.
         bootstrap: resamples for the intervals; 0 for none.
         seed: of the resamples.
@@ -154,12 +167,12 @@ def retrieval(
     Raises:
         MmclError: vectors that are empty, not finite or of different widths; doubled ids; a cut-off below 1; a grade
             that is not a finite number; judgements that name none of the queries or none of the documents; an unknown
-            rule for self_matches.
+            rule for self_matches or ties.
     """
     check_self_matches(self_matches)
+    check_ties(ties)
+    check_qrels(qrels)
     ks = cutoffs(ks)
-    if not (isinstance(qrels, Mapping) and all(isinstance(grades, Mapping) for grades in qrels.values())):
-        raise MmclError("qrels: expected {query id: {document id: grade}}, such as {'q1': {'d7': 1}}")
     query_ids, query_vectors = with_ids("queries", queries)
     corpus_ids, corpus_vectors = with_ids("corpus", corpus)
     same_width(("queries", query_vectors), ("documents", corpus_vectors))
@@ -174,6 +187,8 @@ def retrieval(
             seen=seen_pairs(seen, query_ids, corpus_ids),
             query_ids=query_ids,
             missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
+            ties=ties,
+            tie_order=None if ties == "strict" else places_in_ties(corpus_ids),
         ),
         _Measure(ks, similarity, bootstrap, seed, device),
     )
@@ -258,6 +273,8 @@ class _Search:
     groups: np.ndarray | None = None  # (Q,) see ``Scores.groups``
     missing: int = 0  # queries that the judgements name but that have no vector
     seen: np.ndarray | None = None  # (2, P) more queries and documents that are not ranked for them
+    ties: Ties = "strict"
+    tie_order: np.ndarray | None = None  # (C,) places of equal documents
 
     @property
     def left_out(self) -> np.ndarray:
@@ -297,32 +314,45 @@ class _Measure:
 def _score(search: _Search, measure: _Measure) -> Scores:
     queries, corpus, left_out = search.queries, search.corpus, search.left_out
     options: dict[str, Any] = {"similarity": measure.similarity, "device": measure.device}
-    ranks = relevant_ranks(queries, corpus, search.judgements, left_out=left_out, **options)
+    ranks = relevant_ranks(queries, corpus, search.judgements, left_out=left_out, tie_order=search.tie_order, **options)
     scored = np.flatnonzero(search.scored)
-    judged = search.judgements.of_queries(scored)
-    candidates = len(corpus) - np.bincount(left_out[0], minlength=len(queries))[scored]
-    values = measures.per_query(ranks, judged, measure.ks)
-    values["median_rank"] = np.minimum(values["median_rank"], candidates + 1)
-    groups = None if search.groups is None else np.unique(search.groups[scored], return_inverse=True)[1]
-    metrics, intervals = bootstrapping.estimate(
-        measures.statistic(values), len(scored), resamples=measure.bootstrap, seed=measure.seed, groups=groups
-    )
-    return Scores(
-        metrics=metrics,
-        intervals=intervals,
-        per_query=values,
+    return scores_of_ranks(
+        ranks,
+        search.judgements.of_queries(scored),
+        measure.ks,
+        bootstrap=(measure.bootstrap, measure.seed),
         query_ids=[search.query_ids[row] for row in scored.tolist()],
-        relevant=judged.sizes,
-        found=np.bincount(judged.queries, weights=np.isfinite(ranks), minlength=len(scored)).astype(np.int64),
-        candidates=candidates,
-        ks=measure.ks,
+        candidates=len(corpus) - np.bincount(left_out[0], minlength=len(queries))[scored],
         corpus=len(corpus),
         skipped_queries=len(queries) - len(scored),
         missing_queries=search.missing,
-        groups=groups,
+        groups=None if search.groups is None else np.unique(search.groups[scored], return_inverse=True)[1],
+        ties=search.ties,
         self_matches=search.matches.rule,
         queries_in_corpus=len(np.intersect1d(search.matches.rows, scored)),
     )
+
+
+def scores_of_ranks(
+    ranks: np.ndarray, judged: Judgements, ks: tuple[int, ...], *, bootstrap: tuple[int, int], **known: Any
+) -> Scores:
+    """What ranks come to.
+
+    Args:
+        ranks: (E,) of the relevant documents, see :func:`mmcl.evaluation.metrics.ranks.per_query`.
+        judged: the relevant documents of Q queries.
+        ks: cut-offs.
+        bootstrap: number of resamples for the intervals, and their seed.
+        known: the other fields of :class:`Scores`, ``candidates`` and ``query_ids`` among them.
+    """
+    values = measures.per_query(ranks, judged, ks)
+    values["median_rank"] = np.minimum(values["median_rank"], known["candidates"] + 1)
+    resamples, seed = bootstrap
+    metrics, intervals = bootstrapping.estimate(
+        measures.statistic(values), len(judged.sizes), resamples=resamples, seed=seed, groups=known.get("groups")
+    )
+    found = np.bincount(judged.queries, weights=np.isfinite(ranks), minlength=len(judged.sizes)).astype(np.int64)
+    return Scores(metrics, intervals, values, relevant=judged.sizes, found=found, ks=ks, **known)
 
 
 def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], corpus_ids: list[Any]) -> Judgements:
@@ -330,10 +360,6 @@ def _judgements(qrels: Mapping[Any, Mapping[Any, float]], query_ids: list[Any], 
     offsets, documents, grades = [0], [], []
     for query in query_ids:
         for document, grade in qrels.get(query, {}).items():
-            if not (isinstance(grade, int | float | np.number) and np.isfinite(grade)):
-                raise MmclError(
-                    f"qrels: the grade of document {document!r} for query {query!r} is {grade!r}, not a number"
-                )
             if grade > 0:
                 documents.append(row.get(document, MISSING))
                 grades.append(grade)

@@ -1,22 +1,39 @@
-"""Retrieval on a source of rows, whatever its layout: images and texts, two columns of text, a folder in BEIR's."""
+"""Retrieval on a source, whatever its layout: images and texts, two columns of text, a folder in BEIR's; by models, and
+where there are judgements by runs of whatever system."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
-from mmcl.data.sources.beir import is_beir, open_beir
+from mmcl.data.sources.beir import Beir, is_beir, open_beir
 from mmcl.data.sources.tar.rows import open_rows
+from mmcl.data.sources.trec import Run, is_run, read_qrels, read_run
+from mmcl.evaluation.compare import read_per_query
 from mmcl.evaluation.left_out import SelfMatches, check_self_matches
+from mmcl.evaluation.metrics.tie_order import Ties, check_ties
 from mmcl.evaluation.tasks.retrieval import Scores
 from mmcl.evaluation.tasks.rows import retrieval_of_rows
+from mmcl.evaluation.tasks.runs import beir_run, retrieval_run
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval, retrieval_of_texts
 from mmcl.runtime.errors import MmclError
 
-Retrieval: TypeAlias = Callable[[Any, int], dict[str, Scores]]
-"""From a model and a number of resamples to the scores of each direction."""
+_DEPTHS = (1, 10, 100)  # of graded judgements
+
+
+class Retrieval(Protocol):
+    """A task, for any number of models and runs."""
+
+    def __call__(self, judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
+        """The scores of each direction.
+
+        Args:
+            judged: a model, or where there are judgements a :class:`mmcl.data.sources.trec.Run`.
+            resamples: for the intervals.
+            run: a file to write what the model finds to, where there are judgements.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,8 @@ class Searched:
         ks: cut-offs; 1, 5, 10, or of BEIR 1, 10, 100, where None.
         tower, document_tower: which embed queries, or captions, and documents, of a model with several towers of a
             kind.
+        ties: which of equal documents ranks first; ``strict`` of models and ``trec_eval`` of runs, where None.
+        complete: whether judged queries that a run lacks score 0.
     """
 
     image: str = "image"
@@ -44,6 +63,8 @@ class Searched:
     ks: Sequence[int] | None = None
     tower: str | None = None
     document_tower: str | None = None
+    ties: Ties | None = None
+    complete: bool = False
 
     def by(self, encoder: Any) -> tuple[Any, Any]:
         """What embeds queries, and what embeds documents.
@@ -68,37 +89,56 @@ def by_tower(encoder: Any, tower: str | None) -> Any:
 
 
 def open_retrieval(
-    source: str, searched: Searched, *, split: str | None = None, separator: str | None = None, root: Path | None = None
+    source: str,
+    searched: Searched,
+    *,
+    of: Sequence[str] = (),
+    split: str | None = None,
+    separator: str | None = None,
+    root: Path | None = None,
 ) -> Retrieval:
-    """The retrieval task that a source makes, for any number of models.
+    """The retrieval task that a source makes.
 
     Args:
         source: rows, or a folder in BEIR's layout.
         searched: its columns and options.
+        of: names of what is to be judged, where there may be runs among them (:func:`open_judged`). With a run, ties
+            are ordered as in trec_eval, unless ``searched`` says otherwise; several are judged on all queries, of which
+            those that a run lacks score 0; and of runs alone, a file holds judgements, not rows.
         split, separator, root: see :func:`mmcl.data.sources.open_source`.
 
     Raises:
         MmclError: the source cannot be read, or does not fit the options. The returned function raises where the model
             does not fit the source.
     """
+    runs = [is_run(name) for name in of]
+    if any(runs):
+        complete = searched.complete or len(runs) > 1
+        searched = replace(searched, ties=searched.ties or "trec_eval", complete=complete)
     query, document = searched.query, searched.document
-    prompts = {"query_prompt": searched.query_prompt, "document_prompt": searched.document_prompt}
-    texts: dict[str, Any] = dict(prompts)
+    texts: dict[str, Any] = {"query_prompt": searched.query_prompt, "document_prompt": searched.document_prompt}
+    if searched.ties is not None:
+        check_ties(searched.ties)
     if searched.self_matches is not None:
         check_self_matches(searched.self_matches)
         texts["self_matches"] = searched.self_matches
     if (query is None) != (document is None):
         raise MmclError("--query and --document go together: the column to search with, and the one to search in")
     if query is None and is_beir(source):
-        beir, depths = open_beir(source, split), searched.ks or (1, 10, 100)
-        return lambda encoder, resamples: {
-            "query_to_document": beir_retrieval(searched.by(encoder), beir, depths, bootstrap=resamples, **texts)
-        }
+        return _of_beir(open_beir(source, split), searched, texts)
+    if runs and all(runs):
+        return _of_judgements(source, searched)
+    if searched.ties is not None:
+        raise MmclError(f"{source}: --ties is of searches with judgements, in BEIR's layout or of runs; leave it out")
     rows, ks = open_rows(source, split=split, separator=separator, root=root), searched.ks or (1, 5, 10)
     if query is not None and document is not None:
-        return lambda encoder, resamples: retrieval_of_texts(
-            searched.by(encoder), rows, query=query, document=document, ks=ks, bootstrap=resamples, **texts
-        )
+
+        def texts_by_texts(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
+            _models_alone(source, judged, run)
+            sides = searched.by(judged)
+            return retrieval_of_texts(sides, rows, query=query, document=document, ks=ks, bootstrap=resamples, **texts)
+
+        return texts_by_texts
     if searched.self_matches is not None:
         raise MmclError(
             f"{source}: --self-matches is of searches for texts by texts, a folder in BEIR's layout or --query and "
@@ -111,14 +151,101 @@ def open_retrieval(
             "--document; leave it out"
         )
 
-    def images_and_texts(encoder: Any, resamples: int) -> dict[str, Scores]:
-        if "image" not in encoder.modalities:
+    def images_and_texts(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
+        _models_alone(source, judged, run)
+        if "image" not in judged.modalities:
             raise MmclError(
                 f"{rows.name}: the model embeds texts only; name the column to search with and the one to search in by "
                 f"--query and --document: it has {', '.join(rows.column_names)}"
             )
         image, text = searched.image, searched.text
-        encoder = by_tower(encoder, searched.tower)
+        encoder = by_tower(judged, searched.tower)
         return retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks, bootstrap=resamples)
 
     return images_and_texts
+
+
+def open_judged(name: str, load: Callable[[str], Any], towers: Iterable[str | None] = ()) -> Any:
+    """The run in a file of this name, if that holds one; else the model, which must have the towers that are named.
+
+    Raises:
+        MmclError: the run cannot be read, there is no such model, or it has no such tower.
+    """
+    if is_run(name):
+        return read_run(name)
+    model = load(name)
+    for tower in filter(None, towers):
+        model.towers.resolve(tower)  # a name that the model has not is a mistake; that it has no choice is none
+    return model
+
+
+def judge_each(
+    names: Sequence[str], load: Callable[[str], Any], source: str | None, searched: Searched, **table: Any
+) -> list[Mapping[str, Any]]:
+    """What each of several systems scores on the same queries, as :func:`mmcl.evaluation.compare` takes it.
+
+    Args:
+        names: of models, of run files, and of JSON files with the values of every query.
+        load: from the name of a model to the model.
+        source, searched, table: as of :func:`open_retrieval`; of JSON files alone the source may be None.
+
+    Raises:
+        MmclError: as :func:`open_retrieval`, or there is no source to judge models or runs on.
+    """
+    judged = [name for name in names if not name.endswith(".json")]
+    if judged and source is None:
+        raise MmclError(f"compare {' '.join(names)}: name a source to judge both models on, or give two .json files")
+    searched = replace(searched, complete=True)
+    judge = open_retrieval(str(source), searched, of=judged, **table) if judged else None
+    return [
+        read_per_query(name) if judge is None or name not in judged else judge(open_judged(name, load), 0)
+        for name in names
+    ]
+
+
+def _of_beir(beir: Beir, searched: Searched, options: Mapping[str, Any]) -> Retrieval:
+    ks = searched.ks or _DEPTHS
+
+    def judge(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
+        if isinstance(judged, Run):
+            _check_written(run)
+            scores = beir_run(judged, beir, ks, bootstrap=resamples, **_of_runs(searched, "drop"))
+        else:
+            ties = searched.ties or "strict"
+            sides = searched.by(judged)
+            scores = beir_retrieval(sides, beir, ks, ties=ties, bootstrap=resamples, run=run, **options)
+        return {"query_to_document": scores}
+
+    return judge
+
+
+def _of_judgements(source: str, searched: Searched) -> Retrieval:
+    qrels = read_qrels(source)
+
+    def judge(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
+        _check_written(run)
+        ks = searched.ks or _DEPTHS
+        scores = retrieval_run(judged, qrels, ks, bootstrap=resamples, **_of_runs(searched, "keep"))
+        return {"query_to_document": scores}
+
+    return judge
+
+
+def _of_runs(searched: Searched, self_matches: SelfMatches) -> dict[str, Any]:
+    return {
+        "ties": searched.ties or "trec_eval",
+        "self_matches": searched.self_matches or self_matches,
+        "complete": searched.complete,
+    }
+
+
+def _models_alone(source: str, judged: Any, run: Path | None) -> None:
+    if isinstance(judged, Run):
+        raise MmclError(f"{judged.name} is a run, which judgements judge: a folder in BEIR's layout or a file of qrels")
+    if run is not None:
+        raise MmclError(f"{source}: --run is of searches with judgements, a folder in BEIR's layout; leave it out")
+
+
+def _check_written(run: Path | None) -> None:
+    if run is not None:
+        raise MmclError("--run writes what a model finds; a run is judged here, so leave it out")

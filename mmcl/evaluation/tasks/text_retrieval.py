@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,17 +16,25 @@ from mmcl.data.cache.tokens import texts_of
 from mmcl.data.rows import Rows
 from mmcl.data.sources.beir import Beir
 from mmcl.data.sources.tar.rows import ShardRows
+from mmcl.data.sources.trec import write_run
 from mmcl.encoding import prompts
+from mmcl.evaluation.inputs import cutoffs
 from mmcl.evaluation.left_out import WITHOUT_OWN, SelfMatches
+from mmcl.evaluation.metrics.tie_order import TIES_BY_ID, Ties
 from mmcl.evaluation.tasks.retrieval import Scores, retrieval, retrieval_pairs
 from mmcl.evaluation.texts import Encodes, embed_texts, text_identities
 from mmcl.evaluation.trained_on import warn_of_training_pairs, warn_of_training_rows
+from mmcl.losses.logits.similarity import unit_rows
+from mmcl.retrieval.exact import exact_search
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 
 HEADLINES = ("ndcg@10", "recall@100", "map", "mrr")
 """What two models are compared by on graded judgements."""
+
+RUN_DEPTH = 1000
+"""Documents a query in the runs that are written, as TREC asks for."""
 
 
 def beir_retrieval(
@@ -35,7 +45,9 @@ def beir_retrieval(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     self_matches: SelfMatches = "drop",
+    ties: Ties = "strict",
     bootstrap: int = 1000,
+    run: str | Path | None = None,
 ) -> Scores:
     """Rank the corpus for every query of a task by cosine, exactly.
 
@@ -49,7 +61,10 @@ def beir_retrieval(
             ``passage`` or ``corpus``, where it has such. "" for none.
         self_matches: "drop" leaves the document that has a query's own id out of that query's ranking, as BEIR does;
             "keep" ranks it like any other. See ``mmcl.evaluation.tasks.retrieval``.
+        ties: as in ``retrieval``.
         bootstrap: resamples for the intervals, of queries.
+        run: a file to write the first 1,000 documents of each query to (or as many as the largest cut-off), as a run
+            in TREC's format.
 
     Raises:
         MmclError: as ``retrieval``, and what ``encode`` raises.
@@ -65,15 +80,36 @@ def beir_retrieval(
     words = _prompts(asking, answering, query_prompt, document_prompt)
     queries = embed_texts(asking, list(beir.queries.values()), prompt=words[0])
     corpus = embed_texts(answering, list(beir.corpus.values()), prompt=words[1])
-    scores = retrieval(
-        (list(beir.queries), queries),
-        (list(beir.corpus), corpus),
-        beir.qrels,
-        ks,
-        self_matches=self_matches,
-        bootstrap=bootstrap,
-    )
-    return replace(scores, data=_judged_on(beir.fingerprint, scores))
+    ks = cutoffs(ks)
+    asked, answers = (list(beir.queries), queries), (list(beir.corpus), corpus)
+    scores = retrieval(asked, answers, beir.qrels, ks, self_matches=self_matches, ties=ties, bootstrap=bootstrap)
+    if run is not None:
+        write_run(run, best_documents(asked, answers, max(*ks, RUN_DEPTH), self_matches), _name(encoder))
+    return replace(scores, data=judged_on(beir.fingerprint, scores))
+
+
+def best_documents(
+    queries: tuple[list[str], np.ndarray], corpus: tuple[list[str], np.ndarray], k: int, self_matches: SelfMatches
+) -> dict[str, dict[str, float]]:
+    """{query id: {document id: cosine}} of the k best documents of each query, best first.
+
+    Args:
+        queries, corpus: ids, and (Q, D) and (C, D) vectors.
+        k: documents a query.
+        self_matches: whether a document that has the query's own id is among them.
+    """
+    (asked, vectors), (names, documents) = queries, corpus
+    drop = self_matches == "drop"
+    positions, _ = exact_search(vectors, documents, k + drop)
+    found = {}
+    for query, vector, row in zip(asked, vectors, positions, strict=True):
+        # In float64: what is equal is so in float32 as well then, in which trec_eval looks for ties.
+        near = unit_rows(documents[row].astype(np.float64)) @ unit_rows(vector.astype(np.float64))
+        listed = {names[place]: score for place, score in zip(row.tolist(), near.tolist(), strict=True)}
+        if drop:
+            listed.pop(query, None)
+        found[query] = dict(itertools.islice(listed.items(), k))
+    return found
 
 
 def retrieval_of_texts(
@@ -132,7 +168,7 @@ def retrieval_of_texts(
         way: replace(
             scores[way],
             query_ids=[called[row] for row in scores[way].query_ids],
-            data=_judged_on(pairs.fingerprint, scores[way]),
+            data=judged_on(pairs.fingerprint, scores[way]),
         )
         for way, called in zip(scores, (pairs.query_ids, pairs.document_ids), strict=True)
     }
@@ -176,9 +212,14 @@ def _read_pairs(rows: Rows | ShardRows, query: str, document: str) -> _Pairs:
     )
 
 
-def _judged_on(data: str, scores: Scores) -> str:
-    """Differs, too, where what was ranked does."""
-    return f"{data}{WITHOUT_OWN}" if scores.self_matches == "drop" and scores.queries_in_corpus else data
+def judged_on(data: str, scores: Scores) -> str:
+    """``Scores.data`` of scores on this data: it differs, too, where what was ranked does."""
+    own = WITHOUT_OWN if scores.self_matches == "drop" and scores.queries_in_corpus else ""
+    return data + own + (TIES_BY_ID if scores.ties == "trec_eval" else "")
+
+
+def _name(encoder: Encodes | tuple[Encodes, Encodes]) -> str:
+    return str(getattr(_sides(encoder)[0], "name", "mmcl"))
 
 
 def _sides(encoder: Encodes | tuple[Encodes, Encodes]) -> tuple[Encodes, Encodes]:

@@ -10,7 +10,7 @@ import pytest
 from mmcl.data.sources.beir import is_beir, open_beir
 from mmcl.runtime.errors import MmclError
 
-CRANFIELD = Path(__file__).parents[3] / "shared" / "data" / "cranfield"
+CRANFIELD = Path(__file__).parents[4] / "shared" / "data" / "cranfield"
 
 CORPUS = [
     {"_id": "d1", "title": "A title", "text": "and text"},

@@ -168,3 +168,25 @@ def test_unknown_similarity_names_the_nearest() -> None:
         relevant_ranks(np.eye(2), np.eye(2), Judgements(np.arange(3), np.arange(2), np.ones(2)), similarity="cosin")
     with pytest.raises(MmclError, match="float64"):
         relevant_ranks(np.eye(2), np.eye(2), Judgements(np.arange(3), np.arange(2), np.ones(2)), device="mps")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["cosine", "dot", "euclidean"]))
+def test_an_order_of_ties_decides_among_equal_documents(seed: int, similarity: str) -> None:
+    """Against the sorted table of fixed-point scores."""
+    rng = np.random.default_rng(seed)
+    queries, corpus = rng.integers(-1, 2, (5, 3)).astype(float), rng.integers(-1, 2, (24, 3)).astype(float)
+    order = rng.permutation(24)
+    grades = rng.integers(0, 3, (5, 24))
+    ranks = relevant_ranks(
+        queries, corpus, judge(grades), similarity=similarity, tie_order=order, query_rows=2, corpus_rows=7
+    )
+    scores = -np.linalg.norm(queries[:, None] - corpus, axis=2) if similarity == "euclidean" else queries @ corpus.T
+    if similarity == "cosine":
+        scores = scores / np.maximum(np.linalg.norm(corpus, axis=1), 1e-9)
+    expected = []
+    for row, grade in zip(scores.round(9), grades, strict=True):
+        place = np.empty(24, int)
+        place[np.lexsort((order, -row))] = np.arange(1, 25)
+        expected += place[np.flatnonzero(grade)].tolist()
+    assert ranks.tolist() == expected

@@ -97,6 +97,15 @@ def test_mappings_and_pairs_of_ids_and_vectors_give_the_same() -> None:
     assert arrays.to_dict() == mappings.to_dict()
 
 
+def test_arrays_alone_have_their_rows_as_ids() -> None:
+    rng = np.random.default_rng(8)
+    queries, corpus = rng.standard_normal((9, 5)), torch.from_numpy(rng.standard_normal((20, 5)))
+    qrels = {str(q): {str(d): 1 for d in rng.choice(20, 4)} for q in range(9)}
+    named = retrieval(([*map(str, range(9))], queries), ([*map(str, range(20))], corpus), qrels)
+    assert retrieval(queries, corpus, qrels).to_dict() == named.to_dict()
+    assert retrieval(queries, corpus, qrels).query_ids == [str(row) for row in range(9)]
+
+
 def test_two_images_and_four_texts() -> None:
     image = np.array([[1.0, 0], [0, 1.0]])
     text = np.array([[1.0, 0], [0.9, 0.1], [0.1, 0.9], [0.95, 0.05]])  # the last is nearer to the wrong image
@@ -201,7 +210,9 @@ GOOD = ({"q": [1.0, 0.0]}, {"a": [1.0, 0.0], "b": [0.0, 1.0]}, {"q": {"a": 1}})
         ({1: {"a": [1.0, 0.0], "b": [1.0]}}, "id 'b' has shape"),
         ({1: (["a", "a"], np.eye(2))}, "'a' stands twice"),
         ({1: (["a"], np.eye(2))}, "1 ids for 2 vectors"),
-        ({1: np.eye(2)}, "expected a mapping from id to vector or a pair"),
+        ({1: [[1.0, 0.0]]}, "expected a mapping from id to vector, a pair \\(ids, array\\) or an array, not list"),
+        ({1: np.eye(2)}, "qrels have ids such as 'a', the vectors such as '0'"),
+        ({0: np.array([[np.nan, 0.0]])}, "the vector of id '0' has a NaN"),
         ({2: {"p": {"a": 1}}}, "qrels have ids such as 'p', the vectors such as 'q'"),
         ({2: {"q": {"z": 1}}}, "qrels have ids such as 'z', the vectors such as 'a'"),
         ({2: {"q": {"a": float("nan")}}}, "the grade of document 'a' for query 'q' is nan"),

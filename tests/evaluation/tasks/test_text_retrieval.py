@@ -15,7 +15,7 @@ from mmcl.data.sources.beir import Beir, open_beir
 from mmcl.evaluation import beir_retrieval, retrieval_of_texts
 from mmcl.runtime.errors import MmclError
 
-CRANFIELD = Path(__file__).parents[3] / "shared" / "data" / "cranfield"
+CRANFIELD = Path(__file__).parents[4] / "shared" / "data" / "cranfield"
 
 
 class Random:

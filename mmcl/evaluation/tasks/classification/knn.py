@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmcl.evaluation.metrics.nearest import nearest
 from mmcl.evaluation.metrics.ranking import Vectors
 from mmcl.evaluation.tasks.classification.labels import Labels, labelled
 from mmcl.evaluation.tasks.classification.scores import ClassificationScores, ranks_of
+from mmcl.retrieval.exact import exact_search
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
@@ -105,7 +105,8 @@ def knn_table(
         ks = list(dict.fromkeys(min(k, most) for k in ks))
     where = torch.device(device or (rows.test.device if isinstance(rows.test, Tensor) else "cpu"))
     classes_of = torch.from_numpy(rows.train_labels).to(where)
-    cosines, neighbours = nearest(rows.test, rows.train, max(ks), device=where)
+    found = exact_search(rows.test, rows.train, max(ks), device=where)
+    neighbours, cosines = (torch.from_numpy(part).to(where) for part in found)
     classes_of, own = classes_of[neighbours], torch.from_numpy(rows.test_labels).to(where)
     scores = []
     for k, temperature in itertools.product(ks, temperatures):

@@ -10,7 +10,6 @@ from lightly.utils.benchmarking import knn_predict
 from torch.nn import functional as F
 
 from mmcl.evaluation import knn
-from mmcl.evaluation.metrics.nearest import nearest
 from mmcl.evaluation.tasks.classification.knn import knn_table
 from mmcl.runtime.errors import MmclError
 
@@ -35,17 +34,6 @@ def test_accuracy_equals_lightlys(k: int, temperature: float) -> None:
     assert scores.top1 == (theirs[:, 0].numpy() == test_labels).mean()
     assert scores.interval[0] < scores.top1 < scores.interval[1]
     assert scores.chance()["top@1"] == pytest.approx(1 / 5)
-
-
-def test_the_neighbours_in_tiles_are_those_of_the_whole_matrix() -> None:
-    queries, corpus = clusters(50)[0], clusters(130, seed=3)[0]
-    cosines, rows = nearest(queries, corpus, 20, device=torch.device("cpu"), query_rows=7, corpus_rows=11)
-    unit = [
-        vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True) for vectors in (queries, corpus)
-    ]
-    expected = np.argsort(-(unit[0] @ unit[1].T), axis=1)[:, :20]
-    np.testing.assert_array_equal(rows.numpy(), expected)
-    np.testing.assert_allclose(cosines.numpy(), np.take_along_axis(unit[0] @ unit[1].T, expected, 1), atol=1e-6)
 
 
 def test_several_settings_equal_each_by_itself() -> None:
