@@ -83,8 +83,11 @@ def add(
     with changing(index) as changed:
         rows = None if source is None else _rows(source, split)
         columns = columns_to_add(changed.info()["columns"], stored, rows, id)
+        before = len(changed)
         (changed.upsert if upsert else changed.add)(stored, stored.ids(), columns=columns)
-    say(f"{len(stored):,} vectors added, {len(changed):,} in {index}")
+        replaced = before + len(stored) - len(changed)
+    place = f" in the place of {replaced:,}" if upsert else ""
+    say(f"added {len(stored):,}{place}; {len(changed):,} vectors in {index}")
 
 
 @app.command()
@@ -102,7 +105,7 @@ def remove(
     with changing(index) as changed:
         before = len(changed)
         changed.remove(wanted or [])
-    say(f"{before - len(changed):,} vectors removed, {len(changed):,} in {index}")
+    say(f"removed {before - len(changed):,}; {len(changed):,} vectors in {index}")
 
 
 @app.command()

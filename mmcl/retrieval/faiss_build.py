@@ -85,11 +85,11 @@ def held_out_again(index: Any, live: np.ndarray, similarity: Similarity) -> Held
 
 def reason_to_rebuild(index: Any, about: dict[str, Any]) -> str | None:
     """Why an index should be built anew; None if there is no reason."""
-    count = about["count"]
+    count, built = about["count"], about["count_when_built"]
     if about["removed"] > _HOLES * index.ntotal:
         return f"{about['removed']:,} of its {index.ntotal:,} vectors are removed, and still compared"
-    if about["built"] and count > _CROWDED * about["built"] and specs.inverted_file(index) is not None:
-        return f"its cells were made for {about['built']:,} vectors and hold {count:,}"
+    if built and count > _CROWDED * built and specs.inverted_file(index) is not None:
+        return f"its cells were made for {built:,} vectors and hold {count:,}"
     if about["spec"] == "Flat" and about["reason"] != CHOSEN and count > 2 * specs.EXACT_ROWS:
         return f"it compares a query with all of its {count:,} vectors, which an approximate one need not"
     return None

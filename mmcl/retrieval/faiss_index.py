@@ -125,7 +125,8 @@ class Index:
         table = shards.table() if ids is None else id_table(ids, count)
         if labels is not None:
             table = id_table(table["id"], count, labels)
-        table = with_columns(table, columns)
+        own = table.drop_columns(["id"])  # which those on disk may have
+        table = with_columns(with_columns(id_table(table["id"], count), own), columns)
         spec, why = specs.choose_spec(count, dim) if spec == "auto" else (spec, CHOSEN)
         index = specs.make(spec, dim, similarity)
         held = None if isinstance(index, faiss.IndexFlat) else held_out(shards, similarity, table)
@@ -138,7 +139,7 @@ class Index:
             "dim": dim,
             "count": count,
             "removed": 0,
-            "built": count,
+            "count_when_built": count,
             "model": model if model is not None else shards.model,
             "encoder": getattr(shards, "encoder", None) if model in (None, shards.model) else None,
             "trained_on": trained_on,

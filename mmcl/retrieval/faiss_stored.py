@@ -47,7 +47,7 @@ class _About(Stored):
     dim: Annotated[int, Field(ge=1)]
     count: Annotated[int, Field(ge=1)]
     removed: _Count = 0
-    built: _Count | None = None
+    count_when_built: _Count | None = None
     model: str | None
     near: str | None = None
     encoder: Fingerprint | None = None

@@ -42,15 +42,15 @@ def test_vectors_are_added_with_their_columns_and_removed_by_id(mmcl_, made):
     write(made / "more", range(45, 60))
     arguments = ("index", "add", made / "index", made / "more", "--from", made / "rows.csv")
     code, out, err = mmcl_(*arguments, "--upsert")
-    assert (code, out) == (0, f"15 vectors added, 60 in {made / 'index'}\n"), err
+    assert (code, out) == (0, f"added 15 in the place of 5; 60 vectors in {made / 'index'}\n"), err
     assert Index.load(made / "index").rows(["v59"]).to_pylist()[0]["price"] == 59
     code, out, _ = mmcl_(*arguments)
-    assert (code, out) == (0, f"15 vectors added, 75 in {made / 'index'}\n")
+    assert (code, out) == (0, f"added 15; 75 vectors in {made / 'index'}\n")
     code, out, _ = mmcl_("index", "remove", made / "index", "v59", "v3")
-    assert (code, out) == (0, f"3 vectors removed, 72 in {made / 'index'}\n")
+    assert (code, out) == (0, f"removed 3; 72 vectors in {made / 'index'}\n")
     (made / "ids.txt").write_text("v4\nv5\n")
     code, out, _ = mmcl_("index", "remove", made / "index", "--file", made / "ids.txt")
-    assert (code, out) == (0, f"2 vectors removed, 70 in {made / 'index'}\n")
+    assert (code, out) == (0, f"removed 2; 70 vectors in {made / 'index'}\n")
     code, _, _ = mmcl_("index", "info", made / "index", "--json", made / "info.json")
     about = json.loads((made / "info.json").read_text())
     assert code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -214,6 +215,31 @@ def test_tensors_and_an_index_with_numbers_grow():
     index = Index.build(torch.eye(3))
     index.add(torch.ones(2, 3, dtype=torch.bfloat16), torch.tensor([7, 8]))
     assert index.search([1.0, 1.0, 1.0], k=2)[0].tolist() == [[7, 8]]
+
+
+def test_columns_that_vectors_on_disk_have_are_metadata_of_the_index():
+    class Windows:
+        """Of long texts, as `mmcl encode --long chunk` writes them."""
+
+        dim, model = 16, None
+
+        def __len__(self):
+            return 4
+
+        def table(self):
+            return pa.table({"id": ["a", "a", "b", "b"], "start": pa.array([0, 80, 0, 80], pa.int32())})
+
+        def iter_shards(self):
+            yield None, VECTORS[:4]
+
+        def take(self, indices):
+            return VECTORS[indices]
+
+    index = Index.build(Windows())
+    assert index.search(VECTORS[0], k=4, where="start >= 80")[0].shape == (1, 2)
+    assert index.info()["columns"] == {"start": "numbers"}
+    index.add(Windows())
+    assert len(index) == 8
 
 
 def written(folder, ids, weights, model="m", labels=None):

@@ -45,7 +45,7 @@ def test_an_index_of_format_1_is_read(tmp_path):
     path = tmp_path / "index.json"
     about = json.loads(path.read_text())
     cells = about["effort"]
-    for name in ("engine", "removed", "built", "effort", "target", "curve"):
+    for name in ("engine", "removed", "count_when_built", "effort", "target", "curve"):
         del about[name]
     del about["files"]["held_out.safetensors"]
     (tmp_path / "held_out.safetensors").unlink()
