@@ -11,7 +11,21 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from mmcl.cli import config, data, encode, index, models, quickstart, search, tokenizer, train, vectors
+from mmcl.cli import (
+    cluster,
+    config,
+    data,
+    dedup,
+    encode,
+    index,
+    mine,
+    models,
+    quickstart,
+    search,
+    tokenizer,
+    train,
+    vectors,
+)
 from mmcl.cli.ends import end, prepare_streams
 from mmcl.cli.evaluate import app as evaluate
 from mmcl.cli.output import say
@@ -68,6 +82,9 @@ app.add_typer(vectors.app, name="vectors")
 app.add_typer(index.app, name="index")
 app.command("search")(search.search)
 app.add_typer(evaluate.app, name="eval")
+app.command("mine", short_help="Find hard negatives or paraphrases, as a file to train on.")(mine.mine)
+app.command("dedup", short_help="Find near-duplicates, within a corpus or between two.")(dedup.dedup)
+app.command("cluster", short_help="Group rows by their vectors, and draw a map.")(cluster.cluster)
 app.command("models", short_help="List what a config can name, of plug-ins as well.")(models.models)
 app.command("export", short_help="Write a model as a folder that another library opens.")(models.export)
 app.add_typer(data.app, name="data")

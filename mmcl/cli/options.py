@@ -147,7 +147,7 @@ def load(
     return encoder if tower is None else encoder.only(tower)
 
 
-_COLUMNS = ("image", "text", "label", "query", "document", "column", "score", "id")
+_COLUMNS = ("image", "text", "label", "query", "document", "column", "score", "id", "anchor", "positive")
 
 
 def names_columns(command: C) -> C:
