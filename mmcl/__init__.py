@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmcl.encoding import Encoder as Encoder
     from mmcl.encoding.load import load as load
     from mmcl.retrieval import Index as Index
+    from mmcl.retrieval import Searcher as Searcher
     from mmcl.runtime.errors import MmclError as MmclError
     from mmcl.training import Run as Run
     from mmcl.training import train as train
@@ -30,6 +31,7 @@ _HOMES = {
     "Index": "mmcl.retrieval",
     "MmclError": "mmcl.runtime.errors",
     "Run": "mmcl.training",
+    "Searcher": "mmcl.retrieval",
     "load": "mmcl.encoding.load",
     "train": "mmcl.training",
 }

@@ -63,7 +63,8 @@ def encode(
         typer.Option(help="Rows of a shard: what a killed process can cost.", show_default="32768; images: 4096"),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="The model's prompt to put before texts.", show_default="the model's own")
+        str | None,
+        typer.Option(help="The model's prompt to put before texts.", show_default="its document or passage, if any"),
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many dimensions.")] = None,
     separator: Separator = None,

@@ -1,20 +1,31 @@
-"""mmcl search."""
+"""mmcl search, and mmcl index lexical, which adds the words that its hybrid search needs."""
 
 from __future__ import annotations
 
+import csv
 import io
+import json as json_text
 import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcl.cli.output import JsonPath, print_table, write_json
+from mmcl.cli.options import Device, Dtype
+from mmcl.cli.output import JsonPath, print_table, say, write_json
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.printable import printable
+
+if TYPE_CHECKING:
+    from mmcl.retrieval import Result, Searcher
 
 log = logging.getLogger("mmcl")
+
+# What JSON lets stand that acts on a terminal.
+_ACTIVE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def search(
@@ -31,6 +42,34 @@ def search(
     text: Annotated[
         bool, typer.Option("--text", help="Take every query for text, also if a file is called so.")
     ] = False,
+    like: Annotated[
+        list[str] | None, typer.Option(help="An id of the index: find more like it. May be repeated.")
+    ] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART[:WEIGHT]",
+            help="A part of one mixed query: a text, an image file or id=ID, and its weight, below 0 for what it "
+            "should not be: --mix 'red shoe' --mix photo.jpg:0.5 --mix leather:-0.4",
+            show_default=False,
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="A condition on the index's columns: \"category = 'shoes' and price < 50\".", show_default=False
+        ),
+    ] = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Search the words as well (mmcl index lexical adds them), and fuse.")
+    ] = False,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --hybrid: rrf (by ranks), or the weights of vectors and words, as 0.7,0.3.",
+            show_default="the weights that mmcl eval hybrid learned, else rrf",
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The encoder of the queries.", show_default="the one the index was made with")
     ] = None,
@@ -50,39 +89,162 @@ def search(
         str | None,
         typer.Option(help="A column of --rows that lists ids to leave out, such as a history.", show_default=False),
     ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    format: Annotated[
+        Literal["table", "jsonl", "csv"], typer.Option(help="Of the results: a table, or a line a result.")
+    ] = "table",
+    html: Annotated[Path | None, typer.Option(help="Also write a page with thumbnails.", show_default=False)] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE[#SPLIT]",
+            help="Of --html: the rows whose images the results are, by their ids.",
+            show_default="files that labels or columns name",
+        ),
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="The column of --images.")] = "image",
     json: JsonPath = None,
 ) -> None:
-    """Search an index with words, images, or rows of a table."""
+    """Search an index with words, images, ids of its own, mixes of these, or rows of a table."""
     from mmcl.data.sources import open_source
-    from mmcl.retrieval.search import Search
+    from mmcl.retrieval import Searcher
+    from mmcl.retrieval.search.fusion import Fusion
 
-    opened = Search(index, model, tower)
+    fused: Any = Fusion.parse(fusion) if fusion is not None else hybrid
     table = None if rows is None else open_source(rows, split=split)
-    answers: dict[str, Any] = {}
-    for some in [queries] if queries else _lines():
+    image_of = None if images is None else _images(images, image_column)
+    searcher = Searcher(index, model, tower=tower, device=device, dtype=dtype)
+    printer = _Printer(format)
+    asked: list[Any] = []
+    answers: list[list[Result]] = []
+    for some in _asked(searcher, queries, like, mix, text):
         try:
-            if table is None:
-                found = opened.answers(some, k, as_text=text)
+            if table is not None:
+                found = searcher.search_rows(table, some, k, ids=id, without=without, where=where)
             else:
-                found = opened.answers_to_rows(table, some, k, ids=id, without=without)
+                found = searcher.search(some, k, where=where, hybrid=fused, modality="text" if text else None)
         except MmclError as error:
-            if queries or not sys.stdin.isatty():
+            if queries or like or mix or not sys.stdin.isatty():
                 raise
             log.error("error: %s", error)  # and the next one is asked for
             continue
-        answers |= found
-        for query, hits in found.items():
-            lines = [[hit["rank"], hit["score"], hit["id"], hit["label"] or ""] for hit in hits]
-            labelled = any(line[3] for line in lines)
-            columns = ["rank", "score", "id", "label"]
-            shown = lines if labelled else [line[:3] for line in lines]
-            print_table(columns if labelled else columns[:3], shown, title=query)
+        asked, answers = asked + some, answers + found
+        for query, results in zip(some, found, strict=True):
+            printer.show(query, results)
         sys.stdout.flush()  # whoever asks through a pipe waits for it
-    write_json(json, answers)
+    if html is not None:
+        from mmcl.reports import write_search_page
+
+        write_search_page(html, asked, answers, title=f"Search in {index}", image_of=image_of)
+        log.info("%s: written", html)
+    write_json(json, _by_name(asked, answers))
 
 
-def _lines() -> Iterator[list[str]]:
-    """The lines of standard input that are not blank, each alone; on a terminal they are asked for."""
+def lexical(
+    index: Annotated[Path, typer.Argument(help="An index folder.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="Rows with the texts of its things: a file, folder or name.", show_default=False)
+    ],
+    column: Annotated[
+        list[str] | None, typer.Option(help="A column of texts; several are joined.", show_default="text")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(help="The column of ids, those of the index.", show_default="id, _id, or row numbers")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="The part of the source to read.")] = None,
+    language: Annotated[
+        str, typer.Option(help="Whose stop words and endings are left out; none for neither.")
+    ] = "english",
+) -> None:
+    """Add the words of its things to an index, for mmcl search --hybrid and mmcl eval hybrid."""
+    from mmcl.data.sources import open_source
+    from mmcl.retrieval.search import add_words, check_language, texts_of_rows
+
+    check_language(language)  # before the work
+    rows = open_source(source, split=split)
+    texts = texts_of_rows(rows, column or ["text"])
+    words = add_words(index, texts, rows.ids(id), language=language, source=rows.name)
+    say(f"{words.info()['words']:,} words of {len(words):,} texts beside {index}")
+
+
+class _Printer:
+    """Results on stdout, in one of the formats."""
+
+    def __init__(self, format: str) -> None:
+        self._format, self._begun = format, False
+
+    def show(self, query: Any, results: Sequence[Result]) -> None:
+        """Those of one query."""
+        from mmcl.retrieval.search.queries import shown
+
+        {"table": self._table, "jsonl": self._lines, "csv": self._csv}[self._format](shown(query), results)
+        self._begun = True
+
+    def _table(self, name: str, results: Sequence[Result]) -> None:
+        columns = list(dict.fromkeys(column for result in results for column in result.columns))
+        labelled = any(result.label for result in results)
+        head = ["rank", "score", "id", *(["label"] if labelled else []), *columns]
+        rows = [
+            [result.rank, result.score, result.id, *([result.label or ""] if labelled else [])]
+            + [_cell(result.columns.get(column)) for column in columns]
+            for result in results
+        ]
+        print_table(head, rows, title=name)
+
+    def _lines(self, name: str, results: Sequence[Result]) -> None:
+        for result in results:
+            line = json_text.dumps({"query": name} | result.to_dict(), ensure_ascii=False, default=str)
+            sys.stdout.write(_ACTIVE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n")
+
+    def _csv(self, name: str, results: Sequence[Result]) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self._begun:
+            writer.writerow(["query", "rank", "score", "id", "label", *(results[0].columns if results else ())])
+        for result in results:
+            writer.writerow([name, result.rank, result.score, result.id, result.label, *result.columns.values()])
+        sys.stdout.write(printable(text.getvalue()))
+
+
+def _asked(
+    searcher: Searcher, queries: list[str] | None, like: list[str] | None, mix: list[str] | None, text: bool
+) -> Iterator[list[Any]]:
+    """Queries that are searched together: all of the command line, or a line of input each."""
+    from mmcl.retrieval.search.queries import Like, parse_mix, text_or_image
+
+    known = {"text"} if text else searcher.encoder.modalities
+    if queries or like or mix:
+        mixed = [parse_mix(mix, known)] if mix else []
+        texts = queries or [] if text else [text_or_image(query, known) for query in queries or []]
+        yield [*texts, *(Like(name) for name in like or []), *mixed]
+        return
+    for line in _lines():
+        yield [line if text else text_or_image(line, known)]
+
+
+def _by_name(asked: Sequence[Any], answers: Sequence[Sequence[Result]]) -> dict[str, list[dict[str, Any]]]:
+    from mmcl.retrieval.search.queries import shown
+
+    pairs = zip(asked, answers, strict=True)
+    return {shown(query): [result.to_dict() for result in results] for query, results in pairs}
+
+
+def _images(named: str, column: str) -> Any:
+    """From an id to its image in the rows of ``SOURCE#SPLIT``."""
+    from mmcl.data.sources import open_source
+    from mmcl.reports import images_of_rows
+
+    source, _, split = named.partition("#")
+    return images_of_rows(open_source(source, split=split or None), column)
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input that are not blank; on a terminal they are asked for."""
     asked = sys.stdin.isatty()
     if asked:
         import readline  # noqa: F401  # gives input() its editing keys and history
@@ -101,7 +263,7 @@ def _lines() -> Iterator[list[str]]:
                 return
             raise
         if line.strip():
-            yield [line.strip()]
+            yield line.strip()
 
 
 def _ask() -> str:

@@ -8,3 +8,5 @@ from mmcl.reports.html import write_report as write_report
 from mmcl.reports.html import write_run_report as write_run_report
 from mmcl.reports.judged import Judged as Judged
 from mmcl.reports.judged import judge_run as judge_run
+from mmcl.reports.search_page import images_of_rows as images_of_rows
+from mmcl.reports.search_page import write_search_page as write_search_page

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from mmcl.encoding.corpora.stored import (
+    CorpusFingerprint,
     FileRecord,
-    Fingerprint,
     Stored,
     check_file,
     file_record,
@@ -50,7 +50,7 @@ class _About(Stored):
     count_when_built: _Count | None = None
     model: str | None
     near: str | None = None
-    encoder: Fingerprint | None = None
+    encoder: CorpusFingerprint | None = None
     trained_on: int
     nprobe: Annotated[int, Field(ge=1)] | None = None  # the effort in format 1
     effort: Annotated[int, Field(ge=1)] | None = None

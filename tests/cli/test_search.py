@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shutil
@@ -172,3 +173,123 @@ def test_a_query_that_is_to_be_text_is_not_said_to_be_the_name_of_a_file(mmcl_, 
     Image.new("RGB", (8, 8)).save("dog.png")
     code, _, err = mmcl_("search", made / "index", "dog.png", "--text")
     assert (code, err) == (0, "")
+
+
+def test_more_like_an_id_and_a_mix_stand_beside_queries(mmcl_, made, tmp_path):
+    index = Index.load(made / "index")
+    arguments = ("a blue car", "--like", "a", "--mix", "a red dog", "--mix", "id=b:0.5", "--mix=a green tree:-0.5")
+    found = ids(mmcl_, tmp_path, made / "index", *arguments, "-k", 2)
+    assert list(found) == ["a blue car", "id=a", "a red dog + 0.5 × id=b - 0.5 × a green tree"]
+    assert "a" not in found["id=a"]
+    encoder = mmcl.load(made / "model")
+    mixed = encoder.encode("a red dog") + 0.5 * index.vectors(["b"])[0] - 0.5 * encoder.encode("a green tree")
+    assert list(found.values())[2] == [name for name in index.search(mixed, 4)[0][0].tolist() if name != "b"][:2]
+
+
+def test_results_as_lines_of_json_and_csv(mmcl_, made):
+    arguments = ("search", made / "index", "a blue car", "dog.png", "--text", "-k", 2, "--format")
+    code, out, _ = mmcl_(*arguments, "jsonl")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [(line["query"], line["rank"]) for line in lines] == [
+        ("a blue car", 1), ("a blue car", 2), ("dog.png", 1), ("dog.png", 2),
+    ]  # fmt: skip
+    assert (lines[0]["id"], lines[0]["label"]) == ("b", "a blue car")
+    _, out, _ = mmcl_(*arguments, "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [(row["query"], row["id"], row["label"]) for row in rows] == [
+        (line["query"], line["id"], line["label"]) for line in lines
+    ]
+    assert [float(row["score"]) for row in rows] == [line["score"] for line in lines]
+
+
+def test_a_page_shows_the_images_of_the_results(mmcl_, made, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    pq.write_table(
+        pa.table({"id": ["a", "b", "c", "d"], "image": [(tmp_path / "a.png").read_bytes()] * 4}),
+        tmp_path / "images.parquet",
+    )
+    page = tmp_path / "page.html"
+    code, _, err = mmcl_(
+        "search",
+        made / "index",
+        "a blue car",
+        tmp_path / "a.png",
+        "--html",
+        page,
+        "--images",
+        tmp_path / "images.parquet",
+    )
+    assert code == 0, err
+    assert page.read_text(encoding="utf-8").count('<img src="data:image/webp;base64,') == 4 + 4 + 1
+
+
+def test_words_are_added_and_searched_with_the_vectors(mmcl_, made, moved, tmp_path):
+    shutil.copytree(made / "model", tmp_path / "here")
+    index, named = moved / "index", ("--model", tmp_path / "here")
+    code, _, err = mmcl_("search", index, "car", "--hybrid", *named)
+    assert code == 2
+    assert "mmcl index lexical" in err
+    code, out, err = mmcl_("index", "lexical", index, moved / "texts.parquet")
+    assert code == 0, err
+    assert out.startswith("7 words of 4 texts beside")
+    words = ("--hybrid", "--fusion", "0,1")
+    assert ids(mmcl_, tmp_path, index, "cars", "-k", 1, *words, *named) == {"cars": ["b"]}
+    code, _, err = mmcl_("search", index, "car", "--fusion", "some", *named)
+    assert code == 2
+    assert "--fusion some" in err
+    code, _, err = mmcl_("index", "lexical", index, moved / "texts.parquet", "--language", "klingon")
+    assert code == 2
+    assert "klingon" in err
+
+
+def test_vectors_and_words_are_judged_and_learned_weights_kept(mmcl_, made, moved, tmp_path):
+    task = tmp_path / "task"
+    (task / "qrels").mkdir(parents=True)
+    queries = {"q1": ("red dog", "a"), "q2": ("blue car", "b"), "q3": ("a tree", "c"), "q4": ("green", "c")}
+    for name, items in (
+        ("corpus", dict(zip("abcd", TEXTS, strict=True))),
+        ("queries", {key: text for key, (text, _) in queries.items()}),
+    ):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in items.items()]
+        (task / f"{name}.jsonl").write_text("\n".join(lines))
+    judged = "".join(f"{key}\t{document}\t1\n" for key, (_, document) in queries.items())
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    shutil.copytree(made / "model", tmp_path / "here")
+    index, named = moved / "index", ("--model", tmp_path / "here")
+    assert mmcl_("index", "lexical", index, task / "corpus.jsonl")[0] == 0
+    code, out, err = mmcl_(
+        "eval", "hybrid", index, task, *named, "--folds", 2, "--keep", "--json", tmp_path / "found.json"
+    )
+    assert code == 0, err
+    for shown in (
+        "vectors",
+        "words",
+        "rrf",
+        "learned",
+        "ndcg@10",
+        "learned weights: vectors",
+        "4 queries, corpus of 4",
+    ):
+        assert shown in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["scores"]["words"]["metrics"]["mrr"] == 1.0
+    assert found["learned"]["weights"][1] > 0
+    kept = json.loads((index / "lexical" / "fusion.json").read_text())
+    assert kept["weights"] == found["learned"]["weights"]
+    assert ids(mmcl_, tmp_path, index, "blue cars", "-k", 1, "--hybrid", *named) == {"blue cars": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--like", "zz"), "zz"),
+        (("--mix", "a red dog:0"), "weight"),
+        (("--mix", "a red dog", "--mix", "a red dog:-1"), "comes to nothing"),
+        (("a red dog", "--where", "weight > 2"), "weight"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_a_line(mmcl_, made, arguments, message):
+    code, out, err = mmcl_("search", made / "index", *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err

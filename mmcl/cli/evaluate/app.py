@@ -7,12 +7,14 @@ import typer
 from mmcl.cli.evaluate.classification import few_shot, knn, linear_probe, zero_shot
 from mmcl.cli.evaluate.compare import compare
 from mmcl.cli.evaluate.diagnostics import diagnostics
+from mmcl.cli.evaluate.hybrid import hybrid
 from mmcl.cli.evaluate.recommendation import recommendation
 from mmcl.cli.evaluate.retrieval import retrieval
 from mmcl.cli.evaluate.sts import sts
 
 app = typer.Typer(rich_markup_mode=None, help="Judge a model, or compare two.", no_args_is_help=True)
 app.command(short_help="Find texts by image and images by text, or texts by text.")(retrieval)
+app.command(short_help="Search by vectors, by words and by both, with learned weights.")(hybrid)
 app.command(short_help="Recommend to users what they have not chosen yet.")(recommendation)
 app.command(short_help="Semantic textual similarity, against people's scores.")(sts)
 app.command("zero-shot")(zero_shot)

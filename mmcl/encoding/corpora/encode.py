@@ -59,7 +59,8 @@ def encode_source(
         out: a new folder, or one of an earlier run with the same encoder, rows, column, modality, dtype, prompt and
             dimension.
         layout: how the vectors are computed and written, part by part.
-        prompt: name of the model's prompt to put before every text; its default one if None.
+        prompt: name of the model's prompt to put before every text; if None the one that the evaluation puts before
+            documents (:func:`mmcl.encoding.prompts.document_prompt`); "" for none.
         truncate_dim: keep the first so many dimensions (before normalising).
         on_error: ``skip`` leaves out what is unreadable or empty, lists it, says once how many; ``fail`` stops there.
         retry_skipped: try the images again that an earlier run left out; their vectors come last.

@@ -67,10 +67,17 @@ class FileRecord(Stored):
 
 
 class Fingerprint(Stored):
-    """What tells an encoder from others: a hash of its weights and settings, and the prompt it puts before a query."""
+    """What tells an encoder from others: a hash of its weights and settings, and the prompt it puts before a text for
+    which none is named."""
 
     weights: str
     prompt: str
+
+
+class CorpusFingerprint(Fingerprint):
+    """That of vectors: of texts, also what the encoder put before each of these."""
+
+    documents: str | None = None
 
 
 def validated(model: type[T], content: dict[str, Any], path: Path, cure: str) -> T:

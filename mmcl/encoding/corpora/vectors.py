@@ -37,7 +37,7 @@ class Vectors:
         dim: components of a vector.
         dtype: ``float32``, ``float16`` or ``int8`` on disk; an int8 vector has a scale beside it.
         model: name or folder of the encoder, if known.
-        encoder: its ``stored.Fingerprint``; None in folders of an older mmcl.
+        encoder: its ``stored.CorpusFingerprint``; None in folders of an older mmcl.
         source: what they come from.
         skipped: ``count`` of the things that got no vector, and ``rows``, the first 1,000 with row, id and reason.
         truncated: how many texts were longer than the model reads and were cut; None if that was not counted.
@@ -49,8 +49,8 @@ class Vectors:
         self.dim: int = manifest["dim"]
         self.dtype = np.dtype(manifest["dtype"])
         self.model: str | None = found_model(folder, manifest["model"], manifest["near"])
-        self.encoder: dict[str, str] | None = manifest["encoder"]
         self.source: dict[str, Any] = manifest["source"]
+        self.encoder: dict[str, Any] | None = _with_documents(manifest["encoder"], self.source)
         self.skipped: dict[str, Any] = manifest["skipped"]
         self.truncated: int | None = manifest["truncated"]
         self.complete: bool = manifest["complete"]
@@ -221,3 +221,10 @@ def open_vectors(folder: str | Path, *, partial: bool = False) -> Vectors:
             f"{folder}: not finished, {len(vectors):,} vectors so far; give the same encode command again to go on"
         )
     return vectors
+
+
+def _with_documents(encoder: dict[str, Any] | None, source: dict[str, Any]) -> dict[str, Any] | None:
+    """The fingerprint of the encoder with what it put before every text, where the source is of texts."""
+    if encoder is None or source.get("modality") != "text":
+        return encoder
+    return encoder | {"documents": source.get("prompt", "")}

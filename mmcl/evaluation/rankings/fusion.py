@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from mmcl.evaluation.inputs import cutoffs
 from mmcl.evaluation.left_out import SelfMatches
-from mmcl.evaluation.rankings.judged import Qrels, judge_ranking
 from mmcl.evaluation.tasks.retrieval import Scores
+from mmcl.evaluation.tasks.runs import retrieval_run
 from mmcl.retrieval.search.fusion import Ranking, fused, scaled
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -50,10 +50,9 @@ class Learned:
 def learn_weights(
     rankings: Sequence[Ranking],
     query_ids: Sequence[Any],
-    qrels: Qrels,
+    qrels: Mapping[Any, Mapping[Any, float]],
     ks: Iterable[int] = (1, 10, 100),
     *,
-    corpus: int,
     metric: str = "ndcg@10",
     folds: int = 5,
     self_matches: SelfMatches = "keep",
@@ -69,7 +68,6 @@ def learn_weights(
         query_ids: Q.
         qrels: {query id: {document id: grade}}.
         ks: cut-offs of what is reported.
-        corpus: how many documents there are.
         metric: such as ``ndcg@10``, ``recall@100`` or ``mrr``; its cut-off is one of ``ks``.
         folds: of the cross-validation.
         self_matches: see :func:`mmcl.evaluation.retrieval`.
@@ -77,7 +75,7 @@ def learn_weights(
         seed: of the folds and the resamples.
 
     Raises:
-        MmclError: fewer judged queries than folds, or as :func:`mmcl.evaluation.rankings.judge_ranking`.
+        MmclError: fewer judged queries than folds, or as :func:`mmcl.evaluation.tasks.runs.retrieval_run`.
     """
     ks = cutoffs(ks)
     judged = [row for row, query in enumerate(query_ids) if qrels.get(query)]
@@ -86,11 +84,12 @@ def learn_weights(
     names = [query_ids[row] for row in judged]
     parts = [Ranking(ranking.ids[judged], ranking.scores[judged], ranking.floor) for ranking in rankings]
     points, grid = [scaled(part) for part in parts], list(_grid(len(parts)))
-    options: dict[str, Any] = {"corpus": corpus, "self_matches": self_matches, "seed": seed}
+    judgements = {name: qrels[name] for name in names}
+    options: dict[str, Any] = {"self_matches": self_matches, "complete": True, "seed": seed}
     tried = [fused(parts, points, weights, max(ks)).ids for weights in grid]
     values = []
     for ids in tried:
-        measured = judge_ranking(names, ids, qrels, ks, bootstrap=0, **options).per_query
+        measured = retrieval_run(as_run(names, ids), judgements, ks, bootstrap=0, **options).per_query
         if metric not in measured or metric == "median_rank":
             raise MmclError(f"no metric '{metric}' to learn by; {nearest(metric, measured)}")
         values.append(measured[metric])
@@ -98,8 +97,18 @@ def learn_weights(
     fold = np.random.default_rng(seed).permutation(len(judged)) % folds
     chosen = [_best(table[:, fold != number], grid) for number in range(folds)]
     ids = np.stack([tried[chosen[number]][row] for row, number in enumerate(fold.tolist())])
-    scores = judge_ranking(names, ids, qrels, ks, bootstrap=bootstrap, **options)
+    scores = retrieval_run(as_run(names, ids), judgements, ks, bootstrap=bootstrap, **options)
     return Learned(grid[_best(table, grid)], scores, [grid[best] for best in chosen], metric)
+
+
+def as_run(query_ids: Sequence[Any], ids: np.ndarray) -> dict[Any, dict[Any, float]]:
+    """A run, as ``retrieval_run`` takes it, of (Q, n) ids of documents, best first; None in places left. Of equal ids
+    in a row the first counts."""
+    run = {}
+    for query, names in zip(query_ids, ids.tolist(), strict=True):
+        distinct = dict.fromkeys(name for name in names if name is not None)
+        run[query] = {name: -float(rank) for rank, name in enumerate(distinct, start=1)}
+    return run
 
 
 def _best(table: np.ndarray, grid: Sequence[tuple[float, ...]]) -> int:

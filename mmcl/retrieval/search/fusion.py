@@ -25,7 +25,7 @@ class Ranking(NamedTuple):
     Attributes:
         ids: (Q, n); None where nothing more was found.
         scores: (Q, n); higher is better.
-        floor: the score of what was not found, if it is known; else that of the last in the list.
+        floor: the score of what a ranking lacks that ends before n; else what it lacks counts as the last in it.
     """
 
     ids: np.ndarray
@@ -138,10 +138,9 @@ def scaled(ranking: Ranking) -> np.ndarray:
     scores = ranking.scores.astype(np.float64)
     there = np.isfinite(scores)
     best = np.max(scores, axis=1, keepdims=True, initial=-np.inf, where=there)
-    if ranking.floor is None:
-        floor = np.min(scores, axis=1, keepdims=True, initial=np.inf, where=there)
-    else:
-        floor = np.full_like(best, ranking.floor)
+    floor = np.min(scores, axis=1, keepdims=True, initial=np.inf, where=there)
+    if ranking.floor is not None:
+        floor[~there.all(axis=1)] = ranking.floor
     span = best - floor
     out = np.zeros_like(scores)
     np.divide(scores - floor, span, out=out, where=there & (span > 0))

@@ -1,107 +1,208 @@
-"""Searching an index with texts and images, by the model that its vectors are from."""
+"""Searching an index with texts, images and things of its own, by the model that its vectors are from."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
-from mmcl.data.images import image_suffixes
 from mmcl.data.processors.table import TableProcessor
 from mmcl.data.rows import Rows
 from mmcl.encoding import Encoder
 from mmcl.encoding.load import load
-from mmcl.retrieval.faiss_index import Index
+from mmcl.encoding.prompts import query_prompt
+from mmcl.losses.logits.similarity import unit_rows
+from mmcl.retrieval.index import VectorIndex, open_index
+from mmcl.retrieval.search.belonging import check_belongs
+from mmcl.retrieval.search.fusion import Fusion, Ranking
+from mmcl.retrieval.search.hybrid import Beside, ids_of
+from mmcl.retrieval.search.lexical import LexicalIndex
+from mmcl.retrieval.search.queries import Like, is_mix, parts_of, shown
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import existing_file
 
 log = logging.getLogger("mmcl")
 
+_LEAST_OF_MIX = 1e-3  # a shorter sum of unit vectors is rounding
 
-class Search:
-    """An index with the encoder of its queries.
+
+@dataclass(frozen=True)
+class Result:
+    """A thing that was found.
+
+    Attributes:
+        rank: from 1, the best.
+        score: the higher the better: its similarity to the query, or what the fusion made of several rankings.
+        id: its id in the index.
+        label: what to show for it, if the index knows.
+        columns: what else the index holds of it, by column.
+    """
+
+    rank: int
+    score: float
+    id: int | str
+    label: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; ``columns`` only where there are some."""
+        first = {"rank": self.rank, "score": self.score, "id": self.id, "label": self.label}
+        return first | ({"columns": self.columns} if self.columns else {})
+
+
+class Searcher:
+    """An index with the encoder of its queries, which embeds them as ``mmcl eval retrieval`` does: behind the model's
+    prompt for queries where texts are searched, in its precision, cut to the index's dimension, images decoded exactly.
 
     Args:
-        folder: of the index.
-        model: the encoder's name or folder; the one that the index names if absent.
+        index: the folder of one, or the index itself.
+        model: the encoder, or its name or folder; the one that the index names if absent.
         tower: of the model, which embeds the queries, where it has several of a kind. The index may be of another's
             vectors: of answers, which are searched with questions.
+        lexical: the words of the same things, for hybrid search; that of the folder (``lexical/``) if absent.
+        device: where a model that is loaded computes, and
+        dtype: in what, see :func:`mmcl.load`.
 
     Raises:
         MmclError: there is no index, no model or no such tower, the index names no model, or its vectors are another
             model's: of other weights, another prompt, or another dimension.
+
+    >>> searcher = Searcher("index")
+    >>> searcher.search("red shoes", k=3, where="price < 50")
+    >>> searcher.search([("red shoes", 1), (Path("boot.jpg"), 0.5), ("leather", -0.4)])
+    >>> searcher.search(["a cat", Like("photo-17")], hybrid=True)  # two queries
     """
 
-    def __init__(self, folder: str | Path, model: str | None = None, tower: str | None = None) -> None:
-        self.index = Index.load(folder)
-        name = model or self.index.model
-        if not name:
-            raise MmclError(f"{folder}: it does not say which model made its vectors; name it with --model")
-        if model is None and Path(name).is_absolute() and not Path(name).exists():
-            raise MmclError(f"{folder}: its model is no longer at {name}; say with --model where it is now")
-        encoder = load(name)
-        self._check(encoder, folder, name)
+    def __init__(
+        self,
+        index: VectorIndex | str | Path,
+        model: Encoder | str | Path | None = None,
+        *,
+        tower: str | None = None,
+        lexical: LexicalIndex | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        folder = index if isinstance(index, str | Path) else None
+        self.index: VectorIndex = index if not isinstance(index, str | Path) else open_index(index)
+        encoder = model if isinstance(model, Encoder) else _load(self.index, folder, model, device, dtype)
+        check_belongs(encoder, self.index, "the index" if folder is None else str(folder))
         self.encoder: Encoder = encoder if tower is None else encoder.only(tower)
+        self._beside = Beside(None if folder is None else Path(folder), lexical)
+        documents = (self.index.encoder or {}).get("documents")
+        of_texts = documents is not None or self.encoder.modalities == {"text"}
+        self.prompt: str | None = query_prompt(self.encoder) if of_texts else None
+        """The name of the prompt that texts are embedded behind; None for the model's default one."""
 
-    def _check(self, encoder: Encoder, folder: str | Path, name: str) -> None:
-        index = self.index
-        if index.encoder is None:
-            if index.dim != encoder.dim:
-                raise MmclError(f"model '{name}' gives {encoder.dim} dimensions, the index has {index.dim}")
-            log.warning(
-                "%s: does not say by which weights its vectors were made, so that it is not known whether '%s' still "
-                "has these; encode and index anew to have it checked",
-                folder,
-                name,
-            )
-            return
-        # The vectors may be by all towers, or by one of them.
-        parts = (encoder, *(encoder.select(tower) for tower in encoder.towers.names if len(encoder.towers.names) > 1))
-        found = (part.fingerprint() for part in parts)
-        now = next((each for each in found if each["weights"] == index.encoder["weights"]), None)
-        if now is None:
-            raise MmclError(
-                f"{folder}: its vectors were made by other weights or settings than those of '{name}'; name the model "
-                "that made them with --model, or encode and index anew with this one"
-            )
-        if now["prompt"] != index.encoder["prompt"]:
-            raise MmclError(
-                f"{folder}: '{name}' now puts {now['prompt']!r} before a text, and put "
-                f"{index.encoder['prompt']!r} when the vectors were made; give it that prompt, or encode and index anew"
-            )
-
-    def answers(self, queries: Sequence[str], k: int, *, as_text: bool = False) -> dict[str, list[dict[str, Any]]]:
-        """The k best for each query: ``rank``, ``score``, ``id`` and ``label``.
-
-        Args:
-            queries: texts, or paths of image files that exist, where the model embeds images.
-            k: how many.
-            as_text: take all for text.
+    @property
+    def lexical(self) -> LexicalIndex:
+        """The words of the index's things.
 
         Raises:
-            MmclError: a query is empty.
+            MmclError: there is no lexical index.
         """
-        if not queries:
-            return {}
-        if not all(map(str.strip, queries)):
-            raise MmclError("a query is empty; name words, or an image file")
-        inputs = [query if as_text else self._meant(query) for query in queries]
-        truncate_dim = self.index.dim if self.index.dim != self.encoder.dim else None
-        modality = "text" if as_text else None
-        vectors = self.encoder.encode(inputs, modality, truncate_dim=truncate_dim, show_progress=False)
-        ids, scores = self.index.search(vectors, k)
-        found = {}
-        for query, names, how_near in zip(queries, ids.tolist(), scores.tolist(), strict=True):
-            found[query] = self._hits(names, how_near)
-        return found
+        return self._beside.lexical
 
-    def answers_to_rows(
-        self, rows: Rows, wanted: Sequence[str], k: int, *, ids: str | None = None, without: str | None = None
-    ) -> dict[str, list[dict[str, Any]]]:
-        """As :meth:`answers`, for rows of a table, by the tower of tables that embeds them.
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        hybrid: bool | Fusion = False,
+        modality: str | None = None,
+    ) -> list[Any]:
+        """The k best of the index.
+
+        Args:
+            queries: a query or a list of them: a str is text; a path, PIL image or uint8 (H, W, 3) array is an image; a
+                :class:`mmcl.retrieval.Like` is a thing of the index, which is no result of its own; a list of
+                (input, weight) is a mix of these, of which the weighted sum of unit vectors is searched by, weights
+                below 0 for what it should not be.
+            k: how many.
+            where: a condition on the index's columns, such as ``"category = 'shoes' and price < 50"``.
+            hybrid: also search the words, by the :class:`mmcl.retrieval.Fusion` given; True for the one kept beside
+                the index, or without one by reciprocal ranks. Queries without words are ranked by vectors alone.
+            modality: ``text`` or ``image`` for all inputs, as for :meth:`mmcl.Encoder.encode`.
+
+        Returns:
+            Of a single query its k :class:`Result` s, best first; of a list, a list of these for each. Fewer where the
+            index, or what passes ``where``, has fewer.
+
+        Raises:
+            MmclError: a query is empty, a mix comes to nothing, an id or a column is unknown, or there is no lexical
+                index for a hybrid search.
+        """
+        single = is_mix(queries) or not isinstance(queries, list)
+        asked = [parts_of(query) for query in ([queries] if single else queries)]
+        if not asked:
+            return []
+        if hybrid:
+            fusion = hybrid if isinstance(hybrid, Fusion) else self._beside.fusion
+            both = self.rankings(asked, max(k, fusion.depth), where=where, modality=modality)
+            ranking = fusion.fuse(both, k)
+        else:
+            ranking = self._nearest(self.embed(asked, modality), k, where, _own(asked))
+        found = self._results(ranking)
+        return found[0] if single else found
+
+    def keep_fusion(self, fusion: Fusion) -> None:
+        """Have hybrid searches of this index's folder fuse like this from now on.
+
+        Raises:
+            MmclError: the index has no folder.
+        """
+        self._beside.keep(fusion)
+
+    def rankings(
+        self, queries: Sequence[Any], depth: int, *, where: str | None = None, modality: str | None = None
+    ) -> tuple[Ranking, Ranking]:
+        """What vectors and what words find, each ``depth`` results for each query, see :meth:`search`; what a hybrid
+        search fuses.
+
+        Raises:
+            MmclError: see there.
+        """
+        asked = [parts_of(query) for query in queries]
+        words = [
+            [(part, weight) for part, weight in parts if isinstance(part, str) and modality != "image"]
+            for parts in asked
+        ]
+        if wordless := sum(not texts for texts in words):
+            log.warning("%d of %d queries have no words: ranked by vectors alone", wordless, len(words))
+        by_words = self._beside.ranking(self.index, words, depth, where=where, without=_own(asked))
+        return self._nearest(self.embed(asked, modality), depth, where, _own(asked)), by_words
+
+    def embed(self, queries: Sequence[Any], modality: str | None = None) -> np.ndarray:
+        """(Q, D) float32: what the index is searched by for each query, see :meth:`search`.
+
+        Raises:
+            MmclError: see there.
+        """
+        asked = [parts_of(query) for query in queries]
+        inputs = [part for parts in asked for part, _ in parts]
+        places = [place for place, given in enumerate(inputs) if not isinstance(given, Like)]
+        own = [place for place, given in enumerate(inputs) if isinstance(given, Like)]
+        vectors = np.empty((len(inputs), self.index.dim), np.float32)
+        if places:
+            vectors[places] = self._encode([inputs[place] for place in places], modality)
+        if own:
+            vectors[own] = self.index.vectors(ids_of(self.index, [inputs[place].id for place in own]))
+        mixed, start = [], 0
+        for query, parts in zip(queries, asked, strict=True):
+            some = vectors[start : start + len(parts)]
+            start += len(parts)
+            mixed.append(some[0] if len(parts) == 1 and parts[0][1] == 1 else _mixed(some, parts, query))
+        return np.stack(mixed) if mixed else np.empty((0, self.index.dim), np.float32)
+
+    def search_rows(
+        self, rows: Rows, wanted: Sequence[str], k: int = 10, *, ids: str | None = None, without: str | None = None,
+        where: str | None = None,
+    ) -> list[list[Result]]:  # fmt: skip
+        """As :meth:`search`, for rows of a table, by the tower of tables that embeds them.
 
         Args:
             rows: with the columns that the tower reads.
@@ -109,6 +210,7 @@ class Search:
             k: how many.
             ids: their column; ``id`` or ``_id``, else the numbers of the rows, if absent.
             without: a column that lists the ids of what is left out of a row's own results, such as its history.
+            where: a condition on the index's columns.
 
         Raises:
             MmclError: there is no such column, no row of such an id, or the model embeds no rows.
@@ -125,38 +227,76 @@ class Search:
         left_out = [set(map(str, of or ())) for of in part.column(without)] if without else [set[str]()] * len(wanted)
         records = part.records({name: name for name in processor.columns}, processor.images)
         vectors = self.encoder.encode(records, "table", show_progress=False)
-        deep = min(k + max(map(len, left_out), default=0), len(self.index))
-        found, scores = self.index.search(vectors, deep)
-        answers: dict[str, list[dict[str, Any]]] = {}
-        for name, names, near, known in zip(wanted, found.tolist(), scores.tolist(), left_out, strict=True):
-            kept = [(other, score) for other, score in zip(names, near, strict=True) if str(other) not in known][:k]
-            answers[name] = self._hits([other for other, _ in kept], [score for _, score in kept])
-        return answers
+        return self._results(self._nearest(vectors, k, where, left_out))
 
-    def _hits(self, names: list[Any], scores: list[float]) -> list[dict[str, Any]]:
-        """Results of a query, best first."""
-        hits = zip(names, scores, self.index.labels_of(names), strict=True)
-        return [
-            {"rank": rank, "score": score, "id": name, "label": label}
-            for rank, (name, score, label) in enumerate(hits, start=1)
+    def _encode(self, inputs: list[Any], modality: str | None) -> np.ndarray:
+        texts = modality == "text" or (modality is None and any(isinstance(given, str) for given in inputs))
+        return self.encoder.encode(
+            inputs,
+            modality,
+            truncate_dim=self.index.dim if self.index.dim != self.encoder.dim else None,
+            prompt=self.prompt if texts else None,
+            show_progress=False,
+        )
+
+    def _nearest(self, vectors: np.ndarray, k: int, where: str | None, without: Sequence[Collection[str]]) -> Ranking:
+        """The k most similar for each of (Q, D) vectors, but for the ids (as text) that are left out of each."""
+        deep = k + max(map(len, without), default=0)
+        while True:
+            asked = min(deep, len(self.index))
+            ids, scores = self.index.search(vectors, asked, **({} if where is None else {"where": where}))
+            rows = [
+                [(name, score) for name, score in zip(*found, strict=True) if name is not None and str(name) not in out]
+                for found, out in zip(zip(ids.tolist(), scores.tolist(), strict=True), without, strict=True)
+            ]
+            # An id may stand for many vectors, so that less than k may be left without it.
+            enough = not any(without) or all(len(row) >= k for row in rows)
+            if enough or asked == len(self.index) or ids.shape[1] < asked:
+                return _ranking([row[:k] for row in rows], k)
+            deep *= 4
+
+    def _results(self, ranking: Ranking) -> list[list[Result]]:
+        """Each query's results, with what the index knows of them."""
+        rows = [
+            [(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
+            for names, scores in zip(ranking.ids.tolist(), ranking.scores.tolist(), strict=True)
         ]
-
-    def _meant(self, query: str) -> str | Path:
-        """The path of an image file, or text; what looks like the one and is taken for the other is said."""
-        path = existing_file(query)
-        named = Path(query).suffix.lower() in image_suffixes() and " " not in query
-        if path is not None and "image" in self.encoder.modalities and (named or _is_image(path)):
-            return path
-        if path is not None:
-            log.warning("%s: there is such a file, but it is searched as text", query)
-        elif named:
-            log.warning("%s: there is no such file, so it is searched as text", query)
-        return query
+        names = list(dict.fromkeys(name for row in rows for name, _ in row))
+        known = dict(zip(names, self.index.rows(names).to_pylist() if names else [], strict=True))
+        return [[_result(rank, score, name, known[name]) for rank, (name, score) in enumerate(row, 1)] for row in rows]
 
 
-def _is_image(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except Exception:  # whatever the readers of some fifty formats meet
-        return False
+def _load(index: VectorIndex, folder: str | Path | None, model: str | Path | None, device: str, dtype: str) -> Encoder:
+    """The encoder of an index's queries, images decoded as the evaluation does."""
+    name, where = str(model or index.model or ""), "the index" if folder is None else folder
+    if not name:
+        raise MmclError(f"{where}: it does not say which model made its vectors; name it with --model")
+    if model is None and Path(name).is_absolute() and not Path(name).exists():
+        raise MmclError(f"{where}: its model is no longer at {name}; say with --model where it is now")
+    return load(name, device, dtype, exact_decoding=True)
+
+
+def _own(asked: Sequence[Sequence[tuple[Any, float]]]) -> list[set[str]]:
+    """The ids, as text, of the things of the index that each query is made of."""
+    return [{str(part.id) for part, _ in parts if isinstance(part, Like)} for parts in asked]
+
+
+def _mixed(vectors: np.ndarray, parts: Sequence[tuple[Any, float]], query: Any) -> np.ndarray:
+    """The unit vector of the weighted sum of unit vectors."""
+    total = np.array([weight for _, weight in parts], np.float32) @ unit_rows(vectors)
+    if np.linalg.norm(total) < _LEAST_OF_MIX:
+        raise MmclError(f"'{shown(query)}' comes to nothing: its parts cancel each other; change the weights")
+    mixed: np.ndarray = unit_rows(total[None])[0]
+    return mixed
+
+
+def _ranking(rows: Sequence[Sequence[tuple[Any, float]]], k: int) -> Ranking:
+    ids, scores = np.full((len(rows), k), None, dtype=object), np.full((len(rows), k), -np.inf, dtype=np.float32)
+    for row, found in enumerate(rows):
+        ids[row, : len(found)], scores[row, : len(found)] = [name for name, _ in found], [score for _, score in found]
+    return Ranking(ids, scores)
+
+
+def _result(rank: int, score: float, name: Any, row: dict[str, Any]) -> Result:
+    columns = {column: value for column, value in row.items() if column not in ("id", "label")}
+    return Result(rank, score, name, row.get("label"), columns)

@@ -3,9 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmcl.evaluation.rankings import judge_ranking, learn_weights
+from mmcl.evaluation.rankings import as_run, learn_weights
+from mmcl.evaluation.tasks.runs import retrieval_run
 from mmcl.retrieval.search.fusion import Ranking, weighted
 from mmcl.runtime.errors import MmclError
+
+
+def judged(names, ids, qrels):
+    return retrieval_run(as_run(names, ids), qrels, complete=True, bootstrap=0)
 
 
 def task(noise: tuple[float, ...], queries: int = 60, corpus: int = 80):
@@ -20,16 +25,14 @@ def task(noise: tuple[float, ...], queries: int = 60, corpus: int = 80):
         rankings.append(Ranking(ids, np.take_along_axis(scores, order, 1)))
     names = [f"q{row}" for row in range(queries)]
     qrels = {name: {f"d{doc}": 1 for doc in np.flatnonzero(row)} for name, row in zip(names, grades, strict=True)}
-    return rankings, names, {name: of for name, of in qrels.items() if of}, corpus
+    return rankings, names, {name: of for name, of in qrels.items() if of}
 
 
 def test_the_weights_are_the_best_of_all_that_are_tried():
-    rankings, names, qrels, corpus = task((0.5, 0.7))
-    learned = learn_weights(rankings, names, qrels, corpus=corpus)
+    rankings, names, qrels = task((0.5, 0.7))
+    learned = learn_weights(rankings, names, qrels)
     values = {
-        share: judge_ranking(
-            names, weighted(rankings, (share, 1 - share), 100).ids, qrels, corpus=corpus, bootstrap=0
-        ).metrics["ndcg@10"]
+        share: judged(names, weighted(rankings, (share, 1 - share), 100).ids, qrels).metrics["ndcg@10"]
         for share in np.linspace(0, 1, 21)
     }
     best = max(values, key=values.__getitem__)
@@ -38,38 +41,35 @@ def test_the_weights_are_the_best_of_all_that_are_tried():
 
 
 def test_a_ranking_of_chance_gets_no_weight():
-    rankings, names, qrels, corpus = task((0.3, 1e6))
-    assert learn_weights(rankings, names, qrels, corpus=corpus).weights[0] > 0.8
+    rankings, names, qrels = task((0.3, 1e6))
+    assert learn_weights(rankings, names, qrels).weights[0] > 0.8
 
 
 def test_cross_validation_ranks_each_query_by_weights_learned_without_it():
-    rankings, names, qrels, corpus = task((0.5, 0.7, 0.9))
-    learned = learn_weights(rankings, names, qrels, corpus=corpus, folds=4)
+    rankings, names, qrels = task((0.5, 0.7, 0.9))
+    learned = learn_weights(rankings, names, qrels, folds=4)
     assert len(learned.folds) == 4
-    judged = [name for name in names if name in qrels]
-    assert learned.scores.query_ids == judged
-    fold = np.random.default_rng(0).permutation(len(judged)) % 4
-    rows = [names.index(name) for name in judged]
+    assert learned.scores.query_ids == [name for name in names if name in qrels]
+    fold = np.random.default_rng(0).permutation(len(qrels)) % 4
     for number, weights in enumerate(learned.folds):
         ids = weighted(rankings, weights, 100).ids
-        expected = judge_ranking(names, ids, qrels, corpus=corpus, bootstrap=0).per_query["ndcg@10"]
+        expected = judged(names, ids, qrels).per_query["ndcg@10"]
         np.testing.assert_allclose(learned.scores.per_query["ndcg@10"][fold == number], expected[fold == number])
-    assert len(rows) == len(judged)
     low, high = learned.scores.intervals["ndcg@10"]
     assert low < learned.scores.metrics["ndcg@10"] < high
 
 
 def test_on_noise_cross_validation_promises_less_than_the_weights_have_on_their_own_queries():
-    rankings, names, qrels, corpus = task((1e6, 1e6), queries=24)
-    learned = learn_weights(rankings, names, qrels, corpus=corpus, folds=3)
+    rankings, names, qrels = task((1e6, 1e6), queries=24)
+    learned = learn_weights(rankings, names, qrels, folds=3)
     ids = weighted(rankings, learned.weights, 100).ids
-    on_own = judge_ranking(names, ids, qrels, corpus=corpus, bootstrap=0).metrics["ndcg@10"]
+    on_own = judged(names, ids, qrels).metrics["ndcg@10"]
     assert learned.scores.metrics["ndcg@10"] < on_own
 
 
 def test_too_few_queries_and_unknown_metrics_are_refused():
-    rankings, names, qrels, corpus = task((0.5, 0.7), queries=10)
+    rankings, names, qrels = task((0.5, 0.7), queries=10)
     with pytest.raises(MmclError, match="folds"):
-        learn_weights(rankings, names, qrels, corpus=corpus, folds=50)
+        learn_weights(rankings, names, qrels, folds=50)
     with pytest.raises(MmclError, match=r"no metric 'ndgc@10'.*ndcg@10"):
-        learn_weights(rankings, names, qrels, corpus=corpus, metric="ndgc@10")
+        learn_weights(rankings, names, qrels, metric="ndgc@10")

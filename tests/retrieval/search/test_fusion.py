@@ -35,6 +35,14 @@ def test_weighted_scores_equal_those_computed_by_hand():
     np.testing.assert_allclose(scores[0], [0.6 * 1 + 0.4 * 0.4, 0.6 * 0.75, 0.4 * 1], rtol=1e-6)
 
 
+def test_what_a_full_ranking_lacks_counts_as_its_last_and_what_an_exhausted_one_lacks_as_the_floor():
+    full = ranking([("c", 10.0), ("a", 4.0), ("d", 2.0)], floor=0.0)
+    _, scores, _ = weighted([full], [1.0], k=3)
+    np.testing.assert_allclose(scores[0], [1, 0.25, 0])
+    _, scores, _ = weighted([WORDS], [1.0], k=2)
+    np.testing.assert_allclose(scores[0], [1, 0.4], rtol=1e-6)
+
+
 def test_a_ranking_of_weight_one_alone_is_itself():
     ids, _, _ = weighted([VECTORS, WORDS], [1, 0], k=3)
     assert ids.tolist() == VECTORS.ids.tolist()
