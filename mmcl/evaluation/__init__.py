@@ -31,6 +31,10 @@ from mmcl.evaluation.tasks.sts import StsScores as StsScores
 from mmcl.evaluation.tasks.sts import sts as sts
 from mmcl.evaluation.tasks.text_retrieval import beir_retrieval as beir_retrieval
 from mmcl.evaluation.tasks.text_retrieval import retrieval_of_texts as retrieval_of_texts
+from mmcl.evaluation.tasks.threshold.duplicates import threshold_of_duplicates as threshold_of_duplicates
+from mmcl.evaluation.tasks.threshold.pairs import threshold_of_pairs as threshold_of_pairs
+from mmcl.evaluation.tasks.threshold.threshold import Thresholds as Thresholds
+from mmcl.evaluation.tasks.threshold.threshold import threshold as threshold
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmcl.data.processors.table import TableProcessor
@@ -53,6 +53,16 @@ def model_card(towers: Towers) -> str:
     for title, values in towers.card.items():
         lines += ["", f"## {_plain(title.capitalize())}", "", *_table(values)]
     return "\n".join(lines) + "\n"
+
+
+def with_section(card: str, title: str, lines: Sequence[str]) -> str:
+    """A card with such a section, in place of the one of that title if it has one, else at its end."""
+    section = "\n".join([f"## {title}", "", *lines]) + "\n"
+    found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return f"{card.rstrip()}\n\n{section}" if card.strip() else section
+    rest = card[found.end() :]
+    return card[: found.start()] + section + (f"\n{rest}" if rest else "")
 
 
 def _example(towers: Towers) -> str:

@@ -125,7 +125,7 @@ def sts(
         raise MmclError(f"similarity '{similarity}' is not known; {nearest(similarity, get_args(PairSimilarity))}")
     pairs = table if isinstance(table, SentencePairs) else open_sts(table, split=split)
     warn_of_training_pairs(encoder, pairs.name, list(zip(pairs.first, pairs.second, strict=True)), "pairs")
-    alike = _similarities(encoder, pairs, similarity, prompt)
+    alike = pair_similarities(encoder, pairs, similarity, prompt)
     similarities, scores = {}, {}
     metrics: dict[str, float] = {}
     drawn: dict[str, np.ndarray] = {}
@@ -180,7 +180,9 @@ def correlations(task: str, similarities: np.ndarray, scores: np.ndarray) -> boo
     return lambda counts: {f"{task}/spearman": by_rank(counts), f"{task}/pearson": by_value(counts)}
 
 
-def _similarities(encoder: Encodes, pairs: SentencePairs, similarity: str, prompt: str | None) -> np.ndarray:
+def pair_similarities(
+    encoder: Encodes, pairs: SentencePairs, similarity: PairSimilarity = "cosine", prompt: str | None = None
+) -> np.ndarray:
     """(N,) float64."""
     normalize = None if similarity == "cosine" else False
     vectors = embed_texts(encoder, pairs.first + pairs.second, prompt=prompt, normalize=normalize)

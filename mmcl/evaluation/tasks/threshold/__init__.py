@@ -1,0 +1,1 @@
+"""The score above which two things match, at a stated precision."""
