@@ -34,6 +34,9 @@ def build(
     recall: Annotated[
         float, typer.Option(help="Share of the ten nearest that an approximate index is to find.")
     ] = 0.95,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GiB that an auto index may take.", show_default="no limit")
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +61,14 @@ def build(
     kept = None
     if columns is not None and source is not None:
         kept = source_columns(_rows(source, split), columns.split(","), stored.table()["id"], id)
-    index = Index.build(stored, spec=spec, similarity=similarity, recall=recall, columns=kept)  # type: ignore[arg-type]
+    index = Index.build(
+        stored,
+        spec=spec,
+        similarity=similarity,  # type: ignore[arg-type]
+        columns=kept,
+        recall=recall,
+        memory=None if memory is None else int(memory * 2**30),
+    )
     index.save(out)
     _print_info(index.info())
 
@@ -135,3 +145,5 @@ def _print_info(about: dict[str, Any]) -> None:
     shown = {key: value for key, value in about.items() if value is not None and key not in ("encoder", "curve")}
     shown["columns"] = ", ".join(f"{name} ({kind})" for name, kind in (shown.get("columns") or {}).items()) or "none"
     print_table(["index", ""], [[key, value] for key, value in shown.items()])
+    if about.get("curve"):
+        print_table(["effort", "recall@10", "queries/s"], about["curve"])

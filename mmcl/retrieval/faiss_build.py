@@ -19,7 +19,7 @@ from mmcl.runtime.progress import log_progress, progress
 
 CHOSEN = "chosen by the user"
 """The reason for a spec that is not ``auto``'s."""
-_BLOCK = 65_536
+_BLOCK = 16_384
 _CROWDED = 4  # times the vectors that an index was built for
 _HOLES = 0.25  # share of removed vectors that are still compared
 
@@ -27,7 +27,7 @@ _HOLES = 0.25  # share of removed vectors that are still compared
 def held_out(shards: VectorShards, similarity: Similarity, table: pa.Table) -> HeldOut:
     own = HeldOut.drawn(len(shards))
     name = lambda row: f"id {table['id'][int(own[row])].as_py()!r}"  # noqa: E731
-    return HeldOut(prepared(shards.take(own), similarity, name), own, similarity)
+    return HeldOut.of(prepared(shards.take(own), similarity, name), own, similarity)
 
 
 def blocks(shards: VectorShards, similarity: Similarity, table: pa.Table) -> Iterator[tuple[int, np.ndarray]]:
@@ -74,7 +74,7 @@ def held_out_again(index: Any, live: np.ndarray, similarity: Similarity) -> Held
     """Vectors drawn from those that an index holds at the positions ``live``; None if it cannot give vectors back."""
     try:
         own = live[HeldOut.drawn(len(live))]
-        held = HeldOut(stored_vectors(index, own), own, similarity)
+        held = HeldOut.of(stored_vectors(index, own), own, similarity)
         for start in range(0, len(live), _BLOCK):
             some = live[start : start + _BLOCK]
             held.extend(stored_vectors(index, some), some)

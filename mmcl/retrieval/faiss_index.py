@@ -25,6 +25,7 @@ from mmcl.retrieval.held_out import HeldOut
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
 from mmcl.retrieval.inputs import InMemory, as_shards, float32_array, prepared
 from mmcl.retrieval.metadata import Metadata, with_columns
+from mmcl.retrieval.tuning import tune
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.errors import nearest as nearest_name
@@ -97,15 +98,16 @@ class Index:
             ids: N integers or N strings, returned by a search; the vectors' own, else 0 … N-1. Equal ids are allowed:
                 several vectors may stand for one thing, which a search may then return several times.
             spec: ``auto`` (exact below 200,000 vectors, see :func:`mmcl.retrieval.specs.choose_spec`) or any FAISS
-                factory string. For an inverted file (``IVF…``) it is then measured how many cells a query must visit to
-                find its ten best (:func:`mmcl.retrieval.specs.tune`). The same vectors and spec give the same index.
+                factory string. Of one that is not exact it is then measured how much a search must look at
+                (:func:`mmcl.retrieval.tuning.tune`). The same vectors and spec give the same index.
             similarity: ``cosine`` (vectors get unit length), ``dot``, or ``euclidean`` (the negative distance).
             model: name or folder of the encoder, to embed queries with; the vectors' own by default.
             columns: metadata beside the vectors, {name: N values} or an Arrow table: text, numbers, booleans, times or
                 lists of these, None where there is none; a search's ``where`` asks for them.
             labels: what to show for each vector in a table of results, such as a caption or a path.
-            recall: share of the ten nearest that an approximate index is to find.
-            memory: bytes that the index may take; None: as many as it is best with.
+            recall: share of the ten nearest that an approximate index is to find. If it cannot, it says so; with
+                ``auto`` it then ranks its hits again by finer copies of the vectors, while ``memory`` allows it.
+            memory: bytes that an ``auto`` index may take; None: as many as it is best with.
             show_progress: a bar on stderr; None shows it on a terminal.
 
         Raises:
@@ -127,7 +129,8 @@ class Index:
             table = id_table(table["id"], count, labels)
         own = table.drop_columns(["id"])  # which those on disk may have
         table = with_columns(with_columns(id_table(table["id"], count), own), columns)
-        spec, why = specs.choose_spec(count, dim) if spec == "auto" else (spec, CHOSEN)
+        auto = spec == "auto"
+        spec, why = specs.choose_spec(count, dim, memory) if auto else (spec, CHOSEN)
         index = specs.make(spec, dim, similarity)
         held = None if isinstance(index, faiss.IndexFlat) else held_out(shards, similarity, table)
         trained_on = fill(index, shards, table, spec, similarity, held, show_progress)
@@ -149,7 +152,11 @@ class Index:
             "curve": [],
         }
         built = cls(index, Metadata(table), about, held)
-        built._tune()
+        reached = built._tune()
+        while auto and not reached and built._refine(shards, memory, show_progress):
+            reached = built._tune()
+        if not reached:
+            log.warning(f"recall@10 is {built._about['recall']:.3f}, below the {recall:g} asked for")
         return built
 
     def search(
@@ -354,13 +361,12 @@ class Index:
             log.warning("how much the index now finds cannot be measured: an index of its spec gives no vectors back")
             return None
         recall, target = self._recall(), self._about["target"]
-        if recall < target:
-            self._tune()
-            recall = self._about["recall"]
         self._about["recall"] = recall
+        reached = recall >= target or self._tune()
+        recall = self._about["recall"]
         then = f", {before:.3f} before" if before is not None else ""
         log.info(f"recall@10 of {len(self):,} vectors, measured again on held-out queries: {recall:.3f}{then}")
-        if recall < target:
+        if not reached:
             log.warning(f"recall@10 is {recall:.3f}, below the stated {target:g}; {faiss_stored.REBUILD}")
         return recall
 
@@ -368,14 +374,28 @@ class Index:
         assert self._held is not None
         return self._held.recall(lambda queries, k: self._found(queries, k)[1])
 
-    def _tune(self) -> None:
-        """Find the least effort that reaches the stated recall."""
+    def _tune(self) -> bool:
+        """Find the least effort that reaches the stated recall. Returns whether there is one."""
         if self._held is None:
             self._about["recall"] = 1.0
-            return
-        if specs.inverted_file(self._index) is not None:
-            self._about["effort"], _ = specs.tune(self._index, self._held.halfway())
-        self._about["recall"] = self._recall()
+            return True
+        search = lambda queries, k, effort: self._found(queries, k, effort=effort)[1]  # noqa: E731
+        tuned = tune(self._index, self._held, self._about["target"], search)
+        curve = [list(point) for point in tuned.curve]
+        self._about |= {"effort": tuned.effort, "recall": tuned.recall, "curve": curve}
+        return tuned.reached
+
+    def _refine(self, shards: VectorShards, memory: int | None, show: bool | None) -> bool:
+        """Rank hits again by a finer copy of the vectors than now. Returns whether one fits ``memory``."""
+        finer = specs.finer(self.spec, len(self), self.dim, memory)
+        if finer is None:
+            return False
+        self._about["reason"] += f"; {self.spec} found {self._about['recall']:.3f} of the ten nearest"
+        self._index = specs.refine(self._index, finer, self.similarity)
+        store = faiss.downcast_index(self._index.refine_index)
+        fill(store, shards, self._metadata.table, finer, self.similarity, None, show)
+        self.spec = self._about["spec"] = finer
+        return True
 
     def rows(self, ids: Ids) -> pa.Table:
         """Metadata of these ids, a row each, in their order: ``id``, ``label`` if there are any, and the other columns.

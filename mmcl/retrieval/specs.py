@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import faiss
@@ -11,35 +12,86 @@ import numpy as np
 from mmcl.runtime.errors import MmclError
 
 EXACT_ROWS = 200_000
-FULL_PRECISION_BYTES = 8 * 2**30
-TARGET_RECALL = 0.99
 GRAPH_CANDIDATES = 128
 METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "dot": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC_L2}
 
 _SEED = 0
-_TUNING_QUERIES = 256
-_TUNING_K = 10
+_ID_BYTES, _NODE_BYTES = 8, 16
+_STORES = ("SQ8", "SQfp16", "Flat")  # that rank again, coarsest first
 
 
-def choose_spec(count: int, dim: int) -> tuple[str, str]:
+def choose_spec(count: int, dim: int, memory: int | None = None) -> tuple[str, str]:
     """The FAISS factory string for ``count`` vectors of ``dim`` components, and the reason in words.
 
-    ``Flat``, which is exact, below 200,000 vectors: a query takes milliseconds. From there on an inverted file of
-    4·sqrt(N) cells, rounded to a power of two (what FAISS's guidelines advise), of which a query visits a few. The
-    vectors keep full precision while they fit 8 GiB; beyond that each component is one byte (``SQ8``).
+    ``memory`` is the bytes that the index may take; None is as many as it is fastest with. Of the candidates (see
+    :func:`_candidates`), best first, the first that fits is chosen; the smallest if none does.
 
-    >>> choose_spec(1_000, 384)[0], choose_spec(1_000_000, 384)[0], choose_spec(100_000_000, 384)[0]
-    ('Flat', 'IVF4096,Flat', 'IVF32768,SQ8')
+    >>> [choose_spec(rows, 384)[0] for rows in (1_000, 1_000_000, 100_000_000)]
+    ['Flat', 'IVF2048,PQ192x4fsr,Refine(SQ8)', 'IVF16384,PQ192x4fsr,Refine(SQ8)']
     """
+    candidates = _candidates(count, dim)
+    limit = math.inf if memory is None else memory
+    spec, why = next((one for one in candidates if bytes_needed(one[0], count, dim) <= limit), candidates[-1])
+    size = bytes_needed(spec, count, dim)
+    why += f"; {size / 2**20:,.0f} MiB"
+    if memory is not None:
+        why += f" of {memory / 2**20:,.0f}" + (", the least there is" if size > memory else "")
+    return spec, why
+
+
+def _candidates(count: int, dim: int) -> list[tuple[str, str]]:
+    """Specs and reasons, best first."""
+    cells = 2 ** round(math.log2(2 * math.sqrt(count)))
+    file = f"IVF{cells}"
+    pairs = f"PQ{dim // 2 if dim % 2 == 0 else dim}x4fsr"
+    many = f"{count:,} vectors are {EXACT_ROWS:,} or more"
+    found = [(f"{file},{pairs},Refine(SQ8)", f"{many}: cells of which a search visits a few")]
     if count < EXACT_ROWS:
-        return "Flat", f"exact: {count:,} vectors are fewer than {EXACT_ROWS:,}"
-    cells = 2 ** round(math.log2(4 * math.sqrt(count)))
-    size = 4 * count * dim
-    codes = "Flat" if size <= FULL_PRECISION_BYTES else "SQ8"
-    why = f"approximate: {count:,} vectors are {EXACT_ROWS:,} or more; 4·sqrt(N) cells, rounded to a power of two"
-    if codes == "SQ8":
-        why += f"; {size / 2**30:,.0f} GiB of float32 are more than 8, so a byte a component"
-    return f"IVF{cells},{codes}", why
+        found.insert(0, ("Flat", f"exact: {count:,} vectors are fewer than {EXACT_ROWS:,}"))
+    return found
+
+
+def bytes_needed(spec: str, count: int, dim: int) -> int:
+    """Bytes that an index of ``count`` vectors of ``dim`` components takes, its centroids and graph included."""
+    index = faiss.index_factory(dim, spec)
+    inverted = inverted_file(index)
+    return count * _bytes_a_vector(index) + (4 * dim * inverted.nlist if inverted else 0)
+
+
+def _bytes_a_vector(index: Any) -> int:
+    if isinstance(index, faiss.IndexPreTransform):
+        return _bytes_a_vector(faiss.downcast_index(index.index))
+    if isinstance(index, faiss.IndexRefine):
+        return sum(_bytes_a_vector(faiss.downcast_index(part)) for part in (index.base_index, index.refine_index))
+    if isinstance(index, faiss.IndexHNSW):
+        links = 4 * index.hnsw.nb_neighbors(0) + _NODE_BYTES  # hardly any vector is on an upper level
+        return _bytes_a_vector(faiss.downcast_index(index.storage)) + links
+    return int(index.code_size) + (_ID_BYTES if isinstance(index, faiss.IndexIVF) else 0)
+
+
+def finer(spec: str, count: int, dim: int, memory: int | None = None) -> str | None:
+    """The same index whose hits are ranked again by a finer copy of the vectors than now; None if there is none that
+    fits ``memory``, or if ``spec`` keeps the vectors as they are."""
+    base, refined, store = spec.removesuffix(")").partition(",Refine(")
+    if not refined and (base.endswith("Flat") or re.fullmatch(r"HNSW\d*", base)):
+        return None
+    for next_store in _STORES[_STORES.index(store) + 1 if refined else 0 :]:
+        better = f"{base},Refine({next_store})"
+        if memory is None or bytes_needed(better, count, dim) <= memory:
+            return better
+    return None
+
+
+def refine(index: Any, spec: str, similarity: str) -> Any:
+    """``index`` with the refinement that ends ``spec``, in place of its own; ``refine_index`` holds no vectors yet."""
+    store = spec.rpartition(",")[2]
+    refined = faiss.index_factory(index.d, f"Flat,{store}", METRICS[similarity])
+    held = faiss.downcast_index(index.base_index) if isinstance(index, faiss.IndexRefine) else index
+    refined.base_index = held  # in the place of an empty one, a few bytes that nothing frees
+    refined.ntotal, refined.is_trained = held.ntotal, True
+    if held is not index:
+        index.own_fields = False  # of the base; its refinement goes with it
+    return refined
 
 
 def make(spec: str, dim: int, similarity: str) -> Any:
@@ -80,12 +132,14 @@ def reason(error: Exception) -> str:
 
 
 def training_rows(index: Any, count: int) -> np.ndarray:
-    """Sorted positions of the vectors to train on: 64 a cell and at least 65,536 (a 256-entry codebook's fill), or all.
+    """Sorted positions of the vectors to train on: 64 a cell, 256 an entry of a codebook and at least 16,384, or all.
 
     Drawn without repetition from a fixed seed, so that the same vectors give the same index.
     """
-    inverted = inverted_file(index)
-    wanted = max(65_536, 64 * inverted.nlist if inverted else 0)
+    found = inside(index)
+    codebook = getattr(found, "pq", None)
+    entries = 2**codebook.nbits if codebook else 0
+    wanted = max(16_384, 256 * entries, 64 * found.nlist if isinstance(found, faiss.IndexIVF) else 0)
     if wanted >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SEED).choice(count, wanted, replace=False))
@@ -104,6 +158,11 @@ def inverted_file(index: Any) -> Any | None:
     """The inverted file inside an index, below any rotation or refinement around it; None if it has none."""
     found = inside(index)
     return found if isinstance(found, faiss.IndexIVF) else None
+
+
+def has_effort(index: Any) -> bool:
+    """Whether a search can look at more or less of it: an inverted file or a graph."""
+    return isinstance(inside(index), faiss.IndexIVF | faiss.IndexHNSW)
 
 
 def search_parameters(index: Any, effort: int | None = None, selector: Any | None = None) -> Any | None:
@@ -130,33 +189,3 @@ def search_parameters(index: Any, effort: int | None = None, selector: Any | Non
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(efSearch=effort or index.hnsw.efSearch, **given)
     return faiss.SearchParameters(**given) if given else None
-
-
-def tuning_rows(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the pairs of stored vectors between which :func:`tune` asks."""
-    first, second = np.random.default_rng(_SEED + 1).integers(0, count, (2, _TUNING_QUERIES))
-    return first, second
-
-
-def tune(index: Any, queries: np.ndarray) -> tuple[int, float]:
-    """The fewest cells (a power of two) whose visit finds 99% of the ten best, and the share it finds.
-
-    The measure is a visit to every cell. ``queries`` should lie halfway between pairs of stored vectors: like a text
-    that asks for images, these lie off the stored vectors, and need more cells than those would.
-    """
-    inverted = inverted_file(index)
-    cells: int = inverted.nlist if inverted else 1
-
-    def best(visited: int) -> list[set[int]]:
-        found = index.search(queries, min(_TUNING_K, index.ntotal), params=search_parameters(index, visited))[1]
-        return [set(row) - {-1} for row in found.tolist()]
-
-    all_best = best(cells)
-    wanted = sum(map(len, all_best))
-    visited = 1
-    while visited < cells:
-        found = sum(len(some & all_) for some, all_ in zip(best(visited), all_best, strict=True))
-        if found >= TARGET_RECALL * wanted:
-            return visited, found / wanted
-        visited *= 2
-    return cells, 1.0

@@ -95,7 +95,7 @@ def test_the_first_vector_of_a_repeated_id_gives_its_label():
 @pytest.mark.parametrize("spec", ["IVF64,Flat", "RR16,IVF32,SQ8", "IVF32,SQ8,RFlat", "HNSW32"])
 def test_approximate_indexes_find_most_neighbours(spec, similarity):
     corpus, queries = clusters(4_000), clusters(100, seed=3)
-    index = Index.build(corpus, spec=spec, similarity=similarity)
+    index = Index.build(corpus, spec=spec, similarity=similarity, recall=0.99)
     found, scores = index.search(queries, k=10)
     exact, _ = brute_force(queries, corpus, 10, similarity)
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
@@ -108,7 +108,7 @@ def test_an_inverted_file_measures_how_many_cells_to_visit():
     index = Index.build(corpus, spec="IVF64,Flat")
     about = index.info()
     assert 1 < about["nprobe"] < 64
-    assert about["recall"] >= 0.99
+    assert about["recall"] >= about["target"] - 0.02
     everything, _ = index.search(queries, k=10, nprobe=64)
     np.testing.assert_array_equal(everything, brute_force(queries, corpus, 10, "cosine")[0])
     assert (index.search(queries, k=10, nprobe=1)[0] != everything).any()
@@ -134,8 +134,12 @@ def test_places_that_a_graph_cannot_fill_are_none():
 def test_building_twice_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         Index.build(clusters(3_000), spec="IVF32,PQ4x4").save(tmp_path / name)
-    for name in ("index.faiss", "ids.parquet", "index.json"):
+    for name in ("index.faiss", "ids.parquet"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    one, other = (json.loads((tmp_path / name / "index.json").read_text()) for name in ("a", "b"))
+    for about in (one, other):
+        about["curve"] = [point[:2] for point in about["curve"]]  # the speed is never the same
+    assert one == other
 
 
 def test_threads_may_share_an_index():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmcl.retrieval.held_out import HeldOut, K
+from mmcl.retrieval.held_out import HeldOut, K, recalls
 from mmcl.runtime.errors import MmclError
 
 RNG = np.random.default_rng(0)
@@ -54,9 +54,44 @@ def test_recall_is_the_share_of_the_ten_nearest_others():
     half = exact.copy()
     half[0, 1:6] = 199 - np.arange(5)
     wrong = len(set(half[0, 1:6]) - set(exact[0]))
-    assert held.recall(lambda queries, k: half) == pytest.approx(1 - wrong / 20)
+    np.testing.assert_allclose(held.shares(lambda queries, k: half), [1 - wrong / 10, 1])
     assert held.recall(lambda queries, k: np.full((2, k), -1)) == 0
-    assert held.recall(lambda queries, k: exact[:, 1:]) == pytest.approx(0.95, abs=0.06)  # an index without the query
+    assert held.shares(lambda queries, k: exact[:, 1:]).mean() > 0.89  # an index without the query
+
+
+def test_recalls_are_shares_of_sets():
+    found = np.array([RNG.choice(50, 10, replace=False) for _ in range(30)])
+    true = np.array([RNG.choice(50, 10, replace=False) for _ in range(30)])
+    expected = [len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), true.tolist(), strict=True)]
+    np.testing.assert_allclose(recalls(found, true, 10), expected)
+    few = np.array([[3, -1, -1, -1], [-1, -1, -1, -1]])  # one neighbour, and none
+    np.testing.assert_allclose(recalls(np.array([[3, -1], [-1, -1]]), few, 2), [1, 1])
+    np.testing.assert_allclose(recalls(np.array([[-1, -1]]), few[:1], 2), [0])
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+def test_a_query_is_not_its_own_neighbour_and_all_that_share_the_last_place_are(similarity):
+    vectors = RNG.normal(size=(300, 4)).astype("float32")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[100:120] = vectors[7]  # twenty more of it
+    held = HeldOut.of(vectors[[7, 8]], np.array([7, 8]), similarity)
+    held.extend(vectors, np.arange(300))
+    nearest = held.nearest()
+    assert set(nearest[0]) - {-1} == set(range(100, 120))
+    others = [place for place in brute_force(vectors[[8]], vectors, similarity)[0] if place != 8]
+    assert set(nearest[1]) - {-1} == set(others[:10])
+    np.testing.assert_allclose(held.queries[2:], np.stack([(vectors[7] + vectors[8]) / 2] * 2), atol=1)
+    assert held.kinds.tolist() == [0, 0, 1, 1]
+    assert held.own.tolist() == [7, 8, -1, -1]
+
+
+def test_halves_divide_every_kind():
+    held = HeldOut(np.zeros((10, 2), "float32"), np.full(10, -1), "dot", np.array([0, 1, 1, 0, 1, 1, 0, 0, 0, 1]))
+    for kind, (tuning, measuring) in enumerate(held.halves()):
+        assert set(held.kinds[np.append(tuning, measuring)]) == {kind}
+        assert not set(tuning) & set(measuring)
+        assert abs(len(tuning) - len(measuring)) <= 1
+    assert sum(len(half) for halves in held.halves() for half in halves) == 10
 
 
 def test_so_many_removed_that_too_few_neighbours_are_known():
