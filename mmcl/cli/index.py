@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, help="Build, change and inspect indexes of vectors.", no_args_is_help=True)
 
-Vectors = Annotated[Path, typer.Argument(help="A folder that `mmcl encode` wrote.", show_default=False)]
+Vectors = Annotated[
+    Path, typer.Argument(help="Vectors: of `mmcl encode`, .npy, Parquet, clip-retrieval's.", show_default=False)
+]
 IndexFolder = Annotated[Path, typer.Argument(metavar="INDEX", help="An index folder.", show_default=False)]
 From = Annotated[
     str | None,
@@ -29,7 +31,10 @@ Id = Annotated[str | None, typer.Option(help="The column of ids there.", show_de
 def build(
     vectors: Vectors,
     out: Annotated[Path, typer.Option(help="The index folder.", show_default=False)],
-    spec: Annotated[str, typer.Option(help="A FAISS factory string; auto is exact up to some size.")] = "auto",
+    spec: Annotated[
+        str,
+        typer.Option(help="A FAISS factory string, auto is exact up to some size; of Milvus such as HNSW,M=16."),
+    ] = "auto",
     similarity: Annotated[str, typer.Option(help="cosine, dot or euclidean.")] = "cosine",
     recall: Annotated[
         float, typer.Option(help="Share of the ten nearest that an approximate index is to find.")
@@ -47,27 +52,35 @@ def build(
     source: From = None,
     split: Split = None,
     id: Id = None,
+    to: Annotated[str, typer.Option(help="What holds the vectors: faiss, milvus, or a plug-in's engine.")] = "faiss",
+    uri: Annotated[
+        str | None,
+        typer.Option(help="Where Milvus is: http://HOST:PORT, or FILE.db for Milvus Lite.", show_default=False),
+    ] = None,
 ) -> None:
     """Index the vectors of a folder."""
     from mmcl.encoding import open_vectors
-    from mmcl.retrieval import Index
-    from mmcl.retrieval.faiss_stored import check_free
+    from mmcl.retrieval.index import INDEXES, check_free
     from mmcl.retrieval.metadata import source_columns
 
     if (columns is None) != (source is None):
         raise MmclError("--columns and --from go together: which columns, and the rows that have them")
+    if uri is not None and to == "faiss":
+        raise MmclError(f"--uri {uri}: is of a Milvus server; give --to milvus too")
     check_free(out)  # before the work
     stored = open_vectors(vectors)
     kept = None
     if columns is not None and source is not None:
         kept = source_columns(_rows(source, split), columns.split(","), stored.table()["id"], id)
-    index = Index.build(
+    place: dict[str, Any] = {} if uri is None else {"uri": uri}
+    index = INDEXES[to].build(
         stored,
         spec=spec,
         similarity=similarity,  # type: ignore[arg-type]
         columns=kept,
         recall=recall,
         memory=None if memory is None else int(memory * 2**30),
+        **place,
     )
     index.save(out)
     _print_info(index.info())

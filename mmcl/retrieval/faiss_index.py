@@ -23,7 +23,7 @@ from mmcl.retrieval.faiss_search import Selection, nearest
 from mmcl.retrieval.filters import kind_of, matching
 from mmcl.retrieval.held_out import HeldOut
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
-from mmcl.retrieval.inputs import InMemory, as_shards, float32_array, prepared
+from mmcl.retrieval.inputs import InMemory, as_shards, asked_for
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.retrieval.tuning import tune
 from mmcl.runtime.device import ready_after_fork
@@ -185,18 +185,9 @@ class Index:
                 condition that cannot be understood or asks for a column that there is not.
         """
         ready_after_fork(torch.device("cpu"))
-        queries = float32_array(queries)
-        queries = queries[None] if queries.ndim == 1 else queries
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise MmclError(
-                f"queries have shape {queries.shape}, the index holds vectors of {self.dim} dimensions"
-                + (f" from model '{self.model}'; embed the queries with it" if self.model else "")
-            )
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise MmclError(f"k is {k!r}; it must be a whole number from 1 up")
+        queries = asked_for(queries, k, self.dim, self.similarity, self.model)
         if nprobe is not None and (specs.inverted_file(self._index) is None or nprobe < 1):
             raise MmclError(f"nprobe is {nprobe!r}; it must be 1 or more, and only inverted files (IVF…) have cells")
-        queries = prepared(queries, self.similarity, lambda row: f"query {row}")
         scores, positions = self._found(queries, int(k), where, nprobe)
         nowhere = positions < 0
         ids = to_numpy(self._metadata.ids.take(pa.array(np.where(nowhere, 0, positions).ravel())))

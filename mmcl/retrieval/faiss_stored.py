@@ -27,10 +27,10 @@ from mmcl.encoding.corpora.stored import (
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval import specs
 from mmcl.retrieval.held_out import HeldOut
-from mmcl.retrieval.index import INDEX_FILE
+from mmcl.retrieval.index import INDEX_FILE, check_free
 from mmcl.retrieval.metadata import Metadata
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import as_path, atomic_folder, folder_to_write
+from mmcl.runtime.files import as_path, atomic_folder
 
 _FORMAT, _VERSION = "mmcl index", 2
 REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
@@ -138,12 +138,3 @@ def _read_removed(path: Path, places: int) -> np.ndarray:
     except Exception as error:  # what a damaged file raises is of many kinds
         raise MmclError(f"{path}: damaged ({str(error) or type(error).__name__:.200}); {REBUILD}") from None
     return removed
-
-
-def check_free(folder: str | Path) -> Path:
-    """The absolute path of a folder that an index may be written to. Raises ``MmclError`` if it may not."""
-    folder_to_write(folder)
-    folder = as_path(folder).absolute()
-    if folder.exists() and not (folder / INDEX_FILE).exists() and any(folder.iterdir()):
-        raise MmclError(f"{folder}: exists and is no index, so it is not replaced; choose another folder")
-    return folder

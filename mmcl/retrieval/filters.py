@@ -106,25 +106,35 @@ def columns_of(condition: Condition) -> Iterator[str]:
             yield from columns_of(part)
 
 
+def checked(where: str, schema: pa.Schema) -> Condition:
+    """The condition that a text says, of columns that there are and that can be compared so.
+
+    Raises:
+        MmclError: it is no condition, there is no such column, or it is compared with what it cannot be.
+    """
+    condition = parse(where)
+    for test in comparisons(condition):
+        _check(test, schema, where)
+    return condition
+
+
 def matching(table: pa.Table, where: str) -> np.ndarray:
     """Which rows of ``table`` a condition is true of: (N,) bool.
 
     Raises:
         MmclError: it is no condition, there is no such column, or it is compared with what it cannot be.
     """
-    condition = parse(where)
-    for test in _tests(condition):
-        _check(test, table.schema, where)
-    found = _evaluated(condition, table, where)
+    found = _evaluated(checked(where, table.schema), table, where)
     return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _tests(condition: Condition) -> Iterator[Comparison]:
+def comparisons(condition: Condition) -> Iterator[Comparison]:
+    """Its comparisons, from left to right."""
     if isinstance(condition, Comparison):
         yield condition
     else:
         for part in [condition.part] if isinstance(condition, Not) else condition.parts:
-            yield from _tests(part)
+            yield from comparisons(part)
 
 
 class _Parser:
@@ -273,7 +283,7 @@ def _check(test: Comparison, schema: pa.Schema, where: str) -> None:
             "text": isinstance(value, str),
             "numbers": isinstance(value, int | float) and not isinstance(value, bool),
             "true or false": isinstance(value, bool) and test.kind in ("=", "!=", "in", "contains"),
-            "times": isinstance(value, str) and _time(value, held) is not None,
+            "times": isinstance(value, str) and time_of(value, held) is not None,
         }[kind]
         if not fits:
             so = {
@@ -302,7 +312,7 @@ def kind_of(held: pa.DataType) -> str:
     return "numbers" if pa.types.is_integer(held) or pa.types.is_floating(held) else "text"
 
 
-def _time(text: str, held: pa.DataType) -> datetime | None:
+def time_of(text: str, held: pa.DataType) -> datetime | None:
     """A time in ISO 8601, in UTC where none is said; None for what is none."""
     try:
         time = datetime.fromisoformat(text)
@@ -358,7 +368,7 @@ def _equal_to_one(column: pa.Array, values: Sequence[Value]) -> Any:
 def _scalars(values: Sequence[Value], held: pa.DataType) -> list[pa.Scalar]:
     """Values as the column's type has them; whole numbers and others as they are."""
     if pa.types.is_timestamp(held):
-        return [pa.scalar(_time(str(value), held), held) for value in values]
+        return [pa.scalar(time_of(str(value), held), held) for value in values]
     if kind_of(held) == "numbers":
         return [pa.scalar(value, pa.float64() if isinstance(value, float) else pa.int64()) for value in values]
     return [pa.scalar(value, held) for value in values]

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import as_path, read_json
+from mmcl.runtime.files import as_path, folder_to_write, read_json
 from mmcl.runtime.lock import exclusive
 from mmcl.runtime.registry import Registry
 
@@ -110,7 +110,9 @@ class VectorIndex(Protocol):
 
 
 INDEXES: Registry[type[VectorIndex]] = Registry(
-    "mmcl.indexes", "index engine", {"faiss": "mmcl.retrieval.faiss_index:Index"}
+    "mmcl.indexes",
+    "index engine",
+    {"faiss": "mmcl.retrieval.faiss_index:Index", "milvus": "mmcl.retrieval.milvus.index:MilvusIndex"},
 )
 """Implementations of :class:`VectorIndex` by name."""
 
@@ -127,6 +129,15 @@ def open_index(folder: str | Path) -> VectorIndex:
         known = nearest(str(engine), INDEXES)
         raise MmclError(f"{path}: its engine is '{engine}', which is not installed; {known}")
     return INDEXES[engine].load(folder)
+
+
+def check_free(folder: str | Path) -> Path:
+    """The absolute path of a folder that an index may be written to. Raises ``MmclError`` if it may not."""
+    folder_to_write(folder)
+    folder = as_path(folder).absolute()
+    if folder.exists() and not (folder / INDEX_FILE).exists() and any(folder.iterdir()):
+        raise MmclError(f"{folder}: exists and is no index, so it is not replaced; choose another folder")
+    return folder
 
 
 @contextmanager

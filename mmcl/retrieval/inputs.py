@@ -104,3 +104,28 @@ def prepared(block: np.ndarray, similarity: Similarity, name: Callable[[Any], st
     if len(zero):
         raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out or use 'dot'")
     return unit_rows(block)
+
+
+def asked_for(queries: Any, k: Any, dim: int, similarity: Similarity, model: str | None = None) -> np.ndarray:
+    """The queries of a search, (Q, D) float32, of unit length under cosine.
+
+    Args:
+        queries: (Q, D) array or tensor; (D,) is one query.
+        k: results for each.
+        dim: of the index.
+        similarity: of the index.
+        model: whose vectors the index holds, which a message names.
+
+    Raises:
+        MmclError: another dimension, NaN or infinity, a zero query under cosine, or k < 1.
+    """
+    queries = float32_array(queries)
+    queries = queries[None] if queries.ndim == 1 else queries
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise MmclError(
+            f"queries have shape {queries.shape}, the index holds vectors of {dim} dimensions"
+            + (f" from model '{model}'; embed the queries with it" if model else "")
+        )
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise MmclError(f"k is {k!r}; it must be a whole number from 1 up")
+    return prepared(queries, similarity, lambda row: f"query {row}")

@@ -53,7 +53,7 @@ class Metadata:
 
     def positions(self, ids: Ids) -> np.ndarray:
         """(n,) int64: the first vector of each id; -1 of one that there is not."""
-        wanted = self._wanted(ids)
+        wanted = self.wanted(ids)
         found = self._where(wanted)
         place = pc.index_in(wanted, value_set=self.ids.take(pa.array(found)))
         missing = place.is_null().to_numpy(zero_copy_only=False)
@@ -65,7 +65,7 @@ class Metadata:
         """As :meth:`positions`. Raises ``MmclError`` for an unknown id."""
         found = self.positions(ids)
         if len(unknown := np.flatnonzero(found < 0)):
-            id_ = self._wanted(ids)[int(unknown[0])].as_py()
+            id_ = self.wanted(ids)[int(unknown[0])].as_py()
             more = f" ({len(unknown):,} such ids)" if len(unknown) > 1 else ""
             example = next((value.as_py() for value in self.live()["id"][:1]), None)
             raise MmclError(f"the index holds no id {id_!r}{more}; it has such as {example!r}")
@@ -73,7 +73,7 @@ class Metadata:
 
     def every(self, ids: Ids) -> np.ndarray:
         """Sorted positions of all vectors of these ids, of which there need be none."""
-        return self._where(self._wanted(ids))
+        return self._where(self.wanted(ids))
 
     def live(self) -> pa.Table:
         """The rows that are not removed."""
@@ -110,7 +110,8 @@ class Metadata:
             raise MmclError(f"the index has a column '{missing[0]}'; give its values too, or None for each")
         return pa.table({field.name: _cast(table, field, count) for field in schema}, schema)
 
-    def _wanted(self, ids: Ids) -> pa.Array:
+    def wanted(self, ids: Ids) -> pa.Array:
+        """Ids as those of the index are. Raises ``MmclError`` if they cannot be."""
         wanted = id_table(ids, len(ids))["id"].combine_chunks()
         held = self.table.schema.field("id").type
         try:
