@@ -93,7 +93,7 @@ def fit_logistic(values: Tensor, labels: Tensor, classes: int, l2: float, start:
     first = np.zeros((dim + 1) * classes)
     if start is not None:
         first = torch.cat([factor.T @ start.weight.double(), start.bias[None].double()]).cpu().numpy().ravel()
-    options = {"maxiter": _MOST_ITERATIONS, "gtol": 1e-5, "ftol": 1e-9}
+    options = {"maxiter": _MOST_ITERATIONS, "gtol": 1e-6, "ftol": 1e-9}
     with threadpool_limits(1, "blas"):  # scipy's threads wait for work in a loop, on the cores that torch's need
         return linear_of(minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x)
 

@@ -67,6 +67,7 @@ def test_a_tuned_tower_beats_the_probe_of_the_same_labels_and_the_model_stays(en
 
 def test_it_starts_from_the_probe(encoder):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    encoder.set_compute("float32")
     vectors = encoder.encode(list(pixels), normalize=False)
     features, random = Standardised.of(vectors, torch.device("cpu")), torch.Generator().manual_seed(0)
     linear = Linear(torch.randn(8, 3, generator=random), torch.randn(3, generator=random))
