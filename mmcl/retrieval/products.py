@@ -12,16 +12,18 @@ Distances are products, too: −‖q − d‖²/2 = q·d − ‖d‖²/2 − ‖
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmcl.losses.logits.similarity import Similarity, unit_length
 from mmcl.runtime.device import widest
 
-_PAIRS = 1024  # scored at a time: they stay in a core's cache
+_PAIRS = 256  # scored at a time: they stay in a core's cache
 _TINY = 1e-15  # norms below may have lost squares to underflow
 _PARTS = {torch.float32: 1, torch.bfloat16: 3}  # numbers of a type that have the digits of a float32
 _ROUNDED_INPUTS = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
@@ -50,7 +52,8 @@ class Block:
         """(n, K) what is multiplied, and (n,) at least the norms of what rounding took off the vectors."""
         if dtype not in self._factors:
             rounded = self.vectors.to(dtype)
-            lost = _norms(self.vectors - rounded) if dtype == torch.bfloat16 else torch.zeros_like(self.norms)
+            exact = rounded is self.vectors
+            lost = torch.zeros_like(self.norms) if exact else _norms(rounded.float().sub_(self.vectors))
             if self.columns is not None:
                 rounded = torch.cat([rounded, self.columns(dtype)], 1)
             self._factors[dtype] = rounded, lost
@@ -107,12 +110,20 @@ class Space:
         return (inputs + sums) * (1 + 2.0**-5)  # norms are rounded, and those of the factors a little larger
 
     def scores(self, queries: Block, documents: Block, rows: Tensor, columns: Tensor) -> Tensor:
-        """(m,) of m pairs q·d, or −‖q − d‖²/2: each by the same float32 sum, so that equal vectors have equal ones."""
+        """(m,) of m pairs q·d, or −‖q − d‖²/2: each by the same float32 sum, so that equal vectors have equal ones.
+
+        Args:
+            queries, documents: n and N vectors.
+            rows: (m,) of queries, ascending.
+            columns: (m,) of documents.
+        """
+        if not self._distances and rows.device.type == "cpu":
+            return _sampled(queries.vectors, documents.vectors, rows, columns)
         parts = []
         for row, column in zip(rows.split(_PAIRS), columns.split(_PAIRS), strict=True):
-            left, right = queries.vectors[row], documents.vectors[column]
+            left, right = queries.vectors.index_select(0, row), documents.vectors.index_select(0, column)
             parts.append(right.sub_(left).square_().sum(1).mul_(-0.5) if self._distances else right.mul_(left).sum(1))
-        return torch.cat(parts) if parts else queries.vectors.new_empty(0)
+        return torch.cat(parts)
 
     def dense_scores(self, queries: Block, documents: Block) -> Tensor:
         """(n, m) the same scores of all pairs, by float64 products."""
@@ -133,8 +144,21 @@ class Space:
 
     def _placed(self, vectors: Tensor) -> Tensor:
         if self.similarity == "cosine":
-            return unit_length(vectors)
+            norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+            # Squares neither overflow nor underflow between these bounds, and one division is enough.
+            usual = bool(((norms > _TINY) & (norms < 1 / _TINY)).all())
+            return vectors / norms if usual else unit_length(vectors)
         return vectors if self._centre is None else vectors - self._centre
+
+
+def _sampled(queries: Tensor, documents: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(m,) products of single pairs, without copies of their vectors."""
+    ends = functional.pad(rows.bincount(minlength=len(queries)).cumsum(0), (1, 0))
+    shape = (len(queries), len(documents))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that sparse tensors are new
+        wanted = torch.sparse_csr_tensor(ends, columns, documents.new_zeros(len(rows)), shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(wanted, queries, documents.T, beta=0.0).values()
 
 
 def _norms(vectors: Tensor) -> Tensor:

@@ -311,7 +311,7 @@ def test_a_written_run_is_judged_like_its_model_and_compared_with_models_and_sav
             "judge both with the same --ties",
         ),
         (("compare", run, run), "name a source to judge both models on"),
-        (("retrieval", run, texts / "sts.tsv", "--query", "sentence1", "--document", "sentence2"), "is a run, which"),
+        (("compare", run, "fine", texts / "faq.csv", "--query", "question", "--document", "answer"), "is a run, which"),
         (("retrieval", run, qrels, "--run", tmp_path / "x"), "--run writes what a model finds"),
         (("retrieval", run, tmp_path / "no.qrels"), "no such file"),
         (("retrieval", "fine", texts / "sts.tsv", "--ties", "trec_eval"), "--ties is of searches with judgements"),

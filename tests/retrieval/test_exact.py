@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -179,6 +183,35 @@ def test_memory_is_shared_out_and_the_result_does_not_depend_on_it(units):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(MmclError, match=r"memory is 1,000 bytes; k = 10 and 64 dimensions need [\d,]+ at least"):
         exact_search(queries, corpus, 10, memory=1000)
+
+
+IN_MEMORY = """
+import sys
+import numpy as np
+from mmcl.retrieval import exact
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+exact.multiplies_bfloat16 = lambda device: sys.argv[1] == "bfloat16"
+rng = np.random.default_rng(0)
+corpus, queries = (rng.standard_normal((rows, 256), dtype=np.float32) for rows in (20_000, 1_500))
+exact.exact_search(queries[:50], corpus[:3000], 50)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+exact.exact_search(queries, corpus, 50, memory=32 * 2**20)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux, which says how much memory it took"
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_no_more_memory_is_taken_than_is_given(dtype):
+    done = subprocess.run([sys.executable, "-c", IN_MEMORY, dtype], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 32 * 2**20
 
 
 def test_there_may_be_fewer_documents_or_no_queries():

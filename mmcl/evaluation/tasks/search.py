@@ -128,13 +128,16 @@ def open_retrieval(
         return _of_beir(open_beir(source, split), searched, texts)
     if runs and all(runs):
         return _of_judgements(source, searched)
+    if any(runs):
+        name = of[runs.index(True)]
+        raise MmclError(f"{name} is a run, which judgements judge: a folder in BEIR's layout, or alone a file of qrels")
     if searched.ties is not None:
         raise MmclError(f"{source}: --ties is of searches with judgements, in BEIR's layout or of runs; leave it out")
     rows, ks = open_rows(source, split=split, separator=separator, root=root), searched.ks or (1, 5, 10)
     if query is not None and document is not None:
 
         def texts_by_texts(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
-            _models_alone(source, judged, run)
+            _check_not_written(source, run)
             sides = searched.by(judged)
             return retrieval_of_texts(sides, rows, query=query, document=document, ks=ks, bootstrap=resamples, **texts)
 
@@ -152,7 +155,7 @@ def open_retrieval(
         )
 
     def images_and_texts(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
-        _models_alone(source, judged, run)
+        _check_not_written(source, run)
         if "image" not in judged.modalities:
             raise MmclError(
                 f"{rows.name}: the model embeds texts only; name the column to search with and the one to search in by "
@@ -239,9 +242,7 @@ def _of_runs(searched: Searched, self_matches: SelfMatches) -> dict[str, Any]:
     }
 
 
-def _models_alone(source: str, judged: Any, run: Path | None) -> None:
-    if isinstance(judged, Run):
-        raise MmclError(f"{judged.name} is a run, which judgements judge: a folder in BEIR's layout or a file of qrels")
+def _check_not_written(source: str, run: Path | None) -> None:
     if run is not None:
         raise MmclError(f"{source}: --run is of searches with judgements, a folder in BEIR's layout; leave it out")
 
