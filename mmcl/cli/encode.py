@@ -60,7 +60,10 @@ def encode(
     ] = None,
     shard_rows: Annotated[
         int | None,
-        typer.Option(help="Rows of a shard: what a killed process can cost.", show_default="32768; images: 4096"),
+        typer.Option(
+            help="Rows of a shard: what a killed process can cost.",
+            show_default="a 256th, 4096 to 32768; images: 256 to 4096",
+        ),
     ] = None,
     prompt: Annotated[
         str | None,

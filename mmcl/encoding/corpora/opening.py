@@ -66,7 +66,7 @@ def open_job(
     fields, images = _table_fields(encoder, rows) if columns.modality == "table" else ([], [])
     rows.require([name for name in (*(fields or [columns.inputs]), columns.labels, columns.ids) if name is not None])
     modality = columns.modality or modality_of(rows, columns.inputs)
-    (shard_rows, block_rows), prepare = layout.rows(modality), getattr(encoder, "prepare_image", decode)
+    (shard_rows, block_rows), prepare = layout.rows(modality, len(rows)), getattr(encoder, "prepare_image", decode)
     if prompt is None and modality == "text":
         prompt = document_prompt(encoder)
     wanted, inputs = Wanted(prompt, truncate_dim), ", ".join(fields) or columns.inputs

@@ -12,8 +12,10 @@ from mmcl.encoding.corpora.reader import BLOCK_ROWS, Modality
 from mmcl.runtime.device import Devices
 from mmcl.runtime.errors import MmclError
 
-SHARD_ROWS = {"text": 32_768, "image": 4_096, "table": 32_768}
-"""Rows of a range: what a killed process can cost, a minute or two of work."""
+SHARD_ROWS = {"text": (4_096, 32_768), "image": (256, 4_096), "table": (4_096, 32_768)}
+"""Rows of a range, at least and at most: what a killed process can cost."""
+SHARDS = 256
+"""As many as this a corpus has, between the two."""
 LONG_BLOCK_ROWS = 256
 """Texts at a time where each may have many windows."""
 
@@ -71,8 +73,8 @@ class Layout:
     Attributes:
         dtype: ``float32``, ``float16`` or ``int8`` on disk. int8 takes a quarter of the space and turns a vector by
             some 0.5°; reading gives float32 back.
-        shard_rows: rows of the source that a shard owns, and so what a killed process can cost; by default 32,768, or
-            4,096 images. A folder keeps the number that it was begun with.
+        shard_rows: rows of the source that a shard owns, and so what a killed process can cost; by default a 256th of
+            them, from 4,096 to 32,768, or 256 to 4,096 images. A folder keeps the number that it was begun with.
         batch_rows: rows read, decoded and handed to the encoder at a time; by default 4,096 texts or 64 images.
         long: what becomes of texts that are longer than the model reads. ``truncate`` cuts them and says how many;
             ``chunk`` embeds overlapping windows and takes their mean; ``windows`` gives each window a row of its own,
@@ -88,9 +90,9 @@ class Layout:
     overlap: int | None = None
     devices: Devices | None = None
 
-    def rows(self, modality: Modality) -> tuple[int, int]:
-        """Rows of a shard, and of those that are encoded at a time. Raises ``MmclError`` for less than 1, or for a
-        modality that is none."""
+    def rows(self, modality: Modality, total: int) -> tuple[int, int]:
+        """Rows of a shard of a corpus of so many, and rows that are encoded at a time. Raises ``MmclError`` for less
+        than 1, or for a modality that is none."""
         if modality not in SHARD_ROWS:
             raise MmclError(
                 f"modality is '{modality}', where a corpus is of image, text or table; of several towers of a "
@@ -100,7 +102,8 @@ class Layout:
             if asked is not None and asked < 1:
                 raise MmclError(f"{name} is {asked}; it must be 1 or more")
         usual = BLOCK_ROWS[modality] if self.long == "truncate" else LONG_BLOCK_ROWS
-        return self.shard_rows or SHARD_ROWS[modality], self.batch_rows or usual
+        least, most = SHARD_ROWS[modality]
+        return self.shard_rows or min(max(-(-total // SHARDS), least), most), self.batch_rows or usual
 
 
 USUAL = Layout()

@@ -1,10 +1,12 @@
 """Shards that own ranges: any order, any number of writers, killed at any moment, and the same bytes in the end."""
 
+import io
 import json
 import logging
 import random
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmcl.data.sources import open_source
+from mmcl.data.sources.tar.rows import open_rows
 from mmcl.encoding import Layout, VectorWriter, encode_range, encode_source, open_job, open_vectors
 from mmcl.encoding.corpora.ranges import Ranges
 from mmcl.runtime.errors import MmclError
@@ -68,6 +71,25 @@ def test_ranges_in_any_order_give_the_same_bytes(tmp_path):
     assert jobs[1].finish()
     assert jobs[0].missing() == []
     assert not encode_range(jobs[0], order[0])
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+def test_ranges_of_a_stream_of_tar_shards_in_any_order_too(tmp_path):
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for sample in range(11):
+                content = f"sample {shard} {sample}".encode()
+                member = tarfile.TarInfo(f"{sample:03}.txt")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    source = str(tmp_path / "{0..2}.tar")
+    alone = encode_source(HashEncoder(), open_rows(source), "text", tmp_path / "alone", layout=SMALL)
+    np.testing.assert_array_equal(
+        np.asarray(alone), expected([f"sample {shard} {sample}" for shard in range(3) for sample in range(11)])
+    )
+    job = open_job(HashEncoder(), open_rows(source), "text", tmp_path / "shared", layout=SMALL)
+    assert all(encode_range(job, number) for number in (2, 0, 3, 1))
+    assert job.finish()
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 

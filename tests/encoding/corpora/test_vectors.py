@@ -107,9 +107,10 @@ def test_integer_ids_stay_integers(tmp_path):
     assert stored.ids()[-1] == 48
 
 
-def test_an_index_of_vectors_on_disk_equals_one_of_the_array(tmp_path):
-    stored = open_vectors(write(tmp_path))
-    on_disk, in_memory = Index.build(stored), Index.build(ROWS, ids=[f"r{n}" for n in range(25)])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_an_index_of_vectors_on_disk_equals_one_of_the_array(tmp_path, dtype):
+    stored = open_vectors(write(tmp_path, dtype=dtype))
+    on_disk, in_memory = Index.build(stored), Index.build(np.asarray(stored), ids=[f"r{n}" for n in range(25)])
     for a, b in zip(on_disk.search(ROWS[:7]), in_memory.search(ROWS[:7]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert on_disk.model == "m"
