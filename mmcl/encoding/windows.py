@@ -55,8 +55,16 @@ def _cut(text: str, offsets: Sequence[Span], space: int, shared: int) -> list[Sp
         spans.append((offsets[start][0], max(last for _, last in offsets[start:end])))
         if end == len(offsets):
             return spans
-        after = max(end - shared, start + 1)
-        start = next((at for at in range(after, end) if _begins_word(text, offsets, at)), end if not shared else after)
+        start = _next_start(text, offsets, start, end, shared)
+
+
+def _next_start(text: str, offsets: Sequence[Span], start: int, end: int, shared: int) -> int:
+    """Where the window behind the one from ``start`` to ``end`` begins: at a word, if there is one not too far back."""
+    if not shared:
+        return end
+    after = max(end - shared, start + 1)
+    places = (*range(after, end), *range(after - 1, (start + end) // 2, -1))
+    return next((at for at in places if _begins_word(text, offsets, at)), after)
 
 
 def _begins_word(text: str, offsets: Sequence[Span], at: int) -> bool:

@@ -179,17 +179,17 @@ def test_killed_twenty_times_the_result_is_that_of_an_undisturbed_encode(tmp_pat
 
 
 def test_a_full_disk_in_the_midst_of_a_shard_leaves_the_complete_ones(tmp_path, model):
-    texts = [text if n < 3 or n >= 100 else None for n, text in enumerate(tiny.sentences(300))]
+    texts = [text if n < 50 or n >= 100 else None for n, text in enumerate(tiny.sentences(300))]
     pq.write_table(pa.table({"text": texts}), tmp_path / "s.parquet")
-    pause = ("limited", model, tmp_path / "s.parquet", tmp_path / "out", 5000)
-    done = subprocess.run(command(*pause), capture_output=True, text=True, check=False)
+    limited = ("limited", model, tmp_path / "s.parquet", tmp_path / "out", 6000)  # bytes; 100 vectors are 6,528
+    done = subprocess.run(command(*limited), capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "File too large" in done.stderr
-    assert len(open_vectors(tmp_path / "out", partial=True)) == 3
+    assert len(open_vectors(tmp_path / "out", partial=True)) == 50
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"manifest.json", *(f"shard-00000.{kind}" for kind in ("npy", "ids.parquet", "json"))}
     stored = encode_source(tiny_copy(model), open_source(tmp_path / "s.parquet"), "text", tmp_path / "out")
-    assert len(stored) == 203
+    assert len(stored) == 250
     stored.verify()
 
 

@@ -179,7 +179,7 @@ def test_folders_with_something_else_are_refused(tmp_path):
             VectorWriter(target, **SETTINGS)
     with pytest.raises(MmclError, match="holds vectors already"):
         VectorWriter(write(tmp_path / "v"), **SETTINGS, resume=False)
-    with pytest.raises(MmclError, match=r"no manifest\.json here"):
+    with pytest.raises(MmclError, match=r"holds no vectors; they are"):
         open_vectors(tmp_path)
 
 

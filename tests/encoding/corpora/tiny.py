@@ -31,7 +31,9 @@ def sentences(count: int, seed: int = 0, words: tuple[int, int] = (1, 12)) -> li
 
 def tiny_encoder(dim: int = 16, max_tokens: int = 64) -> Encoder:
     torch.manual_seed(0)
-    settings = TextTowerConfig(layers=1, width=16, heads=2, pooling="mean", tokenizer={"vocab_size": 80})
+    settings = TextTowerConfig(
+        layers=1, width=16, heads=2, pooling="mean", max_tokens=max_tokens, tokenizer={"vocab_size": 80}
+    )
     processor, tower = build_text_tower(settings, train_tokenizer(sentences(200), settings.tokenizer, max_tokens))
     encoder = Encoder(Towers({"text": TextEmbedder(processor, tower, Head(HeadConfig(), tower.width, dim))}, dim, "t"))
     encoder.set_compute("float32")
@@ -86,6 +88,7 @@ def main(what: str, model: str, table: str, out: str, *numbers: str) -> None:
     elif what == "slowly":  # says which rows it encoded
         encode(encoder, table, out, pause=float(numbers[0]))
     elif what == "limited":  # files of so many bytes at most: the disk is full
+        open_source(table)  # which writes to the cache
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(numbers[0]), int(numbers[0])))
         encode(encoder, table, out)
     else:
