@@ -61,10 +61,11 @@ def cluster(
         from mmcl.reports.map import check_map, write_map
 
         check_map(map)
-    if source is None:
+    of = source or rows
+    opened = None if of is None else open_rows(of, split=split, separator=separator, root=image_root)
+    if source is None or opened is None:
         vectors = open_vectors(target)
     else:
-        opened = open_rows(source, split=split, separator=separator, root=image_root)
         vectors = encoded(load(target, device, dtype), opened, column, out / "vectors", ids=id)
     unit = UnitVectors(vectors)
     if k is not None:
@@ -80,6 +81,6 @@ def cluster(
         say(f"{written['none']:,} of {written['rows']:,} rows are in no cluster")
     say(out / "clusters.parquet")
     if map is not None:
-        values = found.of_rows if colour is None else column_of_vectors(vectors, colour, rows or source, ids=id)
+        values = found.of_rows if colour is None else column_of_vectors(vectors, colour, opened, ids=id)
         write_map(vectors, map, values, title=colour or "cluster", method=map_method, seed=seed)
         say(map)

@@ -62,14 +62,16 @@ def dedup(
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.encoding import open_vectors
     from mmcl.retrieval.similar.corpus import column_of_vectors, encoded
-    from mmcl.retrieval.similar.duplicates import find_duplicates
+    from mmcl.retrieval.similar.duplicates import check_threshold, find_duplicates
 
-    if source is None:
+    check_threshold(threshold)  # before the work
+    of = source or rows
+    opened = None if of is None else open_rows(of, split=split, separator=separator, root=image_root)
+    if source is None or opened is None:
         vectors = open_vectors(target)
     else:
-        opened = open_rows(source, split=split, separator=separator, root=image_root)
         vectors = encoded(load(target, device, dtype), opened, column, out / "vectors", ids=id)
-    values: Any = keep if keep in ("first", "central") else column_of_vectors(vectors, keep, rows or source, ids=id)
+    values: Any = keep if keep in ("first", "central") else column_of_vectors(vectors, keep, opened, ids=id)
     found = find_duplicates(
         vectors, out, threshold, against=open_vectors(against) if against else None, keep=values, by_index=by_index
     )

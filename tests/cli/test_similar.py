@@ -79,6 +79,11 @@ def test_dedup_encodes_and_keeps_the_row_with_the_highest_value(mmcl_, folder, t
     kept = pq.read_table(tmp_path / "out" / "kept.parquet")["id"].to_pylist()
     assert kept == [f"t{number}" for number in range(2, 14)]
     vectors = tmp_path / "out" / "vectors"
+    numbers(mmcl_, tmp_path, "dedup", vectors, "--out", tmp_path / "rows", "--keep", "likes", "--rows", arguments[2],
+            "--threshold", 0.9999)  # fmt: skip
+    assert pq.read_table(tmp_path / "rows" / "kept.parquet")["id"].to_pylist() == kept
+    code, _, err = mmcl_("dedup", vectors, "--out", tmp_path / "again", "--threshold", 1.2)
+    assert (code, "threshold 1.2: a cosine" in err) == (2, True)
     code, _, err = mmcl_("dedup", vectors, "--out", tmp_path / "again", "--keep", "hates")
     assert (code, "no column 'hates'" in err) == (2, True)
     found, _ = numbers(mmcl_, tmp_path, "dedup", vectors, "--out", tmp_path / "leak", "--against", vectors)

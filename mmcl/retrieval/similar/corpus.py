@@ -31,23 +31,25 @@ def encoded(
 
 
 def column_of_vectors(
-    vectors: Vectors | FileVectors, column: str, source: str | None = None, *, ids: str | None = None
+    vectors: Vectors | FileVectors, column: str, rows: Rows | ShardRows | None = None, *, ids: str | None = None
 ) -> np.ndarray:
-    """(N,) cells of a column for each vector, found by its id: numbers, or an object array of texts.
+    """(N,) cells of a column for each vector: numbers, or an object array of texts.
 
     Args:
         vectors: N of them.
-        column: its name.
-        source: the rows; those that the vectors say they come from if absent.
+        column: its name; one that the vectors have beside them, or one of the rows.
+        rows: where each vector's id is looked up; those that the vectors say they come from if absent.
         ids: the column of ids there; that which was encoded with if absent.
 
     Raises:
-        MmclError: the rows cannot be opened, there is no such column, or an id is not among them.
+        MmclError: the rows cannot be opened, are tar shards, lack the column, or lack an id.
     """
-    where = source or vectors.source.get("name")
-    if not where:
-        raise MmclError(f"{vectors.folder}: does not say which rows it is of; name them with --rows")
-    rows = open_source(where)
+    table = vectors.table()
+    if rows is None and column in table.column_names:
+        return np.asarray(table[column].to_numpy())
+    rows = rows or open_source(_origin(vectors))
+    if isinstance(rows, ShardRows):
+        raise MmclError(f"{rows.name}: columns are looked up in tables, not in tar shards; name a table with --rows")
     rows.require([column])
     places = {name: row for row, name in reversed(list(enumerate(rows.ids(ids or vectors.source.get("id_column")))))}
     wanted = [str(name) for name in vectors.ids().tolist()]
@@ -60,3 +62,10 @@ def column_of_vectors(
     cells = np.empty(len(found), dtype=object)
     cells[:] = [None if value is None else str(value) for value in found]
     return cells
+
+
+def _origin(vectors: Vectors | FileVectors) -> str:
+    name = vectors.source.get("name")
+    if not name:
+        raise MmclError(f"{vectors.folder}: does not say which rows it is of; name them with --rows")
+    return str(name)

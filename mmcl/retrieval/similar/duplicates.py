@@ -84,8 +84,7 @@ def find_duplicates(
     Raises:
         MmclError: no vectors, unusable ones, other dimensions, or a threshold or ``keep`` that makes no sense.
     """
-    if not -1.0 < threshold <= 1.0:
-        raise MmclError(f"threshold {threshold}: a cosine, above -1 and at most 1, such as 0.95")
+    check_threshold(threshold)
     if isinstance(keep, str) and keep not in ("first", "central"):
         raise MmclError(f"keep is '{keep}'; it is first, central, or a value for each vector")
     folder = folder_to_write(out)
@@ -115,6 +114,12 @@ def find_duplicates(
     )
     write_json(folder / "dedup.json", asdict(result))
     return result
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise ``MmclError`` unless it can be the smallest cosine of duplicates."""
+    if not -1.0 < threshold <= 1.0:
+        raise MmclError(f"threshold {threshold}: a cosine, above -1 and at most 1, such as 0.95")
 
 
 class _Found:

@@ -1,0 +1,41 @@
+"""Columns of the rows that vectors are of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmcl.data.sources import open_source
+from mmcl.encoding import open_vectors
+from mmcl.retrieval.similar.corpus import column_of_vectors, encoded
+from mmcl.runtime.errors import MmclError
+
+from .conftest import TEXTS
+
+
+def test_a_column_is_looked_up_by_id_in_the_rows_that_were_encoded(encoder, tmp_path):
+    ids = [f"t{number}" for number in range(len(TEXTS))]
+    likes = [None if number == 4 else number for number in range(len(TEXTS))]
+    pq.write_table(pa.table({"id": ids, "text": TEXTS, "likes": likes}), tmp_path / "texts.parquet")
+    rows = open_source(tmp_path / "texts.parquet")
+    vectors = encoded(encoder, rows, None, tmp_path / "vectors")
+    np.testing.assert_array_equal(column_of_vectors(vectors, "likes"), [np.nan if n is None else n for n in likes])
+    assert column_of_vectors(vectors, "text", rows.select(range(len(TEXTS))[::-1])).tolist() == TEXTS
+    with pytest.raises(MmclError, match="no row has the id 't10' of a vector; name the rows with --rows"):
+        column_of_vectors(vectors, "likes", rows.select(range(10)))
+    with pytest.raises(MmclError, match="no column 'hates'"):
+        column_of_vectors(vectors, "hates")
+    (tmp_path / "texts.parquet").unlink()
+    with pytest.raises(MmclError, match=r"texts\.parquet: no such file"):
+        column_of_vectors(vectors, "likes")
+
+
+def test_a_column_beside_the_vectors_is_taken_first(clustered, tmp_path):
+    table = pa.table({"id": range(300), "vector": list(clustered), "likes": range(300, 600)})
+    pq.write_table(table, tmp_path / "vectors.parquet")
+    vectors = open_vectors(tmp_path / "vectors.parquet")
+    assert column_of_vectors(vectors, "likes").tolist() == list(range(300, 600))
+    with pytest.raises(MmclError, match="does not say which rows it is of; name them with --rows"):
+        column_of_vectors(vectors, "hates")
