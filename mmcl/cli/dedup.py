@@ -33,7 +33,14 @@ def dedup(
     target: Target,
     out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
     source: ToEncode = None,
-    threshold: Annotated[float, typer.Option(help="Smallest cosine of duplicates.")] = 0.95,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Smallest cosine of duplicates.", show_default="the model's, if measured, else 0.95"),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="The threshold that `mmcl eval threshold` measured at it.", show_default=False),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -61,10 +68,11 @@ def dedup(
     from mmcl.cli.options import load
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.encoding import open_vectors
-    from mmcl.retrieval.similar.corpus import column_of_vectors, encoded
+    from mmcl.retrieval.similar.corpus import column_of_vectors, encoded, match_threshold
     from mmcl.retrieval.similar.duplicates import check_threshold, find_duplicates
 
-    check_threshold(threshold)  # before the work
+    if threshold is not None:
+        check_threshold(threshold)  # before the work
     of = source or rows
     opened = None if of is None else open_rows(of, split=split, separator=separator, root=image_root)
     if source is None or opened is None:
@@ -73,7 +81,12 @@ def dedup(
         vectors = encoded(load(target, device, dtype), opened, column, out / "vectors", ids=id)
     values: Any = keep if keep in ("first", "central") else column_of_vectors(vectors, keep, opened, ids=id)
     found = find_duplicates(
-        vectors, out, threshold, against=open_vectors(against) if against else None, keep=values, by_index=by_index
+        vectors,
+        out,
+        match_threshold(vectors, precision) if threshold is None else threshold,
+        against=open_vectors(against) if against else None,
+        keep=values,
+        by_index=by_index,
     )
     write_json(json, asdict(found))
     lines: list[list[object]] = [["vectors", f"{found.rows:,}"], ["threshold", found.threshold]]

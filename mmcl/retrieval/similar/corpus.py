@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
 from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.encoding import Columns, Encoder, FileVectors, Vectors, encode_source
+from mmcl.formats.threshold import read_threshold
 from mmcl.runtime.errors import MmclError
+
+log = logging.getLogger("mmcl")
+USUAL_THRESHOLD = 0.95
+"""Cosine of duplicates, where nothing was measured."""
 
 
 def encoded(
@@ -62,6 +68,35 @@ def column_of_vectors(
     cells = np.empty(len(found), dtype=object)
     cells[:] = [None if value is None else str(value) for value in found]
     return cells
+
+
+def match_threshold(vectors: Vectors | FileVectors, precision: float | None = None) -> float:
+    """The cosine above which two of the vectors are the same, as :func:`mmcl.evaluation.threshold` measured it for
+    their model and keeps it in its folder.
+
+    Args:
+        vectors: which name their model.
+        precision: at which; the highest that was measured if absent, and 0.95 as a cosine, with a line in the log, if
+            there is none.
+
+    Raises:
+        MmclError: a precision is asked for, and there is no threshold of it, or it is of other weights.
+    """
+    try:
+        kind = vectors.source.get("modality", "text")
+        kept = read_threshold(vectors.model or "", f"{kind}-{kind}")
+        if vectors.encoder is not None and kept.encoder["weights"] != vectors.encoder["weights"]:
+            raise MmclError(f"{kept.folder}: its threshold is of other weights than the vectors; measure it anew")
+        there = [cut["asked"] for cut in kept.cuts if cut["asked"] is not None and cut["threshold"] is not None]
+        asked = max(there, default=None) if precision is None else precision
+        found = kept.above(asked)
+    except MmclError as error:
+        if precision is not None:
+            raise
+        log.info("threshold: %s, the usual one: %s", USUAL_THRESHOLD, error)
+        return USUAL_THRESHOLD
+    log.info("threshold: %.4f, as measured for %s", found, "the best F1" if asked is None else f"precision {asked:g}")
+    return found
 
 
 def _origin(vectors: Vectors | FileVectors) -> str:

@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import mmcl
 from mmcl.data.sources import open_source
 from mmcl.encoding import open_vectors
-from mmcl.retrieval.similar.corpus import column_of_vectors, encoded
+from mmcl.formats.threshold import keep_threshold
+from mmcl.retrieval.similar.corpus import column_of_vectors, encoded, match_threshold
 from mmcl.runtime.errors import MmclError
 
 from .conftest import TEXTS
@@ -39,3 +41,30 @@ def test_a_column_beside_the_vectors_is_taken_first(clustered, tmp_path):
     assert column_of_vectors(vectors, "likes").tolist() == list(range(300, 600))
     with pytest.raises(MmclError, match="does not say which rows it is of; name them with --rows"):
         column_of_vectors(vectors, "hates")
+
+
+def test_the_threshold_is_the_one_measured_for_the_model_of_the_vectors(encoder, tmp_path, caplog):
+    caplog.set_level("INFO", logger="mmcl")
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
+    encoder.save(tmp_path / "model")
+    vectors = encoded(
+        mmcl.load(tmp_path / "model"), open_source(tmp_path / "texts.parquet"), None, tmp_path / "vectors"
+    )
+    assert match_threshold(vectors) == 0.95
+    assert "no match threshold is kept there" in caplog.text
+    with pytest.raises(MmclError, match="no match threshold is kept there"):
+        match_threshold(vectors, 0.9)
+    cuts = [
+        {"asked": asked, "threshold": threshold, "reason": "too few pairs", "precision": 1.0, "recall": 1.0,
+         "intervals": {"precision": [0.9, 1.0], "recall": [0.9, 1.0]}}
+        for asked, threshold in ((None, 0.7), (0.9, 0.8), (0.99, None))
+    ]  # fmt: skip
+    measured = {"cuts": cuts, "calibration": None, "encoder": vectors.encoder}
+    keep_threshold(tmp_path / "model", "text-text", measured)
+    assert match_threshold(vectors) == match_threshold(vectors, 0.9) == 0.8
+    with pytest.raises(MmclError, match="too few pairs"):
+        match_threshold(vectors, 0.99)
+    keep_threshold(tmp_path / "model", "text-text", measured | {"encoder": {"weights": "others", "prompt": ""}})
+    assert match_threshold(vectors) == 0.95
+    with pytest.raises(MmclError, match="of other weights than the vectors"):
+        match_threshold(vectors, 0.9)
