@@ -38,14 +38,15 @@ def _only_numbers_on_stdout() -> Iterator[None]:
         _numbers.reset(token)
 
 
-def _checked(context: typer.Context, path: Path | None) -> Path | None:
-    """``path``, looked at before anything is computed."""
+def checked_file(context: typer.Context, option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """``path`` of an option, looked at before anything is computed; if it is stdout, the tables go to stderr."""
+    name = option.opts[0]
     if path is not None and path.is_dir():
-        raise MmclError(f"--json {path}: is a folder; name a file, or - for stdout")
+        raise MmclError(f"{name} {path}: is a folder; name a file, or - for stdout")
     if path is not None and not path.exists():
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            raise MmclError(f"--json {path}: nothing can be written in {above}; name another file")
+            raise MmclError(f"{name} {path}: nothing can be written in {above}; name another file")
     if path is not None and is_stdout(path):
         context.with_resource(_only_numbers_on_stdout())
     return path
@@ -54,7 +55,7 @@ def _checked(context: typer.Context, path: Path | None) -> Path | None:
 JsonPath = Annotated[
     Path | None,
     typer.Option(
-        "--json", help="Also write the numbers to a file; - is stdout.", show_default=False, callback=_checked
+        "--json", help="Also write the numbers to a file; - is stdout.", show_default=False, callback=checked_file
     ),
 ]
 

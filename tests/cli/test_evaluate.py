@@ -313,6 +313,7 @@ def test_a_written_run_is_judged_like_its_model_and_compared_with_models_and_sav
         (("compare", run, run), "name a source to judge both models on"),
         (("compare", run, "fine", texts / "faq.csv", "--query", "question", "--document", "answer"), "is a run, which"),
         (("retrieval", run, qrels, "--run", tmp_path / "x"), "--run writes what a model finds"),
+        (("retrieval", "fine", texts / "beir", "--run", tmp_path), "is a folder; name a file"),
         (("retrieval", run, tmp_path / "no.qrels"), "no such file"),
         (("retrieval", "fine", texts / "sts.tsv", "--ties", "trec_eval"), "--ties is of searches with judgements"),
         (("retrieval", "fine", texts / "beir", "--ties", "trec"), "ties 'trec': no such rule"),

@@ -29,7 +29,7 @@ from mmcl.cli.options import (
     load,
     names_columns,
 )
-from mmcl.cli.output import JsonPath, write_json
+from mmcl.cli.output import JsonPath, checked_file, write_json
 
 QueryPrompt = Annotated[
     str | None, typer.Option(help="The model's prompt for queries.", show_default="query, if it has one")
@@ -45,7 +45,12 @@ DocumentTower = Annotated[str | None, typer.Option(help="The tower of documents.
 Complete = Annotated[bool, typer.Option(help="Judged queries that a run lacks score 0, as by trec_eval -c.")]
 RunFile = Annotated[
     Path | None,
-    typer.Option("--run", help="Write the first 1,000 documents of each query here, as TREC does.", show_default=False),
+    typer.Option(
+        "--run",
+        help="Write the first 1,000 documents of each query here, as TREC does; - is stdout.",
+        show_default=False,
+        callback=checked_file,
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ import pytrec_eval
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from mmcl.evaluation import Scores, retrieval, retrieval_pairs
 from mmcl.runtime.errors import MmclError
@@ -95,6 +96,19 @@ def test_mappings_and_pairs_of_ids_and_vectors_give_the_same() -> None:
     arrays = retrieval((range(9), queries), (np.arange(20), torch.from_numpy(corpus)), qrels)
     mappings = retrieval(dict(enumerate(queries)), dict(enumerate(torch.from_numpy(corpus))), qrels)
     assert arrays.to_dict() == mappings.to_dict()
+
+
+def test_pairs_score_as_open_clips_training_measures_them() -> None:
+    """Its ranks of the diagonal, of features without ties."""
+    train = pytest.importorskip("open_clip_train.train", reason="open_clip's training code is not installed")
+    rng = np.random.default_rng(9)
+    text = F.normalize(torch.from_numpy(rng.standard_normal((61, 8))))
+    image = F.normalize(text + 0.4 * torch.from_numpy(rng.standard_normal((61, 8))))
+    theirs = train.get_clip_metrics(image, text, 100.0)
+    for way, scores in retrieval_pairs(image, text, bootstrap=0).items():
+        assert [scores.metrics[f"hit@{k}"] for k in (1, 5, 10)] == [theirs[f"{way}_R@{k}"] for k in (1, 5, 10)]
+        assert np.mean(scores.per_query["median_rank"]) == pytest.approx(theirs[f"{way}_mean_rank"])
+        assert scores.metrics["median_rank"] == theirs[f"{way}_median_rank"]
 
 
 def test_arrays_alone_have_their_rows_as_ids() -> None:
