@@ -120,10 +120,11 @@ def storable(vectors: np.ndarray, table: pa.Table, dim: int, dtype: Dtype, folde
     return {"npy": codes, "scales.npy": scales}
 
 
-def with_columns(table: pa.Table, columns: Mapping[str, Sequence[int | None]]) -> pa.Table:
-    """The table with other columns of numbers."""
+def with_columns(table: pa.Table, columns: Mapping[str, Sequence[int | None] | pa.ChunkedArray]) -> pa.Table:
+    """The table with other columns: of whole numbers, or what Arrow holds."""
     for name, values in columns.items():
-        table = table.append_column(name, pa.array(values, pa.int64()))
+        given = isinstance(values, pa.ChunkedArray)
+        table = table.append_column(name, values if given else pa.array(values, pa.int64()))
     return table
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmcl.encoding.corpora.array_access import ArrayAccess
+from mmcl.encoding.corpora.changes import COLUMNS as OF_FILES
 from mmcl.encoding.corpora.folder import REJECTS, read_rejects
 from mmcl.encoding.corpora.manifest import (
     AGAIN,
@@ -26,7 +28,7 @@ SPAN = ("start", "end")
 """The columns, beside the ids, of windows of long texts: the characters of the text that each window has."""
 
 
-class Vectors:
+class Vectors(ArrayAccess):
     """Vectors on disk, memory-mapped: opening a folder reads its manifest only. Made by :func:`open_vectors`.
 
     Whatever reads a whole shard, or the ids, compares it with the manifest's SHA-256 the first time; to gather single
@@ -65,38 +67,12 @@ class Vectors:
     def __repr__(self) -> str:
         return f"Vectors({str(self.folder)!r}, {len(self):,} × {self.dim} {self.dtype})"
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, D)."""
-        return len(self), self.dim
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All vectors in memory, (N, D) float32 unless another dtype is asked for."""
-        if copy is False:
-            raise ValueError("vectors on disk cannot become an array without a copy")
-        return self.take(range(len(self))).astype(dtype or np.float32, copy=False)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """float32: (D,) for a position, which may count from the end; (n, D) for a slice, positions, or (N,) bool."""
-        positions = np.arange(len(self))[index]
-        return self.take(np.atleast_1d(positions))[0] if positions.ndim == 0 else self.take(positions)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Every vector, (D,) float32, in order."""
-        for _, shard in self.iter_shards():
-            for vector in shard:
-                yield np.array(vector, np.float32)
-
-    def ids(self) -> np.ndarray:
-        """The id of every vector, (N,) int64 or object array of strings."""
-        return to_numpy(self.table()["id"])
-
     def table(self) -> pa.Table:
         """An Arrow table of N rows: the column ``id`` and, if there are any, ``label``; of windows of long texts, the
-        characters ``start`` and ``end`` between which each stands in its text."""
+        characters ``start`` and ``end`` between which each stands in its text; and other columns of metadata."""
         tables = [self._table(number) for number in range(len(self._shards))]
         table = pa.concat_tables(tables) if tables else id_table([], 0)
-        return table.select([name for name in ("id", "label", *SPAN) if name in table.column_names])
+        return table.select([name for name in table.column_names if name not in OF_FILES])
 
     def rejects(self) -> Iterator[dict[str, Any]]:
         """Everything in the source that has no vector: ``row``, ``id`` and ``reason``. A folder of an older mmcl, or of

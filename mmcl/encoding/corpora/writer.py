@@ -111,7 +111,7 @@ class VectorWriter:
         labels: Sequence[str | None] | None = None,
         *,
         rows_done: int | None = None,
-        columns: Mapping[str, Sequence[int | None]] | None = None,
+        columns: Mapping[str, Sequence[int | None] | pa.ChunkedArray] | None = None,
     ) -> None:
         """Add a block.
 
@@ -120,7 +120,8 @@ class VectorWriter:
             vectors: (n, D), n ≥ 0.
             labels: n captions or paths to show; in every block or in none.
             rows_done: rows of the source consumed with this block's last; one a vector if left out.
-            columns: other numbers of each vector to keep beside its id, n of a name; the same names in every block.
+            columns: whole numbers, or columns of Arrow, to keep beside the ids, n values of a name; the same names in
+                every block.
 
         Raises:
             MmclError: shapes that do not fit, or a vector with NaN, infinity, or a value too large for float16.

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from mmcl.encoding.corpora.stored import Fingerprint, Stored, id_table, to_numpy, validated
-from mmcl.encoding.vector_files.array_access import ArrayAccess
+from mmcl.encoding.corpora.array_access import ArrayAccess
+from mmcl.encoding.corpora.stored import CorpusFingerprint, Stored, id_table, to_numpy, validated
 from mmcl.runtime.errors import MmclError, first_line
 
 BLOCK_BYTES = 64 * 2**20
@@ -40,7 +40,7 @@ class Description(Stored):
     """What is known about vectors: the model that made them, its fingerprint, and what they come from."""
 
     model: str | None = None
-    encoder: Fingerprint | None = None
+    encoder: CorpusFingerprint | None = None
     source: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -20,7 +20,7 @@ from mmcl.runtime.progress import progress
 
 Duplicates = Literal["refuse", "first", "prefix"]
 _ROWS = 16_384
-_KEPT = ("id", "label")
+_OWN = ("id", "label")
 
 log = logging.getLogger("mmcl")
 
@@ -55,7 +55,7 @@ def merge(
     _check_alike(sources)
     tables = _tables(sources, duplicates)
     kept = _kept(sources, tables, duplicates)
-    _say_what_is_left_out(sources, tables)
+    common = _common(sources, tables)
     labels = any("label" in table.column_names for table in tables)
     first, total = sources[0], sum(map(len, sources))
     halves = all(source.dtype == np.float16 for source in sources)
@@ -78,7 +78,8 @@ def merge(
                     block = shard[at : at + _ROWS]
                     rows, wanted = table.slice(start, len(block)), keep[start : start + len(block)]
                     rows = rows.filter(pa.array(wanted))
-                    writer.append(rows["id"], block[wanted], _labels(rows) if labels else None)
+                    columns = {name: rows[name] for name in common}
+                    writer.append(rows["id"], block[wanted], _labels(rows) if labels else None, columns=columns)
                     start += len(block)
                     advance(len(block))
 
@@ -158,10 +159,14 @@ def _kept(
     return kept
 
 
-def _say_what_is_left_out(sources: Sequence[Vectors | FileVectors], tables: Sequence[pa.Table]) -> None:
-    for source, table in zip(sources, tables, strict=True):
-        if others := [name for name in table.column_names if name not in _KEPT]:
-            log.warning(f"{source.folder}: the columns {', '.join(others)} are left out; ids and labels are kept")
+def _common(sources: Sequence[Vectors | FileVectors], tables: Sequence[pa.Table]) -> list[str]:
+    """The columns of metadata that all sources have, of one type; others are said to be left out."""
+    fields = [{field.name: field.type for field in table.schema if field.name not in _OWN} for table in tables]
+    common = [name for name, kind in fields[0].items() if all(other.get(name) == kind for other in fields)]
+    for source, here in zip(sources, fields, strict=True):
+        if others := [name for name in here if name not in common]:
+            log.warning(f"{source.folder}: left out, since not all have them: the columns {', '.join(others)}")
+    return common
 
 
 def _source(sources: Sequence[Vectors | FileVectors]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from mmcl.encoding.corpora.stored import (
-    Fingerprint,
+    CorpusFingerprint,
     Stored,
     found_model,
     id_table,
@@ -24,6 +24,7 @@ from mmcl.encoding.corpora.stored import (
     write_description,
 )
 from mmcl.losses.logits.similarity import Similarity
+from mmcl.retrieval.filters import kind_of
 from mmcl.retrieval.index import INDEX_FILE, Ids, MetaColumns, VectorShards, check_free
 from mmcl.retrieval.inputs import as_shards, asked_for, prepared
 from mmcl.retrieval.metadata import Metadata, with_columns
@@ -57,7 +58,7 @@ class _About(Stored):
     dim: Annotated[int, Field(ge=1)]
     model: str | None
     near: str | None = None
-    encoder: Fingerprint | None = None
+    encoder: CorpusFingerprint | None = None
     columns: dict[str, str]
 
 
@@ -73,7 +74,7 @@ class MilvusIndex:
         similarity: ``cosine``, ``dot`` or ``euclidean``.
         spec: kind and parameters of Milvus' index.
         model: name or folder of the encoder whose vectors these are, if known.
-        encoder: its fingerprint, see :class:`mmcl.encoding.corpora.stored.Fingerprint`, if known.
+        encoder: its fingerprint, see :class:`mmcl.encoding.corpora.stored.CorpusFingerprint`, if known.
     """
 
     def __init__(self, about: dict[str, Any], schema: pa.Schema) -> None:
@@ -212,9 +213,14 @@ class MilvusIndex:
 
     def info(self) -> dict[str, Any]:
         """Where the vectors are, how many, their model, the kind of index and the columns."""
-        kind = "int" if self._id_type == pa.int64() else "string"
-        columns = {field.name: str(field.type) for field in self._collection.schema if field.name != "id"}
-        return self._about | {"count": len(self), "ids": kind, "columns": columns}
+        schema = self._collection.schema
+        columns = {field.name: kind_of(field.type) for field in schema if field.name not in ("id", "label")}
+        return self._about | {
+            "count": len(self),
+            "ids": self._nothing().kind,
+            "labels": "label" in schema.names,
+            "columns": columns,
+        }
 
     def save(self, folder: str | Path) -> None:
         """Write ``index.json``, which says where the collection is, to a folder. An index already there is replaced.

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmcl.encoding import VectorWriter, open_vectors
+from mmcl.encoding.vector_files.export import export
 from mmcl.encoding.vector_files.merge import merge
 from mmcl.runtime.errors import MmclError
 
@@ -28,7 +29,7 @@ def test_vectors_follow_each_other_with_their_ids_and_labels(tmp_path):
     merged = open_vectors(tmp_path / "out")
     np.testing.assert_array_equal(np.asarray(merged), ROWS[:3])
     assert merged.table().to_pydict() == {"id": ["x", "y", "z"], "label": ["label x", "label y", None]}
-    assert (merged.model, merged.encoder) == ("m", MODEL["encoder"])
+    assert (merged.model, merged.encoder) == ("m", one.encoder)
     assert merged.source == {"modality": "text", "name": "s.csv + s.csv"}
 
 
@@ -51,6 +52,20 @@ def test_files_of_others_become_a_folder(tmp_path):
     merged = open_vectors(tmp_path / "out")
     np.testing.assert_array_equal(np.asarray(merged), ROWS)
     assert merged.ids().tolist() == list(range(25))
+
+
+def test_columns_that_all_have_are_kept(tmp_path, caplog):
+    for name, start in (("a", 0), ("b", 3)):
+        table = {"id": range(start, start + 3), "embedding": ROWS[start : start + 3].tolist(), "price": [1.5, None, 2]}
+        if name == "b":
+            table["colour"] = ["red"] * 3
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    with caplog.at_level("WARNING", "mmcl"):
+        merge([open_vectors(tmp_path / "a.parquet"), open_vectors(tmp_path / "b.parquet")], tmp_path / "out")
+    assert "b.parquet: left out, since not all have them: the columns colour" in caplog.text
+    assert open_vectors(tmp_path / "out").table()["price"].to_pylist() == [1.5, None, 2.0] * 2
+    export(open_vectors(tmp_path / "out"), tmp_path / "c.parquet", "parquet")
+    assert pq.read_table(tmp_path / "c.parquet")["price"].to_pylist() == [1.5, None, 2.0] * 2
 
 
 def test_ids_in_several_sources(tmp_path, caplog):

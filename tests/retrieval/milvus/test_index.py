@@ -63,7 +63,7 @@ def test_vectors_on_disk_come_with_their_ids_labels_and_model(tmp_path, uri):
             part = slice(start, start + 50)
             writer.append(IDS[part], ROWS[part], [f"label {name}" for name in IDS[part]])
     index = MilvusIndex.build(open_vectors(tmp_path / "v"), spec="FLAT", uri=uri)
-    assert (index.model, index.encoder, index.dim) == ("m", encoder, 8)
+    assert (index.model, index.encoder, index.dim) == ("m", open_vectors(tmp_path / "v").encoder, 8)
     assert index.rows(["r7", "r3"])["label"].to_pylist() == ["label r7", "label r3"]
 
 
