@@ -39,29 +39,47 @@ def _stored(index: Any, positions: np.ndarray) -> np.ndarray:
         every = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
         return every[positions]
     if isinstance(index, faiss.IndexIVF):
-        cells_of(index)  # where each vector lies
+        _map_places(index)
     return index.reconstruct_batch(positions)
 
 
+def keeps_vectors(index: Any) -> bool:
+    """Whether vectors come back nearly as they were: at full precision or with a number a component. Shorter codes tell
+    more of a similarity by their own measure than by the vectors that they decode to."""
+    if isinstance(index, faiss.IndexPreTransform):
+        return keeps_vectors(faiss.downcast_index(index.index))
+    if isinstance(index, faiss.IndexRefine):
+        return keeps_vectors(faiss.downcast_index(index.refine_index))
+    if isinstance(index, faiss.IndexHNSW):
+        return True  # a search of the graph compares with what its storage decodes to
+    kinds = faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer
+    return isinstance(index, kinds)
+
+
 def cells_of(inverted: Any) -> np.ndarray:
-    """(N,) the cell of an inverted file in which each vector lies. The first call makes FAISS's map of them, 8 bytes a
-    vector, which the next deletion drops."""
-    with _mapping:  # threads that search may ask at once
-        if inverted.direct_map.type != faiss.DirectMap.Array:
-            inverted.set_direct_map_type(faiss.DirectMap.NoMap)
-            inverted.make_direct_map()
+    """(N,) the cell of an inverted file in which each vector lies."""
+    _map_places(inverted)
     array = inverted.direct_map.array
     return faiss.rev_swig_ptr(array.data(), array.size()) >> 32
 
 
+def _map_places(inverted: Any) -> None:
+    """Have FAISS know where each vector lies, in 8 bytes a vector, until the next deletion."""
+    with _mapping:  # threads that search may ask at once
+        if inverted.direct_map.type != faiss.DirectMap.Array:
+            inverted.set_direct_map_type(faiss.DirectMap.NoMap)
+            inverted.make_direct_map()
+
+
 def deletes(index: Any) -> bool:
-    """Whether :func:`delete` can; of a graph (HNSW) and codes in blocks (fast scan) it cannot."""
+    """Whether :func:`delete` can; of a graph (HNSW) it cannot."""
     if isinstance(index, faiss.IndexPreTransform):
         return deletes(faiss.downcast_index(index.index))
     if isinstance(index, faiss.IndexRefine):
         return all(deletes(faiss.downcast_index(part)) for part in (index.base_index, index.refine_index))
     if isinstance(index, faiss.IndexIVF):
-        return isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        return isinstance(lists, faiss.ArrayInvertedLists | faiss.BlockInvertedLists)
     return isinstance(index, faiss.IndexFlatCodes)
 
 

@@ -19,7 +19,7 @@ from mmcl.encoding.corpora.stored import id_table, to_numpy
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval import faiss_contents, faiss_stored, specs
 from mmcl.retrieval.faiss_build import CHOSEN, blocks, fill, held_out, held_out_again, reason_to_rebuild
-from mmcl.retrieval.faiss_search import Selection, nearest
+from mmcl.retrieval.faiss_search import GATHERED_BYTES, Selection, nearest
 from mmcl.retrieval.filters import kind_of, matching
 from mmcl.retrieval.held_out import HeldOut
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
@@ -31,7 +31,6 @@ from mmcl.runtime.errors import MmclError
 from mmcl.runtime.errors import nearest as nearest_name
 
 _REMEASURED = 0.1  # share of the vectors whose change has the recall measured again at once
-_KEPT_SELECTIONS = 4
 log = logging.getLogger("mmcl")
 
 if hasattr(os, "register_at_fork"):  # FAISS, as torch, would wait for ever for threads that are not forked
@@ -227,9 +226,14 @@ class Index:
             selection = Selection(~removed, gathers=False)
         with self._selecting:
             self._selections[where] = selection
-            while len(self._selections) > _KEPT_SELECTIONS:
+            while len(self._selections) > 1 and self._kept_bytes() > GATHERED_BYTES:
                 self._selections.popitem(last=False)
         return selection
+
+    def _kept_bytes(self) -> int:
+        kept = [selection for selection in self._selections.values() if selection is not None]
+        gathered = sum(selection.size(self.dim) for selection in kept if selection.is_small(self.dim))
+        return gathered + len(kept) * len(self._metadata.table)
 
     def add(self, vectors: Any, ids: Ids | None = None, *, columns: MetaColumns | None = None) -> None:
         """Add vectors.

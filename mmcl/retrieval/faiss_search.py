@@ -3,7 +3,7 @@
 An approximate index that is limited to some of its vectors is searched with more effort, by as much as these are fewer:
 an inverted file visits more cells, a graph keeps more candidates, so that about as many vectors are compared as in a
 search of the whole. Exact search takes over where it compares fewer; of a condition on metadata wherever those that
-fulfil it take no more than 128 MiB, and in a graph for queries around which there are fewer of them than elsewhere.
+fulfil it take no more than 128 MiB, and in a graph for queries around which there are hardly any of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval import specs
-from mmcl.retrieval.faiss_contents import cells_of, selector, stored_vectors
+from mmcl.retrieval.faiss_contents import cells_of, keeps_vectors, selector, stored_vectors
 from mmcl.runtime.errors import MmclError
 
 GATHERED_BYTES = 128 * 2**20
 """Vectors that fulfil a condition are gathered, and kept for the next search by it, up to so many bytes."""
 _TIED_CELLS = 2**24
 _EDGES = 64  # of a graph's node, each of which a search compares with the query
+_TUNED_K = 10
 _BLOCK = 65_536
 
 
@@ -49,9 +50,13 @@ class Selection:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def size(self, dim: int) -> int:
+        """Bytes of its vectors."""
+        return 4 * dim * len(self)
+
     def is_small(self, dim: int) -> bool:
         """Whether its vectors are gathered in memory."""
-        return self.gathers and 4 * dim * len(self) <= GATHERED_BYTES
+        return self.gathers and self.size(dim) <= GATHERED_BYTES
 
     def cells(self, inverted: Any) -> Any:
         """A selector of the cells of an inverted file in which its vectors lie."""
@@ -96,56 +101,65 @@ def nearest(
     """
     if not len(queries) or k == 0:
         return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    flat = isinstance(index, faiss.IndexFlat)
-    if selection is not None and (
-        selection.is_small(index.d) or (not flat and _exact_compares_less(index, effort, selection))
-    ):
+    if selection is not None and _by_brute_force(index, effort, selection):
         with suppress(MmclError):  # codes that give no vectors back are searched as they are
             return _selected(index, queries, k, similarity, selection)
-    limit = selection and selection.selector
-    if flat:
-        return _exact(index, queries, k, similarity, limit)
+    if isinstance(index, faiss.IndexFlat):
+        return _exact(index, queries, k, similarity, selection and selection.selector)
     return _approximate(index, queries, k, similarity, effort, selection)
 
 
-def _exact_compares_less(index: Any, effort: int | None, selection: Selection) -> bool:
-    """Of an inverted file, which compares with what is in its cells, it never does: visiting all cells is exact."""
-    graph = specs.inside(index)
-    if not isinstance(graph, faiss.IndexHNSW):
+def _by_brute_force(index: Any, effort: int | None, selection: Selection) -> bool:
+    """Whether a selection is small, or smaller than what a graph would compare. Codes that are better not decoded are
+    compared by the index itself, all of the selection, too."""
+    found = specs.inside(index)
+    if isinstance(found, faiss.IndexFastScan | faiss.IndexNSG):  # which take no selector
+        return True
+    if selection.is_small(index.d):
+        return keeps_vectors(index)
+    if not isinstance(found, faiss.IndexHNSW) or not selection.gathers:
         return False
-    return len(selection) <= _EDGES * (effort or graph.hnsw.efSearch) / selection.share
+    return len(selection) <= _EDGES * (effort or found.hnsw.efSearch) / selection.share
 
 
 def _approximate(
     index: Any, queries: np.ndarray, k: int, similarity: Similarity, effort: int | None, selection: Selection | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    inverted, usual = specs.inverted_file(index), effort
-    if selection is not None:
-        graph = specs.inside(index)
-        usual = usual or (graph.hnsw.efSearch if isinstance(graph, faiss.IndexHNSW) else None)
-        effort = usual and int(np.ceil(usual / selection.share))
+    if selection is not None and isinstance(graph := specs.inside(index), faiss.IndexHNSW):
+        return _by_graph(index, queries, k, similarity, effort or graph.hnsw.efSearch, selection)
+    wanted = k
+    if isinstance(index, faiss.IndexRefine):  # which ranks again so many times k as serve for ten
+        k = max(k, min(_TUNED_K, index.ntotal if selection is None else len(selection)))
+    inverted = specs.inverted_file(index)
     if inverted is not None:
-        effort = min(effort or inverted.nprobe, inverted.nlist)
+        effort = effort or inverted.nprobe
+        if selection is not None:
+            effort = inverted.nlist if selection.is_small(index.d) else int(np.ceil(effort / selection.share))
+        effort = min(effort, inverted.nlist)
     scores, positions = _ranked(index, queries, k, similarity, _parameters(index, effort, selection))
     short = positions[:, -1] < 0
-    if selection is not None and selection.gathers and isinstance(specs.inside(index), faiss.IndexHNSW):
-        short |= _apart(index, queries, usual, selection)
     if short.any() and inverted is not None:
-        every = _parameters(index, inverted.nlist, selection)
-        scores[short], positions[short] = _ranked(index, queries[short], k, similarity, every)
-    elif short.any() and selection is not None:
+        everywhere = _parameters(index, inverted.nlist, selection)
+        scores[short], positions[short] = _ranked(index, queries[short], k, similarity, everywhere)
+    return scores[:, :wanted].copy(), positions[:, :wanted].copy()
+
+
+def _by_graph(
+    index: Any, queries: np.ndarray, k: int, similarity: Similarity, effort: int, selection: Selection
+) -> tuple[np.ndarray, np.ndarray]:
+    """A graph is searched whole, and what is not selected left out of what it finds. A search that would pass over the
+    rest as it walks misses neighbours. Queries around which little is selected are answered by brute force."""
+    depth = min(int(np.ceil(max(effort, 4 * k) / selection.share)), index.ntotal)
+    scores, positions = _ranked(index, queries, depth, similarity, specs.search_parameters(index, depth))
+    out = (positions < 0) | ~selection.allowed[positions]
+    scores[out], positions[out] = -np.inf, -1
+    first = np.argsort(out, axis=1, kind="stable")[:, :k]
+    few = (~out).sum(axis=1) < min(2 * k, len(selection))
+    scores, positions = np.take_along_axis(scores, first, 1), np.take_along_axis(positions, first, 1)
+    if few.any():
         with suppress(MmclError):
-            scores[short], positions[short] = _selected(index, queries[short], k, similarity, selection)
+            scores[few], positions[few] = _selected(index, queries[few], k, similarity, selection)
     return scores, positions
-
-
-def _apart(index: Any, queries: np.ndarray, effort: int | None, selection: Selection) -> np.ndarray:
-    """(Q,) whether less of the selection lies around a query than elsewhere, by half, so that a graph, which walks from
-    neighbour to neighbour, may not get to it."""
-    depth = min(effort or specs.inside(index).hnsw.efSearch, index.ntotal)
-    around = index.search(queries, depth, params=specs.search_parameters(index, effort))[1]
-    here = (selection.allowed[around] & (around >= 0)).mean(axis=1)
-    return here < selection.share / 2
 
 
 def _parameters(index: Any, effort: int | None, selection: Selection | None) -> Any:

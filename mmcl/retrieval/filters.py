@@ -94,6 +94,8 @@ def parse(where: str) -> Condition:
     Raises:
         MmclError: it is no condition; says where and what was expected there.
     """
+    if not isinstance(where, str):
+        raise MmclError(f"where is a {type(where).__name__}; a condition is text, such as: price < 50")
     return _Parser(where).whole()
 
 

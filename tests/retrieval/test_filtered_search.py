@@ -96,9 +96,29 @@ def test_conditions_hold_after_removals_and_additions(index):
     assert (found.ravel() == np.arange(COUNT, COUNT + 60)).mean() > 0.95
 
 
+def test_codes_are_compared_by_their_own_measure_and_those_ranked_again_by_the_finer_vectors():
+    allowed = CLUSTER == 3
+    columns = {"cluster": CLUSTER}
+    coarse = Index.build(VECTORS, spec="IVF16,PQ8x4fs", columns=columns)
+    found = coarse.search(QUERIES, where="cluster = 3")[0]
+    assert allowed[found].all()
+    ranked_again = Index.build(VECTORS, spec="IVF16,PQ8x4fs,Refine(SQ8)", columns=columns)
+    assert recall(ranked_again.search(QUERIES, where="cluster = 3")[0], expected(allowed)) > 0.95
+
+
 def test_a_condition_that_nothing_fulfils_gives_nothing(index):
     ids, scores = index.search(QUERIES, where="draw > 2")
     assert ids.shape == scores.shape == (60, 0)
+
+
+def test_searches_keep_what_conditions_gathered_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr("mmcl.retrieval.faiss_index.GATHERED_BYTES", 4 * DIM * 500)
+    index = Index.build(VECTORS, columns={"n": np.arange(COUNT)})
+    for start in range(0, COUNT, 300):
+        where = f"n between {start} and {start + 199}"
+        np.testing.assert_array_equal(index.search(VECTORS[[start]], k=1, where=where)[0], [[start]])
+        assert where in index._selections
+        assert len(index._selections) <= 2
 
 
 def test_ids_and_labels_are_columns_too():
