@@ -85,7 +85,8 @@ def coverage(
     ]
     errors = {"pairs": task, "isotonic": kinds.count("isotonic") / len(kinds)}
     errors |= {"error stated": float(np.mean(stated)), "largest stated": max(stated)}
-    return rows, errors | {"error held out": float(np.mean(held_out)), "largest held out": max(held_out)}
+    errors |= {"error held out": float(np.mean(held_out)), "largest held out": max(held_out)}
+    return rows, errors | {"held out below 0.03": float(np.mean(np.array(held_out) < 0.03))}
 
 
 def senseless(pairs: SentencePairs) -> dict[str, np.ndarray]:

@@ -131,7 +131,8 @@ def threshold(
     No number is given where the data support none: too few pairs of a kind; scores that tell nothing (the area under
     the ROC curve may be 0.5); a precision that no threshold has which accepts enough pairs to show it with
     ``confidence`` (59 for 0.95, 299 for 0.99, were all of them the same), or that the half which did not choose
-    refutes; an F1 no better than that of taking all pairs. The reason stands in its place.
+    refutes; a best F1 where as many matches are wrong as right, or that is no better than that of taking all pairs. The
+    reason stands in its place.
 
     Intervals take the pairs as independent draws. Many pairs with one item in common are fewer than they look.
 
@@ -265,6 +266,11 @@ def _stated(cut: Cut, scores: np.ndarray, same: np.ndarray, confidence: float, p
     reason = ""
     if cut.asked is None and intervals["f1"][0] <= all_taken:
         reason = f"no threshold has a better F1 than taking all pairs for the same, {all_taken:.3f}"
+    elif cut.asked is None and low <= 0.5:
+        reason = (
+            f"of the pairs from {cut.threshold:.6g} on, where F1 is best, it is not shown that more than a half are "
+            f"the same: precision {shares['precision']:.3f} ({low:.3f} – {high:.3f})"
+        )
     elif not counts.accepted:
         reason = f"none of the pairs that check it scores {cut.threshold:.6g}, which the others chose"
     elif cut.asked is not None and high < cut.asked:

@@ -138,6 +138,14 @@ def test_an_f1_no_better_than_that_of_all_pairs_is_none() -> None:
     assert "taking all pairs for the same" in found.at(None).reason
 
 
+def test_a_best_f1_at_which_most_matches_are_wrong_is_none() -> None:
+    """As of an encoder with random weights, which knows which words two texts share."""
+    found = threshold(*drawn(0, pairs=3000, distance=0.8))
+    assert found.area_interval[0] > 0.6
+    assert [cut.threshold for cut in found.cuts] == [None] * 4
+    assert "it is not shown that more than a half are the same: precision 0." in found.at(None).reason
+
+
 def test_the_same_seed_gives_the_same_and_the_order_of_the_pairs_is_no_matter() -> None:
     scores, same = drawn(3)
     one = threshold(scores, same, 0.9).to_dict()
