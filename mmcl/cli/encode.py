@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -83,6 +84,13 @@ def encode(
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     exact_decoding: ExactDecoding = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="What encodes: this machine, or all of a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster.", show_default="that of this machine, or one that is started here"),
+    ] = None,
     allow_pipe: AllowPipe = False,
 ) -> None:
     """Embed every row of a source into a folder of vectors. Given again, the command does what is missing; given
@@ -90,6 +98,8 @@ def encode(
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.encoding import Columns, Layout, encode_source
 
+    if address is not None and engine != "ray":
+        raise MmclError(f"--address {address}: is that of a Ray cluster; give --engine ray too")
     encoder = load(model, device, dtype, backend, exact_decoding)
     if tower is not None:
         encoder = encoder.select(tower)
@@ -102,12 +112,22 @@ def encode(
         known = ", ".join(rows.column_names)
         usually = usual[-1] if usual else "text"
         raise MmclError(f"{source}: no column '{usually}'; name what to encode with --column; it has {known}")
+    columns = Columns(column or "", modality, label, id)
+    layout = Layout(precision, shard_rows, None, long, overlap, several(devices))
+    if engine == "ray":
+        from mmcl.encoding.ray_engine import RayEngine, Recipe
+
+        loading = {"device": device, "dtype": dtype, "backend": backend, "exact_decoding": exact_decoding}
+        reading = {"split": split, "separator": separator, "root": image_root}
+        settings = {"prompt": prompt, "truncate_dim": truncate_dim}
+        recipe = Recipe(model, source, columns, str(out), tower, loading, reading, layout, settings, pipes=allow_pipe)
+        layout = replace(layout, engine=RayEngine(recipe, address))
     vectors = encode_source(
         encoder,
         rows,
-        Columns(column or "", modality, label, id),
+        columns,
         out,
-        layout=Layout(precision, shard_rows, None, long, overlap, several(devices)),
+        layout=layout,
         prompt=prompt,
         truncate_dim=truncate_dim,
         retry_skipped=retry_skipped,

@@ -48,6 +48,7 @@ def test_what_is_cut_is_said_with_what_would_not_cut_it(mmcl_, model, table, tmp
         (("--devices", "0"), "a number of processes from 1 up"),
         (("--shard-rows", "0"), "shard_rows is 0; it must be 1 or more"),
         (("--long", "chunk", "--overlap", "30"), "overlap is 30; it must be from 0 to"),
+        (("--address", "somewhere:6379"), "is that of a Ray cluster; give --engine ray too"),
     ],
 )
 def test_mistakes_are_one_line(mmcl_, model, table, tmp_path, options, said):

@@ -77,6 +77,8 @@ def encode_source(
     """
     settings: dict[str, Any] = {"layout": layout, "prompt": prompt, "truncate_dim": truncate_dim, "on_error": on_error}
     job = open_job(encoder, rows, columns, out, **settings)
+    if layout.engine is not None:
+        layout.engine(job, show_progress)
     _fill(job, show_progress)
     if job.finish() and job.reader.modality == "image":
         with exclusive(job.folder, "encoding into", wait=True):

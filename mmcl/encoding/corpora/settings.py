@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,6 +19,9 @@ SHARDS = 256
 """As many as this a corpus has, between the two."""
 LONG_BLOCK_ROWS = 256
 """Texts at a time where each may have many windows."""
+
+Engine = Callable[[Any, bool | None], None]
+"""Called with a :class:`~mmcl.encoding.corpora.job.Job`, and whether to show its progress."""
 
 
 class Encodes(Protocol):
@@ -81,6 +85,8 @@ class Layout:
             with the characters of the text that it has in the columns ``start`` and ``end``.
         overlap: tokens that a window shares with the one before it; by default an eighth of it.
         devices: compute in other processes, as of :meth:`mmcl.Encoder.encode`.
+        engine: what encodes the missing ranges of a job, as :class:`mmcl.encoding.ray_engine.RayEngine` does on a
+            cluster; what it leaves, and everything if None, this process encodes.
     """
 
     dtype: Dtype = "float32"
@@ -89,6 +95,7 @@ class Layout:
     long: Literal["truncate", "chunk", "windows"] = "truncate"
     overlap: int | None = None
     devices: Devices | None = None
+    engine: Engine | None = None
 
     def rows(self, modality: Modality, total: int) -> tuple[int, int]:
         """Rows of a shard of a corpus of so many, and rows that are encoded at a time. Raises ``MmclError`` for less
