@@ -121,27 +121,29 @@ class Items:
                 "not embed; name another column or model"
             )
         prompt = side.prompt if self.modality == "text" else None
-        vectors = np.memmap(path, np.float32, "w+", shape=(max(1, len(self)), encoder.dim))[: len(self)]
         failed: dict[int, str] = {}
-        with progress("embed", len(self), f"{self.modality}s") as advance:
+        # Written rather than mapped: on a full disk, a write is an error, and a page that cannot be stored the end.
+        with path.open("wb") as file, progress("embed", len(self), f"{self.modality}s") as advance:
             for part, things in self._blocks(self.first):
+                vectors = np.zeros((len(things), encoder.dim), np.float32)
                 kept = list(range(len(things)))
                 if self.modality == "image":
                     things, errors = _prepared(encoder.towers.image(modality).processor, things)
                     failed |= {int(self.first[part][place]): why for place, why in errors.items()}
                     kept = [place for place in kept if place not in errors]
                 if len(things):
-                    vectors[part.start + np.array(kept)] = encoder.encode(
-                        things, modality, prompt=prompt, show_progress=False
-                    )
-                advance(part.stop - part.start)
+                    vectors[kept] = encoder.encode(things, modality, prompt=prompt, show_progress=False)
+                file.write(vectors.tobytes())
+                advance(len(vectors))
         if failed:
             row = min(failed)
             log.warning(
                 "%s: %d images in column '%s' cannot be read and are left out (first: row %d: %s)",
                 self.rows.name, len(failed), self.column, row, failed[row],
             )  # fmt: skip
-        return vectors
+        if not len(self):
+            return np.empty((0, encoder.dim), np.float32)
+        return np.memmap(path, np.float32, "r", shape=(len(self), encoder.dim))
 
     def _blocks(self, numbers: np.ndarray) -> Iterator[tuple[slice, list[Any]]]:
         """The things in the rows of these numbers, with the part of ``numbers`` that each block is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import tarfile
@@ -21,6 +22,7 @@ from mmcl.data.near_copies import normalised
 from mmcl.data.sources import open_source
 from mmcl.data.sources.tar.rows import open_rows
 from mmcl.retrieval.mining import Rules
+from mmcl.retrieval.similar import items
 from mmcl.retrieval.similar import negatives as module
 from mmcl.retrieval.similar.items import Side
 from mmcl.retrieval.similar.negatives import Corpus, Options, Pairs, mine_negatives, usual_columns
@@ -285,3 +287,23 @@ def test_mistakes_are_said_before_anything_is_written(encoder, rows, tmp_path):
     ):
         usual_columns(open_source(tmp_path / "odd.csv"))
     assert [path.name for path in tmp_path.iterdir()] == ["odd.csv"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(rows, tmp_path, monkeypatch):
+    encoder, calls = encoder_of(), []
+    mine_negatives(encoder, pairs(rows), tmp_path / "out.jsonl")
+    before = (tmp_path / "out.jsonl").read_bytes()
+    encode = encoder.encode
+
+    def full(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(encoder, "encode", full)
+    monkeypatch.setitem(items._BLOCK, "text", 40)
+    with pytest.raises(OSError, match="No space left"):
+        mine_negatives(encoder, pairs(rows), tmp_path / "out.jsonl", Rules(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+    assert (tmp_path / "out.jsonl").read_bytes() == before
