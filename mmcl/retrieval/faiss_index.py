@@ -20,7 +20,7 @@ from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval import faiss_contents, faiss_stored, specs
 from mmcl.retrieval.faiss_build import CHOSEN, blocks, fill, held_out, held_out_again, reason_to_rebuild
 from mmcl.retrieval.faiss_search import GATHERED_BYTES, Selection, nearest
-from mmcl.retrieval.filters import kind_of, matching
+from mmcl.retrieval.filters import kind_of, matching, require_text
 from mmcl.retrieval.held_out import HeldOut
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
 from mmcl.retrieval.inputs import InMemory, as_shards, asked_for
@@ -213,6 +213,8 @@ class Index:
 
     def _selection(self, where: str | None) -> Selection | None:
         """What a search is limited to, by a condition or since vectors are removed; the last few are kept."""
+        if where is not None:
+            require_text(where)
         with self._selecting:
             if where in self._selections:
                 self._selections.move_to_end(where)

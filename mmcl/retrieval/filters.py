@@ -88,14 +88,19 @@ class Joined:
 Condition = Comparison | Not | Joined
 
 
+def require_text(where: object) -> None:
+    """Raise ``MmclError`` for a condition that is no text, such as an expression of another library."""
+    if not isinstance(where, str):
+        raise MmclError(f"where is a {type(where).__name__}; a condition is text, such as: price < 50")
+
+
 def parse(where: str) -> Condition:
     """The condition that a text says.
 
     Raises:
         MmclError: it is no condition; says where and what was expected there.
     """
-    if not isinstance(where, str):
-        raise MmclError(f"where is a {type(where).__name__}; a condition is text, such as: price < 50")
+    require_text(where)
     return _Parser(where).whole()
 
 
@@ -318,9 +323,9 @@ def time_of(text: str, held: pa.DataType) -> datetime | None:
     """A time in ISO 8601, in UTC where none is said; None for what is none."""
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):  # in UTC it may be before the year 1
         return None
-    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     return time if pa.types.is_timestamp(held) and held.tz is not None else time.replace(tzinfo=None)
 
 

@@ -125,6 +125,8 @@ def test_ids_and_labels_are_columns_too():
     index = Index.build(np.eye(3), ids=["a", "b", "c"], labels=["one", "two", "three"])
     assert index.search(np.ones(3), where="id in ('a', 'c')")[0].tolist() == [["a", "c"]]
     assert index.search(np.ones(3), where="label like 't%'")[0].tolist() == [["b", "c"]]
+    with pytest.raises(MmclError, match="where is a list; a condition is text"):
+        index.search(np.ones(3), where=["id", "=", "a"])
     with pytest.raises(MmclError, match="there is no column 'lable'; did you mean 'label'"):
         index.search(np.ones(3), where="lable = 'one'")
 

@@ -115,6 +115,7 @@ WRONG = {
     "in_stock < true": "column 'in_stock' holds true or false",
     "added > 'yesterday'": "column 'added' holds times, and 'yesterday' is not a time such as",
     "added > 2024": "column 'added' holds times, and 2024 is not a time",
+    "added > '0001-01-01T00:00+05:00'": "column 'added' holds times, and '0001-01-01T00:00+05:00' is not a time",
     "price < 12abc": "at character 9, '12abc': a character that means nothing here",
     "(" * 500 + "price = 1" + ")" * 500: "no more than 100 conditions in each other",
     "not " * 500 + "price = 1": "no more than 100 conditions in each other",
