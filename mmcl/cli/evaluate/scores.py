@@ -202,5 +202,5 @@ def print_metrics(judged: Scores | ClassificationScores, theirs: Mapping[str, st
         named = same if f"{other:.4f}" == f"{value:.4f}" else f"{same} {other:.4f}"
         rows.append([name, value, f"{low:.4f} – {high:.4f}", chance.get(name, "–"), named])
     columns = ["metric", "value", "95% interval", "chance", "clip_benchmark"]
-    shown = len(columns) if of_clip_benchmark else len(columns) - 1
-    print_table(columns[:shown], [row[:shown] for row in rows], title=title)
+    shown = [0, 1, 2, *([3] if chance else []), *([4] if of_clip_benchmark else [])]
+    print_table([columns[place] for place in shown], [[row[place] for place in shown] for row in rows], title=title)
