@@ -52,7 +52,12 @@ def build(
     source: From = None,
     split: Split = None,
     id: Id = None,
-    to: Annotated[str, typer.Option(help="What holds the vectors: faiss, milvus, or a plug-in's engine.")] = "faiss",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="What holds the vectors: faiss, milvus, disk (exact, reads them where they are), or a plug-in's."
+        ),
+    ] = "faiss",
     uri: Annotated[
         str | None,
         typer.Option(help="Where Milvus is: http://HOST:PORT, or FILE.db for Milvus Lite.", show_default=False),

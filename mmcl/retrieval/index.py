@@ -112,7 +112,11 @@ class VectorIndex(Protocol):
 INDEXES: Registry[type[VectorIndex]] = Registry(
     "mmcl.indexes",
     "index engine",
-    {"faiss": "mmcl.retrieval.faiss_index:Index", "milvus": "mmcl.retrieval.milvus.index:MilvusIndex"},
+    {
+        "faiss": "mmcl.retrieval.faiss_index:Index",
+        "milvus": "mmcl.retrieval.milvus.index:MilvusIndex",
+        "disk": "mmcl.retrieval.on_disk:DiskIndex",
+    },
 )
 """Implementations of :class:`VectorIndex` by name."""
 
