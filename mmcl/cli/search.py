@@ -70,6 +70,15 @@ def search(
             show_default="the weights that mmcl eval hybrid learned, else rrf",
         ),
     ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRECISION|best",
+            help="Only what is the same thing, by the threshold that mmcl eval threshold measured: at a precision, or "
+            "that of the best F1.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The encoder of the queries.", show_default="the one the index was made with")
     ] = None,
@@ -110,8 +119,10 @@ def search(
     from mmcl.data.sources import open_source
     from mmcl.retrieval import Searcher
     from mmcl.retrieval.search.fusion import Fusion
+    from mmcl.retrieval.search.matching import parse_match
 
     fused: Any = Fusion.parse(fusion) if fusion is not None else hybrid
+    same = parse_match(match) if match is not None else False
     table = None if rows is None else open_source(rows, split=split)
     image_of = None if images is None else _images(images, image_column)
     searcher = Searcher(index, model, tower=tower, device=device, dtype=dtype)
@@ -123,7 +134,9 @@ def search(
             if table is not None:
                 found = searcher.search_rows(table, some, k, ids=id, without=without, where=where)
             else:
-                found = searcher.search(some, k, where=where, hybrid=fused, modality="text" if text else None)
+                found = searcher.search(
+                    some, k, where=where, hybrid=fused, match=same, modality="text" if text else None
+                )
         except MmclError as error:
             if queries or like or mix or not sys.stdin.isatty():
                 raise

@@ -284,6 +284,8 @@ def test_vectors_and_words_are_judged_and_learned_weights_kept(mmcl_, made, move
     ("arguments", "message"),
     [
         (("--like", "zz"), "zz"),
+        (("a red dog", "--match", "often"), "--match often"),
+        (("a red dog", "--match", "best"), "mmcl eval threshold"),
         (("--mix", "a red dog:0"), "weight"),
         (("--mix", "a red dog", "--mix", "a red dog:-1"), "comes to nothing"),
         (("a red dog", "--where", "weight > 2"), "weight"),

@@ -21,6 +21,7 @@ from mmcl.retrieval.search.belonging import check_belongs
 from mmcl.retrieval.search.fusion import Fusion, Ranking
 from mmcl.retrieval.search.hybrid import Beside, ids_of
 from mmcl.retrieval.search.lexical import LexicalIndex
+from mmcl.retrieval.search.matching import match_cosine
 from mmcl.retrieval.search.queries import Like, is_mix, parts_of, shown
 from mmcl.runtime.errors import MmclError
 
@@ -93,8 +94,8 @@ class Searcher:
         self.encoder: Encoder = encoder if tower is None else encoder.only(tower)
         self._beside = Beside(None if folder is None else Path(folder), lexical)
         documents = (self.index.encoder or {}).get("documents")
-        of_texts = documents is not None or self.encoder.modalities == {"text"}
-        self.prompt: str | None = query_prompt(self.encoder) if of_texts else None
+        self._documents = "text" if documents is not None or self.encoder.modalities == {"text"} else "image"
+        self.prompt: str | None = query_prompt(self.encoder) if self._documents == "text" else None
         """The name of the prompt that texts are embedded behind; None for the model's default one."""
 
     @property
@@ -113,6 +114,7 @@ class Searcher:
         *,
         where: str | None = None,
         hybrid: bool | Fusion = False,
+        match: bool | float = False,
         modality: str | None = None,
     ) -> list[Any]:
         """The k best of the index.
@@ -126,6 +128,8 @@ class Searcher:
             where: a condition on the index's columns, such as ``"category = 'shoes' and price < 50"``.
             hybrid: also search the words, by the :class:`mmcl.retrieval.Fusion` given; True for the one kept beside
                 the index, or without one by reciprocal ranks. Queries without words are ranked by vectors alone.
+            match: only results that are the same thing as the query, by the threshold that ``mmcl eval threshold`` kept
+                with the model: at a precision, such as 0.95, or True for that of the best F1.
             modality: ``text`` or ``image`` for all inputs, as for :meth:`mmcl.Encoder.encode`.
 
         Returns:
@@ -133,8 +137,8 @@ class Searcher:
             index, or what passes ``where``, has fewer.
 
         Raises:
-            MmclError: a query is empty, a mix comes to nothing, an id or a column is unknown, or there is no lexical
-                index for a hybrid search.
+            MmclError: a query is empty, a mix comes to nothing, an id or a column is unknown, there is no lexical index
+                for a hybrid search, or no threshold to match by.
         """
         single = is_mix(queries) or not isinstance(queries, list)
         asked = [parts_of(query) for query in ([queries] if single else queries)]
@@ -147,6 +151,11 @@ class Searcher:
         else:
             ranking = self._nearest(self.embed(asked, modality), k, where, _own(asked))
         found = self._results(ranking)
+        if match:
+            if hybrid or self.index.similarity != "cosine":
+                raise MmclError("matches are told by their cosine; search an index of cosines, without words")
+            least = [match_cosine(self.encoder, parts, self._documents, match) for parts in asked]
+            found = [[one for one in row if one.score >= cut] for row, cut in zip(found, least, strict=True)]
         return found[0] if single else found
 
     def keep_fusion(self, fusion: Fusion) -> None:

@@ -235,6 +235,34 @@ def test_texts_of_ids_that_the_index_lacks_are_left_out_and_counted(folder, capl
     assert len(lexical) == 6
 
 
+def test_only_what_matches_by_the_threshold_that_was_measured(folder):
+    searcher = Searcher(folder / "index")
+    scores = [result.score for result in searcher.search("a red dog", 6)]
+    with pytest.raises(MmclError, match="no match threshold is kept"):
+        searcher.search("a red dog", match=True)
+    cut = (scores[1] + scores[2]) / 2
+    cuts = [
+        {"asked": asked, "threshold": at, "reason": None, "precision": 1, "recall": 1, "intervals": {}}
+        for asked, at in ((None, cut), (0.9, 2.0))
+    ]
+    measured = {"cuts": cuts, "calibration": None, "encoder": searcher.encoder.fingerprint()}
+    path = folder / "model" / "threshold.json"
+    path.write_text(json.dumps({"format_version": 1, "mmcl_version": "0", "thresholds": {"text-text": measured}}))
+    assert [result.score for result in searcher.search("a red dog", 6, match=True)] == scores[:2]
+    assert searcher.search(["a red dog", Like("a")], 6, match=0.9) == [[], []]
+    with pytest.raises(MmclError, match=r"precision 0\.5 was not measured"):
+        searcher.search("a red dog", match=0.5)
+    with pytest.raises(MmclError, match="a mix matches nothing"):
+        searcher.search([("a red dog", 1.0), ("a boat", 0.5)], match=True)
+    with pytest.raises(MmclError, match="cosine"):
+        searcher.search("a red dog", match=True, hybrid=Fusion())
+    measured["encoder"] = {"weights": "other", "prompt": ""}
+    path.write_text(json.dumps({"format_version": 1, "mmcl_version": "0", "thresholds": {"text-text": measured}}))
+    with pytest.raises(MmclError, match="other weights"):
+        searcher.search("a red dog", match=True)
+    path.unlink()
+
+
 @pytest.mark.parametrize(
     ("query", "options", "message"),
     [
