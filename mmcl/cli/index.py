@@ -42,6 +42,13 @@ def build(
     memory: Annotated[
         float | None, typer.Option(min=0, help="GiB that an auto index may take.", show_default="no limit")
     ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            help="Vectors of queries like those to come, by which recall is measured, such as texts for images.",
+            show_default=False,
+        ),
+    ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
@@ -87,6 +94,8 @@ def build(
         memory=None if memory is None else int(memory * 2**30),
         **place,
     )
+    if queries is not None:
+        index.tune(open_vectors(queries), stored)
     index.save(out)
     _print_info(index.info())
 

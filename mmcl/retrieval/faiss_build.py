@@ -19,7 +19,7 @@ from mmcl.runtime.progress import log_progress, progress
 
 CHOSEN = "chosen by the user"
 """The reason for a spec that is not ``auto``'s."""
-_BLOCK = 16_384
+_BLOCK_BYTES = 2**23  # of float32 vectors that are looked at together
 _CROWDED = 4  # times the vectors that an index was built for
 _HOLES = 0.25  # share of removed vectors that are still compared
 
@@ -33,10 +33,11 @@ def held_out(shards: VectorShards, similarity: Similarity, table: pa.Table) -> H
 def blocks(shards: VectorShards, similarity: Similarity, table: pa.Table) -> Iterator[tuple[int, np.ndarray]]:
     """Number of the first vector and (n, D) prepared vectors, block by block."""
     first = 0
+    rows = max(1, _BLOCK_BYTES // (4 * shards.dim))
     for _, shard in shards.iter_shards():
-        for start in range(0, len(shard), _BLOCK):
+        for start in range(0, len(shard), rows):
             name = lambda row, first=first: f"id {table['id'][first + int(row)].as_py()!r}"  # noqa: E731
-            block = prepared(shard[start : start + _BLOCK], similarity, name)
+            block = prepared(shard[start : start + rows], similarity, name)
             yield first, block
             first += len(block)
 
@@ -75,8 +76,9 @@ def held_out_again(index: Any, live: np.ndarray, similarity: Similarity) -> Held
     try:
         own = live[HeldOut.drawn(len(live))]
         held = HeldOut.of(stored_vectors(index, own), own, similarity)
-        for start in range(0, len(live), _BLOCK):
-            some = live[start : start + _BLOCK]
+        rows = max(1, _BLOCK_BYTES // (4 * index.d))
+        for start in range(0, len(live), rows):
+            some = live[start : start + rows]
             held.extend(stored_vectors(index, some), some)
     except MmclError:
         return None

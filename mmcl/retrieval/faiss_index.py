@@ -367,6 +367,38 @@ class Index:
             log.warning(f"recall@10 is {recall:.3f}, below the stated {target:g}; {faiss_stored.REBUILD}")
         return recall
 
+    def tune(self, queries: Any, vectors: Any) -> float:
+        """Tune to queries of your own, such as texts that will ask for images: half of them choose how much a search
+        looks at, the other half measure what it finds.
+
+        Args:
+            queries: (Q, D), some hundreds.
+            vectors: the N that the index was built from, in their order, for exact search.
+
+        Returns:
+            The share of the ten nearest that a search finds, 1 of an exact index.
+
+        Raises:
+            MmclError: other vectors than those of the index, or queries as :meth:`search` refuses them.
+        """
+        shards, asked = as_shards(vectors), float32_array(queries)
+        places = self._index.ntotal
+        if len(shards) != places or asked.ndim != 2 or not len(asked) or {shards.dim, asked.shape[1]} != {self.dim}:
+            raise MmclError(
+                f"queries of shape {asked.shape} and {len(shards):,} vectors of {shards.dim} dimensions do not fit the "
+                f"index, which was built from {places:,} of {self.dim}"
+            )
+        asked = prepared(asked, self.similarity, lambda row: f"query {row}")
+        if self._held is not None:
+            self._held = HeldOut(asked, np.full(len(asked), -1), self.similarity)
+            for first, block in blocks(shards, self.similarity, self._metadata.table):
+                self._held.extend(block, np.arange(first, first + len(block)))
+            if self._metadata.removed is not None:
+                self._held.removed(np.flatnonzero(self._metadata.removed), places, closed=False)
+        if not self._tune():
+            log.warning(f"recall@10 is {self._about['recall']:.3f}, below the {self._about['target']:g} asked for")
+        return self._about["recall"]
+
     def _recall(self) -> float:
         assert self._held is not None
         return self._held.recall(lambda queries, k: self._found(queries, k)[1])

@@ -17,17 +17,31 @@ METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "dot": faiss.METRIC_INNER_PRODU
 
 _SEED = 0
 _ID_BYTES, _NODE_BYTES = 8, 16
+_FEW, _SHORT = 16, 64  # components
 _STORES = ("SQ8", "SQfp16", "Flat")  # that rank again, coarsest first
 
 
 def choose_spec(count: int, dim: int, memory: int | None = None) -> tuple[str, str]:
     """The FAISS factory string for ``count`` vectors of ``dim`` components, and the reason in words.
 
-    ``memory`` is the bytes that the index may take; None is as many as it is fastest with. Of the candidates (see
-    :func:`_candidates`), best first, the first that fits is chosen; the smallest if none does.
+    Up to 200,000 vectors are searched exactly. More go into cells, as many as the square root of their number, of which
+    a search visits a few. There it compares codes of 4 bits for two components, 32 vectors at once (fast scan), and
+    ranks the best of these again by vectors of a byte a component: in ``benchmarks/retrieval.py`` the fastest of the
+    families at equal recall. Graphs (HNSW) took two to four times as long a query and many times as long to build, so
+    that they are for those who name them. Vectors of 16 components or fewer are hardly longer than codes, and are kept.
+
+    With less memory than this takes, the codes stand alone, and have ever fewer bits.
+
+    Args:
+        count: N.
+        dim: D.
+        memory: bytes that the index may take; None is as many as it is fastest with. Of the candidates, best first, the
+            first that fits is chosen; the smallest if none does.
 
     >>> [choose_spec(rows, 384)[0] for rows in (1_000, 1_000_000, 100_000_000)]
-    ['Flat', 'IVF2048,PQ192x4fsr,Refine(SQ8)', 'IVF16384,PQ192x4fsr,Refine(SQ8)']
+    ['Flat', 'IVF1024,PQ192x4fsr,Refine(SQ8)', 'IVF8192,PQ192x4fsr,Refine(SQ8)']
+    >>> [choose_spec(1_000_000, 384, memory=size * 10**6)[0] for size in (450, 250, 150, 80, 10)]
+    ['IVF1024,SQ8', 'IVF1024,RaBitQ4', 'IVF1024,RaBitQ2', 'IVF1024,RaBitQ', 'OPQ48_192,IVF1024,PQ48x4fsr']
     """
     candidates = _candidates(count, dim)
     limit = math.inf if memory is None else memory
@@ -40,12 +54,21 @@ def choose_spec(count: int, dim: int, memory: int | None = None) -> tuple[str, s
 
 
 def _candidates(count: int, dim: int) -> list[tuple[str, str]]:
-    """Specs and reasons, best first."""
-    cells = 2 ** round(math.log2(2 * math.sqrt(count)))
-    file = f"IVF{cells}"
-    pairs = f"PQ{dim // 2 if dim % 2 == 0 else dim}x4fsr"
-    many = f"{count:,} vectors are {EXACT_ROWS:,} or more"
-    found = [(f"{file},{pairs},Refine(SQ8)", f"{many}: cells of which a search visits a few")]
+    """Specs and reasons, best first and so largest first."""
+    file = f"IVF{max(1, 2 ** round(math.log2(math.sqrt(count))))}"
+    parts = dim if dim <= _SHORT or dim % 2 else dim // 2
+    few = max(1, dim // 8)
+    found = [
+        (f"{file},PQ{parts}x4fsr,Refine(SQ8)", "few bits a component find, a byte of each ranks again"),
+        (f"{file},SQ8", "a byte a component"),
+        (f"{file},RaBitQ4", "4 bits a component"),
+        (f"{file},RaBitQ2", "2 bits a component"),
+        (f"{file},RaBitQ", "a bit a component"),
+        (f"OPQ{few}_{4 * few},{file},PQ{few}x4fsr", "half a bit a component"),
+    ]
+    if dim <= _FEW:
+        found = [(f"{file},Flat", "so few components that codes would save nothing"), *found[1:2]]
+    found = [(spec, f"approximate, {count:,} vectors in cells: {why}") for spec, why in found]
     if count < EXACT_ROWS:
         found.insert(0, ("Flat", f"exact: {count:,} vectors are fewer than {EXACT_ROWS:,}"))
     return found

@@ -2,7 +2,7 @@ import faiss
 import numpy as np
 import pytest
 
-from mmcl.retrieval import specs
+from mmcl.retrieval import Index, specs
 from mmcl.runtime.errors import MmclError
 
 RNG = np.random.default_rng(0)
@@ -13,6 +13,28 @@ def test_few_vectors_are_searched_exactly(count):
     spec, why = specs.choose_spec(count, 512)
     assert spec == "Flat"
     assert why.startswith("exact")
+
+
+@pytest.mark.parametrize(
+    ("count", "dim", "spec"),
+    [
+        (10**6, 384, "IVF1024,PQ192x4fsr,Refine(SQ8)"),
+        (10**6, 63, "IVF1024,PQ63x4fsr,Refine(SQ8)"),
+        (10**6, 8, "IVF1024,Flat"),
+    ],
+)
+def test_many_vectors_get_root_n_cells_and_codes_that_suit_their_components(count, dim, spec):
+    assert specs.choose_spec(count, dim)[0] == spec
+
+
+@pytest.mark.parametrize(
+    "spec", ["IVF16,RaBitQ4", "IVF16,RaBitQ", "OPQ8_32,IVF16,PQ8x4fsr", "IVF16,PQ32x4fsr,Refine(SQ8)"]
+)
+def test_every_family_is_built_and_tuned(spec):
+    vectors = RNG.normal(size=(2_000, 64)).astype("float32")
+    about = Index.build(vectors, spec=spec).info()
+    assert 0 < about["recall"] <= 1
+    assert about["nprobe"] >= 1
 
 
 @pytest.mark.parametrize("dim", [2, 63, 384])

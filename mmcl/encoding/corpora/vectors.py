@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mmcl.encoding.corpora.stored import found_model, id_table, read_table, to_n
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
 
+_MANY = 16  # a share of a shard above which to gather its vectors touches most of its pages
 SPAN = ("start", "end")
 """The columns, beside the ids, of windows of long texts: the characters of the text that each window has."""
 
@@ -92,6 +94,7 @@ class Vectors(ArrayAccess):
         """
         for number in range(len(self._shards)):
             yield self.shard(number)
+            self._let_go(number)
 
     def shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and vectors of one shard, as :meth:`iter_shards` gives them."""
@@ -119,6 +122,8 @@ class Vectors(ArrayAccess):
             result[here] = self._map(int(number), verified=verified)[places]
             if (scales := self._scales(int(number), verified=verified)) is not None:
                 result[here] *= scales[places, None]
+            if here.sum() > rows / _MANY:
+                self._let_go(int(number))
         return result
 
     def verify(self) -> None:
@@ -137,6 +142,13 @@ class Vectors(ArrayAccess):
         if (number, kind) not in self._sound:
             sound_file(self.folder, self._shards[number], kind)
             self._sound.add((number, kind))
+
+    def _let_go(self, number: int) -> None:
+        """Take the pages of a shard off this process's memory, which else grows to that of all vectors; read again,
+        they come from the system's cache."""
+        array = self._maps.get((number, "npy"))
+        if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
     def _map(self, number: int, *, verified: bool = False) -> np.ndarray:
         return self._array(number, "npy", (self._shards[number]["rows"], self.dim), self.dtype, verified)

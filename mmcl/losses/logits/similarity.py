@@ -56,5 +56,5 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     scaled = np.ldexp(vectors, -exponent)
     norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
     norms[norms == 0] = 1
-    unit: np.ndarray = scaled / norms
-    return unit
+    scaled /= norms
+    return scaled
