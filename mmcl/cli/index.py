@@ -79,8 +79,10 @@ def build(
         raise MmclError("--columns and --from go together: which columns, and the rows that have them")
     if uri is not None and to == "faiss":
         raise MmclError(f"--uri {uri}: is of a Milvus server; give --to milvus too")
+    if queries is not None and to != "faiss":
+        raise MmclError(f"--queries {queries}: only an index of faiss is tuned to them, not one of {to}")
     check_free(out)  # before the work
-    stored = open_vectors(vectors)
+    stored, asked = open_vectors(vectors), None if queries is None else open_vectors(queries)
     kept = None
     if columns is not None and source is not None:
         kept = source_columns(_rows(source, split), columns.split(","), stored.table()["id"], id)
@@ -94,8 +96,8 @@ def build(
         memory=None if memory is None else int(memory * 2**30),
         **place,
     )
-    if queries is not None:
-        index.tune(open_vectors(queries), stored)
+    if asked is not None:
+        index.tune(asked, stored)  # type: ignore[attr-defined]  # which FAISS has
     index.save(out)
     _print_info(index.info())
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmcl.encoding.corpora.vectors import let_go
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval import specs
 from mmcl.retrieval.faiss_contents import stored_vectors
@@ -40,6 +41,7 @@ def blocks(shards: VectorShards, similarity: Similarity, table: pa.Table) -> Ite
             block = prepared(shard[start : start + rows], similarity, name)
             yield first, block
             first += len(block)
+            let_go(shard)
 
 
 def fill(
@@ -55,7 +57,7 @@ def fill(
     rows = np.arange(0) if index.is_trained else specs.training_rows(index, len(shards))
     try:
         if len(rows):
-            sample = prepared(shards.take(rows), similarity, lambda row: f"id {table['id'][int(rows[row])].as_py()!r}")
+            sample = _sample(shards, rows, similarity, table)
             with log_progress(f"train the index on {len(rows):,} vectors", None):
                 index.train(sample)
         with progress("index", len(shards), "vectors", show) as advance:
@@ -69,6 +71,17 @@ def fill(
             f"index spec '{spec}' cannot hold these {len(shards):,} vectors ({specs.reason(error)}); try spec='auto'"
         ) from None
     return len(rows)
+
+
+def _sample(shards: VectorShards, rows: np.ndarray, similarity: Similarity, table: pa.Table) -> np.ndarray:
+    """Prepared vectors at these positions, gathered bit by bit so that none is in memory twice."""
+    result = np.empty((len(rows), shards.dim), np.float32)
+    step = max(1, _BLOCK_BYTES // (4 * shards.dim))
+    for start in range(0, len(rows), step):
+        here = rows[start : start + step]
+        name = lambda row, here=here: f"id {table['id'][int(here[row])].as_py()!r}"  # noqa: E731
+        result[start : start + step] = prepared(shards.take(here), similarity, name)
+    return result
 
 
 def held_out_again(index: Any, live: np.ndarray, similarity: Similarity) -> HeldOut | None:

@@ -23,7 +23,7 @@ from mmcl.retrieval.faiss_search import GATHERED_BYTES, Selection, nearest
 from mmcl.retrieval.filters import kind_of, matching, require_text
 from mmcl.retrieval.held_out import HeldOut
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
-from mmcl.retrieval.inputs import InMemory, as_shards, asked_for
+from mmcl.retrieval.inputs import InMemory, as_shards, asked_for, float32_array, prepared
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.retrieval.tuning import tune
 from mmcl.runtime.device import ready_after_fork
@@ -372,7 +372,7 @@ class Index:
         looks at, the other half measure what it finds.
 
         Args:
-            queries: (Q, D), some hundreds.
+            queries: (Q, D) array, tensor, or vectors on disk, some hundreds.
             vectors: the N that the index was built from, in their order, for exact search.
 
         Returns:

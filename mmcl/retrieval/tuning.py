@@ -82,7 +82,9 @@ def tune(index: Any, held: HeldOut, recall: float, search: EffortSearch) -> Tune
         means = {effort: point.chosen_by for effort, point in trial.points.items()}
         effort = min(effort for effort, mean in means.items() if mean >= max(means.values()) - _STALLED)
     curve = [(at, round(point.recall, 4), round(point.speed, 1)) for at, point in sorted(trial.points.items())]
-    return Tuned(effort, trial(effort).recall, reaches(effort), curve)
+    chosen = trial(effort)
+    reached = reaches(effort) or min(chosen.chosen_by, chosen.recall) >= recall  # if not for certain
+    return Tuned(effort, chosen.recall, reached, curve)
 
 
 def surely(shares: np.ndarray, recall: float) -> bool:

@@ -25,7 +25,7 @@ from mmcl.encoding.corpora.stored import found_model, id_table, read_table, to_n
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
 
-_MANY = 16  # a share of a shard above which to gather its vectors touches most of its pages
+_MANY = 64  # vectors that are gathered, each with the pages around it
 SPAN = ("start", "end")
 """The columns, beside the ids, of windows of long texts: the characters of the text that each window has."""
 
@@ -94,7 +94,7 @@ class Vectors(ArrayAccess):
         """
         for number in range(len(self._shards)):
             yield self.shard(number)
-            self._let_go(number)
+            let_go(self._map(number))
 
     def shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and vectors of one shard, as :meth:`iter_shards` gives them."""
@@ -122,8 +122,8 @@ class Vectors(ArrayAccess):
             result[here] = self._map(int(number), verified=verified)[places]
             if (scales := self._scales(int(number), verified=verified)) is not None:
                 result[here] *= scales[places, None]
-            if here.sum() > rows / _MANY:
-                self._let_go(int(number))
+            if here.sum() >= _MANY:
+                let_go(self._map(int(number)))
         return result
 
     def verify(self) -> None:
@@ -142,13 +142,6 @@ class Vectors(ArrayAccess):
         if (number, kind) not in self._sound:
             sound_file(self.folder, self._shards[number], kind)
             self._sound.add((number, kind))
-
-    def _let_go(self, number: int) -> None:
-        """Take the pages of a shard off this process's memory, which else grows to that of all vectors; read again,
-        they come from the system's cache."""
-        array = self._maps.get((number, "npy"))
-        if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-            array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
     def _map(self, number: int, *, verified: bool = False) -> np.ndarray:
         return self._array(number, "npy", (self._shards[number]["rows"], self.dim), self.dtype, verified)
@@ -184,6 +177,14 @@ class Vectors(ArrayAccess):
         if len(table) != shard["rows"]:
             raise MmclError(f"{path}: holds {len(table):,} ids, the manifest says {shard['rows']:,}; {AGAIN}")
         return table
+
+
+def let_go(array: np.ndarray) -> None:
+    """Take the pages of a memory-mapped array off this process's memory, which else grows to all that was ever read;
+    read again, they come from the system's cache. Nothing happens to another array."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def open_vectors(folder: str | Path, *, partial: bool = False) -> Vectors:
