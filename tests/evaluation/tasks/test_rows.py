@@ -22,7 +22,7 @@ from mmcl.evaluation.texts import text_identities
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 
-FLICKR = Path(__file__).parents[2].parent / "shared" / "data" / "flickr8k_1000.parquet"
+FLICKR = Path(__file__).parents[4] / "shared" / "data" / "flickr8k_1000.parquet"
 KS = (1, 5, 10)
 
 

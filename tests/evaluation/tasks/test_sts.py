@@ -14,7 +14,7 @@ from mmcl.evaluation import open_sts, sts
 from mmcl.evaluation.tasks.sts import FEWEST, sts_diagnostics
 from mmcl.runtime.errors import MmclError
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "sts.parquet"
+DATA = Path(__file__).parents[4] / "shared" / "data" / "sts.parquet"
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
