@@ -250,7 +250,10 @@ def _chosen(
     takes = f"that takes {accepted:,} pairs without an error; of so many on one half, {right:,} are the same"
     if not accepted:
         of = curve.counts
-        takes = f"one half has {of.same:,} pairs that are the same and {of.different:,} different, which is too few"
+        rare = "" if prevalence is None else f" where one in {1 / prevalence:,.0f} is the same"
+        takes = (
+            f"one half has {of.same:,} pairs that are the same and {of.different:,} different, which is too few{rare}"
+        )
     reason = f"precision {cut.asked:g} cannot be shown with {100 * confidence:g}% confidence: {takes}"
     return replace(cut, reason=reason)
 
