@@ -30,8 +30,8 @@ import mmcl
 from mmcl.config.model import HeadConfig
 from mmcl.data import samples
 from mmcl.data.processors.text import TextProcessor
-from mmcl.data.processors.train_tokenizer import open_tokenizer
 from mmcl.encoding import Encoder
+from mmcl.formats.tokenizers import open_tokenizer
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower
