@@ -90,7 +90,7 @@ def killed(model: Path, table: Path, out: Path, count: int, kills: int, seconds:
     while struck < kills:
         process = begin(model, table, out, count)
         time.sleep(draw.uniform(0, seconds / 2))
-        process.send_signal(signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)  # send_signal would take away what is known of one that has ended
         struck += ended(process)[0] == -signal.SIGKILL
         if (out / "manifest.json").exists() and '"complete": true' in (out / "manifest.json").read_text():
             break
