@@ -25,8 +25,8 @@ import numpy as np
 from measure import alternate, machine, show
 
 from mmcl.retrieval import Index
-from mmcl.retrieval.held_out import recalls
-from mmcl.retrieval.tuning import least_effort, surely
+from mmcl.retrieval.faiss.held_out import recalls
+from mmcl.retrieval.faiss.tuning import least_effort, surely
 
 K, RECALL, DIM = 10, 0.95, 384
 THREADS = os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Indexes of vectors, exact search, and search with a model and by words."""
 
 from mmcl.retrieval.exact import exact_search as exact_search
-from mmcl.retrieval.faiss_index import Index as Index
+from mmcl.retrieval.faiss.index import Index as Index
 from mmcl.retrieval.index import VectorIndex as VectorIndex
 from mmcl.retrieval.index import open_index as open_index
 from mmcl.retrieval.search.fusion import Fusion as Fusion

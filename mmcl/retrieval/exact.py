@@ -94,14 +94,12 @@ def _search(
         part = space.queries(asked.read(start, min(start + plan.queries, some.stop), plan.device))
         found.append(_Nearest(space, asked.checked(part, start), k, plan.dtype))
 
-    def read(start: int) -> Block:
-        vectors = documents.read(start, min(start + plan.documents, documents.rows), plan.device)
-        block = documents.checked(space.documents(vectors), start)
-        block.factors(plan.dtype)  # made ready here, in the thread that reads
-        return block
+    def read(start: int) -> Tensor:
+        return documents.read(start, min(start + plan.documents, documents.rows), plan.device)
 
     starts = range(0, documents.rows, plan.documents)
-    for start, block in zip(starts, _ahead(read, starts), strict=True):
+    for start, vectors in zip(starts, _ahead(read, starts), strict=True):
+        block = documents.checked(space.documents(vectors), start)
         for best in found:
             best.add(block, start)
     results = [best.result() for best in found]

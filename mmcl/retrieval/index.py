@@ -113,7 +113,7 @@ INDEXES: Registry[type[VectorIndex]] = Registry(
     "mmcl.indexes",
     "index engine",
     {
-        "faiss": "mmcl.retrieval.faiss_index:Index",
+        "faiss": "mmcl.retrieval.faiss.index:Index",
         "milvus": "mmcl.retrieval.milvus.index:MilvusIndex",
         "disk": "mmcl.retrieval.on_disk:DiskIndex",
     },

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.retrieval.faiss_index import Index
+from mmcl.retrieval.faiss.index import Index
 from mmcl.retrieval.index import VectorShards
 from mmcl.retrieval.inputs import as_shards, prepared
 from mmcl.retrieval.products import Block, Space

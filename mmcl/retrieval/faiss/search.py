@@ -17,8 +17,8 @@ import faiss
 import numpy as np
 
 from mmcl.losses.logits.similarity import Similarity
-from mmcl.retrieval import specs
-from mmcl.retrieval.faiss_contents import cells_of, keeps_vectors, selector, stored_vectors
+from mmcl.retrieval.faiss import specs
+from mmcl.retrieval.faiss.contents import cells_of, keeps_vectors, selector, stored_vectors
 from mmcl.runtime.errors import MmclError
 
 GATHERED_BYTES = 128 * 2**20

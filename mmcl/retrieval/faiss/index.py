@@ -17,15 +17,15 @@ import torch
 
 from mmcl.encoding.corpora.stored import id_table, to_numpy
 from mmcl.losses.logits.similarity import Similarity
-from mmcl.retrieval import faiss_contents, faiss_stored, specs
-from mmcl.retrieval.faiss_build import CHOSEN, blocks, fill, held_out, held_out_again, reason_to_rebuild
-from mmcl.retrieval.faiss_search import GATHERED_BYTES, Selection, nearest
+from mmcl.retrieval.faiss import contents, specs, stored
+from mmcl.retrieval.faiss.build import CHOSEN, blocks, fill, held_out, held_out_again, reason_to_rebuild
+from mmcl.retrieval.faiss.held_out import HeldOut
+from mmcl.retrieval.faiss.search import GATHERED_BYTES, Selection, nearest
+from mmcl.retrieval.faiss.tuning import tune
 from mmcl.retrieval.filters import kind_of, matching, require_text
-from mmcl.retrieval.held_out import HeldOut
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
 from mmcl.retrieval.inputs import InMemory, as_shards, asked_for, float32_array, prepared
 from mmcl.retrieval.metadata import Metadata, with_columns
-from mmcl.retrieval.tuning import tune
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.errors import nearest as nearest_name
@@ -96,9 +96,9 @@ class Index:
                 shard, so that memory holds the index and one block.
             ids: N integers or N strings, returned by a search; the vectors' own, else 0 … N-1. Equal ids are allowed:
                 several vectors may stand for one thing, which a search may then return several times.
-            spec: ``auto`` (exact below 200,000 vectors, see :func:`mmcl.retrieval.specs.choose_spec`) or any FAISS
-                factory string. Of one that is not exact it is then measured how much a search must look at
-                (:func:`mmcl.retrieval.tuning.tune`). The same vectors and spec give the same index.
+            spec: ``auto`` (exact below 200,000 vectors, see :func:`mmcl.retrieval.faiss.specs.choose_spec`) or any
+                FAISS factory string. Of one that is not exact it is then measured how much a search must look at
+                (:func:`mmcl.retrieval.faiss.tuning.tune`). The same vectors and spec give the same index.
             similarity: ``cosine`` (vectors get unit length), ``dot``, or ``euclidean`` (the negative distance).
             model: name or folder of the encoder, to embed queries with; the vectors' own by default.
             columns: metadata beside the vectors, {name: N values} or an Arrow table: text, numbers, booleans, times or
@@ -168,7 +168,7 @@ class Index:
             k: how many; no more than the index, or ``where``, has come back.
             where: a condition on id, label and columns, such as ``category = 'shoes' and price < 50``
                 (:mod:`mmcl.retrieval.filters`). What it leaves is searched exactly where it is little, else with more
-                effort than the whole (:mod:`mmcl.retrieval.faiss_search`).
+                effort than the whole (:mod:`mmcl.retrieval.faiss.search`).
             nprobe: for an inverted file, cells to visit: more is slower and finds more. By default the number measured
                 when the index was built; a query whose cells hold fewer than k vectors visits all.
 
@@ -207,7 +207,7 @@ class Index:
         if positions.max(initial=-1) >= len(self._metadata.table):
             raise MmclError(
                 f"the index is damaged: it holds a vector number {positions.max():,} of {len(self._metadata.table):,}; "
-                + faiss_stored.REBUILD
+                + stored.REBUILD
             )
         return scores, positions
 
@@ -294,7 +294,7 @@ class Index:
                     self._held.extend(block, np.arange(self._index.ntotal - len(block), self._index.ntotal))
         except RuntimeError as error:
             raise MmclError(
-                f"an index of spec '{self.spec}' cannot grow ({specs.reason(error):.200}); {faiss_stored.REBUILD}"
+                f"an index of spec '{self.spec}' cannot grow ({specs.reason(error):.200}); {stored.REBUILD}"
             ) from None
         self._metadata = self._metadata.added(table)
         if len(replaced):
@@ -318,11 +318,11 @@ class Index:
             )
 
     def _drop(self, positions: np.ndarray) -> None:
-        places, closed = len(self._metadata.table), faiss_contents.deletes(self._index)
+        places, closed = len(self._metadata.table), contents.deletes(self._index)
         if self._held is not None:
             self._held.removed(positions, places, closed=closed)
         if closed:
-            faiss_contents.delete(self._index, positions)
+            contents.delete(self._index, positions)
             keep = np.ones(places, bool)
             keep[positions] = False
             self._metadata = Metadata(self._metadata.table.filter(pa.array(keep)))
@@ -364,7 +364,7 @@ class Index:
         then = f", {before:.3f} before" if before is not None else ""
         log.info(f"recall@10 of {len(self):,} vectors, measured again on held-out queries: {recall:.3f}{then}")
         if not reached:
-            log.warning(f"recall@10 is {recall:.3f}, below the stated {target:g}; {faiss_stored.REBUILD}")
+            log.warning(f"recall@10 is {recall:.3f}, below the stated {target:g}; {stored.REBUILD}")
         return recall
 
     def tune(self, queries: Any, vectors: Any) -> float:
@@ -443,7 +443,7 @@ class Index:
         Raises:
             MmclError: there is no such id, or the index keeps too little to give vectors back.
         """
-        return faiss_contents.stored_vectors(self._index, self._metadata.known(ids))
+        return contents.stored_vectors(self._index, self._metadata.known(ids))
 
     def labels_of(self, ids: Ids) -> list[str | None]:
         """What to show for these ids: the label of the first vector of that id; None without one, or an unknown id."""
@@ -488,7 +488,7 @@ class Index:
         """
         if self._unmeasured:
             self.measure()
-        faiss_stored.write(folder, self._index, self._metadata, self._held, self._about)
+        stored.write(folder, self._index, self._metadata, self._held, self._about)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = True) -> Index:
@@ -501,5 +501,5 @@ class Index:
         Raises:
             MmclError: not an index, a file missing or damaged, or written by a newer mmcl.
         """
-        index, metadata, held, about = faiss_stored.read(folder, verify=verify)
+        index, metadata, held, about = stored.read(folder, verify=verify)
         return cls(index, metadata, about, held)

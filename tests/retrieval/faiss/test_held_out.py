@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmcl.retrieval.held_out import HeldOut, K, recalls
+from mmcl.retrieval.faiss.held_out import HeldOut, K, recalls
 from mmcl.runtime.errors import MmclError
 
 RNG = np.random.default_rng(0)

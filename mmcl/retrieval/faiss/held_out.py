@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from mmcl.losses.logits.similarity import Similarity
-from mmcl.retrieval.specs import METRICS
+from mmcl.retrieval.faiss.specs import METRICS
 from mmcl.runtime.errors import MmclError
 
 QUERIES = 1_000

@@ -2,7 +2,8 @@ import faiss
 import numpy as np
 import pytest
 
-from mmcl.retrieval import Index, specs
+from mmcl.retrieval import Index
+from mmcl.retrieval.faiss import specs
 from mmcl.runtime.errors import MmclError
 
 RNG = np.random.default_rng(0)

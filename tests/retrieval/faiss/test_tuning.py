@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcl.retrieval import Index, specs
-from mmcl.retrieval.held_out import HeldOut, recalls
-from mmcl.retrieval.tuning import Tuned, least_effort, tune
+from mmcl.retrieval import Index
+from mmcl.retrieval.faiss import specs
+from mmcl.retrieval.faiss.held_out import HeldOut, recalls
+from mmcl.retrieval.faiss.tuning import Tuned, least_effort, tune
 from mmcl.runtime.errors import MmclError
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 
-from mmcl.retrieval import specs
-from mmcl.retrieval.held_out import HeldOut, K
+from mmcl.retrieval.faiss import specs
+from mmcl.retrieval.faiss.held_out import HeldOut, K
 
 EffortSearch = Callable[[np.ndarray, int, int], np.ndarray]
 """Of queries (Q, D), k and an effort, the positions (Q, k) of what is found; -1 where it is less."""

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from mmcl.encoding.corpora.vectors import let_go
 from mmcl.losses.logits.similarity import Similarity
-from mmcl.retrieval import specs
-from mmcl.retrieval.faiss_contents import stored_vectors
-from mmcl.retrieval.held_out import HeldOut
+from mmcl.retrieval.faiss import specs
+from mmcl.retrieval.faiss.contents import stored_vectors
+from mmcl.retrieval.faiss.held_out import HeldOut
 from mmcl.retrieval.index import VectorShards
 from mmcl.retrieval.inputs import prepared
 from mmcl.runtime.errors import MmclError

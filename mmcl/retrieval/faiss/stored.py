@@ -25,8 +25,8 @@ from mmcl.encoding.corpora.stored import (
     write_table,
 )
 from mmcl.losses.logits.similarity import Similarity
-from mmcl.retrieval import specs
-from mmcl.retrieval.held_out import HeldOut
+from mmcl.retrieval.faiss import specs
+from mmcl.retrieval.faiss.held_out import HeldOut
 from mmcl.retrieval.index import INDEX_FILE, check_free
 from mmcl.retrieval.metadata import Metadata
 from mmcl.runtime.errors import MmclError
