@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,25 +136,28 @@ def _tasks(numbers: list[int], recipe: Recipe) -> Dataset:
     on_gpus = any(node.get("GPU") for node in nodes)
     needs = {"num_gpus": 1} if on_gpus else {"num_cpus": min(node["CPU"] for node in nodes if node.get("CPU"))}
     items = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
-    packed = pickle.dumps(recipe)
-    return items.map(_encode, fn_kwargs={"packed": packed}, **needs)
+    return items.map(_encode, fn_kwargs={"recipe": recipe}, **needs)
 
 
-def _encode(row: dict[str, Any], packed: bytes) -> dict[str, Any]:
+def _encode(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Encode a range on the machine that has been given it; what the user can mend comes back as its message."""
     try:
-        encode_range(_opened(packed), row["number"])
+        encode_range(_opened(recipe), row["number"])
     except (MmclError, OSError) as error:
         return row | {"error": f"{os.uname().nodename}: {error}"}
     return row | {"error": ""}
 
 
-@lru_cache(maxsize=1)
-def _opened(packed: bytes) -> Job:
-    """The job of a process of Ray's, which takes range after range."""
-    recipe: Recipe = pickle.loads(packed)
+_open: list[tuple[Recipe, Job]] = []
+
+
+def _opened(recipe: Recipe) -> Job:
+    """The job of a process of Ray's, which takes range after range and opens it once."""
+    if _open and _open[0][0] == recipe:
+        return _open[0][1]
     with suppress(OSError):
         os.chdir(recipe.working)
     if not (Path(recipe.out) / MANIFEST).exists():
         raise MmclError(f"{recipe.out} is not there; name a folder with --out that all machines of the cluster share")
-    return recipe.open()
+    _open[:] = [(recipe, recipe.open())]
+    return _open[0][1]

@@ -59,7 +59,7 @@ def config(source, **changed):
                 "item": {"modality": "table", "fields": item | changed.pop("item", {})},
             },
         },
-        "training": {"batch_size": 64, "epochs": 3, "lr": 0.02, "save_every": 5, "warmup": 0}
+        "training": {"batch_size": 64, "epochs": 3, "lr": 0.02, "save_every": 5, "warmup": 0, "precision": "float32"}
         | changed.pop("training", {}),
         **changed,
     }
@@ -79,10 +79,12 @@ def test_items_of_a_users_own_kind_come_first(source, tmp_path):
 
 def test_what_is_saved_embeds_as_what_was_trained(source, tmp_path):
     run = mmcl.train(config(source), out=tmp_path / "run")
-    encoder = mmcl.load(run.folder)
+    encoder = mmcl.load(run.folder, dtype="float32")
     encoder.save(tmp_path / "copy")
     some = [{"history": ["1", "3"], "age": 25}, {"history": None, "age": None}, {"history": ["unheard of"], "age": 60}]
-    np.testing.assert_array_equal(mmcl.load(tmp_path / "copy").encode(some, "user"), encoder.encode(some, "user"))
+    np.testing.assert_array_equal(
+        mmcl.load(tmp_path / "copy", dtype="float32").encode(some, "user"), encoder.encode(some, "user")
+    )
     assert json.loads((tmp_path / "copy/user/fields.json").read_text())["age"]["mean"] == pytest.approx(39.5)
     one = encoder.encode(some[0], "user")
     assert one.shape == (8,)

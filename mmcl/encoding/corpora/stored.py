@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -78,6 +78,12 @@ class CorpusFingerprint(Fingerprint):
     """That of vectors: of texts, also what the encoder put before each of these."""
 
     documents: str | None = None
+
+
+def same_origin(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two fingerprints are of the same vectors; one that an older mmcl wrote knows no ``documents``."""
+    known = [{name: value for name, value in each.items() if value is not None} for each in (one, other)]
+    return all(known[0][name] == known[1][name] for name in known[0].keys() & known[1].keys())
 
 
 def validated(model: type[T], content: dict[str, Any], path: Path, cure: str) -> T:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mmcl.encoding.corpora.stored import id_table, to_numpy
+from mmcl.encoding.corpora.stored import id_table, same_origin, to_numpy
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import contents, specs, stored
 from mmcl.retrieval.faiss.build import CHOSEN, blocks, fill, held_out, held_out_again, reason_to_rebuild
@@ -306,10 +306,10 @@ class Index:
         if shards.dim != self.dim:
             raise MmclError(f"the vectors have {shards.dim} dimensions, those of the index have {self.dim}")
         encoder = getattr(shards, "encoder", None)
-        known = encoder is not None and self.encoder is not None
-        other = (
-            encoder != self.encoder if known else None not in (shards.model, self.model) and shards.model != self.model
-        )
+        if encoder is not None and self.encoder is not None:
+            other = not same_origin(encoder, self.encoder)
+        else:
+            other = None not in (shards.model, self.model) and shards.model != self.model
         if other:
             same = " with other weights or another prompt" if shards.model == self.model else ""
             raise MmclError(

@@ -15,7 +15,7 @@ from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig, ModelConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import Encoder
-from mmcl.encoding.corpora.encode import _model_name
+from mmcl.encoding.corpora.opening import _model_name
 from mmcl.formats.start import start_from
 from mmcl.formats.towers.image import build_image_tower, describe_image_tower, rebuild_image_tower
 from mmcl.formats.towers.text import build_text_tower
