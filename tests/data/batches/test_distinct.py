@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from itertools import pairwise
 
@@ -95,8 +96,10 @@ def test_spare_rows_stand_in_only_where_a_second_time_of_the_others_does_not_do(
     assert (places >= 12).any()
 
 
-def test_time_is_linear_in_the_rows():
+def test_time_is_linear_in_the_rows(request):
     """Every text three times, as in NLI; and one text in a tenth of the rows."""
+    gc.disable()  # it would look through whatever other tests have left
+    request.addfinalizer(gc.enable)
     seconds = []
     for count in (20_000, 80_000):
         rng = np.random.default_rng(0)
