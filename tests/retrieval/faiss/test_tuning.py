@@ -167,6 +167,7 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
+@pytest.mark.slow
 def test_building_a_compressed_index_from_shards_takes_less_than_half_of_the_vectors(tmp_path):
     from mmcl.encoding.corpora.writer import VectorWriter
 
