@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 import re
 import threading
 import time
@@ -179,6 +178,6 @@ def test_an_error_on_another_machine_is_its_one_line(folder, cluster, tmp_path):
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(folder, tmp_path):
-    packed = pickle.dumps(recipe(folder, tmp_path / "nowhere"))
-    assert re.search(r": .*nowhere is not there; name a folder", _encode({"number": 0}, packed)["error"])
+    elsewhere = recipe(folder, tmp_path / "nowhere")
+    assert re.search(r": .*nowhere is not there; name a folder", _encode({"number": 0}, elsewhere)["error"])
     assert not (tmp_path / "nowhere").exists()
