@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +75,14 @@ def exact(queries: np.ndarray, corpus: np.ndarray, k: int = K) -> np.ndarray:
     return found
 
 
-class Contender:
+class Contender(ABC):
     """An index that is built and searched by hand; ``effort`` is cells to visit or candidates to keep."""
 
     least, most, effort = K, 4_096, K
 
+    @abstractmethod
     def search(self, queries: np.ndarray, threads: int) -> np.ndarray:
         """Positions (Q, 10)."""
-        raise NotImplementedError
 
 
 class Faiss(Contender):

@@ -101,7 +101,7 @@ def parse(where: str) -> Condition:
         MmclError: it is no condition; says where and what was expected there.
     """
     require_text(where)
-    return _Parser(where).whole()
+    return _Parser(where).condition()
 
 
 def columns_of(condition: Condition) -> Iterator[str]:
@@ -165,7 +165,8 @@ class _Parser:
         self.next = 0
         self.depth = 0
 
-    def whole(self) -> Condition:
+    def condition(self) -> Condition:
+        """The condition that all of the text states."""
         if len(self.tokens) == 1:
             raise MmclError("where: the condition is empty; such as: category = 'shoes' and price < 50")
         condition = self.joined("or")

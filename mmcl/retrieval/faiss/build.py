@@ -26,6 +26,7 @@ _HOLES = 0.25  # share of removed vectors that are still compared
 
 
 def held_out(shards: VectorShards, similarity: Similarity, table: pa.Table) -> HeldOut:
+    """The queries by which recall is measured, drawn from vectors that are to be indexed."""
     own = HeldOut.drawn(len(shards))
     name = lambda row: f"id {table['id'][int(own[row])].as_py()!r}"  # noqa: E731
     return HeldOut.of(prepared(shards.take(own), similarity, name), own, similarity)
