@@ -84,10 +84,10 @@ def pick_devices(devices: Devices) -> list[torch.device]:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has bfloat16 matrix products: CUDA from Ampere on, CPUs with AMX."""
+    """Whether the hardware has bfloat16 matrix products: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def widest(device: torch.device) -> torch.dtype:

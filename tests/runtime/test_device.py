@@ -1,4 +1,4 @@
-"""Computing in a process that was forked from one that had computed."""
+"""Computing in a process that was forked from one that had computed; what the hardware multiplies."""
 
 from __future__ import annotations
 
@@ -95,3 +95,12 @@ def test_a_forked_process_encodes_the_same_vectors(here_and_in_a_fork, backend):
     here, there = here_and_in_a_fork(lambda: encoder.encode([f"text {i} " * 20 for i in range(40)]))
     assert here.shape == (40, 384)
     np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_auto_is_bfloat16_on_a_cpu_that_has_a_unit_for_it(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert device.resolve_precision("auto", torch.device("cpu")) == "float32"
+    monkeypatch.setattr(torch.cpu, unit, lambda: True)
+    assert device.resolve_precision("auto", torch.device("cpu")) == "bfloat16"
