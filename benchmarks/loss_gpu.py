@@ -6,6 +6,7 @@ python benchmarks/loss_gpu.py --sizes 65536 --backward-block 16384
 One step is the loss and its gradients by both sides' embeddings and the scale, of bfloat16 embeddings:
 
 - `open_clip`: its `ClipLoss` under autocast, as in its training loop; and the same through `torch.compile`;
+- `memeff`: the Triton kernels of the package of this name, if it is installed; its temperature has no gradient;
 - `tiles`: `mmcl.losses.info_nce` without Triton, in tiles of plain torch;
 - `triton`: `mmcl.losses.info_nce` as it comes.
 
@@ -20,6 +21,8 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
+import importlib.util
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +32,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from measure import report, show
+from measure import show, write
 from open_clip import ClipLoss
 from torch import Tensor
 
@@ -51,20 +54,20 @@ def main() -> None:
     triton_blocks.BACKWARD_BLOCK = options.backward_block
     show(check(options.dim))
     rate = matmul_rate()
+    facts = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton"),
+        "bfloat16_tflops": rate / 1e12,
+        "dim": options.dim,
+        "backward_block": options.backward_block,
+    }
     rows = []
     for size in options.sizes:
         torch.compiler.reset()
         rows += measure(size, options.dim, options.rounds, options.seconds, rate)
-    report(
-        __file__,
-        rows,
-        device=torch.cuda.get_device_name(),
-        torch=torch.__version__,
-        triton=importlib.metadata.version("triton"),
-        bfloat16_tflops=rate / 1e12,
-        dim=options.dim,
-        backward_block=options.backward_block,
-    )
+        write(__file__, rows, **facts)
+    show(rows)
 
 
 def contenders() -> dict[str, Loss]:
@@ -88,9 +91,20 @@ def contenders() -> dict[str, Loss]:
     return {
         "open_clip": open_clip(ClipLoss()),
         "open_clip compiled": open_clip(compiled),
+        **_memeff(),
         "tiles": tiles,
         "triton": triton,
     }
+
+
+def _memeff() -> dict[str, Loss]:
+    """The package's loss at the scale that is measured, which is a number to it."""
+    if importlib.util.find_spec("memeff") is None:
+        return {}
+    from memeff import MemoryEfficientCLIPLoss
+
+    loss = MemoryEfficientCLIPLoss(1 / SCALE, normalized_inputs=True, stable=False)
+    return {"memeff": lambda image, text, scale: loss(image, text)}
 
 
 @contextmanager
@@ -99,10 +113,10 @@ def _without_triton() -> Iterator[None]:
         yield
 
 
-def step(loss: Loss, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The loss, and its gradients."""
+def step(loss: Loss, inputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """The loss, and its gradients; None by what it does not depend on."""
     value = loss(*inputs)
-    return value.detach(), *torch.autograd.grad(value, inputs)
+    return value.detach(), *torch.autograd.grad(value, inputs, allow_unused=True)
 
 
 def pairs(size: int, dim: int) -> tuple[Tensor, ...]:
@@ -120,7 +134,8 @@ def check(dim: int) -> list[dict[str, Any]]:
     rows = []
     for name, loss in contenders().items():
         errors = [
-            ((got - want).norm() / want.norm()).item() for got, want in zip(step(loss, inputs), exact, strict=True)
+            math.nan if got is None else ((got - want).norm() / want.norm()).item()
+            for got, want in zip(step(loss, inputs), exact, strict=True)
         ]
         names = ("loss", "by image", "by text", "by scale")
         rows.append({"rows": CHECKED, "relative error": name, **dict(zip(names, errors, strict=True))})

@@ -42,9 +42,14 @@ def alternate(contenders: dict[str, Callable[[], object]], rounds: int = 7) -> d
 
 def report(script: str | Path, rows: list[dict[str, Any]], **sizes: Any) -> None:
     """Print the rows as a table and write them, with sizes and machine, to ``SCRIPT.json``."""
+    write(script, rows, **sizes)
+    show(rows)
+
+
+def write(script: str | Path, rows: list[dict[str, Any]], **sizes: Any) -> None:
+    """Write the rows, with sizes and machine, to ``SCRIPT.json``; again and again where a script may be cut off."""
     result = {"machine": machine(), **sizes, "rows": rows}
     Path(script).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    show(rows)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -33,7 +33,7 @@ from typing import Any, TypeAlias
 import open_clip
 import pyarrow.parquet as pq
 import torch
-from measure import report
+from measure import show, write
 from open_clip_train.data import get_data
 from open_clip_train.params import parse_args
 from open_clip_train.scheduler import cosine_lr
@@ -352,6 +352,13 @@ def main() -> None:
     precisions = [name for name in args.precision if native or name != "bfloat16"]
     # As open_clip's main has it, and here for both.
     torch.backends.cuda.matmul.allow_tf32 = True
+    facts: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "batch": {case.model: case.batch for case in cases(args).values()},
+        "bfloat16": "native" if native else "not native here, not run",
+    }
     rows: Rows = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -362,14 +369,8 @@ def main() -> None:
         for case, precision, compiled in itertools.product(cases(args).values(), precisions, variants):
             with tempfile.TemporaryDirectory(dir=scratch) as files:
                 rows += compare(case, precision, compiled, Path(files), args)
-    facts: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "rounds": args.rounds,
-        "batch": {case.model: case.batch for case in cases(args).values()},
-        "bfloat16": "native" if native else "not native here, not run",
-    }
-    report(args.out, rows, **facts)
+            write(args.out, rows, **facts)
+    show(rows)
 
 
 if __name__ == "__main__":
