@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from mmcl.encoding.quantize import RANGED, check_precision, quantize
 from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, only_texts
 from mmcl.encoding.windows import windows
 from mmcl.formats.folder import save
+from mmcl.formats.threshold import still_measured, write_thresholds
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import Devices, ready_after_fork, resolve_precision
 from mmcl.runtime.errors import MmclError, nearest
@@ -72,6 +75,12 @@ class Encoder(Described):
         """
         towers, name = self.towers, self.towers.resolve(tower)
         return self.select(name, *(each for each in towers.names if towers.modality(each) != towers.modality(name)))
+
+    def parts(self) -> Iterator[Encoder]:
+        """Encoders by some of the towers, first by all of them: what vectors of this model may have been made by."""
+        names = self.towers.names
+        for count in range(len(names), 0, -1):
+            yield from (self.select(*some) for some in combinations(names, count))
 
     @property
     def compute(self) -> str:
@@ -366,10 +375,14 @@ class Encoder(Described):
     def save(self, folder: str | Path) -> Path:
         """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced.
 
-        The folder of a model with one tower, of texts, is also a sentence-transformers folder.
+        The folder of a model with one tower, of texts, is also a sentence-transformers folder. The threshold that
+        ``mmcl eval threshold`` kept in the folder that the model came from goes with it, while its weights are those.
 
         Raises:
             MmclError: ``folder`` holds something other than a model.
             OSError: the disk is full or refuses.
         """
-        return save(self.towers, Path(folder))
+        kept = {}
+        if self.path is not None:
+            kept = still_measured(self.path, (part.fingerprint()["weights"] for part in self.parts()))
+        return save(self.towers, Path(folder), partial(write_thresholds, kept=kept) if kept else None)

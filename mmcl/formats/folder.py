@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,15 @@ FORMAT_VERSION = 6
 DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 
-def save(model: Towers, folder: Path) -> Path:
+def save(model: Towers, folder: Path, complete: Callable[[Path], object] | None = None) -> Path:
     """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced.
 
     The folder of a model with one tower, of texts, is also a sentence-transformers folder.
+
+    Args:
+        model: to save.
+        folder: its place.
+        complete: writes what else belongs into the new folder, before that takes its place.
 
     Raises:
         MmclError: ``folder`` holds something other than a model.
@@ -76,6 +81,8 @@ def save(model: Towers, folder: Path) -> Path:
             _save_processors(model, beside)
         write_json(beside / DESCRIPTION, description)
         (beside / "README.md").write_text(model_card(model), encoding="utf-8")
+        if complete is not None:
+            complete(beside)
     model.path = folder
     return folder
 

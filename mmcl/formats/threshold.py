@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from mmcl.formats.folder import DESCRIPTION
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, read_json, write_json
 from mmcl.runtime.version import __version__
+
+log = logging.getLogger("mmcl")
 
 FILE = "threshold.json"
 FORMAT_VERSION = 1
@@ -103,13 +106,50 @@ def keep_threshold(folder: Path, between: str, measured: Mapping[str, Any]) -> P
         raise MmclError(f"{folder}: has no {DESCRIPTION}; save the model with mmcl first, to keep a threshold with it")
     path = folder / FILE
     kept = _thresholds(path) if path.is_file() else {}
-    kept = dict(sorted((kept | {between: dict(measured)}).items()))
-    write_json(path, {"format_version": FORMAT_VERSION, "mmcl_version": __version__, "thresholds": kept})
-    card = folder / "README.md"
+    return write_thresholds(folder, dict(sorted((kept | {between: dict(measured)}).items())))
+
+
+def write_thresholds(folder: Path, kept: Mapping[str, Any]) -> Path:
+    """Write all that :func:`keep_threshold` kept, {towers compared: what was measured}, in the place of what is there.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    path, card = folder / FILE, folder / "README.md"
+    write_json(path, {"format_version": FORMAT_VERSION, "mmcl_version": __version__, "thresholds": dict(kept)})
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     with atomic_file(card) as beside:
         beside.write_text(with_section(text, "Match threshold", _described(kept)), encoding="utf-8")
     return path
+
+
+def still_measured(folder: Path, weights: Iterable[str]) -> dict[str, Any]:
+    """What :func:`keep_threshold` kept in a folder of a model that still has the weights that it was measured with.
+
+    The rest, if any, is named in one line of the log.
+
+    Args:
+        folder: that the model was loaded from or last saved to.
+        weights: as :meth:`mmcl.Encoder.fingerprint` has them, of the model and of its parts; looked at only where
+            something is kept.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        kept = _thresholds(path)
+        known = set(weights)
+        current = {between: values for between, values in kept.items() if values["encoder"]["weights"] in known}
+        _described(current)
+    except (MmclError, AttributeError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s: damaged, and not kept with the model that is saved (%s)", path, error)
+        return {}
+    if changed := sorted(set(kept) - set(current)):
+        log.warning(
+            "the threshold of %s in %s is of other weights, and not kept with the model that is saved; %s",
+            *(", ".join(changed), path, _MEASURE),
+        )
+    return current
 
 
 def read_threshold(folder: str | Path, between: str = "text-text") -> MatchThreshold:

@@ -38,9 +38,7 @@ def check_belongs(encoder: Encoder, index: VectorIndex, where: str) -> None:
                 encoder.name,
             )
         return
-    # The vectors may be by all towers, or by one of them.
-    parts = (encoder, *(encoder.select(tower) for tower in encoder.towers.names if len(encoder.towers.names) > 1))
-    found = ((part, part.fingerprint()) for part in parts)
+    found = ((part, part.fingerprint()) for part in encoder.parts())
     part, now = next(((part, now) for part, now in found if now["weights"] == known["weights"]), (None, None))
     if part is None or now is None:
         raise MmclError(
