@@ -19,7 +19,7 @@ from mmcl.evaluation import Scores, retrieval_pairs
 from mmcl.evaluation.tasks.embed_rows import PairVectors
 from mmcl.evaluation.tasks.retrieval_judged import images_of, mistakes_of
 from mmcl.reports import Hit, Search, write_report
-from mmcl.retrieval import Index
+from mmcl.retrieval import Index, Searcher
 from mmcl.training import Run, train
 
 log = logging.getLogger("mmcl")
@@ -92,14 +92,14 @@ def quickstart(out: Path) -> Quickstart:
         scores[split] = retrieval_pairs(vectors[split].take(range(len(vectors[split]))), texts)
         log.info("%s: %s", SPLITS[split], _headline(scores[split]))
 
-    everything = np.concatenate([part.take(range(len(part))) for part in vectors.values()])
-    ids = np.concatenate([part.ids() for part in vectors.values()])
-    labels = [text for part in rows.values() for text in part.texts("text")]
-    index = Index.build(everything, ids, labels=labels, model=str((run.folder / "model").resolve()))  # type: ignore[arg-type]
+    first, *others = vectors.values()
+    index = Index.build(first)
+    for part in others:
+        index.add(part)
     index.save(out / "index")
 
-    images = _images(rows)
-    searches = [_search(query, encoder, index, images) for query in QUERIES[sample]]
+    images, searcher = _images(rows), Searcher(index, encoder)
+    searches = [_search(query, searcher, images) for query in QUERIES[sample]]
     report = write_report(
         out / "report.html",
         run,
@@ -144,12 +144,9 @@ def _images(rows: Mapping[str, Rows]) -> dict[str, bytes]:
     return found
 
 
-def _search(query: str, encoder: Encoder, index: Index, images: Mapping[str, bytes]) -> Search:
-    ids, scores = index.search(encoder.encode(query), k=HITS)
-    found = zip(ids[0], scores[0], index.labels_of(ids[0]), strict=True)
-    return Search(
-        query, [Hit(label or str(name), float(score), images.get(name), None) for name, score, label in found]
-    )
+def _search(query: str, searcher: Searcher, images: Mapping[str, bytes]) -> Search:
+    found = searcher.search(query, HITS)
+    return Search(query, [Hit(one.label or str(one.id), one.score, images.get(str(one.id)), None) for one in found])
 
 
 def _pairs(encoder: Encoder, rows: Rows, vectors: Vectors) -> PairVectors:

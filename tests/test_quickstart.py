@@ -12,6 +12,7 @@ import pytest
 from mmcl import quickstart
 from mmcl.config import load_config
 from mmcl.data import samples
+from mmcl.retrieval import Searcher
 
 
 @pytest.mark.slow
@@ -56,6 +57,10 @@ def test_without_a_network_drawn_shapes_stand_in_and_an_interrupted_start_goes_o
     assert made.report.read_text().count("data:image/") > 20
     assert {hit.image is not None for search in made.searches for hit in search.hits} == {True}
     assert made.to_dict()["scores"]["test"]["image_to_text"]["queries"] == 400
+    caplog.clear()
+    opened = Searcher(made.index, dtype="float32")  # knows its model, and that its weights are those of the vectors
+    assert not caplog.messages
+    assert [hit.label for hit in made.searches[0].hits[:1]] == [opened.search(made.searches[0].query, 1)[0].label]
 
 
 def test_interrupted_it_says_how_the_quickstart_goes_on(tmp_path, monkeypatch):
