@@ -13,7 +13,6 @@ is near 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -24,6 +23,7 @@ from mmcl.losses.blockwise.plan import BlockPlan
 from mmcl.losses.logits.candidates import EmbeddingSet
 from mmcl.losses.logits.similarity import similarities
 from mmcl.runtime.device import widest
+from mmcl.runtime.products import multiply
 
 Wanted = Callable[[slice, slice], bool]
 """Whether the tile of these rows and columns is to be computed."""
@@ -157,39 +157,6 @@ def slices(count: int, size: int) -> Iterator[slice]:
     """0 … count in slices of at most ``size``."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
-
-
-def multiply(a: Tensor, b: Tensor, out: Tensor, *, bfloat16: bool, add: bool = False) -> None:
-    """Write a @ b to ``out``, or add it to ``out``.
-
-    ``bfloat16`` rounds a and b to bfloat16, whose products are exact in float32, and accumulates in float32. On CPUs
-    torch has no product of bfloat16 tensors with a float32 result (and a logit of 14 rounded to 8 bits is off by up to
-    0.03), but oneDNN can round float32 tensors itself.
-    """
-    if bfloat16 and a.is_cuda:
-        a, b = a.bfloat16(), b.bfloat16()
-        if add:
-            torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
-        else:
-            torch.mm(a, b, out_dtype=torch.float32, out=out)
-        return
-    with _onednn_bfloat16() if bfloat16 else nullcontext():
-        if add:
-            out.addmm_(a, b)
-        else:
-            torch.mm(a, b, out=out)
-
-
-@contextmanager
-def _onednn_bfloat16() -> Iterator[None]:
-    """Within, oneDNN rounds float32 factors to bfloat16. The setting is global, so it is restored afterwards."""
-    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
 
 
 def no_double_backward(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -128,8 +128,7 @@ def test_a_device_without_float64_is_served(monkeypatch):
         torch.testing.assert_close(narrow, wide, rtol=1e-4, atol=1e-5)
 
 
-def test_products_in_float32_leave_the_settings_of_the_process_alone(monkeypatch):
-    monkeypatch.setattr(blocks, "_onednn_bfloat16", None)
+def test_the_settings_of_the_process_are_left_as_they_were():
     before = torch.backends.mkldnn.matmul.fp32_precision
     info_nce(torch.randn(5, 3), torch.randn(5, 3), blockwise=Blockwise(2))
     assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -1,0 +1,163 @@
+"""Products by MKL and by oneDNN: true float32 either way, forward and backward."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmcl.runtime import products
+from mmcl.runtime.device import multiplies_bfloat16
+from mmcl.runtime.products import PackedLinear, linear, multiply
+
+WITHOUT_AMX = pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="with AMX, oneDNN would round the factors")
+EXACT = {"rtol": 0, "atol": 2e-4}  # sums of 300 products: by bfloat16 factors they would be off by 0.1
+
+
+@pytest.fixture(params=["mkl", pytest.param("onednn", marks=WITHOUT_AMX), "the machine's"])
+def library(request, monkeypatch):
+    """The library that float32 products go to."""
+    if request.param != "the machine's":
+        monkeypatch.setattr(products, "onednn_multiplies_float32", lambda: request.param == "onednn")
+    torch.manual_seed(0)
+    return request.param
+
+
+def layouts(matrix):
+    """The same matrix in the layouts that factors come in."""
+    wider = torch.zeros(len(matrix), matrix.shape[1] + 3)
+    wider[:, : matrix.shape[1]] = matrix
+    return matrix, matrix.T.contiguous().T, wider[:, : matrix.shape[1]]
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_multiply_is_true_float32_in_every_layout(library, add):
+    for a in layouts(torch.randn(70, 300)):
+        for b in layouts(torch.randn(300, 50)):
+            for out in layouts(torch.randn(70, 50)):
+                expected = a.double() @ b.double() + (out.double() if add else 0)
+                multiply(a, b, out, add=add)
+                torch.testing.assert_close(out.double(), expected, **EXACT)
+
+
+def test_multiply_that_may_round_has_at_most_the_error_of_rounding(library):
+    a, b, out = torch.randn(70, 300), torch.randn(300, 50), torch.ones(70, 50)
+    multiply(a, b, out, bfloat16=True, add=True)
+    torch.testing.assert_close(out.double(), 1 + a.double() @ b.double(), rtol=0, atol=0.3)
+
+
+def test_products_in_float64_and_products_of_nothing(library):
+    a, b = torch.randn(5, 300).double(), torch.randn(300, 4).double()
+    out = torch.empty(5, 4, dtype=torch.float64)
+    multiply(a, b, out)
+    torch.testing.assert_close(out, a @ b, rtol=1e-14, atol=1e-12)
+    multiply(torch.randn(0, 3), torch.randn(3, 4), torch.empty(0, 4))
+    assert linear(torch.randn(0, 3), torch.randn(4, 3)).shape == (0, 4)
+    assert PackedLinear(torch.randn(4, 3))(torch.randn(0, 3)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(70, 300), (5, 7, 300), (300,)])
+def test_linear_and_its_gradients_are_true_float32(library, shape, bias):
+    given = [torch.randn(shape), torch.randn(40, 300), *([torch.randn(40)] if bias else [])]
+    leaves = [tensor.clone().requires_grad_() for tensor in given]
+    exact = [tensor.double().requires_grad_() for tensor in given]
+    got, expected = linear(*leaves), F.linear(*exact)
+    torch.testing.assert_close(got.double(), expected, **EXACT)
+    upstream = torch.randn(expected.shape)
+    got.backward(upstream)
+    expected.backward(upstream.double())
+    for leaf, wide in zip(leaves, exact, strict=True):
+        torch.testing.assert_close(leaf.grad.double(), wide.grad, **EXACT)
+
+
+def test_linear_has_no_gradient_for_frozen_weights_and_a_second_derivative(library):
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(2, 3)
+    (gradient,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    torch.testing.assert_close(second, 2 * (weight.T @ weight).sum(0).expand(4, 3))
+    assert weight.grad is None
+
+
+def test_linear_under_autocast_is_of_its_type(library):
+    x, weight = torch.randn(4, 3), torch.randn(2, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = linear(x, weight)
+    assert result.dtype == torch.bfloat16
+    result.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
+def test_packed_linear_is_true_float32_and_activates(library, activation):
+    function = {
+        None: lambda x: x,
+        "gelu": F.gelu,
+        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "relu": F.relu,
+        "silu": F.silu,
+    }[activation]
+    x, weight, bias = torch.randn(70, 300), torch.randn(50, 300), torch.randn(50)
+    for given in ((weight, bias), (weight,)):
+        packed = PackedLinear(*given, activation=activation)
+        expected = function(F.linear(x.double(), *(tensor.double() for tensor in given)))
+        for rows in (70, 1):
+            torch.testing.assert_close(packed(x[:rows]).double(), expected[:rows], **EXACT)
+        torch.testing.assert_close(packed(x.view(7, 10, 300)).double(), expected.view(7, 10, 50), **EXACT)
+
+
+def test_packed_linear_in_bfloat16_rounds_its_result_once():
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(shape).bfloat16() for shape in ((70, 300), (50, 300), (50,)))
+    got = PackedLinear(weight, bias)(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), F.linear(x.double(), weight.double(), bias.double()), rtol=2**-8, atol=0.1)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="no bfloat16 products in this CPU")
+def test_rows_of_packed_products_in_bfloat16_do_not_depend_on_the_rows_beside_them():
+    torch.manual_seed(0)
+    packed = PackedLinear(torch.randn(96, 384).bfloat16(), torch.randn(96).bfloat16(), "gelu")
+    x = torch.randn(2048, 384).bfloat16()
+    expected = packed(x)
+    for rows in (64, 128, 512, 1024):
+        assert torch.equal(packed(x[-rows:]), expected[-rows:])
+
+
+def test_the_rule_asks_the_instructions_and_who_made_the_cpu(monkeypatch):
+    rule = products.onednn_multiplies_float32.__wrapped__
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    for avx512, amx, intel, expected in (
+        (True, False, False, True),
+        (True, False, True, False),
+        (True, True, False, False),
+        (False, False, False, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda value=avx512: value)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=amx: value)
+        monkeypatch.setattr(products, "_made_by_intel", lambda value=intel: value)
+        assert rule() == expected
+
+
+@WITHOUT_AMX
+def test_the_setting_of_the_process_is_restored_when_threads_overlap():
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with products._onednn():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with products._onednn():
+        thread.start()
+        assert inside.wait(10)
+    assert setting.fp32_precision == "bf16"
+    leave.set()
+    thread.join()
+    assert setting.fp32_precision == before
