@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,21 @@ MetaColumns: TypeAlias = Mapping[str, Any] | pa.Table
 """Metadata beside the vectors: {name: N values}, or an Arrow table of N rows."""
 INDEX_FILE = "index.json"
 """The file that describes an index, in its folder."""
+
+
+class Hits(NamedTuple):
+    """What a search found for Q queries, best first.
+
+    Attributes:
+        ids: (Q, k).
+        scores: (Q, k) float32; the higher, the more similar.
+        rows: metadata of each hit, Q·k rows, query by query: ``id``, ``label`` if there are any, and other columns; of
+            several vectors of an id, that of the one found. Empty where a search reached nothing more.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    rows: pa.Table
 
 
 class VectorIndex(Protocol):
@@ -81,6 +96,9 @@ class VectorIndex(Protocol):
         places left have score -inf. ``where`` is a condition on the metadata, see :mod:`mmcl.retrieval.filters`.
         """
 
+    def hits(self, queries: Any, k: int = 10, *, where: str | None = None) -> Hits:
+        """What :meth:`search` finds, with the metadata of each vector found."""
+
     def add(self, vectors: Any, ids: Ids, *, columns: MetaColumns | None = None) -> None:
         """Add (N, D) vectors under N ids, with the same columns of metadata as the vectors that are there."""
 
@@ -89,6 +107,9 @@ class VectorIndex(Protocol):
 
     def upsert(self, vectors: Any, ids: Ids, *, columns: MetaColumns | None = None) -> None:
         """Add vectors in the place of those of the same ids, if there are any."""
+
+    def has(self, ids: Ids) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector."""
 
     def rows(self, ids: Ids) -> pa.Table:
         """Metadata of these ids, a row each, in their order: ``id``, ``label`` if there are any, and other columns; of

@@ -71,6 +71,10 @@ class Metadata:
             raise MmclError(f"the index holds no id {id_!r}{more}; it has such as {example!r}")
         return found
 
+    def at(self, positions: np.ndarray) -> pa.Table:
+        """The rows at these positions, (n,); an empty one for -1."""
+        return self.table.take(pa.array(positions, mask=positions < 0))
+
     def every(self, ids: Ids) -> np.ndarray:
         """Sorted positions of all vectors of these ids, of which there need be none."""
         return self._where(self.wanted(ids))

@@ -30,7 +30,7 @@ from mmcl.encoding.corpora.stored import (
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.exact import exact_search
 from mmcl.retrieval.filters import kind_of, matching
-from mmcl.retrieval.index import INDEX_FILE, Ids, MetaColumns, check_free
+from mmcl.retrieval.index import INDEX_FILE, Hits, Ids, MetaColumns, check_free
 from mmcl.retrieval.inputs import asked_for
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.runtime.errors import MmclError
@@ -122,6 +122,16 @@ class DiskIndex:
     def search(self, queries: Any, k: int = 10, *, where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k most similar vectors for each query, best first; of equal ones the first. See
         :class:`~mmcl.retrieval.index.VectorIndex`."""
+        positions, scores = self._found(queries, k, where)
+        return self._ids_at(positions), scores
+
+    def hits(self, queries: Any, k: int = 10, *, where: str | None = None) -> Hits:
+        """What :meth:`search` finds, with the metadata of each vector found."""
+        positions, scores = self._found(queries, k, where)
+        return Hits(self._ids_at(positions), scores, self._metadata.at(positions.ravel()))
+
+    def _found(self, queries: Any, k: int, where: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Positions and scores."""
         queries = asked_for(queries, k, self.dim, self.similarity, self.model)
         corpus: Any = self._vectors
         if where is not None:
@@ -129,8 +139,10 @@ class DiskIndex:
         positions, scores = exact_search(queries, corpus, int(k), similarity=self.similarity)
         if where is not None:
             positions = corpus.positions[positions]
-        ids = to_numpy(self._metadata.ids.take(pa.array(positions.ravel())))
-        return ids.reshape(positions.shape), scores
+        return positions, scores
+
+    def _ids_at(self, positions: np.ndarray) -> np.ndarray:
+        return to_numpy(self._metadata.ids.take(pa.array(positions.ravel()))).reshape(positions.shape)
 
     def add(self, vectors: Any, ids: Ids, *, columns: MetaColumns | None = None) -> None:
         """Refused."""
@@ -143,6 +155,10 @@ class DiskIndex:
     def upsert(self, vectors: Any, ids: Ids, *, columns: MetaColumns | None = None) -> None:
         """Refused."""
         self._refuse()
+
+    def has(self, ids: Ids) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector."""
+        return self._metadata.positions(ids) >= 0
 
     def rows(self, ids: Ids) -> pa.Table:
         """Metadata of these ids, a row each. Raises ``MmclError`` for an unknown id."""

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from mmcl.encoding import VectorWriter, open_vectors
 from mmcl.retrieval import Index, open_index
 from mmcl.retrieval.index import INDEXES, changing
 from mmcl.runtime.errors import MmclError
@@ -37,6 +38,30 @@ def test_an_index_is_opened_by_the_engine_that_wrote_it(tmp_path, monkeypatch):
         open_index(tmp_path / "index")
     with pytest.raises(MmclError, match=r"no index\.json here"):
         open_index(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("engine", ["faiss", "disk", "milvus"])
+def test_hits_come_with_the_metadata_of_the_very_vectors_that_were_found(tmp_path, engine):
+    if engine == "milvus":
+        pytest.importorskip("milvus_lite")
+    ids, places = ["a", "b", "a", "c", "b"], list(range(5))
+    with VectorWriter(tmp_path / "v", dim=64, model="m") as writer:
+        writer.append(ids, VECTORS[:5])
+    place = {"uri": str(tmp_path / "milvus.db"), "spec": "FLAT"} if engine == "milvus" else {}
+    index = INDEXES[engine].build(open_vectors(tmp_path / "v"), columns={"place": places}, **place)
+    hits = index.hits(VECTORS[:5], 3)
+    found = index.search(VECTORS[:5], 3)
+    assert np.array_equal(hits.ids, found[0])
+    assert np.array_equal(hits.scores, found[1])
+    assert hits.rows["id"].to_pylist() == hits.ids.ravel().tolist()
+    numbers = np.array(hits.rows["place"].to_pylist()).reshape(5, 3)
+    assert numbers[:, 0].tolist() == places
+    unit = VECTORS[:5] / np.linalg.norm(VECTORS[:5], axis=1, keepdims=True)
+    np.testing.assert_allclose(np.take_along_axis(unit @ unit.T, numbers, 1), hits.scores, atol=1e-6)
+    few = index.hits(VECTORS[:2], 9, where="place > 3")
+    assert few.rows.to_pylist() == [{"id": "b", "place": 4}] * 2
+    assert len(index.hits(VECTORS[:2], 9, where="place > 9").rows) == 0
+    assert index.has(["c", "z", "a"]).tolist() == [True, False, True]
 
 
 def test_an_index_of_format_1_is_read(tmp_path):

@@ -75,6 +75,11 @@ def test_ids_are_found_where_they_are_first():
         removed.known(["a", "x", "y"])
 
 
+def test_what_was_not_found_has_an_empty_row():
+    metadata = Metadata(with_columns(ids("a", "b"), {"n": [1, 2]}))
+    assert metadata.at(np.array([1, -1])).to_pylist() == [{"id": "b", "n": 2}, {"id": None, "n": None}]
+
+
 def test_ids_typed_on_a_command_line_are_numbers_where_the_index_has_numbers():
     metadata = Metadata(ids(1, 20))
     assert metadata.positions(["20", "1"]).tolist() == [1, 0]

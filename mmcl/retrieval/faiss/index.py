@@ -23,7 +23,7 @@ from mmcl.retrieval.faiss.held_out import HeldOut
 from mmcl.retrieval.faiss.search import GATHERED_BYTES, Selection, nearest
 from mmcl.retrieval.faiss.tuning import tune
 from mmcl.retrieval.filters import kind_of, matching, require_text
-from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
+from mmcl.retrieval.index import Hits, Ids, MetaColumns, VectorShards
 from mmcl.retrieval.inputs import InMemory, as_shards, asked_for, float32_array, prepared
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.runtime.device import ready_after_fork
@@ -183,18 +183,33 @@ class Index:
             MmclError: queries of another dimension, NaN or infinity among them, a zero query under cosine, k < 1, or a
                 condition that cannot be understood or asks for a column that there is not.
         """
-        ready_after_fork(torch.device("cpu"))
-        queries = asked_for(queries, k, self.dim, self.similarity, self.model)
         if nprobe is not None and (specs.inverted_file(self._index) is None or nprobe < 1):
             raise MmclError(f"nprobe is {nprobe!r}; it must be 1 or more, and only inverted files (IVF…) have cells")
-        scores, positions = self._found(queries, int(k), where, nprobe)
+        scores, positions = self._asked(queries, k, where, nprobe)
+        return self._ids_at(positions), scores
+
+    def hits(self, queries: Any, k: int = 10, *, where: str | None = None) -> Hits:
+        """What :meth:`search` finds, with the metadata of each vector found, which :meth:`rows` must look up by id."""
+        scores, positions = self._asked(queries, k, where)
+        return Hits(self._ids_at(positions), scores, self._metadata.at(positions.ravel()))
+
+    def _asked(
+        self, queries: Any, k: int, where: str | None, effort: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and positions of queries as a caller gives them."""
+        ready_after_fork(torch.device("cpu"))
+        prepared_queries = asked_for(queries, k, self.dim, self.similarity, self.model)
+        return self._found(prepared_queries, int(k), where, effort)
+
+    def _ids_at(self, positions: np.ndarray) -> np.ndarray:
+        """(Q, k) ids at positions; None, which makes them an object array, for -1."""
         nowhere = positions < 0
         ids = to_numpy(self._metadata.ids.take(pa.array(np.where(nowhere, 0, positions).ravel())))
         ids = ids.reshape(positions.shape)
         if nowhere.any():
             ids = ids.astype(object)
             ids[nowhere] = None
-        return ids, scores
+        return ids
 
     def _found(
         self, queries: np.ndarray, k: int, where: str | None = None, effort: int | None = None
@@ -425,6 +440,10 @@ class Index:
         fill(store, shards, self._metadata.table, finer, self.similarity, None, show)
         self.spec = self._about["spec"] = finer
         return True
+
+    def has(self, ids: Ids) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector."""
+        return self._metadata.positions(ids) >= 0
 
     def rows(self, ids: Ids) -> pa.Table:
         """Metadata of these ids, a row each, in their order: ``id``, ``label`` if there are any, and the other columns.

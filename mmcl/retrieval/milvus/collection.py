@@ -105,9 +105,10 @@ class Collection:
                 self._client.insert(self.name, rows, timeout=CALL_SECONDS)
 
     def search(
-        self, queries: np.ndarray, k: int, similarity: Similarity, where: str = "", parameters: Any = None
-    ) -> Iterator[list[tuple[Any, float]]]:
-        """For each query, id and distance of up to k vectors, as the server ranks them."""
+        self, queries: np.ndarray, k: int, similarity: Similarity, where: str = "", *, columns: bool = False
+    ) -> Iterator[list[tuple[dict[str, Any], float]]]:
+        """For each query, up to k vectors, as the server ranks them: id, or all columns, and distance of each."""
+        fields = list(self.fields.values()) if columns else [_ID]
         for start in range(0, len(queries), _AT_ONCE):
             with answers(self.uri):
                 found = self._client.search(
@@ -116,12 +117,12 @@ class Collection:
                     anns_field=_VECTOR,
                     filter=where,
                     limit=k,
-                    output_fields=[_ID],
-                    search_params={"metric_type": METRICS[similarity], "params": parameters or {}},
+                    output_fields=fields,
+                    search_params={"metric_type": METRICS[similarity], "params": {}},
                     **_STRONG,
                 )
             for hits in found:
-                yield [(hit["entity"][_ID], hit["distance"]) for hit in hits]
+                yield [(hit["entity"], hit["distance"]) for hit in hits]
 
     def keys(self, ids: pa.Array) -> list[int]:
         """The keys of all vectors of these ids."""
@@ -175,7 +176,7 @@ def columns_of(rows: Sequence[dict[str, Any]], collection: Collection) -> pa.Tab
     for name, field in collection.fields.items():
         kind = collection.schema.field(name).type
         values = [
-            row[field] if row.get(field) is None or not isinstance(kind, pa.LargeListType) else list(row[field])
+            row.get(field) if row.get(field) is None or not isinstance(kind, pa.LargeListType) else list(row[field])
             for row in rows
         ]
         columns[name] = pa.array(values, _stored_type(kind)).cast(kind)

@@ -25,7 +25,7 @@ from mmcl.encoding.corpora.stored import (
 )
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.filters import kind_of
-from mmcl.retrieval.index import INDEX_FILE, Ids, MetaColumns, VectorShards, check_free
+from mmcl.retrieval.index import INDEX_FILE, Hits, Ids, MetaColumns, VectorShards, check_free
 from mmcl.retrieval.inputs import as_shards, asked_for, prepared
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.retrieval.milvus.collection import MOST, Collection, columns_of
@@ -162,17 +162,35 @@ class MilvusIndex:
             MmclError: queries of another dimension, NaN or infinity among them, a zero query under cosine, k < 1, a
                 condition that does not fit the columns, or no server answers.
         """
+        found = self._found(queries, k, where)
+        return self._ids_and_scores(found)
+
+    def hits(self, queries: Any, k: int = 10, *, where: str | None = None) -> Hits:
+        """What :meth:`search` finds, with the metadata of each vector found."""
+        found = self._found(queries, k, where, columns=True)
+        ids, scores = self._ids_and_scores(found)
+        nothing: dict[str, Any] = {}
+        rows = [row for hits in found for row in [*(row for row, _ in hits), *[nothing] * (ids.shape[1] - len(hits))]]
+        return Hits(ids, scores, columns_of(rows, self._collection))
+
+    def _found(
+        self, queries: Any, k: int, where: str | None, *, columns: bool = False
+    ) -> list[list[tuple[dict[str, Any], float]]]:
         queries = asked_for(queries, k, self.dim, self.similarity, self.model)
         if k > MOST:
             raise MmclError(f"k is {k:,}; Milvus gives {MOST:,} results at most")
         condition = "" if where is None else self._condition(where)
-        found = list(self._collection.search(queries, int(k), self.similarity, condition)) if len(queries) else []
+        if not len(queries):
+            return []
+        return list(self._collection.search(queries, int(k), self.similarity, condition, columns=columns))
+
+    def _ids_and_scores(self, found: Sequence[Sequence[tuple[dict[str, Any], float]]]) -> tuple[np.ndarray, np.ndarray]:
         width = max(map(len, found), default=0)
-        ids = np.full((len(queries), width), None, dtype=object)
-        scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
-        for row, hits in enumerate(found):
-            for place, (id_, distance) in enumerate(hits):
-                ids[row, place], scores[row, place] = id_, distance
+        ids = np.full((len(found), width), None, dtype=object)
+        scores = np.full((len(found), width), -np.inf, dtype=np.float32)
+        for query, hits in enumerate(found):
+            for place, (row, distance) in enumerate(hits):
+                ids[query, place], scores[query, place] = row["id"], distance
         if self.similarity == "euclidean" and width:
             reached = np.isfinite(scores)
             scores[reached] = -(np.sqrt(scores[reached]) if self._distances_are_squared() else scores[reached])
@@ -197,6 +215,12 @@ class MilvusIndex:
         self._write(shards, table)
         self._collection.delete(before)
         self._collection.flush()
+
+    def has(self, ids: Ids) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector."""
+        wanted = self._wanted(ids)
+        found = self._collection.first(wanted)
+        return np.array([name in found for name in wanted.to_pylist()], dtype=bool)
 
     def rows(self, ids: Ids) -> pa.Table:
         """Metadata of these ids, a row each. Raises ``MmclError`` for an unknown id."""

@@ -116,12 +116,12 @@ def add_words(
     folder = as_path(folder)
     index = open_index(folder)
     names = ids_of(index, ids)
-    unknown = _unknown(index, list(dict.fromkeys(names)))
-    kept = [row for row, name in enumerate(names) if name not in unknown]
+    known = index.has(names)
+    kept = np.flatnonzero(known).tolist()
     if not kept:
         raise MmclError(f"{source or 'the texts'}: the index knows none of {len(names):,} ids, such as {names[:1]}")
-    if unknown:
-        some = next(iter(unknown))
+    if not known.all():
+        some = names[int(np.argmin(known))]
         log.warning(
             "%d of %d texts left out: the index lacks their ids, such as %r", len(names) - len(kept), len(names), some
         )
@@ -146,18 +146,6 @@ def texts_of_rows(rows: Rows, columns: Sequence[str]) -> list[str | None]:
     rows.require(columns)
     parts = [[texts_of(value) for value in rows.texts(column)] for column in columns]
     return [" ".join(text for texts in row for text in texts) or None for row in zip(*parts, strict=True)]
-
-
-def _unknown(index: VectorIndex, names: Sequence[Any]) -> set[Any]:
-    """Those of the distinct ids that the index lacks: it says so of many at once, so they are halved where it does."""
-    try:
-        index.rows(names)
-        return set()
-    except MmclError:
-        if len(names) == 1:
-            return {names[0]}
-    half = len(names) // 2
-    return _unknown(index, names[:half]) | _unknown(index, names[half:])
 
 
 def ids_of(index: VectorIndex, names: Sequence[Any]) -> list[Any]:

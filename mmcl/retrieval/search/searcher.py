@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +22,12 @@ from mmcl.retrieval.search.hybrid import Beside, ids_of
 from mmcl.retrieval.search.lexical import LexicalIndex
 from mmcl.retrieval.search.matching import match_cosine
 from mmcl.retrieval.search.queries import Like, is_mix, parts_of, shown
+from mmcl.retrieval.search.results import Nearest, Result, nearest, results
 from mmcl.runtime.errors import MmclError
 
 log = logging.getLogger("mmcl")
 
 _LEAST_OF_MIX = 1e-3  # a shorter sum of unit vectors is rounding
-
-
-@dataclass(frozen=True)
-class Result:
-    """A thing that was found.
-
-    Attributes:
-        rank: from 1, the best.
-        score: the higher the better: its similarity to the query, or what the fusion made of several rankings.
-        id: its id in the index.
-        label: what to show for it, if the index knows.
-        columns: what else the index holds of it, by column.
-    """
-
-    rank: int
-    score: float
-    id: int | str
-    label: str | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; ``columns`` only where there are some."""
-        first = {"rank": self.rank, "score": self.score, "id": self.id, "label": self.label}
-        return first | ({"columns": self.columns} if self.columns else {})
 
 
 class Searcher:
@@ -146,11 +122,11 @@ class Searcher:
             return []
         if hybrid:
             fusion = hybrid if isinstance(hybrid, Fusion) else self._beside.fusion
-            both = self.rankings(asked, max(k, fusion.depth), where=where, modality=modality)
-            ranking = fusion.fuse(both, k)
+            near, words = self._both(asked, max(k, fusion.depth), where, modality)
+            found = results(self.index, fusion.fuse((near.ranking, words), k), near)
         else:
-            ranking = self._nearest(self.embed(asked, modality), k, where, _own(asked))
-        found = self._results(ranking)
+            near = nearest(self.index, self.embed(asked, modality), k, where, _own(asked))
+            found = results(self.index, near.ranking, near)
         if match:
             if hybrid or self.index.similarity != "cosine":
                 raise MmclError("matches are told by their cosine; search an index of cosines, without words")
@@ -175,7 +151,13 @@ class Searcher:
         Raises:
             MmclError: see there.
         """
-        asked = [parts_of(query) for query in queries]
+        near, words = self._both([parts_of(query) for query in queries], depth, where, modality)
+        return near.ranking, words
+
+    def _both(
+        self, asked: Sequence[Sequence[tuple[Any, float]]], depth: int, where: str | None, modality: str | None
+    ) -> tuple[Nearest, Ranking]:
+        """The nearest by vectors, and the best by words."""
         words = [
             [(part, weight) for part, weight in parts if isinstance(part, str) and modality != "image"]
             for parts in asked
@@ -183,7 +165,7 @@ class Searcher:
         if wordless := sum(not texts for texts in words):
             log.warning("%d of %d queries have no words: ranked by vectors alone", wordless, len(words))
         by_words = self._beside.ranking(self.index, words, depth, where=where, without=_own(asked))
-        return self._nearest(self.embed(asked, modality), depth, where, _own(asked)), by_words
+        return nearest(self.index, self.embed(asked, modality), depth, where, _own(asked)), by_words
 
     def embed(self, queries: Sequence[Any], modality: str | None = None) -> np.ndarray:
         """(Q, D) float32: what the index is searched by for each query, see :meth:`search`.
@@ -236,7 +218,8 @@ class Searcher:
         left_out = [set(map(str, of or ())) for of in part.column(without)] if without else [set[str]()] * len(wanted)
         records = part.records({name: name for name in processor.columns}, processor.images)
         vectors = self.encoder.encode(records, "table", show_progress=False)
-        return self._results(self._nearest(vectors, k, where, left_out))
+        near = nearest(self.index, vectors, k, where, left_out)
+        return results(self.index, near.ranking, near)
 
     def _encode(self, inputs: list[Any], modality: str | None) -> np.ndarray:
         texts = modality == "text" or (modality is None and any(isinstance(given, str) for given in inputs))
@@ -247,32 +230,6 @@ class Searcher:
             prompt=self.prompt if texts else None,
             show_progress=False,
         )
-
-    def _nearest(self, vectors: np.ndarray, k: int, where: str | None, without: Sequence[Collection[str]]) -> Ranking:
-        """The k most similar for each of (Q, D) vectors, but for the ids (as text) that are left out of each."""
-        deep = k + max(map(len, without), default=0)
-        while True:
-            asked = min(deep, len(self.index))
-            ids, scores = self.index.search(vectors, asked, **({} if where is None else {"where": where}))
-            rows = [
-                [(name, score) for name, score in zip(*found, strict=True) if name is not None and str(name) not in out]
-                for found, out in zip(zip(ids.tolist(), scores.tolist(), strict=True), without, strict=True)
-            ]
-            # An id may stand for many vectors, so that less than k may be left without it.
-            enough = not any(without) or all(len(row) >= k for row in rows)
-            if enough or asked == len(self.index) or ids.shape[1] < asked:
-                return _ranking([row[:k] for row in rows], k)
-            deep *= 4
-
-    def _results(self, ranking: Ranking) -> list[list[Result]]:
-        """Each query's results, with what the index knows of them."""
-        rows = [
-            [(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
-            for names, scores in zip(ranking.ids.tolist(), ranking.scores.tolist(), strict=True)
-        ]
-        names = list(dict.fromkeys(name for row in rows for name, _ in row))
-        known = dict(zip(names, self.index.rows(names).to_pylist() if names else [], strict=True))
-        return [[_result(rank, score, name, known[name]) for rank, (name, score) in enumerate(row, 1)] for row in rows]
 
 
 def _load(index: VectorIndex, folder: str | Path | None, model: str | Path | None, device: str, dtype: str) -> Encoder:
@@ -297,15 +254,3 @@ def _mixed(vectors: np.ndarray, parts: Sequence[tuple[Any, float]], query: Any) 
         raise MmclError(f"'{shown(query)}' comes to nothing: its parts cancel each other; change the weights")
     mixed: np.ndarray = unit_rows(total[None])[0]
     return mixed
-
-
-def _ranking(rows: Sequence[Sequence[tuple[Any, float]]], k: int) -> Ranking:
-    ids, scores = np.full((len(rows), k), None, dtype=object), np.full((len(rows), k), -np.inf, dtype=np.float32)
-    for row, found in enumerate(rows):
-        ids[row, : len(found)], scores[row, : len(found)] = [name for name, _ in found], [score for _, score in found]
-    return Ranking(ids, scores)
-
-
-def _result(rank: int, score: float, name: Any, row: dict[str, Any]) -> Result:
-    columns = {column: value for column, value in row.items() if column not in ("id", "label")}
-    return Result(rank, score, name, row.get("label"), columns)

@@ -69,6 +69,19 @@ def test_a_result_says_what_the_index_knows(searcher, both):
     assert json.loads(json.dumps(first.to_dict()))["columns"] == first.columns
 
 
+def test_a_result_of_an_id_with_several_vectors_is_of_the_one_that_was_found(both):
+    texts = ["a red dog", "a blue car", "a green tree", "the red car"]
+    spans = {"start": [0, 10, 0, 12], "end": [9, 20, 12, 23]}
+    index = Index.build(both.encode(texts), ["one", "one", "two", "two"], labels=texts, columns=spans)
+    searcher = Searcher(index, both, lexical=LexicalIndex.build(texts, ["one", "one", "two", "two"]))
+    for place, text in enumerate(texts):
+        for options in ({}, {"hybrid": Fusion((1, 0))}):
+            best = searcher.search(text, 4, **options)[0]
+            assert (best.label, best.columns) == (text, {"start": spans["start"][place], "end": spans["end"][place]})
+    assert sorted(result.label for result in searcher.search("a boat", 4)) == sorted(texts)
+    assert names(searcher.search("a boat", 4, hybrid=True)) in (["one", "two"], ["two", "one"])
+
+
 def test_more_like_a_thing_of_the_index_leaves_it_out(searcher):
     vectors = searcher.index.vectors(IDS)
     order = np.argsort(-(unit(vectors) @ unit(vectors[2])))
