@@ -24,7 +24,7 @@ from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.formats.towers.image import describe_image_tower, rebuild_image_tower
 from mmcl.formats.towers.table import describe_table_tower, rebuild_table_tower, save_fields
 from mmcl.formats.towers.text import describe_text_tower, rebuild_text_tower
-from mmcl.formats.weights import load_weights, save_tensors
+from mmcl.formats.weights import load_weights, save_weights
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.image.embedder import ImageEmbedder
@@ -77,7 +77,7 @@ def save(model: Towers, folder: Path, complete: Callable[[Path], object] | None 
         if alone and not writer.cannot_express(model.text()):
             writer.write(model, beside)
         else:
-            save_tensors(beside / WEIGHTS, model.embedders.state_dict())
+            save_weights(model.embedders, beside / WEIGHTS)
             _save_processors(model, beside)
         write_json(beside / DESCRIPTION, description)
         (beside / "README.md").write_text(model_card(model), encoding="utf-8")

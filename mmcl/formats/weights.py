@@ -27,15 +27,29 @@ def pass_on(path: Path) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write the state of ``module``, each weight once. Raises ``OSError`` if the disk is full."""
+    tied = tied_names(module)
+    save_tensors(path, {name: tensor for name, tensor in module.state_dict().items() if name not in tied})
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Names under which the state of ``module`` has a parameter again, as T5's table of embeddings is there twice, each
+    with the first name of the same: a file of tensors holds it once."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Fill ``module`` from a file that holds exactly its state.
+    """Fill ``module`` from a file that holds exactly its state, as :func:`save_weights` writes it.
 
     Raises:
         MmclError: the file is missing, damaged, or of another architecture.
     """
-    tensors = read_tensors(path)
+    tensors, tied = read_tensors(path), tied_names(module)
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(tensors | {name: tensors[first] for name, first in tied.items() if first in tensors})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise MmclError(f"{path}: not the weights of the model that the folder describes: {reason}") from None

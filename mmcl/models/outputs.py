@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,15 @@ def own_vector(output: Any) -> Tensor:
         if (vector := getattr(output, name, None)) is not None:
             return vector.flatten(1)  # convolutional models pool to (N, D, 1, 1)
     raise ValueError("the model gives no vector of its own")
+
+
+def states_of_layers(output: Any) -> Sequence[Tensor]:
+    """(N, L, D) states of every layer that a transformers model was asked for, of whose decoder where it has one; none
+    where it was not asked."""
+    for name in ("hidden_states", "decoder_hidden_states"):
+        if (states := getattr(output, name, None)) is not None:
+            return tuple(states)
+    return ()
 
 
 def vector_of(output: Any, how: str) -> Tensor:

@@ -196,11 +196,17 @@ def _refuse_equal_views(method: Method, config: Config) -> None:
         return
     embedder = method.encoder.embedder(method.reading.tower(twice[0]))
     drawn = embedder.head if embedder.frozen else embedder
-    if not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in drawn.modules()):
+    if not any(map(_drops, drawn.modules())):
         raise MmclError(
             f"method '{config.method.name}': without dropout both views of a text are the same, with nothing to "
             "learn; set model.text.head.dropout (model.text.dropout, from scratch) or text_augmentation"
         )
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a layer draws dropout: torch's own, or one whose rate is a number of the module's, as BART's is."""
+    rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
+    return isinstance(rate, float) and rate > 0
 
 
 def _refuse_unused_second(method: Method, config: Config) -> None:

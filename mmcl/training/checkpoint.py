@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmcl.formats.weights import save_tensors
+from mmcl.formats.weights import save_tensors, tied_names
 from mmcl.methods.parts.state import beside_weights
 from mmcl.models.embedder import Embedder
 from mmcl.runtime import distributed
@@ -239,14 +239,16 @@ def _verified_state(checkpoint: Path) -> tuple[Progress, dict[str, str]]:
 def changed_names(method: nn.Module) -> set[str]:
     """Names of all state that training changes: the learned weights, and what a method keeps beside them."""
     beside = beside_weights(method).items()
-    return learned_names(method) | {f"{prefix}{name}" for prefix, state in beside for name in state.checkpointed()}
+    kept = {f"{prefix}{name}" for prefix, state in beside for name in state.checkpointed()}
+    return learned_names(method) | (kept - tied_names(method).keys())
 
 
 def learned_names(method: nn.Module) -> set[str]:
     """Names of the weights that training can change, with their statistics: all but the frozen parameters and towers,
     which the config or its seed gives again, and but what is no weight
     (:class:`~mmcl.methods.parts.state.MethodState`)."""
-    names = set(method.state_dict()) - {name for name, p in method.named_parameters() if not p.requires_grad}
+    names = set(method.state_dict()) - tied_names(method).keys()  # each weight once
+    names -= {name for name, p in method.named_parameters() if not p.requires_grad}
     beside = tuple(beside_weights(method))
     names = {name for name in names if not name.startswith(beside)}
     for prefix, module in method.named_modules():

@@ -24,7 +24,7 @@ from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.padding import Padding
 from mmcl.models.text.plain import PlainTextTower
 from mmcl.models.text.token_weights import TokenWeights
-from mmcl.models.text.tower import OWN_VECTOR, TextTower
+from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.registry import Registry
 
@@ -202,9 +202,9 @@ def describe_text_tower(processor: TextProcessor, tower: TextTower) -> dict[str,
     padding = tower.padding
     return {
         "config": tower.net.config.to_diff_dict(),
+        "architecture": type(tower.net).__name__,
         "pooling": tower.pooling,
         **read,
-        **({"architecture": type(tower.net).__name__} if tower.pooling in OWN_VECTOR else {}),
         **({"padded": padding.length, "masked": padding.masked} if padding.length else {}),
         **({} if padding.length else {"mixes_padding": padding.mixes, "least_tokens": padding.least_tokens}),
         **({"token_weights": True} if tower.token_weights is not None else {}),

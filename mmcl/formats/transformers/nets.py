@@ -15,6 +15,7 @@ from mmcl.data import samples
 from mmcl.formats.hub import fetch
 from mmcl.formats.plausible import require_plausible, require_size, weights_bytes
 from mmcl.formats.tensor_files import require_finite, require_intact_weights, require_readable_weights
+from mmcl.formats.transformers.architectures import named_class, text_class, with_fresh_weights
 from mmcl.runtime.errors import MmclError, first_line
 
 
@@ -29,19 +30,16 @@ def open_net(name: str, folder: Path, weights: bool) -> tuple[Any, bool]:
     Raises:
         MmclError: it is no text encoder, or a file is missing, damaged, or of another model.
     """
-    from transformers import AutoModel
-
     config = read_config(folder, f"text model '{name}'")
     where = f"text model '{name}': cannot be opened as a transformers encoder"
-    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "vocab_size"):
-        raise MmclError(f"{where}: a '{config.model_type}' model is no encoder of texts")
+    kind = text_class(config, where)
     with opening(where, folder if weights else None):
         if not weights:
-            return AutoModel.from_config(config, trust_remote_code=False), True
+            return with_fresh_weights(kind, config), True
         most = weights_bytes(folder)
         require_plausible(config.to_dict(), most, folder)
-        require_size(lambda: AutoModel.from_config(config, trust_remote_code=False), most, folder)
-        net, report = AutoModel.from_pretrained(
+        require_size(partial(with_fresh_weights, kind, config), most, folder)
+        net, report = kind.from_pretrained(
             folder,
             trust_remote_code=False,
             dtype=torch.float32,
@@ -148,20 +146,16 @@ def rebuild(config: Mapping[str, Any], architecture: str | None = None, most: in
     Raises:
         MmclError: this version of transformers has no such architecture, or it is far larger than ``most``.
     """
-    import transformers
+    from transformers import AutoConfig, AutoModel
 
     settings = {name: value for name, value in config.items() if name != "auto_map"}
-    described = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+    described = AutoConfig.for_model(settings.pop("model_type"), **settings)
     refuse_code(described, f"the description of a {described.model_type} model")
-    if architecture is None:
-        if most is not None:
-            build = partial(transformers.AutoModel.from_config, described, trust_remote_code=False)
-            require_size(build, most, f"a {described.model_type} model")
-        return transformers.AutoModel.from_config(described, trust_remote_code=False)
-    kind = getattr(transformers, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise MmclError(f"transformers {transformers.__version__} has no model '{architecture}'; upgrade it")
-    return kind(described)
+    kind = AutoModel if architecture is None else named_class(architecture)
+    build = partial(with_fresh_weights, kind, described)
+    if most is not None:
+        require_size(build, most, f"a {described.model_type} model")
+    return build()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.data.processors.text import TextProcessor
-from mmcl.models.outputs import own_vector
+from mmcl.models.outputs import own_vector, states_of_layers
 from mmcl.models.text.dropout import speed_up_dropout
 from mmcl.models.text.limits import position_padding
 from mmcl.models.text.packed_bert import packs
@@ -78,7 +78,9 @@ class TextTower(Tower):
             if not known:
                 entries = self._vocabulary(processor.tokenizer)
                 self.padding = measure_padding(self, net, padding, self._padding_id, self._longest, entries)
-        self._takes_embeddings = "inputs_embeds" in takes and not padding.length and self.padding.least_tokens == 1
+        # A decoder behind an encoder reads the ids themselves, shifted.
+        takes_embeddings = "inputs_embeds" in takes and "decoder_input_ids" not in takes
+        self._takes_embeddings = takes_embeddings and not padding.length and self.padding.least_tokens == 1
 
     def set_pooling(self, pooling: str) -> None:
         """Pool in another way from now on.
@@ -122,7 +124,7 @@ class TextTower(Tower):
         output = self._run(attention_mask, **tokens, **options)
         if self.pooling in OWN_VECTOR:
             return own_vector(output)
-        layers = output.hidden_states or ()
+        layers = states_of_layers(output)
         weights = None if self.token_weights is None else self.token_weights(input_ids)
         states = output.last_hidden_state
         return pool(states, attention_mask, self.pooling, skipped=skipped, layers=layers, weights=weights)
