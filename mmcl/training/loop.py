@@ -46,6 +46,7 @@ from mmcl.training.optimization.batch_norm import prepare_batch_norm
 from mmcl.training.optimization.check_method import check_metrics
 from mmcl.training.optimization.not_finite import require_finite_weights
 from mmcl.training.optimization.optim import build_optimizer, freeze_groups, learning_rate
+from mmcl.training.optimization.readout import Readout
 from mmcl.training.optimization.step import StepResult, TrainStep, parallel_method
 from mmcl.training.run import Run
 from mmcl.training.run_folder import SkippedList, prepare_folder, write_config
@@ -106,6 +107,7 @@ class Trainer:
         self.average = WeightAverage(self.method, learned_names(self.method), decay) if decay else None
         self.step = TrainStep(self.method, wrapped, optimizer, settings, self.device, self.precision, self.average)
         self.progress = Progress(data=self.feed.fingerprint, precision=self.precision)
+        self._numbers: list[Readout] = []  # of the steps that are not yet in the progress's window
         if checkpoints:
             self._resume(checkpoints[-1], Run(folder).config)
         self.metrics = MetricsLog(config, folder, active=self.main, resume_step=self.progress.step)
@@ -156,7 +158,7 @@ class Trainer:
                 with interrupts.held():
                     with clock.step():
                         result = self._step(taken, step, rate)
-                    progress.window.append({"loss": result.loss, **result.parts})
+                    self._numbers.append(result.numbers)
                     progress.position = taken[-1].position
                     progress.step, progress.seconds = step + 1, time.monotonic() - started
                     for callback in self.callbacks:
@@ -209,8 +211,14 @@ class Trainer:
             callback.before_step(taken)
         return self.step(taken, Step(step, self.steps), rate)
 
+    def _read_numbers(self) -> Progress:
+        """The progress, with the numbers of all steps since the last line of metrics in its window."""
+        self.progress.window += [numbers.values() for numbers in self._numbers]
+        self._numbers.clear()
+        return self.progress
+
     def _log(self, ticker: Ticker, result: StepResult, rate: float, pairs_per_second: float) -> None:
-        progress = self.progress
+        progress = self._read_numbers()
         means = {name: statistics.fmean(step[name] for step in progress.window) for name in progress.window[0]}
         with torch.no_grad():
             metrics = self.method.metrics(result.outputs)
@@ -238,8 +246,9 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
+        self.step.require_finite()
         require_finite_weights(self.method, self.device)
-        self.progress.scaler = self.step.scaler.state_dict()
+        self._read_numbers().scaler = self.step.scaler.state_dict()
         for embedder in embedders(self.method).values():  # a checkpoint has those of one process, with which all go on
             distributed.broadcast_buffers(embedder)
         keep = self.config.training.keep

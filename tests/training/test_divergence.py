@@ -9,6 +9,7 @@ from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.training import train
 from mmcl.training.checkpoint import list_checkpoints
 from mmcl.training.loop import Trainer
+from mmcl.training.optimization.step import TrainStep
 
 
 def _spoil_after(monkeypatch, step, value):
@@ -75,3 +76,24 @@ def test_a_first_loss_that_is_nan_is_not_blamed_on_the_learning_rate(tmp_path, w
     with pytest.raises(DivergedError, match=r"at step 1, by the model that it starts from") as caught:
         train(words, out=tmp_path / "run", overrides=["evaluation={}"], show_progress=False)
     assert "training.lr" not in str(caught.value)
+
+
+def test_a_device_that_is_not_waited_for_diverges_a_step_late(tmp_path, words, monkeypatch):
+    """As on a GPU: the numbers of a step are looked at when the next one is launched, and name the step's own rows."""
+    honest = Trainer.__init__
+
+    def queued(self, *args, **kwargs):
+        honest(self, *args, **kwargs)
+        self.step._waits = False
+
+    monkeypatch.setattr(Trainer, "__init__", queued)
+    checked = []
+    watch = TrainStep.require_finite
+    monkeypatch.setattr(TrainStep, "require_finite", lambda self: (checked.append(self._unchecked), watch(self)))
+    _spoil_after(monkeypatch, 3, torch.nan)
+    with pytest.raises(DivergedError, match=r"the loss became nan"):
+        train(words, out=tmp_path / "run", overrides=["evaluation={}"], show_progress=False)
+    assert checked[0] is None
+    assert all(each is not None for each in checked[1:])
+    assert not (tmp_path / "run" / "model").exists()
+    assert list_checkpoints(tmp_path / "run") == []

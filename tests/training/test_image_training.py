@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import traceback
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmcl import load, train
+from mmcl.config import Config
 from mmcl.config.load import load_config
 from mmcl.methods import Simclr, Step
+from mmcl.methods.parts.queue import MemoryQueue
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file
 from mmcl.training.build import build_method
 from mmcl.training.checkpoint import list_checkpoints
+from mmcl.training.loop import Trainer
 
 from .processes import launch
 
@@ -123,8 +129,6 @@ def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images,
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        from mmcl.training.loop import Trainer
-
         step = Trainer._step
         patch.setattr(Trainer, "_step", lambda self, *given: stop() if given[1] == 5 else step(self, *given))
         with pytest.raises(KeyboardInterrupt):
@@ -142,6 +146,40 @@ def test_trains_and_goes_on_to_the_same_bits_and_embeds_images(tmp_path, images,
     assert encoder.encode(Image.new("RGB", (20, 30))).shape == (16,)
     assert encoder.towers.heads.keys() == HEADS[name]
     assert "pipeline_tag: image-feature-extraction" in (stopped / "model" / "README.md").read_text()
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations for whose results a host would have to wait: numbers, and shapes that values decide."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim")
+
+    def __init__(self, on_host):
+        super().__init__()
+        self.on_host, self.seen = {tensor.data_ptr() for tensor in on_host}, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        by_mask = function.overloadpacket._qualified_op_name == "aten::index" and any(
+            of is not None and of.dtype == torch.bool for of in args[1]
+        )
+        waits = by_mask or function.overloadpacket.__name__ in self.NAMES
+        if waits and args[0].data_ptr() not in self.on_host:
+            ours = [frame for frame in traceback.extract_stack() if "/mmcl/" in frame.filename]
+            self.seen.append(f"{ours[-1].filename}:{ours[-1].lineno} {function}")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_waits_for_no_result_of_its_device(tmp_path, images, name):
+    trainer = Trainer(Config.model_validate(config_of(images, name)), tmp_path, resume=False, show_progress=False)
+    trainer.step._waits = False  # as on a GPU
+    trainer.method.train()
+    batches = list(itertools.islice(trainer._batches()[0], 3))
+    for number, batch in enumerate(batches[:2]):  # after which queues and schedules have begun
+        trainer.step([batch], Step(number, 99), 0.01)
+    queues = [part for part in trainer.method.modules() if isinstance(part, MemoryQueue)]
+    with Waits([counter for queue in queues for counter in (queue.pushed, queue.steps)]) as waits:
+        trainer.step([batches[2]], Step(2, 99), 0.01)
+    assert not waits.seen
 
 
 def test_augmented_images_of_a_size_that_the_tower_cannot_read_are_told_before_the_first_step(tmp_path, images):

@@ -63,9 +63,9 @@ class Augmentation:
         """Views of N originals of different sizes, as the call gives views of squares. What is cropped out of those of
         ``side`` × ``side`` without being made smaller is not rounded to levels of 255."""
         images = images._replace(sizes=images.sizes.cpu())
-        square = (images.sizes == side).all(dim=1)
-        squares = images if square.all() else images.take(square.nonzero()[:, 0])
-        places = np.where(square.numpy(), square.cumsum(0).numpy() - 1, -1)
+        square = (images.sizes.numpy() == side).all(axis=1)
+        squares = images if square.all() else images.take(torch.from_numpy(np.flatnonzero(square)))
+        places = np.where(square, square.cumsum() - 1, -1)
         parameters = self.parameters(images, seeds, draws)
         return self._views(images, squares.packed.view(-1, side, side, 3), places, parameters)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcl.data.batches.inputs import take_rows
 
 Inputs: TypeAlias = dict[str, Tensor]
+SIZES = "sizes"  # of images of different sizes, among their inputs
 MINED = "mined"  # of ``Batch.extra``, the name of mined hard negatives: as many for each row, row after row
 
 
@@ -55,8 +56,11 @@ class Batch:
         return self.draws[column][draw - 1] if draw and column in self.draws else self.inputs[column]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``, but for ``rows``."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on ``device``, but for ``rows``, and for the ``seeds`` and ``sizes`` of images, from which
+        augmentation draws its parameters on the host: it would wait for the device to have them back."""
+        moved = self._mapped(lambda tensor: tensor.to(device, non_blocking=True), skip=SIZES)
+        moved.seeds = self.seeds
+        return moved
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory, from which a GPU copies while it computes; but for what is there already."""
@@ -96,16 +100,16 @@ class Batch:
             None if self.names is None else self.names[rows],
         )
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _mapped(self, change: Callable[[Tensor], Tensor], skip: str | None = None) -> Batch:
         fields = ("inputs", "ids", "seeds", "extra", "extra_ids", "draws", "references")
-        return replace(self, **{name: _mapped(getattr(self, name), change) for name in fields})
+        return replace(self, **{name: _mapped(getattr(self, name), change, skip) for name in fields})
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Every tensor changed in nested dicts and lists."""
+def _mapped(value: Any, change: Callable[[Tensor], Tensor], skip: str | None) -> Any:
+    """Every tensor changed in nested dicts and lists, but those called ``skip``."""
     if isinstance(value, dict):
-        return {name: _mapped(below, change) for name, below in value.items()}
-    return [_mapped(below, change) for below in value] if isinstance(value, list) else change(value)
+        return {name: below if name == skip else _mapped(below, change, skip) for name, below in value.items()}
+    return [_mapped(below, change, skip) for below in value] if isinstance(value, list) else change(value)
 
 
 def _count(inputs: Inputs) -> int:

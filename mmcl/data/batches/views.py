@@ -173,7 +173,8 @@ def _draw(view: View, batch: Batch, draw: int, change: bool, side: Callable[[], 
         inputs = {"pixels": squares.permute(0, 2, 3, 1)}
     if not change or view.transform is None or "features" in inputs:
         return inputs
-    return view.transform(inputs, batch.seeds, draw, view.side)
+    seeds = batch.seeds.to(next(iter(inputs.values())).device, non_blocking=True)
+    return view.transform(inputs, seeds, draw, view.side)
 
 
 def _row_by_row(draws: list[Inputs]) -> Inputs:

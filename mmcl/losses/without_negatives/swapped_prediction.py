@@ -45,8 +45,8 @@ def swapped_prediction(scores: Tensor, assignments: Tensor, temperature: float |
         log_p = (_full_precision(scores) / scalar(temperature)).log_softmax(dim=2)
         targets = assignments.detach().to(log_p)
         losses = -torch.einsum("gik,vik->gv", targets, log_p) / scores.shape[1]  # of view v with the targets of view g
-        swapped = ~torch.eye(*losses.shape, dtype=torch.bool, device=losses.device)
-        return losses[swapped].mean()
+        own = torch.eye(*losses.shape, dtype=torch.bool, device=losses.device)
+        return losses.masked_fill(own, 0).sum() / (losses.numel() - len(losses))
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class OnlineProbe(MethodState):
             self.register_buffer(name, torch.zeros(len(self.classes)))
 
     @torch.no_grad()
-    def update(self, outputs: Outputs) -> dict[str, float]:
+    def update(self, outputs: Outputs) -> dict[str, Tensor]:
         """Learn from a step.
 
         Args:
@@ -63,4 +63,4 @@ class OnlineProbe(MethodState):
             momentum = getattr(self, f"{name}_momentum")
             momentum.mul_(_MOMENTUM).add_(gradient)
             getattr(self, name).sub_(momentum, alpha=_RATE)
-        return {"probe_loss": loss.item(), "probe_accuracy": accuracy.item()}
+        return {"probe_loss": loss, "probe_accuracy": accuracy}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import torch
@@ -44,7 +44,7 @@ class MemoryQueue(MethodState):
 
     Attributes:
         ids: (Q, C) int64, of which the first ``filled`` rows count.
-        pushed: rows so far.
+        pushed: rows so far; on the CPU, as is ``steps``, since shapes depend on them.
         steps: pushes so far.
 
     Raises:
@@ -73,6 +73,11 @@ class MemoryQueue(MethodState):
         self.register_buffer("ids", torch.zeros(size, columns, dtype=torch.int64))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryQueue:
+        super()._apply(fn, recurse)
+        self.pushed, self.steps = self.pushed.cpu(), self.steps.cpu()
+        return self
 
     @property
     def filled(self) -> int:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from mmcl.training.optimization.check_method import check_embeddings, check_loss
 from mmcl.training.optimization.gradient_cache import backward
 from mmcl.training.optimization.micro_batch import micro_batches
 from mmcl.training.optimization.optim import without_gradient
+from mmcl.training.optimization.readout import Readout
 
 log = logging.getLogger("mmcl")
 
@@ -39,16 +40,29 @@ class StepResult:
     """What a step reports to the log.
 
     Attributes:
-        loss: the mean over the batches.
-        norm: of the gradient, before it was clipped.
+        numbers: ``loss``, the mean over the batches; its parts, where a method has several; what the probe measures.
+        gradient: ``norm`` of the gradient, before it was clipped.
         outputs: what the loss got of the last batch, without gradient.
-        parts: as ``loss``, of what it is made of, where a method has several parts.
     """
 
-    loss: float
-    norm: float
+    numbers: Readout
+    gradient: Readout
     outputs: Outputs
-    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """The mean over the batches."""
+        return self.numbers.values()["loss"]
+
+    @property
+    def norm(self) -> float:
+        """Of the gradient, before it was clipped."""
+        return self.gradient.values()["norm"]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """As ``loss``, of what it is made of."""
+        return {name: value for name, value in self.numbers.values().items() if name != "loss"}
 
 
 class TrainStep:
@@ -75,12 +89,15 @@ class TrainStep:
         self.settings, self.device, self.precision, self.average = settings, device, precision, average
         self._embedded: list[Outputs] = []  # of the batches of a step, for the probe
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+        self._waits = device.type != "cuda"  # a CPU has computed what it is asked for
+        self._unchecked: tuple[Readout, Readout, Batch] | None = None
 
     def __call__(self, batches: Sequence[Batch], step: Step, rate: float) -> StepResult:
         """An optimizer step at learning rate ``rate``, over the mean loss of these batches.
 
         Raises:
-            NotFiniteError: the loss or the gradient stopped being finite.
+            NotFiniteError: the loss or the gradient stopped being finite. A GPU is not waited for: there it is of the
+                step before, by whose gradient the weights have then changed.
         """
         end = self.settings.weight_decay_end
         for group in self.optimizer.param_groups:
@@ -88,22 +105,40 @@ class TrainStep:
             if group.get("scheduled_decay") and end is not None:
                 group["weight_decay"] = step.cosine(self.settings.weight_decay, end)
         self._embedded = []
-        total, parts, outputs = 0.0, dict[str, float](), list[Outputs]()
+        losses, outputs = list[Loss](), list[Outputs]()
         for number, batch in enumerate(batches, start=1):
             loss, of_batch = self._forward_backward(batch, step, number, len(batches))
+            losses.append(loss)
             outputs.append(of_batch)
-            total += loss.value.item() / len(batches)
-            for name, part in loss.parts.items():
-                parts[name] = parts.get(name, 0.0) + part.item() / len(batches)
         if step.number == 0 and (idle := without_gradient(self.method)):
             self._report_idle(idle)
         norm = self._update(batches[-1], step)
         self.method.after_update(Outputs.of_batches(outputs), step)
+        numbers = means(losses)
         if self.method.probe is not None:
-            parts |= self.method.probe.update(Outputs.of_batches(self._embedded))
+            numbers |= self.method.probe.update(Outputs.of_batches(self._embedded))
         if self.average is not None:
             self.average.update(step.number + 1)
-        return StepResult(total, norm, outputs[-1], parts)
+        result = StepResult(Readout(numbers), Readout({"norm": norm}), outputs[-1])
+        if not self._waits:
+            self.require_finite()
+            self._unchecked = result.numbers, result.gradient, batches[-1]
+        return result
+
+    def require_finite(self) -> None:
+        """Look at the last step of a GPU, which no later one has looked at.
+
+        Raises:
+            NotFiniteError: its loss or its gradient is not finite.
+        """
+        if self._unchecked is None:
+            return
+        numbers, gradient, batch = self._unchecked
+        self._unchecked = None
+        if not math.isfinite(loss := numbers.values()["loss"]):
+            raise NotFiniteError(f"the loss became {loss}", "loss", batch)
+        if not math.isfinite(norm := gradient.values()["norm"]) and not self.scaler.is_enabled():
+            raise NotFiniteError(f"the gradient became {norm}", "gradient", batch)
 
     def _forward_backward(self, batch: Batch, step: Step, number: int, count: int) -> tuple[Loss, Outputs]:
         """Add the share of batch ``number`` of ``count`` in the gradient; returns its loss and what the loss got."""
@@ -131,7 +166,7 @@ class TrainStep:
                 outputs = self.method.project(gathered)
                 loss = self.method.loss(outputs, step)
             check_loss(self.method, loss)
-            if not torch.isfinite(loss.value):
+            if self._waits and not torch.isfinite(loss.value):
                 raise NotFiniteError(f"the loss became {loss.value.item()}", "loss", batch)
             parts = {name: part.detach() for name, part in loss.parts.items()}
             results.append((Loss(loss.value.detach(), parts), outputs.detached()))
@@ -156,13 +191,14 @@ class TrainStep:
             raise MmclError(f"{what}, which several processes cannot have; {cure}")
         log.warning(what)
 
-    def _update(self, batch: Batch, step: Step) -> float:
+    def _update(self, batch: Batch, step: Step) -> Tensor:
         """Clip, step and clear the gradient; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
         self.method.before_update(step)
         norm = clip_gradients(self.method, self.settings.clip_grad or math.inf)
-        if not math.isfinite(norm) and not self.scaler.is_enabled():  # a scaler skips such a step by itself
-            raise NotFiniteError(f"the gradient became {norm}", "gradient", batch)
+        # A scaler skips such a step by itself.
+        if self._waits and not norm.isfinite() and not self.scaler.is_enabled():
+            raise NotFiniteError(f"the gradient became {norm.item()}", "gradient", batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,7 +221,14 @@ class TrainStep:
 
 
 @torch.no_grad()
-def clip_gradients(module: nn.Module, limit: float) -> float:
+def means(losses: Sequence[Loss]) -> dict[str, Tensor]:
+    """``loss``, the mean value of ``losses``, and the mean of each of their parts."""
+    named = [{"loss": loss.value, **loss.parts} for loss in losses]
+    return {name: torch.stack([each[name].float() for each in named]).mean() for name in named[0]}
+
+
+@torch.no_grad()
+def clip_gradients(module: nn.Module, limit: float) -> Tensor:
     """Scale all gradients so that their norm together is at most ``limit``; returns it as it was before.
 
     Beside the shards of a tower there are parameters that every process holds in full, such as a head for training.
@@ -202,7 +245,7 @@ def clip_gradients(module: nn.Module, limit: float) -> float:
     norm = torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
-    return norm.item()
+    return norm
 
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
