@@ -23,7 +23,8 @@ def models(json: JsonPath = None) -> None:
     from mmcl.data.samples import SAMPLES
     from mmcl.data.sources.open import PLACES, SOURCES
     from mmcl.formats.towers.image import IMAGE_TOWERS
-    from mmcl.formats.towers.text import NAMED, TEXT_TOWERS
+    from mmcl.formats.towers.registered import TEXT_TOWERS
+    from mmcl.formats.towers.text import NAMED
 
     named = {
         "text tower": NAMED,

@@ -8,8 +8,10 @@ from typing import Any
 
 from mmcl.formats.weights import weights_hash
 from mmcl.models.image.embedder import ImageEmbedder
+from mmcl.models.layers import layer_spec
 from mmcl.models.table.embedder import TableEmbedder
 from mmcl.models.text.embedder import TextEmbedder
+from mmcl.models.text.token_layers import TOKEN_LAYERS
 from mmcl.models.towers import Towers
 
 
@@ -55,4 +57,8 @@ def _of_texts(name: str, embedder: TextEmbedder) -> list[Any]:
         "padded": tower.padding.length,
         "masked": tower.padding.masked,
     }
+    if processor.ignored_id is not None:
+        settings["ignored_id"] = processor.ignored_id
+    if tower.token_layers is not None:
+        settings["token_layers"] = [layer_spec(layer, TOKEN_LAYERS) for layer in tower.token_layers.layers]
     return [[name, settings], [processor.tokenizer_key(), ""]]

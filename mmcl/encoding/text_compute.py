@@ -50,7 +50,8 @@ class TextCompute:
         self._net = tower
         device = next(tower.parameters()).device.type
         padding = tower.padding
-        plain = type(tower) is TextTower and padding.masked and not padding.length and tower.pooling != "pooled"
+        plain = type(tower) is TextTower and tower.token_layers is None and tower.pooling != "pooled"
+        plain = plain and padding.masked and not padding.length
         if device == "cpu" and plain and packs(tower.net):
             self._packed = PackedBert(tower.net, dtype)
         elif not hasattr(tower.net, "backend") and any(  # what runs outside torch has a precision of its own

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.formats.backbones.write import backbone_writer
@@ -159,10 +159,10 @@ def _model_config(towers: Towers, image: dict[str, Any], text: dict[str, Any]) -
 def _projection(embedder: Embedder, half: str) -> str | None:
     """Which of a tower's weights its head can be multiplied into, by open_clip's name; None where there is no head."""
     state = {f"{half}.{name}" for name in embedder.tower.net.state_dict()}
-    layers = embedder.head.layers
+    layers = list(embedder.head)[1:]
     if not layers:
         return None
-    if len(layers) > 1 or layers[0].bias or layers[0].activation != "identity":
+    if len(layers) > 1 or not isinstance(layers[0], nn.Linear) or layers[0].bias is not None:
         kind = embedder.head.config.kind if embedder.head.config else "such"
         raise MmclError(f"open-clip has no {kind} heads; '{half}' can be exported with a head of kind none or linear")
     projection = next(

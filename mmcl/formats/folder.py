@@ -38,8 +38,9 @@ from mmcl.runtime.version import __version__
 
 # 2: towers of CLIP models, described by their configs. 3: heads of any dense layers, training heads, prompts
 # left out of the pooling. 4: towers of any name, with their modality. 5: any number of heads. 6: towers
-# of tables. All earlier ones are read.
-FORMAT_VERSION = 6
+# of tables. 7: heads of other layers, layers over token states, texts read without special tokens. All earlier ones are
+# read.
+FORMAT_VERSION = 7
 DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 
 

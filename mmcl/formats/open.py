@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.folder import DESCRIPTION, read_folder
 from mmcl.formats.lora import ADAPTER, adapter_base, adapts_itself, merge_adapter
 from mmcl.formats.open_clip import models as open_clip_models
-from mmcl.formats.sentence_transformers.read import (
-    MODULES,
-    SentenceTransformersSettings,
-    read_settings,
-    read_token_weights,
-)
+from mmcl.formats.sentence_transformers.layers import fill_layer
+from mmcl.formats.sentence_transformers.read import MODULES, Pipeline, read_routes
+from mmcl.formats.sentence_transformers.towers import Wanted, open_tower, pooled
 from mmcl.formats.tensor_files import require_finite
 from mmcl.formats.tokenizers import read_tokenizer
-from mmcl.formats.towers.text import open_text_tower
 from mmcl.formats.transformers import clip as transformers_clip
 from mmcl.formats.transformers.nets import local_folder
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.limits import count_positions, tightest
-from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, first_line
@@ -108,24 +104,21 @@ def _model_type(folder: Path) -> str | None:
 
 
 def _open_text(folder: Path, name: str) -> Towers:
-    """A text encoder of sentence-transformers or transformers, or adapters for one."""
-    settings = read_settings(folder)
-    if (base := adapter_base(folder / settings.transformer)) is not None:
-        if adapts_itself(folder / settings.transformer, base):
-            raise MmclError(f"{folder}: its adapters are for models that are adapters for it in turn; name their base")
-        if not (folder / MODULES).is_file():
-            return _open_adapters(folder, base, name)
-        processor, tower = _adapted_tower(folder / settings.transformer, base, settings)
+    """A text encoder of sentence-transformers or transformers, one for each route of a router, or adapters for one."""
+    routes = read_routes(folder)
+    first = next(iter(routes.by_name.values()))
+    if len(routes.by_name) == 1 and not (folder / MODULES).is_file() and (base := adapter_base(folder)) is not None:
+        return _open_adapters(folder, base, name)
+    if len(routes.by_name) == 1 and first.reads == "CLIPModel":
+        towers = _open_clip(first, name)
     else:
-        processor, tower = open_text_tower(str(folder))
-    for dense in settings.dense[:1]:
-        if dense.inputs != tower.width:
-            raise MmclError(f"{dense.folder}: reads {dense.inputs} features, but the pooling gives {tower.width}")
-    head = Head.from_layers(tower.width, [dense.layer for dense in settings.dense])
-    for dense, linear in zip(settings.dense, head.linear_layers(), strict=True):
-        dense.load_into(linear)
-    towers = Towers({"text": TextEmbedder(processor, tower, head)}, _dim(head, tower.width), name)
-    towers.conventions = conventions = settings.conventions
+        embedders = {route: _embedder(pipeline, name) for route, pipeline in routes.by_name.items()}
+        dims = {embedder.head.dim for embedder in embedders.values()}
+        if len(dims) > 1:
+            raise MmclError(f"{folder}: its routes give vectors of {' and '.join(map(str, sorted(dims)))} dimensions")
+        towers = Towers(embedders, dims.pop(), name)
+    default = routes.default if len(routes.by_name) > 1 else None
+    towers.conventions = conventions = replace(first.conventions, text_tower=default)
     if towers.dim < towers.width:
         log.info("%s: its vectors are cut to the first %d of %d dimensions", name, towers.dim, towers.width)
     if conventions.similarity != "cosine" and not conventions.normalize:
@@ -133,28 +126,59 @@ def _open_text(folder: Path, name: str) -> Towers:
     return towers
 
 
+def _embedder(pipeline: Pipeline, name: str) -> TextEmbedder:
+    """The encoder of texts that a pipeline is."""
+    if pipeline.reads == "Transformer" and (base := adapter_base(pipeline.source)) is not None:
+        processor, tower = _adapted_tower(pipeline, base)
+    else:
+        processor, tower = open_tower(pipeline, Wanted(name))
+    return TextEmbedder(processor, tower, _head(pipeline, tower.width))
+
+
+def _head(pipeline: Pipeline, width: int) -> Head:
+    """The layers behind ``width`` features."""
+    for stored in pipeline.layers:
+        if stored.inputs is not None:
+            if stored.inputs != width:
+                raise MmclError(f"{stored.folder}: reads {stored.inputs} features, but the pooling gives {width}")
+            break
+    head = Head.from_layers(width, [stored.layer for stored in pipeline.layers])
+    for stored, (_, modules) in zip(pipeline.layers, head.parts(), strict=True):
+        fill_layer(stored.kind, modules, stored.folder)
+    return head
+
+
+def _open_clip(pipeline: Pipeline, name: str) -> Towers:
+    """Both halves of a CLIP model that sentence-transformers keeps as one module."""
+    towers = transformers_clip.open_folder(pipeline.source, name)
+    for modality in towers.names:
+        embedder = towers.embedder(modality)
+        embedder.head = _head(pipeline, embedder.tower.width)
+    towers.text().processor.set_prompts(pipeline.prompts, pipeline.default_prompt)
+    towers.width = towers.text().head.dim
+    return towers
+
+
 def _open_adapters(folder: Path, base: str, name: str) -> Towers:
     """What peft alone saved: the base says how to pool, and adapters change nothing but its weights."""
+    if adapts_itself(folder, base):
+        raise MmclError(f"{folder}: its adapters are for models that are adapters for it in turn; name their base")
     towers = _open_folder(base)
     merge_adapter(towers.embedder("text").tower.net, folder)
     towers.name = name
     return towers
 
 
-def _adapted_tower(source: Path, base: str, settings: SentenceTransformersSettings) -> tuple[TextProcessor, TextTower]:
+def _adapted_tower(pipeline: Pipeline, base: str) -> tuple[TextProcessor, TextTower]:
     """Processor and tower of a sentence-transformers folder that holds adapters instead of a transformer."""
+    source = pipeline.source
+    if adapts_itself(source, base):
+        raise MmclError(f"{source}: its adapters are for models that are adapters for it in turn; name their base")
     adapted = _open_folder(base).text()
     net = adapted.tower.net
     merge_adapter(net, source)
     own = (source / "tokenizer_config.json").is_file()
     tokenizer = read_tokenizer(source) if own else adapted.processor.tokenizer
-    max_tokens = tightest(settings.max_tokens or tokenizer.model_max_length, count_positions(net))
-    processor = settings.processor(tokenizer, max_tokens)
-    weighted = settings.token_weights
-    token_weights = None if weighted is None else TokenWeights.of(read_token_weights(weighted))
-    return processor, TextTower(net, processor, pooling=settings.pooling, token_weights=token_weights)
-
-
-def _dim(head: Head, width: int) -> int:
-    """How many dimensions ``head`` gives for ``width`` features."""
-    return head.layers[-1].width if head.layers else width
+    max_tokens = tightest(pipeline.max_tokens or tokenizer.model_max_length, count_positions(net))
+    processor = pipeline.processor(tokenizer, max_tokens)
+    return processor, pooled(pipeline, net, processor)

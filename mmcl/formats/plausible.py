@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mmcl.formats.tensor_files import WEIGHT_FILES
+from mmcl.models.text.limits import UNLIMITED
 from mmcl.runtime.errors import MmclError
 
 _MOST_LAYERS = 4096
@@ -48,6 +49,8 @@ def require_plausible(config: Any, most: int, where: object) -> None:
             nodes += [(key, item) for item in value]
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             layers = bool(_LAYERS.search(key))
+            if key == "max_tokens" and value == UNLIMITED:
+                continue
             limit = _MOST_LAYERS if layers else max(most, _MOST)
             negative = value < 0 and (layers or _COUNTS.search(key))
             if negative or ((layers or _SIZES.search(key)) and value > limit):

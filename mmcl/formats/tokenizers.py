@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from mmcl.data.processors.tokenize import check_tokenizer, forget_limits, reading_tokenizer
+from mmcl.data.processors.words import WORDS, WordTokenizer
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.full_disk import full_disk_is_oserror
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The transformers tokenizer in ``folder``.
+    """The tokenizer in ``folder``: of transformers, or of words.
 
     Raises:
         MmclError: its files are missing or damaged, or it tells no two texts apart.
     """
     from transformers import AutoTokenizer
 
+    if (folder / WORDS).is_file():
+        return WordTokenizer.read(folder)
     with reading_tokenizer(f"{folder}: the tokenizer's files are missing or damaged", folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Without them transformers makes a tokenizer that knows its special tokens alone, and says nothing.
@@ -27,6 +30,20 @@ def read_tokenizer(folder: Path) -> Any:
         files = " and ".join(missing)
         raise MmclError(f"{folder}: the tokenizer's files are missing: neither tokenizer.json nor {files} is there")
     check_tokenizer(tokenizer, str(folder))
+    return tokenizer
+
+
+def read_tokenizer_file(path: Path) -> Any:
+    """The transformers tokenizer of a ``tokenizer.json`` alone.
+
+    Raises:
+        MmclError: it is missing or damaged, or tells no two texts apart.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    with reading_tokenizer(f"{path.parent}: the tokenizer's file is missing or damaged", path.parent):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+    check_tokenizer(tokenizer, str(path.parent))
     return tokenizer
 
 
@@ -51,6 +68,9 @@ def open_tokenizer(name: str):  # type: ignore[no-untyped-def]
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer's own files; open_clip's ``SimpleTokenizer`` comes with open_clip and has none."""
     if not hasattr(tokenizer, "save_pretrained"):
+        return
+    if isinstance(tokenizer, WordTokenizer):
+        tokenizer.save_pretrained(folder)
         return
     for name in ("is_local", "local_files_only"):  # how it was loaded, noted as if it were a setting
         tokenizer.init_kwargs.pop(name, None)

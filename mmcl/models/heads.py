@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.config.model import HeadConfig
-from mmcl.runtime.errors import MmclError, nearest
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    kind.__name__.lower(): kind
-    for kind in (
-        nn.Identity, nn.Tanh, nn.GELU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.Mish, nn.Sigmoid,
-        nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish,
-    )
-}  # fmt: skip
-"""What may follow a dense layer: torch's activations without weights, by the lower-cased names of their classes."""
-
-
-class Dense(NamedTuple):
-    """A dense layer of a head.
-
-    Attributes:
-        width: of its output.
-        bias: whether it has one.
-        activation: what follows it, one of :data:`ACTIVATIONS` in any case.
-        norm: what stands between the two: ``batch`` normalisation, which takes the statistics of what it is given and
-            keeps no running ones, ``layer`` normalisation, or ``none``.
-    """
-
-    width: int
-    bias: bool = True
-    activation: str = "identity"
-    norm: str = "none"
-
-
-def _norm(name: str, width: int) -> list[nn.Module]:
-    kinds: dict[str, list[nn.Module]] = {
-        "none": [],
-        "batch": [nn.BatchNorm1d(width, track_running_stats=False)],
-        "layer": [nn.LayerNorm(width)],
-    }
-    if name not in kinds:
-        raise MmclError(f"head: there is no normalisation '{name}'; {nearest(name, kinds)}")
-    return kinds[name]
+from mmcl.models.layers import Dense, Layer, layer_of_spec, layer_spec
+from mmcl.runtime.errors import MmclError
 
 
 class Head(nn.Sequential):
-    """A map from (N, ``width``) features to (N, ``dim``) embeddings: dropout, then a chain of dense layers.
+    """A map from (N, ``width``) features to (N, ``dim``) embeddings: dropout, then a chain of layers.
 
     Attributes:
         width: of the features.
@@ -65,7 +30,7 @@ class Head(nn.Sequential):
     def __init__(self, config: HeadConfig, width: int, dim: int) -> None:
         if config.kind == "none" and width != dim:
             raise MmclError(f"model.dim is {dim}, but head kind 'none' keeps the tower's width {width}")
-        kinds = {
+        kinds: dict[str, list[Dense]] = {
             "none": [],
             "linear": [Dense(dim, bias=False)],
             "mlp": [Dense(config.hidden or width, activation="gelu"), Dense(dim, bias=False)],
@@ -74,12 +39,13 @@ class Head(nn.Sequential):
         super().__init__(nn.Dropout(config.dropout))
         self.width = width
         self.config: HeadConfig | None = config
-        self.layers: list[Dense] = []
+        self.layers: list[Layer] = []
+        self._counts: list[int] = []  # modules of each
         self._extend(width, kinds[config.kind])
 
     @classmethod
-    def from_layers(cls, width: int, layers: Sequence[Dense], dropout: float = 0.0) -> Head:
-        """A head of any dense layers, with fresh weights.
+    def from_layers(cls, width: int, layers: Sequence[Layer], dropout: float = 0.0) -> Head:
+        """A head of any layers, with fresh weights.
 
         Args:
             width: of the features.
@@ -100,18 +66,21 @@ class Head(nn.Sequential):
         """What :meth:`spec` describes, with fresh weights."""
         if "layers" not in spec:
             return cls(HeadConfig(**spec), width, dim)
-        return cls.from_layers(width, [Dense(**layer) for layer in spec["layers"]], spec["dropout"])
+        return cls.from_layers(width, [layer_of_spec(layer) for layer in spec["layers"]], spec["dropout"])
 
     def spec(self) -> dict[str, Any]:
         """What rebuilds this head, weights apart: its section, or the layers that none describes."""
         if self.config is not None:
             return self.config.model_dump()
-        return {"dropout": self[0].p, "layers": [layer._asdict() for layer in self.layers]}
+        return {"dropout": self[0].p, "layers": [layer_spec(layer) for layer in self.layers]}
 
     @property
     def dim(self) -> int:
         """Of the embeddings."""
-        return self.layers[-1].width if self.layers else self.width
+        width = self.width
+        for layer in self.layers:
+            width = layer.dim(width)
+        return width
 
     def architecture(self) -> str:
         """Its layers in words, dropout apart: heads of one architecture can have each other's weights."""
@@ -119,8 +88,8 @@ class Head(nn.Sequential):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, dim) embeddings of (N, width) features, which are float32 whatever the weights."""
-        linear = self.linear_layers()
-        return super().forward(features.to(linear[0].weight.dtype) if linear else features)
+        weight = next(self.parameters(), None)
+        return super().forward(features if weight is None else features.to(weight.dtype))
 
     def set_dropout(self, rate: float) -> None:
         """Drop another share of the features in training."""
@@ -132,22 +101,26 @@ class Head(nn.Sequential):
         """Its linear layers, in order."""
         return [layer for layer in self if isinstance(layer, nn.Linear)]
 
-    def _extend(self, width: int, layers: Sequence[Dense]) -> None:
+    def parts(self) -> Iterator[tuple[Layer, list[nn.Module]]]:
+        """Each layer with the modules that it is made of."""
+        modules = iter(list(self)[1:])
+        for layer, count in zip(self.layers, self._counts, strict=True):
+            yield layer, list(islice(modules, count))
+
+    def _extend(self, width: int, layers: Sequence[Layer]) -> None:
         for layer in layers:
-            name = layer.activation.lower()
-            if name not in ACTIVATIONS:
-                hint = nearest(name, ACTIVATIONS)
-                raise MmclError(f"head: there is no activation '{layer.activation}'; {hint}")
-            self.append(nn.Linear(width, layer.width, bias=layer.bias))
-            self.extend(_norm(layer.norm, layer.width))
-            if name != "identity":
-                self.append(ACTIVATIONS[name]())
-            self.layers.append(Dense(layer.width, layer.bias, name, layer.norm))
-            width = layer.width
+            made = layer.modules(width)
+            self.extend(made)
+            self.layers.append(layer)
+            self._counts.append(len(made))
+            width = layer.dim(width)
 
 
-def _in_words(layer: Dense) -> str:
-    facts = ["no bias"] * (not layer.bias) + [fact for fact in (layer.norm, layer.activation) if fact not in _DEFAULTS]
+def _in_words(layer: Layer) -> str:
+    if not isinstance(layer, Dense):
+        return type(layer).__name__.lower()
+    facts = ["no bias"] * (not layer.bias) + ["residual"] * layer.residual
+    facts += [fact for fact in (layer.norm, layer.activation.lower()) if fact not in _DEFAULTS]
     return f"{layer.width} ({', '.join(facts)})" if facts else str(layer.width)
 
 

@@ -29,6 +29,8 @@ class Conventions:
             of unit length by this alone; :meth:`mmcl.Encoder.encode` has its own switch.
         similarity: what the vectors are compared by: ``cosine``, ``dot``, …
         truncate_dim: how many leading dimensions of the vectors are used; None for all.
+        text_tower: name of the tower of texts for which none is named, where there are several; None where one has to
+            be.
 
     Raises:
         ValueError: ``truncate_dim`` is no number from 1 up.
@@ -37,6 +39,7 @@ class Conventions:
     normalize: bool = True
     similarity: str = "cosine"
     truncate_dim: int | None = None
+    text_tower: str | None = None
 
     def __post_init__(self) -> None:
         if self.truncate_dim is not None and (type(self.truncate_dim) is not int or self.truncate_dim < 1):
@@ -130,6 +133,8 @@ class Towers(nn.Module):
         found = self.of_modality(name)
         if len(found) == 1:
             return found[0]
+        if name == "text" and (usual := self.conventions.text_tower) in found:
+            return str(usual)
         if found:
             raise MmclError(
                 f"model '{self.name}' has several {name} towers; name one: {' or '.join(found)} (modality=, or --tower)"

@@ -15,7 +15,8 @@ from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.towers.text import build_text_tower
-from mmcl.models.heads import Dense, Head, Prototypes
+from mmcl.models.heads import Head, Prototypes
+from mmcl.models.layers import Dense
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError

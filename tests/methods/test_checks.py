@@ -11,7 +11,8 @@ from mmcl.config.methods import MethodConfig
 from mmcl.config.training import TrainingConfig
 from mmcl.data.batches.views import View
 from mmcl.methods import Context, Loss, Method, Step
-from mmcl.models.heads import Dense, Head, Prototypes
+from mmcl.models.heads import Head, Prototypes
+from mmcl.models.layers import Dense
 from mmcl.runtime.errors import MmclError
 from mmcl.training.optimization.check_method import RESERVED, check_metrics
 from mmcl.training.optimization.step import TrainStep

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmcl.config.model import HeadConfig
-from mmcl.models.heads import ACTIVATIONS, Dense, Head, Prototypes
+from mmcl.models.heads import Head, Prototypes
+from mmcl.models.layers import ACTIVATIONS, Dense
 from mmcl.runtime.errors import MmclError
 
 

@@ -26,6 +26,9 @@ class TextProcessor:
         default_prompt: name of the prompt of texts for which none is named.
         include_prompt: whether the prompt's tokens enter the pooling.
         lowercase: whether texts are lower-cased before they are tokenized.
+        padding_id: the id that texts are filled up with, and that one without any token reads as; the tokenizer's own
+            if absent.
+        ignored_id: a token that is left out of all texts, such as the one of unknown words.
 
     Attributes:
         tokenizer: as given, as are the others.
@@ -45,6 +48,8 @@ class TextProcessor:
         default_prompt: str | None = None,
         include_prompt: bool = True,
         lowercase: bool = False,
+        padding_id: int | None = None,
+        ignored_id: int | None = None,
     ) -> None:
         if type(max_tokens) is not int or max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens!r:.60}, and no number from 1 up")
@@ -62,11 +67,12 @@ class TextProcessor:
         self.prompts: dict[str, str] = {}
         self.set_prompts(prompts or {}, default_prompt)
         self.include_prompt = include_prompt
+        self._padding_id, self.ignored_id = padding_id, ignored_id
 
     @property
     def padding_id(self) -> int:
         """The token that texts are filled up with."""
-        return int(self.tokenizer.pad_token_id or 0)
+        return int(self.tokenizer.pad_token_id or 0) if self._padding_id is None else self._padding_id
 
     @property
     def pads_left(self) -> bool:
@@ -102,6 +108,7 @@ class TextProcessor:
         """Changes whenever :meth:`tokenize` would give something else for a text without a prompt."""
         parts = [self.tokenizer_key(), str(self.max_tokens)]
         parts += ["lower"] if self._lowers_first else []
+        parts += [f"without {self.ignored_id}"] if self.ignored_id is not None else []
         parts += [f"{stable_hash(text):x}"] if (text := self.prompt_text()) else []
         return "-".join(parts)
 
@@ -182,4 +189,5 @@ class TextProcessor:
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def _encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-        return tokenize.token_ids(self.tokenizer, texts, self.max_tokens)
+        ids, cut = tokenize.token_ids(self.tokenizer, texts, self.max_tokens)
+        return (ids if self.ignored_id is None else [row[row != self.ignored_id] for row in ids]), cut

@@ -105,6 +105,28 @@ def fold_case(tokenizer: Any) -> bool:
     return True
 
 
+def drop_special_tokens(tokenizer: Any) -> None:
+    """Let the tokenizer put none around a text from now on.
+
+    Raises:
+        MmclError: it has no Rust backend, of which this is known.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    backend = _backend(tokenizer)
+    if backend is None:
+        raise MmclError(f"a {type(tokenizer).__name__} has no Rust backend, which static embeddings need")
+    backend.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """The token that a Rust tokenizer gives for what its vocabulary lacks; None if it has none."""
+    model = json.loads(_backend(tokenizer).to_str())["model"]
+    if (token := model.get("unk_token")) is not None:
+        return model["vocab"].get(token) if isinstance(model.get("vocab"), dict) else None
+    return model.get("unk_id")
+
+
 def content_key(tokenizer: Any) -> str:
     """Changes whenever the tokenizer would give something else."""
     backend = _backend(tokenizer)

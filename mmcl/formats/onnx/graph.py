@@ -21,7 +21,6 @@ from mmcl.formats.weights import weights_hash
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.plain import PlainTextTower
-from mmcl.models.text.pooling import reads_layers
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
@@ -132,7 +131,7 @@ def output_names(tower: TextTower) -> list[str]:
     if tower.pooling in OWN_VECTOR:
         projects = "Projection" in type(tower.net).__name__
         return ["text_embeds" if projects else "pooler_output"]
-    layers = int(tower.net.config.num_hidden_layers) + 1 if reads_layers(tower.pooling) else 0
+    layers = int(tower.net.config.num_hidden_layers) + 1 if tower.reads_layers else 0
     return ["last_hidden_state", *(f"{LAYER}{number}" for number in range(layers))]
 
 

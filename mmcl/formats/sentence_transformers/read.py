@@ -1,28 +1,31 @@
 """What folders of sentence-transformers, of every generation, say of a model; read without that library.
 
-Such a folder lists its modules in ``modules.json``: a transformer, a pooling, any number of dense layers, a
-normalisation. Where the transformer lies, how a pooling is spelled and what the modules are called has changed over
-the years; what they compute has not.
+Such a folder lists its modules in ``modules.json``: one that reads texts, such as a transformer; layers over the states
+of its tokens; a pooling; layers over the vector. A router has such a list for each kind of text. Where the transformer
+lies, how a pooling is spelled and what the modules are called has changed over the years; what they compute has not.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from mmcl.data.processors.text import TextProcessor
-from mmcl.formats.tensor_files import read_tensors
-from mmcl.models.heads import ACTIVATIONS, Dense
+from mmcl.formats.sentence_transformers.files import read_config, read_optional
+from mmcl.formats.sentence_transformers.layers import FORMATS, SENTENCE, TOKENS, StoredLayer, read_layer
+from mmcl.formats.sentence_transformers.router import read_router
+from mmcl.models.layers import Normalize
+from mmcl.models.text.token_layers import LayerMean
 from mmcl.models.towers import Conventions
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import read_any_json, read_json
+from mmcl.runtime.files import read_any_json
 
-WEIGHTS = "model.safetensors"
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 
 POOLING_NAMES = {
@@ -51,55 +54,35 @@ TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-_ORDER = ("Transformer", "WordWeights", "Pooling", "Dense", "Normalize")
+OF_TOKENS, OF_TEXTS = ("Transformer", "WordEmbeddings"), ("StaticEmbedding", "BoW", "CLIPModel")
+"""The modules that read texts: into states of tokens, which are pooled, or into one vector."""
+_KNOWN = (*OF_TOKENS, *OF_TEXTS, "WordWeights", "Pooling", *FORMATS, "Router")
 
 
 @dataclass(frozen=True)
-class DenseSettings:
-    """A dense layer behind the pooling.
+class Pipeline:
+    """How a text becomes a vector: the module that reads it, and what stands behind that.
 
     Attributes:
-        folder: where its weights are.
-        inputs: width that it reads.
-        layer: the width that it gives, its bias and its activation.
-    """
-
-    folder: Path
-    inputs: int
-    layer: Dense
-
-    def load_into(self, layer: nn.Linear) -> None:
-        """Fill ``layer`` with its weights.
-
-        Raises:
-            MmclError: they are missing, damaged, or of other widths.
-        """
-        state = {name.removeprefix("linear."): tensor for name, tensor in _read_weights(self.folder).items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if found != expected:
-            raise MmclError(f"{self.folder}: holds {_shapes(found)}, but its config.json describes {_shapes(expected)}")
-        layer.load_state_dict(state)
-
-
-@dataclass(frozen=True)
-class SentenceTransformersSettings:
-    """What a folder says of a text encoder beside the transformer itself.
-
-    Attributes:
-        transformer: where the transformer lies, relative to the folder; empty for the folder itself.
+        folder: of the model.
+        reads: the kind of the module that reads texts, one of :data:`OF_TOKENS` or :data:`OF_TEXTS`.
+        path: where that lies, relative to the folder; empty for the folder itself.
+        token_layers: between the states of the tokens and the pooling.
         pooling: as in ``model.text.pooling``; several joined by ``+`` are concatenated.
-        max_tokens: longer texts are cut here; None where only the transformer and its tokenizer set a limit.
+        max_tokens: longer texts are cut here; None where only the module that reads them and its tokenizer set a limit.
         prompts: name to the words put before a text.
         default_prompt: name of the prompt of texts for which none is named.
         include_prompt: whether the prompt's tokens enter the pooling.
         lowercase: whether texts are lower-cased before they are tokenized.
         token_weights: folder of the weights of the tokens in the mean; None where all count alike.
-        dense: layers behind the pooling, in order.
+        layers: behind the pooling, in order; a normalisation at their end is one of the ``conventions``.
         conventions: how its vectors are meant to be taken.
     """
 
-    transformer: str = ""
+    folder: Path
+    reads: str = "Transformer"
+    path: str = ""
+    token_layers: list[StoredLayer] = field(default_factory=list)
     pooling: str = "mean"
     max_tokens: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
@@ -107,11 +90,17 @@ class SentenceTransformersSettings:
     include_prompt: bool = True
     lowercase: bool = False
     token_weights: Path | None = None
-    dense: list[DenseSettings] = field(default_factory=list)
+    layers: list[StoredLayer] = field(default_factory=list)
     conventions: Conventions = field(default_factory=lambda: Conventions(normalize=False))
 
-    def processor(self, tokenizer: Any, max_tokens: int) -> TextProcessor:
-        """What makes the encoder's inputs, by ``tokenizer``, of texts cut at ``max_tokens``."""
+    @property
+    def source(self) -> Path:
+        """The folder of the module that reads texts."""
+        return self.folder / self.path
+
+    def processor(self, tokenizer: Any, max_tokens: int, **settings: Any) -> TextProcessor:
+        """What makes the encoder's inputs, by ``tokenizer``, of texts cut at ``max_tokens``; ``settings`` are others
+        of :class:`~mmcl.data.processors.text.TextProcessor`."""
         return TextProcessor(
             tokenizer,
             max_tokens=max_tokens,
@@ -119,73 +108,137 @@ class SentenceTransformersSettings:
             default_prompt=self.default_prompt,
             include_prompt=self.include_prompt,
             lowercase=self.lowercase,
+            **settings,
         )
 
 
-def read_settings(folder: Path) -> SentenceTransformersSettings:
+@dataclass(frozen=True)
+class Routes:
+    """The pipelines of a folder.
+
+    Attributes:
+        by_name: ``text`` alone where there is no router; else those of its routes.
+        default: name of the one for texts that ask for none; None where one has to be named.
+    """
+
+    by_name: dict[str, Pipeline]
+    default: str | None = None
+
+
+def read_settings(folder: Path) -> Pipeline:
     """What ``folder`` says of its encoder; for a plain transformers folder, what that library assumes: the mean over
     the tokens, or the last token of a language model.
+
+    Raises:
+        MmclError: a file is damaged, or the folder has a module or setting that cannot be reproduced here, or a router.
+    """
+    routes = read_routes(folder).by_name
+    if len(routes) > 1:
+        raise MmclError(f"{folder}: has a text encoder for each of {', '.join(routes)}; name it in model.name")
+    return next(iter(routes.values()))
+
+
+def read_routes(folder: Path) -> Routes:
+    """As :func:`read_settings`, of each route of a router.
 
     Raises:
         MmclError: a file is damaged, or the folder has a module or setting that cannot be reproduced here.
     """
     if not (folder / MODULES).is_file():
-        return SentenceTransformersSettings(pooling=_default_pooling(folder))
+        return Routes({"text": Pipeline(folder, pooling=_default_pooling(folder))})
     try:
-        return _read_settings(folder)
+        return _read_routes(folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MmclError(f"{folder}: damaged ({type(error).__name__}: {error}); take a fresh copy") from None
 
 
-def _read_settings(folder: Path) -> SentenceTransformersSettings:
-    stored = _read_json(folder / SETTINGS)
+def _read_routes(folder: Path) -> Routes:
+    stored = read_optional(folder / SETTINGS)
     if (kind := stored.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
         raise MmclError(f"{folder}: a {kind} gives no one vector a text; use a model of the type SentenceTransformer")
-    settings: dict[str, Any] = {}
-    dense: list[DenseSettings] = []
-    listed = [(_kind(module["type"], folder), _within(folder, module["path"])) for module in _modules(folder)]
-    listed = [(kind, path) for kind, path in listed if kind != "Dropout"]  # which an encoder in use does not do
+    listed = [_listed(folder, module["type"], module["path"]) for module in _modules(folder)]
+    if listed[0][0] != "Router":
+        return Routes({"text": _read_pipeline(folder, listed, stored)})
+    router = read_router(folder / listed[0][1])
+    pipelines = {}
+    for name, modules in router.routes.items():
+        own = [_listed(folder, kind, f"{listed[0][1]}/{path}") for path, kind in modules]
+        pipelines[name] = _read_pipeline(folder, own + listed[1:], stored)
+    return Routes(pipelines, router.default)
+
+
+def _listed(folder: Path, name: str, path: str) -> tuple[str, str]:
+    """What kind of module it is, and where it lies."""
+    kind, path = _kind(name, folder), _within(folder, path)
+    if kind == "Transformer" and read_optional(folder / path / "config.json").get("model_type") in ("clip", "siglip"):
+        kind = "CLIPModel"  # which newer releases no longer tell from other transformers
+    return kind, path
+
+
+def _read_pipeline(folder: Path, listed: Sequence[tuple[str, str]], stored: dict[str, Any]) -> Pipeline:
     _check_order([kind for kind, _ in listed], folder)
+    settings: dict[str, Any] = {}
+    layers: list[StoredLayer] = []
     for kind, path in listed:
-        if kind == "Transformer":
-            settings |= {"transformer": path, **_read_transformer(folder / path)}
+        if kind in OF_TOKENS or kind in OF_TEXTS:
+            settings |= {"reads": kind, "path": path}
+            settings |= _read_transformer(folder / path) if kind == "Transformer" else {}
         elif kind == "WordWeights":
             settings["token_weights"] = folder / path
         elif kind == "Pooling":
             settings |= _read_pooling(folder / path)
-        elif kind == "Dense":
-            dense.append(_read_dense(folder / path))
-        elif kind == "Normalize":
-            _check_place(_read_json(folder / path / "config.json"), folder / path)
+        else:
+            layers.append(read_layer(kind, folder / path))
+            is_pooled = "pooling" in settings or settings["reads"] in OF_TEXTS
+            if is_pooled != (layers[-1].place == SENTENCE):
+                where = "behind" if is_pooled else "before"
+                raise MmclError(f"{folder / path}: works on '{layers[-1].place}' {where} the pooling")
     if "token_weights" in settings and settings["pooling"] != "mean":
         raise MmclError(f"{folder}: its word weights count in pooling '{settings['pooling']}', which is not supported")
     if "token_weights" in settings and not settings["include_prompt"]:
         raise MmclError(f"{folder}: its word weights count prompts that it leaves out, which is not supported")
-    for before, after in itertools.pairwise(dense):
-        if before.layer.width != after.inputs:
-            raise MmclError(
-                f"{after.folder}: reads {after.inputs} features, but {before.folder.name} gives {before.layer.width}"
-            )
+    behind = [layer for layer in layers if layer.place == SENTENCE]
+    _check_widths(behind)
+    normalize = bool(behind) and isinstance(behind[-1].layer, Normalize)
     prompts = {name: text or "" for name, text in (stored.get("prompts") or {}).items()}
     default = stored.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise MmclError(f"{folder / SETTINGS}: its default prompt '{default}' is none of its prompts")
-    return SentenceTransformersSettings(
+    return Pipeline(
+        folder,
         **settings,
-        dense=dense,
+        token_layers=_token_layers(folder, layers, settings),
+        layers=behind[:-1] if normalize else behind,
         prompts=prompts,
         default_prompt=default,
         conventions=Conventions(
-            normalize=any(kind == "Normalize" for kind, _ in listed),
+            normalize=normalize,
             similarity=stored.get("similarity_fn_name") or "cosine",
             truncate_dim=stored.get("truncate_dim"),
         ),
     )
 
 
+def _token_layers(folder: Path, layers: Sequence[StoredLayer], settings: dict[str, Any]) -> list[StoredLayer]:
+    """Those between states and pooling. A mean of layers does nothing there unless the network is told to give them."""
+    found = [layer for layer in layers if layer.place == TOKENS]
+    config = read_optional(folder / settings["path"] / "config.json")
+    if not config.get("output_hidden_states"):
+        found = [layer for layer in found if not isinstance(layer.layer, LayerMean)]
+    _check_widths(found)
+    return found
+
+
+def _check_widths(layers: Sequence[StoredLayer]) -> None:
+    sized = [layer for layer in layers if layer.inputs is not None]
+    for before, after in itertools.pairwise(sized):
+        if (width := before.layer.dim(before.inputs)) != after.inputs:
+            raise MmclError(f"{after.folder}: reads {after.inputs} features, but {before.folder.name} gives {width}")
+
+
 def _default_pooling(folder: Path) -> str:
     """Where only a transformer is given: of a causal language model only the last state depends on the full text."""
-    config = _read_json(folder / "config.json")
+    config = read_optional(folder / "config.json")
     architecture = (config.get("architectures") or [""])[0]
     return "last" if architecture.endswith("ForCausalLM") and config.get("is_causal", True) else "mean"
 
@@ -204,9 +257,10 @@ def _kind(name: str, folder: Path) -> str:
         raise MmclError(f"{folder}: its module '{name}' is code of its own, which is not run; use a model without it")
     if kind in _TRANSFORMERS:
         return "Transformer"
-    if kind not in (*_ORDER, "Dropout"):
-        known = ", ".join(_ORDER)
-        raise MmclError(f"{folder}: its module '{kind}' is not supported (only {known} are); use a model without it")
+    if kind == "Asym":  # as the router was called once
+        return "Router"
+    if kind not in _KNOWN:
+        raise MmclError(f"{folder}: its module '{kind}' is not supported; use a model without it")
     return kind
 
 
@@ -219,16 +273,23 @@ def _within(folder: Path, path: str) -> str:
 
 
 def _check_order(kinds: list[str], folder: Path) -> None:
-    """A transformer, a pooling, dense layers, a normalisation: what another order computes is another function."""
-    once = kinds.count("Transformer") == 1 and kinds.count("Pooling") == 1 and kinds.count("WordWeights") <= 1
-    if not once or kinds != sorted(kinds, key=_ORDER.index):
-        found = ", ".join(kinds)
-        raise MmclError(f"{folder}: its modules are {found}; only {', '.join(_ORDER)} can be read")
+    """One that reads texts, and at most one pooling, before which there are layers of tokens and behind which of texts;
+    token weights stand right before it."""
+    reads = [kind for kind in kinds if kind in OF_TOKENS or kind in OF_TEXTS]
+    poolings = kinds.count("Pooling")
+    good = len(reads) == 1 and kinds[0] == reads[0] and "Router" not in kinds and poolings == (kinds[0] in OF_TOKENS)
+    if "WordWeights" in kinds:
+        good = good and kinds.count("WordWeights") == 1 and kinds[kinds.index("WordWeights") + 1 :][:1] == ["Pooling"]
+    if not good:
+        raise MmclError(
+            f"{folder}: its modules are {', '.join(kinds)}, an order that cannot be read; use a model that reads texts "
+            "by one module and pools once"
+        )
 
 
 def _read_transformer(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = next(
-        (read for name in TRANSFORMER_CONFIGS if (read := _read_json(folder / name))),
+        (read for name in TRANSFORMER_CONFIGS if (read := read_optional(folder / name))),
         {},
     )
     if (task := config.get("transformer_task", "feature-extraction")) != "feature-extraction":
@@ -247,7 +308,7 @@ def _read_transformer(folder: Path) -> dict[str, Any]:
 
 def _read_pooling(folder: Path) -> dict[str, Any]:
     """The older spelling has a flag for each pooling."""
-    config = _read_config(folder)
+    config = read_config(folder)
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
@@ -259,57 +320,19 @@ def _read_pooling(folder: Path) -> dict[str, Any]:
     return {"pooling": pooling, "include_prompt": bool(config.get("include_prompt", True))}
 
 
-def _read_dense(folder: Path) -> DenseSettings:
-    config = _read_config(folder)
-    _check_place(config, folder)
-    if config.get("use_residual"):
-        raise MmclError(f"{folder}: a dense layer with a residual connection is not supported; use a model without it")
-    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    name = activation.rsplit(".", 1)[-1].lower()
-    if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise MmclError(f"{folder}: its activation '{activation}' is not supported; use a model without it")
-    layer = Dense(int(config["out_features"]), bool(config.get("bias", True)), name)
-    return DenseSettings(folder, int(config["in_features"]), layer)
-
-
-def _check_place(config: Mapping[str, Any], folder: Path) -> None:
-    """A module works on the pooled vector, unless its settings say otherwise."""
-    for key in ("module_input_name", "module_output_name"):
-        if (name := config.get(key) or "sentence_embedding") != "sentence_embedding":
-            raise MmclError(f"{folder}: works on '{name}' rather than on the pooled vector, which is not supported")
-
-
 def read_token_weights(folder: Path) -> Tensor:
-    """(V,) weights of the tokens.
+    """(V,) weights of the tokens: those of the settings, which are all that the library reads.
 
     Raises:
         MmclError: they are missing or damaged, or one of them is not positive.
     """
-    table = _read_weights(folder).get("emb_layer.weight")
-    if table is None or not bool((table > 0).all()):
-        raise MmclError(f"{folder}: its word weights are missing or not positive, which is not supported")
-    return table.float().squeeze(1)
+    table = weights_of(read_config(folder))
+    if not bool((table > 0).all()):
+        raise MmclError(f"{folder}: one of its word weights is not positive, which is not supported")
+    return table
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a module's folder: safetensors, or in old folders a pickle that may hold tensors alone."""
-    path = next((folder / name for name in (WEIGHTS, "pytorch_model.bin") if (folder / name).is_file()), None)
-    if path is None:
-        raise MmclError(f"{folder}: the weights are missing; take a fresh copy of the model")
-    return read_tensors(path)
-
-
-def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in sorted(shapes.items())) or "nothing"
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The settings of a module that computes nothing known without them."""
-    if not (folder / "config.json").is_file():
-        raise MmclError(f"{folder / 'config.json'}: is missing, but {MODULES} lists its folder; take a fresh copy")
-    return _read_json(folder / "config.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty without it, for nearly all of these files are optional."""
-    return read_json(path) if path.is_file() else {}
+def weights_of(config: Mapping[str, Any]) -> Tensor:
+    """(V,) weights of the words in ``config``: of each as it stands, else in lower case, else one for all others."""
+    known, otherwise = config.get("word_weights") or {}, float(config.get("unknown_word_weight", 1))
+    return torch.tensor([float(known.get(word, known.get(word.lower(), otherwise))) for word in config["vocab"]])

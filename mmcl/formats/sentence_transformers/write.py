@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
+from mmcl.formats.sentence_transformers.files import CONFIG, WEIGHTS, fill
+from mmcl.formats.sentence_transformers.layers import SENTENCE, TOKENS, fill_layer, format_of, write_layer
 from mmcl.formats.sentence_transformers.read import (
     MODULES,
     POOLING_FLAGS,
     POOLING_NAMES,
     SETTINGS,
     TRANSFORMER_CONFIGS,
-    WEIGHTS,
     read_token_weights,
 )
+from mmcl.formats.sentence_transformers.towers import WORDS_CONFIG
 from mmcl.formats.tokenizers import save_tokenizer
-from mmcl.formats.transformers.nets import fill, quiet_transformers
-from mmcl.formats.weights import load_weights, pass_on, save_tensors
-from mmcl.models.heads import ACTIVATIONS
+from mmcl.formats.transformers import nets
+from mmcl.formats.weights import pass_on, save_tensors
+from mmcl.models.heads import Head
+from mmcl.models.layers import Dense, Normalize
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.limits import UNLIMITED
+from mmcl.models.text.static import TokenCounts, TokenMean, WordTower
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
@@ -31,18 +37,33 @@ from mmcl.runtime.files import write_json
 
 def cannot_express(embedder: TextEmbedder) -> str | None:
     """Why that library cannot compute what ``embedder`` does; None if it can."""
-    tower, include_prompt = embedder.tower, embedder.processor.include_prompt
-    if not hasattr(tower.net, "save_pretrained") or tower.padding.length:
-        return "it opens text encoders of transformers only"
+    tower, processor = embedder.tower, embedder.processor
+    if any(isinstance(layer, Dense) and layer.norm != "none" for layer in embedder.head.layers):
+        return "its dense layers have no normalisation in between"
+    if isinstance(tower.net, TokenMean | TokenCounts):
+        return _cannot_express_bag(embedder)
+    if not (hasattr(tower.net, "save_pretrained") or isinstance(tower, WordTower)) or tower.padding.length:
+        return "it opens text encoders of transformers and bags of words only"
+    if isinstance(tower, WordTower) and not processor.include_prompt:
+        return "its word embeddings know of no prompt that is left out of the pooling"
     if tower.token_weights is not None and tower.pooling != "mean":
         return f"it has no token weights in pooling '{tower.pooling}'"
-    if tower.token_weights is not None and not include_prompt:
+    if tower.token_weights is not None and not processor.include_prompt:
         return "its token weights count a prompt that is left out of the pooling"
-    if tower.pooling == "pooler" and not include_prompt:
+    if tower.pooling == "pooler" and not processor.include_prompt:
         return "its first token is the one behind a prompt that is left out of the pooling"
     unknown = [name for name in tower.pooling.split("+") if name not in POOLING_NAMES.values()]
     if unknown and not (tower.pooling == "pooler" and _pooler(tower.net) is not None):
         return f"it has no pooling '{unknown[0]}'"
+    return None
+
+
+def _cannot_express_bag(embedder: TextEmbedder) -> str | None:
+    processor = embedder.processor
+    if processor.ignored_id is not None:
+        return "it counts unknown words, which this one leaves out"
+    if processor.max_tokens < UNLIMITED:
+        return f"it cuts no texts, and this one at {processor.max_tokens} tokens"
     return None
 
 
@@ -52,43 +73,17 @@ def write(towers: Towers, folder: Path) -> None:
     It has the older spellings, which new releases read too. A BERT's own pooler goes into a dense layer.
     """
     embedder, conventions = towers.text(), towers.conventions
-    processor, tower = embedder.processor, embedder.tower
-    if processor.tokenizer.pad_token is None:  # by which that library pads
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    with quiet_transformers():
-        tower.net.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):
-        pass_on(path)
-    save_tokenizer(processor.tokenizer, folder)
-    limit = processor.max_tokens if processor.max_tokens < UNLIMITED else None
-    limits = {"max_seq_length": limit, "do_lower_case": processor.lowercase}
-    write_json(folder / TRANSFORMER_CONFIGS[0], limits)
-    kinds = ["Transformer", *_weighted(tower), "Pooling", *("Dense" for _ in _dense_layers(embedder))]
-    kinds += ["Normalize"] if conventions.normalize else []
-    modules = [(kind, f"{number}_{kind}" if number else "") for number, kind in enumerate(kinds)]
-    for _, name in modules[1:]:
-        (folder / name).mkdir()
-    if tower.token_weights is not None:
-        _write_token_weights(embedder, folder / "1_WordWeights")
-    write_json(folder / f"{kinds.index('Pooling')}_Pooling" / "config.json", _pooling_config(embedder))
-    dense = [name for kind, name in modules if kind == "Dense"]
-    for (layer, activation), name in zip(_dense_layers(embedder), dense, strict=True):
-        settings = {
-            "in_features": layer.in_features,
-            "out_features": layer.out_features,
-            "bias": layer.bias is not None,
-            "activation_function": f"{activation.__module__}.{activation.__name__}",
-        }
-        write_json(folder / name / "config.json", settings)
-        save_tensors(folder / name / WEIGHTS, {f"linear.{key}": value for key, value in layer.state_dict().items()})
-    listing = [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for index, (kind, path) in enumerate(modules)
-    ]
+    listing = []
+    for number, module in enumerate(_modules(embedder, conventions.normalize)):
+        path = module.place(number)
+        (folder / path).mkdir(exist_ok=True)
+        module.write(folder / path)
+        kind = f"sentence_transformers.models.{module.kind}"
+        listing.append({"idx": number, "name": str(number), "path": path, "type": kind})
     write_json(folder / MODULES, listing)
     settings = {
-        "prompts": processor.prompts,
-        "default_prompt_name": processor.default_prompt,
+        "prompts": embedder.processor.prompts,
+        "default_prompt_name": embedder.processor.default_prompt,
         "similarity_fn_name": conventions.similarity,
         "truncate_dim": conventions.truncate_dim,
     }
@@ -101,49 +96,202 @@ def read_weights(embedder: TextEmbedder, folder: Path) -> None:
     Raises:
         MmclError: a file is missing, damaged, or of another architecture.
     """
-    tower = embedder.tower
-    fill(tower.net, folder)
-    if tower.token_weights is not None:
-        values = read_token_weights(folder / "1_WordWeights")
-        if len(values) != len(tower.token_weights.log_weight):
-            raise MmclError(f"{folder / '1_WordWeights'}: not as many weights as the tokenizer has tokens")
-        tower.token_weights.load_state_dict(TokenWeights.of(values).state_dict())
-    for number, (layer, _) in enumerate(_dense_layers(embedder), start=2 + len(_weighted(tower))):
-        load_weights(nn.ModuleDict({"linear": layer}), folder / f"{number}_Dense" / WEIGHTS)
+    for number, module in enumerate(_modules(embedder, normalize=False)):
+        module.read_weights(folder / module.place(number))
 
 
-def _weighted(tower: TextTower) -> list[str]:
-    return [] if tower.token_weights is None else ["WordWeights"]
+class _Module(ABC):
+    """A module of that library made of parts of an encoder."""
+
+    kind: str
+
+    def place(self, number: int) -> str:
+        """Where the module of this number lies in the model's folder; the first one in that itself."""
+        return f"{number}_{self.kind}" if number else ""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write its settings and weights into ``folder``."""
+
+    @abstractmethod
+    def read_weights(self, folder: Path) -> None:
+        """Take the weights that :meth:`write` wrote."""
 
 
-def _write_token_weights(embedder: TextEmbedder, folder: Path) -> None:
-    assert embedder.tower.token_weights is not None, "the caller looks"
-    values = embedder.tower.token_weights.values().cpu()
-    vocabulary = embedder.processor.tokenizer.convert_ids_to_tokens(range(len(values)))
-    by_token = dict(zip(vocabulary, values.tolist(), strict=True))
-    write_json(folder / "config.json", {"vocab": vocabulary, "word_weights": by_token, "unknown_word_weight": 1.0})
-    save_tensors(folder / WEIGHTS, {"emb_layer.weight": values[:, None].contiguous()})
-
-
-def _pooling_config(embedder: TextEmbedder) -> dict[str, Any]:
-    tower = embedder.tower
-    theirs = {ours: name for name, ours in POOLING_NAMES.items()}
-    modes = ["cls" if name == "pooler" else theirs[name] for name in tower.pooling.split("+")]
-    config: dict[str, Any] = {"word_embedding_dimension": int(tower.net.config.hidden_size)}
-    if modes == [mode for mode in POOLING_FLAGS.values() if mode in modes]:
-        config |= {flag: mode in modes for flag, mode in POOLING_FLAGS.items()}
-    else:  # flags cannot say another order
-        config["pooling_mode"] = modes
-    return config if embedder.processor.include_prompt else config | {"include_prompt": False}
-
-
-def _dense_layers(embedder: TextEmbedder) -> list[tuple[nn.Linear, type[nn.Module]]]:
-    """Each dense layer behind the pooled token states, with its activation."""
+def _modules(embedder: TextEmbedder, normalize: bool) -> Iterator[_Module]:
+    """Of the encoder, in order."""
     tower, head = embedder.tower, embedder.head
-    pooler = _pooler(tower.net) if tower.pooling == "pooler" else None
-    activations = [ACTIVATIONS[layer.activation] for layer in head.layers]
-    behind = list(zip(head.linear_layers(), activations, strict=True))
-    return behind if pooler is None else [(pooler, nn.Tanh), *behind]
+    if isinstance(tower.net, TokenMean | TokenCounts):
+        yield (_Static if isinstance(tower.net, TokenMean) else _Counts)(embedder)
+    else:
+        yield (_Words if isinstance(tower, WordTower) else _Transformer)(embedder)
+        yield from _token_layers(tower)
+        if tower.token_weights is not None:
+            yield _TokenWeights(embedder)
+        yield _Pooling(embedder)
+        if tower.pooling == "pooler" and (pooler := _pooler(tower.net)) is not None:
+            yield _Layer(Dense(pooler.out_features, activation="tanh"), [pooler], pooler.in_features, SENTENCE)
+    yield from _head_layers(head)
+    if normalize:
+        yield _Layer(Normalize(), [], head.dim, SENTENCE)
+
+
+def _token_layers(tower: TextTower) -> Iterator[_Module]:
+    width = int(tower.net.config.hidden_size)
+    for layer, modules in () if tower.token_layers is None else tower.token_layers.parts():
+        yield _Layer(layer, modules, width, TOKENS)
+        width = layer.dim(width)
+
+
+def _head_layers(head: Head) -> Iterator[_Module]:
+    width = head.width
+    for layer, modules in head.parts():
+        yield _Layer(layer, modules, width, SENTENCE)
+        width = layer.dim(width)
+
+
+class _Transformer(_Module):
+    kind = "Transformer"
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.processor, self.net = embedder.processor, embedder.tower.net
+        layers = embedder.tower.token_layers
+        self.all_layers = layers is not None and layers.reads_layers
+
+    def write(self, folder: Path) -> None:
+        processor = self.processor
+        if processor.tokenizer.pad_token is None:  # by which that library pads
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        if self.all_layers:  # which that library does not ask for itself
+            self.net.config.output_hidden_states = True
+        with nets.quiet_transformers():
+            self.net.save_pretrained(folder)
+        for path in folder.glob("*.safetensors"):
+            pass_on(path)
+        save_tokenizer(processor.tokenizer, folder)
+        limit = processor.max_tokens if processor.max_tokens < UNLIMITED else None
+        limits = {"max_seq_length": limit, "do_lower_case": processor.lowercase}
+        write_json(folder / TRANSFORMER_CONFIGS[0], limits)
+
+    def read_weights(self, folder: Path) -> None:
+        nets.fill(self.net, folder)
+
+
+class _Words(_Module):
+    kind = "WordEmbeddings"
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.processor, self.vectors = embedder.processor, cast(nn.Embedding, embedder.tower.net.vectors)
+
+    def write(self, folder: Path) -> None:
+        save_tokenizer(self.processor.tokenizer, folder)
+        words = hasattr(self.processor.tokenizer, "stop_words")
+        kind = "WhitespaceTokenizer" if words else "TransformersTokenizerWrapper"
+        settings = {
+            "tokenizer_class": f"sentence_transformers.models.tokenizer.{kind}",
+            "update_embeddings": self.vectors.weight.requires_grad,
+            "max_seq_length": min(self.processor.max_tokens, 10**6),
+        }
+        write_json(folder / WORDS_CONFIG, settings)
+        save_tensors(folder / WEIGHTS, {"emb_layer.weight": self.vectors.weight})
+
+    def read_weights(self, folder: Path) -> None:
+        fill(nn.ModuleDict({"emb_layer": self.vectors}), folder)
+
+
+class _Static(_Module):
+    kind = "StaticEmbedding"
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.processor, self.vectors = embedder.processor, cast(nn.Embedding, embedder.tower.net.vectors)
+
+    def write(self, folder: Path) -> None:
+        save_tokenizer(self.processor.tokenizer, folder)
+        save_tensors(folder / WEIGHTS, {"embedding.weight": self.vectors.weight})
+
+    def read_weights(self, folder: Path) -> None:
+        fill(nn.ModuleDict({"embedding": self.vectors}), folder)
+
+
+class _Counts(_Module):
+    kind = "BoW"
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.processor, self.net = embedder.processor, cast(TokenCounts, embedder.tower.net)
+
+    def write(self, folder: Path) -> None:
+        save_tokenizer(self.processor.tokenizer, folder)
+        settings = {
+            **_weighted(self.processor.tokenizer, self.net.weights.tolist()),
+            "cumulative_term_frequency": self.net.repeats,
+        }
+        write_json(folder / CONFIG, settings)
+        save_tensors(folder / WEIGHTS, {"weights": self.net.weights})
+
+    def read_weights(self, folder: Path) -> None:
+        fill(self.net, folder)
+
+
+class _TokenWeights(_Module):
+    kind = "WordWeights"
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.tokenizer = embedder.processor.tokenizer
+        self.weights = cast(TokenWeights, embedder.tower.token_weights)
+
+    def write(self, folder: Path) -> None:
+        values = self.weights.values().cpu()
+        write_json(folder / CONFIG, _weighted(self.tokenizer, values.tolist()))
+        save_tensors(folder / WEIGHTS, {"emb_layer.weight": values[:, None].contiguous()})
+
+    def read_weights(self, folder: Path) -> None:
+        values = read_token_weights(folder)
+        if len(values) != len(self.weights.log_weight):
+            raise MmclError(f"{folder}: not as many weights as the tokenizer has tokens")
+        self.weights.load_state_dict(TokenWeights.of(values).state_dict())
+
+
+def _weighted(tokenizer: Any, weights: Sequence[float]) -> dict[str, Any]:
+    """Settings that give each token its weight."""
+    vocabulary = tokenizer.convert_ids_to_tokens(range(len(weights)))
+    by_token = dict(zip(vocabulary, weights, strict=True))
+    return {"vocab": vocabulary, "word_weights": by_token, "unknown_word_weight": 1.0}
+
+
+class _Pooling(_Module):
+    kind = "Pooling"
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.tower, self.include_prompt = embedder.tower, embedder.processor.include_prompt
+
+    def write(self, folder: Path) -> None:
+        names = self.tower.pooling.split("+")
+        theirs = {ours: name for name, ours in POOLING_NAMES.items()}
+        modes = ["cls" if name == "pooler" else theirs[name] for name in names]
+        width = self.tower.width // len(names)
+        config: dict[str, Any] = {"word_embedding_dimension": width}
+        if modes == [mode for mode in POOLING_FLAGS.values() if mode in modes]:
+            config |= {flag: mode in modes for flag, mode in POOLING_FLAGS.items()}
+        else:  # flags cannot say another order
+            config["pooling_mode"] = modes
+        write_json(folder / CONFIG, config if self.include_prompt else config | {"include_prompt": False})
+
+    def read_weights(self, folder: Path) -> None:
+        """It has none."""
+
+
+class _Layer(_Module):
+    """A layer of the head, or of the states of tokens."""
+
+    def __init__(self, layer: Any, modules: Sequence[nn.Module], width: int, place: str) -> None:
+        self.layer, self.modules, self.width, self.on = layer, modules, width, place
+        self.kind = format_of(layer).kind
+
+    def write(self, folder: Path) -> None:
+        write_layer(self.layer, self.modules, self.width, self.on, folder)
+
+    def read_weights(self, folder: Path) -> None:
+        fill_layer(self.kind, self.modules, folder)
 
 
 def _pooler(net: Any) -> nn.Linear | None:

@@ -3,8 +3,6 @@ a model folder describes them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +13,28 @@ from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.open_clip import models as open_clip_models
 from mmcl.formats.open_clip import text as open_clip_text
 from mmcl.formats.plausible import weights_bytes
-from mmcl.formats.sentence_transformers.read import read_settings, read_token_weights
+from mmcl.formats.sentence_transformers.read import read_settings
+from mmcl.formats.sentence_transformers.towers import Wanted, open_tower
 from mmcl.formats.tokenizers import open_tokenizer, read_tokenizer
-from mmcl.formats.transformers.nets import local_folder, open_net, rebuild
+from mmcl.formats.towers import registered
+from mmcl.formats.towers.registered import is_registered
+from mmcl.formats.transformers.nets import local_folder, rebuild
 from mmcl.models.activations import checkpoint_activations
-from mmcl.models.text.limits import count_positions, tightest
+from mmcl.models.layers import layer_of_spec, layer_spec
+from mmcl.models.text.limits import count_positions
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.padding import Padding
 from mmcl.models.text.plain import PlainTextTower
+from mmcl.models.text.static import WordTower, WordVectors
+from mmcl.models.text.token_layers import TOKEN_LAYERS
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
-from mmcl.runtime.errors import MmclError, first_line
-from mmcl.runtime.registry import Registry
-
-log = logging.getLogger("mmcl")
+from mmcl.runtime.errors import MmclError
 
 SCRATCH_MAX_TOKENS = 64
 
-TEXT_TOWERS: Registry[Callable[[str, TextTowerConfig, int], nn.Module]] = Registry(
-    "mmcl.text_towers", "text tower", {"bag": "mmcl.models.text.token_bag:token_bag"}
-)
-"""What makes the network of ``KEY:NAME``, from NAME, the tower's settings and the number of tokens in the vocabulary.
-
-The network maps (N, L) token ids and their mask, both int64, to (N, width) features. Its tokenizer is trained on the
-texts of the run, or is that of ``tokenizer.name``. A model folder is read by the same call: with the name, ``args``,
-``layers``, ``width``, ``heads`` and ``dropout`` that it had, and ``pretrained`` false. A network with a method
-``start`` is handed the tokenizer when it is new, before any weights. Another package adds its own by the entry-point
-group ``mmcl.text_towers``."""
-
-_REBUILDS = ("name", "args", "layers", "width", "heads", "dropout")
 _READ = ("max_tokens", "prompts", "default_prompt", "include_prompt", "lowercase")
+_READ_BARE = ("padding_id", "ignored_id")  # of a network that reads no special tokens
 
 NAMED = {
     "scratch": "A small new transformer, with a tokenizer trained on the run's own texts.",
@@ -52,12 +42,6 @@ NAMED = {
     "NAME": "A transformers or sentence-transformers model, by hub name or folder, or `sample:minilm`.",
 }
 """Other text towers by how they are named."""
-
-
-def is_registered(name: str) -> bool:
-    """Whether ``name`` is ``KEY:NAME`` with a key of ``TEXT_TOWERS``."""
-    key, _, model = name.partition(":")
-    return bool(model) and key in TEXT_TOWERS
 
 
 def lacks_tokenizer(config: TextTowerConfig) -> bool:
@@ -106,32 +90,7 @@ def _plain(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, Text
     """A registered tower."""
     if config.pooling is not None:
         raise MmclError(f"model.text.pooling: '{config.name}' has a pooling of its own; leave it out")
-    processor = TextProcessor(_tokenizer(config, tokenizer), max_tokens=config.max_tokens or SCRATCH_MAX_TOKENS)
-    tower = _plain_tower(config, processor)
-    if hasattr(tower.net, "start"):
-        tower.net.start(processor.tokenizer)
-    return processor, tower
-
-
-def _rebuilding(spec: dict[str, Any]) -> TextTowerConfig:
-    """The settings that rebuild a tower of another package, without the weights that it may know of."""
-    if not is_registered(spec["name"]):
-        raise MmclError(f"text tower '{spec['name']}': no package that is installed has it; install the one that does")
-    return TextTowerConfig(**{name: spec[name] for name in _REBUILDS}, pretrained=False)
-
-
-def _plain_tower(config: TextTowerConfig, processor: TextProcessor) -> PlainTextTower:
-    key, _, model = config.name.partition(":")
-    try:
-        net = TEXT_TOWERS[key](model, config, len(processor.tokenizer))
-        return PlainTextTower(net, processor, config.model_dump(include={*_REBUILDS}))
-    except MmclError:
-        raise
-    except Exception as error:  # whatever the code of another package meets
-        raise MmclError(
-            f"text tower '{config.name}': {TEXT_TOWERS.origin(key)} cannot make it ({type(error).__name__}: "
-            f"{first_line(error)}); check its name and model.text.args"
-        ) from error
+    return registered.new_tower(config, _tokenizer(config, tokenizer), config.max_tokens or SCRATCH_MAX_TOKENS)
 
 
 def _scratch(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, TextTower]:
@@ -176,39 +135,33 @@ def open_text_tower(
     Raises:
         MmclError: there is no such model, it cannot be read, or it has fewer positions than ``max_tokens``.
     """
-    folder = local_folder(name)
-    settings = read_settings(folder)
-    source = folder / settings.transformer
-    net, fresh = open_net(name, source, weights)
-    tokenizer = read_tokenizer(source)
-    positions = tightest(count_positions(net), tokenizer.model_max_length)
-    if max_tokens is not None and max_tokens > positions:
-        raise MmclError(f"model.text.max_tokens is {max_tokens}, but '{name}' reads at most {positions}")
-    if pooling == "pooler" and fresh:
-        log.warning("text model '%s': its weights have no pooler; it starts anew, and is to be trained", name)
-    processor = settings.processor(tokenizer, max_tokens or tightest(settings.max_tokens, positions))
-    weighted = settings.token_weights
-    token_weights = None if weighted is None else TokenWeights.of(read_token_weights(weighted))
-    return processor, TextTower(net, processor, pooling=pooling or settings.pooling, token_weights=token_weights)
+    pipeline = read_settings(local_folder(name))
+    return open_tower(pipeline, Wanted(name, weights, max_tokens, pooling))
 
 
 def describe_text_tower(processor: TextProcessor, tower: TextTower) -> dict[str, Any]:
     """What rebuilds both, weights and tokenizer files apart."""
     if isinstance(tower, OpenClipTextTower):
         return open_clip_text.describe_text_tower(processor, tower)
-    read = {name: getattr(processor, name) for name in _READ}
+    bare = isinstance(tower, WordTower) or getattr(tower.net, "bare", False)
+    read = {name: getattr(processor, name) for name in (*_READ, *(_READ_BARE if bare else ()))}
     if isinstance(tower, PlainTextTower):
         return {"library": tower.spec["name"].partition(":")[0], **tower.spec, **read}
-    padding = tower.padding
+    padding, layers = tower.padding, [] if tower.token_layers is None else tower.token_layers.layers
+    words = isinstance(tower, WordTower)
     return {
-        "config": tower.net.config.to_diff_dict(),
-        "architecture": type(tower.net).__name__,
+        **({"words": list(tower.net.vectors.weight.shape)} if words else _of_transformers(tower.net)),
         "pooling": tower.pooling,
         **read,
         **({"padded": padding.length, "masked": padding.masked} if padding.length else {}),
         **({} if padding.length else {"mixes_padding": padding.mixes, "least_tokens": padding.least_tokens}),
         **({"token_weights": True} if tower.token_weights is not None else {}),
+        **({"token_layers": [layer_spec(layer, TOKEN_LAYERS) for layer in layers]} if layers else {}),
     }
+
+
+def _of_transformers(net: Any) -> dict[str, Any]:
+    return {"config": net.config.to_diff_dict(), "architecture": type(net).__name__}
 
 
 def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> tuple[TextProcessor, TextTower]:
@@ -221,14 +174,17 @@ def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> tuple
     """
     if spec.get("library") == "open_clip":
         return open_clip_text.rebuild_text_tower(spec, files)
-    read = {name: spec[name] for name in _READ if name in spec}
+    read = {name: spec[name] for name in (*_READ, *_READ_BARE) if name in spec}
     if "library" in spec:
         processor = TextProcessor(read_tokenizer(files), **read)
-        return processor, _plain_tower(_rebuilding(spec), processor)
-    net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
-    tokenizer = read_tokenizer(files)
-    if spec["max_tokens"] > (positions := count_positions(net)):
-        raise ValueError(f"max_tokens is {spec['max_tokens']}, and there are {positions} positions")
+        return processor, registered.rebuild(spec, processor)
+    tokenizer, words = read_tokenizer(files), "words" in spec
+    if words:
+        net: Any = WordVectors(*spec["words"])
+    else:
+        net = rebuild(spec["config"], spec.get("architecture"), weights_bytes(folder))
+        if spec["max_tokens"] > (positions := count_positions(net)):
+            raise ValueError(f"max_tokens is {spec['max_tokens']}, and there are {positions} positions")
     processor = TextProcessor(tokenizer, **read)
     padding = Padding(
         length=spec.get("padded", 0),
@@ -236,5 +192,10 @@ def rebuild_text_tower(spec: dict[str, Any], folder: Path, files: Path) -> tuple
         mixes=spec.get("mixes_padding"),
         least_tokens=spec.get("least_tokens", 1),
     )
-    weights = TokenWeights(len(tokenizer)) if spec.get("token_weights") else None
-    return processor, TextTower(net, processor, pooling=spec["pooling"], padding=padding, token_weights=weights)
+    settings = {
+        "pooling": spec["pooling"],
+        "padding": padding,
+        "token_weights": TokenWeights(len(tokenizer)) if spec.get("token_weights") else None,
+        "layers": [layer_of_spec(layer, TOKEN_LAYERS) for layer in spec.get("token_layers", ())],
+    }
+    return processor, (WordTower if words else TextTower)(net, processor, **settings)

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from mmcl.config.model import WIDEST
 from mmcl.config.section import Section
-from mmcl.models.heads import Dense, Head
+from mmcl.models.heads import Head
+from mmcl.models.layers import Dense
 
 Width = Annotated[int, Field(ge=1, le=WIDEST)]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmcl.config.model import TextTowerConfig
 from mmcl.data.processors.unigram import BLANK
+from mmcl.models.text.static import TokenCounts, TokenMean
 from mmcl.models.text.token_weights import token_frequencies
 from mmcl.runtime.errors import MmclError
 
@@ -128,14 +129,19 @@ def _distinct(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return torch.empty_like(first).scatter(1, order, first)
 
 
-def token_bag(name: str, config: TextTowerConfig, entries: int) -> TokenBag:
-    """`bag:ngrams`: a new weighted sum of token vectors, which start from character n-grams.
+def token_bag(name: str, config: TextTowerConfig, entries: int) -> nn.Module:
+    """A new bag of tokens: `bag:ngrams` is a :class:`TokenBag`, `bag:mean` a
+    :class:`~mmcl.models.text.static.TokenMean`, and `bag:counts` a :class:`~mmcl.models.text.static.TokenCounts`.
 
-    The arguments of :class:`TokenBag` are those of ``model.text.args``.
+    Their arguments are those of ``model.text.args``, beside the size of the vocabulary and ``model.text.width``.
 
     Raises:
         MmclError: there is no bag of that name.
     """
-    if name != "ngrams":
-        raise MmclError(f"text tower 'bag:{name}': there is no such bag; use bag:ngrams")
-    return TokenBag(entries, config.width, **config.args)
+    if name == "ngrams":
+        return TokenBag(entries, config.width, **config.args)
+    if name == "mean":
+        return TokenMean(**{"entries": entries, "width": config.width} | config.args)
+    if name == "counts":
+        return TokenCounts(**{"entries": entries} | config.args)
+    raise MmclError(f"text tower 'bag:{name}': there is no such bag; use bag:ngrams, bag:mean or bag:counts")

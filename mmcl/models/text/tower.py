@@ -19,6 +19,7 @@ from mmcl.models.text.limits import position_padding
 from mmcl.models.text.packed_bert import packs
 from mmcl.models.text.padding import Padding, measure_padding
 from mmcl.models.text.pooling import pool, reads_layers, split_pooling
+from mmcl.models.text.token_layers import TokenLayers
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.tower import Tower
 from mmcl.runtime.errors import MmclError
@@ -41,11 +42,13 @@ class TextTower(Tower):
         pooling: as below.
         padding: how the network reads it; what is not known is measured.
         token_weights: of the pooling, if it has any.
+        layers: between the states and the pooling, see :data:`~mmcl.models.text.token_layers.TOKEN_LAYERS`.
 
     Attributes:
         pooling: how token states become one vector, see :func:`mmcl.models.text.pooling.pool` and :data:`OWN_VECTOR`.
         padding: how the network reads texts that are shorter than others.
         token_weights: as given.
+        token_layers: the layers as modules.
 
     Raises:
         MmclError: network and tokenizer do not belong together, or the network has no such pooling.
@@ -59,10 +62,12 @@ class TextTower(Tower):
         pooling: str,
         padding: Padding | None = None,
         token_weights: TokenWeights | None = None,
+        layers: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         self.net = net
         self.token_weights = token_weights
+        self.token_layers = TokenLayers(int(net.config.hidden_size), layers) if layers else None
         self._check_vocabulary(processor.tokenizer)
         self._padding_id, self._pads_left = processor.padding_id, processor.pads_left
         self._longest = processor.max_tokens
@@ -73,7 +78,7 @@ class TextTower(Tower):
         speed_up_dropout(net)
         self.set_pooling(pooling)
         if padding.mixes is None:
-            known = bool(padding.length) or packs(net)
+            known = bool(padding.length) or (packs(net) and not layers)
             self.padding = replace(padding, mixes=False)
             if not known:
                 entries = self._vocabulary(processor.tokenizer)
@@ -89,6 +94,8 @@ class TextTower(Tower):
             MmclError: there is no such pooling, or the model has no pooler.
         """
         pooler = getattr(self.net, "pooler", None)
+        if self.token_layers is not None and (pooling in OWN_VECTOR or reads_layers(pooling)):
+            raise MmclError(f"model.text.pooling: '{pooling}' knows nothing of the layers behind the network; use mean")
         if pooling == "pooler" and not isinstance(pooler, nn.Module):
             raise MmclError(f"model.text.pooling: a {type(self.net).__name__} has no pooler; use cls or mean")
         if isinstance(pooler, nn.Module):  # unused, no gradient reaches it, which data parallelism would wait for
@@ -97,7 +104,8 @@ class TextTower(Tower):
         if pooling in OWN_VECTOR:
             self.width = self._measure_width()
         else:
-            self.width = len(split_pooling(pooling)) * int(self.net.config.hidden_size)
+            width = self.net.config.hidden_size if self.token_layers is None else self.token_layers.width
+            self.width = len(split_pooling(pooling)) * int(width)
 
     def forward(
         self,
@@ -116,7 +124,7 @@ class TextTower(Tower):
             embeddings: (N, L, hidden size) of the tokens, where :meth:`embed_tokens` gave them.
         """
         input_ids, attention_mask = self._fill_up(input_ids, attention_mask)
-        options = {"output_hidden_states": True} if reads_layers(self.pooling) else {}
+        options = {"output_hidden_states": True} if self.reads_layers else {}
         tokens = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
         if embeddings is not None and (padding := position_padding(self.net)) is not None:
             read = input_ids != padding  # as these models count where they are given the ids
@@ -127,6 +135,8 @@ class TextTower(Tower):
         layers = states_of_layers(output)
         weights = None if self.token_weights is None else self.token_weights(input_ids)
         states = output.last_hidden_state
+        if self.token_layers is not None:
+            states = self.token_layers(states, attention_mask, layers)
         return pool(states, attention_mask, self.pooling, skipped=skipped, layers=layers, weights=weights)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -139,6 +149,11 @@ class TextTower(Tower):
         """The table of token embeddings, (vocabulary, hidden size), to which token logits may be tied."""
         table: nn.Embedding = self.net.get_input_embeddings()
         return table
+
+    @property
+    def reads_layers(self) -> bool:
+        """Whether it needs the states of other layers of the network than the last."""
+        return reads_layers(self.pooling) or (self.token_layers is not None and self.token_layers.reads_layers)
 
     @property
     def table_gradients(self) -> bool:

@@ -8,7 +8,7 @@ import transformers
 
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
-from mmcl.models.heads import Dense
+from mmcl.models.layers import Dense
 
 from .made import CORPUS, KINDS, SMALL, byte_pairs, made_here
 

@@ -12,7 +12,8 @@ import transformers
 from mmcl.data.processors.text import TextProcessor
 from mmcl.encoding.encoder import Encoder
 from mmcl.formats.towers.text import open_text_tower
-from mmcl.models.heads import Dense, Head
+from mmcl.models.heads import Head
+from mmcl.models.layers import Dense
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import mmcl
-from mmcl.models.heads import Dense
+from mmcl.models.layers import Dense
 from mmcl.runtime.errors import MmclError
 
 from .made import DENSE, KINDS, POOLINGS, TEXTS, assert_same, made_by_them, made_here, theirs, unit, write

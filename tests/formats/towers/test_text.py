@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import mmcl
 from mmcl.config import load_config
 from mmcl.formats.export import cannot_export
-from mmcl.formats.towers.text import TEXT_TOWERS
+from mmcl.formats.towers.registered import TEXT_TOWERS
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 from mmcl.training.build import build_method
