@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmcl.data.rows import Rows
-from mmcl.encoding.corpora.stored import id_table
+from mmcl.encoding.corpora.stored import id_array, id_table
 from mmcl.retrieval.filters import kind_of
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
 from mmcl.runtime.errors import MmclError, nearest
@@ -21,6 +21,7 @@ from mmcl.runtime.printable import short_repr
 log = logging.getLogger("mmcl")
 _KINDS = "text, numbers, true or false, times, or lists of these"
 _OWN = ("id", "label")  # may be given as columns, but are no others
+_WHOLE = 2**53  # up to it, float64 holds all whole numbers
 
 
 class Metadata:
@@ -86,7 +87,7 @@ class Metadata:
     def added(self, table: pa.Table) -> Metadata:
         """With the rows of ``table``, which :meth:`fitting` gave, behind those that are there."""
         removed = None if self.removed is None else np.concatenate([self.removed, np.zeros(len(table), bool)])
-        return Metadata(pa.concat_tables([self.table, table]), removed)
+        return Metadata(pa.concat_tables([self.table.cast(table.schema), table]), removed)
 
     def marked(self, positions: np.ndarray) -> Metadata:
         """With the rows at these positions removed, though their places remain."""
@@ -95,9 +96,8 @@ class Metadata:
         return Metadata(self.table, removed)
 
     def fitting(self, ids: Ids, count: int, columns: MetaColumns | None) -> pa.Table:
-        """Ids and columns of ``count`` new vectors, with the names and types of those that are there.
-
-        A label may be missing.
+        """Ids and columns of ``count`` new vectors, with the names and types of those that are there. Where these are
+        whole numbers and the new ones have fractions, the column is of fractions from now on. A label may be missing.
 
         Raises:
             MmclError: another number of them, ids of the other type, or columns that are missing, unknown or of
@@ -112,29 +112,57 @@ class Metadata:
             raise MmclError(f"the index has no column '{extra[0]}'; {hint or 'build it anew with this column'}")
         if missing := [name for name in self.columns if name not in table.column_names]:
             raise MmclError(f"the index has a column '{missing[0]}'; give its values too, or None for each")
-        return pa.table({field.name: _cast(table, field, count) for field in schema}, schema)
+        return pa.table({name: self._like(table, name) for name in schema.names})
+
+    def _like(self, table: pa.Table, name: str) -> pa.Array:
+        """A column of ``table`` as the column of this name here is."""
+        held = self.table.schema.field(name).type
+        if name not in table.column_names or table[name].null_count == len(table):
+            return pa.nulls(len(table), held)
+        column = table[name].combine_chunks()
+        if held == pa.int64() and pa.types.is_floating(column.type):
+            try:
+                return column.cast(held)
+            except pa.ArrowInvalid:  # it has fractions
+                if (pc.max(pc.abs(self.table[name])).as_py() or 0) <= _WHOLE:
+                    return column
+        widened = pa.types.is_floating(held) and pa.types.is_integer(column.type)
+        if column.type == held or widened or (pa.types.is_timestamp(held) and pa.types.is_timestamp(column.type)):
+            return column.cast(held)  # a time without a zone is in UTC, as one that a condition names
+        here, new = kind_of(held), kind_of(column.type)
+        if here == new:
+            here, new = f"{here} ({held})", f"{new} ({column.type})"
+        raise MmclError(f"column '{name}' of the index holds {here}, and the new values are {new}")
 
     def wanted(self, ids: Ids) -> pa.Array:
         """Ids as those of the index are. Raises ``MmclError`` if they cannot be."""
-        wanted = id_table(ids, len(ids))["id"].combine_chunks()
+        wanted = id_array(ids)
         held = self.table.schema.field("id").type
         try:
             return wanted.cast(held)
         except pa.ArrowInvalid:
-            raise MmclError(
-                f"the ids of the index are whole numbers, unlike {short_repr(wanted[0].as_py(), 40)}"
-            ) from None
+            other = next(one.as_py() for one in wanted if not _casts(one, held))
+            raise MmclError(f"the ids of the index are whole numbers, unlike {short_repr(other, 40)}") from None
 
     def _where(self, wanted: pa.Array) -> np.ndarray:
         found = pc.is_in(self.ids, value_set=wanted).to_numpy(zero_copy_only=False)
         return np.flatnonzero(found if self.removed is None else found & ~self.removed)
 
 
+def _casts(value: pa.Scalar, kind: pa.DataType) -> bool:
+    try:
+        value.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
 def with_columns(table: pa.Table, columns: MetaColumns | None) -> pa.Table:
     """A table of N ids with columns of metadata, of which those of the same name are replaced.
 
     Text, whole and other numbers, booleans, times and lists of these are kept, as ``large_string``, ``int64``,
-    ``float64``, ``bool``, ``timestamp[us]`` (in UTC where a time zone is known) and ``large_list``.
+    ``float64``, ``bool``, ``timestamp[us]`` (in UTC where a time zone is known) and ``large_list``. A number that is
+    NaN is empty, as pandas writes what is missing.
 
     Raises:
         MmclError: a column of another length, or of something else.
@@ -187,7 +215,8 @@ def source_columns(
     for name, kind in wanted:
         cells = [None if cell == "" and kind else cell for cell in rows.column(name)]
         values = [_READ[kind](cell, rows.name, name) for cell in cells] if kind else cells
-        table[name] = _array(name, values).take(of)
+        typed = pa.nulls(len(values), _EMPTY[kind]) if kind and not any(v is not None for v in values) else values
+        table[name] = _array(name, typed).take(of)
     return pa.table(table)
 
 
@@ -239,6 +268,7 @@ def _time(cell: Any, source: str, name: str) -> datetime | None:
 
 _READ = {"text": _text, "number": _number, "time": _time}
 _READ_AS = {"text": "text", "numbers": "number", "times": "time"}
+_EMPTY = {"text": pa.large_string(), "number": pa.int64(), "time": pa.timestamp("us")}  # of a column without values
 
 
 def _array(name: str, values: Any) -> pa.Array:
@@ -248,7 +278,8 @@ def _array(name: str, values: Any) -> pa.Array:
     try:
         array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        return array.cast(_kept_as(array.type))
+        array = array.cast(_kept_as(array.type))
+        return pc.if_else(pc.is_nan(array), None, array) if pa.types.is_floating(array.type) else array
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise MmclError(f"column '{name}' must hold {_KINDS} ({str(error).splitlines()[0]:.200})") from None
 
@@ -272,15 +303,3 @@ def _kept_as(given: pa.DataType) -> pa.DataType:
     if types.is_string(given) or types.is_large_string(given) or types.is_string_view(given) or types.is_null(given):
         return pa.large_string()
     raise TypeError(f"not {given}")
-
-
-def _cast(table: pa.Table, field: pa.Field, count: int) -> pa.Array:
-    if field.name not in table.column_names:
-        return pa.nulls(count, field.type)
-    column = table[field.name].combine_chunks()
-    widened = pa.types.is_integer(column.type) and pa.types.is_floating(field.type)
-    if column.type == field.type or widened or column.null_count == len(column):
-        return column.cast(field.type) if column.null_count < len(column) else pa.nulls(count, field.type)
-    raise MmclError(
-        f"column '{field.name}' of the index holds {kind_of(field.type)}, and the new values are {kind_of(column.type)}"
-    )

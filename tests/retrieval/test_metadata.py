@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmcl.data.sources import open_source
+from mmcl.retrieval.filters import matching
 from mmcl.retrieval.metadata import Metadata, source_columns, with_columns
 from mmcl.runtime.errors import MmclError
 
@@ -80,11 +81,51 @@ def test_what_was_not_found_has_an_empty_row():
     assert metadata.at(np.array([1, -1])).to_pylist() == [{"id": "b", "n": 2}, {"id": None, "n": None}]
 
 
+@pytest.mark.parametrize("given", ["ab", b"ab", 5, None])
+def test_one_id_is_no_list_of_ids(given):
+    metadata = Metadata(ids("a", "b"))
+    for ask in (metadata.positions, metadata.every, lambda of: metadata.fitting(of, 2, None)):
+        with pytest.raises(MmclError, match="give a list of them"):
+            ask(given)
+
+
+def test_what_pandas_writes_for_a_missing_number_is_empty():
+    table = with_columns(ids("a", "b", "c"), {"x": np.array([0.5, np.nan, 2])})
+    assert table["x"].to_pylist() == [0.5, None, 2.0]
+    assert matching(table, "x != 0.5").tolist() == [False, False, True]
+
+
+def test_whole_numbers_become_fractions_where_new_values_have_such():
+    metadata = Metadata(with_columns(ids("a", "b"), {"x": [1, None]}))
+    assert metadata.fitting(["c"], 1, {"x": [2.0]}).schema.field("x").type == pa.int64()
+    grown = metadata.added(metadata.fitting(["c"], 1, {"x": [2.5]}))
+    assert grown.table["x"].to_pylist() == [1.0, None, 2.5]
+    assert grown.added(grown.fitting(["d"], 1, {"x": [3]})).table["x"].to_pylist() == [1.0, None, 2.5, 3.0]
+    with pytest.raises(MmclError, match=r"'x' of the index holds numbers \(int64\), and .* numbers \(double\)"):
+        Metadata(with_columns(ids("a"), {"x": [2**53 + 1]})).fitting(["c"], 1, {"x": [2.5]})
+    with pytest.raises(MmclError, match="'x' of the index holds numbers, and the new values are text"):
+        metadata.fitting(["c"], 1, {"x": ["2"]})
+
+
+def test_times_with_and_without_a_zone_are_both_in_utc():
+    without, within = datetime.datetime(2024, 1, 2), datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC)
+    for held, new in ((without, within), (within, without)):
+        metadata = Metadata(with_columns(ids("a"), {"x": [held]}))
+        assert metadata.added(metadata.fitting(["b"], 1, {"x": [new]})).table["x"].to_pylist() == [held, held]
+
+
+def test_a_column_of_empty_cells_is_of_what_it_is_read_as(tmp_path):
+    (tmp_path / "rows.csv").write_text("id,price,added,code\na,,,\nb,,,\n")
+    rows = open_source(tmp_path / "rows.csv")
+    table = source_columns(rows, ["price:number", "added:time", "code:text"], pa.array(["a", "b"]))
+    assert [str(field.type) for field in table.schema] == ["int64", "timestamp[us]", "large_string"]
+
+
 def test_ids_typed_on_a_command_line_are_numbers_where_the_index_has_numbers():
     metadata = Metadata(ids(1, 20))
     assert metadata.positions(["20", "1"]).tolist() == [1, 0]
     with pytest.raises(MmclError, match="the ids of the index are whole numbers, unlike 'a'"):
-        metadata.positions(["a"])
+        metadata.positions(["1", "a"])
 
 
 def test_columns_of_a_source_stand_beside_the_vectors_of_their_ids(tmp_path, caplog):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import sha256_file, write_json
+from mmcl.runtime.printable import short_repr
 from mmcl.runtime.version import __version__
 
 T = TypeVar("T", bound="Stored")
@@ -138,7 +139,7 @@ def id_table(ids: Any, count: int, labels: Sequence[str | None] | None = None) -
     Raises:
         MmclError: not ``count`` ids or labels, or ids that are neither all integers nor all strings.
     """
-    columns = {"id": _id_array(ids)}
+    columns = {"id": id_array(ids)}
     if labels is not None:
         columns["label"] = pa.array(labels, pa.large_string())
     for name, column in columns.items():
@@ -147,7 +148,10 @@ def id_table(ids: Any, count: int, labels: Sequence[str | None] | None = None) -
     return pa.table(columns)
 
 
-def _id_array(ids: Any) -> pa.Array:
+def id_array(ids: Any) -> pa.Array:
+    """Ids as int64 or strings. Raises ``MmclError`` for others, for None among them, and for a single one."""
+    if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__"):
+        raise MmclError(f"ids are {short_repr(ids, 40)}; give a list of them")
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()
     try:
