@@ -72,7 +72,7 @@ def build(
 ) -> None:
     """Index the vectors of a folder."""
     from mmcl.encoding import open_vectors
-    from mmcl.retrieval.index import INDEXES, check_free
+    from mmcl.retrieval.index import INDEXES, check_free, save_alone
     from mmcl.retrieval.metadata import source_columns
 
     if (columns is None) != (source is None):
@@ -98,7 +98,7 @@ def build(
     )
     if asked is not None:
         index.tune(asked, stored)  # type: ignore[attr-defined]  # which FAISS has
-    index.save(out)
+    save_alone(index, out)
     _print_info(index.info())
 
 

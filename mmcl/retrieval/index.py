@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from mmcl.encoding.corpora.stored import same_origin
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import as_path, folder_to_write, read_json
+from mmcl.runtime.files import as_path, atomic_folder, folder_to_write, read_json
 from mmcl.runtime.lock import exclusive
 from mmcl.runtime.registry import Registry
 
@@ -22,6 +25,8 @@ MetaColumns: TypeAlias = Mapping[str, Any] | pa.Table
 """Metadata beside the vectors: {name: N values}, or an Arrow table of N rows."""
 INDEX_FILE = "index.json"
 """The file that describes an index, in its folder."""
+LEXICAL, FUSION = "lexical", "fusion.json"
+"""What may lie beside an index in its folder: the words of its things, and how hybrid searches fuse."""
 
 
 class Hits(NamedTuple):
@@ -166,6 +171,28 @@ def check_free(folder: str | Path) -> Path:
 
 
 @contextmanager
+def replaced(folder: Path, index: VectorIndex) -> Iterator[Path]:
+    """A new folder for an index, which takes the place of ``folder`` if the block ends without an error. What lies
+    beside an index of the same model there stays."""
+    with atomic_folder(folder) as new:
+        yield new
+        old = read_json(folder / INDEX_FILE) if (folder / INDEX_FILE).is_file() else {}
+        if not known_to_differ(old.get("model"), old.get("encoder"), index):
+            for name in (LEXICAL, FUSION):
+                if (folder / name).is_dir():
+                    shutil.copytree(folder / name, new / name, copy_function=_link_or_copy)
+                elif (folder / name).exists():
+                    _link_or_copy(folder / name, new / name)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # of a file system without links
+        shutil.copy2(source, target)
+
+
+@contextmanager
 def changing(folder: str | Path) -> Iterator[VectorIndex]:
     """The index in a folder, which is saved there again at the end of a block that raises nothing.
 
@@ -173,17 +200,37 @@ def changing(folder: str | Path) -> Iterator[VectorIndex]:
         MmclError: as :func:`open_index`; or another process is changing the index.
     """
     path = as_path(folder).absolute()
-    lock = path.with_name(f".{path.name}.changing")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive(lock, "changing an index by"))
-        except MmclError:
-            raise MmclError(f"{path}: another process is changing this index; wait until it has ended") from None
+    with _alone(path):
         index = open_index(path)
         yield index
         index.save(path)
+
+
+def save_alone(index: VectorIndex, folder: str | Path) -> None:
+    """Save an index that is new, after whatever is changing the one in its folder: it would be overwritten by that."""
+    path = as_path(folder).absolute()
+    with _alone(path, wait=True):
+        index.save(path)
+
+
+@contextmanager
+def _alone(path: Path, *, wait: bool = False) -> Iterator[None]:
+    lock = path.with_name(f".{path.name}.changing")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(lock, "changing an index by", wait=wait))
+        except MmclError:
+            raise MmclError(f"{path}: another process is changing this index; wait until it has ended") from None
+        yield
     with suppress(OSError):  # left by a process that was killed
         lock.rmdir()
+
+
+def known_to_differ(model: str | None, encoder: Mapping[str, Any] | None, index: VectorIndex) -> bool:
+    """Whether it is known that a model, by its name and fingerprint, is another than that of an index."""
+    if encoder is not None and index.encoder is not None:
+        return not same_origin(encoder, index.encoder)
+    return None not in (model, index.model) and model != index.model
 
 
 class VectorShards(Protocol):

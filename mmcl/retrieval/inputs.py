@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from mmcl.encoding.corpora.vectors import let_go
 from mmcl.losses.logits.similarity import Similarity, unit_rows
-from mmcl.retrieval.index import VectorShards
-from mmcl.runtime.errors import MmclError
+from mmcl.retrieval.index import VectorIndex, VectorShards, known_to_differ
+from mmcl.runtime.errors import MmclError, nearest
+
+BLOCK_BYTES = 2**23
+"""Of float32 vectors that are looked at together."""
 
 
 class InMemory:
@@ -104,6 +108,37 @@ def prepared(block: np.ndarray, similarity: Similarity, name: Callable[[Any], st
     if len(zero):
         raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out or use 'dot'")
     return unit_rows(block)
+
+
+def blocks(shards: VectorShards, similarity: Similarity, table: pa.Table) -> Iterator[tuple[int, np.ndarray]]:
+    """Number of the first vector and (n, D) prepared vectors, block by block."""
+    first = 0
+    rows = max(1, BLOCK_BYTES // (4 * shards.dim))
+    for _, shard in shards.iter_shards():
+        for start in range(0, len(shard), rows):
+            name = lambda row, first=first: f"id {table['id'][first + int(row)].as_py()!r}"  # noqa: E731
+            block = prepared(shard[start : start + rows], similarity, name)
+            yield first, block
+            first += len(block)
+            let_go(shard)
+
+
+def check_similarity(similarity: str) -> None:
+    """Raise ``MmclError`` for what is none."""
+    if similarity not in get_args(Similarity):
+        raise MmclError(f"unknown similarity '{similarity}'; {nearest(str(similarity), get_args(Similarity))}")
+
+
+def check_origin(shards: VectorShards, index: VectorIndex) -> None:
+    """Raise ``MmclError`` for vectors of another dimension than those of an index, or known to be another model's."""
+    if shards.dim != index.dim:
+        raise MmclError(f"the vectors have {shards.dim} dimensions, those of the index have {index.dim}")
+    if known_to_differ(shards.model, getattr(shards, "encoder", None), index):
+        same = " with other weights or another prompt" if shards.model == index.model else ""
+        raise MmclError(
+            f"the vectors are of model '{shards.model}'{same}, those of the index of '{index.model}'; "
+            "encode them with that one, or build an index of their own"
+        )
 
 
 def asked_for(queries: Any, k: Any, dim: int, similarity: Similarity, model: str | None = None) -> np.ndarray:

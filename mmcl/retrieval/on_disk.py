@@ -30,11 +30,11 @@ from mmcl.encoding.corpora.stored import (
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.exact import exact_search
 from mmcl.retrieval.filters import kind_of, matching
-from mmcl.retrieval.index import INDEX_FILE, Hits, Ids, MetaColumns, check_free
-from mmcl.retrieval.inputs import asked_for
+from mmcl.retrieval.index import INDEX_FILE, Hits, Ids, MetaColumns, check_free, replaced
+from mmcl.retrieval.inputs import asked_for, check_similarity
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import as_path, atomic_folder
+from mmcl.runtime.files import as_path
 
 _FORMAT, _VERSION = "mmcl index", 2
 _REBUILD = "build it with: mmcl index build VECTORS --to disk --out INDEX"
@@ -48,6 +48,7 @@ class _About(Stored):
     similarity: Similarity
     dim: Annotated[int, Field(ge=1)]
     count: Annotated[int, Field(ge=1)]
+    checksum: str | None = None
     model: str | None
     near: str | None = None
     encoder: CorpusFingerprint | None = None
@@ -99,6 +100,7 @@ class DiskIndex:
         Raises:
             MmclError: the vectors are not on disk, there are none, or ids or columns do not fit.
         """
+        check_similarity(similarity)
         if not isinstance(vectors, Vectors | FileVectors):
             raise MmclError("an index on disk is over vectors on disk; open them with mmcl.encoding.open_vectors(path)")
         if not len(vectors):
@@ -114,6 +116,7 @@ class DiskIndex:
             "similarity": similarity,
             "dim": vectors.dim,
             "count": len(vectors),
+            "checksum": _checksum(vectors),
             "model": model if model is not None else vectors.model,
             "encoder": vectors.encoder if model in (None, vectors.model) else None,
         }
@@ -182,7 +185,7 @@ class DiskIndex:
         """
         folder = check_free(folder)
         beside = {"near": near(folder, self.model), "near_vectors": near(folder, self._about["vectors"])}
-        with atomic_folder(folder) as new:
+        with replaced(folder, self) as new:
             write_table(new / _TABLE, self._metadata.table)
             files = {_TABLE: file_record(new / _TABLE)}
             write_description(new / INDEX_FILE, _FORMAT, _VERSION, self._about | beside | {"files": files})
@@ -204,8 +207,7 @@ class DiskIndex:
         about["vectors"] = found_model(folder, about["vectors"], about.pop("near_vectors"))
         stored, table = open_vectors(about["vectors"]), read_table(folder / _TABLE)
         same = (len(stored), stored.dim) == (about["count"], about["dim"]) and len(table) == len(stored)
-        known = about["encoder"] and stored.encoder
-        if not same or (known and about["encoder"]["weights"] != stored.encoder["weights"]):  # type: ignore[index]
+        if not same or (None not in (about["checksum"], _checksum(stored)) and about["checksum"] != _checksum(stored)):
             raise MmclError(
                 f"{folder}: the vectors in {about['vectors']} are others than those it was built of; {_REBUILD}"
             )
@@ -216,6 +218,11 @@ class DiskIndex:
             f"an index over vectors on disk changes with these: write them to {self._about['vectors']} anew, or "
             "`mmcl vectors merge` them with others, and build the index again"
         )
+
+
+def _checksum(stored: Vectors | FileVectors) -> str | None:
+    """Of the vectors and their ids; of other programs' files it is not known without reading all of them."""
+    return stored.checksum if isinstance(stored, Vectors) else None
 
 
 class _Selected:

@@ -84,7 +84,11 @@ def entries(folder: Path) -> list[Path]:
 def _lock(path: Path, what: str, *, wait: bool = False) -> int | None:
     """The descriptor of the lock, which is held until it is closed; None if it is another's."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # whoever held the lock before has removed the folder, too
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.fstat(descriptor).st_ino == path.stat().st_ino:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from mmcl.encoding import VectorWriter, open_vectors
 from mmcl.retrieval import Index, open_index
-from mmcl.retrieval.index import INDEXES, changing
+from mmcl.retrieval.index import INDEXES, changing, save_alone
 from mmcl.runtime.errors import MmclError
 
 VECTORS = np.random.default_rng(0).normal(size=(3_000, 64)).astype("float32")
@@ -133,11 +134,9 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(tmp_path, spec):
 
 def test_one_process_at_a_time_changes_an_index(tmp_path):
     Index.build(VECTORS[:10]).save(tmp_path / "index")
-    process = child(tmp_path / "index", lambda index: time.sleep(30))
+    process = child(tmp_path / "index", lambda index: time.sleep(600))
     try:
-        for _ in range(100):
-            if (tmp_path / ".index.changing" / ".lock").exists():
-                break
+        while not (tmp_path / ".index.changing" / ".lock").exists():
             time.sleep(0.05)
         with (
             pytest.raises(MmclError, match="index: another process is changing this index"),
@@ -150,6 +149,41 @@ def test_one_process_at_a_time_changes_an_index(tmp_path):
     with changing(tmp_path / "index") as index:
         index.remove([3])
     assert len(Index.load(tmp_path / "index")) == 9
+
+
+def test_an_index_that_is_built_anew_is_saved_after_a_change_that_had_begun(tmp_path):
+    Index.build(VECTORS[:10]).save(tmp_path / "index")
+    events = []
+
+    def build():
+        save_alone(Index.build(VECTORS[:3]), tmp_path / "index")
+        events.append("built")
+
+    with changing(tmp_path / "index") as index:
+        building = threading.Thread(target=build)
+        building.start()
+        time.sleep(0.3)
+        index.remove([3])
+        events.append("changed")
+    building.join()
+    assert events == ["changed", "built"]
+    assert len(open_index(tmp_path / "index")) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_words_and_learned_weights_stay_beside_a_changed_index_of_the_same_model(tmp_path):
+    folder = tmp_path / "index"
+    Index.build(VECTORS[:10], model="m").save(folder)
+    (folder / "lexical").mkdir()
+    (folder / "lexical" / "words").write_text("cat")
+    (folder / "fusion.json").write_text("{}")
+    with changing(folder) as index:
+        index.remove([3])
+    Index.build(VECTORS[:10], model="m").save(folder)
+    assert (folder / "lexical" / "words").read_text() == "cat"
+    assert (folder / "fusion.json").read_text() == "{}"
+    Index.build(VECTORS[:10], model="other").save(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["ids.parquet", "index.faiss", "index.json"]
 
 
 def test_a_change_that_fails_is_not_saved(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,8 @@ def test_rows_and_vectors_of_ids(tmp_path):
 def test_what_cannot_be_is_said(tmp_path):
     with pytest.raises(MmclError, match="is over vectors on disk"):
         DiskIndex.build(ROWS)
+    with pytest.raises(MmclError, match="unknown similarity 'cosin'; did you mean 'cosine'"):
+        DiskIndex.build(write(tmp_path / "w"), similarity="cosin")
     index = DiskIndex.build(write(tmp_path / "v"))
     for change in (lambda: index.add(ROWS[:1], ["x"]), lambda: index.remove(["r1"]), lambda: index.upsert(ROWS, IDS)):
         with pytest.raises(MmclError, match="changes with these"):
@@ -66,9 +70,11 @@ def test_other_vectors_in_the_same_place_are_refused(tmp_path):
     (tmp_path / "v").rename(tmp_path / "before")
     with pytest.raises(MmclError, match="no such file or folder"):
         open_index(tmp_path / "index")
-    write(tmp_path / "v", ROWS[:200])
-    with pytest.raises(MmclError, match="are others than those it was built of"):
-        open_index(tmp_path / "index")
+    for others in (ROWS[:200], ROWS[::-1]):
+        write(tmp_path / "v", others)
+        with pytest.raises(MmclError, match="are others than those it was built of"):
+            open_index(tmp_path / "index")
+        shutil.rmtree(tmp_path / "v")
 
 
 def test_moved_together_they_are_found(tmp_path):

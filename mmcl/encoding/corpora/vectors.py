@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +70,12 @@ class Vectors(ArrayAccess):
 
     def __repr__(self) -> str:
         return f"Vectors({str(self.folder)!r}, {len(self):,} × {self.dim} {self.dtype})"
+
+    @property
+    def checksum(self) -> str:
+        """Equal for equal vectors with equal ids, as the manifest records them."""
+        files = [sorted(shard["files"].items()) for shard in self._shards]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
     def table(self) -> pa.Table:
         """An Arrow table of N rows: the column ``id`` and, if there are any, ``label``; of windows of long texts, the

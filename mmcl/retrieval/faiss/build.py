@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from mmcl.encoding.corpora.vectors import let_go
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import specs
 from mmcl.retrieval.faiss.contents import stored_vectors
 from mmcl.retrieval.faiss.held_out import HeldOut
 from mmcl.retrieval.index import VectorShards
-from mmcl.retrieval.inputs import prepared
+from mmcl.retrieval.inputs import BLOCK_BYTES, blocks, prepared
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import log_progress, progress
 
 CHOSEN = "chosen by the user"
 """The reason for a spec that is not ``auto``'s."""
-_BLOCK_BYTES = 2**23  # of float32 vectors that are looked at together
 _CROWDED = 4  # times the vectors that an index was built for
 _HOLES = 0.25  # share of removed vectors that are still compared
 
@@ -30,19 +27,6 @@ def held_out(shards: VectorShards, similarity: Similarity, table: pa.Table) -> H
     own = HeldOut.drawn(len(shards))
     name = lambda row: f"id {table['id'][int(own[row])].as_py()!r}"  # noqa: E731
     return HeldOut.of(prepared(shards.take(own), similarity, name), own, similarity)
-
-
-def blocks(shards: VectorShards, similarity: Similarity, table: pa.Table) -> Iterator[tuple[int, np.ndarray]]:
-    """Number of the first vector and (n, D) prepared vectors, block by block."""
-    first = 0
-    rows = max(1, _BLOCK_BYTES // (4 * shards.dim))
-    for _, shard in shards.iter_shards():
-        for start in range(0, len(shard), rows):
-            name = lambda row, first=first: f"id {table['id'][first + int(row)].as_py()!r}"  # noqa: E731
-            block = prepared(shard[start : start + rows], similarity, name)
-            yield first, block
-            first += len(block)
-            let_go(shard)
 
 
 def fill(
@@ -77,7 +61,7 @@ def fill(
 def _sample(shards: VectorShards, rows: np.ndarray, similarity: Similarity, table: pa.Table) -> np.ndarray:
     """Prepared vectors at these positions, gathered bit by bit so that none is in memory twice."""
     result = np.empty((len(rows), shards.dim), np.float32)
-    step = max(1, _BLOCK_BYTES // (4 * shards.dim))
+    step = max(1, BLOCK_BYTES // (4 * shards.dim))
     for start in range(0, len(rows), step):
         here = rows[start : start + step]
         name = lambda row, here=here: f"id {table['id'][int(here[row])].as_py()!r}"  # noqa: E731
@@ -90,7 +74,7 @@ def held_out_again(index: Any, live: np.ndarray, similarity: Similarity) -> Held
     try:
         own = live[HeldOut.drawn(len(live))]
         held = HeldOut.of(stored_vectors(index, own), own, similarity)
-        rows = max(1, _BLOCK_BYTES // (4 * index.d))
+        rows = max(1, BLOCK_BYTES // (4 * index.d))
         for start in range(0, len(live), rows):
             some = live[start : start + rows]
             held.extend(stored_vectors(index, some), some)

@@ -8,27 +8,35 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 import torch
 
-from mmcl.encoding.corpora.stored import id_table, same_origin, to_numpy
+from mmcl.encoding.corpora.stored import id_table, to_numpy
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import contents, specs, stored
-from mmcl.retrieval.faiss.build import CHOSEN, blocks, fill, held_out, held_out_again, reason_to_rebuild
+from mmcl.retrieval.faiss.build import CHOSEN, fill, held_out, held_out_again, reason_to_rebuild
 from mmcl.retrieval.faiss.held_out import HeldOut
 from mmcl.retrieval.faiss.search import GATHERED_BYTES, Selection, nearest
 from mmcl.retrieval.faiss.tuning import tune
 from mmcl.retrieval.filters import kind_of, matching, require_text
-from mmcl.retrieval.index import Hits, Ids, MetaColumns, VectorShards
-from mmcl.retrieval.inputs import InMemory, as_shards, asked_for, float32_array, prepared
+from mmcl.retrieval.index import Hits, Ids, MetaColumns, VectorShards, check_free, replaced
+from mmcl.retrieval.inputs import (
+    InMemory,
+    as_shards,
+    asked_for,
+    blocks,
+    check_origin,
+    check_similarity,
+    float32_array,
+    prepared,
+)
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.errors import nearest as nearest_name
 
 _REMEASURED = 0.1  # share of the vectors whose change has the recall measured again at once
 log = logging.getLogger("mmcl")
@@ -113,9 +121,7 @@ class Index:
             MmclError: no vectors, NaN or infinity among them, a zero vector under cosine, ids, labels or columns that
                 do not fit, or a ``similarity`` or ``spec`` that does not exist or cannot hold these vectors.
         """
-        if similarity not in get_args(Similarity):
-            known = get_args(Similarity)
-            raise MmclError(f"unknown similarity '{similarity}'; {nearest_name(str(similarity), known)}")
+        check_similarity(similarity)
         if not 0 < recall <= 1:
             raise MmclError(f"recall is {recall}; it is a share of the nearest, above 0 and at most 1")
         ready_after_fork(torch.device("cpu"))
@@ -296,7 +302,7 @@ class Index:
     def _grow(self, vectors: Any, ids: Ids | None, columns: MetaColumns | None, replaced: np.ndarray) -> None:
         ready_after_fork(torch.device("cpu"))
         shards = as_shards(vectors)
-        self._check_origin(shards)
+        check_origin(shards, self)
         own = shards.table().drop_columns(["id"]) if ids is None and not isinstance(shards, InMemory) else None
         given = own if columns is None else columns
         table = self._metadata.fitting(self._ids_of(shards, ids), len(shards), given)
@@ -315,22 +321,6 @@ class Index:
         if len(replaced):
             self._drop(replaced)
         self._changed(len(table) + len(replaced))
-
-    def _check_origin(self, shards: VectorShards) -> None:
-        """Raise ``MmclError`` for vectors of another dimension, or known to be another model's."""
-        if shards.dim != self.dim:
-            raise MmclError(f"the vectors have {shards.dim} dimensions, those of the index have {self.dim}")
-        encoder = getattr(shards, "encoder", None)
-        if encoder is not None and self.encoder is not None:
-            other = not same_origin(encoder, self.encoder)
-        else:
-            other = None not in (shards.model, self.model) and shards.model != self.model
-        if other:
-            same = " with other weights or another prompt" if shards.model == self.model else ""
-            raise MmclError(
-                f"the vectors are of model '{shards.model}'{same}, those of the index of '{self.model}'; "
-                "encode them with that one, or build an index of their own"
-            )
 
     def _drop(self, positions: np.ndarray) -> None:
         places, closed = len(self._metadata.table), contents.deletes(self._index)
@@ -507,7 +497,8 @@ class Index:
         """
         if self._unmeasured:
             self.measure()
-        stored.write(folder, self._index, self._metadata, self._held, self._about)
+        with replaced(check_free(folder), self) as new:
+            stored.write(new, self._index, self._metadata, self._held, self._about)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = True) -> Index:

@@ -27,10 +27,10 @@ from mmcl.encoding.corpora.stored import (
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import specs
 from mmcl.retrieval.faiss.held_out import HeldOut
-from mmcl.retrieval.index import INDEX_FILE, check_free
+from mmcl.retrieval.index import INDEX_FILE
 from mmcl.retrieval.metadata import Metadata
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import as_path, atomic_folder
+from mmcl.runtime.files import as_path
 
 _FORMAT, _VERSION = "mmcl index", 2
 REBUILD = "build it with: mmcl index build VECTORS --out INDEX"
@@ -60,30 +60,27 @@ class _About(Stored):
     files: dict[str, FileRecord]
 
 
-def write(folder: str | Path, index: Any, metadata: Metadata, held: HeldOut | None, about: dict[str, Any]) -> None:
-    """Write an index, completely or not at all; one already there is replaced.
+def write(folder: Path, index: Any, metadata: Metadata, held: HeldOut | None, about: dict[str, Any]) -> None:
+    """Write the files of an index into a new folder.
 
     Raises:
-        MmclError: ``folder`` is a file, or a folder that holds something other than an index.
         OSError: the disk is full or refuses.
     """
-    folder = check_free(folder)
-    about = about | {"near": near(folder, about["model"])}
-    with atomic_folder(folder) as beside:
-        write_table(beside / _TABLE, metadata.table)
-        try:
-            faiss.write_index(index, str(beside / _VECTORS))
-        except RuntimeError as error:
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from None
-            raise
-        if held is not None:
-            held.save(beside / _HELD_OUT)
-        if metadata.removed is not None:
-            np.save(beside / _REMOVED, np.flatnonzero(metadata.removed))
-        names = (_VECTORS, _TABLE, _HELD_OUT, _REMOVED)
-        files = {name: file_record(beside / name) for name in names if (beside / name).exists()}
-        write_description(beside / INDEX_FILE, _FORMAT, _VERSION, about | {"files": files})
+    write_table(folder / _TABLE, metadata.table)
+    try:
+        faiss.write_index(index, str(folder / _VECTORS))
+    except RuntimeError as error:
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from None
+        raise
+    if held is not None:
+        held.save(folder / _HELD_OUT)
+    if metadata.removed is not None:
+        np.save(folder / _REMOVED, np.flatnonzero(metadata.removed))
+    names = (_VECTORS, _TABLE, _HELD_OUT, _REMOVED)
+    files = {name: file_record(folder / name) for name in names if (folder / name).exists()}
+    beside = {"near": near(folder, about["model"]), "files": files}
+    write_description(folder / INDEX_FILE, _FORMAT, _VERSION, about | beside)
 
 
 def read(folder: str | Path, *, verify: bool) -> tuple[Any, Metadata, HeldOut | None, dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,19 +25,18 @@ from mmcl.encoding.corpora.stored import (
 )
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.filters import kind_of
-from mmcl.retrieval.index import INDEX_FILE, Hits, Ids, MetaColumns, VectorShards, check_free
-from mmcl.retrieval.inputs import as_shards, asked_for, prepared
+from mmcl.retrieval.index import INDEX_FILE, Hits, Ids, MetaColumns, VectorShards, check_free, replaced
+from mmcl.retrieval.inputs import as_shards, asked_for, blocks, check_origin, check_similarity
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.retrieval.milvus.collection import MOST, Collection, columns_of
 from mmcl.retrieval.milvus.filters import expression
 from mmcl.retrieval.milvus.server import is_local
 from mmcl.runtime.errors import MmclError, nearest
-from mmcl.runtime.files import as_path, atomic_folder
+from mmcl.runtime.files import as_path
 from mmcl.runtime.progress import progress
 
 _FORMAT, _VERSION = "mmcl index", 1
 _REBUILD = "build it with: mmcl index build VECTORS --to milvus --uri URI --out INDEX"
-_BLOCK = 16_384
 _KINDS = (
     *("AUTOINDEX", "FLAT", "DISKANN", "SCANN", "HNSW", "HNSW_SQ", "HNSW_PQ", "HNSW_PRQ"),
     *("IVF_FLAT", "IVF_SQ8", "IVF_PQ", "IVF_RABITQ", "GPU_BRUTE_FORCE", "GPU_CAGRA", "GPU_IVF_FLAT", "GPU_IVF_PQ"),
@@ -119,8 +118,7 @@ class MilvusIndex:
         Raises:
             MmclError: no server answers, it knows no such ``spec``, or as of an index over FAISS.
         """
-        if similarity not in get_args(Similarity):
-            raise MmclError(f"unknown similarity '{similarity}'; {nearest(str(similarity), get_args(Similarity))}")
+        check_similarity(similarity)
         if uri is None:
             raise MmclError("an index in Milvus needs to know where: give --uri, as http://localhost:19530 or FILE.db")
         kind, parameters = _parsed(spec)
@@ -260,7 +258,7 @@ class MilvusIndex:
             )
         beside = {"near": near(folder, self.model), "near_uri": near(folder, uri) if is_local(uri) else None}
         columns = {field.name: str(field.type) for field in self._collection.schema}
-        with atomic_folder(folder) as new:
+        with replaced(folder, self) as new:
             write_description(new / INDEX_FILE, _FORMAT, _VERSION, self._about | beside | {"columns": columns})
 
     @classmethod
@@ -295,21 +293,25 @@ class MilvusIndex:
     def _fitting(self, vectors: Any, ids: Ids, columns: MetaColumns | None) -> tuple[VectorShards, pa.Table]:
         """New vectors, ids and columns as those that are there."""
         shards = as_shards(vectors)
-        if shards.dim != self.dim:
-            raise MmclError(f"vectors of {shards.dim} dimensions; the index holds such of {self.dim}")
-        return shards, self._nothing().fitting(ids, len(shards), columns)
+        check_origin(shards, self)
+        schema = self._collection.schema
+        table = self._nothing().fitting(ids, len(shards), columns)
+        for field in schema:
+            if table.schema.field(field.name).type != field.type:
+                raise MmclError(
+                    f"column '{field.name}' holds whole numbers in Milvus, and the new values have fractions; "
+                    "build the index anew with all of them"
+                )
+        for _ in blocks(shards, self.similarity, table):  # all are looked at before one is added
+            pass
+        return shards, table
 
     def _write(self, shards: VectorShards, table: pa.Table, show: bool | None = None) -> None:
         """Add vectors, block by block."""
-        start = 0
         with progress("write to Milvus", len(shards), "vectors", show) as advance:
-            for _, shard in shards.iter_shards():
-                for at in range(0, len(shard), _BLOCK):
-                    rows = table.slice(start, min(_BLOCK, len(shard) - at))
-                    block = prepared(shard[at : at + _BLOCK], self.similarity, _named(rows["id"]))
-                    self._collection.insert(block, rows)
-                    start += len(block)
-                    advance(len(block))
+            for first, block in blocks(shards, self.similarity, table):
+                self._collection.insert(block, table.slice(first, len(block)))
+                advance(len(block))
         self._collection.flush()
 
     def _nothing(self) -> Metadata:
@@ -338,11 +340,6 @@ class MilvusIndex:
             hits = next(self._collection.search(there, 1, "euclidean", f"pk == {example['pk']}"))
             self._squared = abs(hits[0][1] - 4) < abs(hits[0][1] - 2)
         return self._squared
-
-
-def _named(ids: pa.ChunkedArray) -> Callable[[Any], str]:
-    """What messages call a vector, by its row."""
-    return lambda row: f"the vector of id {ids[int(row)].as_py()!r}"
 
 
 def _together(table: pa.Table, labels: Sequence[str | None] | None, columns: MetaColumns | None) -> dict[str, Any]:

@@ -13,15 +13,13 @@ import numpy as np
 from mmcl.data.cache.tokens import texts_of
 from mmcl.data.rows import Rows
 from mmcl.retrieval.filters import matching
-from mmcl.retrieval.index import INDEX_FILE, VectorIndex, open_index
+from mmcl.retrieval.index import FUSION, INDEX_FILE, LEXICAL, VectorIndex, open_index
 from mmcl.retrieval.search.fusion import Fusion, Ranking
 from mmcl.retrieval.search.lexical import LexicalIndex, Words
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path, sha256_file
 
 log = logging.getLogger("mmcl")
-
-_LEXICAL, _FUSION = "lexical", "fusion.json"
 
 
 class Beside:
@@ -42,12 +40,12 @@ class Beside:
             return self._given
         if self._folder is None:
             raise MmclError("hybrid search needs words beside the vectors; give Searcher a lexical index")
-        if not (self._folder / _LEXICAL).exists():
+        if not (self._folder / LEXICAL).exists():
             raise MmclError(
                 f"{self._folder}: no words beside its vectors, which hybrid search needs; add them with: "
                 f"mmcl index lexical {self._folder} SOURCE --column text"
             )
-        lexical = LexicalIndex.load(self._folder / _LEXICAL)
+        lexical = LexicalIndex.load(self._folder / LEXICAL)
         if lexical.index not in (None, sha256_file(self._folder / INDEX_FILE)):
             raise MmclError(
                 f"{self._folder}: the index has changed since its words were added from {lexical.source}; add them "
@@ -58,14 +56,14 @@ class Beside:
     @cached_property
     def fusion(self) -> Fusion:
         """What was learned for this index, else reciprocal rank fusion."""
-        path = None if self._folder is None else self._folder / _LEXICAL / _FUSION
+        path = None if self._folder is None else self._folder / FUSION
         return Fusion.load(path) if path is not None and path.is_file() else Fusion()
 
     def keep(self, fusion: Fusion) -> None:
         """Have hybrid searches of this folder fuse like this from now on."""
         if self._folder is None:
             raise MmclError("the index has no folder in which weights can be kept")
-        fusion.save(self._folder / _LEXICAL / _FUSION)
+        fusion.save(self._folder / FUSION)
         self.__dict__.pop("fusion", None)
 
     def ranking(
@@ -133,7 +131,7 @@ def add_words(
         index=sha256_file(folder / INDEX_FILE),
         show_progress=show_progress,
     )
-    lexical.save(folder / _LEXICAL)
+    lexical.save(folder / LEXICAL)
     return lexical
 
 

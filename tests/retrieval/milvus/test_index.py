@@ -170,7 +170,7 @@ def test_what_cannot_be_built_is_one_line(uri, change, message):
 def test_nan_is_named_and_leaves_no_collection(uri):
     broken = ROWS.copy()
     broken[17, 3] = np.nan
-    with pytest.raises(MmclError, match="the vector of id 'r17' holds NaN"):
+    with pytest.raises(MmclError, match="id 'r17' holds NaN"):
         MilvusIndex.build(broken, ids=IDS, uri=uri)
     from pymilvus import MilvusClient
 
@@ -237,3 +237,19 @@ def test_columns_may_be_called_as_they_are(uri):
 def test_a_table_of_columns(uri):
     index = build(uri, columns=pa.table({"price": np.arange(300)}))
     assert index.rows(["r5"])["price"].to_pylist() == [5]
+
+
+def test_a_mistaken_addition_writes_nothing(tmp_path, uri):
+    index = build(uri, columns={"stock": list(range(300))}, model="m")
+    broken = np.concatenate([ROWS, ROWS])
+    broken[-1] = np.nan  # in a later block than the first
+    for add in (index.add, index.upsert):
+        with pytest.raises(MmclError, match="id 'n599' holds NaN"):
+            add(broken, [f"n{n}" for n in range(600)], columns={"stock": list(range(600))})
+        with pytest.raises(MmclError, match="'stock' holds whole numbers in Milvus, and the new values have fractions"):
+            add(ROWS[:1], ["new"], columns={"stock": [0.5]})
+        with VectorWriter(tmp_path / add.__name__, dim=8, model="other") as writer:
+            writer.append(["new"], ROWS[:1])
+        with pytest.raises(MmclError, match="the vectors are of model 'other', those of the index of 'm'"):
+            add(open_vectors(tmp_path / add.__name__), ["new"], columns={"stock": [1]})
+    assert len(index) == 300
