@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -10,8 +11,16 @@ import torch.nn.functional as F
 
 from mmcl.runtime import products
 from mmcl.runtime.device import multiplies_bfloat16
-from mmcl.runtime.products import PackedLinear, linear, multiply
+from mmcl.runtime.products import (
+    LONGEST_BATCHED,
+    PackedLinear,
+    batched_attention,
+    fast_products,
+    linear,
+    multiply,
+)
 
+CPU = torch.device("cpu")
 WITHOUT_AMX = pytest.mark.skipif(torch.cpu._is_amx_tile_supported(), reason="with AMX, oneDNN would round the factors")
 EXACT = {"rtol": 0, "atol": 2e-4}  # sums of 300 products: by bfloat16 factors they would be off by 0.1
 
@@ -161,3 +170,31 @@ def test_the_setting_of_the_process_is_restored_when_threads_overlap():
     leave.set()
     thread.join()
     assert setting.fp32_precision == before
+
+
+def test_within_fast_products_those_of_any_network_are_true_float32(library):
+    net = torch.nn.MultiheadAttention(64, 2, batch_first=True)
+    x, upstream = torch.randn(3, 40, 64), torch.randn(3, 40, 64)
+    wide = copy.deepcopy(net).double()
+    with fast_products(), batched_attention(CPU, 40):
+        assert torch.backends.mkldnn.matmul.fp32_precision == (
+            "bf16" if products.onednn_multiplies_float32() else "none"
+        )
+        net(x, x, x, need_weights=False)[0].backward(upstream)
+    wide(*[x.double()] * 3, need_weights=False)[0].backward(upstream.double())
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+    for narrow, exact in zip(net.parameters(), wide.parameters(), strict=True):
+        torch.testing.assert_close(narrow.grad.double(), exact.grad, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [24, LONGEST_BATCHED + 1])
+def test_attention_multiplies_for_all_heads_and_items_at_once_up_to_a_length(tokens, dtype):
+    query, key, value = torch.randn(3, 2, 4, 24, 32, dtype=dtype).requires_grad_()
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    with batched_attention(CPU, tokens):
+        got = F.scaled_dot_product_attention(query, key, value)
+    batched = "Flash" not in got.grad_fn.name()
+    assert batched == (tokens <= LONGEST_BATCHED)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+    assert "Flash" in F.scaled_dot_product_attention(query, key, value).grad_fn.name()

@@ -51,6 +51,12 @@ class Batch:
     position: Any = None
     problems: list[dict[str, str]] = field(default_factory=list)
 
+    @property
+    def longest_text(self) -> int:
+        """Tokens of the longest text; 0 without texts."""
+        items = (*self.inputs.values(), *self.extra.values())
+        return max((inputs["input_ids"].shape[1] for inputs in items if "input_ids" in inputs), default=0)
+
     def drawn(self, column: str, draw: int) -> Inputs:
         """The inputs of a random draw of a column, from 0; where it is not changed on the host all are the same."""
         return self.draws[column][draw - 1] if draw and column in self.draws else self.inputs[column]

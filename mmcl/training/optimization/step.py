@@ -25,6 +25,7 @@ from mmcl.models.text.embedder import TextEmbedder
 from mmcl.runtime import distributed, sharding
 from mmcl.runtime.device import DTYPES
 from mmcl.runtime.errors import MmclError, NotFiniteError
+from mmcl.runtime.products import batched_attention, fast_products
 from mmcl.training.optimization.average import WeightAverage
 from mmcl.training.optimization.check_method import check_embeddings, check_loss, missing_views_named
 from mmcl.training.optimization.gradient_cache import backward
@@ -144,16 +145,13 @@ class TrainStep:
         """Add the share of batch ``number`` of ``count`` in the gradient; returns its loss and what the loss got."""
         results: list[tuple[Loss, Outputs]] = []
 
-        def autocast() -> torch.autocast:
-            return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "float32")
-
         def embed(part: Batch) -> dict[str, Tensor]:
-            with autocast():
+            with self._forward_pass(part):
                 embeddings: dict[str, Tensor] = self.wrapped(self.method.view_inputs(part.to(self.device)))
             return embeddings
 
         def outputs_of(part: Batch) -> Outputs:
-            with autocast():
+            with self._forward_pass(part):
                 outputs = self.method.outputs(part.to(self.device), self.wrapped)
             check_embeddings(self.method, outputs)
             return outputs
@@ -173,16 +171,25 @@ class TrainStep:
             return self.scaler.scale(loss.value / count)
 
         parts = micro_batches(batch, self.settings.micro_batch, self.method)
-        backward(
-            self.method,
-            parts,
-            outputs_of,
-            embed,
-            objective,
-            lambda joined: self._no_sync(not joined or number < count),
-            self.device,
-        )
+        with fast_products():
+            backward(
+                self.method,
+                parts,
+                outputs_of,
+                embed,
+                objective,
+                lambda joined: self._no_sync(not joined or number < count),
+                self.device,
+            )
         return results[0]
+
+    @contextmanager
+    def _forward_pass(self, part: Batch) -> Iterator[None]:
+        """The context of the forward pass of ``part`` through the towers."""
+        dtype, enabled = DTYPES[self.precision], self.precision != "float32"
+        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=enabled)
+        with autocast, batched_attention(self.device, part.longest_text):
+            yield
 
     def _report_idle(self, idle: list[str]) -> None:
         what = f"{len(idle)} parameters are to learn, but got no gradient, such as {idle[0]}"

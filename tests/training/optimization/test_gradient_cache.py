@@ -11,6 +11,7 @@ import torch
 from mmcl.config.load import load_config
 from mmcl.config.training import TrainingConfig
 from mmcl.methods import Outputs, Step
+from mmcl.runtime.products import batched_attention
 from mmcl.training.build import build_method
 from mmcl.training.optimization.step import TrainStep
 
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 torch.set_num_threads(1)
 from mmcl.config.load import load_config
 from mmcl.runtime import distributed, sharding
+from mmcl.runtime.products import batched_attention, fast_products
 from mmcl.training.optimization.batch_norm import prepare_batch_norm
 from mmcl.methods import Outputs, Step
 from mmcl.training.build import build_method
@@ -97,7 +99,8 @@ def one_graph(method, groups, lr=0.1):
     """One step of gradient descent by autograd alone, over the mean loss of groups of micro-batches."""
     recorded = []
     for parts in groups:
-        outputs = Outputs.cat([method.outputs(part) for part in parts])
+        with fast_products(), batched_attention(CPU, 0):
+            outputs = Outputs.cat([method.outputs(part) for part in parts])
         outputs = method.project(outputs if method.across else outputs.gathered())
         loss = method.loss(outputs, STEP)
         (loss.value / len(groups)).backward()
@@ -231,7 +234,7 @@ def test_a_narrow_precision_and_its_scaler_see_no_difference(folder, precision):
     torch.manual_seed(0)
     embedded = []
     for part in batch.split([2, 2]):
-        with torch.autocast("cpu", getattr(torch, precision)):
+        with torch.autocast("cpu", getattr(torch, precision)), batched_attention(torch.device("cpu"), 0):
             embedded.append(other.outputs(part))
     outputs = Outputs.cat(embedded)
     dtypes = {of.embeddings["anchor"].dtype for of in (outputs, result.outputs)}
