@@ -54,6 +54,9 @@ def mine(
         typer.Option(help="Where negatives come from: a file, folder or name.", show_default="the positives"),
     ] = None,
     corpus_column: Annotated[str, typer.Option(help="The column of --corpus.")] = "text",
+    by_index: Annotated[
+        bool, typer.Option("--index", help="Search an index: faster for millions of items, may miss some.")
+    ] = False,
     paraphrases: Annotated[
         bool, typer.Option("--paraphrases", help="Write the most similar pairs of --column instead.")
     ] = False,
@@ -93,7 +96,7 @@ def mine(
     rows = open_rows(source, split=split, separator=separator, root=image_root)
     if paraphrases:
         side = Side(column, anchor_tower, anchor_prompt)
-        written = mine_paraphrases(encoder, rows, side, out, best, threshold=min_score)
+        written = mine_paraphrases(encoder, rows, side, out, best, threshold=min_score, by_index=by_index)
         write_json(json, asdict(written))
         say(f"{written.pairs:,} pairs of {written.distinct:,} distinct texts or images in {out}")
         if written.pairs:
@@ -108,7 +111,7 @@ def mine(
         out,
         Rules(count, range[1], choice, margin, relative_margin, max_score, skip=range[0]),
         corpus=Corpus(open_rows(corpus), Side(corpus_column, positive_tower, document)) if corpus else None,
-        options=Options(duplicate_score, too_few, seed, load(guide, device, dtype) if guide else None),
+        options=Options(duplicate_score, too_few, seed, load(guide, device, dtype) if guide else None, by_index),
     )
     write_json(json, asdict(found))
     _show(found)

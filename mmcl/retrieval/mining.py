@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -216,8 +216,31 @@ def nearest_others(
     return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def similarity_to(vectors: np.ndarray, corpus: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """(Q, K) float32 products of each of (Q, D) ``vectors`` with its own (Q, K) ``items`` of a corpus (C, D)."""
+def search_by_index(index: VectorIndex, corpus: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What an index finds nearest, with cosines of the vectors themselves: it may hold codes, whose products with a
+    query are off by more than rules and thresholds are fine.
+
+    Args:
+        index: of the corpus, by cosine or product; its ids are positions.
+        corpus: (C, D) unit vectors, as for :func:`similarity_to`.
+        queries: (Q, D) unit vectors.
+        k: items for each.
+
+    Returns:
+        positions (Q, k) int64 and scores (Q, k) float32, best first; -∞ and position 0 where the index reaches fewer.
+    """
+    ids, approximate = index.search(queries, k)
+    missing = np.isneginf(approximate)
+    items = np.where(missing, 0, ids).astype(np.int64)
+    scores = similarity_to(queries, corpus, items)
+    scores[missing] = -np.inf
+    order = np.lexsort((items, -scores))
+    return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def similarity_to(vectors: np.ndarray, corpus: Any, items: np.ndarray) -> np.ndarray:
+    """(Q, K) float32 products of each of (Q, D) ``vectors`` with its own (Q, K) ``items`` of a corpus, which is (C, D)
+    or gives (…, D) vectors by their positions (…)."""
     products = np.empty(items.shape, np.float32)
     step = max(1, GATHERED // max(1, items.shape[1] * vectors.shape[1]))
     for start in range(0, len(items), step):

@@ -18,7 +18,8 @@ from mmcl.data.rows import Rows
 from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.encoding.encoder import Encoder
 from mmcl.retrieval.exact import exact_search
-from mmcl.retrieval.mining import GuideVectors, KnownPositives, Rules, nearest_others, similarity_to
+from mmcl.retrieval.faiss.index import Index
+from mmcl.retrieval.mining import GuideVectors, KnownPositives, Rules, nearest_others, search_by_index, similarity_to
 from mmcl.retrieval.similar.items import Items, Side, as_cells, exploded, readable, with_random_access
 from mmcl.retrieval.similar.table_file import TableFile, table_file
 from mmcl.runtime.errors import MmclError
@@ -67,12 +68,14 @@ class Options:
         too_few: ``keep`` or ``drop`` rows for which fewer negatives pass than are wanted.
         seed: of what is drawn at random.
         guide: a model; what it holds closer to an anchor than the anchor's positive is no negative.
+        by_index: search an index rather than compare each anchor with all items: faster for many, and may miss some.
     """
 
     duplicate_score: float | None = 0.99
     too_few: Literal["keep", "drop"] = "keep"
     seed: int = 0
     guide: Encoder | None = None
+    by_index: bool = False
 
 
 @dataclass
@@ -114,7 +117,7 @@ def mine_negatives(
     corpus: Corpus | None = None,
     options: Options | None = None,
 ) -> MinedFile:
-    """Find hard negatives for every pair, by exact search, and write a file of rows to train on.
+    """Find hard negatives for every pair, by exact search or an index, and write a file of rows to train on.
 
     A pair's negatives are among the ``rules.depth`` items nearest to its anchor by cosine. Never among them is anything
     with the same words (or bytes) as the anchor or the positive, or that is paired with an equal anchor in any row,
@@ -208,6 +211,9 @@ class _Mining:
             raise MmclError(f"{self.rows.name}: no row has both '{columns[0]}' and '{columns[1]}'; name other columns")
         self._anchor_of, self._positive_of = pair[:, self.usable]
         self._readable = readable(self.corpus.vectors)
+        self._index = None
+        if options.by_index:
+            self._index = Index.build(self.corpus.vectors, similarity="dot")  # of unit vectors, and zeros for no image
         identities = self.corpus.items.identities
         every = np.arange(len(self.usable))
         self.known = KnownPositives(
@@ -254,7 +260,10 @@ class _Mining:
         queries = self.anchors.vectors[distinct]
 
         def search(k: int) -> tuple[np.ndarray, np.ndarray]:
-            items, scores = exact_search(queries, self.corpus.vectors, k, similarity="dot")
+            if self._index is None:
+                items, scores = exact_search(queries, self.corpus.vectors, k, similarity="dot")
+            else:
+                items, scores = search_by_index(self._index, self.corpus.vectors, queries, k)
             return items[back], scores[back]
 
         known = self.known.of(rows)

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmcl.retrieval.faiss.index import Index
 from mmcl.retrieval.index import VectorShards
 from mmcl.retrieval.inputs import as_shards, prepared
+from mmcl.retrieval.mining import search_by_index
 from mmcl.retrieval.products import Block, Space
 from mmcl.runtime.device import multiplies_bfloat16
 from mmcl.runtime.errors import MmclError
@@ -20,7 +21,7 @@ from mmcl.runtime.progress import progress
 BLOCK = 4096  # rows on each side of a product
 MEMORY = 1 << 30  # bytes of unit vectors that are kept rather than read and normalised again
 _MANY = 32  # one in so many products is computed faster with all others than by itself
-_NEIGHBOURS = 16  # that an index is asked for first
+NEIGHBOURS = 16  # that an index is asked for first
 _SPACE = Space("dot")  # of unit vectors
 
 
@@ -71,6 +72,10 @@ class UnitVectors:
         found = np.empty((len(rows), self.dim), np.float32)
         found[order] = prepared(self.shards.take(rows[order]), "cosine", lambda row: f"vector {rows[order][row]}")
         return torch.from_numpy(found)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """(…, D) float32, of rows (…) in any order."""
+        return self.take(rows.ravel()).numpy().reshape(*rows.shape, self.dim)
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, Tensor]]:
         """All of them, each block with the position that it starts at."""
@@ -137,12 +142,12 @@ def similar_pairs_by_index(
     index = Index.build(others.shards, np.arange(len(others)), show_progress=show_progress)
     with progress("search", len(vectors), "vectors", show_progress) as advance:
         for start, block in vectors.blocks():
-            rows, k = np.arange(len(block)), _NEIGHBOURS
+            rows, k = np.arange(len(block)), NEIGHBOURS
             while len(rows):
-                ids, scores = index.search(block[torch.from_numpy(rows)], k)
+                items, scores = search_by_index(index, others, block.numpy()[rows], k)
                 enough = (scores[:, -1] < threshold) | (k >= len(others))
                 place, column = np.nonzero((scores >= threshold) & enough[:, None])
-                first, second = rows[place] + start, ids[place, column].astype(np.int64)
+                first, second = rows[place] + start, items[place, column]
                 kept = slice(None) if against is not None else second > first
                 yield Pairs(first[kept], second[kept], scores[place, column][kept])
                 rows, k = rows[~enough], min(2 * k, len(others))

@@ -44,7 +44,7 @@ def test_pairs_between_two_corpora(clustered, cosines):
 
 def test_a_flat_index_finds_the_same_also_where_a_row_has_many(clustered, cosines):
     vectors = UnitVectors(clustered)
-    assert max(np.count_nonzero(cosines >= 0.5, axis=1)) > 2 * module._NEIGHBOURS
+    assert max(np.count_nonzero(cosines >= 0.5, axis=1)) > 2 * module.NEIGHBOURS
     assert all_of(similar_pairs_by_index(vectors, 0.5)).keys() == expected(cosines, 0.5)
     between = all_of(similar_pairs_by_index(UnitVectors(clustered[:100]), 0.5, UnitVectors(clustered[100:])))
     assert between.keys() == {(i, j) for i, j in np.argwhere(cosines[:100, 100:] >= 0.5).tolist()}
