@@ -2,7 +2,8 @@
 
 Vectors (N, 384) of unit length lie around sqrt(N) centres, along directions of falling variance as embeddings have
 them. Queries come from the same mixture and are never in an index; those that tune the contenders are not those that
-measure them. Every section runs alone too: ``--only families filters``.
+measure them. Every section runs alone too: ``--only families filters``. What has been measured is written at once, a
+contender of ``families`` each; of one that is not built within ``--budget`` seconds, how many rows it then had.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+import torch
 from measure import alternate, machine, show
 
 from mmcl.retrieval import Index
@@ -31,6 +34,9 @@ from mmcl.retrieval.faiss.tuning import least_effort, surely
 
 K, RECALL, DIM = 10, 0.95, 384
 THREADS = os.cpu_count() or 1
+BLOCK = 10_000  # rows that a contender is given at a time
+Found = dict[str, Any]
+"""The ``rows`` of a section's table, and what else it found."""
 
 
 class Mixture:
@@ -61,12 +67,14 @@ class Mixture:
 
 @dataclass
 class Data:
-    """What the sections share: (N, D) corpus, queries to tune with and queries to measure with."""
+    """What the sections share: (N, D) corpus, queries to tune with, queries to measure with, and the seconds in which
+    a contender has to be built."""
 
     mixture: Mixture
     corpus: np.ndarray
     tuning: np.ndarray
     queries: np.ndarray
+    budget: float
 
 
 def exact(queries: np.ndarray, corpus: np.ndarray, k: int = K) -> np.ndarray:
@@ -81,20 +89,36 @@ class Contender(ABC):
     least, most, effort = K, 4_096, K
 
     @abstractmethod
+    def add(self, first: int, block: np.ndarray) -> None:
+        """Take in (n, D) vectors, whose positions count from ``first``."""
+
+    @abstractmethod
     def search(self, queries: np.ndarray, threads: int) -> np.ndarray:
         """Positions (Q, 10)."""
+
+    def fill(self, corpus: np.ndarray, seconds: float) -> int:
+        """Take in a corpus, or what of it can be had in so many seconds. Returns the number of rows."""
+        start = time.perf_counter()
+        for first in range(0, len(corpus), BLOCK):
+            if time.perf_counter() - start > seconds:
+                return first
+            self.add(first, corpus[first : first + BLOCK])
+        return len(corpus)
 
 
 class Faiss(Contender):
     """FAISS with the caller's own factory string."""
 
     def __init__(self, corpus: np.ndarray, spec: str) -> None:
+        faiss.omp_set_num_threads(THREADS)
         self._index = faiss.index_factory(corpus.shape[1], spec, faiss.METRIC_INNER_PRODUCT)
         cells = getattr(self._index, "nlist", 0)
         if cells:
             self.least, self.most = 1, cells
             self._index.train(corpus[np.random.default_rng(3).permutation(len(corpus))[: 64 * cells]])
-        self._index.add(corpus)
+
+    def add(self, first: int, block: np.ndarray) -> None:
+        self._index.add(block)
 
     def search(self, queries: np.ndarray, threads: int) -> np.ndarray:
         faiss.omp_set_num_threads(threads)
@@ -107,13 +131,15 @@ class Faiss(Contender):
 
 
 class Usearch(Contender):
-    """usearch with its defaults."""
+    """usearch with its defaults: bfloat16 vectors where the CPU has instructions for them."""
 
     def __init__(self, corpus: np.ndarray) -> None:
         from usearch.index import Index as UsearchIndex
 
         self._index = UsearchIndex(ndim=corpus.shape[1], metric="ip")
-        self._index.add(np.arange(len(corpus), dtype=np.uint64), corpus, threads=THREADS)
+
+    def add(self, first: int, block: np.ndarray) -> None:
+        self._index.add(np.arange(first, first + len(block), dtype=np.uint64), block, threads=THREADS)
 
     def search(self, queries: np.ndarray, threads: int) -> np.ndarray:
         self._index.expansion_search = self.effort
@@ -129,7 +155,9 @@ class Hnswlib(Contender):
 
         self._index = hnswlib.Index(space="ip", dim=corpus.shape[1])
         self._index.init_index(max_elements=len(corpus), ef_construction=200, M=16)
-        self._index.add_items(corpus, num_threads=THREADS)
+
+    def add(self, first: int, block: np.ndarray) -> None:
+        self._index.add_items(block, np.arange(first, first + len(block)), num_threads=THREADS)
 
     def search(self, queries: np.ndarray, threads: int) -> np.ndarray:
         self._index.set_ef(max(K, self.effort))
@@ -140,48 +168,67 @@ class Ours(Contender):
     """`Index.build` with ``auto``, which tunes itself: to the corpus and points off it, or to queries."""
 
     def __init__(self, corpus: np.ndarray, tuning: np.ndarray | None = None) -> None:
+        faiss.omp_set_num_threads(THREADS)
         self.index = Index.build(corpus, recall=RECALL, show_progress=False)
         if tuning is not None:
             self.index.tune(tuning, corpus)
+
+    def fill(self, corpus: np.ndarray, seconds: float) -> int:
+        return len(self.index)
+
+    def add(self, first: int, block: np.ndarray) -> None:
+        self.index.add(block, np.arange(first, first + len(block)))
 
     def search(self, queries: np.ndarray, threads: int) -> np.ndarray:
         faiss.omp_set_num_threads(threads)
         return self.index.search(queries, K)[0]
 
 
-def families(data: Data) -> dict[str, Any]:
+def families(data: Data) -> Iterator[Found]:
     """Queries/s, build time and memory of each index at the least effort that finds 0.95 of the ten nearest."""
     cells = 2 ** round(np.log2(4 * len(data.corpus) ** 0.5))
     builders: dict[str, Callable[[np.ndarray], Contender]] = {
         "mmcl auto": Ours,
         "mmcl auto, given queries": lambda corpus: Ours(corpus, data.tuning),
-        "IndexHNSWFlat (M 32)": lambda corpus: Faiss(corpus, "HNSW32"),
         f"IndexIVFFlat ({cells:,} cells)": lambda corpus: Faiss(corpus, f"IVF{cells},Flat"),
         "usearch": Usearch,
         "hnswlib": Hnswlib,
+        "IndexHNSWFlat (M 32)": lambda corpus: Faiss(corpus, "HNSW32"),
     }
     nearest_tuning, nearest = exact(data.tuning, data.corpus), exact(data.queries, data.corpus)
     rows: list[dict[str, Any]] = []
     built: dict[str, Contender] = {}
     for name, build in builders.items():
         before, start = resident(), time.perf_counter()
-        built[name] = contender = build(data.corpus)
+        contender = build(data.corpus)
+        filled = contender.fill(data.corpus, data.budget)
         seconds, megabytes = time.perf_counter() - start, (resident() - before) / 1e6
-        if not isinstance(contender, Ours):
-            tune(contender, data.tuning, nearest_tuning)
-        found = recalls(contender.search(data.queries, THREADS), nearest, K)
-        rows.append({"index": name, "recall": round(float(found.mean()), 4), "build s": seconds, "MB": megabytes})
+        rows.append({"index": name, "recall": "", "build s": seconds, "MB": megabytes, "rows": filled})
+        if filled == len(data.corpus):
+            built[name] = contender
+            rows[-1] |= measured(contender, data, nearest_tuning, nearest)
+        yield {"rows": rows}
     few = data.queries[:200]
     alone = {name: lambda one=one: [one.search(few[[at]], 1) for at in range(len(few))] for name, one in built.items()}
     batch = {name: lambda one=one: one.search(data.queries, THREADS) for name, one in built.items()}
     single, batched = alternate(alone, 5), alternate(batch, 5)
-    about = {name: one.index.info() for name, one in built.items() if isinstance(one, Ours)}
-    for row in rows:
-        name = row["index"]
-        row["effort"] = about[name].get("nprobe") if name in about else built[name].effort
-        row |= {"queries/s, one by one": len(few) / single[name]}
-        row |= {f"batched, {THREADS} threads": len(data.queries) / batched[name]}
-    return {"rows": rows, "auto": about}
+    for row in (row for row in rows if row["index"] in built):
+        row |= {"queries/s, one by one": len(few) / single[row["index"]]}
+        row |= {f"batched, {THREADS} threads": len(data.queries) / batched[row["index"]]}
+    yield {"rows": rows, "auto": {name: one.index.info() for name, one in built.items() if isinstance(one, Ours)}}
+
+
+def measured(contender: Contender, data: Data, nearest_tuning: np.ndarray, nearest: np.ndarray) -> dict[str, Any]:
+    """The least effort that surely finds 0.95 on the queries that tune, and what it finds on the others."""
+    if isinstance(contender, Ours):
+        effort = contender.index.info().get("nprobe")
+    else:
+        tune(contender, data.tuning, nearest_tuning)
+        effort = contender.effort
+    start = time.perf_counter()
+    found = recalls(contender.search(data.queries, THREADS), nearest, K)
+    batch = len(data.queries) / (time.perf_counter() - start)
+    return {"recall": round(float(found.mean()), 4), "effort": effort, f"batched, {THREADS} threads": batch}
 
 
 def tune(contender: Contender, queries: np.ndarray, nearest: np.ndarray) -> None:
@@ -199,7 +246,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def memory(data: Data) -> dict[str, Any]:
+def memory(data: Data) -> Iterator[Found]:
     """Peak memory of building from shards on disk, in a process of its own, beside that of the float32 vectors."""
     from mmcl.encoding.corpora.writer import VectorWriter
 
@@ -213,7 +260,7 @@ def memory(data: Data) -> dict[str, Any]:
         answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     held = 4 * count * dim
     row = {"spec": answer["spec"], "peak MB": answer["bytes"] / 1e6, "float32 MB": held / 1e6}
-    return {"rows": [row | {"ratio": answer["bytes"] / held, "before MB": answer["before"] / 1e6}]}
+    yield {"rows": [row | {"ratio": answer["bytes"] / held, "before MB": answer["before"] / 1e6}]}
 
 
 def build_from(folder: str) -> None:
@@ -233,7 +280,7 @@ def peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def changes(data: Data) -> dict[str, Any]:
+def changes(data: Data) -> Iterator[Found]:
     """10% of the rows removed, 20% added, 5% replaced, against an index built of the outcome."""
     count = len(data.corpus)
     rng = np.random.default_rng(4)
@@ -264,10 +311,10 @@ def changes(data: Data) -> dict[str, Any]:
         stated = one.info()["recall"]
         row = {"index": name, "rows": len(one), "stated recall": 1.0 if stated is None else stated, "recall": recall}
         rows.append(row | {"queries/s": len(data.queries) / speed[name]})
-    return {"rows": rows, "seconds to change": seconds, "seconds to build": seconds_rebuilt}
+    yield {"rows": rows, "seconds to change": seconds, "seconds to build": seconds_rebuilt}
 
 
-def filters(data: Data) -> dict[str, Any]:
+def filters(data: Data) -> Iterator[Found]:
     """Recall and speed where a condition leaves half of the rows, and ever fewer."""
     number = np.random.default_rng(7).permutation(len(data.corpus))
     faiss.omp_set_num_threads(THREADS)
@@ -284,14 +331,14 @@ def filters(data: Data) -> dict[str, Any]:
         found = np.where(found == None, -1, found).astype(np.int64)  # noqa: E711  # by element
         recall = float(recalls(found, nearest, K).mean())
         rows.append({"share": share, "rows": left, "recall": recall, "queries/s": len(data.queries) / seconds})
-    return {"rows": rows}
+        yield {"rows": rows}
 
 
-SECTIONS: dict[str, Callable[[Data], dict[str, Any]]] = {
-    "families": families,
+SECTIONS: dict[str, Callable[[Data], Iterator[Found]]] = {
     "memory": memory,
-    "changes": changes,
     "filters": filters,
+    "changes": changes,
+    "families": families,
 }
 
 
@@ -300,6 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=4_000, help="to measure with; half as many tune the contenders")
+    parser.add_argument("--budget", type=float, default=500, help="seconds in which a contender has to be built")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--build-from", help=argparse.SUPPRESS)
@@ -307,17 +355,28 @@ def main() -> None:
     if args.build_from:
         build_from(args.build_from)
         return
+    torch.set_num_threads(THREADS)
     mixture = Mixture(args.rows)
     draws = (args.rows, args.queries // 2, args.queries)
-    data = Data(mixture, *(mixture.draw(count, seed) for seed, count in enumerate(draws, start=1)))
+    data = Data(mixture, *(mixture.draw(count, seed) for seed, count in enumerate(draws, start=1)), args.budget)
     written = json.loads(args.out.read_text()) if args.out.exists() else {}
+    failed = []
     for name in args.only:
-        print(f"\n{name}: {(SECTIONS[name].__doc__ or '').strip()}")
-        found = SECTIONS[name](data)
+        print(f"\n{name}: {(SECTIONS[name].__doc__ or '').strip()}", flush=True)
+        start, found = time.perf_counter(), {"rows": []}
+        try:
+            for found in SECTIONS[name](data):
+                sizes = {"rows": args.rows, "dim": DIM, "queries": args.queries, "budget": args.budget}
+                took = round(time.perf_counter() - start, 1)
+                written[name] = {"machine": machine(), "sizes": sizes, "seconds": took, "found": found}
+                args.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        except Exception:  # the other sections are measured all the same
+            traceback.print_exc()
+            failed.append(name)
         show(found["rows"])
-        sizes = {"rows": args.rows, "dim": DIM, "queries": args.queries}
-        written[name] = {"machine": machine(), "sizes": sizes} | {"found": found}
-        args.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
