@@ -1,31 +1,35 @@
 """What does a corpus cost to encode, and what does a kill?
 
 python benchmarks/encode_corpus.py                                   a tiny model, a million texts, 20 kills
+python benchmarks/encode_corpus.py --only memory                     the memory of 10,000 texts and of a million
 python benchmarks/encode_corpus.py --rows 50000 --kills 5            in minutes
 
 `mmcl encode` of 10,000 texts and of many, each in a process of its own, whose largest resident memory is printed; of
 the many again by two processes at once on one folder; and again, killed by SIGKILL at random moments and given again
-until it ends well. The files must be those of the first encode, byte for byte. The texts are those of stream_memory.py,
-the model a random BERT of one layer, 32 wide, whose vectors have 384 dimensions.
+until it ends well. The files must be those of the first encode, byte for byte. Each result is written at once; what
+would begin after ``--minutes`` is left out, and no kill comes after them. The texts are those of stream_memory.py, the
+model a random BERT of one layer, 32 wide, whose vectors have 384 dimensions.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from measure import report
+from measure import show, write
 from stream_memory import DATA, distinct_texts
 
 from mmcl.config.model import HeadConfig, TextTowerConfig
@@ -35,8 +39,10 @@ from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.towers import Towers
+from mmcl.runtime.files import sha256_file
 
 FEW, DIM = 10_000, 384
+KILL_WITHIN = 20.0  # seconds
 BLOCK = 100_000
 
 
@@ -67,41 +73,57 @@ def begin(model: Path, table: Path, out: Path, rows: int) -> subprocess.Popen[by
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def ended(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """The exit code of a process, and the most memory that it held, in MB."""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss / 1024
+def peaks_of(processes: Sequence[subprocess.Popen[bytes]]) -> list[float]:
+    """MB of memory that each process held at most, once all have ended.
+
+    Asked of the kernel while they run: what ``wait4`` says counts what the parent held when it forked, too.
+    """
+    peaks = [0.0] * len(processes)
+    while any(process.poll() is None for process in processes):
+        for number, process in enumerate(processes):
+            with suppress(OSError, StopIteration):  # it has just ended
+                lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                held = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+                peaks[number] = max(peaks[number], held)
+        time.sleep(0.1)
+    return peaks
 
 
 def undisturbed(model: Path, table: Path, out: Path, count: int, processes: int = 1) -> dict[str, Any]:
     """The time and memory of an encode."""
     start = time.perf_counter()
-    found = [ended(process) for process in [begin(model, table, out, count) for _ in range(processes)]]
+    begun = [begin(model, table, out, count) for _ in range(processes)]
+    peaks = peaks_of(begun)
     seconds = time.perf_counter() - start
-    if any(code for code, _ in found):
-        sys.exit(f"mmcl encode failed: {found}")
-    return {"rows": count, "processes": processes, "seconds": seconds, "peak_mb": max(peak for _, peak in found)}
+    if any(process.returncode for process in begun):
+        sys.exit(f"mmcl encode failed: exit codes {[process.returncode for process in begun]}")
+    return {"rows": count, "processes": processes, "seconds": seconds, "peak_mb": max(peaks)}
 
 
-def killed(model: Path, table: Path, out: Path, count: int, kills: int, seconds: float, seed: int) -> dict[str, Any]:
-    """The time of an encode that is killed so often, each time after up to half of what it takes undisturbed."""
-    draw, start, struck = random.Random(seed), time.perf_counter(), 0
-    while struck < kills:
+def killed(model: Path, table: Path, out: Path, count: int, kills: int, until: float, seed: int) -> dict[str, Any]:
+    """The time of an encode that is killed so often, each time after up to twenty seconds.
+
+    Once it is complete, it is begun anew for the kills that are left; none comes after ``until``, of
+    ``time.monotonic()``.
+    """
+    draw, start, struck, folders = random.Random(seed), time.perf_counter(), 0, 1
+    while struck < kills and time.monotonic() < until:
         process = begin(model, table, out, count)
-        time.sleep(draw.uniform(0, seconds / 2))
-        os.kill(process.pid, signal.SIGKILL)  # send_signal would take away what is known of one that has ended
-        struck += ended(process)[0] == -signal.SIGKILL
-        if (out / "manifest.json").exists() and '"complete": true' in (out / "manifest.json").read_text():
-            break
-    if ended(begin(model, table, out, count))[0]:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0, KILL_WITHIN))
+        process.kill()
+        struck += process.wait() == -signal.SIGKILL
+        if process.returncode == 0 and struck < kills:
+            shutil.rmtree(out)
+            folders += 1
+    if begin(model, table, out, count).wait():
         sys.exit("mmcl encode failed after kills")
-    return {"kills": struck, "seconds": time.perf_counter() - start}
+    return {"rows": count, "processes": 1, "kills": struck, "begun": folders, "seconds": time.perf_counter() - start}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """The name and content of every file."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def contents(folder: Path) -> dict[str, str]:
+    """The name and the hash of every file."""
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
 
 
 def main() -> None:
@@ -109,23 +131,35 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=11)
+    parser.add_argument("--only", nargs="+", choices=("memory", "two", "kills"), default=["memory", "two", "kills"])
     parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
+    until, rows = time.monotonic() + 60 * asked.minutes, []
+
+    def measured(row: dict[str, Any]) -> None:
+        rows.append(row)
+        write(asked.out, rows, seed=asked.seed)
+        print(row, flush=True)
+
     with tempfile.TemporaryDirectory() as kept:
         folder = Path(kept)
-        model, few, many = folder / "model", folder / "few.parquet", folder / "many.parquet"
+        model, few, many, alone = folder / "model", folder / "few.parquet", folder / "many.parquet", folder / "alone"
         tiny_encoder(asked.data).save(model)
-        write_table(few, FEW, asked.data)
         write_table(many, asked.rows, asked.data)
-        alone, twice, disturbed = folder / "alone", folder / "twice", folder / "killed"
-        rows = [undisturbed(model, few, folder / "few", FEW), undisturbed(model, many, alone, asked.rows)]
-        rows.append(undisturbed(model, many, twice, asked.rows, processes=2))
-        rows[-1]["same_bytes"] = str(contents(twice) == contents(alone))
-        again = killed(model, many, disturbed, asked.rows, asked.kills, rows[1]["seconds"], asked.seed)
-        rows.append(
-            {"rows": asked.rows, "processes": 1, **again, "same_bytes": str(contents(disturbed) == contents(alone))}
-        )
-        report(__file__, rows, seed=asked.seed)
+        if "memory" in asked.only:
+            write_table(few, FEW, asked.data)
+            measured(undisturbed(model, few, folder / "few", FEW))
+        measured(undisturbed(model, many, alone, asked.rows))
+        expected, seconds = contents(alone), rows[-1]["seconds"]
+        if "two" in asked.only and time.monotonic() + seconds < until:
+            row = undisturbed(model, many, folder / "two", asked.rows, processes=2)
+            measured(row | {"same_bytes": str(contents(folder / "two") == expected)})
+        if "kills" in asked.only and time.monotonic() + seconds < until:
+            row = killed(model, many, folder / "killed", asked.rows, asked.kills, until - seconds, asked.seed)
+            measured(row | {"same_bytes": str(contents(folder / "killed") == expected)})
+    show(rows)
 
 
 if __name__ == "__main__":
