@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain
 from typing import cast
 
@@ -13,9 +13,12 @@ from torch import Tensor
 
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.grouping import equal_lengths
-from mmcl.models.text.packed_bert import PackedBert, packs
+from mmcl.models.text.packed.families import describe
+from mmcl.models.text.packed.layout import LEAST_ROWS
+from mmcl.models.text.packed.transformer import InferenceWeights, PackedTransformer
 from mmcl.models.text.pooling import pool, reads_layers
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
+from mmcl.runtime.products import fast_products
 
 PACKED_TOKENS = 2048
 """Of a packed batch. Larger ones leave the caches: MiniLM on one core of an EPYC 7003, thousand tokens a second of
@@ -28,9 +31,9 @@ EFFICIENT_TOKENS = 512
 class TextCompute:
     """Embeds tokenized texts; keeps what it prepared (joined or cast weights) until the weights change.
 
-    On a CPU, BERT and its kin run packed (:class:`PackedBert`); others, and all on a GPU, in padded batches of
-    similar, where there are enough of them equal length, for which the tower needs no mask. A network that mixes
-    padding in has batches of equal length alone.
+    On a CPU, transformers of known families run packed (:class:`PackedTransformer`); others, and all on a GPU, in
+    padded batches of similar, where there are enough of them equal length, for which the tower needs no mask. A network
+    that mixes padding in has batches of equal length alone.
 
     Args:
         embedder: of texts, in evaluation mode.
@@ -45,15 +48,15 @@ class TextCompute:
         tower = embedder.tower
         self._embedder = embedder
         self._state = _state(embedder, dtype)
-        self._packed: PackedBert | None = None
+        self._packed: PackedTransformer | None = None
         self.tower, self.processor = tower, embedder.processor
         self._net = tower
         device = next(tower.parameters()).device.type
         padding = tower.padding
         plain = type(tower) is TextTower and tower.token_layers is None and tower.pooling != "pooled"
         plain = plain and padding.masked and not padding.length
-        if device == "cpu" and plain and packs(tower.net):
-            self._packed = PackedBert(tower.net, dtype)
+        if device == "cpu" and plain and describe(tower.net) is not None:
+            self._packed = PackedTransformer(tower.net, InferenceWeights(dtype), dtype)
         elif not hasattr(tower.net, "backend") and any(  # what runs outside torch has a precision of its own
             weight.dtype != dtype for weight in tower.parameters() if weight.is_floating_point()
         ):
@@ -100,10 +103,13 @@ class TextCompute:
             tokens: the ids of each text.
             skipped: number of leading tokens that the pooling leaves out.
         """
-        features = self._packed_features(tokens, skipped) if self._packed else self._padded_features(tokens, skipped)
-        head = self._embedder.head
-        weight = next(head.parameters(), None)
-        return cast(Tensor, head(features.float() if weight is None else features.to(weight.dtype))).float()
+        with fast_products():
+            features = (
+                self._packed_features(tokens, skipped) if self._packed else self._padded_features(tokens, skipped)
+            )
+            head = self._embedder.head
+            weight = next(head.parameters(), None)
+            return _filled_up(head, features.float() if weight is None else features.to(weight.dtype)).float()
 
     def _packed_features(self, tokens: Sequence[np.ndarray], skipped: int) -> Tensor:
         assert self._packed is not None
@@ -114,7 +120,7 @@ class TextCompute:
             run = tokens[row : row + texts]
             start, row = start + texts * length, row + texts
             if self.tower.pooling in OWN_VECTOR:
-                features.append(self.tower.net.pooler(part[-1].float()))
+                features.append(_filled_up(self.tower.net.pooler, part[-1].float()))
                 continue
             left_out = torch.full((texts,), skipped, device=part[-1].device) if skipped else None
             weights = None
@@ -129,6 +135,12 @@ class TextCompute:
         mask = None if len(tokens[0]) == len(tokens[-1]) else batch["attention_mask"]
         left_out = {"skipped": torch.full((len(tokens),), skipped, device=device)} if skipped else {}
         return cast(Tensor, self._net(batch["input_ids"], mask, **left_out))
+
+
+def _filled_up(module: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """What ``module`` gives of each row: products of few rows have other sums than those of many, to the last bit."""
+    missing = -len(rows) % LEAST_ROWS
+    return module(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]))[: len(rows)] if missing else module(rows)
 
 
 def _cast(tower: TextTower, dtype: torch.dtype) -> TextTower:

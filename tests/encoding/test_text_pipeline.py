@@ -27,6 +27,7 @@ from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
+from mmcl.runtime.device import multiplies_bfloat16
 from mmcl.runtime.errors import MmclError
 
 WORDS = ["a", "the", "red", "blue", "big", "small", "dog", "car", "runs", "sits", "over", "under", "now", "then"]
@@ -136,6 +137,7 @@ def test_bfloat16_leaves_rotary_positions_and_token_weights_exact():
     processor = make_encoder().embedder("text").processor
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     net = LlamaModel(LlamaConfig(vocab_size=len(processor.tokenizer), **sizes))
+    net.layers[0].register_forward_hook(lambda *_: None)  # so that it runs padded, from a copy
     weights = TokenWeights.of(torch.rand(len(processor.tokenizer)) + 1e-3)
     rotary = TextTower(net, processor, pooling="mean", token_weights=weights)
     compute = TextCompute(TextEmbedder(processor, rotary, Head.from_layers(32, [])).eval(), torch.bfloat16)
@@ -162,6 +164,18 @@ def test_truncated_texts_are_marked_counted_and_reported_once(encoder, caplog):
     single = encoder.encode_with_details("dog " * 500)
     assert single.truncated is True
     np.testing.assert_allclose(single.vectors, found.vectors[1], atol=1e-5)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="no bfloat16 products in this CPU")
+@pytest.mark.parametrize("pooling", ["mean", "pooler", "first_last"])
+def test_in_bfloat16_a_vector_is_the_same_to_the_bit_alone_and_in_any_batch(pooling):
+    encoder = make_encoder(pooling)
+    encoder.set_compute("bfloat16")
+    together = encoder.encode(TEXTS)
+    assert np.array_equal(encoder.encode(TEXTS[::-1]), together[::-1])
+    assert np.array_equal(encoder.encode(TEXTS, batch_size=7), together)
+    for place in range(0, len(TEXTS), 5):
+        assert np.array_equal(encoder.encode(TEXTS[place]), together[place])
 
 
 def test_bfloat16_is_close_and_follows_new_weights():

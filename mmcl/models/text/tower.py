@@ -16,7 +16,7 @@ from mmcl.data.processors.text import TextProcessor
 from mmcl.models.outputs import own_vector, states_of_layers
 from mmcl.models.text.dropout import speed_up_dropout
 from mmcl.models.text.limits import position_padding
-from mmcl.models.text.packed_bert import packs
+from mmcl.models.text.packed.families import describe
 from mmcl.models.text.padding import Padding, measure_padding
 from mmcl.models.text.pooling import pool, reads_layers, split_pooling
 from mmcl.models.text.token_layers import TokenLayers
@@ -78,7 +78,7 @@ class TextTower(Tower):
         speed_up_dropout(net)
         self.set_pooling(pooling)
         if padding.mixes is None:
-            known = bool(padding.length) or (packs(net) and not layers)
+            known = bool(padding.length) or (describe(net) is not None and not layers)
             self.padding = replace(padding, mixes=False)
             if not known:
                 entries = self._vocabulary(processor.tokenizer)

@@ -1,0 +1,102 @@
+"""Attention of texts that are laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcl.models.text.packed.layout import Block, Layout
+
+_BYTES_OF_SCORES = 1024
+"""Of one query's scores. Up to here two products and a softmax in the caches take less time than torch's own attention,
+1.5 instead of 2.1 microseconds a token at 32 tokens, and half of it in bfloat16 at 256."""
+
+
+class Attention:
+    """Attention of one batch, with the biases of its scores, which layers share.
+
+    Args:
+        layout: of the batch.
+        heads, key_heads: of queries; and of keys and values.
+        causal: whether tokens attend to those before them alone.
+        score_bias: from a length L, (heads, L, L) of what is added to scores.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        heads: int,
+        key_heads: int,
+        *,
+        causal: bool = False,
+        score_bias: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self._layout, self._heads, self._key_heads = layout, heads, key_heads
+        self._causal, self._score_bias = causal, score_bias
+        self._biases: dict[tuple[int, int | None], Tensor] = {}
+        self._of_length: dict[int, Tensor] = {}
+
+    def __call__(self, query_key_value: Tensor, window: int | None) -> Tensor:
+        """(rows, heads · width) attended values.
+
+        Args:
+            query_key_value: (rows, (heads + 2 · key heads) · width).
+            window: tokens farther away are not attended to.
+        """
+        heads, key_heads, blocks = self._heads, self._key_heads, self._layout.blocks
+        joined = query_key_value.view(len(query_key_value), heads + 2 * key_heads, -1)
+        parts = []
+        for number, block in enumerate(blocks):
+            gathered = joined.index_select(0, block.gather).view(block.texts, block.length, *joined.shape[1:])
+            query, key, value = gathered.transpose(1, 2).split([heads, key_heads, key_heads], 1)
+            if key_heads != heads:
+                key, value = (part.repeat_interleave(heads // key_heads, 1) for part in (key, value))
+            bias = self._bias(number, block, window, joined.dtype)
+            if block.length * joined.element_size() > _BYTES_OF_SCORES:
+                attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            else:
+                attended = _attend(query, key, value, bias)
+            parts.append(attended.transpose(1, 2).reshape(len(block.gather), -1).index_select(0, block.kept))
+        if self._layout.rows > self._layout.tokens:
+            parts.append(parts[0].new_zeros(self._layout.rows - self._layout.tokens, parts[0].shape[1]))
+        return torch.cat(parts)
+
+    def _bias(self, number: int, block: Block, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(texts or 1, heads or 1, L or 1, L) of what is added to the scores of a block."""
+        if window is not None and window >= block.length - 1:
+            window = None
+        if (number, window) not in self._biases:
+            hidden = block.padding[:, None, None]
+            if self._causal or window is not None:
+                places = torch.arange(block.length, device=hidden.device)
+                ahead = places - places[:, None]  # of query i, key j stands j - i tokens ahead
+                far = ahead > 0 if self._causal else torch.zeros_like(ahead, dtype=torch.bool)
+                if window is not None:
+                    far = far | (ahead.abs() > window)
+                # Padding stands behind a text's tokens, which causal ones do not see in any case.
+                hidden = far[None, None] if self._causal else hidden | far
+            # Finite, so that rows of padding alone, which nobody reads, have a gradient that is a number.
+            least = torch.finfo(dtype).min
+            self._biases[number, window] = torch.where(hidden, least, self._by_place(block.length).to(dtype))
+        return self._biases[number, window]
+
+    def _by_place(self, length: int) -> Tensor:
+        if self._score_bias is None:
+            return torch.zeros(())
+        if length not in self._of_length:
+            self._of_length[length] = self._score_bias(length)
+        return self._of_length[length]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """softmax(query · key / √width + bias) · value: (N, heads, L, width) of the same."""
+    texts, heads, length, width = query.shape
+    query, key, value = (part.reshape(texts * heads, length, width) for part in (query, key, value))
+    alike = bias.shape[:2] == (1, 1)  # then no copy for each text and head is needed
+    bias = bias[0] if alike else bias.expand(texts, heads, -1, -1).reshape(texts * heads, -1, length)
+    bias = bias.expand(texts * heads, length, length)
+    scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), value).view(texts, heads, length, width)
