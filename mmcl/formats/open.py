@@ -16,6 +16,7 @@ from mmcl.formats.sentence_transformers.towers import Wanted, open_tower, pooled
 from mmcl.formats.tensor_files import require_finite
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.formats.transformers import clip as transformers_clip
+from mmcl.formats.transformers import vision as transformers_vision
 from mmcl.formats.transformers.nets import local_folder
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
@@ -83,8 +84,10 @@ def _open_folder(text: str) -> Towers:
         towers = read_folder(folder)
     elif (folder / open_clip_models.CONFIG).is_file():
         towers = open_clip_models.open_folder(folder)
-    elif _model_type(folder) in transformers_clip.MODEL_TYPES:
+    elif (kind := _model_type(folder)) in transformers_clip.FAMILIES:
         towers = transformers_clip.open_folder(folder, text)
+    elif kind is not None and transformers_vision.is_vision_type(kind):
+        towers = transformers_vision.open_folder(folder, text)
     elif any((folder / name).is_file() for name in ("config.json", MODULES, ADAPTER)):
         towers = _open_text(folder, text)
     else:

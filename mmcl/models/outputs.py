@@ -7,13 +7,27 @@ from typing import Any
 
 from torch import Tensor
 
+from mmcl.runtime.errors import MmclError
+
+_OWN = ("text_embeds", "image_embeds", "pooler_output")
+"""What transformers' models call the one vector an input that they give, the projected one first."""
+
+
+def has_own_vector(output: Any) -> bool:
+    """Whether a transformers model gives one vector an input itself."""
+    return any(getattr(output, name, None) is not None for name in _OWN)
+
 
 def own_vector(output: Any) -> Tensor:
-    """(N, D): the one vector an input that a transformers model gives itself: projected where it projects."""
-    for name in ("text_embeds", "image_embeds", "pooler_output"):
+    """(N, D): the one vector an input that a transformers model gives itself: projected where it projects.
+
+    Raises:
+        MmclError: it gives none.
+    """
+    for name in _OWN:
         if (vector := getattr(output, name, None)) is not None:
             return vector.flatten(1)  # convolutional models pool to (N, D, 1, 1)
-    raise ValueError("the model gives no vector of its own")
+    raise MmclError(f"the model's {type(output).__name__} has no vector of its own; choose a model with a pooler")
 
 
 def states_of_layers(output: Any) -> Sequence[Tensor]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmcl.config.data import ImageConfig
@@ -18,10 +16,10 @@ from mmcl.formats.backbones.read import load_backbone
 from mmcl.formats.open_clip.models import colours as open_clip_colours
 from mmcl.formats.open_clip.models import pretrained_model
 from mmcl.formats.open_clip.nets import model_config, tower_config, visual_net, with_vision_settings
-from mmcl.formats.plausible import require_plausible, weights_bytes
 from mmcl.formats.tensor_files import require_finite
 from mmcl.formats.transformers.image_processors import colours, read_processor
 from mmcl.formats.transformers.nets import opening, read_config, rebuild
+from mmcl.formats.transformers.vision import open_net, vector_kind, vision_spec
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.image.small_resnet import DEPTHS, small_resnet
 from mmcl.models.image.tower import ImageTower
@@ -172,57 +170,16 @@ def transformers_net(model: str, config: ImageTowerConfig, size: int) -> tuple[A
 
     described = read_config(model, where)
     described = getattr(described, "vision_config", described)  # of a CLIP, the half for images
-    folder = Path(model) if config.pretrained and Path(model).is_dir() else None
-    with opening(f"{where}: cannot be opened as a vision model of transformers", folder):
-        missing: set[str] = set()
-        if folder is not None:
-            require_plausible(described.to_dict(), weights_bytes(folder), folder)
-        if config.pretrained:
-            with torch.device("meta"):
-                kind = type(AutoModel.from_config(described, trust_remote_code=False))
-            net, report = kind.from_pretrained(
-                model,
-                trust_remote_code=False,
-                config=described,
-                dtype=torch.float32,
-                use_safetensors=None,
-                weights_only=True,
-                output_loading_info=True,
-            )
-            missing = set(report["missing_keys"])
-            require_finite(net.named_parameters(), where)
-        else:
+    if config.pretrained:
+        net, vector = open_net(model, described, where)
+    else:
+        with opening(f"{where}: cannot be opened as a vision model of transformers"):
             if isinstance(getattr(described, "image_size", None), int):
                 described.image_size = size
             net = AutoModel.from_config(described, trust_remote_code=False)
-    vector = _vector_kind(net, missing, where)
+        vector = vector_kind(net, set(), where)
     mean, std = _processor_colours(model, where)
-    about = {"library": "transformers", "name": config.name, "architecture": type(net).__name__, "vector": vector}
-    return net, {**about, "config": net.config.to_diff_dict(), "mean": mean, "std": std}
-
-
-def _vector_kind(net: Any, missing: set[str], where: str) -> str:
-    """How the model's features are read, see :func:`vector_of`. A pooler without weights is none."""
-    if net.main_input_name != "pixel_values":
-        raise MmclError(f"{where}: takes {net.main_input_name}, not images; choose a vision model")
-    pooler = getattr(net, "pooler", None)
-    if any(name.startswith("pooler.") for name in missing):
-        pooler.requires_grad_(False)  # type: ignore[union-attr]  # unused: no gradient reaches it
-    elif lost := sorted(missing):
-        raise MmclError(f"{where}: the weights lack {lost[0]} and {len(lost) - 1} more; is it another model's folder?")
-    else:
-        side = net.config.image_size if isinstance(getattr(net.config, "image_size", None), int) else 224
-        training = net.training
-        with torch.no_grad():
-            output = net.eval()(torch.zeros(1, 3, side, side))
-        net.train(training)
-        if getattr(output, "pooler_output", None) is not None:
-            return "pooled"
-    return "cls" if _has_class_token(net) else "mean"
-
-
-def _has_class_token(net: nn.Module) -> bool:
-    return any(name.rsplit(".", 1)[-1] in ("cls_token", "class_embedding") for name, _ in net.named_parameters())
+    return net, {**vision_spec(net, config.name, vector), "mean": mean, "std": std}
 
 
 def _processor_colours(model: str, where: str) -> tuple[list[float], list[float]]:

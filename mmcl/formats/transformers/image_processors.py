@@ -14,6 +14,13 @@ from mmcl.runtime.errors import MmclError, first_line
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST = 16_384  # pixels
+_DEFAULTS = {
+    "clip": "CLIPImageProcessorPil",
+    "metaclip_2": "CLIPImageProcessorPil",
+    "chinese_clip": "ChineseCLIPImageProcessorPil",
+    "siglip": "SiglipImageProcessorPil",
+}
+"""Model type, of both halves, to transformers' image processor of it."""
 _PLAIN = ("preprocess", "_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize")
 
 
@@ -39,13 +46,21 @@ def read_processor(source: str | Path, where: str) -> Any:
         raise MmclError(f"{where}: its image processor cannot be opened: {first_line(error)}") from None
 
 
-def default_processor(model_type: str, side: int) -> Any:
-    """What ``CLIPModel`` or ``SiglipModel`` is used with where its folder says nothing of images."""
-    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+def default_processor(config: Any, where: str) -> Any:
+    """What a model with ``config``, of a vision half or of both, is used with where its folder says nothing of images.
 
-    if model_type == "siglip":
-        return SiglipImageProcessorPil(size={"height": side, "width": side})
-    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    Raises:
+        MmclError: that is not known for models of its type.
+    """
+    import transformers
+
+    kind = config.model_type.removesuffix("_vision_model")
+    if kind not in _DEFAULTS:
+        raise MmclError(f"{where}: has no image processor; put the model's preprocessor_config.json into its folder")
+    side = getattr(config, "vision_config", config).image_size
+    square = {"height": side, "width": side}
+    sizes = {"size": square} if kind == "siglip" else {"size": {"shortest_edge": side}, "crop_size": square}
+    return getattr(transformers, _DEFAULTS[kind])(**sizes)
 
 
 def preprocessing(processor: Any, where: str) -> ImageProcessor:
