@@ -10,6 +10,7 @@ from mmcl.config.data import ImageConfig
 from mmcl.config.model import ImageTowerConfig, ModelConfig, TableTowerConfig, TowerConfig
 from mmcl.config.section import Section
 from mmcl.formats.open import open_model
+from mmcl.formats.towers.image_size import resize_image_tower
 from mmcl.models.activations import checkpoint_activations, drop_patches
 from mmcl.models.embedder import Embedder
 from mmcl.models.image.embedder import ImageEmbedder
@@ -34,7 +35,8 @@ def start_from(config: ModelConfig, image: ImageConfig, towers: Mapping[str, str
 
     Args:
         config: with a ``name``.
-        image: ``data.image``; what of it is set has to agree with the model.
+        image: ``data.image``; what of it is set has to agree with the model, but for the size, to which its tower is
+            brought.
         towers: name of each tower of the method to its modality.
 
     Raises:
@@ -71,7 +73,7 @@ def _adapted(embedder: Embedder, config: ModelConfig, name: str, image: ImageCon
     """A tower of the model as its section wants it."""
     section, where, model = config.tower(name) or TowerConfig(), config.where(name), str(config.name)
     if isinstance(embedder, ImageEmbedder):
-        _adapt_image(embedder, section, image, where, model)
+        embedder = _adapt_image(embedder, section, image, where, model)
     elif isinstance(embedder, TextEmbedder):
         _adapt_text(embedder, section, where, model)
     if section.checkpointing:
@@ -107,15 +109,18 @@ def _changed(section: Section) -> set[str]:
     }
 
 
-def _adapt_image(embedder: ImageEmbedder, section: Any, image: ImageConfig, where: str, name: str) -> None:
-    processor = embedder.processor
+def _adapt_image(embedder: ImageEmbedder, section: Any, image: ImageConfig, where: str, name: str) -> ImageEmbedder:
+    processor, tower = embedder.processor, embedder.tower
+    if "size" in _changed(image) and image.size != processor.size:
+        processor, tower = resize_image_tower(processor, tower, image.size, name)
     processor.exact_decoding |= image.exact_decoding
-    for key in sorted(_changed(image) - {"exact_decoding", "root"}):  # root says where images lie
+    for key in sorted(_changed(image) - {"exact_decoding", "root", "stored"}):  # which say nothing of the square
         wanted, own = getattr(image, key), getattr(processor, key)
         if wanted != own and not (key == "resize" and str(own).startswith(wanted)):
             raise MmclError(f"data.image.{key} is {wanted}, but '{name}' takes {own}; leave it out")
     if rate := getattr(section, "patch_dropout", 0.0):
-        drop_patches(embedder.tower.net, rate, processor.size, f"{where}.patch_dropout: '{name}'")
+        drop_patches(tower.net, rate, processor.size, f"{where}.patch_dropout: '{name}'")
+    return ImageEmbedder(processor, tower, embedder.head)
 
 
 def _adapt_text(embedder: TextEmbedder, section: Any, where: str, name: str) -> None:
