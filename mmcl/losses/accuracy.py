@@ -37,7 +37,7 @@ def batch_accuracy(
     """
     with torch.autocast(query.device.type, enabled=False):
         batch = candidates(query, key, ids=ids, similarity=similarity, empty=blockwise.across is not None)
-        plan = make_plan(batch, blockwise, bfloat16=False)
+        plan = make_plan(batch, blockwise, "full")
         if plan is not None:
             return _blockwise(batch.queries, batch.keys, plan)
         (scores,) = dense_logits(batch, 1.0, symmetric=False)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.blockwise.log_sum_exp import EMPTY, Statistics, log_sum_exp, positive_logits
-from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, all_bfloat16, as_scale, make_plan
+from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, as_scale, make_plan, precision_of
 from mmcl.losses.blockwise.positive_terms import positive_terms
 from mmcl.losses.logits.candidates import Candidates, EmbeddingSet, Ids, candidates, dense_logits, positive_mask
 from mmcl.losses.logits.checks import check_temperature
@@ -100,8 +100,8 @@ def info_nce(
             empty=empty,
         )
         symmetric = symmetric and key is not None  # else both directions are the same
-        bfloat16 = all_bfloat16(query, key, None if negatives is None else negatives.vectors)
-        plan = make_plan(batch, blockwise, bfloat16=bfloat16)
+        precision = precision_of(query, key, None if negatives is None else negatives.vectors)
+        plan = make_plan(batch, blockwise, precision)
         if positives is not None:
             return _of_groups(batch, temperature, plan, symmetric, label_smoothing, positives.compete)
         if plan is not None:

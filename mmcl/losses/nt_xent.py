@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmcl.losses.blockwise.log_sum_exp import EMPTY, log_sum_exp, positive_logits
-from mmcl.losses.blockwise.plan import DEFAULT, Blockwise, all_bfloat16, as_scale, make_plan
+from mmcl.losses.blockwise.plan import DEFAULT, Blockwise, as_scale, make_plan, precision_of
 from mmcl.losses.info_nce import info_nce
 from mmcl.losses.logits.candidates import candidates, dense_logits
 from mmcl.losses.logits.checks import check_pairs, check_temperature
@@ -72,7 +72,7 @@ def _decoupled(query: Tensor, key: Tensor, temperature: float | Tensor, ids: Ten
     check_temperature(temperature)
     with torch.autocast(query.device.type, enabled=False):
         batch = candidates(query, key, ids=ids, empty=blockwise.across is not None)
-        plan = make_plan(batch, blockwise, bfloat16=all_bfloat16(query, key))
+        plan = make_plan(batch, blockwise, precision_of(query, key))
         if plan is None:
             (logits,) = dense_logits(batch, temperature, symmetric=False)
             own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)

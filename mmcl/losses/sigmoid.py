@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.blockwise.log_sum_exp import positive_logits
-from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, all_bfloat16, as_number, as_scale, make_plan
+from mmcl.losses.blockwise.plan import DEFAULT, BlockPlan, Blockwise, as_number, as_scale, make_plan, precision_of
 from mmcl.losses.blockwise.softplus_sum import softplus_sum
 from mmcl.losses.logits.candidates import Candidates, candidates, duplicate_mask
 from mmcl.losses.logits.checks import check_number, check_pairs, check_temperature, scalar
@@ -60,7 +60,7 @@ def sigmoid(
     check_number(bias, "bias")
     with torch.autocast(image.device.type, enabled=False):
         batch = candidates(image, text, ids=ids, similarity=similarity, empty=blockwise.across is not None)
-        plan = make_plan(batch, blockwise, bfloat16=all_bfloat16(image, text))
+        plan = make_plan(batch, blockwise, precision_of(image, text))
         if plan is not None:
             return _blockwise(batch, temperature, bias, plan)
         temperature, bias = scalar(temperature), scalar(bias)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,32 +47,74 @@ def _made_by_intel() -> bool:
     return "GenuineIntel" in description
 
 
-def multiply(a: Tensor, b: Tensor, out: Tensor, *, bfloat16: bool = False, add: bool = False) -> None:
+Precision = Literal["full", "bfloat16x3", "bfloat16"]
+"""What the factors of a product are rounded to: not at all; to sums of two bfloat16 numbers, of which the smaller ones
+are not multiplied with each other (off by some 10⁻⁵); to bfloat16. Sums are in float32, or wider."""
+
+
+def float32_setting(device: torch.device) -> str:
+    """What the process allows of float32 products: ``ieee``, ``tf32`` or ``bf16``, whichever setting of torch's says so
+    (``torch.set_float32_matmul_precision``'s are ``highest``, ``high`` and ``medium``)."""
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    with _lock:
+        setting = _before if _inside and device.type == "cpu" else backend.matmul.fp32_precision
+    return "ieee" if setting == "none" else str(setting)
+
+
+def allowed_precision(device: torch.device) -> Precision:
+    """The fastest precision that the process allows of float32 products on the CPU: ``full`` where no other is faster,
+    as three products in bfloat16 are with AMX alone. GPUs follow torch's setting by themselves."""
+    setting = float32_setting(device)
+    if device.type != "cpu" or setting == "ieee" or not multiplies_bfloat16(device):
+        return "full"
+    if setting == "bf16":
+        return "bfloat16"
+    return "bfloat16x3" if torch.cpu._is_amx_tile_supported() else "full"
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, *, precision: Precision = "full", add: bool = False) -> None:
     """Write a @ b to ``out``, or add it to ``out``.
 
-    ``bfloat16`` rounds a and b to bfloat16, whose products are exact in float32, and accumulates in float32. On CPUs
-    torch has no product of bfloat16 tensors with a float32 result (and a logit of 14 rounded to 8 bits is off by up to
-    0.03), but oneDNN can round float32 tensors itself where there is AMX.
+    On CPUs torch has no product of bfloat16 tensors with a float32 result, and a logit of 14 rounded to 8 bits is off
+    by up to 0.03. With AMX, oneDNN rounds the factors of a float32 product itself; without, the product is full
+    float32, at half the rate. What is added is one of many terms, which ``bfloat16`` rounds before they are summed up.
 
     Args:
         a: (N, K).
         b: (K, M).
         out: (N, M), which shares no memory with the factors.
-        bfloat16: whether factors may be rounded, on hardware that multiplies bfloat16.
+        precision: less than ``full`` only for float32, on hardware that multiplies bfloat16.
         add: whether to keep what ``out`` holds.
     """
-    if bfloat16 and a.is_cuda:
+    if precision == "bfloat16x3":
+        (a, rest_of_a), (b, rest_of_b) = _two_bfloat16(a), _two_bfloat16(b)
+        _multiply(a, b, out, add=add, onednn=True)
+        _multiply(a, rest_of_b, out, add=True, onednn=True)
+        _multiply(rest_of_a, b, out, add=True, onednn=True)
+    elif precision == "bfloat16" and a.is_cuda:
         a, b = a.bfloat16(), b.bfloat16()
         if add:
             torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
         else:
             torch.mm(a, b, out_dtype=torch.float32, out=out)
-        return
-    with _onednn() if bfloat16 or _by_onednn(a) else nullcontext():
+    elif precision == "bfloat16" and add:
+        out += a.bfloat16() @ b.bfloat16()
+    else:
+        _multiply(a, b, out, add=add, onednn=precision == "bfloat16" or _by_onednn(a))
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool, onednn: bool) -> None:
+    with _onednn() if onednn else nullcontext():
         if add:
             out.addmm_(a, b)
         else:
             torch.mm(a, b, out=out)
+
+
+def _two_bfloat16(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 values rounded to bfloat16, and what is left of them, both as float32."""
+    rounded = values.bfloat16().float()
+    return rounded, values - rounded
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

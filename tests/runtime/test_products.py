@@ -14,6 +14,7 @@ from mmcl.runtime.device import multiplies_bfloat16
 from mmcl.runtime.products import (
     LONGEST_BATCHED,
     PackedLinear,
+    allowed_precision,
     batched_attention,
     fast_products,
     linear,
@@ -51,10 +52,55 @@ def test_multiply_is_true_float32_in_every_layout(library, add):
                 torch.testing.assert_close(out.double(), expected, **EXACT)
 
 
-def test_multiply_that_may_round_has_at_most_the_error_of_rounding(library):
+@pytest.mark.parametrize("add", [False, True])
+def test_multiply_that_may_round_has_at_most_the_error_of_rounding(library, add):
     a, b, out = torch.randn(70, 300), torch.randn(300, 50), torch.ones(70, 50)
-    multiply(a, b, out, bfloat16=True, add=True)
-    torch.testing.assert_close(out.double(), 1 + a.double() @ b.double(), rtol=0, atol=0.3)
+    multiply(a, b, out, precision="bfloat16", add=add)
+    torch.testing.assert_close(out.double(), add + a.double() @ b.double(), rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_three_products_in_bfloat16_have_five_digits(monkeypatch, add):
+    """Factors, and what is left of them, are rounded by 2⁻⁸ at most, as hardware does, wherever this runs."""
+    plain = products._multiply
+
+    def rounded(a, b, out, *, add, onednn):
+        plain(a.bfloat16().float(), b.bfloat16().float(), out, add=add, onednn=onednn)
+
+    monkeypatch.setattr(products, "_multiply", rounded)
+    torch.manual_seed(0)
+    a, b, out = torch.randn(70, 300), torch.randn(300, 50), torch.ones(70, 50)
+    multiply(a, b, out, precision="bfloat16x3", add=add)
+    error = (out.double() - float(add) - a.double() @ b.double()).abs()
+    magnitude = a.double().abs() @ b.double().abs() + float(add)
+    assert (error <= (3 * 2.0**-16 + 2.0**-20) * magnitude).all()  # of the smaller parts, and of rounding them
+    assert 1e-7 < (error / magnitude).mean() < 1e-6  # of sums of 300, where errors cancel
+
+
+@pytest.mark.parametrize(
+    ("setting", "units", "amx", "expected"),
+    [
+        ("highest", True, True, "full"),
+        ("high", True, True, "bfloat16x3"),
+        ("high", True, False, "full"),  # three products take longer than one in float32
+        ("medium", True, False, "bfloat16"),
+        ("medium", False, False, "full"),
+    ],
+)
+def test_torchs_setting_is_followed_where_that_is_faster(setting, units, amx, expected, monkeypatch):
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
+    torch.set_float32_matmul_precision(setting)
+    try:
+        assert allowed_precision(CPU) == expected
+        with products._onednn():  # whose own setting is not the process's
+            assert allowed_precision(CPU) == expected
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def test_products_in_float64_and_products_of_nothing(library):

@@ -69,7 +69,7 @@ class BlockIterator:
                 if self.plan.similarity == "euclidean":
                     torch.mul(similarities(self.rows.vectors[r], columns.vectors[c], "euclidean"), self.scale, out=z)
                 else:
-                    multiply(scaled, columns.vectors[c].T, z, bfloat16=self.plan.bfloat16)
+                    multiply(scaled, columns.vectors[c].T, z, precision=self.plan.precision)
                 yield r, c, scaled, z
 
     def owned(self, r: slice, c: slice, columns: EmbeddingSet) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -120,9 +120,9 @@ class BlockIterator:
                 if d_columns is not None:
                     d_columns[c] += d_b * self.scale
             else:
-                multiply(weights, columns.vectors[c], d_block, bfloat16=self.plan.bfloat16, add=True)
+                multiply(weights, columns.vectors[c], d_block, precision=self.plan.precision, add=True)
                 if d_columns is not None:
-                    multiply(weights.T, scaled, d_columns[c], bfloat16=self.plan.bfloat16, add=True)
+                    multiply(weights.T, scaled, d_columns[c], precision=self.plan.precision, add=True)
         return d_columns
 
     def d_rows(self) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmcl.losses.blockwise import triton_blocks
 from mmcl.losses.blockwise.blocks import BlockIterator, no_double_backward, softmax_factors
+from mmcl.losses.blockwise.elementwise import exp_
 from mmcl.losses.blockwise.plan import BlockPlan, ColumnLayout
 from mmcl.losses.blockwise.task import BlockTask, kernel_logits
 from mmcl.losses.logits.candidates import EmbeddingSet, exclusion_mask
@@ -205,7 +206,7 @@ def _reduce_in_kernels(blocks: BlockIterator, shard: EmbeddingSet, task: BlockTa
 
 def _exponentials(blocks: BlockIterator, r: slice, c: slice, shard: EmbeddingSet, z: Tensor, task: BlockTask) -> Tensor:
     """exp(z - shift) in the memory of z; 0 for what is no candidate."""
-    terms = (z.sub_(task.shift) if task.shift else z).exp_()
+    terms = exp_(z.sub_(task.shift) if task.shift else z)
     mask = exclusion_mask(task.rows.at(r), shard.at(c))
     if mask is not None:
         terms.masked_fill_(mask, 0.0)

@@ -15,6 +15,7 @@ from mmcl.losses.blockwise.exchange import Combine, LocalExchange, make_exchange
 from mmcl.losses.logits.candidates import Candidates, EmbeddingSet
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.runtime.device import multiplies_bfloat16
+from mmcl.runtime.products import Precision, allowed_precision
 
 TILE = 1024  # rows and columns; in float32 a tile and its factors fit into the last cache of a CPU
 DENSE = 1024  # a matrix of up to this number, squared, is held in memory by default
@@ -30,10 +31,10 @@ class Blockwise:
 
     Attributes:
         tile: rows and columns of the tiles in which the matrix is computed, and computed again for the gradient, in
-            O((N + K)·D) memory. None holds the matrix in memory; ``auto`` does so up to 1,024² logits. If all
-            embeddings are bfloat16 and the hardware multiplies bfloat16, tiles are products of bfloat16 accumulated in
-            float32: gradients of embeddings are then within 1% of their norm, at temperatures of 0.02 or less within
-            3%. Tiles have no second derivative.
+            O((N + K)·D) memory. None holds the matrix in memory; ``auto`` does so up to 1,024² logits. Where the
+            hardware multiplies bfloat16, and all embeddings are bfloat16 or ``torch.set_float32_matmul_precision`` is
+            ``medium``, tiles are products of bfloat16 accumulated in float32: gradients of embeddings are then within
+            1% of their norm, at temperatures of 0.02 or less within 3%. Tiles have no second derivative.
         across: None if the arguments of the loss are the global batch. Otherwise each process of the default group
             passes its own rows (their number may differ, or be 0), and all processes get the loss of the global batch.
             Each process computes its queries against the keys of all: ``gather`` holds all keys at once; ``ring``
@@ -78,7 +79,7 @@ class BlockPlan:
         exchange: gives access to the columns of other processes.
         keys: layout of the keys.
         negatives: layout of the negatives.
-        bfloat16: whether products are of bfloat16, accumulated in float32.
+        precision: of the products.
     """
 
     similarity: Similarity
@@ -86,7 +87,7 @@ class BlockPlan:
     exchange: LocalExchange
     keys: ColumnLayout
     negatives: ColumnLayout
-    bfloat16: bool = False
+    precision: Precision = "full"
 
     def map_shards(
         self,
@@ -120,7 +121,7 @@ class BlockPlan:
         return self.exchange.map_shards(tensors, layout.counts, unpack, combine)
 
 
-def make_plan(batch: Candidates, blockwise: Blockwise, *, bfloat16: bool) -> BlockPlan | None:
+def make_plan(batch: Candidates, blockwise: Blockwise, precision: Precision) -> BlockPlan | None:
     """The plan of a batch; None if one process has all of it and holds the matrix in memory.
 
     Raises:
@@ -147,7 +148,7 @@ def make_plan(batch: Candidates, blockwise: Blockwise, *, bfloat16: bool) -> Blo
         for at in range(2)
     )
     size = TILE if tile == "auto" else sys.maxsize if tile is None else tile
-    return BlockPlan(batch.similarity, size, exchange, keys, negatives, bfloat16)
+    return BlockPlan(batch.similarity, size, exchange, keys, negatives, precision)
 
 
 def _widths(batch: Candidates) -> list[int]:
@@ -156,10 +157,14 @@ def _widths(batch: Candidates) -> list[int]:
     return [-1 if tensor is None else math.prod(tensor.shape[1:]) for part in parts for tensor in part]
 
 
-def all_bfloat16(*embeddings: Tensor | None) -> bool:
-    """Whether all embeddings are bfloat16, and the hardware multiplies it."""
+def precision_of(*embeddings: Tensor | None) -> Precision:
+    """The precision of products of embeddings: what torch's setting allows, and bfloat16 where all are bfloat16 and the
+    hardware multiplies it."""
     given = [tensor for tensor in embeddings if tensor is not None]
-    return all(tensor.dtype == torch.bfloat16 for tensor in given) and multiplies_bfloat16(given[0].device)
+    types, device = {tensor.dtype for tensor in given}, given[0].device
+    if types == {torch.bfloat16} and multiplies_bfloat16(device):
+        return "bfloat16"
+    return "full" if torch.float64 in types else allowed_precision(device)
 
 
 def as_number(value: float | Tensor, like: Tensor) -> Tensor:

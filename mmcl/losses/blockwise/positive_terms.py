@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.blockwise.blocks import BlockIterator, no_double_backward
+from mmcl.losses.blockwise.elementwise import softplus_
 from mmcl.losses.blockwise.log_sum_exp import Statistics
 from mmcl.losses.blockwise.plan import BlockPlan
 from mmcl.losses.blockwise.task import BlockTask
@@ -86,9 +86,8 @@ class _PositiveTerms(torch.autograd.Function):
                         total, slope = number * lse[at] - z.sum(dim, dtype=table.dtype), number
                     else:
                         difference = lse[at].unsqueeze(dim).to(z.dtype) - z
-                        # The threshold above which it returns its argument is too low for float64 by default.
-                        total = (F.softplus(difference, threshold=40.0) * positive).sum(dim, dtype=table.dtype)
-                        slope = (difference.sigmoid_() * positive).sum(dim, dtype=table.dtype)
+                        slope = (difference.sigmoid() * positive).sum(dim, dtype=table.dtype)
+                        total = (softplus_(difference) * positive).sum(dim, dtype=table.dtype)
                     table[at] += torch.stack([total, slope, number], dim=1)
             return by_column if task.both else None
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmcl.losses.blockwise import triton_blocks
 from mmcl.losses.blockwise.blocks import BlockIterator, no_double_backward
+from mmcl.losses.blockwise.elementwise import softplus_
 from mmcl.losses.blockwise.plan import BlockPlan
 from mmcl.losses.blockwise.task import BlockTask, kernel_logits
 from mmcl.losses.logits.candidates import EmbeddingSet, exclusion_mask
@@ -38,9 +38,7 @@ class _SoftplusSum(torch.autograd.Function):
                 slopes.add_(derivatives)
                 return
             for r, c, z in blocks.tiles(shard):
-                # The threshold above which it returns its argument is too low for float64 by default.
-                terms = _mask(blocks, r, c, shard, F.softplus(z.add_(bias), threshold=40.0))
-                sums[r] += terms.sum(dim=1)
+                sums[r] += _mask(blocks, r, c, shard, softplus_(z.add_(bias))).sum(dim=1)
 
         task.plan.map_shards(task.columns, task.layout, work)
         ctx.save_for_backward(rows, columns, scale, bias, slopes, *task.masks)

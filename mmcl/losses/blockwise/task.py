@@ -70,7 +70,7 @@ class BlockTask(NamedTuple):
 def kernel_logits(blocks: BlockIterator, shard: EmbeddingSet, weight: float) -> triton_blocks.Logits:
     """The logits of rows and a shard of columns, for the Triton kernels."""
     rows, plan = blocks.rows, blocks.plan
-    dtype = torch.bfloat16 if plan.bfloat16 else rows.vectors.dtype
+    dtype = torch.bfloat16 if plan.precision == "bfloat16" else rows.vectors.dtype
     owner = None if shard.owner is None else shard.owner - plan.exchange.row_offset
     vectors = rows.vectors.to(dtype), shard.vectors.to(dtype)
     return triton_blocks.Logits(*vectors, blocks.scale, rows.ids, shard.ids, owner, weight)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mmcl.losses import Blockwise, Guide, Negatives, batch_accuracy, info_nce, sigmoid
 from mmcl.losses.blockwise import blocks, plan
+from mmcl.runtime import products
 
 
 def compare(loss, tensors, tile, rtol=1e-10, atol=1e-11):
@@ -165,26 +166,38 @@ def test_a_batch_of_one_thing_has_no_negatives_and_no_loss():
     assert not q.grad.any()
 
 
-def test_products_in_bfloat16_stay_within_a_hundredth_of_the_gradient(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_in_bfloat16_stay_within_a_hundredth_of_the_gradient(dtype, monkeypatch):
     """Elsewhere than on hardware that multiplies bfloat16, the products are rounded as such hardware rounds them."""
     torch.manual_seed(4)
     q = torch.randn(40, 24).bfloat16()
     k = (q.float() + torch.randn(40, 24)).bfloat16()
     multiply = blocks.multiply
 
-    def rounded(a, b, out, *, bfloat16, add=False):
-        assert bfloat16
-        multiply(a.bfloat16().float(), b.bfloat16().float(), out, bfloat16=True, add=add)
+    def rounded(a, b, out, *, precision, add=False):
+        assert precision == "bfloat16"
+        multiply(a.bfloat16().float(), b.bfloat16().float(), out, precision=precision, add=add)
 
     monkeypatch.setattr(blocks, "multiply", rounded)
-    monkeypatch.setattr(plan, "multiplies_bfloat16", lambda device: True)
+    for module in (plan, products):
+        monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: True)
+    if dtype == torch.float32:
+        monkeypatch.setattr(products, "float32_setting", lambda device: "bf16")  # torch's "medium"
     for tau in (0.02, 0.07):
         grads = []
-        for dtype, tile in ((torch.float64, None), (torch.bfloat16, 16)):
-            leaves = [x.to(dtype, copy=True).requires_grad_() for x in (q, k)]
+        for kind, tile in ((torch.float64, None), (dtype, 16)):
+            leaves = [x.to(kind, copy=True).requires_grad_() for x in (q, k)]
             (info_nce(*leaves, tau, blockwise=Blockwise(tile)) * 40).backward()
             grads.append(torch.cat([leaf.grad.double() for leaf in leaves]))
         assert (grads[1] - grads[0]).norm() < 1e-2 * grads[0].norm()
+
+
+def test_three_products_in_bfloat16_stay_within_five_digits_of_the_gradient(monkeypatch):
+    torch.manual_seed(4)
+    q = torch.randn(40, 24)
+    k = q + torch.randn(40, 24)
+    monkeypatch.setattr(plan, "allowed_precision", lambda device: "bfloat16x3")
+    compare(lambda *given, blockwise: info_nce(*given, 0.07, blockwise=blockwise), [q, k], 16, rtol=1e-4, atol=2e-6)
 
 
 def test_queued_keys_cost_no_product_for_a_gradient_that_they_do_not_take():
