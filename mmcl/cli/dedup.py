@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcl.cli.options import Device, Dtype, ImageRoot, Separator, Split, names_columns
+from mmcl.cli.options import Device, Dtype, ImageRoot, Separator, Split, load, names_columns
 from mmcl.cli.output import JsonPath, print_table, say, write_json
+
+if TYPE_CHECKING:
+    from mmcl.encoding import FileVectors, Vectors
+    from mmcl.retrieval.similar.duplicates import Duplicates
 
 Target = Annotated[
     str,
@@ -28,32 +32,38 @@ Rows = Annotated[
 IdColumn = Annotated[str | None, typer.Option(help="The column of ids there.", show_default="id, _id, or row numbers")]
 
 
+Folder = Annotated[Path, typer.Option(help="The folder to write.", show_default=False)]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Smallest cosine of duplicates.", show_default="the model's, if measured, else 0.95"),
+]
+Precision = Annotated[
+    float | None,
+    typer.Option(help="The threshold that `mmcl eval threshold` measured at it.", show_default=False),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        help="Vectors of other rows, such as training data: which rows have a duplicate there.", show_default=False
+    ),
+]
+Kept = Annotated[
+    str,
+    typer.Option(help="Of duplicates: first, central, or the column whose highest value stays."),
+]
+ByIndex = Annotated[bool, typer.Option("--index", help="Search an index: faster for millions of rows, may miss some.")]
+
+
 @names_columns
 def dedup(
     target: Target,
-    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+    out: Folder,
     source: ToEncode = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Smallest cosine of duplicates.", show_default="the model's, if measured, else 0.95"),
-    ] = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(help="The threshold that `mmcl eval threshold` measured at it.", show_default=False),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help="Vectors of other rows, such as training data: which rows have a duplicate there.", show_default=False
-        ),
-    ] = None,
-    keep: Annotated[
-        str,
-        typer.Option(help="Of duplicates: first, central, or the column whose highest value stays."),
-    ] = "first",
-    by_index: Annotated[
-        bool, typer.Option("--index", help="Search an index: faster for millions of rows, may miss some.")
-    ] = False,
+    threshold: Threshold = None,
+    precision: Precision = None,
+    against: Against = None,
+    keep: Kept = "first",
+    by_index: ByIndex = False,
     column: Column = None,
     rows: Rows = None,
     id: IdColumn = None,
@@ -65,21 +75,17 @@ def dedup(
     json: JsonPath = None,
 ) -> None:
     """Find near-duplicates, and say which rows to keep."""
-    from mmcl.cli.options import load
     from mmcl.data.sources.tar.rows import open_rows
     from mmcl.encoding import open_vectors
-    from mmcl.retrieval.similar.corpus import column_of_vectors, encoded, match_threshold
-    from mmcl.retrieval.similar.duplicates import check_threshold, find_duplicates
+    from mmcl.retrieval.similar.corpus import column_of_vectors, match_threshold
+    from mmcl.retrieval.similar.duplicates import find_duplicates
+    from mmcl.retrieval.similar.pairs import check_threshold
 
     if threshold is not None:
         check_threshold(threshold)  # before the work
-    of = source or rows
-    opened = None if of is None else open_rows(of, split=split, separator=separator, root=image_root)
-    if source is None or opened is None:
-        vectors = open_vectors(target)
-    else:
-        vectors = encoded(load(target, device, dtype), opened, column, out / "vectors", ids=id)
-    values: Any = keep if keep in ("first", "central") else column_of_vectors(vectors, keep, opened, ids=id)
+    table = None if (of := source or rows) is None else open_rows(of, split=split, separator=separator, root=image_root)
+    vectors = vectors_of(target, table if source else None, column, out, id, device, dtype)
+    values: Any = keep if keep in ("first", "central") else column_of_vectors(vectors, keep, table, ids=id)
     found = find_duplicates(
         vectors,
         out,
@@ -89,6 +95,22 @@ def dedup(
         by_index=by_index,
     )
     write_json(json, asdict(found))
+    _show(found)
+
+
+def vectors_of(
+    target: str, rows: Any, column: str | None, out: Path, id: str | None, device: str, dtype: str
+) -> Vectors | FileVectors:
+    """The vectors in ``target``; or, of rows, what the model ``target`` makes of them, in ``out/vectors``."""
+    from mmcl.encoding import open_vectors
+    from mmcl.retrieval.similar.corpus import encoded
+
+    if rows is None:
+        return open_vectors(target)
+    return encoded(load(target, device, dtype), rows, column, out / "vectors", ids=id)
+
+
+def _show(found: Duplicates) -> None:
     lines: list[list[object]] = [["vectors", f"{found.rows:,}"], ["threshold", found.threshold]]
     if found.against is not None:
         lines += [["compared with", f"{found.against:,}"]]

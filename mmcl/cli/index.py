@@ -27,48 +27,55 @@ Split = Annotated[str | None, typer.Option(help="The part of --from to read.")]
 Id = Annotated[str | None, typer.Option(help="The column of ids there.", show_default="id, _id, or row numbers")]
 
 
+NewFolder = Annotated[Path, typer.Option(help="The index folder.", show_default=False)]
+Spec = Annotated[
+    str,
+    typer.Option(help="A FAISS factory string, auto is exact up to some size; of Milvus such as HNSW,M=16."),
+]
+Similarity = Annotated[str, typer.Option(help="cosine, dot or euclidean.")]
+Recall = Annotated[float, typer.Option(help="Share of the ten nearest that an approximate index is to find.")]
+Memory = Annotated[float | None, typer.Option(min=0, help="GiB that an auto index may take.", show_default="no limit")]
+QueryVectors = Annotated[
+    Path | None,
+    typer.Option(
+        help="Vectors of queries like those to come, by which recall is measured, such as texts for images.",
+        show_default=False,
+    ),
+]
+MetaColumns = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns to keep beside the vectors, for conditions of searches: category,price:number,added:time.",
+        show_default=False,
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="What holds the vectors: faiss, milvus, disk (exact, reads them where they are), or a plug-in's."
+    ),
+]
+Uri = Annotated[
+    str | None,
+    typer.Option(help="Where Milvus is: http://HOST:PORT, or FILE.db for Milvus Lite.", show_default=False),
+]
+
+
 @app.command()
 def build(
     vectors: Vectors,
-    out: Annotated[Path, typer.Option(help="The index folder.", show_default=False)],
-    spec: Annotated[
-        str,
-        typer.Option(help="A FAISS factory string, auto is exact up to some size; of Milvus such as HNSW,M=16."),
-    ] = "auto",
-    similarity: Annotated[str, typer.Option(help="cosine, dot or euclidean.")] = "cosine",
-    recall: Annotated[
-        float, typer.Option(help="Share of the ten nearest that an approximate index is to find.")
-    ] = 0.95,
-    memory: Annotated[
-        float | None, typer.Option(min=0, help="GiB that an auto index may take.", show_default="no limit")
-    ] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option(
-            help="Vectors of queries like those to come, by which recall is measured, such as texts for images.",
-            show_default=False,
-        ),
-    ] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="Columns to keep beside the vectors, for conditions of searches: category,price:number,added:time.",
-            show_default=False,
-        ),
-    ] = None,
+    out: NewFolder,
+    spec: Spec = "auto",
+    similarity: Similarity = "cosine",
+    recall: Recall = 0.95,
+    memory: Memory = None,
+    queries: QueryVectors = None,
+    columns: MetaColumns = None,
     source: From = None,
     split: Split = None,
     id: Id = None,
-    to: Annotated[
-        str,
-        typer.Option(
-            help="What holds the vectors: faiss, milvus, disk (exact, reads them where they are), or a plug-in's."
-        ),
-    ] = "faiss",
-    uri: Annotated[
-        str | None,
-        typer.Option(help="Where Milvus is: http://HOST:PORT, or FILE.db for Milvus Lite.", show_default=False),
-    ] = None,
+    to: Engine = "faiss",
+    uri: Uri = None,
 ) -> None:
     """Index the vectors of a folder."""
     from mmcl.encoding import open_vectors

@@ -28,91 +28,103 @@ log = logging.getLogger("mmcl")
 _ACTIVE = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+IndexFolder = Annotated[Path, typer.Argument(help="An index folder.", show_default=False)]
+Queries = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[QUERY ...]",
+        help="Texts, or paths of image files; without any, a line of input is a query.",
+        show_default=False,
+    ),
+]
+Count = Annotated[int, typer.Option("-k", min=1, help="Results for each query.")]
+AsText = Annotated[bool, typer.Option("--text", help="Take every query for text, also if a file is called so.")]
+LikeIds = Annotated[list[str] | None, typer.Option(help="An id of the index: find more like it. May be repeated.")]
+Mix = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PART[:WEIGHT]",
+        help="A part of one mixed query: a text, an image file or id=ID, and its weight, below 0 for what it "
+        "should not be: --mix 'red shoe' --mix photo.jpg:0.5 --mix leather:-0.4",
+        show_default=False,
+    ),
+]
+Where = Annotated[
+    str | None,
+    typer.Option(help="A condition on the index's columns: \"category = 'shoes' and price < 50\".", show_default=False),
+]
+Hybrid = Annotated[
+    bool, typer.Option("--hybrid", help="Search the words as well (mmcl index lexical adds them), and fuse.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Of --hybrid: rrf (by ranks), or the weights of vectors and words, as 0.7,0.3.",
+        show_default="the weights that mmcl eval hybrid learned, else rrf",
+    ),
+]
+Match = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRECISION|best",
+        help="Only what is the same thing, by the threshold that mmcl eval threshold measured: at a precision, or "
+        "that of the best F1.",
+        show_default=False,
+    ),
+]
+QueryModel = Annotated[
+    str | None, typer.Option(help="The encoder of the queries.", show_default="the one the index was made with")
+]
+QueryTower = Annotated[
+    str | None,
+    typer.Option(help="The tower of the queries, if the model has several of a kind.", show_default=False),
+]
+QueryRows = Annotated[
+    str | None,
+    typer.Option(help="Queries are ids of rows here, such as users: a file, folder or name.", show_default=False),
+]
+QuerySplit = Annotated[str | None, typer.Option(help="The part of --rows to read.")]
+IdColumn = Annotated[str | None, typer.Option(help="The column of these ids.", show_default="id, _id, or row numbers")]
+Without = Annotated[
+    str | None,
+    typer.Option(help="A column of --rows that lists ids to leave out, such as a history.", show_default=False),
+]
+Format = Annotated[Literal["table", "jsonl", "csv"], typer.Option(help="Of the results: a table, or a line a result.")]
+Page = Annotated[Path | None, typer.Option(help="Also write a page with thumbnails.", show_default=False)]
+ImageRows = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE[#SPLIT]",
+        help="Of --html: the rows whose images the results are, by their ids.",
+        show_default="files that labels or columns name",
+    ),
+]
+ImageColumn = Annotated[str, typer.Option(help="The column of --images.")]
+
+
 def search(
-    index: Annotated[Path, typer.Argument(help="An index folder.", show_default=False)],
-    queries: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[QUERY ...]",
-            help="Texts, or paths of image files; without any, a line of input is a query.",
-            show_default=False,
-        ),
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Results for each query.")] = 10,
-    text: Annotated[
-        bool, typer.Option("--text", help="Take every query for text, also if a file is called so.")
-    ] = False,
-    like: Annotated[
-        list[str] | None, typer.Option(help="An id of the index: find more like it. May be repeated.")
-    ] = None,
-    mix: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PART[:WEIGHT]",
-            help="A part of one mixed query: a text, an image file or id=ID, and its weight, below 0 for what it "
-            "should not be: --mix 'red shoe' --mix photo.jpg:0.5 --mix leather:-0.4",
-            show_default=False,
-        ),
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            help="A condition on the index's columns: \"category = 'shoes' and price < 50\".", show_default=False
-        ),
-    ] = None,
-    hybrid: Annotated[
-        bool, typer.Option("--hybrid", help="Search the words as well (mmcl index lexical adds them), and fuse.")
-    ] = False,
-    fusion: Annotated[
-        str | None,
-        typer.Option(
-            help="Of --hybrid: rrf (by ranks), or the weights of vectors and words, as 0.7,0.3.",
-            show_default="the weights that mmcl eval hybrid learned, else rrf",
-        ),
-    ] = None,
-    match: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PRECISION|best",
-            help="Only what is the same thing, by the threshold that mmcl eval threshold measured: at a precision, or "
-            "that of the best F1.",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The encoder of the queries.", show_default="the one the index was made with")
-    ] = None,
-    tower: Annotated[
-        str | None,
-        typer.Option(help="The tower of the queries, if the model has several of a kind.", show_default=False),
-    ] = None,
-    rows: Annotated[
-        str | None,
-        typer.Option(help="Queries are ids of rows here, such as users: a file, folder or name.", show_default=False),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="The part of --rows to read.")] = None,
-    id: Annotated[
-        str | None, typer.Option(help="The column of these ids.", show_default="id, _id, or row numbers")
-    ] = None,
-    without: Annotated[
-        str | None,
-        typer.Option(help="A column of --rows that lists ids to leave out, such as a history.", show_default=False),
-    ] = None,
+    index: IndexFolder,
+    queries: Queries = None,
+    k: Count = 10,
+    text: AsText = False,
+    like: LikeIds = None,
+    mix: Mix = None,
+    where: Where = None,
+    hybrid: Hybrid = False,
+    fusion: Weights = None,
+    match: Match = None,
+    model: QueryModel = None,
+    tower: QueryTower = None,
+    rows: QueryRows = None,
+    split: QuerySplit = None,
+    id: IdColumn = None,
+    without: Without = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    format: Annotated[
-        Literal["table", "jsonl", "csv"], typer.Option(help="Of the results: a table, or a line a result.")
-    ] = "table",
-    html: Annotated[Path | None, typer.Option(help="Also write a page with thumbnails.", show_default=False)] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE[#SPLIT]",
-            help="Of --html: the rows whose images the results are, by their ids.",
-            show_default="files that labels or columns name",
-        ),
-    ] = None,
-    image_column: Annotated[str, typer.Option(help="The column of --images.")] = "image",
+    format: Format = "table",
+    html: Page = None,
+    images: ImageRows = None,
+    image_column: ImageColumn = "image",
     json: JsonPath = None,
 ) -> None:
     """Search an index with words, images, ids of its own, mixes of these, or rows of a table."""
@@ -154,21 +166,26 @@ def search(
     write_json(json, _by_name(asked, answers))
 
 
+Texts = Annotated[
+    str, typer.Argument(help="Rows with the texts of its things: a file, folder or name.", show_default=False)
+]
+TextColumns = Annotated[
+    list[str] | None, typer.Option(help="A column of texts; several are joined.", show_default="text")
+]
+TextIds = Annotated[
+    str | None, typer.Option(help="The column of ids, those of the index.", show_default="id, _id, or row numbers")
+]
+TextSplit = Annotated[str | None, typer.Option(help="The part of the source to read.")]
+Language = Annotated[str, typer.Option(help="Whose stop words and endings are left out; none for neither.")]
+
+
 def lexical(
     index: Annotated[Path, typer.Argument(help="An index folder.", show_default=False)],
-    source: Annotated[
-        str, typer.Argument(help="Rows with the texts of its things: a file, folder or name.", show_default=False)
-    ],
-    column: Annotated[
-        list[str] | None, typer.Option(help="A column of texts; several are joined.", show_default="text")
-    ] = None,
-    id: Annotated[
-        str | None, typer.Option(help="The column of ids, those of the index.", show_default="id, _id, or row numbers")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="The part of the source to read.")] = None,
-    language: Annotated[
-        str, typer.Option(help="Whose stop words and endings are left out; none for neither.")
-    ] = "english",
+    source: Texts,
+    column: TextColumns = None,
+    id: TextIds = None,
+    split: TextSplit = None,
+    language: Language = "english",
 ) -> None:
     """Add the words of its things to an index, for mmcl search --hybrid and mmcl eval hybrid."""
     from mmcl.data.sources import open_source

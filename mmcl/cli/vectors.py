@@ -51,18 +51,23 @@ def verify(vectors: Path_, column: Column = None, json: JsonPath = None) -> None
     say(f"  {found['duplicates']:,} with the id of an earlier one" + (f", such as {examples}" if examples else ""))
 
 
+Several = Annotated[
+    list[Path], typer.Argument(metavar="VECTORS...", help="Folders or files of one model.", show_default=False)
+]
+MergedFolder = Annotated[Path, typer.Option(help="A new folder.", show_default=False)]
+Duplicates = Annotated[
+    Literal["refuse", "first", "prefix"],
+    typer.Option(
+        help="Ids in several of them: refuse, keep the first one's vectors, or prefix all ids: books/17.",
+    ),
+]
+
+
 @app.command()
 def merge(
-    vectors: Annotated[
-        list[Path], typer.Argument(metavar="VECTORS...", help="Folders or files of one model.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
-    duplicates: Annotated[
-        Literal["refuse", "first", "prefix"],
-        typer.Option(
-            help="Ids in several of them: refuse, keep the first one's vectors, or prefix all ids: books/17.",
-        ),
-    ] = "refuse",
+    vectors: Several,
+    out: MergedFolder,
+    duplicates: Duplicates = "refuse",
     column: Column = None,
 ) -> None:
     """Join vectors of one model in a folder as `mmcl encode` writes it."""
@@ -74,13 +79,17 @@ def merge(
     say(f"{len(merged):,} vectors of {merged.dim} dimensions in {out}")
 
 
+To = Annotated[Literal["npy", "parquet", "clip-retrieval"], typer.Option(help="The format.", show_default=False)]
+ExportPath = Annotated[
+    Path, typer.Option(help="A file ending in .npy or .parquet, or a folder of several.", show_default=False)
+]
+
+
 @app.command()
 def export(
     vectors: Path_,
-    to: Annotated[Literal["npy", "parquet", "clip-retrieval"], typer.Option(help="The format.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option(help="A file ending in .npy or .parquet, or a folder of several.", show_default=False)
-    ],
+    to: To,
+    out: ExportPath,
     column: Column = None,
 ) -> None:
     """Write vectors as other programs read them, with ids and other columns."""

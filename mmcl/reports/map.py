@@ -39,10 +39,12 @@ class Point:
     title: str
 
 
-def check_map(path: Path) -> None:
-    """Raise ``MmclError`` unless ``path`` is the name of a PNG or HTML file."""
+def check_map(path: Path, count: int) -> None:
+    """Raise ``MmclError`` unless ``path`` is the name of a PNG or HTML file, and so many vectors make a map."""
     if path.suffix.lower() not in (".png", ".html"):
         raise MmclError(f"{path}: a map is a picture or a page; name a .png or .html file")
+    if count < 3:
+        raise MmclError(f"{path}: {count} vectors make no map; give at least 3")
 
 
 def write_map(
@@ -77,10 +79,8 @@ def write_map(
             installed.
     """
     path = as_path(path)
-    check_map(path)
     shards = as_shards(vectors)
-    if len(shards) < 3:
-        raise MmclError(f"{len(shards)} vectors make no map; give at least 3")
+    check_map(path, len(shards))
     if values is not None and len(values) != len(shards):
         raise MmclError(f"{len(values):,} values for {len(shards):,} vectors; give one for each")
     rows = np.arange(len(shards))

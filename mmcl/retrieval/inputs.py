@@ -106,7 +106,7 @@ def prepared(block: np.ndarray, similarity: Similarity, name: Callable[[Any], st
         return block
     zero = np.flatnonzero(~block.any(axis=1))
     if len(zero):
-        raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out or use 'dot'")
+        raise MmclError(f"{name(zero[0])} is a zero vector, whose cosine is undefined; leave it out")
     return unit_rows(block)
 
 

@@ -31,6 +31,36 @@ if TYPE_CHECKING:
 Modality = Literal["text", "image", "image-text"]
 
 
+SameFrom = Annotated[
+    float | None, typer.Option(help="The score from which a pair is the same.", show_default="1, of scores 0 and 1")
+]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Without labelled pairs: the column that is equal for rows that are the same, or hash.",
+        show_default=False,
+    ),
+]
+ComparedColumn = Annotated[
+    str | None, typer.Option(help="Of what --duplicates compares.", show_default="image or text")
+]
+Compared = Annotated[Modality, typer.Option(help="What is compared.")]
+Precision = Annotated[
+    list[float] | None, typer.Option(help="That is asked for; repeat it.", show_default="0.9, 0.95 and 0.99")
+]
+Confidence = Annotated[float, typer.Option(help="Of the choice and of the intervals.")]
+Prevalence = Annotated[
+    float | None,
+    typer.Option(help="The share of the same among the pairs to come.", show_default="as in these rows"),
+]
+AtLeast = Annotated[
+    bool, typer.Option("--at-least", help="Choose so that it is at least so precise, with the confidence.")
+]
+Negatives = Annotated[int, typer.Option(help="Random pairs for --duplicates; a low prevalence takes many.", min=100)]
+TextPrompt = Annotated[str | None, typer.Option(help="The model's prompt for texts.", show_default="none")]
+KeepIt = Annotated[bool, typer.Option("--keep/--no-keep", help="Write it into the model folder.")]
+
+
 @names_columns
 def threshold(
     model: Model,
@@ -39,36 +69,17 @@ def threshold(
     task: Tasks = None,
     pairs: Pairs = None,
     score: ScoreColumn = None,
-    same_from: Annotated[
-        float | None, typer.Option(help="The score from which a pair is the same.", show_default="1, of scores 0 and 1")
-    ] = None,
-    duplicates: Annotated[
-        str | None,
-        typer.Option(
-            help="Without labelled pairs: the column that is equal for rows that are the same, or hash.",
-            show_default=False,
-        ),
-    ] = None,
-    column: Annotated[
-        str | None, typer.Option(help="Of what --duplicates compares.", show_default="image or text")
-    ] = None,
-    modality: Annotated[Modality, typer.Option(help="What is compared.")] = "text",
-    precision: Annotated[
-        list[float] | None, typer.Option(help="That is asked for; repeat it.", show_default="0.9, 0.95 and 0.99")
-    ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the choice and of the intervals.")] = 0.95,
-    prevalence: Annotated[
-        float | None,
-        typer.Option(help="The share of the same among the pairs to come.", show_default="as in these rows"),
-    ] = None,
-    at_least: Annotated[
-        bool, typer.Option("--at-least", help="Choose so that it is at least so precise, with the confidence.")
-    ] = False,
-    negatives: Annotated[
-        int, typer.Option(help="Random pairs for --duplicates; a low prevalence takes many.", min=100)
-    ] = 1_000_000,
-    prompt: Annotated[str | None, typer.Option(help="The model's prompt for texts.", show_default="none")] = None,
-    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Write it into the model folder.")] = True,
+    same_from: SameFrom = None,
+    duplicates: GroupColumn = None,
+    column: ComparedColumn = None,
+    modality: Compared = "text",
+    precision: Precision = None,
+    confidence: Confidence = 0.95,
+    prevalence: Prevalence = None,
+    at_least: AtLeast = False,
+    negatives: Negatives = 1_000_000,
+    prompt: TextPrompt = None,
+    keep: KeepIt = True,
     tower: Tower = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -97,6 +97,18 @@ def open_job(
     return job
 
 
+def usual_column(encoder: Encodes, rows: Rows | ShardRows) -> str:
+    """The column ``image``, else ``text``, of what the encoder embeds. Raises ``MmclError`` if there is neither."""
+    usual = [name for name in ("image", "text") if name in encoder.modalities]
+    for name in usual:
+        if name in rows.column_names:
+            return name
+    raise MmclError(
+        f"{rows.name}: no column {' or '.join(usual) or 'text'}; name what to encode with --column; it has "
+        f"{', '.join(rows.column_names)}"
+    )
+
+
 def _windows(encoder: Encodes, layout: Layout, prompt: str | None, modality: Modality) -> Windows | None:
     """What cuts long texts, if they are to be cut into windows."""
     if layout.long == "truncate":

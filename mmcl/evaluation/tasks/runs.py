@@ -71,7 +71,7 @@ def retrieval_run(
             f"the judgements such as {next(iter(judged), None)!r}"
         )
     if lacking:
-        what = "score 0" if complete else "are left out; complete=True, as trec_eval -c, scores them 0"
+        what = "score 0" if complete else "are left out; --complete (complete=True), as trec_eval -c, scores them 0"
         log.warning("%d of the judged queries are not in the run, such as %r: they %s", len(lacking), lacking[0], what)
     listed = [_without(found.get(key, {}), key, self_matches) for key in wanted]
     ranks, judgements = _ranked(listed, [judged[key] for key in wanted], ties)

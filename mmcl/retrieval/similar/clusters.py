@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmcl.retrieval.inputs import as_shards
-from mmcl.retrieval.similar.pairs import UnitVectors, similar_pairs
+from mmcl.retrieval.similar.pairs import UnitVectors, check_threshold, similar_pairs
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, folder_to_write, write_json
 from mmcl.runtime.progress import progress
@@ -95,7 +95,11 @@ def communities(
         threshold: smallest cosine to the centre.
         smallest: rows of a community, the centre counted.
         show_progress: a bar on stderr; None shows it on a terminal.
+
+    Raises:
+        MmclError: a threshold that is no cosine.
     """
+    check_threshold(threshold)
     counts = np.ones(len(vectors), np.int64)
     for pairs in similar_pairs(vectors, threshold, show_progress=show_progress):
         for ends in (pairs.first, pairs.second):

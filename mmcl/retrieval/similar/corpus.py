@@ -12,6 +12,7 @@ from mmcl.data.rows import Rows
 from mmcl.data.sources import open_source
 from mmcl.data.sources.tar.rows import ShardRows
 from mmcl.encoding import Columns, Encoder, FileVectors, Vectors, encode_source
+from mmcl.encoding.corpora.opening import usual_column
 from mmcl.formats.threshold import read_threshold
 from mmcl.runtime.errors import MmclError
 
@@ -28,12 +29,7 @@ def encoded(
     Raises:
         MmclError: no such column, or the folder holds other vectors.
     """
-    usual = [name for name in ("image", "text") if name in encoder.modalities and name in rows.column_names]
-    if column is None and not usual:
-        raise MmclError(
-            f"{rows.name}: no column image or text; name one with --column; it has {', '.join(rows.column_names)}"
-        )
-    return encode_source(encoder, rows, Columns(column or usual[0], None, None, ids), folder)
+    return encode_source(encoder, rows, Columns(column or usual_column(encoder, rows), None, None, ids), folder)
 
 
 def column_of_vectors(
@@ -84,7 +80,9 @@ def match_threshold(vectors: Vectors | FileVectors, precision: float | None = No
     """
     try:
         kind = vectors.source.get("modality", "text")
-        kept = read_threshold(vectors.model or "", f"{kind}-{kind}")
+        if vectors.model is None:
+            raise MmclError(f"{vectors.folder}: does not say which model its vectors are of; name a --threshold")
+        kept = read_threshold(vectors.model, f"{kind}-{kind}")
         if vectors.encoder is not None and kept.encoder["weights"] != vectors.encoder["weights"]:
             raise MmclError(f"{kept.folder}: its threshold is of other weights than the vectors; measure it anew")
         there = [cut["asked"] for cut in kept.cuts if cut["asked"] is not None and cut["threshold"] is not None]

@@ -12,7 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmcl.retrieval.similar.groups import Groups
-from mmcl.retrieval.similar.pairs import Pairs, UnitVectors, similar_pairs, similar_pairs_by_index
+from mmcl.retrieval.similar.pairs import (
+    Pairs,
+    UnitVectors,
+    check_dimensions,
+    check_threshold,
+    similar_pairs,
+    similar_pairs_by_index,
+)
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_file, folder_to_write, write_json
 
@@ -88,8 +95,8 @@ def find_duplicates(
     if isinstance(keep, str) and keep not in ("first", "central"):
         raise MmclError(f"keep is '{keep}'; it is first, central, or a value for each vector")
     folder = folder_to_write(out)
-    folder.mkdir(parents=True, exist_ok=True)
     corpus, others = UnitVectors(vectors), None if against is None else UnitVectors(against)
+    check_dimensions(corpus, corpus if others is None else others)
     if not isinstance(keep, str) and len(keep) != len(corpus):
         raise MmclError(f"keep has {len(keep):,} values for {len(corpus):,} vectors; give one for each")
     find = similar_pairs_by_index if by_index else similar_pairs
@@ -97,7 +104,11 @@ def find_duplicates(
     with atomic_file(folder / "pairs.parquet") as beside:
         # The cosine of a vector with itself may be a little less than 1 in float32.
         found.write(find(corpus, min(threshold, _EQUAL), others, show_progress=show_progress), beside)
-    stays, clusters, largest = _without_matches(found) if others is not None else _of_clusters(found, keep, folder)
+    if others is None:
+        stays, clusters, largest = _of_clusters(found, keep, folder)
+    else:
+        stays, clusters, largest = ~found.matched, None, []
+        (folder / "clusters.parquet").unlink(missing_ok=True)  # of an earlier search within the corpus
     _write(folder / "kept.parquet", found.ids.filter(pa.array(stays)).select(["id"]))
     kept = int(stays.sum())
     result = Duplicates(
@@ -114,12 +125,6 @@ def find_duplicates(
     )
     write_json(folder / "dedup.json", asdict(result))
     return result
-
-
-def check_threshold(threshold: float) -> None:
-    """Raise ``MmclError`` unless it can be the smallest cosine of duplicates."""
-    if not -1.0 < threshold <= 1.0:
-        raise MmclError(f"threshold {threshold}: a cosine, above -1 and at most 1, such as 0.95")
 
 
 class _Found:
@@ -158,10 +163,6 @@ class _Found:
             self.groups.join(pairs.first, pairs.second)
             for ends in (pairs.first, pairs.second):
                 np.add.at(self.similarity, ends, pairs.scores)
-
-
-def _without_matches(found: _Found) -> tuple[np.ndarray, None, list[dict[str, Any]]]:
-    return ~found.matched, None, []
 
 
 def _of_clusters(found: _Found, keep: str | np.ndarray, folder: Path) -> tuple[np.ndarray, int, list[dict[str, Any]]]:

@@ -165,6 +165,7 @@ def usual_columns(rows: Rows | ShardRows, anchor: str | None = None, positive: s
     """
     if anchor is not None and positive is not None:
         return anchor, positive
+    rows.require([name for name in (anchor, positive) if name is not None])
     for one, other in (("image", "text"), ("anchor", "positive")):
         chosen = anchor or one, positive or other
         if set(chosen) <= set(rows.column_names):

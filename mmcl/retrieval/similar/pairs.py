@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,12 @@ class Pairs(NamedTuple):
     scores: np.ndarray
 
 
+def check_threshold(threshold: float) -> None:
+    """Raise ``MmclError`` unless it can be the smallest cosine of a pair."""
+    if not -1.0 < threshold <= 1.0:
+        raise MmclError(f"threshold {threshold}: a cosine, above -1 and at most 1, such as 0.95")
+
+
 class UnitVectors:
     """Vectors of unit length, read block by block; those that fit into ``memory`` bytes are read once.
 
@@ -55,10 +62,14 @@ class UnitVectors:
         self.dim = self.shards.dim
         if not len(self):
             raise MmclError("there are no vectors; encode at least one row")
-        self._kept = self._read(0, len(self)) if len(self) * self.dim * 4 <= memory else None
+        self._fit = len(self) * self.dim * 4 <= memory
 
     def __len__(self) -> int:
         return len(self.shards)
+
+    @cached_property
+    def _kept(self) -> Tensor | None:
+        return self._read(0, len(self)) if self._fit else None
 
     def block(self, start: int, stop: int) -> Tensor:
         """(stop - start, D) float32."""
@@ -70,7 +81,7 @@ class UnitVectors:
             return self._kept[torch.from_numpy(rows)]
         order = np.argsort(rows, kind="stable")
         found = np.empty((len(rows), self.dim), np.float32)
-        found[order] = prepared(self.shards.take(rows[order]), "cosine", lambda row: f"vector {rows[order][row]}")
+        found[order] = prepared(self.shards.take(rows[order]), "cosine", lambda row: self._name(rows[order][row]))
         return torch.from_numpy(found)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -84,7 +95,10 @@ class UnitVectors:
 
     def _read(self, start: int, stop: int) -> Tensor:
         rows = self.shards.take(np.arange(start, stop))
-        return torch.from_numpy(prepared(rows, "cosine", lambda row: f"vector {start + row}"))
+        return torch.from_numpy(prepared(rows, "cosine", lambda row: self._name(start + row)))
+
+    def _name(self, position: Any) -> str:
+        return f"id {self.shards.table()['id'][int(position)].as_py()!r}"
 
 
 def similar_pairs(

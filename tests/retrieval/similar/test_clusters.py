@@ -77,3 +77,16 @@ def test_the_files_name_the_cluster_of_each_row(clustered, tmp_path):
     assert about == json.loads((tmp_path / "clusters.json").read_text())
     assert about["none"] == np.count_nonzero(found.of_rows == -1) == table["score"].count(None)
     assert [each["central"] for each in about["clusters"]] == [list(map(str, rows)) for rows in found.central(2)]
+
+
+def test_zero_vectors_have_euclidean_clusters_and_no_cosine():
+    vectors = np.array([[0, 0], [0.1, 0], [5, 5], [5.1, 5]], np.float32)
+    assert kmeans(UnitVectors(vectors), 2, similarity="euclidean").sizes.tolist() == [2, 2]
+    with pytest.raises(MmclError, match="id 0 is a zero vector"):
+        kmeans(UnitVectors(vectors), 2)
+
+
+@pytest.mark.parametrize("threshold", [2.0, -1.5, float("nan")])
+def test_a_community_has_a_cosine_for_threshold(clustered, threshold):
+    with pytest.raises(MmclError, match="a cosine, above -1 and at most 1"):
+        communities(UnitVectors(clustered), threshold)

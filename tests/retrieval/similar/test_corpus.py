@@ -14,7 +14,7 @@ from mmcl.formats.threshold import keep_threshold
 from mmcl.retrieval.similar.corpus import column_of_vectors, encoded, match_threshold
 from mmcl.runtime.errors import MmclError
 
-from .conftest import TEXTS
+from .conftest import TEXTS, encoder_of
 
 
 def test_a_column_is_looked_up_by_id_in_the_rows_that_were_encoded(encoder, tmp_path):
@@ -41,6 +41,21 @@ def test_a_column_beside_the_vectors_is_taken_first(clustered, tmp_path):
     assert column_of_vectors(vectors, "likes").tolist() == list(range(300, 600))
     with pytest.raises(MmclError, match="does not say which rows it is of; name them with --rows"):
         column_of_vectors(vectors, "hates")
+
+
+def test_vectors_that_name_no_model_have_no_measured_threshold(tmp_path, monkeypatch, caplog):
+    encoder = encoder_of()
+    caplog.set_level("INFO", logger="mmcl")
+    encoder.save(tmp_path / "model")
+    cut = {"asked": None, "threshold": 0.7, "reason": None, "precision": 1.0, "recall": 1.0}
+    cut["intervals"] = {"precision": [0.9, 1.0], "recall": [0.9, 1.0]}
+    keep_threshold(
+        tmp_path / "model", "text-text", {"cuts": [cut], "calibration": None, "encoder": encoder.fingerprint()}
+    )
+    np.save(tmp_path / "others.npy", np.eye(3, dtype="float32"))
+    monkeypatch.chdir(tmp_path / "model")
+    assert match_threshold(open_vectors(tmp_path / "others.npy")) == 0.95
+    assert "does not say which model its vectors are of" in caplog.text
 
 
 def test_the_threshold_is_the_one_measured_for_the_model_of_the_vectors(encoder, tmp_path, caplog):

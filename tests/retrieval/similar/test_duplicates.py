@@ -109,3 +109,21 @@ def test_nothing_alike_gives_empty_files(tmp_path):
 def test_what_makes_no_sense_is_refused(clustered, tmp_path, options, message):
     with pytest.raises(MmclError, match=message):
         find_duplicates(clustered, tmp_path, **options)
+
+
+def test_what_cannot_be_compared_leaves_nothing_and_is_named_by_its_id(clustered, tmp_path):
+    np.save(tmp_path / "zero.npy", np.eye(3, 16, dtype="float32")[[0, 1, 1, 2]] * [[1], [1], [0], [1]])
+    (tmp_path / "zero.ids.txt").write_text("a\nb\nc\nd\n")
+    out = tmp_path / "out"
+    with pytest.raises(MmclError, match=r"id 'c' is a zero vector, whose cosine is undefined; leave it out$"):
+        find_duplicates(open_vectors(tmp_path / "zero.npy"), out, 0.9)
+    with pytest.raises(MmclError, match="the vectors have 16 dimensions, those to compare with 3"):
+        find_duplicates(clustered, tmp_path / "nothing", 0.9, against=np.eye(3))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_clusters_of_an_earlier_search_do_not_stay_beside_matches_with_another_corpus(clustered, tmp_path):
+    find_duplicates(clustered, tmp_path, 0.9)
+    assert (tmp_path / "clusters.parquet").exists()
+    find_duplicates(clustered, tmp_path, 0.9, against=clustered[:10])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dedup.json", "kept.parquet", "pairs.parquet"]

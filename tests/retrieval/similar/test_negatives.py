@@ -286,6 +286,8 @@ def test_mistakes_are_said_before_anything_is_written(encoder, rows, tmp_path):
         MmclError, match=r"no columns image and text, or anchor and positive; .* it has question, answer"
     ):
         usual_columns(open_source(tmp_path / "odd.csv"))
+    with pytest.raises(MmclError, match="no column 'foo'"):
+        usual_columns(open_source(tmp_path / "odd.csv"), anchor="foo")
     assert [path.name for path in tmp_path.iterdir()] == ["odd.csv"]
 
 

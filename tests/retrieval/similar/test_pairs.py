@@ -57,5 +57,5 @@ def test_vectors_that_cannot_be_compared_are_refused(clustered):
         UnitVectors(clustered[:0])
     broken = clustered.copy()
     broken[3] = 0
-    with pytest.raises(MmclError, match="vector 3 is a zero vector"):
-        UnitVectors(broken)
+    with pytest.raises(MmclError, match="id 3 is a zero vector"):
+        UnitVectors(broken).block(0, 5)
