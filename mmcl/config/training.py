@@ -51,6 +51,9 @@ MicroBatch = Annotated[
 ]
 
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"] | dict[str, Literal["float32", "bfloat16"]]
+
+
 class TrainingConfig(Section):
     """How the weights are learned."""
 
@@ -113,12 +116,13 @@ class TrainingConfig(Section):
     The one that judges best by `evaluation.best` is saved; the first if that names nothing."""
     average: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Decay of a running average of the weights, such as 0.995; the average is what is evaluated and saved."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the towers; losses are in float32. `auto`: bfloat16 where the devices of all processes multiply it natively,
-    else float32; a resumed run keeps what it began in. float16 is never chosen silently. Several processes, or
-    micro-batches, learn what one learns to within 1e-3 in float32. In bfloat16 each part's gradient is rounded before
-    the parts are added up: within a few steps two processes differed from one by 0.3% in the gradient's norm and by
-    0.02% in the loss."""
+    precision: Precision = "auto"
+    """Of the towers, or of each by its name, such as `{image: bfloat16, text: float32}`; losses are in float32. `auto`:
+    bfloat16 where the devices of all processes multiply it natively, but for towers that lose by it, which are
+    transformers narrower than 256 on CPUs with AMX; else float32. The run's `config.yaml` says what it was, which a
+    resumed run keeps. float16 is never chosen silently. Several processes, or micro-batches, learn what one learns to
+    within 1e-3 in float32. In bfloat16 each part's gradient is rounded before the parts are added up: within a few
+    steps two processes differed from one by 0.3% in the gradient's norm and by 0.02% in the loss."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Several processes: every one holds the full model (`ddp`), or a shard of it (`fsdp`)."""
     exchange: Literal["gather", "ring"] = "gather"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mmcl.data.processors.image import ImageProcessor
@@ -28,6 +30,7 @@ class Embedder(nn.Module):
         in_eval: parts of the tower that stay in evaluation mode.
         in_groups: inputs may pass through the tower in several groups. Not where each pass is a meeting of processes:
             theirs would differ in number, and wait for each other forever.
+        in_float32: it computes in float32 where autocast has chosen another type for what is around it.
     """
 
     modality: ClassVar[str]
@@ -49,6 +52,7 @@ class Embedder(nn.Module):
         self.frozen = frozen
         self.in_eval: list[nn.Module] = []
         self.in_groups = True
+        self.in_float32 = False
         if frozen:
             self.tower.requires_grad_(False)
             self.tower.eval()
@@ -69,12 +73,22 @@ class Embedder(nn.Module):
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """(N, D) embeddings, not normalised."""
-        return self.head(inputs["features"] if "features" in inputs else self.features(**inputs))
+        with self._precision(inputs):
+            return self.head(inputs["features"] if "features" in inputs else self._features(**inputs))
 
     def features(self, **inputs: Tensor) -> Tensor:
         """(N, width): what the tower gives."""
+        with self._precision(inputs):
+            return self._features(**inputs)
+
+    def _features(self, **inputs: Tensor) -> Tensor:
         features: Tensor = self.tower(**inputs)
         return features
+
+    def _precision(self, inputs: Mapping[str, Tensor]) -> AbstractContextManager[object]:
+        if not self.in_float32:
+            return nullcontext()
+        return torch.autocast(next(iter(inputs.values())).device.type, enabled=False)
 
 
 def embedders(module: nn.Module) -> dict[str, Embedder]:

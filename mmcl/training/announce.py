@@ -21,6 +21,7 @@ from mmcl.methods import Method
 from mmcl.runtime import distributed
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import duration
+from mmcl.training.devices import describe_precision
 from mmcl.training.optimization.batch_norm import warn_of_statistics
 from mmcl.training.optimization.optim import describe_learning, peak_rate
 from mmcl.training.run import Run
@@ -28,9 +29,7 @@ from mmcl.training.run import Run
 log = logging.getLogger("mmcl")
 
 
-def announce(
-    config: Config, method: Method, feed: Feed, device: torch.device, precision: str, steps: int, done: int
-) -> None:
+def announce(config: Config, method: Method, feed: Feed, device: torch.device, steps: int, done: int) -> None:
     """Log what is learned, from what, with how many negatives and how far it has come.
 
     Args:
@@ -38,7 +37,6 @@ def announce(
         method: ready to train.
         feed: of the training data.
         device: of this process.
-        precision: of the towers.
         steps: of the run.
         done: of them.
     """
@@ -51,7 +49,7 @@ def announce(
         world,
         device.type,
         f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "",
-        precision,
+        describe_precision(settings.precision),
         settings.batch_size,
         f" and {settings.accumulate} of them a step" if settings.accumulate > 1 else "",
         method.compared_with(feed.extra_count),
@@ -115,7 +113,6 @@ def card_of(
     method: Method,
     feed: Feed,
     folder: Path,
-    precision: str,
     step: int,
     steps: int,
     seconds: float,
@@ -128,7 +125,6 @@ def card_of(
         method: that was trained.
         feed: of the training data.
         folder: of the run.
-        precision: of the towers.
         step: that the weights are of.
         steps: of the run.
         seconds: that training took.
@@ -140,7 +136,7 @@ def card_of(
         "method": config.method.name,
         "step": step,
         "steps": steps,
-        "precision": precision,
+        "precision": describe_precision(config.training.precision),
     }
     training |= method.card()
     settings = config.training.model_copy(update={"lr": peak_rate(config.training)})

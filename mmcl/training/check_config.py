@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcl.config.schema import Config
 from mmcl.formats.export import TARGETS, cannot_export
+from mmcl.training.devices import describe_precision
 from mmcl.training.loop import Trainer
 from mmcl.training.optimization.optim import describe_learning
 from mmcl.training.trackers import require_trackers
@@ -57,7 +58,7 @@ def _facts(trainer: Trainer) -> dict[str, Any]:
             for name, evaluator in trainer.evaluators.items()
         },
         "device": trainer.device.type,
-        "precision": trainer.precision,
+        "precision": describe_precision(config.training.precision),
         "batch_size": config.training.batch_size,
         "negatives": trainer.method.compared_with(feed.extra_count),
         "steps": trainer.steps,

@@ -40,7 +40,7 @@ class Progress:
         best: the best value of the named metric, or None before the first.
         best_step: the step that had it.
         data: identifies the training rows: a run cannot go on with others.
-        precision: of the towers, which a resumed run keeps wherever it goes on; empty in checkpoints of older versions.
+        precision: of the towers, from versions whose ``config.yaml`` did not say what ``auto`` was; else empty.
         window: the losses, and their parts, of the steps since the last line of metrics.
         scaler: state of float16's gradient scaler.
         position: where this process's stream of samples stands, for a source that is a stream.
@@ -190,7 +190,7 @@ def current_names(tensors: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> 
 
 
 def recorded_precision(checkpoint: Path) -> str:
-    """What the towers were computed in when a checkpoint was written; empty if its version did not say so yet.
+    """What the towers were computed in when a checkpoint was written, if ``config.yaml`` does not say so; else empty.
 
     Raises:
         MmclError: its ``state.json`` is damaged, or of another version.

@@ -7,35 +7,103 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
+from mmcl.config.training import Precision
+from mmcl.methods import Method
+from mmcl.methods.parts.momentum import MomentumCopy
+from mmcl.models.embedder import Embedder
+from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
-from mmcl.runtime.device import pick_device, ready_after_fork, resolve_precision
+from mmcl.runtime.device import multiplies_bfloat16, pick_device, ready_after_fork
 from mmcl.runtime.errors import MmclError
 from mmcl.training.checkpoint import recorded_precision
 
 log = logging.getLogger("mmcl")
 
+NARROW = 256
+"""Width below which a transformer's products do not gain by AMX: at 128 they took four times as long in bfloat16 as in
+float32, at 384 a fraction."""
 
-def choose_precision(wanted: str, device: torch.device, checkpoints: Sequence[Path]) -> str:
-    """The precision of the towers, in all processes, which call this together.
 
-    ``auto`` is what the run began in if it is resumed from ``checkpoints``, so that it goes on in it on other machines;
-    else bfloat16, where the devices of all processes multiply it natively.
+def choose_precision(wanted: Precision, towers: Towers, device: torch.device, checkpoints: Sequence[Path]) -> Precision:
+    """What the towers compute in, in all processes, which call this together: ``wanted``, but for ``auto``.
+
+    ``auto`` is what a run of an older version began in, if it is resumed from ``checkpoints``; else bfloat16, where the
+    devices of all processes multiply it natively, of each tower that gains by it. The rule knows the hardware and the
+    weights' shapes alone, so that a run can be repeated.
+
+    Raises:
+        MmclError: it names other towers.
     """
-    if wanted != "auto":
-        return wanted
-    begun = recorded_precision(checkpoints[-1]) if checkpoints else ""
-    here = resolve_precision(wanted, device)
-    if distributed.all_reduce_max(float(here == "float32"), device):
-        here = "float32"
-    if begun and begun != here and distributed.rank() == 0:
-        slow = f", which not every {device.type} here multiplies natively: it is slow" if begun == "bfloat16" else ""
-        log.warning("resumed in %s, in which the run began%s", begun, slow)
-    return begun or here
+    if isinstance(wanted, dict) and set(wanted) != set(towers.names):
+        raise MmclError(
+            f"training.precision: it names {', '.join(sorted(wanted))}, but the towers are {', '.join(towers.names)}; "
+            "name each of them"
+        )
+
+    def anywhere(fact: bool) -> bool:
+        return bool(distributed.all_reduce_max(float(fact), device))
+
+    native = not anywhere(not multiplies_bfloat16(device))
+    chosen = wanted
+    if wanted == "auto" and checkpoints:
+        chosen = cast(Precision, recorded_precision(checkpoints[-1])) or wanted
+    if chosen == "auto":
+        loses = {name: anywhere(too_narrow(towers.embedder(name), device)) or not native for name in towers.names}
+        each: dict[str, Literal["float32", "bfloat16"]]
+        each = {name: "float32" if of else "bfloat16" for name, of in loses.items()}
+        chosen = each if len(set(each.values())) > 1 else next(iter(each.values()))
+    if checkpoints and not native and outermost(chosen) == "bfloat16" and distributed.rank() == 0:
+        log.warning(
+            "resumed in bfloat16, in which the run began and which not every %s here multiplies natively: it is slow",
+            device.type,
+        )
+    return chosen
+
+
+def too_narrow(embedder: Embedder, device: torch.device) -> bool:
+    """Whether a tower's products take longer in bfloat16 than in float32: on CPUs with AMX those of narrow transformers
+    do."""
+    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
+        return False
+    modules = list(embedder.tower.modules())
+    convolved = sum(module.weight.numel() for module in modules if isinstance(module, _ConvNd))
+    linear = [module.weight for module in modules if isinstance(module, nn.Linear)]
+    if convolved > sum(weight.numel() for weight in linear) or not linear:
+        return False
+    return min(max(linear, key=torch.numel).shape) < NARROW
+
+
+def outermost(precision: Precision) -> str:
+    """What is computed in around the towers: bfloat16 if any of them is in it."""
+    if isinstance(precision, str):
+        return precision
+    return "bfloat16" if "bfloat16" in precision.values() else "float32"
+
+
+def describe_precision(precision: Precision) -> str:
+    """Such as ``bfloat16``, or ``bfloat16 (text: float32)`` where towers differ."""
+    outer = outermost(precision)
+    others = [] if isinstance(precision, str) else [f"{name}: {of}" for name, of in precision.items() if of != outer]
+    return f"{outer} ({', '.join(others)})" if others else outer
+
+
+def set_precision(method: Method, precision: Precision) -> None:
+    """Have the towers that are to compute in float32 do so, and their momentum copies, whatever is around them."""
+    towers = method.encoder
+    for name in towers.names:
+        towers.embedder(name).in_float32 = isinstance(precision, dict) and precision[name] == "float32"
+    for copy in [part for part in method.modules() if isinstance(part, MomentumCopy)]:
+        for part, follower in copy.module_pairs():
+            if isinstance(part, Embedder) and isinstance(follower, Embedder):
+                follower.in_float32 = part.in_float32
 
 
 def start_device(name: str, timeout: timedelta) -> torch.device:

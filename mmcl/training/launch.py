@@ -72,6 +72,8 @@ def _with_what_it_has(config: Config, begun: Config) -> Config:
     training, data = config.training, config.data
     if training.micro_batch == "auto":
         training = training.model_copy(update={"micro_batch": begun.training.micro_batch})
+    if training.precision == "auto":
+        training = training.model_copy(update={"precision": begun.training.precision})
     if data.image.stored is None:
         image = data.image.model_copy(update={"stored": begun.data.image.stored})
         data = data.model_copy(update={"image": image})

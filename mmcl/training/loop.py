@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,7 +37,7 @@ from mmcl.training.callbacks.mining import Miner
 from mmcl.training.callbacks.skipped import SkippedSamples
 from mmcl.training.checkpoint import Progress, checkpoint_path, learned_names, load_checkpoint, save_checkpoint
 from mmcl.training.clock import Clock
-from mmcl.training.devices import choose_precision, start_device
+from mmcl.training.devices import choose_precision, outermost, set_precision, start_device
 from mmcl.training.interrupt import Interrupts
 from mmcl.training.logs import MetricsLog, Ticker
 from mmcl.training.optimization.auto_micro_batch import find_micro_batch
@@ -82,10 +82,14 @@ class Trainer:
         self.device = start_device(settings.device, timedelta(minutes=settings.timeout))
         self.main = distributed.rank() == 0
         checkpoints = prepare_folder(folder, config, resume)
-        self.precision = choose_precision(settings.precision, self.device, checkpoints)
         self.skipped = SkippedList(folder)
 
         self.method: Method = build_method(config, folder).to(self.device)
+        precision = choose_precision(settings.precision, self.method.encoder, self.device, checkpoints)
+        set_precision(self.method, precision)
+        if settings.precision == "auto":
+            config = self._resolve(precision=precision)
+            settings = config.training
         prepare_batch_norm(self.method, settings, self.device)
         require_tokens(self.method, config)
         self.feed = self._open_feed([config.data.train, *config.data.mix])
@@ -105,8 +109,10 @@ class Trainer:
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         decay = settings.average
         self.average = WeightAverage(self.method, learned_names(self.method), decay) if decay else None
-        self.step = TrainStep(self.method, wrapped, optimizer, settings, self.device, self.precision, self.average)
-        self.progress = Progress(data=self.feed.fingerprint, precision=self.precision)
+        self.step = TrainStep(
+            self.method, wrapped, optimizer, settings, self.device, outermost(precision), self.average
+        )
+        self.progress = Progress(data=self.feed.fingerprint)
         self._numbers: list[Readout] = []  # of the steps that are not yet in the progress's window
         if checkpoints:
             self._resume(checkpoints[-1], Run(folder).config)
@@ -136,7 +142,7 @@ class Trainer:
         if settings.micro_batch == "auto":
             self._find_micro_batch()
         if self.main:
-            announce(self.config, self.method, self.feed, self.device, self.precision, self.steps, progress.step)
+            announce(self.config, self.method, self.feed, self.device, self.steps, progress.step)
         ticker = Ticker(self.steps, progress.step, show=self.show_progress if self.main else False)
         batches: Generator[Batch, None, None] = (_ for _ in ())
         until = progress.step  # the first are asked for in the loop, as all are
@@ -192,10 +198,14 @@ class Trainer:
             return self.step([batch] * min(2, self.config.training.accumulate), Step(next(numbers), self.steps), 0.0)
 
         found = find_micro_batch(self.step, self.feed, run, [callback.full_load() for callback in self.callbacks])
-        self.step.settings = self.config.training.model_copy(update={"micro_batch": found})
-        self.config = self.config.model_copy(update={"training": self.step.settings})
+        self.step.settings = self._resolve(micro_batch=found).training
+
+    def _resolve(self, **settings: Any) -> Config:
+        """Put what was found in the place of ``auto`` in the section ``training``, in the run's ``config.yaml`` too."""
+        self.config = self.config.model_copy(update={"training": self.config.training.model_copy(update=settings)})
         if self.main:
             write_config(self.folder, self.config)
+        return self.config
 
     def _batches(self) -> tuple[Generator[Batch, None, None], int]:
         """The batches to come, and the step before which new ones are asked for."""
@@ -257,7 +267,6 @@ class Trainer:
     def _resume(self, checkpoint: Path, before: Config) -> None:
         """Go on from a checkpoint, by a config that may differ from the one ``before`` in what is yet to come."""
         self.progress = load_checkpoint(checkpoint, self.method, self.step.optimizer, self.average)
-        self.progress.precision = self.precision
         self.step.scaler.load_state_dict(self.progress.scaler)
         if self.progress.data != self.feed.fingerprint:
             raise MmclError(
@@ -300,7 +309,7 @@ class Trainer:
                 encoder = finish_encoder(self.method)
                 skipped, seconds = self.skipped.count(self.feed.name), self.progress.seconds
                 encoder.card = card_of(
-                    self.config, self.method, self.feed, self.folder, self.precision, step, self.steps, seconds, skipped
+                    self.config, self.method, self.feed, self.folder, step, self.steps, seconds, skipped
                 )
                 save(encoder, self.folder / "model")
                 log_chosen(encoder.card)
@@ -350,7 +359,9 @@ class Trainer:
         return feed
 
     def _open_miner(self) -> Miner:
-        return Miner(self.feed, self.method, self.config, self.folder, self.precision, self.steps)
+        return Miner(
+            self.feed, self.method, self.config, self.folder, outermost(self.config.training.precision), self.steps
+        )
 
     def _open_evaluator(self, name: str, source: EvaluationSourceConfig) -> Evaluator:
         setup = Setup(name, self.method.encoder, self.config, self.scratch, self.device, self.show_progress)

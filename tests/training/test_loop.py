@@ -16,12 +16,10 @@ from safetensors.torch import load_file
 
 import mmcl
 from mmcl.config.load import load_config, to_yaml
-from mmcl.runtime.device import resolve_precision
 from mmcl.runtime.errors import DivergedError, MmclError
 from mmcl.runtime.lock import exclusive
 from mmcl.training import train
-from mmcl.training.checkpoint import Progress, list_checkpoints, recorded_precision, save_checkpoint
-from mmcl.training.devices import choose_precision
+from mmcl.training.checkpoint import list_checkpoints
 
 TRAIN = """
 import sys, torch
@@ -112,42 +110,6 @@ def test_a_resumed_run_may_be_fed_and_saved_otherwise_but_not_learn_otherwise(tm
         train(tiny, out=tmp_path / "run", overrides=[change], resume=True, show_progress=False)
     with pytest.raises(MmclError, match=r"'training\.lr' is not as in its config"):
         train(tiny, out=tmp_path / "run", overrides=["training.lr=0.5"], resume=True, show_progress=False)
-
-
-@pytest.mark.parametrize("begun", ["bfloat16", "float32"])
-def test_a_resumed_run_keeps_the_precision_it_began_in(tmp_path, monkeypatch, caplog, begun):
-    linear = torch.nn.Linear(2, 2)
-    save_checkpoint(tmp_path, linear, torch.optim.SGD(linear.parameters()), Progress(1, precision=begun), keep=1)
-    native = begun == "float32"  # it goes on where `auto` is the other one
-    monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: native)
-    cpu, checkpoints = torch.device("cpu"), list_checkpoints(tmp_path)
-    assert choose_precision("auto", cpu, []) == ("bfloat16" if native else "float32")
-    assert caplog.text == ""
-    assert choose_precision("auto", cpu, checkpoints) == begun
-    assert f"resumed in {begun}, in which the run began" in caplog.text
-    assert ("slow" in caplog.text) == (begun == "bfloat16")
-    assert choose_precision("float16", cpu, checkpoints) == "float16"
-
-
-def test_processes_compute_in_what_all_of_their_devices_have(monkeypatch):
-    monkeypatch.setattr("mmcl.runtime.device.multiplies_bfloat16", lambda device: True)
-    assert choose_precision("auto", torch.device("cpu"), []) == "bfloat16"
-    monkeypatch.setattr(
-        "mmcl.training.devices.distributed.all_reduce_max", lambda value, device: max(value, 1.0)
-    )  # another's
-    assert choose_precision("auto", torch.device("cpu"), []) == "float32"
-
-
-def test_checkpoints_say_what_auto_was(tmp_path, tiny):
-    run = train(tiny, out=tmp_path / "run", overrides=["training.epochs=0.01"])
-    chosen = run.model.card["training"]["precision"]
-    assert chosen == resolve_precision("auto", torch.device("cpu"))
-    assert {recorded_precision(checkpoint) for checkpoint in list_checkpoints(run.folder)} == {chosen}
-    state = list_checkpoints(run.folder)[-1] / "state.json"
-    before = json.loads(state.read_text())
-    del before["precision"]
-    state.write_text(json.dumps(before))  # as older versions wrote it
-    assert recorded_precision(state.parent) == ""
 
 
 def test_a_damaged_checkpoint_is_named_with_its_cure(tmp_path, tiny):

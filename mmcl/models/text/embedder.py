@@ -30,12 +30,12 @@ class TextEmbedder(Embedder):
     def __init__(self, processor: TextProcessor, tower: TextTower, head: Head, *, frozen: bool = False) -> None:
         super().__init__(processor, tower, head, frozen=frozen)
 
-    def features(self, **inputs: Tensor) -> Tensor:
+    def _features(self, **inputs: Tensor) -> Tensor:
         """(N, width): what the tower gives, of texts that have padding perhaps in groups of similar length."""
         mask = inputs.get("attention_mask")
         if mask is not None and self.in_groups and (mask.device.type == "cpu" or self.tower.padding.mixes):
             return self._by_length(**inputs)
-        return super().features(**inputs)
+        return super()._features(**inputs)
 
     def _by_length(self, **texts: Tensor) -> Tensor:
         """The tower's features of texts taken in groups of similar length: most of a mixed batch would be padding.
