@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmcl.runtime.device import widest
+
 
 class Readout:
     """Named numbers of a device on their way to the host.
@@ -20,10 +22,11 @@ class Readout:
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         self._names = list(values)
-        stacked = torch.stack([value.detach().reshape(()).float() for value in values.values()])
+        dtype = widest(next(iter(values.values())).device)
+        stacked = torch.stack([value.detach().reshape(()).to(dtype) for value in values.values()])
         self._copied: torch.cuda.Event | None = None
         if stacked.is_cuda:
-            self._host = torch.empty(stacked.shape, pin_memory=True)
+            self._host = torch.empty(stacked.shape, dtype=dtype, pin_memory=True)
             self._host.copy_(stacked, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()

@@ -231,7 +231,7 @@ class TrainStep:
 def means(losses: Sequence[Loss]) -> dict[str, Tensor]:
     """``loss``, the mean value of ``losses``, and the mean of each of their parts."""
     named = [{"loss": loss.value, **loss.parts} for loss in losses]
-    return {name: torch.stack([each[name].float() for each in named]).mean() for name in named[0]}
+    return {name: torch.stack([each[name] for each in named]).mean() for name in named[0]}
 
 
 @torch.no_grad()
