@@ -129,10 +129,17 @@ def search(
 ) -> None:
     """Search an index with words, images, ids of its own, mixes of these, or rows of a table."""
     from mmcl.data.sources import open_source
+    from mmcl.reports import write_search_page
     from mmcl.retrieval import Searcher
     from mmcl.retrieval.search.fusion import Fusion
     from mmcl.retrieval.search.matching import parse_match
 
+    if rows is None and (id or without or split):
+        raise MmclError("--id, --without and --split are of --rows; name these too")
+    if rows is not None and (hybrid or fusion or match or like or mix or text):
+        raise MmclError("--rows are searched by alone, as rows: leave out --hybrid, --match, --like, --mix and --text")
+    if images is not None and html is None:
+        raise MmclError(f"--images {images}: is of the page; give --html too")
     fused: Any = Fusion.parse(fusion) if fusion is not None else hybrid
     same = parse_match(match) if match is not None else False
     table = None if rows is None else open_source(rows, split=split)
@@ -146,21 +153,18 @@ def search(
             if table is not None:
                 found = searcher.search_rows(table, some, k, ids=id, without=without, where=where)
             else:
-                found = searcher.search(
-                    some, k, where=where, hybrid=fused, match=same, modality="text" if text else None
-                )
+                modality = "text" if text else None
+                found = searcher.search(some, k, where=where, hybrid=fused, match=same, modality=modality)
         except MmclError as error:
             if queries or like or mix or not sys.stdin.isatty():
                 raise
             log.error("error: %s", error)  # and the next one is asked for
             continue
-        asked, answers = asked + some, answers + found
-        for query, results in zip(some, found, strict=True):
-            printer.show(query, results)
-        sys.stdout.flush()  # whoever asks through a pipe waits for it
+        printer.show(some, found)
+        if html is not None or json is not None:  # lines of input may have no end
+            asked += some
+            answers += found
     if html is not None:
-        from mmcl.reports import write_search_page
-
         write_search_page(html, asked, answers, title=f"Search in {index}", image_of=image_of)
         log.info("%s: written", html)
     write_json(json, _by_name(asked, answers))
@@ -204,12 +208,14 @@ class _Printer:
     def __init__(self, format: str) -> None:
         self._format, self._begun = format, False
 
-    def show(self, query: Any, results: Sequence[Result]) -> None:
-        """Those of one query."""
+    def show(self, queries: Sequence[Any], results: Sequence[Sequence[Result]]) -> None:
+        """Those of each query, at once: whoever asks through a pipe waits for it."""
         from mmcl.retrieval.search.queries import shown
 
-        {"table": self._table, "jsonl": self._lines, "csv": self._csv}[self._format](shown(query), results)
-        self._begun = True
+        for query, found in zip(queries, results, strict=True):
+            {"table": self._table, "jsonl": self._lines, "csv": self._csv}[self._format](shown(query), found)
+            self._begun = True
+        sys.stdout.flush()
 
     def _table(self, name: str, results: Sequence[Result]) -> None:
         columns = list(dict.fromkeys(column for result in results for column in result.columns))

@@ -275,7 +275,7 @@ def test_vectors_and_words_are_judged_and_learned_weights_kept(mmcl_, made, move
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["scores"]["words"]["metrics"]["mrr"] == 1.0
     assert found["learned"]["weights"][1] > 0
-    kept = json.loads((index / "lexical" / "fusion.json").read_text())
+    kept = json.loads((index / "fusion.json").read_text())
     assert kept["weights"] == found["learned"]["weights"]
     assert ids(mmcl_, tmp_path, index, "blue cars", "-k", 1, "--hybrid", *named) == {"blue cars": ["b"]}
 
@@ -294,4 +294,20 @@ def test_vectors_and_words_are_judged_and_learned_weights_kept(mmcl_, made, move
 def test_what_cannot_be_searched_is_refused_in_a_line(mmcl_, made, arguments, message):
     code, out, err = mmcl_("search", made / "index", *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--id", "user"], "are of --rows"),
+        (["--without", "history"], "are of --rows"),
+        (["--rows", "users.csv", "--hybrid"], "searched by alone"),
+        (["--rows", "users.csv", "--match", "best"], "searched by alone"),
+        (["--images", "shop.csv"], "give --html too"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(mmcl_, made, options, message):
+    code, out, err = mmcl_("search", made / "index", "a red dog", *options)
+    assert (code, out) == (2, "")
     assert message in err

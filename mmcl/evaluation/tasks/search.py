@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmcl.data.rows import Rows
 from mmcl.data.sources.beir import Beir, is_beir, open_beir
-from mmcl.data.sources.tar.rows import open_rows
+from mmcl.data.sources.tar.rows import ShardRows, open_rows
 from mmcl.data.sources.trec import Run, is_run, read_qrels, read_run
 from mmcl.evaluation.compare import read_per_query
 from mmcl.evaluation.left_out import SelfMatches, check_self_matches
@@ -21,6 +22,7 @@ from mmcl.evaluation.tasks.text_retrieval import beir_retrieval, retrieval_of_te
 from mmcl.runtime.errors import MmclError
 
 _DEPTHS = (1, 10, 100)  # of graded judgements
+_CLOSE = (1, 5, 10)  # of pairs
 
 
 class Retrieval(Protocol):
@@ -133,39 +135,16 @@ def open_retrieval(
         raise MmclError(f"{name} is a run, which judgements judge: a folder in BEIR's layout, or alone a file of qrels")
     if searched.ties is not None:
         raise MmclError(f"{source}: --ties is of searches with judgements, in BEIR's layout or of runs; leave it out")
-    rows, ks = open_rows(source, split=split, separator=separator, root=root), searched.ks or (1, 5, 10)
-    if query is not None and document is not None:
-
-        def texts_by_texts(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
-            _check_not_written(source, run)
-            sides = searched.by(judged)
-            return retrieval_of_texts(sides, rows, query=query, document=document, ks=ks, bootstrap=resamples, **texts)
-
-        return texts_by_texts
-    if searched.self_matches is not None:
-        raise MmclError(
-            f"{source}: --self-matches is of searches for texts by texts, a folder in BEIR's layout or --query and "
-            "--document; leave it out"
-        )
-
-    if searched.document_tower is not None:
-        raise MmclError(
-            f"{source}: --document-tower is of searches for texts by texts, a folder in BEIR's layout or --query and "
-            "--document; leave it out"
-        )
-
-    def images_and_texts(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
-        _check_not_written(source, run)
-        if "image" not in judged.modalities:
+    rows = open_rows(source, split=split, separator=separator, root=root)
+    if query is not None:
+        return _of_texts(rows, searched, texts)
+    for option, given in (("--self-matches", searched.self_matches), ("--document-tower", searched.document_tower)):
+        if given is not None:
             raise MmclError(
-                f"{rows.name}: the model embeds texts only; name the column to search with and the one to search in by "
-                f"--query and --document: it has {', '.join(rows.column_names)}"
+                f"{source}: {option} is of searches for texts by texts, a folder in BEIR's layout or --query and "
+                "--document; leave it out"
             )
-        image, text = searched.image, searched.text
-        encoder = by_tower(judged, searched.tower)
-        return retrieval_of_rows(encoder, rows, image=image, text=text, ks=ks, bootstrap=resamples)
-
-    return images_and_texts
+    return _of_images(rows, searched)
 
 
 def open_judged(name: str, load: Callable[[str], Any], towers: Iterable[str | None] = ()) -> Any:
@@ -204,6 +183,32 @@ def judge_each(
         read_per_query(name) if judge is None or name not in judged else judge(open_judged(name, load), 0)
         for name in names
     ]
+
+
+def _of_texts(rows: Rows | ShardRows, searched: Searched, options: Mapping[str, Any]) -> Retrieval:
+    columns = {"query": searched.query, "document": searched.document}
+    ks = searched.ks or _CLOSE
+
+    def judge(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
+        _check_not_written(rows.name, run)
+        given: dict[str, Any] = columns | dict(options)
+        return retrieval_of_texts(searched.by(judged), rows, ks=ks, bootstrap=resamples, **given)
+
+    return judge
+
+
+def _of_images(rows: Rows | ShardRows, searched: Searched) -> Retrieval:
+    def judge(judged: Any, resamples: int, run: Path | None = None) -> dict[str, Scores]:
+        _check_not_written(rows.name, run)
+        if "image" not in judged.modalities:
+            raise MmclError(
+                f"{rows.name}: the model embeds texts only; name the column to search with and the one to search in by "
+                f"--query and --document: it has {', '.join(rows.column_names)}"
+            )
+        encoder, ks = by_tower(judged, searched.tower), searched.ks or _CLOSE
+        return retrieval_of_rows(encoder, rows, image=searched.image, text=searched.text, ks=ks, bootstrap=resamples)
+
+    return judge
 
 
 def _of_beir(beir: Beir, searched: Searched, options: Mapping[str, Any]) -> Retrieval:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import contents, specs, stored
 from mmcl.retrieval.faiss.build import CHOSEN, fill, held_out, held_out_again, reason_to_rebuild
 from mmcl.retrieval.faiss.held_out import HeldOut
-from mmcl.retrieval.faiss.search import GATHERED_BYTES, Selection, nearest
+from mmcl.retrieval.faiss.search import nearest
+from mmcl.retrieval.faiss.selection import Selections
 from mmcl.retrieval.faiss.tuning import tune
-from mmcl.retrieval.filters import kind_of, matching, require_text
+from mmcl.retrieval.filters import kind_of
 from mmcl.retrieval.index import Hits, Ids, MetaColumns, VectorShards, check_free, replaced
 from mmcl.retrieval.inputs import (
     InMemory,
@@ -71,9 +70,8 @@ class Index:
         self._about = about
         self._held = held
         self._unmeasured = 0  # vectors that came or went since the recall was measured
-        self._selections: OrderedDict[str | None, Selection | None] = OrderedDict()
-        self._selecting = threading.Lock()
         self.dim: int = index.d
+        self._selections = Selections(self.dim)
         self.similarity: Similarity = about["similarity"]
         self.spec: str = about["spec"]
         self.model: str | None = about["model"]
@@ -221,7 +219,7 @@ class Index:
         self, queries: np.ndarray, k: int, where: str | None = None, effort: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and positions of prepared queries."""
-        selection = self._selection(where)
+        selection = self._selections.of(where, self._metadata)
         k = min(k, len(self) if selection is None else len(selection))
         effort = effort or self._about["effort"]
         scores, positions = nearest(self._index, queries, k, self.similarity, effort, selection)
@@ -231,32 +229,6 @@ class Index:
                 + stored.REBUILD
             )
         return scores, positions
-
-    def _selection(self, where: str | None) -> Selection | None:
-        """What a search is limited to, by a condition or since vectors are removed; the last few are kept."""
-        if where is not None:
-            require_text(where)
-        with self._selecting:
-            if where in self._selections:
-                self._selections.move_to_end(where)
-                return self._selections[where]
-        removed = self._metadata.removed
-        selection = None
-        if where is not None:
-            allowed = matching(self._metadata.table, where)
-            selection = Selection(allowed if removed is None else allowed & ~removed)
-        elif removed is not None:
-            selection = Selection(~removed, gathers=False)
-        with self._selecting:
-            self._selections[where] = selection
-            while len(self._selections) > 1 and self._kept_bytes() > GATHERED_BYTES:
-                self._selections.popitem(last=False)
-        return selection
-
-    def _kept_bytes(self) -> int:
-        kept = [selection for selection in self._selections.values() if selection is not None]
-        gathered = sum(selection.size(self.dim) for selection in kept if selection.is_small(self.dim))
-        return gathered + len(kept) * len(self._metadata.table)
 
     def add(self, vectors: Any, ids: Ids | None = None, *, columns: MetaColumns | None = None) -> None:
         """Add vectors.
@@ -453,17 +425,6 @@ class Index:
             MmclError: there is no such id, or the index keeps too little to give vectors back.
         """
         return contents.stored_vectors(self._index, self._metadata.known(ids))
-
-    def labels_of(self, ids: Ids) -> list[str | None]:
-        """What to show for these ids: the label of the first vector of that id; None without one, or an unknown id."""
-        wanted = list(ids)
-        if not wanted or "label" not in self._metadata.table.column_names:
-            return [None] * len(wanted)
-        known = [place for place, id_ in enumerate(wanted) if id_ is not None]
-        positions = np.full(len(wanted), -1)
-        positions[known] = self._metadata.positions([wanted[place] for place in known])
-        labels = self._metadata.table["label"].take(pa.array(np.maximum(positions, 0))).to_pylist()
-        return [label if position >= 0 else None for label, position in zip(labels, positions, strict=True)]
 
     def info(self) -> dict[str, Any]:
         """What the index is: spec and why it was chosen, similarity, dim, model; ``count`` of the vectors that can be

@@ -8,8 +8,6 @@ fulfil it take no more than 128 MiB, and in a graph for queries around which the
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -18,66 +16,13 @@ import numpy as np
 
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import specs
-from mmcl.retrieval.faiss.contents import cells_of, keeps_vectors, selector, stored_vectors
+from mmcl.retrieval.faiss.contents import keeps_vectors
+from mmcl.retrieval.faiss.selection import Selection
 from mmcl.runtime.errors import MmclError
 
-GATHERED_BYTES = 128 * 2**20
-"""Vectors that fulfil a condition are gathered, and kept for the next search by it, up to so many bytes."""
 _TIED_CELLS = 2**24
 _EDGES = 64  # of a graph's node, each of which a search compares with the query
 _TUNED_K = 10
-_BLOCK = 65_536
-
-
-class Selection:
-    """Positions to which searches are limited.
-
-    Args:
-        allowed: (N,) bool, one or more of them true.
-        gathers: few of them are gathered for exact search, since many searches will be limited to these.
-    """
-
-    def __init__(self, allowed: np.ndarray, *, gathers: bool = True) -> None:
-        self.allowed = allowed
-        self.positions = np.flatnonzero(allowed)
-        self.share = len(self.positions) / len(allowed)
-        self.selector = selector(np.packbits(allowed, bitorder="little"))
-        self.gathers = gathers
-        self._gathered: Any = None
-        self._cells: Any = None
-        self._making = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def size(self, dim: int) -> int:
-        """Bytes of its vectors."""
-        return 4 * dim * len(self)
-
-    def is_small(self, dim: int) -> bool:
-        """Whether its vectors are gathered in memory."""
-        return self.gathers and self.size(dim) <= GATHERED_BYTES
-
-    def cells(self, inverted: Any) -> Any:
-        """A selector of the cells of an inverted file in which its vectors lie."""
-        with self._making:
-            if self._cells is None:
-                occupied = np.zeros(inverted.nlist, bool)
-                occupied[cells_of(inverted)[self.positions]] = True
-                self._cells = selector(np.packbits(occupied, bitorder="little"))
-        return self._cells
-
-    def flats(self, index: Any) -> Iterator[tuple[np.ndarray, Any]]:
-        """Positions and a flat index of their vectors, block by block."""
-        if self.is_small(index.d):
-            with self._making:
-                if self._gathered is None:
-                    self._gathered = _flat(index, self.positions)
-            yield self.positions, self._gathered
-            return
-        for start in range(0, len(self), _BLOCK):
-            block = self.positions[start : start + _BLOCK]
-            yield block, _flat(index, block)
 
 
 def nearest(
@@ -194,13 +139,6 @@ def _selected(
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # earlier blocks hold the lower positions
         scores, positions = np.take_along_axis(scores, best, 1), np.take_along_axis(positions, best, 1)
     return scores, positions
-
-
-def _flat(index: Any, positions: np.ndarray) -> Any:
-    flat = faiss.IndexFlat(index.d, index.metric_type)
-    for start in range(0, len(positions), _BLOCK):
-        flat.add(stored_vectors(index, positions[start : start + _BLOCK]))
-    return flat
 
 
 def _exact(

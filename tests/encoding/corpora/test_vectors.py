@@ -114,7 +114,7 @@ def test_an_index_of_vectors_on_disk_equals_one_of_the_array(tmp_path, dtype):
     for a, b in zip(on_disk.search(ROWS[:7]), in_memory.search(ROWS[:7]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert on_disk.model == "m"
-    assert on_disk.labels_of(["r24"]) == ["label 24"]
+    assert on_disk.rows(["r24"])["label"].to_pylist() == ["label 24"]
 
 
 @pytest.mark.parametrize("stop", [0, 5, 10, 15, 20])

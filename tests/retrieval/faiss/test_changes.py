@@ -91,7 +91,7 @@ def test_upsert_replaces_and_adds(spec):
     ids, scores = index.search(VECTORS[1_000:1_020], k=1)
     np.testing.assert_array_equal(ids.ravel(), np.arange(490, 510))
     np.testing.assert_allclose(scores, 0, atol=1e-3)
-    assert index.labels_of([489, 490, 509, 510]) == ["old", "new", "new", None]
+    assert index.rows([489, 490, 509])["label"].to_pylist() == ["old", "new", "new"]
     assert 490 not in index.search(VECTORS[[490]], k=1)[0]
 
 
@@ -262,7 +262,7 @@ def written(folder, ids, weights, model="m", labels=None):
 def test_vectors_on_disk_bring_ids_and_labels_and_only_those_of_the_same_model(tmp_path):
     index = Index.build(written(tmp_path / "a", ["a", "b"], "w1", labels=["A", "B"]))
     index.add(written(tmp_path / "b", ["c"], "w1", model="the same elsewhere", labels=["C"]))
-    assert index.labels_of(["a", "c"]) == ["A", "C"]
+    assert index.rows(["a", "c"])["label"].to_pylist() == ["A", "C"]
     for weights, model, message in [
         ("w2", "m", "of model 'm' with other weights or another prompt"),
         ("w2", "n", "of model 'n', those of the index of 'm'"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmcl.retrieval import Index
-from mmcl.retrieval.faiss import search
+from mmcl.retrieval.faiss import search, selection
 from mmcl.runtime.errors import MmclError
 
 COUNT, DIM = 6_000, 16
@@ -36,7 +36,7 @@ def index(request):
 def way(request, monkeypatch):
     """Exact search of the rows that a condition leaves, and the search by FAISS where they are too many for that."""
     if request.param == "by selector":
-        monkeypatch.setattr(search, "GATHERED_BYTES", 0)
+        monkeypatch.setattr(selection, "GATHERED_BYTES", 0)
         monkeypatch.setattr(search, "_EDGES", 0)
     return request.param
 
@@ -113,7 +113,7 @@ def test_a_condition_that_nothing_fulfils_gives_nothing(index):
 
 
 def test_searches_keep_what_conditions_gathered_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr("mmcl.retrieval.faiss.index.GATHERED_BYTES", 4 * DIM * 500)
+    monkeypatch.setattr("mmcl.retrieval.faiss.selection.GATHERED_BYTES", 4 * DIM * 500)
     index = Index.build(VECTORS, columns={"n": np.arange(COUNT)})
     for start in range(0, COUNT, 300):
         where = f"n between {start} and {start + 199}"

@@ -83,12 +83,13 @@ def test_string_ids_and_labels():
     index = Index.build(CORPUS[:3], ids=["x", "y", "z"], labels=["a cat", None, "a dog"])
     ids, _ = index.search(CORPUS[:3], k=1)
     assert ids.tolist() == [["x"], ["y"], ["z"]]
-    assert index.labels_of(["z", "y", "x", "unknown"]) == ["a dog", None, "a cat", None]
-    assert Index.build(CORPUS[:3]).labels_of([0]) == [None]
+    assert index.rows(["z", "y", "x"])["label"].to_pylist() == ["a dog", None, "a cat"]
+    assert Index.build(CORPUS[:3]).rows([0]).column_names == ["id"]
 
 
 def test_the_first_vector_of_a_repeated_id_gives_its_label():
-    assert Index.build(CORPUS[:3], ids=[5, 5, 6], labels=["first", "second", "third"]).labels_of([5]) == ["first"]
+    index = Index.build(CORPUS[:3], ids=[5, 5, 6], labels=["first", "second", "third"])
+    assert index.rows([5]).to_pylist() == [{"id": 5, "label": "first"}]
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -177,7 +178,7 @@ def test_vectors_on_disk_are_read_shard_by_shard(spec):
     assert len(index) == 500
     assert index.model == "runs/x/model"
     assert index.search(CORPUS[[450]], k=1)[0].tolist() == [["row 450"]]
-    assert index.labels_of(["row 450"]) == ["label 450"]
+    assert index.rows(["row 450"])["label"].to_pylist() == ["label 450"]
     assert Index.build(Shards(), ids=range(500), model="other").model == "other"
 
 
