@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,8 @@ from mmcl.models.table.embedder import TableEmbedder
 from mmcl.models.towers import Towers
 from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork
 from mmcl.runtime.errors import MmclError
+from mmcl.runtime.prefetch import prefetch
+from mmcl.runtime.products import fast_products
 
 IMAGES_A_BATCH = 64
 ROWS_A_BATCH = 1024
@@ -63,16 +65,19 @@ class Compute:
 
     @torch.inference_mode()
     def images(self, name: str, images: Sequence[Any], options: Options) -> Iterator[Embedded]:
-        """Embed batch after batch by the image tower ``name``."""
+        """Embed batch after batch by the image tower ``name``; later ones are read and decoded meanwhile."""
         embedder, device = self.towers.image(name), self.towers.device
         dtype = DTYPES[options.compute]
         size = options.batch_size or IMAGES_A_BATCH
-        for number, chunk in enumerate(chunked(images, size)):
-            read, errors = read_images(chunk, embedder.processor, number * size, options.skip)
-            pixels = torch.from_numpy(read)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                vectors = embedder(pixels=pixels.to(device))
-            yield Embedded(finished(vectors, options), np.zeros(len(chunk), dtype=bool), errors)
+        read = (
+            (len(chunk), *read_images(chunk, embedder.processor, number * size, options.skip))
+            for number, chunk in enumerate(chunked(images, size))
+        )
+        with closing(prefetch(read)) as batches:
+            for count, pixels, errors in batches:
+                with fast_products(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    vectors = embedder(pixels=torch.from_numpy(pixels).to(device))
+                yield Embedded(finished(vectors, options), np.zeros(count, dtype=bool), errors)
 
     @torch.inference_mode()
     def tables(self, name: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Iterator[Embedded]:
@@ -84,7 +89,7 @@ class Compute:
             read = read_rows(embedder.processor, chunk, options.skip)
             unknown.update(read.unknown)
             tensors = {key: tensor.to(device) for key, tensor in read.tensors.items()}
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with fast_products(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 vectors = embedder(**tensors)
             yield Embedded(finished(vectors, options), np.zeros(len(chunk), dtype=bool), read.unreadable)
         for column, count in unknown.items():

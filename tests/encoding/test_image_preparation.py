@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from mmcl.config.model import HeadConfig
 from mmcl.data.images import decode
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.sources import open_source
-from mmcl.encoding import encode_source
+from mmcl.encoding import compute, encode_source
 from mmcl.encoding.encoder import Encoder
 from mmcl.evaluation.tasks.rows import diagnostics_of_rows
 from mmcl.models.heads import Head
@@ -61,6 +62,28 @@ def test_a_prepared_image_has_the_vector_of_the_image(encoder, tmp_path):
     np.testing.assert_array_equal(encoder.encode(encoder.prepare_image(images[1])), encoder.encode(images[1]))
     stored = encode_source(encoder, table(tmp_path, images), "image", tmp_path / "v")
     np.testing.assert_array_equal(np.concatenate([vectors for _, vectors in stored.iter_shards()]), expected)
+
+
+def test_images_are_decoded_while_the_batch_before_is_computed(encoder, monkeypatch):
+    embedder, second = encoder.embedder("image"), threading.Event()
+    read, forward, batches = compute.read_images, embedder.tower.net.forward, []
+
+    def read_and_tell(images, *options):
+        batches.append(len(images))
+        if len(batches) == 2:
+            second.set()
+        return read(images, *options)
+
+    def wait_for_the_second(pixels):
+        assert second.wait(10), "the second batch is not read before the first one is done"
+        return forward(pixels)
+
+    images = [jpeg(number) for number in range(5)]
+    expected = encoder.encode(images)
+    monkeypatch.setattr(compute, "read_images", read_and_tell)
+    monkeypatch.setattr(embedder.tower.net, "forward", wait_for_the_second)
+    np.testing.assert_allclose(encoder.encode(images, batch_size=2), expected, atol=1e-5)
+    assert batches == [2, 2, 1]
 
 
 def test_exact_decoding_gives_the_vectors_of_decoded_images(encoder, tmp_path):
