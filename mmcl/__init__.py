@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmcl import retrieval as retrieval
     from mmcl.config import Config as Config
     from mmcl.encoding import Encoder as Encoder
+    from mmcl.encoding.distill import distill_static as distill_static
     from mmcl.encoding.load import load as load
     from mmcl.retrieval import Index as Index
     from mmcl.retrieval import Searcher as Searcher
@@ -32,6 +33,7 @@ _HOMES = {
     "MmclError": "mmcl.runtime.errors",
     "Run": "mmcl.training",
     "Searcher": "mmcl.retrieval",
+    "distill_static": "mmcl.encoding.distill",
     "load": "mmcl.encoding.load",
     "train": "mmcl.training",
 }

@@ -99,7 +99,7 @@ def mine(
 ) -> None:
     """Find hard negatives for pairs, or paraphrases in a corpus, and write a file to train on."""
     from mmcl.data.sources.tar.rows import open_rows
-    from mmcl.encoding.prompts import document_prompt, query_prompt
+    from mmcl.encoding.prompts import document_prompt, document_tower, query_prompt, query_tower
     from mmcl.retrieval.mining import Rules
     from mmcl.retrieval.similar.items import Side
     from mmcl.retrieval.similar.negatives import Corpus, Options, Pairs, mine_negatives, usual_columns
@@ -118,6 +118,7 @@ def mine(
     one, other = usual_columns(rows, anchor, positive)
     document = document_prompt(encoder) if positive_prompt is None else positive_prompt
     query = query_prompt(encoder) if anchor_prompt is None else anchor_prompt
+    anchor_tower, positive_tower = anchor_tower or query_tower(encoder), positive_tower or document_tower(encoder)
     found = mine_negatives(
         encoder,
         Pairs(rows, Side(one, anchor_tower, query), Side(other, positive_tower, document)),

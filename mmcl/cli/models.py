@@ -54,7 +54,7 @@ def _entry(kind: str, name: str, what: str, origin: str = "mmcl") -> dict[str, s
 def export(
     model: Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)],
     to: Annotated[
-        Literal["open-clip", "transformers", "sentence-transformers", "timm", "torchvision", "onnx"],
+        Literal["open-clip", "transformers", "sentence-transformers", "model2vec", "timm", "torchvision", "onnx"],
         typer.Option(help="The library to write for.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
@@ -68,6 +68,7 @@ def export(
         "open-clip": f'open_clip.create_model_and_transforms("local-dir:{folder}")',
         "transformers": f'AutoModel.from_pretrained("{folder}")',
         "sentence-transformers": f'SentenceTransformer("{folder}")',
+        "model2vec": f'StaticModel.from_pretrained("{folder}")',
         "timm": f"the lines in {folder / 'README.md'}",
         "torchvision": f"the lines in {folder / 'README.md'}",
         "onnx": f'mmcl.load("{folder}", backend="onnx")',

@@ -100,7 +100,8 @@ class TextTowerConfig(TowerConfig):
     name: str = "scratch"
     """A transformers or sentence-transformers name or folder, `sample:minilm`, `open_clip:NAME` for the text tower of
     any open_clip model, `scratch`: a small new one, `bag:ngrams`: a new sum of token vectors, of character n-grams and
-    learned ones, best of whole words (`tokenizer.words`), or `KEY:NAME` of another package."""
+    learned ones, best of whole words (`tokenizer.words`), `bag:mean`: the mean of learned token vectors, a static
+    embedding, or `KEY:NAME` of another package."""
     pretrained: str | bool = True
     """transformers: whether to load the weights. open_clip: their tag or a checkpoint file; `true` starts anew, since
     no tag is named. Ignored for `scratch`."""
@@ -117,7 +118,8 @@ class TextTowerConfig(TowerConfig):
     the cosine that these are, `smoothing` both a of a / (a + p), `numbers`: how many times a token of digits counts,
     `ngrams`: shortest and longest); others have none."""
     max_tokens: int | None = Field(default=None, ge=2, le=2**24)
-    """Longer texts are cut here; the model's own limit if absent (64 for `scratch` and towers of other packages)."""
+    """Longer texts are cut here; the model's own limit if absent (64 for `scratch` and towers of other packages,
+    none for `bag:mean`)."""
     token_weights: Positive | None = None
     """`scratch` with pooling `mean`: every token has a weight of its own in the mean, which is learned from
     a / (a + p) on, p being the token's frequency in the tokenizer's training and a this number, such as 0.002 (SIF,
@@ -125,13 +127,13 @@ class TextTowerConfig(TowerConfig):
     layers: int = Field(default=4, ge=1, le=MOST_LAYERS)
     """`scratch`: number of transformer layers."""
     width: int = Field(default=256, ge=8, le=WIDEST)
-    """`scratch`: width of the transformer; `bag:ngrams`: number of features."""
+    """`scratch`: width of the transformer; `bag:ngrams` and `bag:mean`: number of features."""
     heads: int = Field(default=4, ge=1, le=WIDEST)
     """`scratch`: number of attention heads; divides `width`."""
     dropout: Fraction = 0.1
     """`scratch`: dropout within the transformer."""
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
-    """`scratch`, `bag:ngrams`, and towers of other packages: how the tokenizer is trained."""
+    """`scratch`, `bag:ngrams`, `bag:mean`, and towers of other packages: how the tokenizer is trained."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TextTowerConfig:

@@ -1,4 +1,5 @@
-"""A model in the format of another library: open_clip, transformers, sentence-transformers, timm, torchvision, ONNX."""
+"""A model in the format of another library: open_clip, transformers, sentence-transformers, model2vec,
+timm, torchvision, ONNX."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from mmcl.formats.folder import preprocessor
 from mmcl.formats.onnx.graph import export_onnx, exportable, require
 from mmcl.formats.open_clip.models import CONFIG
 from mmcl.formats.open_clip.text import describe_text_tower
+from mmcl.formats.sentence_transformers import model2vec
 from mmcl.formats.sentence_transformers.write import cannot_express, write
 from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.formats.towers.image import describe_image_tower
@@ -34,7 +36,7 @@ from mmcl.runtime.files import atomic_folder, folder_to_write
 from mmcl.runtime.full_disk import full_disk_is_oserror
 
 log = logging.getLogger("mmcl")
-TARGETS = ("open-clip", "transformers", "sentence-transformers", "timm", "torchvision", "onnx")
+TARGETS = ("open-clip", "transformers", "sentence-transformers", "model2vec", "timm", "torchvision", "onnx")
 _UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
 
 
@@ -44,7 +46,8 @@ def export(towers: Towers, to: str, folder: Path) -> Path:
     Args:
         towers: to be exported.
         to: ``open-clip`` (``open_clip.create_model_and_transforms("local-dir:FOLDER")``), ``transformers``
-            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``), ``timm`` or
+            (``AutoModel.from_pretrained``), ``sentence-transformers`` (``SentenceTransformer``), ``model2vec``
+            (``StaticModel.from_pretrained``, of a static embedding), ``timm`` or
             ``torchvision`` (the network of the image tower as a state dict, without head), or ``onnx`` (a model folder
             with the text tower's graph, for ``mmcl.load(folder, backend="onnx")``; needs ``mmcl[onnx]``).
         folder: to be written; it has to be new or empty. An earlier export looks like another model's folder,
@@ -77,6 +80,7 @@ def _writer(towers: Towers, to: str) -> Callable[[Path], None]:
         "open-clip": _open_clip,
         "transformers": _transformers,
         "sentence-transformers": _sentence_transformers,
+        "model2vec": _model2vec,
         "timm": partial(backbone_writer, library="timm"),
         "torchvision": partial(backbone_writer, library="torchvision"),
         "onnx": _onnx,
@@ -286,6 +290,14 @@ def _sentence_transformers(towers: Towers) -> Callable[[Path], None]:
     if why := cannot_express(towers.text()):
         raise MmclError(f"sentence-transformers cannot embed as '{towers.name}' does: {why}; mmcl's own folders can")
     return lambda folder: write(towers, folder)
+
+
+def _model2vec(towers: Towers) -> Callable[[Path], None]:
+    if "text" not in towers.modalities:
+        raise MmclError(f"model2vec needs a text tower; '{towers.name}' embeds images only")
+    if why := model2vec.cannot_express(towers.text()):
+        raise MmclError(f"model2vec cannot embed as '{towers.name}' does: {why}; see mmcl.distill_static")
+    return lambda folder: model2vec.write_model2vec(towers, folder)
 
 
 def _onnx(towers: Towers) -> Callable[[Path], None]:

@@ -41,8 +41,9 @@ from mmcl.formats.open import open_model
 from mmcl.formats.start import start_from
 from mmcl.formats.tokenizers import read_tokenizer
 from mmcl.formats.towers.image import build_image_tower
+from mmcl.formats.towers.registered import MAX_TOKENS
 from mmcl.formats.towers.table import cell_net, image_field, text_field
-from mmcl.formats.towers.text import SCRATCH_MAX_TOKENS, build_text_tower, lacks_tokenizer
+from mmcl.formats.towers.text import build_text_tower, lacks_tokenizer
 from mmcl.methods import Context, Method
 from mmcl.methods.base import REFERENCES
 from mmcl.methods.image.image_only import require_readable
@@ -322,7 +323,7 @@ def _text_tower(
         return build_text_tower(section)
     if not kept.is_dir() and distributed.rank() == 0:
         with atomic_folder(kept) as beside:
-            limit = section.max_tokens or SCRATCH_MAX_TOKENS
+            limit = section.max_tokens or MAX_TOKENS
             characters = CHARACTERS if section.tokenizer.words is None else WORD_CHARACTERS
             tokenizer = train_tokenizer(training_texts(config, roles, characters), section.tokenizer, limit)
             with full_disk_is_oserror(beside):

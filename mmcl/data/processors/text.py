@@ -79,6 +79,11 @@ class TextProcessor:
         """Whether the tokenizer fills texts up before their first token."""
         return tokenize.pads_left(self.tokenizer)
 
+    @property
+    def folds_case(self) -> bool:
+        """Whether the tokenizer itself lower-cases, rather than the processor before it."""
+        return self.lowercase and not self._lowers_first
+
     def set_prompts(self, prompts: dict[str, str], default: str | None = None) -> None:
         """Have other prompts from now on.
 

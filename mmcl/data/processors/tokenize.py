@@ -121,10 +121,10 @@ def drop_special_tokens(tokenizer: Any) -> None:
 
 def unknown_id(tokenizer: Any) -> int | None:
     """The token that a Rust tokenizer gives for what its vocabulary lacks; None if it has none."""
-    model = json.loads(_backend(tokenizer).to_str())["model"]
-    if (token := model.get("unk_token")) is not None:
-        return model["vocab"].get(token) if isinstance(model.get("vocab"), dict) else None
-    return model.get("unk_id")
+    backend = _backend(tokenizer)
+    model = json.loads(backend.to_str())["model"]
+    token = model.get("unk_token")
+    return model.get("unk_id") if token is None else backend.token_to_id(token)
 
 
 def content_key(tokenizer: Any) -> str:

@@ -21,7 +21,7 @@ from mmcl.encoding.corpora.reader import Modality, SourceReader, Windows, modali
 from mmcl.encoding.corpora.settings import USUAL, Columns, Encodes, Layout, Wanted
 from mmcl.encoding.corpora.stored import read_table
 from mmcl.encoding.corpora.vectors import open_vectors
-from mmcl.encoding.prompts import document_prompt
+from mmcl.encoding.prompts import document_prompt, document_tower
 from mmcl.runtime.device import Devices, pick_devices
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import as_path
@@ -67,6 +67,8 @@ def open_job(
     rows.require([name for name in (*(fields or [columns.inputs]), columns.labels, columns.ids) if name is not None])
     modality = columns.modality or modality_of(rows, columns.inputs)
     (shard_rows, block_rows), prepare = layout.rows(modality, len(rows)), getattr(encoder, "prepare_image", decode)
+    if modality == "text" and (tower := document_tower(encoder)) is not None:
+        encoder = encoder.select(tower)  # type: ignore[attr-defined]
     if prompt is None and modality == "text":
         prompt = document_prompt(encoder)
     wanted, inputs = Wanted(prompt, truncate_dim), ", ".join(fields) or columns.inputs

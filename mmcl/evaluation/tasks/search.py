@@ -12,6 +12,7 @@ from mmcl.data.rows import Rows
 from mmcl.data.sources.beir import Beir, is_beir, open_beir
 from mmcl.data.sources.tar.rows import ShardRows, open_rows
 from mmcl.data.sources.trec import Run, is_run, read_qrels, read_run
+from mmcl.encoding.prompts import for_documents, for_queries
 from mmcl.evaluation.compare import read_per_query
 from mmcl.evaluation.left_out import SelfMatches, check_self_matches
 from mmcl.evaluation.metrics.tie_order import Ties, check_ties
@@ -74,6 +75,8 @@ class Searched:
         Raises:
             MmclError: of a model with several towers of texts, one is named for queries alone.
         """
+        if self.tower is None and self.document_tower is None:
+            return for_queries(encoder), for_documents(encoder)
         queries = by_tower(encoder, self.tower)
         if self.document_tower is None and queries is not encoder:
             names = " or ".join(encoder.towers.of_modality("text"))

@@ -223,7 +223,8 @@ def _name(encoder: Encodes | tuple[Encodes, Encodes]) -> str:
 
 
 def _sides(encoder: Encodes | tuple[Encodes, Encodes]) -> tuple[Encodes, Encodes]:
-    return encoder if isinstance(encoder, tuple) else (encoder, encoder)
+    asking, answering = encoder if isinstance(encoder, tuple) else (encoder, encoder)
+    return prompts.for_queries(asking), prompts.for_documents(answering)
 
 
 def _prompts(

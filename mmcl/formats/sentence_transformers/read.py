@@ -19,6 +19,7 @@ from torch import Tensor
 from mmcl.data.processors.text import TextProcessor
 from mmcl.formats.sentence_transformers.files import read_config, read_optional
 from mmcl.formats.sentence_transformers.layers import FORMATS, SENTENCE, TOKENS, StoredLayer, read_layer
+from mmcl.formats.sentence_transformers.model2vec import is_model2vec, read_model2vec
 from mmcl.formats.sentence_transformers.router import read_router
 from mmcl.models.layers import Normalize
 from mmcl.models.text.token_layers import LayerMean
@@ -65,7 +66,8 @@ class Pipeline:
 
     Attributes:
         folder: of the model.
-        reads: the kind of the module that reads texts, one of :data:`OF_TOKENS` or :data:`OF_TEXTS`.
+        reads: the kind of the module that reads texts, one of :data:`OF_TOKENS` or :data:`OF_TEXTS`; or
+            ``model2vec``, whose static embeddings leave unknown words out.
         path: where that lies, relative to the folder; empty for the folder itself.
         token_layers: between the states of the tokens and the pooling.
         pooling: as in ``model.text.pooling``; several joined by ``+`` are concatenated.
@@ -144,6 +146,10 @@ def read_routes(folder: Path) -> Routes:
     Raises:
         MmclError: a file is damaged, or the folder has a module or setting that cannot be reproduced here.
     """
+    if is_model2vec(folder):
+        max_tokens, normalize = read_model2vec(folder)
+        conventions = Conventions(normalize=normalize)
+        return Routes({"text": Pipeline(folder, "model2vec", max_tokens=max_tokens, conventions=conventions)})
     if not (folder / MODULES).is_file():
         return Routes({"text": Pipeline(folder, pooling=_default_pooling(folder))})
     try:
@@ -162,7 +168,7 @@ def _read_routes(folder: Path) -> Routes:
     router = read_router(folder / listed[0][1])
     pipelines = {}
     for name, modules in router.routes.items():
-        own = [_listed(folder, kind, f"{listed[0][1]}/{path}") for path, kind in modules]
+        own = [_listed(folder, kind, str(PurePosixPath(listed[0][1], path))) for path, kind in modules]
         pipelines[name] = _read_pipeline(folder, own + listed[1:], stored)
     return Routes(pipelines, router.default)
 

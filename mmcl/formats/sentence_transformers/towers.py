@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmcl.config.model import TextTowerConfig
 from mmcl.data.processors.text import TextProcessor
-from mmcl.data.processors.tokenize import drop_special_tokens
+from mmcl.data.processors.tokenize import drop_special_tokens, unknown_id
 from mmcl.data.processors.words import WordTokenizer
 from mmcl.formats.sentence_transformers.files import read_config, read_weights
 from mmcl.formats.sentence_transformers.layers import fill_layer
@@ -55,11 +55,12 @@ def open_tower(pipeline: Pipeline, wanted: Wanted) -> tuple[TextProcessor, TextT
         "Transformer": _transformer,
         "WordEmbeddings": _words,
         "StaticEmbedding": _static,
+        "model2vec": _static,
         "BoW": _counts,
     }
     if pipeline.reads not in readers:
         raise MmclError(f"text model '{wanted.name}': holds a {pipeline.reads}; name it in model.name")
-    if pipeline.reads in ("StaticEmbedding", "BoW") and wanted.pooling is not None:
+    if pipeline.reads in ("StaticEmbedding", "model2vec", "BoW") and wanted.pooling is not None:
         raise MmclError(f"model.text.pooling: '{wanted.name}' has a pooling of its own; leave it out")
     return readers[pipeline.reads](pipeline, wanted)
 
@@ -126,7 +127,8 @@ def _words(pipeline: Pipeline, wanted: Wanted) -> tuple[TextProcessor, TextTower
 def _static(pipeline: Pipeline, wanted: Wanted) -> tuple[TextProcessor, TextTower]:
     table = read_static_vectors(pipeline.source)
     tokenizer = read_tokenizer_file(pipeline.source / "tokenizer.json")
-    return static_tower(pipeline, tokenizer, table, wanted)
+    ignored_id = unknown_id(tokenizer) if pipeline.reads == "model2vec" else None
+    return static_tower(pipeline, tokenizer, table, wanted, ignored_id)
 
 
 def static_tower(

@@ -11,6 +11,7 @@ from torch import nn
 from mmcl.config.model import TextTowerConfig
 from mmcl.data.processors.text import TextProcessor
 from mmcl.data.processors.tokenize import drop_special_tokens
+from mmcl.models.text.limits import UNLIMITED
 from mmcl.models.text.plain import PlainTextTower
 from mmcl.runtime.errors import MmclError, first_line
 from mmcl.runtime.registry import Registry
@@ -27,6 +28,9 @@ texts of the run, or is that of ``tokenizer.name``. A model folder is read by th
 special tokens, and an id behind the last of the vocabulary for a text without any token. Another package adds its own
 by the entry-point group ``mmcl.text_towers``."""
 
+MAX_TOKENS = 64
+"""Texts of new towers are cut here by default."""
+
 _REBUILDS = ("name", "args", "layers", "width", "heads", "dropout")
 
 
@@ -36,8 +40,8 @@ def is_registered(name: str) -> bool:
     return bool(model) and key in TEXT_TOWERS
 
 
-def new_tower(config: TextTowerConfig, tokenizer: Any, max_tokens: int) -> tuple[TextProcessor, PlainTextTower]:
-    """A new tower of texts that are cut at ``max_tokens``, behind their processor.
+def new_tower(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, PlainTextTower]:
+    """A new tower behind the processor of its texts.
 
     Raises:
         MmclError: there is no such network, or it cannot be made.
@@ -46,6 +50,7 @@ def new_tower(config: TextTowerConfig, tokenizer: Any, max_tokens: int) -> tuple
     bare = getattr(net, "bare", False)
     if bare:
         drop_special_tokens(tokenizer)
+    max_tokens = config.max_tokens or (UNLIMITED if bare else MAX_TOKENS)
     processor = TextProcessor(tokenizer, max_tokens=max_tokens, padding_id=len(tokenizer) if bare else None)
     if hasattr(net, "start"):
         net.start(tokenizer)

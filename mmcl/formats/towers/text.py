@@ -17,7 +17,7 @@ from mmcl.formats.sentence_transformers.read import read_settings
 from mmcl.formats.sentence_transformers.towers import Wanted, open_tower
 from mmcl.formats.tokenizers import open_tokenizer, read_tokenizer
 from mmcl.formats.towers import registered
-from mmcl.formats.towers.registered import is_registered
+from mmcl.formats.towers.registered import MAX_TOKENS, is_registered
 from mmcl.formats.transformers.nets import local_folder, rebuild
 from mmcl.models.activations import checkpoint_activations
 from mmcl.models.layers import layer_of_spec, layer_spec
@@ -30,8 +30,6 @@ from mmcl.models.text.token_layers import TOKEN_LAYERS
 from mmcl.models.text.token_weights import TokenWeights
 from mmcl.models.text.tower import TextTower
 from mmcl.runtime.errors import MmclError
-
-SCRATCH_MAX_TOKENS = 64
 
 _READ = ("max_tokens", "prompts", "default_prompt", "include_prompt", "lowercase")
 _READ_BARE = ("padding_id", "ignored_id")  # of a network that reads no special tokens
@@ -90,14 +88,14 @@ def _plain(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, Text
     """A registered tower."""
     if config.pooling is not None:
         raise MmclError(f"model.text.pooling: '{config.name}' has a pooling of its own; leave it out")
-    return registered.new_tower(config, _tokenizer(config, tokenizer), config.max_tokens or SCRATCH_MAX_TOKENS)
+    return registered.new_tower(config, _tokenizer(config, tokenizer))
 
 
 def _scratch(config: TextTowerConfig, tokenizer: Any) -> tuple[TextProcessor, TextTower]:
     from transformers import BertConfig, BertModel
 
     tokenizer = _tokenizer(config, tokenizer)
-    max_tokens = config.max_tokens or SCRATCH_MAX_TOKENS
+    max_tokens = config.max_tokens or MAX_TOKENS
     architecture = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.width,

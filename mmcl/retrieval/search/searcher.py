@@ -13,7 +13,7 @@ from mmcl.data.processors.table import TableProcessor
 from mmcl.data.rows import Rows
 from mmcl.encoding import Encoder
 from mmcl.encoding.load import load
-from mmcl.encoding.prompts import query_prompt
+from mmcl.encoding.prompts import for_queries, query_prompt
 from mmcl.losses.logits.similarity import unit_rows
 from mmcl.retrieval.index import VectorIndex, open_index
 from mmcl.retrieval.search.belonging import check_belongs
@@ -37,8 +37,8 @@ class Searcher:
     Args:
         index: the folder of one, or the index itself.
         model: the encoder, or its name or folder; the one that the index names if absent.
-        tower: of the model, which embeds the queries, where it has several of a kind. The index may be of another's
-            vectors: of answers, which are searched with questions.
+        tower: of the model, which embeds the queries, where it has several of a kind; that of texts called ``query`` if
+            absent. The index may be of another's vectors: of answers, which are searched with questions.
         lexical: the words of the same things, for hybrid search; that of the folder (``lexical/``) if absent.
         device: where a model that is loaded computes, and
         dtype: in what, see :func:`mmcl.load`.
@@ -67,7 +67,7 @@ class Searcher:
         self.index: VectorIndex = index if not isinstance(index, str | Path) else open_index(index)
         encoder = model if isinstance(model, Encoder) else _load(self.index, folder, model, device, dtype)
         check_belongs(encoder, self.index, "the index" if folder is None else str(folder))
-        self.encoder: Encoder = encoder if tower is None else encoder.only(tower)
+        self.encoder: Encoder = for_queries(encoder) if tower is None else encoder.only(tower)
         self._beside = Beside(None if folder is None else Path(folder), lexical)
         documents = (self.index.encoder or {}).get("documents")
         self._documents = "text" if documents is not None or self.encoder.modalities == {"text"} else "image"
