@@ -22,6 +22,7 @@ from mmcl.runtime.files import as_path
 from mmcl.runtime.progress import progress
 
 _WRITTEN = 8192  # pairs at a time
+_FIRST = 1024  # rows that are compared before all are
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ def best_pairs(
         show_progress: a bar on stderr; None shows it on a terminal.
     """
     best = _Best(count, threshold)
+    # A few rows among themselves tell what the others have to reach: of a first block nearly all would pass otherwise.
+    few = UnitVectors(vectors.block(0, min(len(vectors), max(_FIRST, int((16 * count) ** 0.5)))))
+    for found in similar_pairs(few, threshold, show_progress=False):
+        best.add(found)
+    best.settled()
     for found in similar_pairs(vectors, lambda: best.lowest, show_progress=show_progress):
         best.add(found)
     return best.sorted()
