@@ -74,6 +74,9 @@ Devices = Annotated[
     str | None,
     typer.Option(help="Several, such as cuda:0,cuda:1, or a number of processes on the CPU.", show_default=False),
 ]
+FastResize = Annotated[
+    bool, typer.Option("--fast-resize", help="Resize images by torch: faster, a few levels off by 1 or 2 of 255.")
+]
 EngineName = Annotated[
     Literal["local", "ray"], typer.Option(help="What encodes: this machine, or all of a Ray cluster.")
 ]
@@ -108,6 +111,7 @@ def encode(
     dtype: Dtype = "auto",
     backend: Backend = "torch",
     exact_decoding: ExactDecoding = None,
+    fast_resize: FastResize = False,
     engine: EngineName = "local",
     address: Address = None,
     allow_pipe: AllowPipe = False,
@@ -121,6 +125,7 @@ def encode(
     if address is not None and engine != "ray":
         raise MmclError(f"--address {address}: is that of a Ray cluster; give --engine ray too")
     encoder = load(model, device, dtype, backend, exact_decoding)
+    encoder.fast_resize = fast_resize
     if tower is not None:
         encoder = encoder.select(tower)
     rows = open_rows(source, split=split, separator=separator, root=image_root)
@@ -134,7 +139,8 @@ def encode(
     if engine == "ray":
         from mmcl.encoding.ray_engine import RayEngine, Recipe
 
-        loading = {"device": device, "dtype": dtype, "backend": backend, "exact_decoding": exact_decoding}
+        loading: dict[str, Any] = {"device": device, "dtype": dtype, "backend": backend}
+        loading |= {"exact_decoding": exact_decoding, "fast_resize": fast_resize}
         reading = {"split": split, "separator": separator, "root": image_root}
         recipe = Recipe(model, source, columns, str(out), tower, loading, reading, layout, settings, pipes=allow_pipe)
         layout = replace(layout, engine=RayEngine(recipe, address))

@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmcl.data.identity import stable_hash
 from mmcl.data.image_modes import ImageError, as_rgb, forget_tags, unknown_format, upright
+from mmcl.data.resample import centre_crop, floor_crop, resampled, shorter_side_to
 
 __all__ = [
     "ImageError",
@@ -42,7 +43,6 @@ ResizeMode: TypeAlias = str
 # Formats that Pillow knows by name only, or reads by another program.
 _STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DRAFT = 2  # a JPEG is decoded at no less than this times the target, so that the resampling filter still sets quality
-_STRIP_PIXELS = 2**23  # of a resized strip of which the centre is cut out; a longer strip is cut before
 _ORIGINAL_ASPECT = 32  # of an original, at most. Into a longer one no crop of 5% of it fits whose ratio is 4:3 or less
 _HELD_PIXELS = 2**27  # decoded at a time by all threads together; one image of more is decoded alone
 _MODES = ("crop", "squash", "pad", "keep")
@@ -122,15 +122,21 @@ def decoded(image: ImageInput | None, target: int | None = None) -> Iterator[Ima
 
 
 def load_pixels(
-    image: ImageInput | None, size: int, mode: ResizeMode = "crop", *, exact_decoding: bool = False
+    image: ImageInput | None,
+    size: int,
+    mode: ResizeMode = "crop",
+    *,
+    exact_decoding: bool = False,
+    exact_resize: bool = True,
 ) -> np.ndarray:
     """Decode and resize an image: uint8 (``size``, ``size``, 3). Raises ``ImageError`` as :func:`decode` does.
 
     What is decoded is let go of before this returns, so that threads hold little more than they are working on.
-    ``exact_decoding`` decodes large JPEG files at their full size, see :func:`decode`.
+    ``exact_decoding`` decodes large JPEG files at their full size, see :func:`decode`; ``exact_resize`` resamples as
+    Pillow does, see :func:`mmcl.data.resample.resampled`.
     """
     with decoded(image, None if exact_decoding else decoding_target(size, mode)) as opened:
-        return resize(opened, size, mode)
+        return resize(opened, size, mode, exact=exact_resize)
 
 
 def load_original(
@@ -222,7 +228,7 @@ def decoding_target(size: int, mode: ResizeMode) -> int | None:
     return None if resizing.how == "keep" else max(size, resizing.side or size)
 
 
-def resize(image: Image.Image, size: int, mode: ResizeMode = "crop") -> np.ndarray:
+def resize(image: Image.Image, size: int, mode: ResizeMode = "crop", *, exact: bool = True) -> np.ndarray:
     """An RGB image as a uint8 array (``size``, ``size``, 3), resampled bicubically with antialiasing.
 
     ``crop`` brings the shorter side to ``size`` and cuts the centre out, as CLIP does; ``squash`` ignores the aspect
@@ -230,7 +236,8 @@ def resize(image: Image.Image, size: int, mode: ResizeMode = "crop") -> np.ndarr
     the image as it is. Pretrained models ask for variants: ``crop-256`` and ``squash-256`` resize to 256 pixels before
     they cut the centre out; ``-bilinear`` and the names of Pillow's other filters resample by these; ``-floor`` rounds
     the corner of what is cut out down, as transformers does, where torchvision and OpenAI's code round half to even.
-    Where an image is smaller than what is cut out of it, black surrounds it.
+    Where an image is smaller than what is cut out of it, black surrounds it. ``exact``: see
+    :func:`mmcl.data.resample.resampled`.
     """
     how, side, filter, floor = _resizing(mode)
     side = side or size
@@ -238,13 +245,15 @@ def resize(image: Image.Image, size: int, mode: ResizeMode = "crop") -> np.ndarr
         scale = size / max(image.size)
         width, height = (max(1, round(length * scale)) for length in image.size)
         square = Image.new("RGB", (size, size), (255, 255, 255))
-        square.paste(image.resize((width, height), filter), ((size - width) // 2, (size - height) // 2))
+        square.paste(
+            resampled(image, (width, height), filter, exact=exact), ((size - width) // 2, (size - height) // 2)
+        )
         return np.asarray(square)
     if how == "squash":
-        image = image.resize((side, side), filter)
+        image = resampled(image, (side, side), filter, exact=exact)
     elif how == "crop":
-        image = _shorter_side_to(image, side, filter)
-    return np.asarray(_floor_crop(image, size) if floor else _centre_crop(image, size, size))
+        image = shorter_side_to(image, side, filter, exact=exact)
+    return np.asarray(floor_crop(image, size) if floor else centre_crop(image, size, size))
 
 
 def original(image: Image.Image, size: int, mode: ResizeMode, stored: int) -> np.ndarray:
@@ -264,19 +273,7 @@ def original(image: Image.Image, size: int, mode: ResizeMode, stored: int) -> np
         return resize(image, length, mode)
     if how == "squash":
         return np.asarray(image.resize((length, length), filter))
-    return np.asarray(_shorter_side_to(image, length, filter, _ORIGINAL_ASPECT * max(length, size)))
-
-
-def _shorter_side_to(
-    image: Image.Image, side: int, filter: Image.Resampling, longest: int = _STRIP_PIXELS
-) -> Image.Image:
-    """``image`` with its shorter side of ``side`` pixels; of one that would be longer than ``longest``, or very long,
-    the centre alone."""
-    shorter, longest = min(image.size), max(side, min(longest, _STRIP_PIXELS // side))
-    if max(image.size) * side > longest * shorter:
-        width, height = (min(length, longest * shorter // side) for length in image.size)
-        image = _centre_crop(image, width, height)
-    return image.resize([length * side // shorter for length in image.size], filter)
+    return np.asarray(shorter_side_to(image, length, filter, _ORIGINAL_ASPECT * max(length, size)))
 
 
 def decode_many(
@@ -286,6 +283,7 @@ def decode_many(
     threads: int | None = None,
     *,
     exact_decoding: bool = False,
+    exact_resize: bool = True,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Decode and resize images in threads (Pillow releases the interpreter lock), as :func:`load_pixels` does.
 
@@ -299,7 +297,7 @@ def decode_many(
         if isinstance(image, PreparedImage):
             pixels[position] = image.pixels
         else:
-            pixels[position] = load_pixels(image, size, mode, exact_decoding=exact_decoding)
+            pixels[position] = load_pixels(image, size, mode, exact_decoding=exact_decoding, exact_resize=exact_resize)
 
     return pixels, _in_threads(load, len(images), threads)
 
@@ -376,13 +374,3 @@ def _from_array(array: np.ndarray) -> Image.Image:
     ):
         raise ImageError(f"an array of {array.dtype} {array.shape}; expected uint8 (H, W) or (H, W, 1, 3 or 4)")
     return Image.fromarray(array)
-
-
-def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
-
-
-def _floor_crop(image: Image.Image, size: int) -> Image.Image:
-    left, top = ((length - size) // 2 for length in image.size)
-    return image.crop((left, top, left + size, top + size))

@@ -19,6 +19,7 @@ def load(
     dtype: str = "auto",
     backend: str = "torch",
     exact_decoding: bool | None = None,
+    fast_resize: bool = False,
 ) -> Encoder:
     """Open an encoder.
 
@@ -38,6 +39,7 @@ def load(
             ``onnx-int8`` and ``openvino-int8``, from the extras of these names.
         exact_decoding: decode large JPEG files at their full size, see :attr:`Encoder.exact_decoding`; as the model
             was trained if None.
+        fast_resize: resize images by torch rather than Pillow, see :attr:`Encoder.fast_resize`.
 
     Raises:
         MmclError: there is no such model, it is damaged, a newer mmcl wrote it, the name computes another activation
@@ -49,6 +51,7 @@ def load(
     encoder.set_compute(dtype)
     if exact_decoding is not None:
         encoder.exact_decoding = exact_decoding
+    encoder.fast_resize = fast_resize
     if backend == "torch":
         return encoder
     if dtype == "bfloat16" and encoder.modalities == {"text"}:

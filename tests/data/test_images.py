@@ -299,10 +299,10 @@ def test_threads_hold_no_more_decoded_pixels_than_allowed(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "_budget", budget)
     held, lock = [], threading.Lock()
 
-    def watched(image: Image.Image, *arguments: object) -> np.ndarray:
+    def watched(image: Image.Image, *arguments: object, **options: bool) -> np.ndarray:
         with lock:
             held.append(budget.held)
-        return resize(image, *arguments)
+        return resize(image, *arguments, **options)
 
     monkeypatch.setattr(module, "resize", watched)
     images = [encoded(Image.new("RGB", (side, side)), "PNG") for side in [20, 30, 40, 10] * 4]

@@ -181,6 +181,7 @@ def test_what_is_saved_is_loaded_and_saves_to_the_same_bytes(image_path, tmp_pat
     loaded = mmcl.load(tmp_path / "one")
     inputs = [*CAPTIONS, image_path]
     assert np.array_equal(loaded.encode(inputs), encoder.encode(inputs))
+    assert (loaded.fast_resize, mmcl.load(tmp_path / "one", fast_resize=True).fast_resize) == (False, True)
     loaded.save(tmp_path / "two")
     names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert names == sorted(

@@ -86,6 +86,22 @@ def test_images_are_decoded_while_the_batch_before_is_computed(encoder, monkeypa
     assert batches == [2, 2, 1]
 
 
+def test_images_are_resized_fast_on_request_alone(encoder, tmp_path):
+    images = [jpeg(0, 61, 90), jpeg(1, 70, 50)]
+    exact = encoder.encode([decode(image) for image in images])
+    np.testing.assert_array_equal(encoder.encode(images), exact)
+    rows, pixels = table(tmp_path, images), encoder.prepare_image(images[1]).pixels
+    encode_source(encoder, rows, "image", tmp_path / "v")
+    encoder.fast_resize = True
+    assert not np.array_equal(encoder.prepare_image(images[1]).pixels, pixels)
+    fast = encoder.encode(images)
+    np.testing.assert_allclose(fast, exact, atol=2e-3)
+    with pytest.raises(MmclError, match="fast_resize"):
+        encode_source(encoder, rows, "image", tmp_path / "v")
+    stored = encode_source(encoder, rows, "image", tmp_path / "w")
+    np.testing.assert_array_equal(stored.take(np.arange(2)), fast)
+
+
 def test_exact_decoding_gives_the_vectors_of_decoded_images(encoder, tmp_path):
     images = [jpeg(0), jpeg(1)]
     fast, exact = encoder.encode(images), encoder.encode([decode(image) for image in images])

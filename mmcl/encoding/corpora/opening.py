@@ -191,6 +191,8 @@ def _source(encoder: Encodes, reader: SourceReader, wanted: Wanted, layout: Layo
         source["prompt"] = words
     if reader.modality == "image" and getattr(encoder, "exact_decoding", False):
         source["exact_decoding"] = True
+    if reader.modality == "image" and getattr(encoder, "fast_resize", False):
+        source["fast_resize"] = True
     if layout.long != "truncate":
         source |= {"long": layout.long, "overlap": layout.overlap}
     return source
