@@ -5,7 +5,9 @@
 
 The texts: 60% Wikipedia sentences, 30% short ones of the STS tasks, 10% paragraphs of 3 to 8 other Wikipedia
 sentences, shuffled, all distinct. The contenders alternate; the medians of the rounds are shown. The limit is
-what the model's matrix products alone would allow, at the speed measured for them in this very run.
+what the model's matrix products alone would allow, at the rate measured for them in this very run by the library
+that mmcl takes; sentence-transformers may multiply by a slower one. int8 is sentence-transformers' ONNX backend,
+quantised as its documentation says, where it can be loaded.
 """
 
 from __future__ import annotations
@@ -14,25 +16,39 @@ import argparse
 import logging
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
-from measure import report, show
+from measure import machine, report, show
 
 import mmcl
 from mmcl.encoding.text_compute import PACKED_TOKENS
 from mmcl.runtime.device import multiplies_bfloat16
+from mmcl.runtime.products import PackedLinear, onednn_multiplies_float32
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODEL = "sample:minilm"
+DEFAULT = "sentence-transformers"
 BUCKETS = (16, 32, 64, 128, 256)
 """Upper ends, in tokens."""
+
+
+class Contender(NamedTuple):
+    """A way to encode texts.
+
+    Attributes:
+        encode: from texts to unit vectors.
+        precision: of its products.
+    """
+
+    encode: Callable[[list[str]], np.ndarray]
+    precision: str
 
 
 def mixed_texts(count: int, data: Path) -> list[str]:
@@ -52,16 +68,16 @@ def mixed_texts(count: int, data: Path) -> list[str]:
     return texts
 
 
-def alternate(contenders: dict[str, Callable[[], object]], rounds: int, until: float) -> dict[str, float]:
+def alternate(contenders: dict[str, Contender], texts: list[str], rounds: int, until: float) -> dict[str, float]:
     """Median seconds of each; at least one round, and no other one that would end after ``until``."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         took = sum(statistics.median(values) for values in seconds.values() if values)
         if number and time.monotonic() + took > until:
             break
-        for name, run in contenders.items():
+        for name, contender in contenders.items():
             start = time.perf_counter()
-            run()
+            contender.encode(texts)
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -77,40 +93,66 @@ def _pooler(net: Any) -> Any:
 
 
 @torch.inference_mode()
-def product_speed(net: Any, dtype: torch.dtype) -> float:
+def product_rate(net: Any, dtype: torch.dtype) -> float:
     """FLOP/s of the model's own products, weighed as it uses them, without anything between: the ceiling."""
     width, inner = net.config.hidden_size, net.config.intermediate_size
     shapes = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
     layers = [
-        (torch.randn(PACKED_TOKENS, rows).to(dtype), torch.randn(columns, rows).to(dtype)) for rows, columns in shapes
+        (torch.randn(PACKED_TOKENS, rows).to(dtype), PackedLinear(torch.randn(columns, rows).to(dtype)))
+        for rows, columns in shapes
     ]
     best = float("inf")
     for _ in range(7):
         start = time.perf_counter()
-        for states, weight in layers:
-            F.linear(states, weight)
+        for states, product in layers:
+            product(states)
         best = min(best, time.perf_counter() - start)
     return sum(2 * PACKED_TOKENS * rows * columns for rows, columns in shapes) / best
 
 
-def contenders_of(encoder: Any, library: Any, half: Any, bf16: bool, texts: list[str]) -> dict[str, Callable[[], Any]]:
-    """Every way to encode ``texts``, by name."""
+def contenders_of(encoder: Any, folder: Path, bf16: bool) -> tuple[dict[str, Contender], list[str]]:
+    """Every way to encode that this machine has, by name, sentence-transformers' default first; and why others lack."""
+    from sentence_transformers import SentenceTransformer
 
-    def ours(dtype: str) -> np.ndarray:
-        encoder.set_compute(dtype)
-        vectors: np.ndarray = encoder.encode(texts, show_progress=False)
-        return vectors
+    def theirs(**options: Any) -> Callable[[list[str]], np.ndarray]:
+        library = SentenceTransformer(str(encoder.path), device="cpu", **options)
+        return lambda texts: library.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
-    ways: dict[str, Callable[[], Any]] = {
-        "sentence-transformers": lambda: library.encode(texts, normalize_embeddings=True, show_progress_bar=False),
-        "mmcl": lambda: ours("float32"),
-    }
+    def ours(dtype: str) -> Callable[[list[str]], np.ndarray]:
+        def encode(texts: list[str]) -> np.ndarray:
+            encoder.set_compute(dtype)
+            vectors: np.ndarray = encoder.encode(texts, show_progress=False)
+            return vectors
+
+        return encode
+
+    ways = {DEFAULT: Contender(theirs(), "float32"), "mmcl": Contender(ours("float32"), "float32")}
+    missing = []
     if bf16:
-        ways["sentence-transformers bf16"] = lambda: half.encode(
-            texts, normalize_embeddings=True, show_progress_bar=False
-        )
-        ways["mmcl bf16"] = lambda: ours("bfloat16")
-    return ways
+        half = theirs(model_kwargs={"dtype": torch.bfloat16})
+        ways[f"{DEFAULT} bf16"] = Contender(half, "bfloat16")
+        ways["mmcl bf16"] = Contender(ours("bfloat16"), "bfloat16")
+    else:
+        missing.append("bfloat16: no such products in this CPU")
+    try:
+        ways[f"{DEFAULT} ONNX int8"] = Contender(quantised(encoder.path, folder), "int8")
+    except Exception as error:  # whatever versions of optimum, transformers and onnxruntime make of each other
+        missing.append(f"{DEFAULT}'s ONNX int8 backend does not load: {' '.join(str(error).split())[:150]}")
+    return ways, missing
+
+
+def quantised(model: Path, folder: Path) -> Callable[[list[str]], np.ndarray]:
+    """sentence-transformers' ONNX backend in int8, for the units that this CPU has."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.backend import export_dynamic_quantized_onnx_model
+
+    units = "avx512_vnni" if "avx512_vnni" in machine()["units"] else "avx2"
+    library = SentenceTransformer(str(model), device="cpu", backend="onnx")
+    library.save_pretrained(str(folder))
+    export_dynamic_quantized_onnx_model(library, units, str(folder))
+    file = {"file_name": f"onnx/model_qint8_{units}.onnx"}
+    narrow = SentenceTransformer(str(folder), device="cpu", backend="onnx", model_kwargs=file)
+    return lambda texts: narrow.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
 
 def decompose(encoder: Any, texts: list[str]) -> list[dict[str, Any]]:
@@ -118,12 +160,12 @@ def decompose(encoder: Any, texts: list[str]) -> list[dict[str, Any]]:
     from torch.profiler import ProfilerActivity, profile
 
     kinds = {
-        "products": ("addmm", "mm", "linear"),
-        "attention": ("scaled_dot_product", "bmm"),
+        "products, with their GELU": ("addmm", "mm", "linear", "mkldnn::_linear"),
+        "attention": ("scaled_dot_product", "bmm", "baddbmm", "softmax"),
         "GELU": ("gelu",),
         "LayerNorm": ("layer_norm",),
-        "embeddings": ("embedding", "index_select"),
-        "copies and sums": ("copy_", "add_", "add", "cat"),
+        "embeddings": ("embedding",),
+        "copies and sums": ("copy_", "add_", "add", "cat", "index_select"),
     }
     encoder.set_compute("float32")
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
@@ -146,64 +188,66 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="soft limit of the whole")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 rows even where the CPU has no such products")
     parser.add_argument("--data", type=Path, default=DATA)
-    measure(parser.parse_args())
+    with tempfile.TemporaryDirectory() as folder:
+        measure(parser.parse_args(), Path(folder))
 
 
-def measure(given: argparse.Namespace) -> None:
+def measure(given: argparse.Namespace, folder: Path) -> None:
     """All tables, the most important first."""
     logging.getLogger("mmcl").setLevel(logging.ERROR)
-    from sentence_transformers import SentenceTransformer
-
     began, seconds = time.monotonic(), 60 * given.minutes
     encoder = mmcl.load(MODEL, dtype="float32")
     embedder = encoder.towers.text()
-    library = SentenceTransformer(str(encoder.path), device="cpu")
+    net = embedder.tower.net
     bf16 = given.bf16 or multiplies_bfloat16(torch.device("cpu"))
-    half = (
-        SentenceTransformer(str(encoder.path), device="cpu", model_kwargs={"dtype": torch.bfloat16}) if bf16 else None
-    )
-    texts = fitting(encoder, library, mixed_texts(given.texts, given.data), 0.5 * seconds / 2)
+    ways, missing = contenders_of(encoder, folder, bf16)
+    texts = fitting(ways, mixed_texts(given.texts, given.data), 0.25 * seconds)
     lengths = np.array([len(ids) for ids in embedder.processor.tokenize(texts)[0]])
-    ways = contenders_of(encoder, library, half, bf16, texts)
-    vectors = {name: np.asarray(way(), dtype=np.float32) for name, way in ways.items()}  # also the warm-up
-    took = alternate(ways, given.rounds, began + 0.6 * seconds)
-    speeds = {"": product_speed(embedder.tower.net, torch.float32)}
+    vectors = {name: np.asarray(way.encode(texts), dtype=np.float32) for name, way in ways.items()}  # also the warm-up
+    took = alternate(ways, texts, given.rounds, began + 0.6 * seconds)
+    rates = {"float32": product_rate(net, torch.float32)}
     if bf16:
-        speeds[" bf16"] = product_speed(embedder.tower.net, torch.bfloat16)
-    base, exact = took["sentence-transformers"], vectors["sentence-transformers"]
-    rows = []
+        rates["bfloat16"] = product_rate(net, torch.bfloat16)
+    library = "oneDNN" if onednn_multiplies_float32() else "MKL"
+    hardware = machine()
+    print(f"{hardware['cpu']}, units {', '.join(hardware['units'])}; float32 products by {library}")
+    print("; ".join(f"{name} products at {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items()), end="\n\n")
+    rows: list[dict[str, Any]] = []
     for name, spent in took.items():
-        limit = speeds[" bf16" if name.endswith("bf16") else ""] / flops_a_token(embedder.tower.net)
         tokens_s = lengths.sum() / spent
         row: dict[str, Any] = {"what": name, "seconds": spent, "texts_s": len(texts) / spent, "tokens_s": tokens_s}
-        row |= {"limit_tokens_s": limit, "share_of_limit": tokens_s / limit, "ratio": base / spent}
-        rows.append(row | {"min_cosine": float((vectors[name] * exact).sum(axis=1).min())})
-    if not bf16:
-        rows.append({"what": "bfloat16: no such products in this CPU"})
-    buckets = by_length(encoder, library, half, bf16, texts, lengths, began + 0.75 * seconds)
+        if (rate := rates.get(ways[name].precision)) is not None:
+            limit = rate / flops_a_token(net)
+            row |= {"limit_tokens_s": limit, "share_of_limit": tokens_s / limit}
+        row |= {f"to {other.removeprefix(DEFAULT).strip() or 'default'}": took[other] / spent
+                for other in took if other.startswith(DEFAULT)}  # fmt: skip
+        rows.append(row | {"min_cosine": float((vectors[name] * vectors[DEFAULT]).sum(axis=1).min())})
+    buckets = by_length(ways, texts, lengths, began + 0.75 * seconds)
     parts = decompose(encoder, texts[: max(1, len(texts) // 10)])
     tables = {"by_length": buckets, "decomposition": parts}
     report(
         __file__, rows, texts=len(texts), tokens=int(lengths.sum()), threads=torch.get_num_threads(), model=MODEL,
-        products_gflops={name.strip() or "float32": speed / 1e9 for name, speed in speeds.items()}, **tables,
+        products_gflops={name: rate / 1e9 for name, rate in rates.items()}, float32_by=library,
+        missing=missing, **tables,
     )  # fmt: skip
+    print(*missing, sep="\n")
     for table in tables.values():
         print()
         show(table)
 
 
-def fitting(encoder: Any, library: Any, texts: list[str], seconds: float) -> list[str]:
-    """As many of the texts as both can encode once in so many seconds."""
+def fitting(ways: dict[str, Contender], texts: list[str], seconds: float) -> list[str]:
+    """As many of the texts as all can encode once in so many seconds."""
     some = texts[:200]
+    for way in ways.values():
+        way.encode(some[:8])
     start = time.perf_counter()
-    encoder.encode(some, show_progress=False)
-    library.encode(some)
+    for way in ways.values():
+        way.encode(some)
     return texts[: max(200, int(len(some) * seconds / (time.perf_counter() - start)))]
 
 
-def by_length(
-    encoder: Any, library: Any, half: Any, bf16: bool, texts: list[str], lengths: np.ndarray, until: float
-) -> list[dict[str, Any]]:
+def by_length(ways: dict[str, Contender], texts: list[str], lengths: np.ndarray, until: float) -> list[dict[str, Any]]:
     """Tokens a second of up to 1,000 texts of each range of lengths."""
     rows, low = [], 0
     for high in BUCKETS:
@@ -212,12 +256,10 @@ def by_length(
         if not len(places):
             continue
         left = max(0.0, until - time.monotonic()) / len(BUCKETS)
-        took = alternate(
-            contenders_of(encoder, library, half, bf16, [texts[place] for place in places]), 3, time.monotonic() + left
-        )
+        took = alternate(ways, [texts[place] for place in places], 3, time.monotonic() + left)
         row: dict[str, Any] = {"tokens": f"to {high}", "texts": len(places)}
         row |= {f"{name} tokens/s": float(lengths[places].sum() / spent) for name, spent in took.items()}
-        rows.append(row | {"ratio": took["sentence-transformers"] / took["mmcl"]})
+        rows.append(row | {"ratio": took[DEFAULT] / took["mmcl"]})
     return rows
 
 

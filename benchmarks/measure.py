@@ -11,12 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+UNITS = ("amx_tile", "amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
+"""Instructions that products are fast by, as Linux calls them."""
+
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
     return {
         "cpu": names[0] if names else platform.processor(),
+        "units": [unit for unit in UNITS if unit in flags],
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
