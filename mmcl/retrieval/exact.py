@@ -19,7 +19,7 @@ from mmcl.runtime.errors import MmclError, nearest
 
 T = TypeVar("T")
 
-_TILES = {"cpu": (1024, 2048), "cuda": (4096, 32768)}  # queries and documents of a tile, where memory allows
+_TILES = {"cpu": (2048, 2048), "cuda": (4096, 32768)}  # queries and documents of a tile, where memory allows
 _SMALLEST = (32, 256)
 _TILE_BYTES = 28  # a product: twice while it is ranked, and as float64 where all of a tile is scored
 _DIMENSION_BYTES = 24  # a component of a document: read, prepared and rounded, and the next block's

@@ -22,12 +22,13 @@ from torch.nn import functional
 
 from mmcl.losses.logits.similarity import Similarity, unit_length
 from mmcl.runtime.device import widest
+from mmcl.runtime.products import float32_setting, multiply
 
 _PAIRS = 256  # scored at a time: they stay in a core's cache
 _TINY = 1e-15  # norms below may have lost squares to underflow
 _PARTS = {torch.float32: 1, torch.bfloat16: 3}  # numbers of a type that have the digits of a float32
-_ROUNDED_INPUTS = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}
-"""By torch.get_float32_matmul_precision(): how far products of float32 numbers may be off, of the norms' product."""
+_ROUNDED_INPUTS = {"ieee": 0.0, "tf32": 2.0**-9, "bf16": 2.0**-6}
+"""By torch's setting: how far products of float32 numbers may be off, of the norms' product."""
 
 
 @dataclass
@@ -102,7 +103,8 @@ class Space:
         if dtype not in self._workspace or self._workspace[dtype].numel() < size:
             self._workspace[dtype] = left.new_empty(size)
         out = self._workspace[dtype][:size].view(left.shape[0], right.shape[1])
-        return torch.mm(left, right, out=out)
+        multiply(left, right, out)
+        return out
 
     def slack(self, queries: Block, documents: Block, dtype: torch.dtype) -> Tensor:
         """(n,) by how much :meth:`products` and :meth:`scores` of a query and any of the documents can differ, before
@@ -112,7 +114,7 @@ class Space:
         inputs = lost * largest + (norms + lost) * lost_of_documents.max()
         size = (norms + largest).square() if self._distances else norms * largest
         if dtype == torch.float32:
-            inputs = inputs + _ROUNDED_INPUTS[torch.get_float32_matmul_precision()] * size
+            inputs = inputs + _ROUNDED_INPUTS[float32_setting(left.device)] * size
         # Of the products and of the scores; and numbers below the smallest normal one may be taken as 0.
         sums = (left.shape[1] + 8) * (2.0**-23 * size + torch.finfo(torch.float32).tiny)
         return (inputs + sums) * (1 + 2.0**-5)  # norms are rounded, and those of the factors a little larger

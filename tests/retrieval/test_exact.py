@@ -147,6 +147,20 @@ def test_vectors_that_bfloat16_cannot_tell_apart_are_told_apart(small_tiles, mon
         check(exact_search(queries, corpus, 5, similarity=similarity), by_hand(queries, corpus, similarity), 5, 1e-5)
 
 
+@pytest.mark.parametrize("setting", ["tf32", "bf16"])
+def test_the_best_are_found_whatever_the_process_allows_of_float32_products(setting, monkeypatch):
+    monkeypatch.setattr(exact, "multiplies_bfloat16", lambda device: False)
+    rng = np.random.default_rng(8)
+    queries, corpus = clustered(rng, 20), clustered(rng, 600)
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, setting
+    try:
+        found = exact_search(queries, corpus, 10)
+    finally:
+        products.fp32_precision = before
+    check(found, by_hand(queries, corpus, "cosine"), 10)
+
+
 def test_documents_that_come_in_ascending_order_are_all_looked_at(units, small_tiles):
     corpus = np.linspace(-1, 1, 6000, dtype=np.float32)[:, None] * np.ones((1, 8), np.float32)
     positions, _ = exact_search(np.ones((3, 8), np.float32), corpus, 20, similarity="dot")

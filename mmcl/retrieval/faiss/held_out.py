@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from mmcl.losses.logits.similarity import Similarity
+from mmcl.retrieval.exact import exact_search
 from mmcl.retrieval.faiss.specs import METRICS
 from mmcl.runtime.errors import MmclError
 
@@ -91,11 +92,12 @@ class HeldOut:
         # Of vectors beyond the known ones nothing is known but that they are no nearer than the last of these.
         known = self.positions.shape[1]
         width = known if known < self.count else min(_KNOWN, self.count + len(vectors))
-        metric = METRICS[self.similarity]
-        scores, found = faiss.knn(self.queries, vectors, min(_KNOWN, len(vectors)), metric=metric)
+        distances = METRICS[self.similarity] == faiss.METRIC_L2
+        found, scores = exact_search(self.queries, vectors, _KNOWN, similarity="euclidean" if distances else "dot")
+        scores = scores**2 if distances else scores
         scores = np.concatenate([self.scores, scores], axis=1)
         nearest = np.concatenate([self.positions, positions[found]], axis=1)
-        order = np.argsort(scores if metric == faiss.METRIC_L2 else -scores, axis=1, kind="stable")[:, :width]
+        order = np.argsort(scores if distances else -scores, axis=1, kind="stable")[:, :width]
         self.scores = np.take_along_axis(scores, order, axis=1)
         self.positions = np.take_along_axis(nearest, order, axis=1)
         self.count += len(vectors)
