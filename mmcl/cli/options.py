@@ -21,7 +21,7 @@ C = TypeVar("C", bound=Callable[..., None])
 # The model, and how it runs.
 Model = Annotated[str, typer.Argument(help="A model or run folder, or a name.", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
-Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, auto.")]
+Dtype = Annotated[str, typer.Option(help="What the model computes in: float32, bfloat16, int8 (texts on a CPU), auto.")]
 Backend = Annotated[str, typer.Option(help="What runs texts: torch, onnx, openvino, onnx-int8, openvino-int8.")]
 ExactDecoding = Annotated[
     bool | None,

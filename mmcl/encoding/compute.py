@@ -25,11 +25,13 @@ from mmcl.losses.logits.similarity import unit_length
 from mmcl.models.embedder import Embedder
 from mmcl.models.table.embedder import TableEmbedder
 from mmcl.models.towers import Towers
-from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork
+from mmcl.runtime.device import DTYPES, Devices, pick_devices, ready_after_fork, resolve_precision
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.prefetch import prefetch
 from mmcl.runtime.products import fast_products
 
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+"""What ``encode`` computes in."""
 IMAGES_A_BATCH = 64
 ROWS_A_BATCH = 1024
 log = logging.getLogger("mmcl")
@@ -54,7 +56,7 @@ class Compute:
         advance: Callable[[int], object] = lambda count: None,
     ) -> Iterator[Embedded]:
         """Embed chunk after chunk by the text tower ``name``; ``advance`` is called with the number of texts done."""
-        embedder, dtype = self.towers.text(name), DTYPES[options.compute]
+        embedder, dtype = self.towers.text(name), COMPUTE_DTYPES[options.compute]
         if name not in self._prepared or not self._prepared[name].suits(embedder, dtype):
             self._prepared[name] = TextCompute(embedder, dtype)
         finish = partial(finished, options=options)
@@ -67,7 +69,7 @@ class Compute:
     def images(self, name: str, images: Sequence[Any], options: Options) -> Iterator[Embedded]:
         """Embed batch after batch by the image tower ``name``; later ones are read and decoded meanwhile."""
         embedder, device = self.towers.image(name), self.towers.device
-        dtype = DTYPES[options.compute]
+        dtype = _without_int8(options.compute, device)
         size = options.batch_size or IMAGES_A_BATCH
         read = (
             (len(chunk), *read_images(chunk, embedder.processor, number * size, options.skip))
@@ -82,7 +84,8 @@ class Compute:
     @torch.inference_mode()
     def tables(self, name: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Iterator[Embedded]:
         """Embed batch after batch of rows by the table tower ``name``."""
-        embedder, device, dtype = self.towers.embedder(name), self.towers.device, DTYPES[options.compute]
+        embedder, device = self.towers.embedder(name), self.towers.device
+        dtype = _without_int8(options.compute, device)
         assert isinstance(embedder, TableEmbedder), "the caller looks"
         unknown = Counter[str]()
         for chunk in chunked(rows, options.batch_size or ROWS_A_BATCH):
@@ -168,6 +171,11 @@ class Compute:
         finally:
             if training:
                 self.towers.train()
+
+
+def _without_int8(compute: str, device: torch.device) -> torch.dtype:
+    """What a tower computes in that has no form in 8-bit integers: instead of int8, what ``auto`` takes."""
+    return DTYPES[resolve_precision("auto" if compute == "int8" else compute, device)]
 
 
 def embeds_in(folder: str, device: str, name: str, options: Options) -> Callable[[list[Any]], Embedded]:

@@ -26,6 +26,7 @@ from mmcl.encoding.inputs import (
     tower_of_each,
 )
 from mmcl.encoding.quantize import RANGED, check_precision, quantize
+from mmcl.encoding.text_compute import check_int8
 from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, only_texts
 from mmcl.encoding.windows import windows
 from mmcl.formats.folder import save
@@ -84,7 +85,7 @@ class Encoder(Described):
 
     @property
     def compute(self) -> str:
-        """What :meth:`encode` computes in on the device where the weights are: ``float32`` or ``bfloat16``."""
+        """What :meth:`encode` computes in where the weights are: ``float32``, ``bfloat16`` or ``int8``."""
         return resolve_precision(self._precision, self.device)
 
     def set_compute(self, dtype: str = "auto") -> None:
@@ -93,15 +94,23 @@ class Encoder(Described):
         Text towers get a copy of their weights, cast once and cast anew after these have changed; image towers run
         under autocast. Softmax, normalisation and pooling are computed in float32.
 
+        In ``int8`` the linear layers of a text transformer multiply 8-bit integers: weights with one scale an output,
+        inputs in ranges that are measured once, before the first text is encoded, on texts of this package. So a text's
+        vector is the same to the bit whatever stands beside it. Towers of images and tables compute in what ``auto``
+        takes.
+
         Args:
-            dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the device multiplies it natively.
+            dtype: ``float32``, ``bfloat16``, ``int8``, or ``auto``: bfloat16 where the device multiplies it natively.
 
         Raises:
-            MmclError: it is none of these.
+            MmclError: it is none of these; or int8, and there is no text tower, one is of a family that does not run
+                packed, or it is on a GPU or a CPU that does not multiply 8-bit integers.
         """
-        known = ("auto", "bfloat16", "float32")
+        known = ("auto", "bfloat16", "float32", "int8")
         if dtype not in known:
             raise MmclError(f"encode cannot compute in '{dtype}'; {nearest(dtype, known)}")
+        if dtype == "int8":
+            check_int8(self.towers)
         self._precision = dtype
 
     def train(self, mode: bool = True) -> Encoder:

@@ -33,7 +33,7 @@ class Options(NamedTuple):
         normalize: give every vector unit length.
         dim: keep the first so many dimensions.
         prompt: as for ``Encoder.encode``.
-        compute: ``float32`` or ``bfloat16``, see ``Encoder.set_compute``.
+        compute: ``float32``, ``bfloat16`` or ``int8``, see ``Encoder.set_compute``.
         skip: leave out images that cannot be read.
     """
 

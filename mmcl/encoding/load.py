@@ -33,8 +33,9 @@ def load(
             a folder or hub name of a transformers ``CLIPModel`` or ``SiglipModel``, of a sentence-transformers or
             transformers text encoder, of LoRA adapters for one as peft saves them, or ``sample:minilm``.
         device: where its weights go; ``auto`` is a GPU where there is one, as on the command line.
-        dtype: what ``encode`` computes in: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 where the hardware
-            multiplies it natively. A ``backend`` other than torch computes texts in a precision of its own.
+        dtype: what ``encode`` computes in: ``float32``, ``bfloat16``, ``int8`` (see :meth:`Encoder.set_compute`), or
+            ``auto`` for bfloat16 where the hardware multiplies it natively. A ``backend`` other than torch computes
+            texts in a precision of its own.
         backend: what ``encode`` runs texts with: ``torch``; ``onnx`` or ``openvino``, or their quantised forms
             ``onnx-int8`` and ``openvino-int8``, from the extras of these names.
         exact_decoding: decode large JPEG files at their full size, see :attr:`Encoder.exact_decoding`; as the model
@@ -54,8 +55,8 @@ def load(
     encoder.fast_resize = fast_resize
     if backend == "torch":
         return encoder
-    if dtype == "bfloat16" and encoder.modalities == {"text"}:
-        raise MmclError(f"dtype bfloat16: the backend '{backend}' computes in a precision of its own; leave dtype out")
+    if dtype == "int8" or (dtype == "bfloat16" and encoder.modalities == {"text"}):
+        raise MmclError(f"dtype {dtype}: the backend '{backend}' computes in a precision of its own; leave dtype out")
     encoder.keep_weights_hash()
     open_backend(encoder.towers, backend)
     return encoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain
 from typing import cast
@@ -11,14 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmcl.data.processors.text import TextProcessor
+from mmcl.encoding.calibration import TEXTS
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.grouping import equal_lengths
 from mmcl.models.text.packed.families import describe
+from mmcl.models.text.packed.int8 import int8_transformer
 from mmcl.models.text.packed.layout import LEAST_ROWS
 from mmcl.models.text.packed.transformer import InferenceWeights, PackedTransformer
 from mmcl.models.text.pooling import pool, reads_layers
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
+from mmcl.models.towers import Towers
+from mmcl.runtime.device import multiplies_int8, resolve_precision
+from mmcl.runtime.errors import MmclError
 from mmcl.runtime.products import fast_products
+
+log = logging.getLogger("mmcl")
 
 PACKED_TOKENS = 2048
 """Of a packed batch. Smaller ones have more operations a token, larger ones leave the caches. MiniLM on one core of an
@@ -38,7 +47,8 @@ class TextCompute:
 
     Args:
         embedder: of texts, in evaluation mode.
-        dtype: of the tower's products. Pooling and head are computed in float32.
+        dtype: of the tower's products; ``torch.int8``: see :func:`check_int8`. Pooling and head are computed in
+            float32.
 
     Attributes:
         tower: the embedder's own.
@@ -53,10 +63,10 @@ class TextCompute:
         self.tower, self.processor = tower, embedder.processor
         self._net = tower
         device = next(tower.parameters()).device.type
-        padding = tower.padding
-        plain = type(tower) is TextTower and tower.token_layers is None and tower.pooling != "pooled"
-        plain = plain and padding.masked and not padding.length
-        if device == "cpu" and plain and describe(tower.net) is not None:
+        if dtype == torch.int8:
+            _check_int8(tower)
+            self._packed = int8_transformer(tower.net, _calibration_tokens(embedder.processor))
+        elif _runs_packed(tower):
             self._packed = PackedTransformer(tower.net, InferenceWeights(dtype), dtype)
         elif not hasattr(tower.net, "backend") and any(  # what runs outside torch has a precision of its own
             weight.dtype != dtype for weight in tower.parameters() if weight.is_floating_point()
@@ -142,6 +152,49 @@ def _filled_up(module: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """What ``module`` gives of each row: products of few rows have other sums than those of many, to the last bit."""
     missing = -len(rows) % LEAST_ROWS
     return module(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]))[: len(rows)] if missing else module(rows)
+
+
+def check_int8(towers: Towers) -> None:
+    """Refuse 8-bit integers where this package has no such products; log which towers will do without.
+
+    Raises:
+        MmclError: there is no text tower, it is on a GPU, its network does not run packed, or the CPU has no such
+            products.
+    """
+    texts = towers.of_modality("text")
+    if not texts:
+        raise MmclError("dtype int8: the model has no text tower, and others have no such form; use dtype 'auto'")
+    for name in texts:
+        _check_int8(towers.text(name).tower)
+    if others := [name for name in towers.names if name not in texts]:
+        log.info("int8 is for texts: %s in %s", ", ".join(others), resolve_precision("auto", towers.device))
+
+
+def _check_int8(tower: TextTower) -> None:
+    device = next(tower.parameters()).device
+    if device.type != "cpu":
+        raise MmclError(
+            f"dtype int8: only on a CPU, and the model is on {device.type}; use device 'cpu' or dtype 'auto'"
+        )
+    if not multiplies_int8(device):
+        raise MmclError("dtype int8: this CPU has no products of 8-bit integers (AVX512-VNNI, AMX); use dtype 'auto'")
+    if not _runs_packed(tower):
+        raise MmclError(
+            f"dtype int8: not for a text tower of {type(tower.net).__name__} with this pooling and padding; use dtype "
+            "'auto', or where it can be exported, backend 'onnx-int8' or 'openvino-int8'"
+        )
+
+
+def _runs_packed(tower: TextTower) -> bool:
+    """Whether texts run through it end to end, without padding."""
+    padding = tower.padding
+    plain = type(tower) is TextTower and tower.token_layers is None and tower.pooling != "pooled"
+    plain = plain and padding.masked and not padding.length
+    return next(tower.parameters()).device.type == "cpu" and plain and describe(tower.net) is not None
+
+
+def _calibration_tokens(processor: TextProcessor) -> list[np.ndarray]:
+    return sorted(processor.tokenize(TEXTS)[0], key=len, reverse=True)
 
 
 def _cast(tower: TextTower, dtype: torch.dtype) -> TextTower:

@@ -17,6 +17,7 @@ Devices = str | int | torch.device | Sequence[str | torch.device]
 """A device, several of them (with repetitions), or a number of processes on the CPU."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Of floating-point precisions."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -88,6 +89,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def multiplies_int8(device: torch.device) -> bool:
+    """Whether the hardware has products of 8-bit integers that this package uses: CPUs with AVX512-VNNI or AMX."""
+    return device.type == "cpu" and (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def widest(device: torch.device) -> torch.dtype:

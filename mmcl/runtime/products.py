@@ -194,7 +194,7 @@ def batched_attention(device: torch.device, tokens: int) -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(rounds)
 
 
-class _Activation(NamedTuple):
+class Activation(NamedTuple):
     """An activation as torch computes it in place of ``values``, and what oneDNN calls it and its variant."""
 
     compute: Callable[[Tensor], Tensor]
@@ -202,12 +202,12 @@ class _Activation(NamedTuple):
     variant: str = ""
 
 
-_ACTIVATIONS = {
-    None: _Activation(lambda values: values, "none"),
-    "gelu": _Activation(torch.ops.aten.gelu_, "gelu", "none"),
-    "gelu_tanh": _Activation(partial(torch.ops.aten.gelu_, approximate="tanh"), "gelu", "tanh"),
-    "relu": _Activation(torch.relu_, "relu"),
-    "silu": _Activation(partial(F.silu, inplace=True), "swish"),
+ACTIVATIONS = {
+    None: Activation(lambda values: values, "none"),
+    "gelu": Activation(torch.ops.aten.gelu_, "gelu", "none"),
+    "gelu_tanh": Activation(partial(torch.ops.aten.gelu_, approximate="tanh"), "gelu", "tanh"),
+    "relu": Activation(torch.relu_, "relu"),
+    "silu": Activation(partial(F.silu, inplace=True), "swish"),
 }
 
 _PACKED_FOR_ROWS = 2048
@@ -226,7 +226,7 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> None:
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
-        self._activation = _ACTIVATIONS[activation]
+        self._activation = ACTIVATIONS[activation]
         half = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and multiplies_bfloat16(weight.device)
         self._packed = half or _by_onednn(weight)
         if self._packed:

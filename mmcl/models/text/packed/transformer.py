@@ -38,12 +38,9 @@ class InferenceWeights:
         self._dtype = dtype
 
     def linear(self, layers: Sequence[nn.Linear], activation: nn.Module | None) -> Function:
-        weights = [self.parameter(layer.weight) for layer in layers]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        biases = [self.parameter(layer.bias) for layer in layers if layer.bias is not None]
-        bias = torch.cat(biases) if biases else None
-        name = None if activation is None else _FUSED.get(type(activation).__name__)
-        product = PackedLinear(weight, bias, name)
+        weight, bias = joined_parameters(layers)
+        name = fused_activation(activation)
+        product = PackedLinear(self.parameter(weight), None if bias is None else self.parameter(bias), name)
         if activation is None or name is not None:
             return product
         return lambda states: activation(product(states))
@@ -61,6 +58,18 @@ _FUSED = {
     "SiLU": "silu",
 }
 """transformers' activations that can be part of a product."""
+
+
+def fused_activation(activation: nn.Module | None) -> str | None:
+    """What :class:`mmcl.runtime.products.PackedLinear` calls an activation that can be part of a product."""
+    return _FUSED.get(type(activation).__name__)
+
+
+def joined_parameters(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one linear layer with the outputs of all of ``layers`` beside each other."""
+    weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    return weight.detach(), torch.cat(biases).detach() if biases else None
 
 
 class _Layer(NamedTuple):

@@ -1,0 +1,61 @@
+"""Packed transformers in 8-bit integers against themselves in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmcl.models.text.packed.int8 import int8_transformer
+from mmcl.runtime.device import multiplies_int8
+from tests.models.text.test_packed import net, packed, texts
+
+pytestmark = pytest.mark.skipif(
+    not multiplies_int8(torch.device("cpu")), reason="no products of 8-bit integers in this CPU"
+)
+CALIBRATION = sorted(texts(*np.random.default_rng(2).integers(3, 60, 20)), key=len, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "MPNet", "DistilBert", "ModernBert", "Qwen3"])
+@torch.no_grad()
+def test_states_are_close_to_those_in_float32_and_the_weights_stay(kind):
+    model = net(kind)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    tokens = texts(40, 40, 13, 5)
+    (exact,), runs = packed(model)(tokens)
+    (rough,), int8_runs = int8_transformer(model, CALIBRATION)(tokens)
+    assert int8_runs == runs
+    assert rough.dtype == torch.float32
+    assert torch.cosine_similarity(exact, rough).min() > 0.99
+    assert not torch.equal(exact, rough)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["Bert", "ModernBert", "Qwen3"])
+@torch.no_grad()
+def test_a_text_has_the_same_states_to_the_bit_whatever_stands_beside_it(kind):
+    run = int8_transformer(net(kind), CALIBRATION)
+    tokens = texts(*sorted(np.random.default_rng(1).integers(1, 90, 40).tolist(), reverse=True))
+    (together,), _ = run(tokens)
+    start = 0
+    for ids in tokens:
+        (alone,), _ = run([ids])
+        assert torch.equal(alone, together[start : start + len(ids)])
+        start += len(ids)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "quick_gelu"])
+@torch.no_grad()
+def test_activations(activation):
+    model = net("Bert", hidden_act=activation)
+    (exact,), _ = packed(model)(texts(11))
+    (rough,), _ = int8_transformer(model, CALIBRATION)(texts(11))
+    assert torch.cosine_similarity(exact, rough).min() > 0.99
+
+
+@torch.no_grad()
+def test_ranges_are_those_of_the_calibration_texts_alone():
+    model = net("Bert")
+    first, again = int8_transformer(model, CALIBRATION), int8_transformer(model, CALIBRATION)
+    first(texts(80, 70))
+    assert torch.equal(first(texts(9))[0][0], again(texts(9))[0][0])
