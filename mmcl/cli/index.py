@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,7 +85,7 @@ def build(
 
     if (columns is None) != (source is None):
         raise MmclError("--columns and --from go together: which columns, and the rows that have them")
-    if uri is not None and to == "faiss":
+    if uri is not None and "uri" not in signature(INDEXES[to].build).parameters:
         raise MmclError(f"--uri {uri}: is of a Milvus server; give --to milvus too")
     if queries is not None and to != "faiss":
         raise MmclError(f"--queries {queries}: only an index of faiss is tuned to them, not one of {to}")

@@ -55,3 +55,4 @@ def test_mistakes_are_one_line(mmcl_, model, table, tmp_path, options, said):
     code, _, err = mmcl_("encode", model, table, "--out", tmp_path / "v", *options)
     assert code == 2
     assert said in err.splitlines()[-1]
+    assert not (tmp_path / "v").exists()  # so that the command, corrected, begins it

@@ -83,3 +83,11 @@ def test_a_mistake_is_answered_in_one_line_and_leaves_the_index(mmcl_, made):
         assert message in err
         assert len(err.splitlines()) == 1
     assert (made / "index" / "index.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("engine", ["faiss", "disk"])
+def test_a_server_is_of_milvus_alone(mmcl_, tmp_path, engine):
+    vectors, out = write(tmp_path / "vectors", range(5)), tmp_path / "index"
+    code, _, err = mmcl_("index", "build", vectors, "--out", out, "--to", engine, "--uri", "milvus.db")
+    assert code == 2
+    assert "--uri milvus.db: is of a Milvus server; give --to milvus too" in err

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmcl.data.sources.files import open_bytes
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import as_path, atomic_file, existing_file
+from mmcl.runtime.files import as_path, atomic_file, existing_file, existing_folder
 
 Qrels = dict[str, dict[str, float]]
 """{query id: {document id: grade}}; above 0 is relevant, the higher the better."""
@@ -78,12 +78,13 @@ def read_qrels(file: str | Path, ids: Set[str] = frozenset()) -> Qrels:
 
 
 def is_run(name: str | Path) -> bool:
-    """Whether this is a file that holds a run: by its suffix, ``.trec`` or ``.run``, or by its first line."""
+    """Whether this is a file that holds a run: by its suffix, ``.trec`` or ``.run``, also of one that is missing, or by
+    its first line."""
     file = existing_file(name)
+    if str(name).lower().removesuffix(".gz").endswith(_RUNS) and existing_folder(name) is None:
+        return True
     if file is None:
         return False
-    if file.name.lower().removesuffix(".gz").endswith(_RUNS):
-        return True
     try:
         with open_bytes(file) as lines:
             first = lines.readline(1000).decode().split()

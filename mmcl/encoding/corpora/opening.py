@@ -119,7 +119,9 @@ def _windows(encoder: Encodes, layout: Layout, prompt: str | None, modality: Mod
         raise MmclError(f"long is '{layout.long}'; use truncate, chunk or windows")
     if modality != "text" or not hasattr(encoder, "windows"):
         raise MmclError(f"long '{layout.long}' is for texts, by a model that tells where to cut them; leave it out")
-    return partial(encoder.windows, prompt=prompt, overlap=layout.overlap)
+    cut: Windows = partial(encoder.windows, prompt=prompt, overlap=layout.overlap)
+    cut([])  # refuses an overlap before anything is written
+    return cut
 
 
 def _embeds(encoder: Encodes, modality: Modality, wanted: Wanted, devices: Devices | None) -> Embeds:

@@ -116,13 +116,12 @@ def add_words(
     names = ids_of(index, ids)
     known = index.has(names)
     kept = np.flatnonzero(known).tolist()
+    some = f", such as {names[int(np.argmin(known))]!r}" if len(names) else ""
     if not kept:
-        raise MmclError(f"{source or 'the texts'}: the index knows none of {len(names):,} ids, such as {names[:1]}")
+        raise MmclError(f"{source or 'the texts'}: the index knows none of {len(names):,} ids" + some)
     if not known.all():
-        some = names[int(np.argmin(known))]
-        log.warning(
-            "%d of %d texts left out: the index lacks their ids, such as %r", len(names) - len(kept), len(names), some
-        )
+        left_out = len(names) - len(kept)
+        log.warning("%d of %d texts left out: the index lacks their ids%s", left_out, len(names), some)
     lexical = LexicalIndex.build(
         [texts[row] for row in kept],
         [names[row] for row in kept],

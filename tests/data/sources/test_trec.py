@@ -61,6 +61,11 @@ def test_runs_are_told_from_other_files(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, errors="surrogateescape")
         assert is_run(tmp_path / name) == run, name
     assert not is_run(tmp_path)
+    (tmp_path / "a.run").mkdir()
+    assert not is_run(tmp_path / "a.run")
+    assert is_run(tmp_path / "missing.trec.gz")  # so that reading it says what is missing
+    with pytest.raises(MmclError, match=r"missing\.trec\.gz: no such file; a run is"):
+        read_run(tmp_path / "missing.trec.gz")
     assert not is_run("ViT-B-32/laion2b_s34b_b79k")
 
 
