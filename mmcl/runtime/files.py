@@ -193,6 +193,22 @@ def atomic_folder(path: Path, unless: Path | None = None) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside the file ``path``, for what is kept on disk while that is written.
+
+    It is removed at the end of the block; if the process is killed, by the next one that writes ``path``.
+    """
+    path = path.absolute()
+    with _sibling(path, "part") as temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def replace_folder(new: Path, path: Path, unless: Path | None = None) -> None:
     """Rename the folder ``new`` to ``path``, and then delete the folder that had this name."""
     while unless is None or not unless.is_file():

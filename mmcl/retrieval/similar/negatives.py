@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from mmcl.retrieval.mining import GuideVectors, KnownPositives, Rules, nearest_o
 from mmcl.retrieval.similar.items import Items, Side, as_cells, exploded, readable, with_random_access
 from mmcl.retrieval.similar.table_file import TableFile, table_file
 from mmcl.runtime.errors import MmclError
-from mmcl.runtime.files import as_path
+from mmcl.runtime.files import as_path, folder_beside
 from mmcl.runtime.progress import progress
 
 ROWS = 8192  # for which negatives are chosen at a time
@@ -149,7 +148,7 @@ def mine_negatives(
     path = as_path(out)
     with ExitStack() as stack:
         file = stack.enter_context(table_file(path))
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent)))
+        folder = stack.enter_context(folder_beside(path))
         mining = _Mining(encoder, pairs, corpus, options, rules, folder)
         mining.write(file)
         del mining.anchors, mining.positives, mining.corpus  # memory maps of what goes with the folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from mmcl.retrieval.mining import search_by_index
 from mmcl.retrieval.similar.items import Items, Side, as_cells, exploded, readable, with_random_access
 from mmcl.retrieval.similar.pairs import BLOCK, NEIGHBOURS, Pairs, UnitVectors, similar_pairs
 from mmcl.retrieval.similar.table_file import table_file
-from mmcl.runtime.files import as_path
+from mmcl.runtime.files import as_path, folder_beside
 from mmcl.runtime.progress import progress
 
 _WRITTEN = 8192  # pairs at a time
@@ -76,7 +75,7 @@ def mine_paraphrases(
     path = as_path(out)
     with ExitStack() as stack:
         file = stack.enter_context(table_file(path))
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent)))
+        folder = stack.enter_context(folder_beside(path))
         rows = exploded(with_random_access(source, [side.column], folder), [side.column])
         items = Items(rows, side.column, by_words=True)
         vectors = items.embed(encoder, side, folder / "vectors")

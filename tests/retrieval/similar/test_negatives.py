@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 
@@ -289,6 +290,22 @@ def test_mistakes_are_said_before_anything_is_written(encoder, rows, tmp_path):
     with pytest.raises(MmclError, match="no column 'foo'"):
         usual_columns(open_source(tmp_path / "odd.csv"), anchor="foo")
     assert [path.name for path in tmp_path.iterdir()] == ["odd.csv"]
+
+
+def test_what_a_killed_process_kept_on_disk_is_removed_by_the_next(rows, tmp_path):
+    encoder = encoder_of()
+    mine_negatives(encoder, pairs(rows), tmp_path / "out.jsonl")
+    before = (tmp_path / "out.jsonl").read_bytes()
+    process = os.fork()
+    if not process:
+        encoder.encode = lambda *arguments, **options: os._exit(9)
+        mine_negatives(encoder, pairs(rows), tmp_path / "out.jsonl")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f".out.jsonl.{process}-1.part"]
+    mine_negatives(encoder, pairs(rows), tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+    assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(rows, tmp_path, monkeypatch):
