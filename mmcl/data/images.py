@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmcl.data.identity import stable_hash
 from mmcl.data.image_modes import ImageError, as_rgb, forget_tags, unknown_format, upright
-from mmcl.data.resample import centre_crop, floor_crop, resampled, shorter_side_to
+from mmcl.data.resize_modes import ResizeMode, decoding_target, original, patch_side, resize
 
 __all__ = [
     "ImageError",
@@ -27,33 +27,30 @@ __all__ = [
     "decode",
     "decode_many",
     "decode_originals",
+    "decode_shaped",
     "image_hash",
     "image_suffixes",
     "load_original",
     "load_pixels",
     "original",
+    "patch_side",
     "resize",
     "usable_cpus",
 ]
 
 ImageInput: TypeAlias = bytes | str | Path | Image.Image | np.ndarray
-ResizeMode: TypeAlias = str
-"""``crop``, ``squash``, ``pad`` or ``keep``, and variants behind dashes: see :func:`resize`."""
 
 # Formats that Pillow knows by name only, or reads by another program.
 _STUBS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DRAFT = 2  # a JPEG is decoded at no less than this times the target, so that the resampling filter still sets quality
-_ORIGINAL_ASPECT = 32  # of an original, at most. Into a longer one no crop of 5% of it fits whose ratio is 4:3 or less
 _HELD_PIXELS = 2**27  # decoded at a time by all threads together; one image of more is decoded alone
-_MODES = ("crop", "squash", "pad", "keep")
-_FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 
 class PreparedImage(NamedTuple):
     """An image as an image tower takes it: decoded, and resized once and for all.
 
     Attributes:
-        pixels: uint8 (size, size, 3); (H, W, 3) of an original.
+        pixels: uint8 (size, size, 3); (H, W, 3) of an original, or where the tower takes images of other shapes.
     """
 
     pixels: np.ndarray
@@ -129,7 +126,9 @@ def load_pixels(
     exact_decoding: bool = False,
     exact_resize: bool = True,
 ) -> np.ndarray:
-    """Decode and resize an image: uint8 (``size``, ``size``, 3). Raises ``ImageError`` as :func:`decode` does.
+    """Decode and resize an image: uint8 (``size``, ``size``, 3), or as :func:`resize` gives it.
+
+    Raises ``ImageError`` as :func:`decode` does.
 
     What is decoded is let go of before this returns, so that threads hold little more than they are working on.
     ``exact_decoding`` decodes large JPEG files at their full size, see :func:`decode`; ``exact_resize`` resamples as
@@ -190,92 +189,6 @@ def _first_bytes(image: ImageInput | None) -> bytes:
     return b""
 
 
-class _Resizing(NamedTuple):
-    """A resize mode taken apart.
-
-    Attributes:
-        how: ``crop``, ``squash``, ``pad`` or ``keep``.
-        side: what the image is resized to before the square is cut out of its centre; None for the square itself.
-        filter: of the resampling.
-        floor: round the corner of what is cut out down.
-    """
-
-    how: str
-    side: int | None
-    filter: Image.Resampling
-    floor: bool
-
-
-@lru_cache
-def _resizing(mode: ResizeMode) -> _Resizing:
-    how, *variants = mode.split("-")
-    sides = [int(variant) for variant in variants if variant.isdecimal()]
-    filters = [_FILTERS[variant] for variant in variants if variant in _FILTERS]
-    floors = variants.count("floor")
-    known = len(sides) + len(filters) + floors == len(variants)
-    if how not in _MODES or not known or max(len(sides), len(filters), floors) > 1 or 0 in sides:
-        raise ValueError(
-            f"resize mode is {', '.join(_MODES)}, with variants such as -bilinear, -floor or -256, not {mode!r}"
-        )
-    side = sides[0] if sides else None
-    return _Resizing(how, side, filters[0] if filters else Image.Resampling.BICUBIC, bool(floors))
-
-
-def decoding_target(size: int, mode: ResizeMode) -> int | None:
-    """What :func:`decode` takes as ``target`` before :func:`resize` with the same arguments; None for a mode that keeps
-    the pixels as they are."""
-    resizing = _resizing(mode)
-    return None if resizing.how == "keep" else max(size, resizing.side or size)
-
-
-def resize(image: Image.Image, size: int, mode: ResizeMode = "crop", *, exact: bool = True) -> np.ndarray:
-    """An RGB image as a uint8 array (``size``, ``size``, 3), resampled bicubically with antialiasing.
-
-    ``crop`` brings the shorter side to ``size`` and cuts the centre out, as CLIP does; ``squash`` ignores the aspect
-    ratio; ``pad`` brings the longer side to ``size`` and centres the image on white; ``keep`` cuts the centre out of
-    the image as it is. Pretrained models ask for variants: ``crop-256`` and ``squash-256`` resize to 256 pixels before
-    they cut the centre out; ``-bilinear`` and the names of Pillow's other filters resample by these; ``-floor`` rounds
-    the corner of what is cut out down, as transformers does, where torchvision and OpenAI's code round half to even.
-    Where an image is smaller than what is cut out of it, black surrounds it. ``exact``: see
-    :func:`mmcl.data.resample.resampled`.
-    """
-    how, side, filter, floor = _resizing(mode)
-    side = side or size
-    if how == "pad":
-        scale = size / max(image.size)
-        width, height = (max(1, round(length * scale)) for length in image.size)
-        square = Image.new("RGB", (size, size), (255, 255, 255))
-        square.paste(
-            resampled(image, (width, height), filter, exact=exact), ((size - width) // 2, (size - height) // 2)
-        )
-        return np.asarray(square)
-    if how == "squash":
-        image = resampled(image, (side, side), filter, exact=exact)
-    elif how == "crop":
-        image = shorter_side_to(image, side, filter, exact=exact)
-    return np.asarray(floor_crop(image, size) if floor else centre_crop(image, size, size))
-
-
-def original(image: Image.Image, size: int, mode: ResizeMode, stored: int) -> np.ndarray:
-    """An RGB image with nothing cut off, for crops drawn at random: uint8 (H, W, 3).
-
-    It has the geometry that ``mode`` gives it in use, before a square is cut out (see :func:`resize`): ``crop`` and
-    ``keep`` leave the aspect ratio, ``squash`` makes it a square, and ``pad`` a square on white. A shorter side (for
-    ``pad`` the longer one) of more than ``stored`` pixels is brought down to these, with antialiasing. One of less than
-    ``size`` is brought up to it, as in use, but for ``keep``: so an image of ``size`` × ``size`` is what :func:`resize`
-    makes of it. Of an image that is more than 32 times as long as wide the centre alone is left.
-    """
-    how, side, filter, _ = _resizing(mode)
-    least = side or size
-    length = min(max(image.size) if how == "pad" else min(image.size), max(stored, least))
-    length = length if how == "keep" else max(length, least)
-    if how == "pad":
-        return resize(image, length, mode)
-    if how == "squash":
-        return np.asarray(image.resize((length, length), filter))
-    return np.asarray(shorter_side_to(image, length, filter, _ORIGINAL_ASPECT * max(length, size)))
-
-
 def decode_many(
     images: Sequence[ImageInput | PreparedImage | None],
     size: int,
@@ -300,6 +213,31 @@ def decode_many(
             pixels[position] = load_pixels(image, size, mode, exact_decoding=exact_decoding, exact_resize=exact_resize)
 
     return pixels, _in_threads(load, len(images), threads)
+
+
+def decode_shaped(
+    images: Sequence[ImageInput | PreparedImage | None],
+    size: int,
+    mode: ResizeMode,
+    threads: int | None = None,
+    *,
+    exact_decoding: bool = False,
+    exact_resize: bool = True,
+) -> tuple[list[np.ndarray], dict[int, str]]:
+    """As :func:`decode_many`, in a mode that keeps the shape of images: uint8 (H, W, 3) each. What could not be decoded
+    is one patch of zeros."""
+    side = patch_side(mode) or size
+    shaped = [np.zeros((side, side, 3), dtype=np.uint8)] * len(images)
+
+    def load(position: int) -> None:
+        image = images[position]
+        if isinstance(image, PreparedImage):
+            shaped[position] = image.pixels
+        else:
+            exact = {"exact_decoding": exact_decoding, "exact_resize": exact_resize}
+            shaped[position] = load_pixels(image, size, mode, **exact)
+
+    return shaped, _in_threads(load, len(images), threads)
 
 
 def decode_originals(

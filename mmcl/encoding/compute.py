@@ -76,9 +76,10 @@ class Compute:
             for number, chunk in enumerate(chunked(images, size))
         )
         with closing(prefetch(read)) as batches:
-            for count, pixels, errors in batches:
+            for count, inputs, errors in batches:
+                inputs = {key: tensor.to(device) for key, tensor in inputs.items()}
                 with fast_products(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    vectors = embedder(pixels=torch.from_numpy(pixels).to(device))
+                    vectors = embedder(**inputs)
                 yield Embedded(finished(vectors, options), np.zeros(count, dtype=bool), errors)
 
     @torch.inference_mode()
@@ -198,7 +199,7 @@ def tower_inputs(embedder: Embedder, items: Sequence[Any], prompt: str | None) -
     """What ``embedder`` reads of inputs of its modality, and how many texts were cut."""
     processor = embedder.processor
     if isinstance(processor, ImageProcessor):
-        return {"pixels": torch.from_numpy(read_images(items, processor, 0)[0])}, 0
+        return read_images(items, processor, 0)[0], 0
     if isinstance(processor, TableProcessor):
         return read_rows(processor, items).tensors, 0
     tokens, cut = processor.tokenize(items, prompt)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from mmcl.data.images import PreparedImage
 from mmcl.data.processors.image import ImageProcessor
@@ -232,8 +233,8 @@ def hint_at_files(texts: Iterable[str]) -> None:
 
 def read_images(
     images: Sequence[Any], processor: ImageProcessor, start: int, skip: bool = False
-) -> tuple[np.ndarray, dict[int, str]]:
-    """(n, side, side, 3) uint8 pixels as ``processor`` makes them; and why some cannot be read, by their position.
+) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """The inputs of an image tower as ``processor`` makes them; and why some cannot be read, by their position.
 
     Args:
         images: n of any kind.
@@ -245,10 +246,10 @@ def read_images(
         MmclError: one of them cannot be read.
     """
     named = [Path(image) if isinstance(image, str) else image for image in images]
-    pixels, errors = processor.prepare_many(named)
+    inputs, errors = processor.inputs(named)
     if errors and not skip:
         position, reason = next(iter(errors.items()))
         what = images[position]
         shown = what if isinstance(what, (str, Path)) else f"input {start + position}"
         raise MmclError(f"{shown}: not a readable image ({reason})")
-    return pixels, errors
+    return inputs, errors

@@ -193,6 +193,11 @@ def preprocessor(processor: ImageProcessor) -> dict[str, Any]:
     resampling = next(
         (Image.Resampling[part.upper()] for part in mode if part.upper() in Image.Resampling.__members__), 3
     )
+    if processor.patch is not None:
+        most = (processor.size // processor.patch) ** 2
+        shape = {"patch_size": processor.patch, "max_num_patches": most}
+        kind = "Siglip2ImageProcessor"
+        return {"image_processor_type": kind, **shape, **_levels(processor), "resample": int(resampling)}
     square, cut = {"height": processor.size, "width": processor.size}, how in ("crop", "keep") or side != processor.size
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -202,6 +207,12 @@ def preprocessor(processor: ImageProcessor) -> dict[str, Any]:
         "resample": int(resampling),
         "do_center_crop": cut,
         "crop_size": square,
+        **_levels(processor),
+    }
+
+
+def _levels(processor: ImageProcessor) -> dict[str, Any]:
+    return {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

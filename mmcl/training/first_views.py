@@ -16,6 +16,7 @@ from mmcl.config.schema import Config
 from mmcl.data.augment.random_crop import PackedImages
 from mmcl.data.batches.batch import Inputs
 from mmcl.data.batches.feed import open_feed
+from mmcl.data.patches import images_of_patches
 from mmcl.data.processors.table import Categories, Numbers, TableProcessor
 from mmcl.methods import Method
 from mmcl.training.build import build_method
@@ -82,11 +83,15 @@ def _columns(method: Method, stored: Mapping[str, Inputs], made: Mapping[str, In
 
 
 def _stored(inputs: Inputs) -> list[Item]:
+    if "patches" in inputs:
+        return list(images_of_patches(**inputs))
     images = PackedImages(**inputs).images() if "packed" in inputs else inputs["pixels"]
     return [image.numpy() for image in images]
 
 
 def _images(inputs: Inputs) -> list[Item]:
+    if "patches" in inputs:
+        return _stored(inputs)
     pixels = inputs["pixels"]
     if pixels.dtype == torch.uint8:
         return [image.numpy() for image in pixels]

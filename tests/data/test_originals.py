@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl.data import images as module
+from mmcl.data import resample as module
 from mmcl.data.identity import stable_hash
 from mmcl.data.images import decode, decode_originals, image_hash, load_original, original, resize
 

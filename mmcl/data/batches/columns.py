@@ -79,6 +79,7 @@ class PixelColumn(Column):
         parts: the images of each source, as the tower sees them or as originals.
         squares: of originals: opens the same images as the tower sees them, for what is not changed at random.
         of_rows: at least one of them for each row; absent where the rows are the images.
+        collate: makes the tower's inputs of images (H, W, 3), where it keeps their shapes; absent for squares.
 
     Attributes:
         dropped: images that cannot be used, of rows that have others.
@@ -89,8 +90,10 @@ class PixelColumn(Column):
         parts: Sequence[Pixels[Any]],
         squares: Callable[[], Sequence[Pixels[np.ndarray]]] | None = None,
         of_rows: RowItems | None = None,
+        collate: Callable[[list[np.ndarray]], dict[str, Tensor]] | None = None,
     ) -> None:
         self._parts = parts
+        self._collate = collate
         self._open_squares = squares
         self._starts = np.cumsum([0, *map(len, parts)])
         self.hashes = self.contents = _joined([part.hashes for part in parts])
@@ -130,7 +133,7 @@ class PixelColumn(Column):
 
     def fits(self, device: torch.device) -> bool:
         """Whether ``device`` has the memory for :meth:`move_to`."""
-        return fits(self._parts, device)
+        return self._collate is None and fits(self._parts, device)
 
     def inputs(self, items: np.ndarray, seeds: Tensor | None = None) -> dict[str, Tensor]:
         if self._open_squares is not None and seeds is None:
@@ -138,7 +141,9 @@ class PixelColumn(Column):
         if self._resident is not None:
             return self._resident.inputs(items)
         if self._open_squares is not None:
-            return self._originals(items)
+            return image_inputs(self._images(items))
+        if self._collate is not None:
+            return self._collate(self._images(items))
         if len(self._parts) == 1:
             return {"pixels": torch.from_numpy(self._parts[0].take(items))}
         side = self._parts[0].size
@@ -157,14 +162,14 @@ class PixelColumn(Column):
     def _squares(self) -> PixelColumn:
         """Made when first asked for: few runs do."""
         assert self._open_squares is not None, "the caller looks"
-        return PixelColumn(self._open_squares())
+        return PixelColumn(self._open_squares(), collate=self._collate)
 
-    def _originals(self, items: np.ndarray) -> dict[str, Tensor]:
-        originals: list[np.ndarray] = [np.empty(0)] * len(items)
+    def _images(self, items: np.ndarray) -> list[np.ndarray]:
+        images: list[np.ndarray] = [np.empty(0)] * len(items)
         for source, where, local in split(items, self._starts):
             for place, image in zip(where, self._parts[source].take(local), strict=True):
-                originals[place] = image
-        return image_inputs(originals)
+                images[place] = image
+        return images
 
 
 class TextPart(NamedTuple):

@@ -7,7 +7,9 @@ out, and is absent where it leaves out none.
 Tables: what each field has, under the name of its column: ``genres/values``, int64 numbers (N, L) filled up with 0;
 ``age/numbers`` (N, 2), a standard score and whether there is one; ``title/input_ids``, ``cover/pixels``.
 
-Images: ``pixels`` uint8 (N, S, S, 3) are what the tower sees. Originals, of which views are yet to be cropped, are
+Images: ``pixels`` uint8 (N, S, S, 3) are what the tower sees. A tower that keeps the shape of images sees ``patches``
+uint8 (N, M, 3P²) of P × P pixels each, row by row of the image, filled up with zeros, and ``grid`` (N, 2), how many
+rows and columns of them there are; it takes squares as well. Originals, of which views are yet to be cropped, are
 ``sizes`` (N, 2) and ``packed`` (P, 3), see :class:`~mmcl.data.augment.random_crop.PackedImages`.
 """
 
@@ -73,9 +75,8 @@ def table_inputs(processor: TableProcessor, rows: Sequence[Mapping[str, Any]]) -
             tokens, _ = field.tokenize([next(iter(texts_of(cell)), "") for cell in cells])
             found = text_inputs(field, tokens, field.skipped())
         elif isinstance(field, ImageProcessor):
-            pixels, errors = field.prepare_many([Path(cell) if isinstance(cell, str) else cell for cell in cells])
+            found, errors = field.inputs([Path(cell) if isinstance(cell, str) else cell for cell in cells])
             unreadable |= {place: f"{column}: {why}" for place, why in errors.items()}
-            found = {"pixels": torch.from_numpy(pixels)}
         else:
             others = field.without if isinstance(field, Categories) else None
             try:

@@ -11,6 +11,7 @@ from mmcl.data.batches.towers import Embedder, Encoder
 from mmcl.data.batches.views import Extra, View
 from mmcl.data.identity import stable_hash
 from mmcl.data.processors.image import ImageProcessor
+from mmcl.runtime.errors import MmclError
 
 # Of the shorter side of an original in that of a view. In published recipes crops come from photographs of 375 to 500
 # pixels (torchvision, timm), or stored at 480 (DALI's and MXNet's recipes) or 375 (FFCV's, 500 the longer side) for
@@ -66,9 +67,18 @@ class Reading:
         ``data.image.stored`` says; None where squares of the tower's size are what they are made of."""
         crops = [view for view in self._of(column) if view.cuts]
         processor = self.embedder(column).processor
-        if setting == "square" or not crops or not isinstance(processor, ImageProcessor):
+        if not isinstance(processor, ImageProcessor):
             return None
-        return setting or math.ceil(_STORED * max(view.side or processor.size for view in crops))
+        if processor.patch is not None and self.changes(column) and not crops:
+            raise MmclError(
+                f"augmentation: the image tower reads '{column}' in its own shape, which only crops can change; set "
+                "augmentation.crop_scale, or leave augmentation out"
+            )
+        squares = setting == "square" and processor.patch is None
+        if not crops or squares:
+            return None
+        largest = max(view.side or processor.size for view in crops)
+        return setting if isinstance(setting, int) else math.ceil(_STORED * largest)
 
     def _of(self, column: str) -> list[View]:
         return [view for view in self.views.values() if view.column == column]

@@ -267,7 +267,7 @@ class _Images(_Column):
         return self.source.image(sample, self.processor.prepare if self.stored is None else self._original)
 
     def inputs(self, chosen: Sequence[np.ndarray], seeds: Tensor) -> dict[str, Tensor]:
-        return {"pixels": torch.from_numpy(np.stack(chosen))} if self.stored is None else image_inputs(chosen)
+        return self.processor.collate(chosen) if self.stored is None else image_inputs(chosen)
 
     def _original(self, image: ImageInput) -> PreparedImage:
         assert self.stored is not None, "the caller looks"

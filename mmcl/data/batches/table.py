@@ -290,7 +290,8 @@ class Table:
                 return [open_pixels(*of, **common) for of in named]
 
             opened = squares() if stored is None else [open_originals(*of, stored=stored, **common) for of in named]
-            pixels = PixelColumn(opened, None if stored is None else squares, of_rows)
+            collate = None if processor.patch is None else processor.collate
+            pixels = PixelColumn(opened, None if stored is None else squares, of_rows, collate)
             if pixels.dropped and not foreign and distributed.rank() == 0:
                 log.warning(
                     "%s: %d images in column '%s' cannot be used, of rows that have others",

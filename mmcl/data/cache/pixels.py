@@ -14,11 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Generic, Literal, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 import numpy as np
 
-from mmcl.data.images import ImageInput, ResizeMode, decode_many, decode_originals, image_hash, usable_cpus
+from mmcl.data.images import (
+    ImageInput,
+    ResizeMode,
+    decode_many,
+    decode_originals,
+    decode_shaped,
+    image_hash,
+    patch_side,
+    usable_cpus,
+)
 from mmcl.data.rows import Rows
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import atomic_folder, cache_dir
@@ -177,6 +186,16 @@ class _Originals(_Images[list[np.ndarray]]):
         return take
 
 
+@dataclass(frozen=True)
+class _Shaped(_Originals):
+    """Images as an image tower sees them that keeps their shapes."""
+
+    def _decode(
+        self, images: Sequence[ImageInput | None], threads: int | None
+    ) -> tuple[list[np.ndarray], dict[int, str]]:
+        return decode_shaped(images, self.size, self.resize, threads, exact_decoding=self.exact_decoding)
+
+
 class Pixels(Generic[Taken]):
     """The images of a column of rows, decoded. Made by ``open_pixels`` and ``open_originals``.
 
@@ -236,9 +255,9 @@ def open_pixels(
     on_error: Literal["skip", "fail"] = "skip",
     cache_gb: float = 20.0,
     show_progress: bool | None = None,
-) -> Pixels[np.ndarray]:
+) -> Pixels[Any]:
     """The images of ``column`` as ``size`` × ``size`` RGB squares (``resize`` as in ``images.resize``,
-    ``exact_decoding`` as in ``images.load_pixels``).
+    ``exact_decoding`` as in ``images.load_pixels``); in a mode that keeps their shapes a list of (H, W, 3).
 
     The first call decodes every image, in threads, into the cache folder ``pixels``; later calls with the same
     content find it there. If the pixels would exceed ``cache_gb`` (10⁹ bytes) or the free disk, only hashes and errors
@@ -247,7 +266,9 @@ def open_pixels(
     Raises ``MmclError`` for the first unreadable image if ``on_error`` is "fail", and ``OSError`` if the disk runs
     full meanwhile.
     """
-    return _open(_Squares(rows, column, size, resize, exact_decoding), on_error, cache_gb, show_progress)
+    kind = _Squares if patch_side(resize) is None else _Shaped
+    images: _Images[Any] = kind(rows, column, size, resize, exact_decoding)
+    return _open(images, on_error, cache_gb, show_progress)
 
 
 def open_originals(

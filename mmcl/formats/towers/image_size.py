@@ -104,5 +104,7 @@ def _with_size(config: Mapping[str, Any], path: tuple[str, ...], size: int) -> d
 
 def _scaled(processor: ImageProcessor, size: int) -> str:
     """The resize mode in which a side before the cut, as 256 for 224 pixels, is as much larger than ``size``."""
+    if processor.patch is not None:  # whose number is that of a patch's pixels
+        return processor.resize
     parts = processor.resize.split("-")
     return "-".join(str(round(int(part) * size / processor.size)) if part.isdecimal() else part for part in parts)

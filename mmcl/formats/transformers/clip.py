@@ -99,6 +99,7 @@ FAMILIES = {
     "clip": Family("CLIPModel", _with_projections),
     "metaclip_2": Family("MetaClip2Model", _with_projections),
     "siglip": Family("SiglipModel", _without_projections, reads_padding=True),
+    "siglip2": Family("Siglip2Model", _without_projections, reads_padding=True),  # NaFlex; others are siglip
     "chinese_clip": Family("ChineseCLIPModel", _projected_bert, pooling="cls"),
     "vision-text-dual-encoder": Family("VisionTextDualEncoderModel", _projected),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,6 @@ from mmcl.runtime.errors import MmclError, first_line
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 _LARGEST = 16_384  # pixels
-_DEFAULTS = {
-    "clip": "CLIPImageProcessorPil",
-    "metaclip_2": "CLIPImageProcessorPil",
-    "chinese_clip": "ChineseCLIPImageProcessorPil",
-    "siglip": "SiglipImageProcessorPil",
-}
-"""Model type, of both halves, to transformers' image processor of it."""
 _PLAIN = ("preprocess", "_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize")
 
 
@@ -57,10 +51,31 @@ def default_processor(config: Any, where: str) -> Any:
     kind = config.model_type.removesuffix("_vision_model")
     if kind not in _DEFAULTS:
         raise MmclError(f"{where}: has no image processor; put the model's preprocessor_config.json into its folder")
-    side = getattr(config, "vision_config", config).image_size
-    square = {"height": side, "width": side}
-    sizes = {"size": square} if kind == "siglip" else {"size": {"shortest_edge": side}, "crop_size": square}
-    return getattr(transformers, _DEFAULTS[kind])(**sizes)
+    name, sizes = _DEFAULTS[kind]
+    return getattr(transformers, name)(**sizes(getattr(config, "vision_config", config)))
+
+
+def _squashed(config: Any) -> dict[str, Any]:
+    return {"size": {"height": config.image_size, "width": config.image_size}}
+
+
+def _cropped(config: Any) -> dict[str, Any]:
+    side = config.image_size
+    return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+
+
+def _in_patches(config: Any) -> dict[str, Any]:
+    return {"patch_size": config.patch_size, "max_num_patches": config.num_patches}
+
+
+_DEFAULTS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "clip": ("CLIPImageProcessorPil", _cropped),
+    "metaclip_2": ("CLIPImageProcessorPil", _cropped),
+    "chinese_clip": ("ChineseCLIPImageProcessorPil", _cropped),
+    "siglip": ("SiglipImageProcessorPil", _squashed),
+    "siglip2": ("Siglip2ImageProcessorPil", _in_patches),
+}
+"""Model type, of both halves, to transformers' image processor of it, and what that takes from the vision config."""
 
 
 def preprocessing(processor: Any, where: str) -> ImageProcessor:
@@ -68,10 +83,14 @@ def preprocessing(processor: Any, where: str) -> ImageProcessor:
 
     Raises:
         MmclError: the processor does something else than to resize to a square, cut the centre out, rescale and
-            normalise.
+            normalise; or than to resize to patches, as SigLIP 2's does.
     """
+    from transformers import Siglip2ImageProcessorPil
     from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
+    if isinstance(processor, Siglip2ImageProcessorPil):
+        mean, std = colours(processor, where)
+        return ImageProcessor(**_patches(processor, where), mean=mean, std=std)
     kind = type(processor)
     base: type | None = next((each for each in (PilBackend, TorchvisionBackend) if isinstance(processor, each)), None)
     if base is None or any(getattr(kind, name) is not getattr(base, name) for name in _PLAIN):
@@ -134,11 +153,7 @@ def _geometry(processor: Any, where: str) -> dict[str, Any]:
         if crop is None:
             raise _refused(where, "do_resize and do_center_crop are false, so that images keep their sizes")
         return {"size": crop, "resize": "keep-floor"}
-    try:
-        filter = Image.Resampling(processor.resample).name.lower()
-    except ValueError:
-        raise _refused(where, f"resample {processor.resample} is no filter of Pillow's") from None
-    suffix = "" if filter == "bicubic" else f"-{filter}"
+    suffix = _filter(processor, where)
     if size.keys() == {"height", "width"}:
         side = _square(size, "size", where)
         if crop is None or crop == side:
@@ -150,6 +165,25 @@ def _geometry(processor: Any, where: str) -> dict[str, Any]:
     if size.keys() == {"shortest_edge"}:
         raise _refused(where, "size is that of the shortest edge and do_center_crop is false: no square comes out")
     raise _refused(where, f"size names {' and '.join(sorted(size)) or 'nothing'}")
+
+
+def _patches(processor: Any, where: str) -> dict[str, Any]:
+    """Images of any shape, as patches: of SigLIP 2's NaFlex."""
+    patch = _side(processor.patch_size, "patch_size", where)
+    grid = math.isqrt(_side(processor.max_num_patches, "max_num_patches", where))
+    if grid**2 != processor.max_num_patches or not _does(processor, "do_resize"):
+        what = f"max_num_patches is {processor.max_num_patches} and do_resize {processor.do_resize}"
+        raise _refused(where, what, "do_resize true and the square of a whole number, such as 256")
+    return {"size": grid * patch, "resize": f"patches-{patch}{_filter(processor, where)}"}
+
+
+def _filter(processor: Any, where: str) -> str:
+    """The variant of a resize mode that names the filter; none for bicubic."""
+    try:
+        filter = Image.Resampling(processor.resample).name.lower()
+    except ValueError:
+        raise _refused(where, f"resample {processor.resample} is no filter of Pillow's") from None
+    return "" if filter == "bicubic" else f"-{filter}"
 
 
 def _square(size: dict[str, Any], name: str, where: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ def vector_kind(net: Any, missing: set[str], where: str) -> str:
     pooler = getattr(net, "pooler", None)
     if any(name.startswith("pooler.") for name in missing):
         pooler.requires_grad_(False)  # type: ignore[union-attr]  # unused: no gradient reaches it
+    elif "spatial_shapes" in inspect.signature(net.forward).parameters:  # SigLIP 2's NaFlex, of patches
+        return "pooled"
     elif lost := sorted(missing):
         raise MmclError(f"{where}: the weights lack {lost[0]} and {len(lost) - 1} more; is it another model's folder?")
     else:

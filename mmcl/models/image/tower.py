@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmcl.data.patches import square_patches
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.models.outputs import vector_of
 from mmcl.models.tower import Tower
@@ -34,18 +35,48 @@ class ImageTower(Tower):
         self.spec = spec
         self.register_buffer("mean", torch.tensor(processor.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(processor.std).view(1, 3, 1, 1), persistent=False)
+        self._patch = processor.patch
         self._vector: str | None = spec.get("vector")
         # Position embeddings that were learned at another size are interpolated, where the model can.
         native = getattr(getattr(net, "config", None), "image_size", processor.size)
         self._options = {"interpolate_pos_encoding": True} if self._vector and native != processor.size else {}
         self.width = self._measure_width(processor.size)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(N, width) features of uint8 (N, size, size, 3), or of float (N, 3, size, size) in [0, 1]."""
+    def forward(
+        self, pixels: Tensor | None = None, patches: Tensor | None = None, grid: Tensor | None = None
+    ) -> Tensor:
+        """(N, width) features of images, see :mod:`mmcl.data.batches.inputs`.
+
+        Args:
+            pixels: squares, uint8 (N, size, size, 3), or float (N, 3, size, size) in [0, 1].
+            patches: of images of any shape, for a tower that keeps it.
+            grid: of these patches.
+        """
+        if self._patch is not None:
+            if pixels is not None:
+                squares = pixels if pixels.dtype == torch.uint8 else pixels.permute(0, 2, 3, 1)
+                patches, grid = square_patches(squares, self._patch)
+            return self._read(self.net(**self._of_patches(patches, grid)))
+        assert pixels is not None, "the processor makes squares"
         if pixels.dtype == torch.uint8:
             # A channels-last image permuted like this already has torch's channels_last strides: no copy.
             pixels = pixels.permute(0, 3, 1, 2).float() / 255
-        features = self.net((pixels - self.mean) / self.std, **self._options)
+        return self._read(self.net((pixels - self.mean) / self.std, **self._options))
+
+    def _of_patches(self, patches: Tensor | None, grid: Tensor | None) -> dict[str, Tensor]:
+        """What SigLIP 2 takes, with as little padding as the batch needs."""
+        assert patches is not None, "given where there are no squares"
+        assert grid is not None, "given with patches"
+        counts = grid.prod(dim=1)
+        longest = int(counts.max())
+        levels = patches[:, :longest].unflatten(2, (-1, 3))
+        levels = levels.float() / 255 if levels.dtype == torch.uint8 else levels
+        mask = torch.arange(longest, device=counts.device) < counts[:, None]
+        normal = (levels - self.mean.flatten()) / self.std.flatten()
+        return {"pixel_values": normal.flatten(2), "pixel_attention_mask": mask.long(), "spatial_shapes": grid}
+
+    def _read(self, features: Any) -> Tensor:
+        """The one vector an image in what a network gives."""
         if isinstance(features, Tensor):
             return features
         if self._vector is not None:

@@ -151,4 +151,4 @@ def _pixels(embedder: ImageEmbedder, rows: Rows | ShardRows, image: str) -> Pixe
     of = embedder.processor
     if not isinstance(rows, Rows):
         raise MmclError(f"{rows.name}: fine-tuning reads a table or a folder, not tar shards")
-    return open_pixels(rows, image, size=of.size, resize=of.resize, exact_decoding=of.exact_decoding)
+    return open_pixels(rows, image, size=of.size, resize=of.square_resize, exact_decoding=of.exact_decoding)
