@@ -7,7 +7,8 @@ Unsupervised SimCSE of all-MiniLM-L6-v2 on real sentences of Wikipedia, cut at 3
 `SentenceTransformerTrainer` with `MultipleNegativesRankingLoss` and pairs (sentence, sentence), ours `method: simcse`
 in the loop that `mmcl train` runs. All settings but batch, length and precision are each one's defaults. The time is
 that of the steps with their batches, without loading or saving a model. Contenders alternate; the table has medians of
-the rounds.
+the rounds. Shares are of the rate of products that the CPU reaches in each one's precision; products with the weights
+of the layers are counted, those of padding are not.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from measure import report
+from measure import machine, report
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
@@ -33,6 +34,7 @@ from transformers import TrainerCallback
 from mmcl.config.load import load_config
 from mmcl.data import samples
 from mmcl.runtime.device import multiplies_bfloat16, resolve_precision
+from mmcl.runtime.products import fast_products
 from mmcl.training.loop import Trainer
 
 MODEL = "sample:minilm"
@@ -99,6 +101,28 @@ def train_mmcl(texts: list[str], precision: str, args: argparse.Namespace) -> fl
         return float(trainer.progress.seconds)
 
 
+def product_rate(dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """GFLOP/s of 2048 x 384 by 384 x 1536 on the CPU: the best of the tries that there is time for."""
+    a, b = torch.randn(2048, 384, dtype=dtype), torch.randn(384, 1536, dtype=dtype)
+    taken: list[float] = []
+    start = time.perf_counter()
+    with fast_products():
+        while len(taken) < 5 or time.perf_counter() - start < seconds:
+            begin = time.perf_counter()
+            torch.mm(a, b)
+            taken.append(time.perf_counter() - begin)
+    return 2 * 2048 * 384 * 1536 / min(taken) / 1e9
+
+
+def layer_flops(texts: list[str], tokens: int) -> float:
+    """Of an epoch: the products with the weights of the layers, forward and twice that backward, of both views."""
+    model = SentenceTransformer(str(samples.get(MODEL.removeprefix("sample:"))), device="cpu")
+    modules = [part for name, part in model.named_modules() if "pooler" not in name]
+    linear = [part for part in modules if isinstance(part, torch.nn.Linear)]
+    ids = model.tokenizer(texts, truncation=True, max_length=tokens)["input_ids"]
+    return 3 * 2 * sum(layer.weight.numel() for layer in linear) * 2 * sum(map(len, ids))
+
+
 def medians(contenders: dict[str, Callable[[], float]], rounds: int, limit: float) -> tuple[dict[str, float], int]:
     """Median of the seconds that each returns, and of how many rounds; a first one does not count.
 
@@ -142,6 +166,10 @@ def main() -> None:
     texts = pq.read_table(args.data, columns=["text"]).slice(0, count)["text"].to_pylist()
     if len(texts) < count:
         raise SystemExit(f"{args.data} has {len(texts)} sentences, not {count}")
+    flops = layer_flops(texts, args.tokens)
+    natively = ["float32", *(["bfloat16"] if multiplies_bfloat16(torch.device("cpu")) else [])]
+    rates = {name: product_rate(getattr(torch, name)) for name in natively if args.device == "cpu"}
+    print(f"{', '.join(machine()['units'])}; GFLOP/s: {rates}", file=sys.stderr)
     rows: list[dict[str, Any]] = []
     for label, (theirs, ours) in precisions(torch.device(args.device)).items():
         contenders = {
@@ -151,7 +179,9 @@ def main() -> None:
         seconds, rounds = medians(contenders, args.rounds, 60 * args.minutes)
         speed = {f"{name} sentences/s": count / taken for name, taken in seconds.items()}
         ratio = seconds["sentence-transformers"] / seconds["mmcl"]
-        rows.append({"precision": label, **speed, "ratio": ratio, "rounds": rounds})
+        used = {"sentence-transformers": theirs, "mmcl": ours}
+        shares = {f"{name} share": flops / seconds[name] / 1e9 / rates[of] for name, of in used.items() if of in rates}
+        rows.append({"precision": label, **speed, "ratio": ratio, **shares, "rounds": rounds})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     report(
         args.out,
@@ -161,6 +191,7 @@ def main() -> None:
         batch=args.batch,
         tokens=args.tokens,
         sentences=count,
+        gflops_a_second=rates,
     )
 
 
