@@ -176,8 +176,11 @@ def replaced(folder: Path, index: VectorIndex) -> Iterator[Path]:
     beside an index of the same model there stays."""
     with atomic_folder(folder) as new:
         yield new
-        old = read_json(folder / INDEX_FILE) if (folder / INDEX_FILE).is_file() else {}
-        if not known_to_differ(old.get("model"), old.get("encoder"), index):
+        old: dict[str, Any] = {}
+        with suppress(MmclError):  # one that is damaged is replaced with all that lies there
+            old = read_json(folder / INDEX_FILE)
+        encoder = old.get("encoder")
+        if old and not known_to_differ(old.get("model"), encoder if isinstance(encoder, dict) else None, index):
             for name in (LEXICAL, FUSION):
                 if (folder / name).is_dir():
                     shutil.copytree(folder / name, new / name, copy_function=_link_or_copy)

@@ -106,7 +106,10 @@ class Metadata:
         table = with_columns(id_table(ids, count), columns)
         schema = self.table.schema
         if table.schema.field("id").type != schema.field("id").type and count:
-            raise MmclError(f"the ids are {Metadata(table).kind}s, those of the index are {self.kind}s; give it such")
+            of = {"int": "whole numbers", "string": "text"}
+            raise MmclError(
+                f"the ids are {of[Metadata(table).kind]}, those of the index {of[self.kind]}; give such ids"
+            )
         if extra := [name for name in table.column_names if name not in (*schema.names, "label")]:
             hint = nearest(extra[0], self.columns)
             raise MmclError(f"the index has no column '{extra[0]}'; {hint or 'build it anew with this column'}")

@@ -184,6 +184,10 @@ def test_words_and_learned_weights_stay_beside_a_changed_index_of_the_same_model
     assert (folder / "fusion.json").read_text() == "{}"
     Index.build(VECTORS[:10], model="other").save(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["ids.parquet", "index.faiss", "index.json"]
+    for damaged in ("{", "[]", "{}"):
+        (folder / "index.json").write_text(damaged)
+        Index.build(VECTORS[:3], model="m").save(folder)
+        assert len(open_index(folder)) == 3
 
 
 def test_a_change_that_fails_is_not_saved(tmp_path):

@@ -183,7 +183,7 @@ BAD_ADDS = {
     "id 'y' holds NaN": (np.array([VECTORS[0], VECTORS[1] * np.nan]), ["x", "y"], {"n": [1, 2]}),
     "id 'x' is a zero vector": (np.zeros((1, 16)), ["x"], {"n": [1]}),
     "1 ids for 2 vectors": (VECTORS[:2], ["x"], {"n": [1, 2]}),
-    "the ids are ints, those of the index are strings": (VECTORS[:2], [1, 2], {"n": [1, 2]}),
+    "the ids are whole numbers, those of the index text": (VECTORS[:2], [1, 2], {"n": [1, 2]}),
     "the index has a column 'n'; give its values": (VECTORS[:2], ["x", "y"], None),
     "the index has no column 'm'; did you mean": (VECTORS[:2], ["x", "y"], {"n": [1, 2], "nn": [1, 2]}),
     "column 'n' of the index holds numbers, and the new values are text": (VECTORS[:2], ["x", "y"], {"n": ["1", "2"]}),

@@ -188,7 +188,7 @@ def test_nan_is_named_and_leaves_no_collection(uri):
         (lambda index: index.search(QUERIES, where="price > 'x'"), "'price' holds numbers"),
         (lambda index: index.add(ROWS[:1, :5], ["x"]), "vectors of 5 dimensions; the index holds such of 8"),
         (lambda index: index.add(ROWS[:1], ["x"]), "the index has a column 'price'"),
-        (lambda index: index.add(ROWS[:1], [3], columns={}), "ids are ints, those of the index are strings"),
+        (lambda index: index.add(ROWS[:1], [3], columns={}), "the ids are whole numbers, those of the index text"),
     ],
 )
 def test_mistakes_are_one_line(uri, ask, message):
