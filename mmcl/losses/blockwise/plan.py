@@ -17,7 +17,13 @@ from mmcl.losses.logits.similarity import Similarity
 from mmcl.runtime.device import multiplies_bfloat16
 from mmcl.runtime.products import Precision, allowed_precision
 
-TILE = 1024  # rows and columns; in float32 a tile and its factors fit into the last cache of a CPU
+# GFLOP/s of a loss of 4,096 pairs of 512 dimensions, by its tiles, on a busy core of an AMD EPYC 9005:
+#     tile        256   512   768   1024   1536   2048
+#     float32     127   147   159    174    182    185
+#     bfloat16    155   192   205    217    227    227
+# A small tile costs the calls of some forty operations. One of 1024 and its factors take 8 MB in float32, which fit
+# into the last cache of a CPU; four times as much brings 5%.
+TILE = 1024  # rows and columns
 DENSE = 1024  # a matrix of up to this number, squared, is held in memory by default
 
 Tile = int | Literal["auto"] | None
