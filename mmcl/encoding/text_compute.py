@@ -20,6 +20,7 @@ from mmcl.models.text.packed.families import describe
 from mmcl.models.text.packed.int8 import int8_transformer
 from mmcl.models.text.packed.layout import LEAST_ROWS
 from mmcl.models.text.packed.transformer import InferenceWeights, PackedTransformer
+from mmcl.models.text.packed_features import packs
 from mmcl.models.text.pooling import pool, reads_layers
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
 from mmcl.models.towers import Towers
@@ -187,10 +188,7 @@ def _check_int8(tower: TextTower) -> None:
 
 def _runs_packed(tower: TextTower) -> bool:
     """Whether texts run through it end to end, without padding."""
-    padding = tower.padding
-    plain = type(tower) is TextTower and tower.token_layers is None and tower.pooling != "pooled"
-    plain = plain and padding.masked and not padding.length
-    return next(tower.parameters()).device.type == "cpu" and plain and describe(tower.net) is not None
+    return next(tower.parameters()).device.type == "cpu" and packs(tower) and describe(tower.net) is not None
 
 
 def _calibration_tokens(processor: TextProcessor) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from mmcl.data.processors.text import TextProcessor
 from mmcl.models.embedder import Embedder
 from mmcl.models.heads import Head
 from mmcl.models.text.grouping import equal_lengths, group_by_length
+from mmcl.models.text.packed_features import packed_features, trains_packed
 from mmcl.models.text.tower import TextTower
 
 TOKENS_A_GROUP = 2048  # at most: beyond, its activations fall out of the caches
@@ -31,11 +32,20 @@ class TextEmbedder(Embedder):
         super().__init__(processor, tower, head, frozen=frozen)
 
     def _features(self, **inputs: Tensor) -> Tensor:
-        """(N, width): what the tower gives, of texts that have padding perhaps in groups of similar length."""
+        """(N, width): what the tower gives, of texts end to end, or else in groups of similar length, where it can."""
         mask = inputs.get("attention_mask")
+        ids = inputs["input_ids"]
+        if self.in_groups and ids.device.type == "cpu" and ids.numel() and trains_packed(self.tower):
+            return self._packed(**inputs)
         if mask is not None and self.in_groups and (mask.device.type == "cpu" or self.tower.padding.mixes):
             return self._by_length(**inputs)
         return super()._features(**inputs)
+
+    def _packed(self, **texts: Tensor) -> Tensor:
+        """The tower's features of texts that pass through it end to end, those with most tokens first."""
+        lengths, order = token_counts(texts).sort(descending=True, stable=True)
+        features = packed_features(self.tower, lengths.clamp(min=1).tolist(), **take_rows(texts, order))
+        return features[order.argsort()]
 
     def _by_length(self, **texts: Tensor) -> Tensor:
         """The tower's features of texts taken in groups of similar length: most of a mixed batch would be padding.

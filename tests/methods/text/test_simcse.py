@@ -86,7 +86,7 @@ def test_unsupervised_equals_a_float64_reference_with_the_same_dropout_masks(
     with monkeypatch.context() as patch:
         patch.setattr(F, "dropout", recorder)
         patch.setattr(Dropout, "forward", nn.Dropout.forward)  # ours draws the same in another way
-        patch.setattr(TextEmbedder, "_by_length", lambda self, **inputs: self.tower(**inputs))  # in the order given
+        patch.setattr(TextEmbedder, "_features", lambda self, **inputs: self.tower(**inputs))  # in the order given
         views = simcse.outputs(batch)
     loss = simcse.loss(simcse.project(views), STEP).value
     assert len(recorder.masks) == 1 + 2 * 3  # the embeddings; in each layer attention, its output, the output: ONE pass

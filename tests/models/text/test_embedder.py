@@ -1,8 +1,9 @@
-"""An embedder of texts: they are grouped by length."""
+"""An embedder of texts: they pass through the tower end to end, or in groups of similar length."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from mmcl.config.model import HeadConfig, TextTowerConfig, TokenizerConfig
@@ -10,6 +11,12 @@ from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.formats.towers.text import build_text_tower
 from mmcl.models.heads import Head
 from mmcl.models.text.embedder import TextEmbedder
+
+
+@pytest.fixture(params=["end to end", "in groups"], autouse=True)
+def how(request, monkeypatch):
+    if request.param == "in groups":
+        monkeypatch.setattr("mmcl.models.text.embedder.trains_packed", lambda tower: False)
 
 
 def make_embedder() -> TextEmbedder:

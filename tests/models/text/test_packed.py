@@ -8,9 +8,9 @@ import torch
 import transformers
 from torch import nn
 
-from mmcl.models.text.packed.families import describe
+from mmcl.models.text.packed.families import describe, described_with_dropout
 from mmcl.models.text.packed.layout import lay_out, padded_length
-from mmcl.models.text.packed.transformer import InferenceWeights, PackedTransformer
+from mmcl.models.text.packed.transformer import InferenceWeights, LiveWeights, PackedTransformer
 from mmcl.runtime.device import multiplies_bfloat16
 
 SIZES = {
@@ -122,20 +122,6 @@ def test_in_bfloat16_a_text_has_the_same_states_to_the_bit_whatever_stands_besid
     assert torch.equal(fewer, torch.cat(parts[::2]))
 
 
-class LiveWeights:
-    """The network's own weights, with their gradient."""
-
-    def linear(self, layers, activation):
-        def joined(states):
-            results = torch.cat([layer(states) for layer in layers], -1)
-            return results if activation is None else activation(results)
-
-        return joined
-
-    def parameter(self, values):
-        return values
-
-
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_gradients_of_a_networks_own_weights_equal_transformers(kind):
     model = net(kind)
@@ -144,7 +130,7 @@ def test_gradients_of_a_networks_own_weights_equal_transformers(kind):
     expected = 0
     for ids in tokens:
         expected = expected + model(torch.from_numpy(ids).long()[None]).last_hidden_state.sin().sum()
-    (states,), _ = PackedTransformer(model, LiveWeights(), torch.float32)(tokens)
+    (states,), _ = PackedTransformer(model, LiveWeights(torch.float32), torch.float32)(tokens)
     ours, theirs = (torch.autograd.grad(value, weights, allow_unused=True) for value in (states.sin().sum(), expected))
     for got, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
@@ -189,3 +175,47 @@ def test_a_layout_holds_every_token_once_in_blocks_that_fit_the_caches():
         assert block.texts == 1 or block.texts * block.length <= 512
     assert sum(block.texts for block in layout.blocks) == 200
     assert all(0 <= padded_length(length) - length < 64 for length in range(1, 600))
+
+
+def same_as_transformers_own(model, *lengths):
+    """States and gradients of the live weights are those of transformers' forward, of one text at a time."""
+    tokens = texts(*lengths)
+    (states,), _ = PackedTransformer(model, LiveWeights(torch.float64), torch.float64)(tokens)
+    upstream = torch.randn_like(states)
+    states.backward(upstream)
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    start = 0
+    for ids in tokens:
+        part = slice(start, start + len(ids))
+        alone = model(torch.from_numpy(ids).long()[None]).last_hidden_state[0]
+        torch.testing.assert_close(states[part], alone, atol=1e-12, rtol=0)
+        alone.backward(upstream[part])
+        start = part.stop
+    for name, weight in model.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(gradients[name], weight.grad, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "MPNet", "DistilBert"])
+def test_dropout_stands_where_transformers_has_it(kind, monkeypatch):
+    """A dropout that is not random: what each of them leaves is a share of its own."""
+
+    def share(values, p=0.5, training=True, inplace=False):
+        return values * (1 - p) if training else values
+
+    rates = (0.3, 0.2)
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    names = ("dropout", "attention_dropout") if kind == "DistilBert" else names
+    model = net(kind, **dict(zip(names, rates, strict=True))).double().train()
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(torch.nn.functional, "dropout", share)
+    same_as_transformers_own(model, 17, 9, 9, 3)
+
+
+def test_a_network_with_dropout_of_its_own_is_not_trained_packed():
+    assert described_with_dropout(net("ModernBert", mlp_dropout=0.1)) is None
+    assert described_with_dropout(net("Qwen3", attention_dropout=0.1)) is None
+    model = net("Bert")
+    model.encoder.layer[0].intermediate.added = nn.Dropout(0.1)
+    assert described_with_dropout(model) is None

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmcl.models.text.packed.layout import Block, Layout
+from mmcl.models.text.packed.layout import Block, Layout, fill, strip
 
 _BYTES_OF_SCORES = 1024
 """Of one query's scores. Up to here two products and a softmax in the caches take less time than torch's own attention,
@@ -39,30 +39,29 @@ class Attention:
         self._biases: dict[tuple[int, int | None], Tensor] = {}
         self._of_length: dict[int, Tensor] = {}
 
-    def __call__(self, query_key_value: Tensor, window: int | None) -> Tensor:
+    def __call__(self, query_key_value: Tensor, window: int | None, dropout: nn.Dropout | None) -> Tensor:
         """(rows, heads · width) attended values.
 
         Args:
             query_key_value: (rows, (heads + 2 · key heads) · width).
             window: tokens farther away are not attended to.
+            dropout: of the weights, if any.
         """
         heads, key_heads, blocks = self._heads, self._key_heads, self._layout.blocks
-        joined = query_key_value.view(len(query_key_value), heads + 2 * key_heads, -1)
         parts = []
-        for number, block in enumerate(blocks):
-            gathered = joined.index_select(0, block.gather).view(block.texts, block.length, *joined.shape[1:])
-            query, key, value = gathered.transpose(1, 2).split([heads, key_heads, key_heads], 1)
+        for number, (block, rows) in enumerate(zip(blocks, fill(query_key_value, self._layout), strict=True)):
+            joined = rows.view(block.texts, block.length, heads + 2 * key_heads, -1)
+            query, key, value = joined.transpose(1, 2).split([heads, key_heads, key_heads], 1)
             if key_heads != heads:
                 key, value = (part.repeat_interleave(heads // key_heads, 1) for part in (key, value))
             bias = self._bias(number, block, window, joined.dtype)
             if block.length * joined.element_size() > _BYTES_OF_SCORES:
-                attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+                rate = dropout.p if dropout is not None and dropout.training else 0.0
+                attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=rate)
             else:
-                attended = _attend(query, key, value, bias)
-            parts.append(attended.transpose(1, 2).reshape(len(block.gather), -1).index_select(0, block.kept))
-        if self._layout.rows > self._layout.tokens:
-            parts.append(parts[0].new_zeros(self._layout.rows - self._layout.tokens, parts[0].shape[1]))
-        return torch.cat(parts)
+                attended = _attend(query, key, value, bias, dropout)
+            parts.append(attended.transpose(1, 2).reshape(len(rows), -1))
+        return strip(parts, self._layout)
 
     def _bias(self, number: int, block: Block, window: int | None, dtype: torch.dtype) -> Tensor:
         """(texts or 1, heads or 1, L or 1, L) of what is added to the scores of a block."""
@@ -91,7 +90,7 @@ class Attention:
         return self._of_length[length]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: nn.Dropout | None) -> Tensor:
     """softmax(query · key / √width + bias) · value: (N, heads, L, width) of the same."""
     texts, heads, length, width = query.shape
     query, key, value = (part.reshape(texts * heads, length, width) for part in (query, key, value))
@@ -99,4 +98,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     bias = bias[0] if alike else bias.expand(texts, heads, -1, -1).reshape(texts * heads, -1, length)
     bias = bias.expand(texts * heads, length, length)
     scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=width**-0.5)
-    return torch.bmm(scores.softmax(-1), value).view(texts, heads, length, width)
+    weights = scores.softmax(-1)
+    weights = weights if dropout is None else dropout(weights)
+    return torch.bmm(weights, value).view(texts, heads, length, width)

@@ -26,6 +26,8 @@ class LayerDescription(NamedTuple):
         down: the last linear layer.
         window: tokens farther away than so many are not attended to; None: all are.
         rotary: turns queries and keys by their positions.
+        weights_dropout, attended_dropout, down_dropout: in training, of attention's weights and behind the layers that
+            they are named after, if any.
     """
 
     query_key_value: Sequence[nn.Linear]
@@ -40,6 +42,9 @@ class LayerDescription(NamedTuple):
     key_norm: nn.Module | None = None
     window: int | None = None
     rotary: Rotary | None = None
+    weights_dropout: nn.Dropout | None = None
+    attended_dropout: nn.Dropout | None = None
+    down_dropout: nn.Dropout | None = None
 
 
 class Description(NamedTuple):
@@ -55,6 +60,7 @@ class Description(NamedTuple):
         position_padding: a token that has no place, and behind whose number positions count; None: they count from 0.
         kinds: the table of token types, of which a text alone has the first.
         embeddings_norm, final_norm: of what enters the first layer, and of what leaves the last.
+        embeddings_dropout: behind the former, in training, if any.
         causal: whether tokens attend to those before them alone.
         score_bias: from a length L, (heads, L, L) of what is added to the scores of queries and keys.
     """
@@ -70,5 +76,6 @@ class Description(NamedTuple):
     kinds: nn.Embedding | None = None
     embeddings_norm: nn.Module | None = None
     final_norm: nn.Module | None = None
+    embeddings_dropout: nn.Dropout | None = None
     causal: bool = False
     score_bias: Callable[[int], Tensor] | None = None

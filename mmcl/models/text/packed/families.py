@@ -33,6 +33,20 @@ def describe(net: Any) -> Description | None:
     return described if described is not None and _is_plain(net, described) else None
 
 
+def described_with_dropout(net: Any) -> Description | None:
+    """How ``net`` computes in training; None where it has dropout that is not described, or :func:`describe` has."""
+    described = describe(net)
+    if described is None:
+        return None
+    known = {id(described.embeddings_dropout)}
+    for layer in described.layers:
+        known |= {id(layer.weights_dropout), id(layer.attended_dropout), id(layer.down_dropout)}
+    others = [part.p for part in net.modules() if isinstance(part, nn.Dropout) and id(part) not in known]
+    if described.layers[0].weights_dropout is None:
+        others.append(getattr(net.config, "attention_dropout", 0.0))
+    return None if any(others) else described
+
+
 def _is_plain(net: nn.Module, described: Description) -> bool:
     parts = [module for name, module in net.named_modules() if not name.startswith("pooler")]
     linear = {id(part) for part in parts if isinstance(part, nn.Linear)}
@@ -71,6 +85,9 @@ def _bert(net: Any, *, from_padding: bool) -> Description:
                 activation=feed_forward.intermediate_act_fn,
                 down=layer.output.dense,
                 feed_forward_norm=layer.output.LayerNorm,
+                weights_dropout=attention.self.dropout,
+                attended_dropout=attention.output.dropout,
+                down_dropout=layer.output.dropout,
             )
         )
     embeddings = net.embeddings
@@ -79,6 +96,7 @@ def _bert(net: Any, *, from_padding: bool) -> Description:
         position_padding=int(embeddings.padding_idx) if from_padding else None,
         kinds=embeddings.token_type_embeddings,
         embeddings_norm=embeddings.LayerNorm,
+        embeddings_dropout=embeddings.dropout,
     )
 
 
@@ -96,6 +114,9 @@ def _mpnet(net: Any) -> Description:
                 activation=feed_forward.intermediate_act_fn,
                 down=layer.output.dense,
                 feed_forward_norm=layer.output.LayerNorm,
+                weights_dropout=attention.attn.dropout,
+                attended_dropout=attention.dropout,
+                down_dropout=layer.output.dropout,
             )
         )
     embeddings, encoder = net.embeddings, net.encoder
@@ -108,6 +129,7 @@ def _mpnet(net: Any) -> Description:
         positions=embeddings.position_embeddings,
         position_padding=int(embeddings.padding_idx),
         embeddings_norm=embeddings.LayerNorm,
+        embeddings_dropout=embeddings.dropout,
         score_bias=score_bias,
     )
 
@@ -125,11 +147,15 @@ def _distilbert(net: Any) -> Description:
                 activation=feed_forward.activation,
                 down=feed_forward.lin2,
                 feed_forward_norm=layer.output_layer_norm,
+                weights_dropout=attention.dropout,
+                down_dropout=feed_forward.dropout,
             )
         )
     embeddings = net.embeddings
     return _encoder(net, layers)._replace(
-        positions=embeddings.position_embeddings, embeddings_norm=embeddings.LayerNorm
+        positions=embeddings.position_embeddings,
+        embeddings_norm=embeddings.LayerNorm,
+        embeddings_dropout=embeddings.dropout,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ROWS_A_BLOCK = 512
 SCORES_A_BLOCK = 2**18
@@ -91,3 +92,60 @@ def _block(lengths: np.ndarray, length: int, start: int, device: torch.device) -
         kept=torch.from_numpy(np.flatnonzero(~padding)).to(device),
         padding=torch.from_numpy(padding).to(device),
     )
+
+
+def padded_layout(lengths: Sequence[int], device: torch.device) -> Layout:
+    """The same texts in one block, each as long as the longest."""
+    block = _block(np.array(lengths), max(lengths), 0, device)
+    return Layout(block.rows.stop, block.rows.stop, block.length, [block])
+
+
+def fill(rows: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    """(texts · length, ...) rows of each block, each text filled up by its last token. Gradient to these is none:
+    nothing may depend on what a text is filled up with."""
+    filled: tuple[Tensor, ...] = _Fill.apply(rows, layout)
+    return filled
+
+
+def strip(filled: Sequence[Tensor], layout: Layout) -> Tensor:
+    """(rows, ...) of the layout, given those of each block: the inverse of :func:`fill`; unused rows are 0."""
+    rows: Tensor = _Strip.apply(layout, *filled)
+    return rows
+
+
+class _Fill(torch.autograd.Function):
+    """See :func:`fill`. The gradient is looked up as well, rather than added up row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        ctx.layout, ctx.count = layout, len(rows)
+        return tuple(rows.index_select(0, block.gather) for block in layout.blocks)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _stripped(ctx.layout, grads), None
+
+
+class _Strip(torch.autograd.Function):
+    """See :func:`strip`."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, *filled: Tensor) -> Tensor:
+        ctx.layout = layout
+        return _stripped(layout, filled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        blocks = ctx.layout.blocks
+        filled = (grad.index_select(0, block.gather).masked_fill_(block.padding.view(-1, 1), 0.0) for block in blocks)
+        return None, *filled
+
+
+def _stripped(layout: Layout, filled: Sequence[Tensor]) -> Tensor:
+    rows = filled[0].new_empty(layout.rows, *filled[0].shape[1:])
+    for block, values in zip(layout.blocks, filled, strict=True):
+        torch.index_select(values, 0, block.kept, out=rows[block.rows])
+    rows[layout.tokens :] = 0.0
+    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -47,6 +47,24 @@ class InferenceWeights:
 
     def parameter(self, values: Tensor) -> Tensor:
         return values.detach().to(self._dtype)
+
+
+class LiveWeights:
+    """The network's own weights with their gradient, cast to ``dtype`` once."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def linear(self, layers: Sequence[nn.Linear], activation: nn.Module | None) -> Function:
+        weight = torch.cat([self.parameter(layer.weight) for layer in layers])
+        biases = [self.parameter(layer.bias) for layer in layers if layer.bias is not None]
+        bias = torch.cat(biases) if biases else None
+        if activation is None:
+            return lambda states: F.linear(states, weight, bias)
+        return lambda states: activation(F.linear(states, weight, bias))
+
+    def parameter(self, values: Tensor) -> Tensor:
+        return values.to(self._dtype)
 
 
 _FUSED = {
@@ -104,7 +122,7 @@ class PackedTransformer:
             raise ValueError(f"a {type(net).__name__} does not run packed")
         self._described: Description = described
         self._dtype = dtype
-        self._embeddings_norm = _norm(described.embeddings_norm, Tensor.float)
+        self._embeddings_norm = _norm(described.embeddings_norm, _wide)
         self._final_norm = _norm(described.final_norm, weights.parameter)
         self._layers = [_layer(layer, weights) for layer in described.layers]
 
@@ -142,13 +160,15 @@ class PackedTransformer:
     def _embed(self, tokens: Sequence[np.ndarray], layout: Layout) -> Tensor:
         """(rows, W) of the tokens' embeddings, summed and normalised in float32."""
         described = self._described
-        states = F.embedding(_rows(np.concatenate(tokens), layout, described.words), described.words.weight).float()
+        states = F.embedding(_rows(np.concatenate(tokens), layout, described.words), described.words.weight)
+        states = _wide(states)
         if described.kinds is not None:
             states = states + described.kinds.weight[0]
         if described.positions is not None:
             places = _rows(self._places(tokens), layout, described.words)
             states = states + F.embedding(places, described.positions.weight)
-        return self._embeddings_norm(states).to(self._dtype)
+        states = self._embeddings_norm(states).to(self._dtype)
+        return _dropped(described.embeddings_dropout, states)
 
     def _places(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
         padding = self._described.position_padding
@@ -180,13 +200,14 @@ class PackedTransformer:
         joined = layer.query_key_value(layer.attention_norm(states) if first else states)
         if turn is not None:
             joined = self._turned(layer, joined, turn)
-        attended = layer.attended(attention(joined, layer.description.window)).add_(states)
+        attended = layer.attended(attention(joined, layer.description.window, layer.description.weights_dropout))
+        attended = _dropped(layer.description.attended_dropout, attended).add_(states)
         states = attended if first else layer.attention_norm(attended)
         inner = layer.up(layer.feed_forward_norm(states) if first else states)
         if layer.description.gated:
             activated, gate = inner.chunk(2, -1)
             inner = layer.description.activation(activated) * gate
-        down = layer.down(inner).add_(states)
+        down = _dropped(layer.description.down_dropout, layer.down(inner)).add_(states)
         return down if first else layer.feed_forward_norm(down)
 
     def _turned(self, layer: _Layer, joined: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
@@ -223,6 +244,14 @@ def _norm(module: Any, parameter: Function) -> Function:
         bias = None if module.bias is None else parameter(module.bias)
         return lambda states: F.layer_norm(states, weight.shape, weight, bias, module.eps)
     return lambda states: F.rms_norm(states, weight.shape, weight, module.variance_epsilon)
+
+
+def _dropped(dropout: nn.Module | None, states: Tensor) -> Tensor:
+    return states if dropout is None else cast(Tensor, dropout(states))
+
+
+def _wide(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def _turn(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
