@@ -6,8 +6,8 @@
 The texts: 60% Wikipedia sentences, 30% short ones of the STS tasks, 10% paragraphs of 3 to 8 other Wikipedia
 sentences, shuffled, all distinct. The contenders alternate; the medians of the rounds are shown. The limit is
 what the model's matrix products alone would allow, at the rate measured for them in this very run by the library
-that mmcl takes; sentence-transformers may multiply by a slower one. int8 is sentence-transformers' ONNX backend,
-quantised as its documentation says, where it can be loaded.
+that mmcl takes; sentence-transformers may multiply by a slower one. In int8
+stands beside mmcl sentence-transformers' ONNX backend, quantised as its documentation says, where it can be loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from measure import machine, report, show
 
 import mmcl
 from mmcl.encoding.text_compute import PACKED_TOKENS
-from mmcl.runtime.device import multiplies_bfloat16
+from mmcl.runtime.device import multiplies_bfloat16, multiplies_int8
+from mmcl.runtime.int8 import Int8Linear, Range
 from mmcl.runtime.products import PackedLinear, onednn_multiplies_float32
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -97,10 +98,13 @@ def product_rate(net: Any, dtype: torch.dtype) -> float:
     """FLOP/s of the model's own products, weighed as it uses them, without anything between: the ceiling."""
     width, inner = net.config.hidden_size, net.config.intermediate_size
     shapes = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
-    layers = [
-        (torch.randn(PACKED_TOKENS, rows).to(dtype), PackedLinear(torch.randn(columns, rows).to(dtype)))
-        for rows, columns in shapes
-    ]
+    layers: list[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]] = []
+    for rows, columns in shapes:
+        states, weight = torch.randn(PACKED_TOKENS, rows), torch.randn(columns, rows)
+        if dtype == torch.int8:
+            layers.append((states.mul(30).clamp(0, 255).to(torch.uint8), Int8Linear(weight, None, Range(0.1, 0))))
+        else:
+            layers.append((states.to(dtype), PackedLinear(weight.to(dtype))))
     best = float("inf")
     for _ in range(7):
         start = time.perf_counter()
@@ -134,6 +138,10 @@ def contenders_of(encoder: Any, folder: Path, bf16: bool) -> tuple[dict[str, Con
         ways["mmcl bf16"] = Contender(ours("bfloat16"), "bfloat16")
     else:
         missing.append("bfloat16: no such products in this CPU")
+    if multiplies_int8(torch.device("cpu")):
+        ways["mmcl int8"] = Contender(ours("int8"), "int8")
+    else:
+        missing.append("mmcl int8: no such products in this CPU")
     try:
         ways[f"{DEFAULT} ONNX int8"] = Contender(quantised(encoder.path, folder), "int8")
     except Exception as error:  # whatever versions of optimum, transformers and onnxruntime make of each other
@@ -208,6 +216,8 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     rates = {"float32": product_rate(net, torch.float32)}
     if bf16:
         rates["bfloat16"] = product_rate(net, torch.bfloat16)
+    if "mmcl int8" in ways:
+        rates["int8"] = product_rate(net, torch.int8)
     library = "oneDNN" if onednn_multiplies_float32() else "MKL"
     hardware = machine()
     print(f"{hardware['cpu']}, units {', '.join(hardware['units'])}; float32 products by {library}")
