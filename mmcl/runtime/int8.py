@@ -16,6 +16,16 @@ _SHARES = tuple(2.0 ** (-step / 4) for step in range(17))
 """Of the largest values, among which :func:`closest_range` looks: 1 down to 1/16."""
 
 
+def few_digits(values: Tensor) -> Tensor:
+    """Positive numbers rounded to 8 bits.
+
+    What is measured in float32 differs in its last digits between machines, and between numbers of threads; rounded, it
+    is nearly always the same, and so are the integers that come of it.
+    """
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 256).round() / 256, exponent)
+
+
 class Range(NamedTuple):
     """Which real numbers uint8 stands for: scale · (integer - zero), for integers from 0 to 255."""
 
@@ -25,8 +35,8 @@ class Range(NamedTuple):
     @classmethod
     def between(cls, low: float, high: float) -> Range:
         """The range from ``low``, at most 0, to ``high``, at least 0. 0 itself is always among its numbers."""
-        scale = max(high - low, 1e-12) / 255
-        return cls(scale, round(-low / scale))
+        scale = float(few_digits(torch.tensor(max(high - low, 1e-12) / 255)))
+        return cls(scale, min(255, round(-low / scale)))
 
     def rounded(self, values: Tensor) -> Tensor:
         """The numbers of the range nearest to ``values``."""

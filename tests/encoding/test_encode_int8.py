@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 
+from mmcl.encoding import text_compute
 from mmcl.runtime import device
 from mmcl.runtime.device import multiplies_int8
 from mmcl.runtime.errors import MmclError
@@ -66,3 +69,18 @@ def test_a_network_that_does_not_run_packed_is_named():
     net.encoder.layer[0].output.dense.register_forward_hook(lambda *_: None)  # as adapters have them
     with pytest.raises(MmclError, match=f"dtype int8: not for a text tower of {type(net).__name__}"):
         encoder.set_compute("int8")
+
+
+@needs_int8
+@pytest.mark.parametrize(("cosine", "level"), [(0.99, "INFO"), (0.5, "WARNING")])
+def test_how_close_it_is_to_float32_is_logged_and_warned_of_where_it_is_not(monkeypatch, caplog, cosine, level):
+    prepare = text_compute.int8_transformer
+    monkeypatch.setattr(text_compute, "int8_transformer", lambda *given: (prepare(*given)[0], cosine))
+    encoder = make_encoder()
+    encoder.set_compute("int8")
+    with caplog.at_level(logging.INFO, "mmcl"):
+        encoder.encode(TEXTS[:2])
+        encoder.encode(TEXTS[:2])
+    (record,) = (record for record in caplog.records if "int8" in record.getMessage())
+    assert record.levelname == level
+    assert f"a cosine of {cosine:.3f}" in record.getMessage()

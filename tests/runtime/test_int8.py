@@ -92,6 +92,11 @@ def test_a_few_large_values_are_cut_off_where_that_pays():
         assert float(each.rounded(torch.zeros(1))) == 0
 
 
+def test_ranges_are_the_same_where_float32_differs_in_its_last_digits():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert closest_range(values) == closest_range(values * (1 + 3e-7))
+
+
 def test_columns_of_zeros_have_a_layer():
     zero = Int8Linear(torch.zeros(4, 8), torch.ones(4), closest_range(torch.zeros(5, 8)))
     assert torch.equal(zero(torch.zeros(5, 8)), torch.ones(5, 4))

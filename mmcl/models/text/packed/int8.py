@@ -17,7 +17,7 @@ from mmcl.models.text.packed.transformer import (
     fused_activation,
     joined_parameters,
 )
-from mmcl.runtime.int8 import Int8Linear, Range, closest_range
+from mmcl.runtime.int8 import Int8Linear, Range, closest_range, few_digits
 
 _SAMPLED = 32_768
 """Values of a layer's inputs in which its range is looked for."""
@@ -26,17 +26,22 @@ _MIGRATION = 0.5
 
 
 @torch.no_grad()
-def int8_transformer(net: Any, tokens: Sequence[np.ndarray]) -> PackedTransformer:
+def int8_transformer(net: Any, tokens: Sequence[np.ndarray]) -> tuple[PackedTransformer, float]:
     """``net`` with linear layers of 8-bit integers; attention, norms and residuals are in float32.
 
     Args:
         net: a model that :func:`mmcl.models.text.packed.families.describe` describes, on a CPU that
             :func:`mmcl.runtime.device.multiplies_int8`.
         tokens: the ids of texts, by falling length; layers round their inputs in the ranges these have there.
+
+    Returns:
+        What computes; and the mean cosine of the states that it and ``net`` give these tokens.
     """
     watched = _WatchedWeights()
-    PackedTransformer(net, watched, torch.float32)(tokens)
-    return PackedTransformer(net, _Int8Weights(watched.inputs), torch.float32)
+    (exact,), _ = PackedTransformer(net, watched, torch.float32)(tokens)
+    rounding = PackedTransformer(net, _Int8Weights(watched.inputs), torch.float32)
+    (rough,), _ = rounding(tokens)
+    return rounding, float(torch.cosine_similarity(exact, rough).mean())
 
 
 @dataclass
@@ -113,4 +118,4 @@ def _range(seen: _Inputs, smoothing: Tensor | None) -> Range:
 
 def _smoothing(columns: Tensor, weight: Tensor) -> Tensor:
     of_inputs, of_weights = columns.clamp_min(1e-5), weight.abs().amax(0).clamp_min(1e-5)
-    return of_inputs**_MIGRATION / of_weights ** (1 - _MIGRATION)
+    return few_digits(of_inputs**_MIGRATION / of_weights ** (1 - _MIGRATION))
