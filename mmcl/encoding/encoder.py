@@ -384,7 +384,7 @@ class Encoder(Described):
     def save(self, folder: str | Path) -> Path:
         """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced.
 
-        The folder of a model with one tower, of texts, is also a sentence-transformers folder. The threshold that
+        The folder of a model of texts alone is also a sentence-transformers folder. The threshold that
         ``mmcl eval threshold`` kept in the folder that the model came from goes with it, while its weights are those.
 
         Raises:

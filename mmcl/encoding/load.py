@@ -30,8 +30,8 @@ def load(
             ``ViT-B-32/path/of/epoch_32.pt``;
             a checkpoint file alone, where its tensors tell the architecture;
             ``hf-hub:org/name``, or a folder with an ``open_clip_config.json``;
-            a folder or hub name of a transformers ``CLIPModel`` or ``SiglipModel``, of a sentence-transformers or
-            transformers text encoder, of LoRA adapters for one as peft saves them, or ``sample:minilm``.
+            a folder or hub name of a transformers ``CLIPModel`` or ``SiglipModel``, of a sentence-transformers,
+            model2vec or transformers text encoder, of LoRA adapters for one as peft saves them, or ``sample:minilm``.
         device: where its weights go; ``auto`` is a GPU where there is one, as on the command line.
         dtype: what ``encode`` computes in: ``float32``, ``bfloat16``, ``int8`` (see :meth:`Encoder.set_compute`), or
             ``auto`` for bfloat16 where the hardware multiplies it natively. A ``backend`` other than torch computes

@@ -30,6 +30,7 @@ from mmcl.models.embedder import Embedder
 from mmcl.models.image.embedder import ImageEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.plain import PlainTextTower
+from mmcl.models.text.static import WordTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, folder_to_write
@@ -87,7 +88,7 @@ def _writer(towers: Towers, to: str) -> Callable[[Path], None]:
     }
     if to not in ways:
         raise MmclError(f"--to {to}: cannot be exported to that; {nearest(to, ways)}")
-    if len(towers.names) > len(towers.modalities):
+    if len(towers.names) > len(towers.modalities) and to != "sentence-transformers":  # which has routers
         names = ", ".join(towers.names)
         raise MmclError(
             f"{to} has one tower a modality at most, and '{towers.name}' has {names}; use mmcl's own folders"
@@ -214,7 +215,7 @@ def _transformers(towers: Towers) -> Callable[[Path], None]:
             raise MmclError(
                 f"transformers opens only what came from there; the {modality} tower of '{towers.name}' did not"
             )
-        if embedder.head.layers:
+        if embedder.head.layers or getattr(embedder.tower, "token_layers", None) is not None:
             raise MmclError(f"transformers has no place for the {modality} head of '{towers.name}'; it would be lost")
     if len(towers.modalities) > 1:
         _joint_kind(towers)
@@ -245,7 +246,7 @@ def _write_transformers(towers: Towers, folder: Path) -> None:
 def _is_transformers(embedder: Embedder) -> bool:
     if isinstance(embedder, ImageEmbedder):
         return bool(embedder.tower.spec.get("library") == "transformers")
-    return not isinstance(embedder.tower, OpenClipTextTower | PlainTextTower)
+    return not isinstance(embedder.tower, OpenClipTextTower | PlainTextTower | WordTower)
 
 
 def _joint_kind(towers: Towers) -> str:
@@ -287,8 +288,11 @@ def _joint(towers: Towers) -> Any:
 def _sentence_transformers(towers: Towers) -> Callable[[Path], None]:
     if "text" not in towers.modalities:
         raise MmclError(f"sentence-transformers needs a text tower; '{towers.name}' embeds images only")
-    if why := cannot_express(towers.text()):
-        raise MmclError(f"sentence-transformers cannot embed as '{towers.name}' does: {why}; mmcl's own folders can")
+    for name in towers.of_modality("text"):
+        if why := cannot_express(towers.text(name)):
+            raise MmclError(
+                f"sentence-transformers cannot embed as '{towers.name}' does: {why}; mmcl's own folders can"
+            )
     return lambda folder: write(towers, folder)
 
 

@@ -47,7 +47,7 @@ DESCRIPTION, WEIGHTS = "mmcl.json", "model.safetensors"
 def save(model: Towers, folder: Path, complete: Callable[[Path], object] | None = None) -> Path:
     """Write a model folder that :func:`mmcl.load` opens; an old one there is replaced.
 
-    The folder of a model with one tower, of texts, is also a sentence-transformers folder.
+    The folder of a model of texts alone is also a sentence-transformers folder.
 
     Args:
         model: to save.
@@ -74,8 +74,7 @@ def save(model: Towers, folder: Path, complete: Callable[[Path], object] | None 
     }
     with atomic_folder(folder) as beside, full_disk_is_oserror(folder):
         description["heads"] = save_heads(model.heads, beside)
-        alone = model.modalities == {"text"} and len(model.names) == 1
-        if alone and not writer.cannot_express(model.text()):
+        if model.modalities == {"text"} and not any(writer.cannot_express(model.text(name)) for name in model.names):
             writer.write(model, beside)
         else:
             save_weights(model.embedders, beside / WEIGHTS)
@@ -122,6 +121,14 @@ def _place(folder: Path, name: str, kinds: Mapping[str, str]) -> Path:
     return folder if list(kinds.values()).count(kinds[name]) == 1 else folder / name
 
 
+def _of_texts(folder: Path, name: str, kinds: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where the weights of a text tower are, and where its tokenizer's own files."""
+    if not (folder / MODULES).is_file():
+        return folder, _place(folder, name, kinds)
+    (both,) = writer.folders_of_texts(folder, name)
+    return both, both
+
+
 def read_folder(folder: Path) -> Towers:
     """The model in a folder that :func:`save` wrote, this release's or an earlier one's.
 
@@ -129,7 +136,9 @@ def read_folder(folder: Path) -> Towers:
         MmclError: it is damaged, or a newer mmcl wrote it.
     """
     description = read_json(folder / DESCRIPTION)
-    require_readable_weights(folder)
+    parts = writer.folders_of_texts(folder)
+    for part in parts:
+        require_readable_weights(part)
     version = description.get("format_version", 0)
     if not isinstance(version, int):
         raise MmclError(f"{folder / DESCRIPTION}: damaged (format_version is {version!r:.60}); take a fresh copy")
@@ -141,7 +150,7 @@ def read_folder(folder: Path) -> Towers:
     embedders: dict[str, Embedder] = {}
     try:
         sizes = {key: description.get(key) for key in ("dim", "towers", "heads", "training_head")}
-        require_plausible(sizes, weights_bytes(folder), folder / DESCRIPTION)
+        require_plausible(sizes, sum(map(weights_bytes, parts)), folder / DESCRIPTION)
         kinds = {name: spec.get("modality", name) for name, spec in description["towers"].items()}
         for name, spec in description["towers"].items():
             if kinds[name] == "image":
@@ -149,7 +158,7 @@ def read_folder(folder: Path) -> Towers:
                 head = Head.from_spec(spec["head"], image.width, description["dim"])
                 embedders[name] = ImageEmbedder(images, image, head)
             elif kinds[name] == "text":
-                texts, text = rebuild_text_tower(spec["tower"], folder, _place(folder, name, kinds))
+                texts, text = rebuild_text_tower(spec["tower"], *_of_texts(folder, name, kinds))
                 head = Head.from_spec(spec["head"], text.width, description["dim"])
                 embedders[name] = TextEmbedder(texts, text, head)
             elif kinds[name] == "table":
@@ -170,7 +179,7 @@ def read_folder(folder: Path) -> Towers:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise MmclError(f"{folder / DESCRIPTION}: damaged ({reason}); take a fresh copy") from None
     if (folder / MODULES).is_file():
-        writer.read_weights(model.text(), folder)
+        writer.read_weights(model, folder)
     else:
         load_weights(model.embedders, folder / WEIGHTS)
     read_heads(model.heads, description, folder)

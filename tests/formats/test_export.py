@@ -193,7 +193,7 @@ def test_what_has_no_place_in_a_library_is_refused_with_the_reason(tmp_path):
         (trained_here(text="open_clip:tiny-ViT-quickgelu"), "open-clip", "one activation"),
         (trained_here(text="scratch"), "open-clip", "has BertModel"),
         (towers, "transformers", "image tower of 'ours' did not"),
-        (towers, "sentence-transformers", "text encoders of transformers only"),
+        (towers, "sentence-transformers", "text encoders of transformers and bags of words only"),
         (sentences("first_last"), "sentence-transformers", "no pooling 'first_last'; mmcl's own folders can"),
         (towers, "open-flip", "did you mean 'open-clip'"),
     ):

@@ -21,6 +21,7 @@ from mmcl.formats.weights import weights_hash
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.open_clip import OpenClipTextTower
 from mmcl.models.text.plain import PlainTextTower
+from mmcl.models.text.static import WordTower
 from mmcl.models.text.tower import OWN_VECTOR, TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
@@ -121,7 +122,7 @@ def exportable(towers: Towers) -> TextEmbedder:
     """
     embedder = towers.text()
     tower = embedder.tower
-    if isinstance(tower, OpenClipTextTower | PlainTextTower) or not hasattr(tower.net, "config"):
+    if isinstance(tower, OpenClipTextTower | PlainTextTower | WordTower) or not hasattr(tower.net, "config"):
         raise MmclError(f"'{towers.name}': only text towers of transformers can be written as a graph")
     return embedder
 

@@ -19,6 +19,7 @@ from mmcl.formats.sentence_transformers.read import (
     TRANSFORMER_CONFIGS,
     read_token_weights,
 )
+from mmcl.formats.sentence_transformers.router import ROUTER, router_config
 from mmcl.formats.sentence_transformers.towers import WORDS_CONFIG
 from mmcl.formats.tokenizers import save_tokenizer
 from mmcl.formats.transformers import nets
@@ -33,6 +34,8 @@ from mmcl.models.text.tower import TextTower
 from mmcl.models.towers import Towers
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import write_json
+
+_CLASSES = "sentence_transformers.models"
 
 
 def cannot_express(embedder: TextEmbedder) -> str | None:
@@ -68,46 +71,71 @@ def _cannot_express_bag(embedder: TextEmbedder) -> str | None:
 
 
 def write(towers: Towers, folder: Path) -> None:
-    """Write the text half of ``towers`` as a folder that sentence-transformers opens, with equal vectors.
+    """Write the text towers of ``towers`` as a folder that sentence-transformers opens, with equal vectors; several as
+    the routes of a router.
 
     It has the older spellings, which new releases read too. A BERT's own pooler goes into a dense layer.
     """
-    embedder, conventions = towers.text(), towers.conventions
-    listing = []
-    for number, module in enumerate(_modules(embedder, conventions.normalize)):
-        path = module.place(number)
-        (folder / path).mkdir(exist_ok=True)
-        module.write(folder / path)
-        kind = f"sentence_transformers.models.{module.kind}"
-        listing.append({"idx": number, "name": str(number), "path": path, "type": kind})
+    names, conventions = towers.of_modality("text"), towers.conventions
+    if len(names) == 1:
+        listed = _write_modules(towers.text(names[0]), conventions.normalize, folder, "")
+    else:
+        routes = {name: _write_modules(towers.text(name), conventions.normalize, folder, f"{name}_") for name in names}
+        write_json(folder / ROUTER, router_config(routes, conventions.text_tower))
+        listed = [("", f"{_CLASSES}.Router")]
+    listing = [
+        {"idx": number, "name": str(number), "path": path, "type": kind} for number, (path, kind) in enumerate(listed)
+    ]
     write_json(folder / MODULES, listing)
+    processor = towers.text(conventions.text_tower or names[0]).processor
     settings = {
-        "prompts": embedder.processor.prompts,
-        "default_prompt_name": embedder.processor.default_prompt,
+        "prompts": processor.prompts,
+        "default_prompt_name": processor.default_prompt,
         "similarity_fn_name": conventions.similarity,
         "truncate_dim": conventions.truncate_dim,
     }
     write_json(folder / SETTINGS, settings)
 
 
-def read_weights(embedder: TextEmbedder, folder: Path) -> None:
-    """Fill ``embedder`` with what :func:`write` wrote of it.
+def _write_modules(embedder: TextEmbedder, normalize: bool, folder: Path, route: str) -> list[tuple[str, str]]:
+    """Write the modules of one encoder; returns where each lies, and its class."""
+    listed = []
+    for number, module in enumerate(_modules(embedder, normalize)):
+        path = _place(module.kind, number, route)
+        (folder / path).mkdir(exist_ok=True)
+        module.write(folder / path)
+        listed.append((path, f"{_CLASSES}.{module.kind}"))
+    return listed
+
+
+def read_weights(towers: Towers, folder: Path) -> None:
+    """Fill the text towers of ``towers`` with what :func:`write` wrote of them.
 
     Raises:
         MmclError: a file is missing, damaged, or of another architecture.
     """
-    for number, module in enumerate(_modules(embedder, normalize=False)):
-        module.read_weights(folder / module.place(number))
+    names = towers.of_modality("text")
+    for name in names:
+        route = "" if len(names) == 1 else f"{name}_"
+        for number, module in enumerate(_modules(towers.text(name), normalize=False)):
+            module.read_weights(folder / _place(module.kind, number, route))
+
+
+def folders_of_texts(folder: Path, name: str = "*") -> list[Path]:
+    """Where :func:`write` put the tokenizer of the tower ``name``, or of each, and the weights of what reads its texts:
+    in ``folder`` itself, if there is no router."""
+    return sorted(folder.glob(f"{name}_0_*")) if (folder / ROUTER).is_file() else [folder]
+
+
+def _place(kind: str, number: int, route: str) -> str:
+    """Where a module lies in the model's folder; the first one in that itself, if there is no router."""
+    return f"{route}{number}_{kind}" if number or route else ""
 
 
 class _Module(ABC):
     """A module of that library made of parts of an encoder."""
 
     kind: str
-
-    def place(self, number: int) -> str:
-        """Where the module of this number lies in the model's folder; the first one in that itself."""
-        return f"{number}_{self.kind}" if number else ""
 
     @abstractmethod
     def write(self, folder: Path) -> None:

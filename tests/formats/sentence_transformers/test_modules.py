@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import mmcl
+from mmcl.formats.export import cannot_export
+from mmcl.runtime.errors import MmclError
 
 from .made import TEXTS, theirs
 
@@ -118,3 +120,23 @@ def test_every_chain_opens_and_goes_back(library, plain, tmp_path, chain):
     (tmp_path / "ours" / "mmcl.json").unlink()  # now it is theirs alone
     opened = mmcl.load(tmp_path / "ours", dtype="float32")
     np.testing.assert_allclose(opened.encode(SENTENCES, normalize=normalize), expected, atol=1e-5)
+
+
+def test_words_that_only_another_library_can_split_are_refused(library, tmp_path):
+    model = library.SentenceTransformer(modules=CHAINS["words"](modules(), None), device="cpu")
+    model.save(str(tmp_path))
+    (path,) = tmp_path.rglob("wordembedding_config.json")
+    path.write_text(path.read_text().replace("WhitespaceTokenizer", "PhraseTokenizer"))
+    with pytest.raises(MmclError, match="split texts by a PhraseTokenizer") as caught:
+        mmcl.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["transformers", "onnx"])
+@pytest.mark.parametrize("chain", ["words", "dense on tokens"])
+def test_what_a_network_of_transformers_alone_is_not_goes_nowhere_else(library, plain, tmp_path, chain, target):
+    """The graph of ONNX is of the network, not of what follows it."""
+    model = library.SentenceTransformer(modules=CHAINS[chain](modules(), plain["bert"]), device="cpu")
+    model.save(str(tmp_path / "theirs"))
+    why = cannot_export(mmcl.load(tmp_path / "theirs").towers, target)
+    assert (why is None) == (chain != "words" and target == "onnx")

@@ -42,6 +42,13 @@ def test_each_route_is_a_tower(library, routed, tmp_path):
         found = opened.encode(TEXTS, "document", prompt="document")
         np.testing.assert_allclose(found, model.encode_document(TEXTS), atol=1e-5)
         np.testing.assert_allclose(opened.encode(TEXTS), model.encode(TEXTS), atol=1e-5)  # by the default route
+    again = theirs(library, tmp_path / "ours")
+    np.testing.assert_allclose(again.encode_query(TEXTS), model.encode_query(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(again.encode_document(TEXTS), model.encode_document(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(again.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
+    (tmp_path / "ours" / "mmcl.json").unlink()  # now it is theirs alone
+    found = mmcl.load(tmp_path / "ours", dtype="float32").encode(TEXTS, "query", prompt="query")
+    np.testing.assert_allclose(found, model.encode_query(TEXTS), atol=1e-5)
 
 
 def test_queries_and_documents_take_their_routes(library, routed, tmp_path):
