@@ -6,6 +6,7 @@ of 2048 x 384 by 384 x 1536: float32 by MKL 110, by oneDNN 250; bfloat16 by oneD
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
@@ -272,3 +273,13 @@ def _onednn() -> Iterator[None]:
 
 
 _before: str
+
+
+def _unlock_after_fork() -> None:
+    """A fork has none of the threads that were inside, of which one may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_after_fork)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
 import threading
 
 import pytest
@@ -244,3 +246,22 @@ def test_attention_multiplies_for_all_heads_and_items_at_once_up_to_a_length(tok
     assert batched == (tokens <= LONGEST_BATCHED)
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
     assert "Flash" in F.scaled_dot_product_attention(query, key, value).grad_fn.name()
+
+
+@WITHOUT_AMX
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_process_that_is_forked_while_a_thread_changes_the_setting_multiplies():
+    def product(sending):
+        with products._onednn():
+            sending.send((torch.ones(2, 3) @ torch.ones(3, 2)).tolist())
+
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=product, args=(sending,), daemon=True)
+    with products._lock:
+        child.start()
+    try:
+        assert receiving.poll(60), "the forked process waits for a lock that nobody will release"
+        assert receiving.recv() == [[3, 3], [3, 3]]
+    finally:
+        child.kill()
+        child.join()
