@@ -84,7 +84,7 @@ def _open_folder(text: str) -> Towers:
         towers = read_folder(folder)
     elif (folder / open_clip_models.CONFIG).is_file():
         towers = open_clip_models.open_folder(folder)
-    elif (kind := _model_type(folder)) in transformers_clip.FAMILIES:
+    elif (kind := _model_type(folder)) is not None and transformers_clip.is_of_two_halves(kind):
         towers = transformers_clip.open_folder(folder, text)
     elif kind is not None and transformers_vision.is_vision_type(kind):
         towers = transformers_vision.open_folder(folder, text)

@@ -106,6 +106,19 @@ FAMILIES = {
 """By the model type that the ``config.json`` says."""
 
 
+def is_of_two_halves(model_type: str) -> bool:
+    """Whether transformers knows a model type, and it is one of images and texts together, openable or not."""
+    from transformers import AutoConfig
+
+    if model_type in FAMILIES:
+        return True
+    try:
+        config = AutoConfig.for_model(model_type)
+    except ValueError:
+        return False
+    return not hasattr(config, "vocab_size") and hasattr(config, "vision_config") and hasattr(config, "text_config")
+
+
 def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = None) -> Towers:
     """The model in a transformers folder whose ``config.json`` says one of :data:`FAMILIES`.
 
@@ -115,13 +128,14 @@ def open_folder(folder: Path, name: str, state: Mapping[str, Tensor] | None = No
         state: weights to use instead of the folder's.
 
     Raises:
-        MmclError: something is missing or damaged.
+        MmclError: something is missing or damaged, or it is a model of another type.
     """
     config = read_config(folder, name)
     if config.model_type not in FAMILIES:
         known = ", ".join(family.model for family in FAMILIES.values())
         raise MmclError(
-            f"{name}: a '{config.model_type}' model has no two halves for images and texts, as {known} have"
+            f"{name}: a '{config.model_type}' model is of images and texts, but of such models only {known} are read; "
+            "choose one of these"
         )
     tokenizer = read_tokenizer(folder)
     with opening(f"{name}: cannot be opened as a transformers model", folder if state is None else None):
