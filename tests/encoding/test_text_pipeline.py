@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mmcl
 from mmcl.config.model import HeadConfig, TextTowerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
 from mmcl.encoding import workers
@@ -176,6 +177,21 @@ def test_in_bfloat16_a_vector_is_the_same_to_the_bit_alone_and_in_any_batch(pool
     assert np.array_equal(encoder.encode(TEXTS, batch_size=7), together)
     for place in range(0, len(TEXTS), 5):
         assert np.array_equal(encoder.encode(TEXTS[place]), together[place])
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="no bfloat16 products in this CPU")
+def test_real_weights_in_bfloat16_are_close_to_float32_and_the_same_alone():
+    try:
+        encoder = mmcl.load("sample:minilm", dtype="float32")
+    except MmclError as error:
+        pytest.skip(f"MiniLM is not to be had: {error}")
+    texts = ["Two dogs run on a beach.", "", "Naïve Bayes — or not?", "the stock market fell " * 9, "A man " * 200]
+    exact = encoder.encode(texts)
+    encoder.set_compute("bfloat16")
+    rough = encoder.encode(texts)
+    assert (rough * exact).sum(axis=1).min() > 0.9995
+    for text, vector in zip(texts, rough, strict=True):
+        assert np.array_equal(encoder.encode(text), vector)
 
 
 def test_bfloat16_is_close_and_follows_new_weights():
