@@ -128,8 +128,6 @@ def search(
     json: JsonPath = None,
 ) -> None:
     """Search an index with words, images, ids of its own, mixes of these, or rows of a table."""
-    from mmcl.data.sources import open_source
-    from mmcl.reports import write_search_page
     from mmcl.retrieval import Searcher
     from mmcl.retrieval.search.fusion import Fusion
     from mmcl.retrieval.search.matching import parse_match
@@ -142,7 +140,7 @@ def search(
         raise MmclError(f"--images {images}: is of the page; give --html too")
     fused: Any = Fusion.parse(fusion) if fusion is not None else hybrid
     same = parse_match(match) if match is not None else False
-    table = None if rows is None else open_source(rows, split=split)
+    table = None if rows is None else _rows(rows, split)
     image_of = None if images is None else _images(images, image_column)
     searcher = Searcher(index, model, tower=tower, device=device, dtype=dtype)
     printer = _Printer(format)
@@ -165,6 +163,8 @@ def search(
             asked += some
             answers += found
     if html is not None:
+        from mmcl.reports import write_search_page
+
         write_search_page(html, asked, answers, title=f"Search in {index}", image_of=image_of)
         log.info("%s: written", html)
     write_json(json, _by_name(asked, answers))
@@ -192,11 +192,10 @@ def lexical(
     language: Language = "english",
 ) -> None:
     """Add the words of its things to an index, for mmcl search --hybrid and mmcl eval hybrid."""
-    from mmcl.data.sources import open_source
     from mmcl.retrieval.search import add_words, check_language, texts_of_rows
 
     check_language(language)  # before the work
-    rows = open_source(source, split=split)
+    rows = _rows(source, split)
     texts = texts_of_rows(rows, column or ["text"])
     words = add_words(index, texts, rows.ids(id), language=language, source=rows.name)
     say(f"{words.info()['words']:,} words of {len(words):,} texts beside {index}")
@@ -268,11 +267,17 @@ def _by_name(asked: Sequence[Any], answers: Sequence[Sequence[Result]]) -> dict[
 
 def _images(named: str, column: str) -> Any:
     """From an id to its image in the rows of ``SOURCE#SPLIT``."""
-    from mmcl.data.sources import open_source
     from mmcl.reports import images_of_rows
 
     source, _, split = named.partition("#")
-    return images_of_rows(open_source(source, split=split or None), column)
+    return images_of_rows(_rows(source, split or None), column)
+
+
+def _rows(source: str, split: str | None) -> Any:
+    """The rows of a source; its libraries, which most searches need not, take a second to import."""
+    from mmcl.data.sources import open_source
+
+    return open_source(source, split=split)
 
 
 def _cell(value: Any) -> Any:

@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from urllib.parse import unquote_to_bytes
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmcl.runtime.errors import MmclError, nearest
+
+if TYPE_CHECKING:
+    import datasets
 
 _BLOCK = 1000  # scattered rows are gathered this many at a time: each costs an Arrow slice while it is held
 
@@ -76,6 +78,8 @@ class Rows:
         selection: np.ndarray | None = None,
         exploded: tuple[str, np.ndarray] | None = None,
     ) -> None:
+        import datasets  # whoever has rows has imported it already; a search has none, and need not wait for it
+
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.Image) and feature.decode:
                 dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -219,13 +223,13 @@ class Rows:
         """
         values = self.column(column)
         feature = self._dataset.features[column]
-        if isinstance(feature, datasets.ClassLabel):
+        if _is_class_label(feature):
             return [None if value is None or value < 0 else feature.int2str(value) for value in values]
         return [self._text(value, column) for value in values]
 
     def holds_numbers(self, column: str) -> bool:
         """Whether the cells of a column are typed as numbers, or as lists of them, which :meth:`texts` spells out."""
-        if isinstance(self._dataset.features[column], datasets.ClassLabel):
+        if _is_class_label(self._dataset.features[column]):
             return False
         kind = self._dataset.features.arrow_schema.field(column).type
         while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -243,7 +247,7 @@ class Rows:
         Raises ``ColumnError`` for a column of anything else.
         """
         feature = self._dataset.features[column] if column in self._dataset.column_names else None
-        values = self.texts(column) if isinstance(feature, datasets.ClassLabel) else self.column(column)
+        values = self.texts(column) if _is_class_label(feature) else self.column(column)
         try:
             return [label_of(value) for value in values]
         except ValueError as error:
@@ -338,6 +342,12 @@ def label_of(value: Any) -> str | None:
 
 def _as_list(texts: str | list[str] | None) -> list[str]:
     return [texts] if isinstance(texts, str) else texts or []
+
+
+def _is_class_label(feature: Any) -> TypeGuard[datasets.ClassLabel]:
+    import datasets
+
+    return isinstance(feature, datasets.ClassLabel)
 
 
 def _number(value: Any) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import expit
 
 from mmcl.formats.card import with_section
 from mmcl.formats.folder import DESCRIPTION
@@ -44,6 +43,8 @@ class Calibration:
         values = np.asarray(scores, dtype=np.float64)
         of = self.parameters
         if self.kind == "logistic":
+            from scipy.special import expit  # not with every model that is opened
+
             return np.asarray(expit(of["slope"][0] * values + of["intercept"][0]))
         return np.interp(values, of["scores"], of["probabilities"])
 

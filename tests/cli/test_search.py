@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +66,18 @@ def moved(made, tmp_path):
         path = tmp_path / "copy" / name
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: "/gone/model"}))
     return tmp_path / "copy"
+
+
+def test_a_search_imports_none_of_the_libraries_that_train_read_tables_and_plot(made):
+    code = (
+        "import atexit, sys; sys.argv[0] = 'mmcl'; from mmcl.cli import main\n"
+        "unused = {'datasets', 'matplotlib', 'scipy.stats', 'mmcl.training'}\n"
+        "atexit.register(lambda: print('imported:', unused & set(sys.modules)))\n"
+        "main()"
+    )
+    given = ["search", str(made / "index"), "a red dog", "-k", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("imported: set()\n")
 
 
 def ids(mmcl_, tmp_path, *arguments):

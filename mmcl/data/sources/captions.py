@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import datasets
-
 from mmcl.data.rows import Rows
 from mmcl.data.sources.files import fingerprint, format_of, open_bytes, open_text, path_text
 from mmcl.data.sources.tables import Loaded, rows_of
@@ -49,6 +47,8 @@ def open_captions(file: Path, split: str | None, *, name: str, root: Path | None
 
     Raises ``MmclError`` if ``split`` does not choose images, or if they are not there.
     """
+    import datasets
+
     folder = root or file.resolve().parent
     columns = None
     if format_of(file) == ".json":

@@ -6,9 +6,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
-
-import datasets
+from typing import TYPE_CHECKING, NoReturn
 
 from mmcl.data.rows import NoSourceError, Rows
 from mmcl.data.sources.files import fingerprint
@@ -16,9 +14,14 @@ from mmcl.data.sources.tables import Loaded, rows_of
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.files import cache_dir
 
+if TYPE_CHECKING:
+    import datasets
+
 
 def open_saved(folder: Path, split: str | None, *, name: str, root: Path | None = None) -> Rows:
     """A folder written by ``save_to_disk``."""
+    import datasets
+
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     with _reading(name):
         saved = datasets.load_from_disk(str(folder))
@@ -28,6 +31,8 @@ def open_saved(folder: Path, split: str | None, *, name: str, root: Path | None 
 
 def open_hub(hub_name: str, config: str | None, split: str | None, *, name: str, folder: Path | None = None) -> Rows:
     """A data set on the hub, by way of the cache; paths in it start from ``folder``."""
+    import datasets
+
     with _reading(name):
         try:
             loaded = datasets.load_dataset(hub_name, config, cache_dir=str(cache_dir("datasets")))
@@ -48,6 +53,8 @@ def no_split(name: str, split: str, parts: Sequence[str]) -> NoReturn:
 
 
 def _choose(loaded: datasets.Dataset | datasets.DatasetDict, split: str | None, name: str) -> datasets.Dataset:
+    import datasets
+
     if isinstance(loaded, datasets.Dataset):
         if split is not None and str(loaded.split) != split:
             no_split(name, split, [])
@@ -65,6 +72,8 @@ def _choose(loaded: datasets.Dataset | datasets.DatasetDict, split: str | None, 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Keep `datasets` quiet, and turn its failure into one line that names the cause; a full disk stays ``OSError``."""
+    import datasets
+
     bars, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

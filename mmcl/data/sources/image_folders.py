@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from mmcl.data.images import image_suffixes
 from mmcl.data.rows import Rows
 from mmcl.data.sources.files import fingerprint, open_text, path_text
@@ -69,6 +67,8 @@ def open_images(folder: Path, *, name: str, labelled: bool = True) -> Rows | Non
     Columns are ``id`` and ``image``, the path from the folder; ``text``, if any has a caption in the ``.txt`` or
     ``.json`` file beside it; and, if ``labelled``, ``label``, the subfolder of an image, where all lie in several.
     """
+    import datasets
+
     found = _Found()
     _walk(folder, found, ())
     if left_out := found.left_out():

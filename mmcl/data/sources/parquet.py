@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -74,6 +73,8 @@ class ParquetFiles:
 
 def _common(fields: Sequence[pa.Field]) -> pa.Field:
     """The field that holds the values of all of them, categories as what they stand for."""
+    import datasets
+
     plain = [field.with_type(_plain(field.type)).with_nullable(True) for field in fields]
     common = pa.unify_schemas([pa.schema([field]) for field in plain], promote_options="permissive").field(0)
     datasets.Features.from_arrow_schema(pa.schema([common]))  # what it does not know, rows cannot hold
@@ -86,6 +87,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 def _metadata(schema: pa.Schema) -> dict[bytes, bytes] | None:
     """What `datasets` says of its features, if it can read that again."""
+    import datasets
+
     try:
         datasets.Features.from_arrow_schema(schema)
     except Exception:

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import datasets
 import pyarrow as pa
 
 from mmcl.data.rows import Rows
@@ -26,6 +25,9 @@ from mmcl.data.sources.text_files import TextFiles
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.files import atomic_folder, cache_dir, read_json
 from mmcl.runtime.progress import progress
+
+if TYPE_CHECKING:
+    import datasets
 
 log = logging.getLogger("mmcl")
 
@@ -81,6 +83,8 @@ def rows_of(loaded: Loaded, *, name: str, fingerprint: str, folder: Path | None)
 
 def load_tables(files: Sequence[Path], name: str, separator: str | None = None) -> Loaded:
     """Files of one format as one table."""
+    import datasets
+
     form = format_of(files[0])
     if form is None:
         raise MmclError(f"{name}: no reader for '{files[0].suffix}' files; {nearest(files[0].suffix, FORMATS)}")

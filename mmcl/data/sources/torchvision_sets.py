@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -39,6 +38,8 @@ def open_torchvision(name: str, split: str | None) -> Rows:
     Raises:
         MmclError: there is no such data set or part, its files are not there, or it has no class for each image.
     """
+    import datasets
+
     kind, root = _named(name)
     title = f"torchvision:{name}" + (f" ({split})" if split else "")
     data = _made(kind, root, split, title, download=False)
