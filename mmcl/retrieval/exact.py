@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.inputs import float32_array
-from mmcl.retrieval.products import Block, Space
+from mmcl.retrieval.products import Block, Space, group_maxima, reaching
 from mmcl.runtime.device import multiplies_bfloat16, pick_device, ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
 
@@ -23,7 +23,6 @@ _TILES = {"cpu": (2048, 2048), "cuda": (4096, 32768)}  # queries and documents o
 _SMALLEST = (32, 256)
 _TILE_BYTES = 28  # a product: twice while it is ranked, and as float64 where all of a tile is scored
 _DIMENSION_BYTES = 24  # a component of a document: read, prepared and rounded, and the next block's
-_GROUP = 16  # products of which the largest is compared with the threshold
 _MANY = 4  # times k candidates a query are too many to score one by one
 _LAST = 0xFFFFFFFF  # of positions
 
@@ -152,19 +151,19 @@ class _Nearest:
     def _candidates(self, documents: Block) -> tuple[Tensor, Tensor] | None:
         """Rows and columns of the documents that may be among the best k; None if they are too many."""
         products = self._space.products(self._queries, documents, self._dtype)
-        largest = _largest(products)
+        largest = group_maxima(products)
         slack = self._space.slack(self._queries, documents, self._dtype)
         worst = self._space.of_scores(self._queries, _scores_of(self._best[:, -1]))
         most = _MANY * self._k * len(products)
         count = products.shape[1]
-        found = _reaching(products, largest, worst - slack, most) if self._full or count < self._k else None
+        found = reaching(products, largest, worst - slack, most) if self._full or count < self._k else None
         if found is None and count >= self._k:
             # There are k products at least as large as the k-th of the groups' largest: a lower bound for the k-th best
             # score, less what it was itself rounded by.
             of = largest if largest.shape[1] >= 2 * self._k else products
             least = of.topk(self._k).values[:, -1].float()
             least = least - slack - least.abs() * torch.finfo(products.dtype).eps
-            found = _reaching(products, largest, torch.maximum(worst, least) - slack, most)
+            found = reaching(products, largest, torch.maximum(worst, least) - slack, most)
         return found
 
     def _best_of(self, documents: Block) -> tuple[Tensor, Tensor]:
@@ -190,29 +189,6 @@ class _Nearest:
             )
             table[rows[now], place[now] - start] = keys[order[now]]
             self._best = torch.cat([self._best, table], 1).topk(self._k).values
-
-
-def _largest(products: Tensor) -> Tensor:
-    """(n, g) the largest of each group of the (n, m) products; the products themselves where groups cannot be equal."""
-    rows, columns = products.shape
-    return products if columns % _GROUP else products.view(rows, _GROUP, columns // _GROUP).amax(1)
-
-
-def _reaching(products: Tensor, largest: Tensor, least: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
-    """Rows, ascending, and columns of the (n, m) products that are at least each row's (n,) ``least``; None where more
-    than ``most`` would have to be looked at.
-
-    Rounding is monotone: a sum that reaches ``least`` reaches it as well after both are rounded to the products' type.
-    """
-    least = least.to(products.dtype)[:, None]
-    row, group = (largest >= least).nonzero(as_tuple=True)
-    if len(row) > most:
-        return None
-    if largest is products:
-        return row, group
-    rows, groups = largest.shape
-    which, member = (products.view(rows, _GROUP, groups)[row, :, group] >= least[row]).nonzero(as_tuple=True)
-    return (row[which], member * groups + group[which]) if len(which) <= most else None
 
 
 def _keys(scores: Tensor, positions: Tensor) -> Tensor:

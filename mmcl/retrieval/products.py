@@ -24,6 +24,7 @@ from mmcl.losses.logits.similarity import Similarity, unit_length
 from mmcl.runtime.device import widest
 from mmcl.runtime.products import float32_setting, multiply
 
+_GROUP = 16  # products of which the largest is compared with the threshold
 _PAIRS = 256  # scored at a time: they stay in a core's cache
 _TINY = 1e-15  # norms below may have lost squares to underflow
 _PARTS = {torch.float32: 1, torch.bfloat16: 3}  # numbers of a type that have the digits of a float32
@@ -159,6 +160,29 @@ class Space:
             usual = bool(((norms > _TINY) & (norms < 1 / _TINY)).all())
             return vectors / norms if usual else unit_length(vectors)
         return vectors if self._centre is None else vectors - self._centre
+
+
+def group_maxima(products: Tensor) -> Tensor:
+    """(n, g) the largest of each group of the (n, m) products; the products themselves where groups cannot be equal."""
+    rows, columns = products.shape
+    return products if columns % _GROUP else products.view(rows, _GROUP, columns // _GROUP).amax(1)
+
+
+def reaching(products: Tensor, largest: Tensor, least: Tensor, most: int) -> tuple[Tensor, Tensor] | None:
+    """Rows, ascending, and columns of the (n, m) products that are at least each row's (n,) ``least``; None where more
+    than ``most`` would have to be looked at.
+
+    Rounding is monotone: a sum that reaches ``least`` reaches it as well after both are rounded to the products' type.
+    """
+    least = least.to(products.dtype)[:, None]
+    row, group = (largest >= least).nonzero(as_tuple=True)
+    if len(row) > most:
+        return None
+    if largest is products:
+        return row, group
+    rows, groups = largest.shape
+    which, member = (products.view(rows, _GROUP, groups)[row, :, group] >= least[row]).nonzero(as_tuple=True)
+    return (row[which], member * groups + group[which]) if len(which) <= most else None
 
 
 def _sampled(queries: Tensor, documents: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

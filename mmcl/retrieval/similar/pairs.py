@@ -14,7 +14,7 @@ from mmcl.retrieval.faiss.index import Index
 from mmcl.retrieval.index import VectorShards
 from mmcl.retrieval.inputs import as_shards, prepared
 from mmcl.retrieval.mining import search_by_index
-from mmcl.retrieval.products import Block, Space
+from mmcl.retrieval.products import Block, Space, group_maxima, reaching
 from mmcl.runtime.device import multiplies_bfloat16
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import progress
@@ -180,13 +180,16 @@ def _at_least(rows: Block, columns: Block, threshold: float, *, triangle: bool) 
     """Pairs of two blocks; of the ``triangle``, those of the rows with themselves, each once."""
     dtype = torch.bfloat16 if multiplies_bfloat16(rows.vectors.device) else torch.float32
     products = _SPACE.products(rows, columns, dtype)
-    # What rounding may have kept from the threshold; rounding is monotone, also that of the products themselves.
-    lowest = (threshold - _SPACE.slack(rows, columns, dtype)).to(products.dtype)
-    reaches = products >= lowest[:, None]
-    place, column = (reaches.triu_(1) if triangle else reaches).nonzero(as_tuple=True)
-    if len(place) * _MANY > products.numel():
-        scores = _SPACE.dense_scores(rows, columns)[place, column]
+    least = threshold - _SPACE.slack(rows, columns, dtype)
+    found = reaching(products, group_maxima(products), least, products.numel() // _MANY)
+    if found is None:
+        dense = _SPACE.dense_scores(rows, columns)
+        place, column = (dense >= threshold).nonzero(as_tuple=True)
+        scores = dense[place, column]
     else:
+        place, column = found
+        if triangle:  # the others have as many pairs again to score
+            place, column = place[column > place], column[column > place]
         scores = _SPACE.scores(rows, columns, place, column)
-    kept = scores >= threshold
+    kept = (scores >= threshold) & (column > place) if triangle else scores >= threshold
     return Pairs(place[kept].numpy(), column[kept].numpy(), scores[kept].numpy())
