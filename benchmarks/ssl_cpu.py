@@ -64,8 +64,15 @@ SHORT = [
 ]  # chosen by SimCLR's kNN on images of train-1.parquet, which are neither learned from nor judged here
 OF_METHOD = {
     "simclr": [HEAD, COMPILED, "method.temperature=0.2"],
-    "swav": ["method.freeze_prototypes=20"],
-    "dino": ["method.freeze_prototypes=20"],
+    # Local crops and heads of thousands of units halve the epochs, and so few do not repay them.
+    "swav": ["method.freeze_prototypes=20", "method.local_crops=0", "method.prototypes=256"],
+    "dino": [
+        "method.freeze_prototypes=20",
+        "method.local_crops=0",
+        "method.prototypes=512",
+        "method.momentum=0.97",
+        "method.projector={hidden: [512], dim: 128, norm: batch, activation: gelu}",
+    ],
 }
 TRIAL_STEPS = 10  # of mmcl, to know its rate
 log = logging.getLogger("ssl_cpu")
