@@ -228,8 +228,8 @@ def test_exports_that_the_model_cannot_have_are_said_before_training(tmp_path, w
     run_of(words, tmp_path / "run", "training.epochs=0.2")
     export_lines = [line for line in caplog.messages if "can be exported" in line]
     assert export_lines == [
-        "the model can be exported to transformers, sentence-transformers, onnx, not to open-clip, timm, torchvision "
-        "(mmcl config check says why)"
+        "the model can be exported to transformers, sentence-transformers, onnx, not to open-clip, model2vec, timm, "
+        "torchvision (mmcl config check says why)"
     ]
 
 
