@@ -38,6 +38,7 @@ from mmcl.runtime.full_disk import full_disk_is_oserror
 
 log = logging.getLogger("mmcl")
 TARGETS = ("open-clip", "transformers", "sentence-transformers", "model2vec", "timm", "torchvision", "onnx")
+_HALVES = {"vision": "image", "text": "text"}  # as transformers calls them
 _UNKNOWN_SCALE = math.log(1 / 0.07)  # what CLIP starts from
 
 
@@ -249,37 +250,36 @@ def _is_transformers(embedder: Embedder) -> bool:
     return not isinstance(embedder.tower, OpenClipTextTower | PlainTextTower | WordTower)
 
 
+_JOINT = {"clip": True, "metaclip_2": True, "siglip": False, "siglip2": False}
+"""Model types of two halves that are models themselves, to whether each holds a projection; SigLIP's have a bias."""
+
+
 def _joint_kind(towers: Towers) -> str:
-    """``clip`` or ``siglip``, of which the two halves are."""
+    """Which of ``_JOINT`` the two halves are of."""
     nets: list[Any] = [towers.embedder(modality).tower.net for modality in ("image", "text")]
     types = {str(net.config.model_type) for net in nets}
-    for kind in ("clip", "siglip"):
+    for kind in _JOINT:
         if types == {f"{kind}_vision_model", f"{kind}_text_model"}:
             return kind
     kinds = " with ".join(sorted(types))
-    raise MmclError(f"transformers has no model of {kinds}; only the halves of a CLIPModel or SiglipModel are one")
+    raise MmclError(f"transformers has no model of {kinds}; only the halves of one CLIP, MetaCLIP 2 or SigLIP are one")
 
 
 def _joint(towers: Towers) -> Any:
-    """The ``CLIPModel`` or ``SiglipModel`` that the two halves are of."""
-    from transformers import CLIPConfig, SiglipConfig
-
-    halves: dict[str, Any] = {modality: towers.embedder(modality).tower.net for modality in ("image", "text")}
-    settings = {
-        "vision_config": halves["image"].config.to_diff_dict(),
-        "text_config": halves["text"].config.to_diff_dict(),
-    }
-    prefixes = {"vision_model.": halves["image"], "text_model.": halves["text"]}
-    config: Any
-    if _joint_kind(towers) == "clip":
-        config = CLIPConfig(**settings, projection_dim=towers.dim)
-        state = {name: tensor for net in halves.values() for name, tensor in net.state_dict().items()}
-    else:
-        config = SiglipConfig(**settings)
-        state = {prefix + name: tensor for prefix, net in prefixes.items() for name, tensor in net.state_dict().items()}
-        state["logit_bias"] = torch.tensor([towers.logit_bias or 0.0])
+    """The model of transformers that the two halves are of."""
+    halves: dict[str, Any] = {half: towers.embedder(modality).tower.net for half, modality in _HALVES.items()}
+    kind = _joint_kind(towers)
+    settings = {f"{half}_config": net.config.to_diff_dict() for half, net in halves.items()}
     scale = torch.tensor(_UNKNOWN_SCALE if towers.logit_scale is None else towers.logit_scale)
-    model = rebuild(config.to_diff_dict())
+    state: dict[str, Tensor] = {}
+    for half, net in halves.items():
+        prefix = "" if _JOINT[kind] else f"{half}_model."
+        state |= {prefix + name: tensor for name, tensor in net.state_dict().items()}
+    if _JOINT[kind]:
+        settings["projection_dim"] = towers.dim
+    else:
+        state["logit_bias"] = torch.tensor([towers.logit_bias or 0.0])
+    model = rebuild({"model_type": kind, **settings})
     state["logit_scale"] = scale.reshape(model.logit_scale.shape)
     model.load_state_dict(state)
     return model

@@ -12,6 +12,7 @@ import transformers
 import mmcl
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
+from mmcl.formats.export import export
 from mmcl.runtime.errors import MmclError
 from mmcl.training import train
 
@@ -73,6 +74,17 @@ def test_a_folder_gives_the_librarys_own_features_and_so_does_what_is_saved(tmp_
     check_equal(mmcl.load(tmp_path / "ours"), *expected)
     twice = mmcl.load(tmp_path / "theirs", dtype="float32"), mmcl.load(tmp_path / "ours", dtype="float32")
     assert twice[0].fingerprint() == twice[1].fingerprint()
+
+
+def test_both_halves_go_back_into_one_model(tmp_path, tokenizer):
+    expected = library_features(*metaclip(tmp_path / "theirs", tokenizer))
+    export(mmcl.load(tmp_path / "theirs").towers, "transformers", tmp_path / "back")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "back").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "back", backend="pil")
+    assert isinstance(model, transformers.MetaClip2Model)
+    for ours, theirs in zip(library_features(model, tokenizer, processor), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [metaclip, chinese_clip, dual_encoder])

@@ -13,6 +13,7 @@ from PIL import Image
 import mmcl
 from mmcl.config.model import TokenizerConfig
 from mmcl.data.processors.train_tokenizer import train_tokenizer
+from mmcl.formats.export import export
 from mmcl.formats.folder import preprocessor
 from mmcl.formats.transformers.image_processors import preprocessing
 from mmcl.runtime.errors import MmclError
@@ -66,6 +67,17 @@ def test_images_keep_their_shapes_and_vectors_are_the_librarys(tmp_path, most):
     processor = encoder.embedder("image").processor
     theirs = transformers.Siglip2ImageProcessorPil(**preprocessor(processor))
     assert preprocessing(theirs, "ours") == processor
+
+
+def test_both_halves_go_back_into_one_model(tmp_path):
+    expected = own_features(*naflex(tmp_path / "theirs"))
+    export(mmcl.load(tmp_path / "theirs").towers, "transformers", tmp_path / "back")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "back").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "back", backend="pil")
+    assert isinstance(model, transformers.Siglip2Model)
+    for ours, theirs in zip(own_features(model, tokenizer, processor), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("most", [256, 1024])
