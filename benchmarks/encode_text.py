@@ -2,12 +2,13 @@
 
     python benchmarks/encode_text.py                    all, about half an hour on two cores
     python benchmarks/encode_text.py --minutes 5        what fits into five minutes, with fewer texts if need be
+    python benchmarks/encode_text.py --device cuda      besides: sentence-transformers with flash attention
 
 The texts: 60% Wikipedia sentences, 30% short ones of the STS tasks, 10% paragraphs of 3 to 8 other Wikipedia
 sentences, shuffled, all distinct. The contenders alternate; the medians of the rounds are shown. The limit is
 what the model's matrix products alone would allow, at the rate measured for them in this very run by the library
-that mmcl takes; sentence-transformers may multiply by a slower one. In int8
-stands beside mmcl sentence-transformers' ONNX backend, quantised as its documentation says, where it can be loaded.
+that mmcl takes; sentence-transformers may multiply by a slower one. Beside mmcl's int8 stands sentence-transformers'
+ONNX backend, quantised as its documentation says, where it can be loaded.
 """
 
 from __future__ import annotations
@@ -94,13 +95,13 @@ def _pooler(net: Any) -> Any:
 
 
 @torch.inference_mode()
-def product_rate(net: Any, dtype: torch.dtype) -> float:
+def product_rate(net: Any, dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of the model's own products, weighed as it uses them, without anything between: the ceiling."""
     width, inner = net.config.hidden_size, net.config.intermediate_size
     shapes = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
     layers: list[tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]] = []
     for rows, columns in shapes:
-        states, weight = torch.randn(PACKED_TOKENS, rows), torch.randn(columns, rows)
+        states, weight = (torch.randn(*shape, device=device) for shape in ((PACKED_TOKENS, rows), (columns, rows)))
         if dtype == torch.int8:
             layers.append((states.mul(30).clamp(0, 255).to(torch.uint8), Int8Linear(weight, None, Range(0.1, 0))))
         else:
@@ -110,16 +111,19 @@ def product_rate(net: Any, dtype: torch.dtype) -> float:
         start = time.perf_counter()
         for states, product in layers:
             product(states)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return sum(2 * PACKED_TOKENS * rows * columns for rows, columns in shapes) / best
 
 
 def contenders_of(encoder: Any, folder: Path, bf16: bool) -> tuple[dict[str, Contender], list[str]]:
-    """Every way to encode that this machine has, by name, sentence-transformers' default first; and why others lack."""
+    """Every way to encode that the encoder's device has, by name, sentence-transformers' default first; and why others
+    lack."""
     from sentence_transformers import SentenceTransformer
 
     def theirs(**options: Any) -> Callable[[list[str]], np.ndarray]:
-        library = SentenceTransformer(str(encoder.path), device="cpu", **options)
+        library = SentenceTransformer(str(encoder.path), device=str(encoder.device), **options)
         return lambda texts: library.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
     def ours(dtype: str) -> Callable[[list[str]], np.ndarray]:
@@ -133,8 +137,15 @@ def contenders_of(encoder: Any, folder: Path, bf16: bool) -> tuple[dict[str, Con
         ways[f"{DEFAULT} bf16"] = Contender(half, "bfloat16")
         ways["mmcl bf16"] = Contender(ours("bfloat16"), "bfloat16")
     else:
-        missing.append("bfloat16: no such products in this CPU")
-    if multiplies_int8(torch.device("cpu")):
+        missing.append("bfloat16: no such products here")
+    if encoder.device.type == "cuda":
+        try:
+            flash = theirs(model_kwargs={"dtype": torch.bfloat16, "attn_implementation": "flash_attention_2"})
+            ways[f"{DEFAULT} bf16 flash"] = Contender(flash, "bfloat16")
+        except Exception as error:  # whatever keeps flash attention from being loaded
+            missing.append(f"{DEFAULT} with flash attention does not load: {' '.join(str(error).split())[:150]}")
+        return ways, missing
+    if multiplies_int8(encoder.device):
         ways["mmcl int8"] = Contender(ours("int8"), "int8")
     else:
         missing.append("mmcl int8: no such products in this CPU")
@@ -191,7 +202,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=30.0, help="soft limit of the whole")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 rows even where the CPU has no such products")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     with tempfile.TemporaryDirectory() as folder:
         measure(parser.parse_args(), Path(folder))
 
@@ -200,21 +213,21 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     """All tables, the most important first."""
     logging.getLogger("mmcl").setLevel(logging.ERROR)
     began, seconds = time.monotonic(), 60 * given.minutes
-    encoder = mmcl.load(MODEL, dtype="float32")
+    encoder = mmcl.load(MODEL, device=given.device, dtype="float32")
     embedder = encoder.towers.text()
     net = embedder.tower.net
-    bf16 = given.bf16 or multiplies_bfloat16(torch.device("cpu"))
+    bf16 = given.bf16 or multiplies_bfloat16(encoder.device)
     ways, missing = contenders_of(encoder, folder, bf16)
     texts = fitting(ways, mixed_texts(given.texts, given.data), 0.25 * seconds)
     lengths = np.array([len(ids) for ids in embedder.processor.tokenize(texts)[0]])
     vectors = {name: np.asarray(way.encode(texts), dtype=np.float32) for name, way in ways.items()}  # also the warm-up
     took = alternate(ways, texts, given.rounds, began + 0.6 * seconds)
-    rates = {"float32": product_rate(net, torch.float32)}
+    rates = {"float32": product_rate(net, torch.float32, encoder.device)}
     if bf16:
-        rates["bfloat16"] = product_rate(net, torch.bfloat16)
+        rates["bfloat16"] = product_rate(net, torch.bfloat16, encoder.device)
     if "mmcl int8" in ways:
-        rates["int8"] = product_rate(net, torch.int8)
-    library = "oneDNN" if onednn_multiplies_float32() else "MKL"
+        rates["int8"] = product_rate(net, torch.int8, encoder.device)
+    library = "cuBLAS" if given.device == "cuda" else "oneDNN" if onednn_multiplies_float32() else "MKL"
     hardware = machine()
     print(f"{hardware['cpu']}, units {', '.join(hardware['units'])}; float32 products by {library}")
     print("; ".join(f"{name} products at {rate / 1e9:,.0f} GFLOP/s" for name, rate in rates.items()), end="\n\n")
@@ -232,9 +245,9 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     parts = decompose(encoder, texts[: max(1, len(texts) // 10)])
     tables = {"by_length": buckets, "decomposition": parts}
     report(
-        __file__, rows, texts=len(texts), tokens=int(lengths.sum()), threads=torch.get_num_threads(), model=MODEL,
+        given.out, rows, texts=len(texts), tokens=int(lengths.sum()), threads=torch.get_num_threads(), model=MODEL,
         products_gflops={name: rate / 1e9 for name, rate in rates.items()}, float32_by=library,
-        missing=missing, **tables,
+        device=torch.cuda.get_device_name() if given.device == "cuda" else "cpu", missing=missing, **tables,
     )  # fmt: skip
     print(*missing, sep="\n")
     for table in tables.values():

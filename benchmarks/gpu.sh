@@ -16,17 +16,16 @@ mkdir -p "$out"
   exit 2
 }
 
-part() { # NAME SECONDS SCRIPT ARGUMENTS...: the last table of each script is its result
+part() { # NAME SECONDS SCRIPT ARGUMENTS...
   local name=$1 seconds=$2 script=$3
   shift 3
   echo "== $name (at most $seconds s)"
   timeout --signal=INT --kill-after=10 "$seconds" "$python" -u "$script" "$@" 2>"$out/$name.log" | tee "$out/$name.txt"
   local status=${PIPESTATUS[0]}
   [ "$status" = 0 ] || echo "$name ended with $status; see $out/$name.log"
-  [ ! -f "${script%.py}.json" ] || cp "${script%.py}.json" "$out/$name.json"
 }
 
-part loss 200 loss_gpu.py --sizes 8192 32768 131072 524288 1048576 --rounds 5 --seconds 15
-part encode 120 encode_text.py --device cuda --texts 20000 --rounds 3
-part train_clip 220 train_clip.py --device cuda --case vit --rounds 3
+part loss 200 loss_gpu.py --sizes 8192 32768 131072 524288 1048576 --rounds 5 --seconds 15 --out "$out/loss.json"
+part encode 120 encode_text.py --device cuda --texts 20000 --minutes 1.5 --out "$out/encode.json"
+part train_clip 220 train_clip.py --device cuda --case vit --rounds 3 --out "$out/train_clip.json"
 part simclr 150 cifar10_table.py --methods simclr --seeds 1 --set training.epochs=6 --out "$out/cifar10_table"

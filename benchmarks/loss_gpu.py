@@ -27,6 +27,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 from unittest import mock
 
@@ -66,7 +67,7 @@ def main() -> None:
     for size in options.sizes:
         torch.compiler.reset()
         rows += measure(size, options.dim, options.rounds, options.seconds, rate)
-        write(__file__, rows, **facts)
+        write(options.out, rows, **facts)
     show(rows)
 
 
@@ -219,6 +220,7 @@ def _options() -> argparse.Namespace:
         default=triton_blocks.BACKWARD_BLOCK,
         help="rows and columns of a block of derivatives",
     )
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     return parser.parse_args()
 
 
