@@ -254,6 +254,10 @@ _JOINT = {"clip": True, "metaclip_2": True, "siglip": False, "siglip2": False}
 """Model types of two halves that are models themselves, to whether each holds a projection; SigLIP's have a bias."""
 
 
+_JOINT = {"clip": True, "metaclip_2": True, "siglip": False, "siglip2": False}
+"""Model types of two halves that are models themselves, to whether each holds a projection; SigLIP's have a bias."""
+
+
 def _joint_kind(towers: Towers) -> str:
     """Which of ``_JOINT`` the two halves are of."""
     nets: list[Any] = [towers.embedder(modality).tower.net for modality in ("image", "text")]
