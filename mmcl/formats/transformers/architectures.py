@@ -7,7 +7,7 @@ from typing import Any
 from mmcl.runtime.errors import MmclError
 
 ENCODERS = {
-    "t5": "T5EncoderModel",  # sentence-t5, gtr, sentence-t5's multilingual kin
+    "t5": "T5EncoderModel",  # sentence-t5, gtr
     "mt5": "MT5EncoderModel",
     "umt5": "UMT5EncoderModel",
     "longt5": "LongT5EncoderModel",
