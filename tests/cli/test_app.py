@@ -175,7 +175,8 @@ def test_mistakes_get_one_line_and_exit_code_2(mmcl_, arguments, said, config, p
         (
             ["export", "m", "--to", "sentencetransformers"],
             "Invalid value for '--to': 'sentencetransformers' is not one of 'open-clip', 'transformers', "
-            "'sentence-transformers', 'timm', 'torchvision', 'onnx'. Did you mean 'sentence-transformers'?",
+            "'sentence-transformers', 'model2vec', 'timm', 'torchvision', 'onnx'. "
+            "Did you mean 'sentence-transformers'?",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
                 "item": {"modality": "table", "fields": {"item_id": "category", "kind": "category"}},
             },
         },
-        "training": {"batch_size": 64, "epochs": 10, "lr": 0.02, "warmup": 0},
+        "training": {"batch_size": 64, "epochs": 10, "lr": 0.02, "warmup": 0, "precision": "float32"},
         "evaluation": {
             "sources": {"test": {"task": "recommendation", "source": str(folder / "test.parquet")}},
             "every": 5,
@@ -61,7 +61,16 @@ def folder(tmp_path_factory):
 
 
 def test_the_command_judges_as_training_did(folder):
-    arguments = ["--seen", folder / "train.parquet", "-k", "5,10", "--json", folder / "scores.json"]
+    arguments = [
+        "--seen",
+        folder / "train.parquet",
+        "-k",
+        "5,10",
+        "--dtype",
+        "float32",
+        "--json",
+        folder / "scores.json",
+    ]
     shown = run("eval", "recommendation", folder / "run", folder / "test.parquet", *arguments)
     found = json.loads((folder / "scores.json").read_text())["user_to_item"]
     assert found["metrics"]["recall@10"] > 0.8  # of 8 left of the user's own parity, and 15 of the other

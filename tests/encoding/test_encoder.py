@@ -290,9 +290,9 @@ def test_roberta_has_fewer_positions_than_it_holds(tmp_path, padding):
     assert encoder.encode("dog " * 50).shape == (16,)
 
 
-@pytest.mark.parametrize("kind", ["T5", "Siglip2"])
+@pytest.mark.parametrize("kind", ["Marian", "Encodec"])
 def test_a_transformers_model_that_is_no_text_encoder_is_refused_in_one_line(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     getattr(transformers, f"{kind}Config")().save_pretrained(tmp_path)
-    with pytest.raises(MmclError, match=f"a '{kind.lower()}' model is no encoder of texts"):
+    with pytest.raises(MmclError, match=f"a '{kind.lower()}' model (has a decoder, and )?is no encoder of texts"):
         mmcl.load(tmp_path)

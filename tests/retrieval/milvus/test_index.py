@@ -186,7 +186,7 @@ def test_nan_is_named_and_leaves_no_collection(uri):
         (lambda index: index.search(np.zeros((1, 8))), "zero vector"),
         (lambda index: index.search(QUERIES, where="prise > 3"), "no column 'prise'; did you mean 'price'"),
         (lambda index: index.search(QUERIES, where="price > 'x'"), "'price' holds numbers"),
-        (lambda index: index.add(ROWS[:1, :5], ["x"]), "vectors of 5 dimensions; the index holds such of 8"),
+        (lambda index: index.add(ROWS[:1, :5], ["x"]), "the vectors have 5 dimensions, those of the index have 8"),
         (lambda index: index.add(ROWS[:1], ["x"]), "the index has a column 'price'"),
         (lambda index: index.add(ROWS[:1], [3], columns={}), "the ids are whole numbers, those of the index text"),
     ],

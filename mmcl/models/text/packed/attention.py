@@ -77,8 +77,9 @@ class Attention:
                     far = far | (ahead.abs() > window)
                 # Padding stands behind a text's tokens, which causal ones do not see in any case.
                 hidden = far[None, None] if self._causal else hidden | far
-            # Finite, so that rows of padding alone, which nobody reads, have a gradient that is a number.
-            least = torch.finfo(dtype).min
+            # Finite, so that rows of padding alone, which nobody reads, have a gradient that is a number; half of the
+            # least, since a score is added to it, and float16 would overflow.
+            least = torch.finfo(dtype).min / 2
             self._biases[number, window] = torch.where(hidden, least, self._by_place(block.length).to(dtype))
         return self._biases[number, window]
 
