@@ -48,7 +48,9 @@ def test_own_pairs_takes_the_images_that_a_table_names(run, tmp_path):
 def test_sentences_finds_the_question_that_means_the_same(run):
     answer, spearman = run("sentences.py")
     assert answer == "How do I reset my password?"
-    assert spearman == "STS-B, Spearman: 82.03"
+    name, _, value = spearman.rpartition(" ")
+    assert name == "STS-B, Spearman:"
+    assert float(value) == pytest.approx(82.03, abs=0.05)  # in bfloat16, where that is native
 
 
 def test_own_loss_falls_and_the_model_is_saved(run, tmp_path):

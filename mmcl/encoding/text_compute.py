@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmcl.encoding.calibration import TEXTS
 from mmcl.models.text.embedder import TextEmbedder
@@ -218,6 +219,17 @@ def _cast(tower: TextTower, dtype: torch.dtype) -> TextTower:
     return copied
 
 
+_optimizer_steps = 0  # in this process
+
+
+def _count_step(*_: object) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)  # a fused optimizer leaves the versions of the weights as they were
+
+
 def _state(embedder: TextEmbedder, dtype: torch.dtype) -> Hashable:
     """Changes with every step of an optimizer, loading of weights, move, and change of the net or its pooling."""
     tower = embedder.tower
@@ -225,4 +237,4 @@ def _state(embedder: TextEmbedder, dtype: torch.dtype) -> Hashable:
         (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
         for weight in chain(tower.parameters(), tower.buffers())
     ]
-    return dtype, id(embedder), id(tower.net), tower.pooling, tuple(weights)
+    return dtype, id(embedder), id(tower.net), tower.pooling, _optimizer_steps, tuple(weights)

@@ -167,8 +167,8 @@ def fast_products() -> Iterator[None]:
         yield
 
 
-LONGEST_BATCHED = 1024
-"""Tokens, for whose squares there is memory."""
+LONGEST_BATCHED = 256
+"""Tokens or patches: all their weights are kept for the gradient, which the fused kind computes anew."""
 
 
 @contextmanager

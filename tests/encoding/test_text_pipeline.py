@@ -362,3 +362,19 @@ def test_a_killed_worker_ends_the_encode_with_one_line(encoder, monkeypatch):
     monkeypatch.setattr(workers._Worker, "give", give_and_kill)
     with pytest.raises(MmclError, match=r"worker process on cpu ended, exit code -9"):
         encoder.encode(TEXTS, devices=["cpu", "cpu"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_was_prepared_of_weights_is_prepared_anew_after_a_step(fused):
+    """A fused optimizer does not count the versions of weights, and an encoder of some towers is not told to train."""
+    encoder = make_encoder()
+    encoder.set_compute("bfloat16")
+    part = encoder.select("text")
+    part.encode(TEXTS[:4])
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.1, fused=fused)
+    encoder.embed(TEXTS[:4]).sum().backward()
+    optimizer.step()
+    fresh = make_encoder()
+    fresh.load_state_dict(encoder.state_dict())
+    fresh.set_compute("bfloat16")
+    np.testing.assert_array_equal(part.encode(TEXTS[:4]), fresh.encode(TEXTS[:4]))

@@ -71,11 +71,12 @@ def test_two_processes_and_micro_batches_learn_what_one_pass_learns(tmp_path, na
     assert any(tensor.dtype == torch.float64 for tensor in weights.values())
     for other in ("two",) if grouped else ("two", "parts"):
         also_logged, also = learned(tmp_path / other)
-        torch.testing.assert_close(also_logged, logged, rtol=1e-9, atol=0)
+        # Crops are resampled in float32, by products whose rounding depends on how many there are at once.
+        torch.testing.assert_close(also_logged, logged, rtol=1e-7, atol=0)
         assert also.keys() == weights.keys()
         for key, tensor in weights.items():
             if not (grouped and key.endswith(RUNNING)):  # each process has its own
-                torch.testing.assert_close(also[key], tensor, rtol=1e-6, atol=1e-9, msg=f"{other}: {key}")
+                torch.testing.assert_close(also[key], tensor, rtol=1e-6, atol=1e-7, msg=f"{other}: {key}")
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, name):

@@ -52,10 +52,10 @@ class Batch:
     problems: list[dict[str, str]] = field(default_factory=list)
 
     @property
-    def longest_text(self) -> int:
-        """Tokens of the longest text; 0 without texts."""
-        items = (*self.inputs.values(), *self.extra.values())
-        return max((inputs["input_ids"].shape[1] for inputs in items if "input_ids" in inputs), default=0)
+    def longest_sequence(self) -> int:
+        """What a tower attends to at most: tokens of the longest text, or patches of the largest image, of 14 pixels
+        and without crops; 0 without either."""
+        return max((_length(inputs) for inputs in (*self.inputs.values(), *self.extra.values())), default=0)
 
     def drawn(self, column: str, draw: int) -> Inputs:
         """The inputs of a random draw of a column, from 0; where it is not changed on the host all are the same."""
@@ -116,6 +116,15 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor], skip: str | None) ->
     if isinstance(value, dict):
         return {name: below if name == skip else _mapped(below, change, skip) for name, below in value.items()}
     return [_mapped(below, change, skip) for below in value] if isinstance(value, list) else change(value)
+
+
+def _length(inputs: Inputs) -> int:
+    if "input_ids" in inputs:
+        return inputs["input_ids"].shape[1]
+    if "patches" in inputs:
+        return inputs["patches"].shape[1]
+    side = inputs["pixels"].shape[1] if "pixels" in inputs else int(inputs[SIZES].max()) if SIZES in inputs else 0
+    return (side // 14) ** 2
 
 
 def _count(inputs: Inputs) -> int:

@@ -188,7 +188,7 @@ class TrainStep:
         """The context of the forward pass of ``part`` through the towers."""
         dtype, enabled = DTYPES[self.precision], self.precision != "float32"
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=enabled)
-        with autocast, batched_attention(self.device, part.longest_text):
+        with autocast, batched_attention(self.device, part.longest_sequence):
             yield
 
     def _report_idle(self, idle: list[str]) -> None:

@@ -219,3 +219,13 @@ def test_a_network_with_dropout_of_its_own_is_not_trained_packed():
     model = net("Bert")
     model.encoder.layer[0].intermediate.added = nn.Dropout(0.1)
     assert described_with_dropout(model) is None
+
+
+def test_the_row_of_padding_has_no_gradient_where_it_is_the_end_of_a_text_too():
+    model = net("Llama", pad_token_id=2, eos_token_id=2)
+    tokens = [np.array([5, 6, 7, 2]), np.array([8, 2])]
+    (states,), _ = PackedTransformer(model, LiveWeights(torch.float32), torch.float32)(tokens)
+    states.square().sum().backward()
+    gradient = model.get_input_embeddings().weight.grad
+    assert gradient[5].any()
+    assert not gradient[2].any()

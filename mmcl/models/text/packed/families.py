@@ -66,6 +66,8 @@ def _is_plain(net: nn.Module, described: Description) -> bool:
 
 
 def _hooked(part: nn.Module) -> bool:
+    if part._backward_hooks or part._backward_pre_hooks or part._compiled_call_impl is not None:
+        return True
     hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
     # Those by which transformers gives the states of all layers change nothing, and stay once these were asked for.
     return any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks)

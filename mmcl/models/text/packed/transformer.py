@@ -160,13 +160,12 @@ class PackedTransformer:
     def _embed(self, tokens: Sequence[np.ndarray], layout: Layout) -> Tensor:
         """(rows, W) of the tokens' embeddings, summed and normalised in float32."""
         described = self._described
-        states = F.embedding(_rows(np.concatenate(tokens), layout, described.words), described.words.weight)
-        states = _wide(states)
+        states = _wide(_looked_up(described.words, _rows(np.concatenate(tokens), layout, described.words)))
         if described.kinds is not None:
             states = states + described.kinds.weight[0]
         if described.positions is not None:
             places = _rows(self._places(tokens), layout, described.words)
-            states = states + F.embedding(places, described.positions.weight)
+            states = states + _looked_up(described.positions, places)
         states = self._embeddings_norm(states).to(self._dtype)
         return _dropped(described.embeddings_dropout, states)
 
@@ -244,6 +243,11 @@ def _norm(module: Any, parameter: Function) -> Function:
         bias = None if module.bias is None else parameter(module.bias)
         return lambda states: F.layer_norm(states, weight.shape, weight, bias, module.eps)
     return lambda states: F.rms_norm(states, weight.shape, weight, module.variance_epsilon)
+
+
+def _looked_up(table: nn.Embedding, rows: Tensor) -> Tensor:
+    """Rows of a table; that of padding has no gradient, wherever it stands."""
+    return F.embedding(rows, table.weight, table.padding_idx)
 
 
 def _dropped(dropout: nn.Module | None, states: Tensor) -> Tensor:
