@@ -76,7 +76,7 @@ def test_two_processes_and_micro_batches_learn_what_one_pass_learns(tmp_path, na
         assert also.keys() == weights.keys()
         for key, tensor in weights.items():
             if not (grouped and key.endswith(RUNNING)):  # each process has its own
-                torch.testing.assert_close(also[key], tensor, rtol=1e-6, atol=1e-7, msg=f"{other}: {key}")
+                torch.testing.assert_close(also[key], tensor, rtol=1e-5, atol=1e-6, msg=f"{other}: {key}")
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, name):

@@ -103,7 +103,7 @@ def test_a_thousand_photographs_with_five_captions_equal_a_plain_reference() -> 
 @pytest.mark.slow
 def test_a_model_of_product_images_on_photographs_equals_a_plain_reference(tmp_path: Path) -> None:
     """Trained for a moment, and untrained. Near ties may come in another order in float64 than in float32."""
-    config = Path(__file__).parents[2] / "configs" / "clip_fashion.yaml"
+    config = Path(__file__).parents[3] / "configs" / "clip_fashion.yaml"
     fashion = FLICKR.parent / "fashion"
     settings = [f"data.train.source={fashion}", "evaluation.sources={}", "training.epochs=0.15"]
     for name, rate in (("trained", 3e-3), ("untrained", 1e-12)):
