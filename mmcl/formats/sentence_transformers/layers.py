@@ -50,6 +50,8 @@ class LayerFormat(ABC):
 
 
 class DenseFormat(LayerFormat):
+    """A dense layer, of vectors or of tokens' states."""
+
     kind, layer, places = "Dense", Dense, (SENTENCE, TOKENS)
 
     def read(self, config: Mapping[str, Any], folder: Path) -> tuple[Any, int | None]:
@@ -80,6 +82,8 @@ class DenseFormat(LayerFormat):
 
 
 class LayerNormFormat(LayerFormat):
+    """Layer normalisation of vectors."""
+
     kind, layer = "LayerNorm", LayerNorm
 
     def read(self, config: Mapping[str, Any], folder: Path) -> tuple[Any, int | None]:
@@ -93,6 +97,8 @@ class LayerNormFormat(LayerFormat):
 
 
 class NormalizeFormat(LayerFormat):
+    """Division by the length."""
+
     kind, layer, places = "Normalize", Normalize, (SENTENCE, TOKENS)
 
     def read(self, config: Mapping[str, Any], folder: Path) -> tuple[Any, int | None]:
@@ -103,6 +109,8 @@ class NormalizeFormat(LayerFormat):
 
 
 class DropoutFormat(LayerFormat):
+    """Dropout, which an encoder in use does not do."""
+
     kind, layer = "Dropout", Dropout
 
     def read(self, config: Mapping[str, Any], folder: Path) -> tuple[Any, int | None]:
@@ -113,6 +121,8 @@ class DropoutFormat(LayerFormat):
 
 
 class ConvolutionFormat(LayerFormat):
+    """Convolutions along a text."""
+
     kind, layer, config, places = "CNN", Convolution, "cnn_config.json", (TOKENS,)
 
     def read(self, config: Mapping[str, Any], folder: Path) -> tuple[Any, int | None]:
@@ -132,6 +142,8 @@ class ConvolutionFormat(LayerFormat):
 
 
 class RecurrenceFormat(LayerFormat):
+    """An LSTM along a text."""
+
     kind, layer, config, places = "LSTM", Recurrence, "lstm_config.json", (TOKENS,)
 
     def read(self, config: Mapping[str, Any], folder: Path) -> tuple[Any, int | None]:
@@ -153,6 +165,8 @@ class RecurrenceFormat(LayerFormat):
 
 
 class LayerMeanFormat(LayerFormat):
+    """A weighted mean of the states of several layers."""
+
     kind, layer, places = "WeightedLayerPooling", LayerMean, (TOKENS,)
 
     def read(self, config: Mapping[str, Any], folder: Path) -> tuple[Any, int | None]:

@@ -3,6 +3,7 @@ are made of."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -86,9 +87,10 @@ TOKEN_LAYERS: dict[str, type[Any]] = LAYERS | {
 """The layers by what descriptions call them; those of :data:`~mmcl.models.layers.LAYERS` take each token by itself."""
 
 
-class AlongText(nn.Module):
+class AlongText(nn.Module, ABC):
     """A layer that needs more of a token than its state."""
 
+    @abstractmethod
     def forward(self, states: Tensor, mask: Tensor | None, layers: Sequence[Tensor]) -> Tensor:
         """(N, L, width) of (N, L, D) ``states``.
 
@@ -97,7 +99,6 @@ class AlongText(nn.Module):
             mask: (N, L), 1 where there is a token and 0 where there is padding; None without padding.
             layers: every layer's (N, L, D) states of the network.
         """
-        raise NotImplementedError
 
 
 class Convolutions(AlongText):
