@@ -247,39 +247,45 @@ def _by_onednn(factor: Tensor) -> bool:
     return factor.dtype == torch.float32 and factor.device.type == "cpu" and onednn_multiplies_float32()
 
 
-_lock, _inside = threading.Lock(), 0  # guards the setting below, which is the process's
+_lock, _inside, _before = threading.Lock(), 0, "none"  # of the setting below, which is the process's
+_own = threading.local()  # how often this thread is inside
 
 
 @contextmanager
 def _onednn() -> Iterator[None]:
     """Within, float32 products on the CPU are oneDNN's, which rounds their factors to bfloat16 where there is AMX.
 
-    Threads may be inside at once; the last to leave restores the setting that the first one found.
+    Threads may be inside at once; the last to leave restores the setting that the first one found. One that was
+    inherited is inherited again.
     """
     global _inside, _before
-    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    backend: Any = torch.backends.mkldnn
     with _lock:
-        if not _inside:
-            _before = products.fp32_precision
-            products.fp32_precision = "bf16"
         _inside += 1
+        if _inside == 1:
+            found = backend.matmul.fp32_precision
+            _before = "none" if found == backend.fp32_precision else found
+            backend.matmul.fp32_precision = "bf16"
+        _own.depth = getattr(_own, "depth", 0) + 1
     try:
         yield
     finally:
         with _lock:
+            _own.depth -= 1
             _inside -= 1
             if not _inside:
-                products.fp32_precision = _before
+                backend.matmul.fp32_precision = _before
 
 
-_before: str
-
-
-def _unlock_after_fork() -> None:
-    """A fork has none of the threads that were inside, of which one may have held the lock."""
-    global _lock
+def _alone_after_fork() -> None:
+    """A fork has but the thread that forked: not those that were inside, of which one may have held the lock."""
+    global _lock, _inside
     _lock = threading.Lock()
+    others, _inside = _inside, getattr(_own, "depth", 0)
+    if others and not _inside:
+        backend: Any = torch.backends.mkldnn
+        backend.matmul.fp32_precision = _before
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock_after_fork)
+    os.register_at_fork(after_in_child=_alone_after_fork)

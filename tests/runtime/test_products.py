@@ -265,3 +265,46 @@ def test_a_process_that_is_forked_while_a_thread_changes_the_setting_multiplies(
     finally:
         child.kill()
         child.join()
+
+
+@WITHOUT_AMX
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_process_that_is_forked_while_a_thread_is_inside_is_outside():
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with products._onednn():
+            inside.set()
+            leave.wait(60)
+
+    def setting(sending):
+        sending.send((torch.backends.mkldnn.matmul.fp32_precision, products._inside))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(10)
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=setting, args=(sending,), daemon=True)
+    child.start()
+    try:
+        assert receiving.poll(60)
+        assert receiving.recv() == ("none", 0)
+    finally:
+        leave.set()
+        thread.join()
+        child.kill()
+        child.join()
+
+
+@WITHOUT_AMX
+def test_a_setting_that_was_inherited_is_inherited_again():
+    backend = torch.backends.mkldnn
+    before = backend.fp32_precision
+    try:
+        backend.fp32_precision = "ieee"
+        with products._onednn():
+            pass
+        backend.fp32_precision = "bf16"
+        assert backend.matmul.fp32_precision == "bf16"
+    finally:
+        backend.fp32_precision = before
