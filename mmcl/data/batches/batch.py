@@ -123,7 +123,10 @@ def _length(inputs: Inputs) -> int:
         return inputs["input_ids"].shape[1]
     if "patches" in inputs:
         return inputs["patches"].shape[1]
-    side = inputs["pixels"].shape[1] if "pixels" in inputs else int(inputs[SIZES].max()) if SIZES in inputs else 0
+    if "pixels" in inputs:
+        side = inputs["pixels"].shape[1]
+    else:
+        side = int(inputs[SIZES].numpy().max()) if SIZES in inputs else 0  # of the host: nothing waits for a device
     return (side // 14) ** 2
 
 
