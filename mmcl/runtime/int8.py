@@ -12,6 +12,8 @@ from mmcl.runtime.products import ACTIVATIONS
 _INTEGERS = 2.0**23
 """From here to twice as much, float32 numbers are the integers, and their low bytes are the integers' low bytes: adding
 this rounds to the nearest integer, halves to the even one."""
+_ROWS = 16
+"""The fewest rows of a product. For fewer oneDNN leaves AMX, for a kernel that rounds scale and bias otherwise."""
 _SHARES = tuple(2.0 ** (-step / 4) for step in range(17))
 """Of the largest values, among which :func:`closest_range` looks: 1 down to 1/16."""
 
@@ -94,15 +96,18 @@ class Int8Linear:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """(T, M) of (T, K): of real numbers, or of uint8 that are in the range of the inputs already."""
+        rows = len(x)
         if x.dtype != torch.uint8:
             x = self._to_integers(x)
+        if rows < _ROWS:
+            x = torch.cat([x, x.new_zeros(_ROWS - rows, x.shape[1])])
         scale, zero = self._outputs or Range(1.0, 0)
         of = torch.float32 if self._outputs is None else torch.uint8
         _, name, variant = self._activation
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
             x, *self._inputs, self._weight, self._scales, self._zeros, self._bias, scale, zero, of, name, [], variant
         )
-        return result
+        return result[:rows]
 
     def _to_integers(self, x: Tensor) -> Tensor:
         near = torch.addcmul(self._shift, x, self._steps).clamp_(_INTEGERS, _INTEGERS + 255)

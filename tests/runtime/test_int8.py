@@ -73,7 +73,7 @@ def test_rounding_is_to_the_nearest_integer_and_to_the_ends_of_the_range():
     torch.testing.assert_close(identity(values), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("width", [40, 384])
+@pytest.mark.parametrize("width", [32, 40, 256, 384])
 def test_a_row_gives_the_same_to_the_bit_whatever_rows_stand_beside_it(width):
     x, weight, bias = layer(inner=width, outer=3 * width)
     run = Int8Linear(weight, bias, closest_range(x), activation="gelu")

@@ -120,8 +120,8 @@ def same_run(one, two):
     """Assert that two runs have learned the same; returns the lines of their metrics."""
     logs = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (one, two)]
     assert len(logs[0]) == len(logs[1])
-    # Judging computes as a loaded model does, whatever training does; a rank of 400 may move by a few.
-    limit = 1e-3 if resolve_precision("auto", torch.device("cpu")) == "float32" else 0.02
+    # Judging computes as a loaded model does, whatever training does; of 400 pairs a median rank may move by some.
+    limit = 1e-3 if resolve_precision("auto", torch.device("cpu")) == "float32" else 0.05
     for alone, shared in zip(*logs, strict=True):
         if "loss" in alone:
             assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
