@@ -113,12 +113,12 @@ class VectorIndex(Protocol):
     def upsert(self, vectors: Any, ids: Ids, *, columns: MetaColumns | None = None) -> None:
         """Add vectors in the place of those of the same ids, if there are any."""
 
-    def has(self, ids: Ids) -> np.ndarray:
-        """(n,) bool: of which of these ids there is a vector."""
+    def has(self, ids: Ids, *, where: str | None = None) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector, whose metadata fulfils ``where``."""
 
-    def rows(self, ids: Ids) -> pa.Table:
+    def rows(self, ids: Ids, *, where: str | None = None) -> pa.Table:
         """Metadata of these ids, a row each, in their order: ``id``, ``label`` if there are any, and other columns; of
-        several vectors of an id, that of the first. Raises ``MmclError`` for an unknown id."""
+        several vectors of an id, that of the first which fulfils ``where``. Raises ``MmclError`` for an id without."""
 
     def vectors(self, ids: Ids) -> np.ndarray:
         """(N, D) float32 vectors of these ids as the index holds them, of several of an id the first. Raises

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from mmcl.data.rows import Rows
 from mmcl.encoding.corpora.stored import id_array, id_table
-from mmcl.retrieval.filters import kind_of
+from mmcl.retrieval.filters import kind_of, matching
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.printable import short_repr
@@ -52,23 +52,27 @@ class Metadata:
         """The names of the columns that are neither id nor label."""
         return [name for name in self.table.column_names if name not in _OWN]
 
-    def positions(self, ids: Ids) -> np.ndarray:
-        """(n,) int64: the first vector of each id; -1 of one that there is not."""
+    def positions(self, ids: Ids, where: str | None = None) -> np.ndarray:
+        """(n,) int64: the first vector of each id whose row fulfils a condition; -1 of one that there is not."""
         wanted = self.wanted(ids)
         found = self._where(wanted)
+        if where is not None:
+            found = found[matching(self.table.take(pa.array(found)), where)]
         place = pc.index_in(wanted, value_set=self.ids.take(pa.array(found)))
         missing = place.is_null().to_numpy(zero_copy_only=False)
         if not len(found):
             return np.full(len(wanted), -1)
         return np.where(missing, -1, found[pc.fill_null(place, 0).to_numpy()])
 
-    def known(self, ids: Ids) -> np.ndarray:
+    def known(self, ids: Ids, where: str | None = None) -> np.ndarray:
         """As :meth:`positions`. Raises ``MmclError`` for an unknown id."""
-        found = self.positions(ids)
+        found = self.positions(ids, where)
         if len(unknown := np.flatnonzero(found < 0)):
             id_ = self.wanted(ids)[int(unknown[0])].as_py()
             more = f" ({len(unknown):,} such ids)" if len(unknown) > 1 else ""
             example = next((value.as_py() for value in self.live()["id"][:1]), None)
+            if where is not None:
+                raise MmclError(f"no vector of id {id_!r} fulfils: {where}{more}")
             raise MmclError(f"the index holds no id {id_!r}{more}; it has such as {example!r}")
         return found
 

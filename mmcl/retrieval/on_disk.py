@@ -159,13 +159,14 @@ class DiskIndex:
         """Refused."""
         self._refuse()
 
-    def has(self, ids: Ids) -> np.ndarray:
-        """(n,) bool: of which of these ids there is a vector."""
-        return self._metadata.positions(ids) >= 0
+    def has(self, ids: Ids, *, where: str | None = None) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector, whose metadata fulfils ``where``."""
+        return self._metadata.positions(ids, where) >= 0
 
-    def rows(self, ids: Ids) -> pa.Table:
-        """Metadata of these ids, a row each. Raises ``MmclError`` for an unknown id."""
-        return self._metadata.table.take(pa.array(self._metadata.known(ids)))
+    def rows(self, ids: Ids, *, where: str | None = None) -> pa.Table:
+        """Metadata of these ids, a row each, of the first vector of an id which fulfils ``where``. Raises ``MmclError``
+        for an id without."""
+        return self._metadata.table.take(pa.array(self._metadata.known(ids, where)))
 
     def vectors(self, ids: Ids) -> np.ndarray:
         """(N, D) float32 vectors of these ids. Raises ``MmclError`` for an unknown id."""

@@ -403,19 +403,19 @@ class Index:
         self.spec = self._about["spec"] = finer
         return True
 
-    def has(self, ids: Ids) -> np.ndarray:
-        """(n,) bool: of which of these ids there is a vector."""
-        return self._metadata.positions(ids) >= 0
+    def has(self, ids: Ids, *, where: str | None = None) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector, whose metadata fulfils ``where``."""
+        return self._metadata.positions(ids, where) >= 0
 
-    def rows(self, ids: Ids) -> pa.Table:
+    def rows(self, ids: Ids, *, where: str | None = None) -> pa.Table:
         """Metadata of these ids, a row each, in their order: ``id``, ``label`` if there are any, and the other columns.
 
-        Of an id of several vectors it is that of the first.
+        Of an id of several vectors it is that of the first, or of the first which fulfils the condition ``where``.
 
         Raises:
-            MmclError: there is no such id.
+            MmclError: there is no such id, or none of its vectors fulfils the condition.
         """
-        return self._metadata.table.take(pa.array(self._metadata.known(ids)))
+        return self._metadata.table.take(pa.array(self._metadata.known(ids, where)))
 
     def vectors(self, ids: Ids) -> np.ndarray:
         """(n, D) float32 vectors of these ids, of several of an id the first: as the index holds them, of unit length

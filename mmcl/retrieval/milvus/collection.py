@@ -134,11 +134,12 @@ class Collection:
             with answers(self.uri):
                 self._client.delete(self.name, ids=list(keys[start : start + _AT_ONCE]), timeout=CALL_SECONDS)
 
-    def first(self, ids: pa.Array, *, vectors: bool = False) -> dict[Any, dict[str, Any]]:
-        """{id: its columns, or its vector}, of several vectors of an id the first; without ids that there are not."""
+    def first(self, ids: pa.Array, where: str = "", *, vectors: bool = False) -> dict[Any, dict[str, Any]]:
+        """{id: its columns, or its vector}, of several vectors of an id the first, of which a filter is true; without
+        ids that there are not."""
         fields = [_VECTOR] if vectors else list(self.fields.values())
         found: dict[Any, dict[str, Any]] = {}
-        for row in sorted(self._of(ids, [_KEY, _ID, *fields]), key=lambda row: row[_KEY]):
+        for row in sorted(self._of(ids, [_KEY, _ID, *fields], where), key=lambda row: row[_KEY]):
             found.setdefault(row[_ID], row)
         return found
 
@@ -148,12 +149,13 @@ class Collection:
             rows = self._client.query(self.name, limit=1, output_fields=[_KEY, _ID, _VECTOR], **_STRONG)
         return dict(rows[0]) if rows else None
 
-    def _of(self, ids: pa.Array, fields: list[str]) -> Iterator[dict[str, Any]]:
+    def _of(self, ids: pa.Array, fields: list[str], where: str = "") -> Iterator[dict[str, Any]]:
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
             wanted = ", ".join(literal(value, some.type) for value in some.to_pylist())
+            condition = f"{_ID} in [{wanted}]" + (f" and ({where})" if where else "")
             with answers(self.uri):
-                yield from self._client.query(self.name, filter=f"{_ID} in [{wanted}]", output_fields=fields, **_STRONG)
+                yield from self._client.query(self.name, filter=condition, output_fields=fields, **_STRONG)
 
     def _rows(self, table: pa.Table) -> list[dict[str, Any]]:
         """Rows as Milvus takes them: times as microseconds, not-a-number as nothing."""

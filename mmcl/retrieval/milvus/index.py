@@ -177,7 +177,7 @@ class MilvusIndex:
         queries = asked_for(queries, k, self.dim, self.similarity, self.model)
         if k > MOST:
             raise MmclError(f"k is {k:,}; Milvus gives {MOST:,} results at most")
-        condition = "" if where is None else self._condition(where)
+        condition = self._condition(where)
         if not len(queries):
             return []
         return list(self._collection.search(queries, int(k), self.similarity, condition, columns=columns))
@@ -214,16 +214,17 @@ class MilvusIndex:
         self._collection.delete(before)
         self._collection.flush()
 
-    def has(self, ids: Ids) -> np.ndarray:
-        """(n,) bool: of which of these ids there is a vector."""
+    def has(self, ids: Ids, *, where: str | None = None) -> np.ndarray:
+        """(n,) bool: of which of these ids there is a vector, whose metadata fulfils ``where``."""
         wanted = self._wanted(ids)
-        found = self._collection.first(wanted)
+        found = self._collection.first(wanted, self._condition(where))
         return np.array([name in found for name in wanted.to_pylist()], dtype=bool)
 
-    def rows(self, ids: Ids) -> pa.Table:
-        """Metadata of these ids, a row each. Raises ``MmclError`` for an unknown id."""
+    def rows(self, ids: Ids, *, where: str | None = None) -> pa.Table:
+        """Metadata of these ids, a row each, of the first vector of an id which fulfils ``where``. Raises ``MmclError``
+        for an id without."""
         wanted = self._wanted(ids)
-        found = self._known(wanted)
+        found = self._known(wanted, where)
         return columns_of([found[name] for name in wanted.to_pylist()], self._collection)
 
     def vectors(self, ids: Ids) -> np.ndarray:
@@ -287,7 +288,10 @@ class MilvusIndex:
     def _id_type(self) -> pa.DataType:
         return self._collection.schema.field("id").type
 
-    def _condition(self, where: str) -> str:
+    def _condition(self, where: str | None) -> str:
+        """What Milvus reads of a condition; of none, nothing."""
+        if where is None:
+            return ""
         return expression(where, self._collection.schema, self._collection.fields, lite=is_local(self._about["uri"]))
 
     def _fitting(self, vectors: Any, ids: Ids, columns: MetaColumns | None) -> tuple[VectorShards, pa.Table]:
@@ -320,13 +324,15 @@ class MilvusIndex:
     def _wanted(self, ids: Ids) -> pa.Array:
         return self._nothing().wanted(ids)
 
-    def _known(self, wanted: pa.Array, *, vectors: bool = False) -> dict[Any, dict[str, Any]]:
-        found = self._collection.first(wanted, vectors=vectors)
+    def _known(self, wanted: pa.Array, where: str | None = None, *, vectors: bool = False) -> dict[Any, dict[str, Any]]:
+        found = self._collection.first(wanted, self._condition(where), vectors=vectors)
         unknown = [name for name in wanted.to_pylist() if name not in found]
         if unknown:
             example = self._collection.an_example()
             more = f" ({len(unknown):,} such ids)" if len(unknown) > 1 else ""
             such = f"; it has such as {example['id']!r}" if example else ""
+            if where is not None:
+                raise MmclError(f"no vector of id {unknown[0]!r} fulfils: {where}{more}")
             raise MmclError(f"the index holds no id {unknown[0]!r}{more}{such}")
         return found
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from mmcl.data.cache.tokens import texts_of
 from mmcl.data.rows import Rows
-from mmcl.retrieval.filters import matching
 from mmcl.retrieval.index import FUSION, INDEX_FILE, LEXICAL, VectorIndex, open_index
 from mmcl.retrieval.search.fusion import Fusion, Ranking
 from mmcl.retrieval.search.lexical import LexicalIndex, Words
@@ -75,13 +74,14 @@ class Beside:
         where: str | None,
         without: Sequence[Collection[str]],
     ) -> Ranking:
-        """The k best by words for each query, of what passes a condition on the columns of ``index``, without the ids
-        (as text) that are left out of each."""
+        """The k best by words for each query, without the ids (as text) that are left out of each. A condition on the
+        columns of ``index`` is fulfilled by an id of which any vector fulfils it: words are of an id, not of one of its
+        vectors."""
 
         def keep(query: int, ids: np.ndarray) -> np.ndarray:
             passes = np.array([str(name) not in without[query] for name in ids.tolist()], dtype=bool)
             if where is not None and passes.any():
-                passes[passes] = matching(index.rows(ids[passes]), where)
+                passes[passes] = index.has(ids[passes], where=where)
             return passes
 
         return self.lexical.search(queries, k, keep=None if where is None and not any(without) else keep)

@@ -73,15 +73,15 @@ def nearest(
         deep *= 4
 
 
-def results(index: VectorIndex, ranking: Ranking, near: Nearest) -> list[list[Result]]:
+def results(index: VectorIndex, ranking: Ranking, near: Nearest, where: str | None = None) -> list[list[Result]]:
     """Each query's results, with what the index knows of the vector that was found; of an id that words alone found, of
-    its first vector."""
+    its first vector that fulfils the condition."""
     found: list[list[tuple[Any, float, int | None]]] = []
     for names, scores, numbers in zip(ranking.ids.tolist(), ranking.scores.tolist(), _by_id(near), strict=True):
         there = [(name, score) for name, score in zip(names, scores, strict=True) if name is not None]
         found.append([(name, score, numbers[name].pop(0) if numbers.get(name) else None) for name, score in there])
     by_words = list(dict.fromkeys(name for row in found for name, _, number in row if number is None))
-    of_words = dict(zip(by_words, index.rows(by_words).to_pylist() if by_words else [], strict=True))
+    of_words = dict(zip(by_words, index.rows(by_words, where=where).to_pylist() if by_words else [], strict=True))
     by_vectors = [number for row in found for _, _, number in row if number is not None]
     of_vectors = dict(zip(by_vectors, near.rows.take(pa.array(by_vectors, pa.int64())).to_pylist(), strict=True))
     return [

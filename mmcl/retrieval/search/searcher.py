@@ -123,7 +123,7 @@ class Searcher:
         if hybrid:
             fusion = hybrid if isinstance(hybrid, Fusion) else self._beside.fusion
             near, words = self._both(asked, max(k, fusion.depth), where, modality)
-            found = results(self.index, fusion.fuse((near.ranking, words), k), near)
+            found = results(self.index, fusion.fuse((near.ranking, words), k), near, where)
         else:
             near = nearest(self.index, self.embed(asked, modality), k, where, _own(asked))
             found = results(self.index, near.ranking, near)

@@ -84,6 +84,29 @@ def test_a_thing_of_several_vectors_is_left_out_with_all_of_them(tiny, tmp_path)
         same(Searcher(index, encoder).search(Like(12), k), expected.search(Like(12), k))
 
 
+def test_words_find_a_thing_of_which_any_vector_fulfils_the_condition(tiny, tmp_path):
+    encoder = tiny("text")
+    ids = ["a", "a", "b", "b", "c", "c"]
+    about = {"ids": ids, "labels": TEXTS, "columns": {"price": COLUMNS["price"]}, "show_progress": False}
+    lexical = LexicalIndex.build(TEXTS, ids)
+    index = MilvusIndex.build(encoder.encode(TEXTS), spec="FLAT", uri=str(tmp_path / "milvus.db"), **about)
+    searchers = [
+        Searcher(one, encoder, lexical=lexical) for one in (index, Index.build(encoder.encode(TEXTS), **about))
+    ]
+    for where, passing in {"price = 2": "a", "price > 3": "bc", "price = 3 or price > 5": "bc"}.items():
+        assert {one.id for one in searchers[0].search("red dogs, a car, a tree", 3, hybrid=True, where=where)} == set(
+            passing
+        )
+        for query in TEXTS:
+            for hybrid in (True, Fusion((0.2, 0.8), depth=1)):
+                same(*(one.search(query, 1, hybrid=hybrid, where=where) for one in searchers))
+        for one in searchers:
+            assert one.index.has(["c", "a", "b"], where=where).tolist() == [name in passing for name in "cab"]
+    for one in searchers:
+        with pytest.raises(MmclError, match="no vector of id 'a' fulfils: price > 3"):
+            one.index.rows(["b", "a"], where="price > 3")
+
+
 @pytest.mark.parametrize(
     ("query", "options", "message"),
     [

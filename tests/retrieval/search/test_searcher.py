@@ -110,6 +110,28 @@ def test_conditions_on_columns(searcher):
     assert set(names(hybrid)) == {"c", "d", "e", "f"}
 
 
+def test_words_find_a_thing_of_which_any_vector_fulfils_the_condition(both):
+    texts = ["a red dog", "a blue car", "two dogs and a tree", "a boat"]
+    parts = {"page": [1, 2, 1, 2], "language": ["en", "de", "en", "en"]}
+    ids = ["one", "one", "two", "two"]
+    index = Index.build(both.encode(texts), ids, labels=texts, columns=parts)
+    searcher = Searcher(index, both, lexical=LexicalIndex.build(texts, ids))
+    by_words = Fusion((0, 1), depth=1)  # the vector found is of one thing, and words find the other one, too
+    for where, expected in {
+        "language = 'de'": {"one": {"page": 2, "language": "de"}},
+        "page = 2": {"one": {"page": 2, "language": "de"}, "two": {"page": 2, "language": "en"}},
+        "page = 1": {"one": {"page": 1, "language": "en"}, "two": {"page": 1, "language": "en"}},
+        "page = 2 and language = 'en'": {"two": {"page": 2, "language": "en"}},
+        "page > 2": {},
+    }.items():
+        for query in texts:
+            words = searcher.rankings([query], 4, where=where)[1].ids[0].tolist()
+            assert set(words) - {None} == set(expected) & set(searcher.lexical.search([query], 4).ids[0].tolist())
+            for hybrid in (by_words, True):
+                for found in searcher.search(query, 2, where=where, hybrid=hybrid):
+                    assert found.columns == expected[found.id]
+
+
 def test_hybrid_search_fuses_vectors_and_words(searcher, both, caplog):
     lexical = searcher.lexical
     vectors, words = searcher.rankings(["dog tree"], 6)
