@@ -33,7 +33,7 @@ from mmcl.retrieval.faiss.held_out import recalls
 from mmcl.retrieval.faiss.tuning import least_effort, surely
 
 K, RECALL, DIM = 10, 0.95, 384
-THREADS = os.cpu_count() or 1
+THREADS = len(os.sched_getaffinity(0))
 BLOCK = 10_000  # rows that a contender is given at a time
 Found = dict[str, Any]
 """The ``rows`` of a section's table, and what else it found."""
