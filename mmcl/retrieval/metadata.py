@@ -15,6 +15,7 @@ from mmcl.data.rows import Rows
 from mmcl.encoding.corpora.stored import id_array, id_table
 from mmcl.retrieval.filters import kind_of, matching
 from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
+from mmcl.retrieval.lookup import IdLookup
 from mmcl.runtime.errors import MmclError, nearest
 from mmcl.runtime.printable import short_repr
 
@@ -30,12 +31,14 @@ class Metadata:
     Args:
         table: (N,) with the column ``id``, perhaps ``label``, and others, as :func:`column_table` makes them.
         removed: (N,) bool, rows whose vectors are still in the index but are not to be found; None: there are none.
+        lookup: of the same ids, if there is one already.
     """
 
-    def __init__(self, table: pa.Table, removed: np.ndarray | None = None) -> None:
+    def __init__(self, table: pa.Table, removed: np.ndarray | None = None, lookup: IdLookup | None = None) -> None:
         self.table = table.combine_chunks()
         self.removed = removed if removed is not None and removed.any() else None
         self.count = len(table) - (0 if self.removed is None else int(self.removed.sum()))
+        self._lookup = IdLookup(self.ids) if lookup is None else lookup
 
     @property
     def ids(self) -> pa.Array:
@@ -97,7 +100,7 @@ class Metadata:
         """With the rows at these positions removed, though their places remain."""
         removed = np.zeros(len(self.table), bool) if self.removed is None else self.removed.copy()
         removed[positions] = True
-        return Metadata(self.table, removed)
+        return Metadata(self.table, removed, self._lookup)
 
     def fitting(self, ids: Ids, count: int, columns: MetaColumns | None) -> pa.Table:
         """Ids and columns of ``count`` new vectors, with the names and types of those that are there. Where these are
@@ -152,8 +155,8 @@ class Metadata:
             raise MmclError(f"the ids of the index are whole numbers, unlike {short_repr(other, 40)}") from None
 
     def _where(self, wanted: pa.Array) -> np.ndarray:
-        found = pc.is_in(self.ids, value_set=wanted).to_numpy(zero_copy_only=False)
-        return np.flatnonzero(found if self.removed is None else found & ~self.removed)
+        found = self._lookup.every(wanted)
+        return found if self.removed is None else found[~self.removed[found]]
 
 
 def _casts(value: pa.Scalar, kind: pa.DataType) -> bool:
