@@ -166,6 +166,9 @@ class Encoder(Described):
     ) -> np.ndarray:
         """Embed one input or a list of them.
 
+        The weights are those of the moment: of an optimizer's last step, of ``load_state_dict``, of a change in place.
+        After a change through ``.data`` in place, which PyTorch does not count, call ``train()`` and ``eval()`` first.
+
         Texts that are equal are computed once. A text's vector does not depend on the others: within 1e-5 in float32.
         In bfloat16 (see :meth:`set_compute`) it moved by up to 1.7e-3, since matrix products of other shapes add up in
         another order, and their sums are then rounded to 8 bits.

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_SCANS = 32  # of all ids take as long as sorting them
+_SCANS = 32  # of all ids take about as long as sorting them, or as looking up one in so many
 
 
 class IdLookup:
-    """Positions of ids. The first few calls compare with all N ids; then these are sorted, once, and searched by
-    bisection, so that a process that asks once does not wait for that.
+    """Positions of ids. The first few calls, and those for a large share of the ids, compare with all N; else these are
+    sorted, once, and searched by bisection: a process that asks once does not wait for that.
 
     Args:
         ids: (N,) int64 or strings, of which several may be equal.
@@ -27,13 +27,12 @@ class IdLookup:
 
     def every(self, wanted: pa.Array) -> np.ndarray:
         """Sorted positions of all that equal one of the ids ``wanted``, (n,) of the same type."""
-        if self._scans < _SCANS:
+        if self._scans < _SCANS or len(wanted) * _SCANS >= len(self._ids):
             self._scans += 1
             return np.flatnonzero(pc.is_in(self._ids, value_set=wanted).to_numpy(zero_copy_only=False))
-        wanted = wanted.unique()
-        order = self._sorted()
-        first = self._bisect(order, wanted, after=False)
-        counts = self._bisect(order, wanted, after=True) - first
+        order, wanted = self._sorted(), wanted.unique()
+        first, end = self._bisect(order, wanted)
+        counts = end - first
         starts = np.cumsum(counts) - counts
         return np.sort(order[np.repeat(first - starts, counts) + np.arange(counts.sum())].astype(np.int64))
 
@@ -44,14 +43,15 @@ class IdLookup:
                 self._order = order.astype(np.uint32) if len(order) < 2**32 else order
             return self._order
 
-    def _bisect(self, order: np.ndarray, wanted: pa.Array, *, after: bool) -> np.ndarray:
-        """(n,) places of ``order`` before the first id that equals each of ``wanted``, or after the last."""
-        precedes = pc.less_equal if after else pc.less
-        low, high = np.zeros(len(wanted), np.int64), np.full(len(wanted), len(order), np.int64)
-        while (unsettled := np.flatnonzero(low < high)).size:
-            middle = (low[unsettled] + high[unsettled]) // 2
-            compared = precedes(self._ids.take(pa.array(order[middle])), wanted.take(pa.array(unsettled)))
-            behind = compared.to_numpy(zero_copy_only=False)
-            low[unsettled[behind]] = middle[behind] + 1
-            high[unsettled[~behind]] = middle[~behind]
-        return low
+    def _bisect(self, order: np.ndarray, wanted: pa.Array) -> np.ndarray:
+        """(2, n) how many ids are less than each of ``wanted``, and how many are not greater."""
+        asked = pa.concat_arrays([wanted, wanted])
+        or_equal = pa.array(np.repeat([False, True], len(wanted)))
+        preceding, step = np.zeros(len(asked), np.int64), 1 << (len(order).bit_length() - 1)
+        while step:
+            tried = preceding + step
+            ids = self._ids.take(pa.array(order[np.minimum(tried, len(order)) - 1]))
+            precedes = pc.or_(pc.less(ids, asked), pc.and_(or_equal, pc.equal(ids, asked)))
+            preceding[precedes.to_numpy(zero_copy_only=False) & (tried <= len(order))] += step
+            step //= 2
+        return preceding.reshape(2, -1)

@@ -38,12 +38,11 @@ class Metadata:
         self.table = table.combine_chunks()
         self.removed = removed if removed is not None and removed.any() else None
         self.count = len(table) - (0 if self.removed is None else int(self.removed.sum()))
-        self._lookup = IdLookup(self.ids) if lookup is None else lookup
-
-    @property
-    def ids(self) -> pa.Array:
+        column = self.table["id"]
+        # combine_chunks() would copy the only chunk that there is; a table without rows has none.
+        self.ids: pa.Array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         """(N,) int64 or string."""
-        return self.table["id"].combine_chunks()
+        self._lookup = IdLookup(self.ids) if lookup is None else lookup
 
     @property
     def kind(self) -> str:

@@ -378,3 +378,27 @@ def test_what_was_prepared_of_weights_is_prepared_anew_after_a_step(fused):
     fresh.load_state_dict(encoder.state_dict())
     fresh.set_compute("bfloat16")
     np.testing.assert_array_equal(part.encode(TEXTS[:4]), fresh.encode(TEXTS[:4]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("change", ["in place", "through .data", "of .data"])
+def test_weights_changed_since_the_last_encode_are_used(change, dtype):
+    encoder = make_encoder()
+    encoder.set_compute(dtype)
+    before = encoder.encode(TEXTS[:4])
+    for weight in encoder.parameters():
+        if change == "of .data":
+            weight.data = weight.data * 1.5
+        elif change == "in place":
+            with torch.no_grad():
+                weight.mul_(1.5)
+        else:
+            weight.data.mul_(1.5)
+    if change == "through .data":
+        encoder.train()
+        encoder.eval()
+    fresh = make_encoder()
+    fresh.load_state_dict(encoder.state_dict())
+    fresh.set_compute(dtype)
+    np.testing.assert_array_equal(encoder.encode(TEXTS[:4]), fresh.encode(TEXTS[:4]))
+    assert not np.allclose(encoder.encode(TEXTS[:4]), before, atol=1e-3)

@@ -154,3 +154,12 @@ def test_columns_of_parquet_keep_their_types(tmp_path):
     rows = open_source(tmp_path / "rows.parquet")
     table = source_columns(rows, ["tags", "at", "n"], pa.array([8, 7]), "key")
     assert table.to_pydict() == {"tags": [[], ["x"]], "at": [None, datetime.datetime(2024, 1, 1)], "n": [2, 1]}
+
+
+def test_a_search_copies_no_ids():
+    metadata = Metadata(pa.table({"id": pa.chunked_array([["a", "b"], ["c"]], pa.large_string())}))
+    column = metadata.table["id"]
+    assert column.num_chunks == 1
+    assert [one.address for one in metadata.ids.buffers()[1:]] == [one.address for one in column.chunk(0).buffers()[1:]]
+    assert Metadata(metadata.table.slice(0, 0)).ids.to_pylist() == []
+    assert Metadata(metadata.table.schema.empty_table()).positions(["a"]).tolist() == [-1]
