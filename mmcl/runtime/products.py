@@ -112,6 +112,31 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, add: bool, onednn: bool) -> 
             torch.mm(a, b, out=out)
 
 
+def sigmoid_of_product(a: Tensor, b: Tensor, shift: float) -> Tensor:
+    """(N, M) 1 / (1 + exp(shift - a @ b.T)) of (N, K) and (M, K) in bfloat16, rounded once, in the end; on CPUs."""
+    bias = b.new_full((len(b),), -shift)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "sigmoid", [], "")
+    return result
+
+
+def times_outer_sum(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, M) values * (rows[:, None] + columns) of (N, M) bfloat16 values, rounded once, in the end; on CPUs.
+
+    The sum is a product of two narrow matrices, each number in two parts, whose result is multiplied before it is
+    stored.
+
+    Args:
+        values: (N, M).
+        rows: (N,) float32.
+        columns: (M,) float32.
+    """
+    left, right = ([part.bfloat16() for part in _two_bfloat16(numbers)] for numbers in (rows, columns))
+    left, right = left + [torch.ones_like(left[0])] * 2, [torch.ones_like(right[0])] * 2 + right
+    factors = torch.stack(left, 1), torch.stack(right, 1)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(factors[0], values, factors[1], None, "mul")
+    return result
+
+
 def _two_bfloat16(values: Tensor) -> tuple[Tensor, Tensor]:
     """Float32 values rounded to bfloat16, and what is left of them, both as float32."""
     rounded = values.bfloat16().float()

@@ -21,6 +21,8 @@ from mmcl.runtime.products import (
     fast_products,
     linear,
     multiply,
+    sigmoid_of_product,
+    times_outer_sum,
 )
 
 CPU = torch.device("cpu")
@@ -173,7 +175,29 @@ def test_packed_linear_in_bfloat16_rounds_its_result_once():
     torch.testing.assert_close(got.double(), F.linear(x.double(), weight.double(), bias.double()), rtol=2**-8, atol=0.1)
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="no bfloat16 products in this CPU")
+MULTIPLIES_BFLOAT16 = pytest.mark.skipif(not multiplies_bfloat16(CPU), reason="no bfloat16 products in this CPU")
+
+
+@MULTIPLIES_BFLOAT16
+@pytest.mark.parametrize("shape", [(70, 50, 300), (1, 1, 1), (16, 64, 32)])
+def test_sigmoids_of_products_are_rounded_once(shape):
+    torch.manual_seed(0)
+    rows, columns, dim = shape
+    a, b = torch.randn(rows, dim).bfloat16(), (torch.randn(columns, dim) / dim**0.5).bfloat16()
+    got, expected = sigmoid_of_product(a, b, 20.0), (a.double() @ b.double().T - 20).sigmoid()
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), expected, rtol=2**-8 + 1e-4, atol=0)
+
+
+@MULTIPLIES_BFLOAT16
+def test_times_outer_sum_rounds_once():
+    torch.manual_seed(0)
+    values, rows, columns = torch.randn(70, 50).bfloat16(), torch.rand(70) * 1e12, torch.rand(50) * 1e11
+    expected = values.double() * (rows.double()[:, None] + columns.double())
+    torch.testing.assert_close(times_outer_sum(values, rows, columns).double(), expected, rtol=2**-8 + 1e-4, atol=0)
+
+
+@MULTIPLIES_BFLOAT16
 def test_rows_of_packed_products_in_bfloat16_do_not_depend_on_the_rows_beside_them():
     torch.manual_seed(0)
     packed = PackedLinear(torch.randn(96, 384).bfloat16(), torch.randn(96).bfloat16(), "gelu")

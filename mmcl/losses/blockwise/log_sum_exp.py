@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmcl.losses.blockwise import triton_blocks
+from mmcl.losses.blockwise import sigmoid_blocks, triton_blocks
 from mmcl.losses.blockwise.blocks import BlockIterator, no_double_backward, softmax_factors
 from mmcl.losses.blockwise.elementwise import exp_
 from mmcl.losses.blockwise.plan import BlockPlan, ColumnLayout
@@ -72,42 +72,47 @@ def log_sum_exp(
         totals: compute sums and counts, too.
         weight: how much a column counts in its owner's row; 0 leaves it out, as positives are.
     """
-    shared = not totals and columns.guide is None  # rows and columns exclude the same elements
-    shift = _common_shift(rows, columns, scale, positives, weight, plan) if shared else None
-    task = BlockTask.of(rows, columns, layout, plan, both=both, totals=totals, weight=weight, shift=shift)
+    task = BlockTask.of(rows, columns, layout, plan, both=both, totals=totals, weight=weight)
+    if not totals and columns.guide is None:  # rows and columns exclude the same elements
+        largest, least = _bounds(rows, columns, scale, positives, plan)
+        shift = sigmoid_blocks.sigmoid_shift(largest, least, rows.vectors, plan)
+        task = task._replace(in_sigmoids=shift is not None)
+        shift = _common_shift(largest, least, weight, rows.vectors.dtype) if shift is None else shift
+        task = task._replace(shift=shift)
     tables = _LogSumExp.apply(rows.vectors, columns.vectors, scale, task)
     by_row, by_column = (Statistics(*table.unbind(dim=1)) for table in tables)
     return by_row, by_column
 
 
 @torch.no_grad()
-def _common_shift(
-    rows: EmbeddingSet,
-    columns: EmbeddingSet,
-    scale: Tensor,
-    positives: Tensor | None,
-    weight: float,
-    plan: BlockPlan,
-) -> float | None:
-    """A number c for which one exp(z - c) serves rows and columns, without their maxima; or None.
-
-    No logit is above a bound (Cauchy and Schwarz), and a logit far below the positive of its row does not change the
-    loss. If the bound and the smallest positive are close enough, c lies between them: no sum overflows, and no term
-    that matters underflows. For unit vectors in float32 this holds down to τ = 0.01 unless some positive has a cosine
-    below -0.2; where positives are unknown, and so as far away as can be, down to τ = 0.017.
-    """
+def _bounds(
+    rows: EmbeddingSet, columns: EmbeddingSet, scale: Tensor, positives: Tensor | None, plan: BlockPlan
+) -> tuple[float, float]:
+    """A number that no logit is above (Cauchy and Schwarz), and one that no positive is below minus of; where
+    positives are unknown, no logit."""
     zero = rows.vectors.new_zeros(())
     row_norm, column_norm = (part.vectors.norm(dim=1).max() if len(part.vectors) else zero for part in (rows, columns))
     lowest = zero.new_full((), -torch.inf) if positives is None or not len(positives) else -positives.min()
     norms = torch.stack([row_norm, lowest, column_norm])
     row_norm, least, column_norm = plan.exchange.all_reduce_max(norms).tolist()
     euclidean = plan.similarity == "euclidean"
-    bound = 0.0 if euclidean else scale.item() * row_norm * column_norm
+    largest = 0.0 if euclidean else scale.item() * row_norm * column_norm
     if positives is None:
-        least = scale.item() * (row_norm + column_norm) if euclidean else bound
+        least = scale.item() * (row_norm + column_norm) if euclidean else largest
+    return largest, least
+
+
+def _common_shift(largest: float, least: float, weight: float, dtype: torch.dtype) -> float | None:
+    """A number c for which one exp(z - c) serves rows and columns, without their maxima; or None.
+
+    A logit far below the positive of its row does not change the loss. If the bound of all logits and the smallest
+    positive are close enough, c lies between them: no sum overflows, and no term that matters underflows. For unit
+    vectors in float32 this holds down to τ = 0.01 unless some positive has a cosine below -0.2; where positives are
+    unknown, down to τ = 0.017.
+    """
     log_weight = math.log(weight) if weight > 1 else 0.0
-    bound += log_weight
-    limit = math.log(torch.finfo(zero.dtype).max) - 28  # for sums of 10⁶ terms above, for terms of 10⁻¹² below
+    bound = largest + log_weight
+    limit = math.log(torch.finfo(dtype).max) - 28  # for sums of 10⁶ terms above, for terms of 10⁻¹² below
     if log_weight > limit:
         return None
     if max(bound, least) <= limit:
@@ -124,6 +129,8 @@ class _LogSumExp(torch.autograd.Function):
         blocks = BlockIterator(task.rows, scale, task.plan)
         if task.in_kernels:
             reduce_shard = _reduce_in_kernels
+        elif task.in_sigmoids:
+            reduce_shard = _reduce_in_sigmoids
         else:
             reduce_shard = _reduce_with_maxima if task.shift is None else _reduce_shifted
         by_row = _empty(rows)
@@ -156,6 +163,9 @@ class _LogSumExp(torch.autograd.Function):
                 return triton_blocks.log_sum_exp_backward(
                     logits, blocks.d_rows(), *statistics, shift=task.shift, columns_require_grad=columns_require_grad
                 )
+            if task.in_sigmoids:
+                of_columns = (extras[0], extras[1]) if extras else None
+                return sigmoid_blocks.log_sum_exp_backward(blocks, shard, task, of_rows[:2], of_columns)
             derivative = make_derivative(blocks, shard, task, of_rows, _Upstream(*extras) if extras else None)
             return blocks.accumulate_gradients(shard, derivative, columns_require_grad=columns_require_grad)
 
@@ -201,6 +211,13 @@ def _reduce_in_kernels(blocks: BlockIterator, shard: EmbeddingSet, task: BlockTa
     by_row[:, 0] = in_row
     if in_column is not None:
         by_column[:, 0] = in_column
+    return by_row, by_column
+
+
+def _reduce_in_sigmoids(blocks: BlockIterator, shard: EmbeddingSet, task: BlockTask) -> tuple[Tensor, Tensor]:
+    """Statistics of a shard by products that end in exponentials."""
+    by_row, by_column = _empty(task.rows.vectors), _empty(shard.vectors)
+    by_row[:, 0], by_column[:, 0] = sigmoid_blocks.log_sum_exp(blocks, shard, task)
     return by_row, by_column
 
 

@@ -28,6 +28,7 @@ class BlockTask(NamedTuple):
         weight: factor of a column's term in its owner's row; with 0 it is no candidate there.
         shift: number subtracted from all logits before an exponential that serves rows and columns; None if there is no
             such number.
+        in_sigmoids: that exponential is a sigmoid in bfloat16 (:mod:`mmcl.losses.blockwise.sigmoid_blocks`).
         compete: positives are among the candidates of their denominators, where a row may have several.
     """
 
@@ -39,6 +40,7 @@ class BlockTask(NamedTuple):
     totals: bool = False
     weight: float = 0.0
     shift: float | None = None
+    in_sigmoids: bool = False
     compete: bool = False
 
     @classmethod
