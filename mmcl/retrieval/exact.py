@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.inputs import float32_array
+from mmcl.retrieval.largest import ascending_order, kth_largest, largest
 from mmcl.retrieval.products import Block, Space, group_maxima, reaching
 from mmcl.runtime.device import multiplies_bfloat16, pick_device, ready_after_fork
 from mmcl.runtime.errors import MmclError, nearest
@@ -151,19 +152,19 @@ class _Nearest:
     def _candidates(self, documents: Block) -> tuple[Tensor, Tensor] | None:
         """Rows and columns of the documents that may be among the best k; None if they are too many."""
         products = self._space.products(self._queries, documents, self._dtype)
-        largest = group_maxima(products)
+        maxima = group_maxima(products)
         slack = self._space.slack(self._queries, documents, self._dtype)
         worst = self._space.of_scores(self._queries, _scores_of(self._best[:, -1]))
         most = _MANY * self._k * len(products)
         count = products.shape[1]
-        found = reaching(products, largest, worst - slack, most) if self._full or count < self._k else None
+        found = reaching(products, maxima, worst - slack, most) if self._full or count < self._k else None
         if found is None and count >= self._k:
             # There are k products at least as large as the k-th of the groups' largest: a lower bound for the k-th best
             # score, less what it was itself rounded by.
-            of = largest if largest.shape[1] >= 2 * self._k else products
-            least = of.topk(self._k).values[:, -1].float()
+            of = maxima if maxima.shape[1] >= 2 * self._k else products
+            least = kth_largest(of, self._k)
             least = least - slack - least.abs() * torch.finfo(products.dtype).eps
-            found = reaching(products, largest, torch.maximum(worst, least) - slack, most)
+            found = reaching(products, maxima, torch.maximum(worst, least) - slack, most)
         return found
 
     def _best_of(self, documents: Block) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,8 @@ class _Nearest:
             return
         rows, keys = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting = []
-        rows, order = rows.sort()
+        order = ascending_order(rows, len(self._best))
+        rows = rows[order]
         counts = rows.bincount(minlength=len(self._best))
         place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         width = 2 * self._k
@@ -188,7 +190,7 @@ class _Nearest:
                 (len(self._best), min(width, int(counts.max()) - start)), torch.iinfo(torch.int64).min
             )
             table[rows[now], place[now] - start] = keys[order[now]]
-            self._best = torch.cat([self._best, table], 1).topk(self._k).values
+            self._best = largest(torch.cat([self._best, table], 1), self._k)
 
 
 def _keys(scores: Tensor, positions: Tensor) -> Tensor:

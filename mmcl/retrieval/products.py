@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcl.losses.logits.similarity import Similarity, unit_length
+from mmcl.retrieval.largest import where
 from mmcl.runtime.device import widest
 from mmcl.runtime.products import float32_setting, multiply
 
@@ -175,13 +176,13 @@ def reaching(products: Tensor, largest: Tensor, least: Tensor, most: int) -> tup
     Rounding is monotone: a sum that reaches ``least`` reaches it as well after both are rounded to the products' type.
     """
     least = least.to(products.dtype)[:, None]
-    row, group = (largest >= least).nonzero(as_tuple=True)
+    row, group = where(largest >= least)
     if len(row) > most:
         return None
     if largest is products:
         return row, group
     rows, groups = largest.shape
-    which, member = (products.view(rows, _GROUP, groups)[row, :, group] >= least[row]).nonzero(as_tuple=True)
+    which, member = where(products.view(rows, _GROUP, groups)[row, :, group] >= least[row])
     return (row[which], member * groups + group[which]) if len(which) <= most else None
 
 
