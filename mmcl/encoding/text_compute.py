@@ -18,7 +18,7 @@ from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.grouping import equal_lengths
 from mmcl.models.text.packed.families import describe
 from mmcl.models.text.packed.int8 import int8_transformer
-from mmcl.models.text.packed.layout import LEAST_ROWS
+from mmcl.models.text.packed.layout import padded_rows
 from mmcl.models.text.packed.transformer import InferenceWeights, PackedTransformer
 from mmcl.models.text.packed_features import packs
 from mmcl.models.text.pooling import pool, reads_layers
@@ -153,7 +153,7 @@ class TextCompute:
 
 def _filled_up(module: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """What ``module`` gives of each row: products of few rows have other sums than those of many, to the last bit."""
-    missing = -len(rows) % LEAST_ROWS
+    missing = padded_rows(len(rows)) - len(rows)
     return module(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]))[: len(rows)] if missing else module(rows)
 
 
