@@ -67,7 +67,14 @@ class SourceReader:
 
     def blocks(self, pieces: Iterable[Sequence[int]]) -> Iterator[Block]:
         """A block of the rows of each piece, read and decoded while the one before it is being encoded."""
-        read = {"image": self._images, "text": self._texts, "table": self._records}[self.modality]
+        kind = {"image": self._images, "text": self._texts, "table": self._records}[self.modality]
+
+        def read(piece: Sequence[int], decoders: ThreadPoolExecutor) -> Block:
+            block = kind(piece, decoders)
+            if isinstance(self.rows, Rows):
+                self.rows.release()
+            return block
+
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(usable_cpus()) as decoders:
             due = None
             for piece in pieces:

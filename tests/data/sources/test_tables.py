@@ -154,3 +154,20 @@ def test_a_name_too_long_or_of_no_characters_of_a_path_is_one_line(tmp_path: Pat
     for source in ("x" * 5000, "a\0b.csv"):
         with pytest.raises(MmclError):
             open_source(source)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells what is resident")
+def test_what_was_read_of_a_table_can_leave_memory(tmp_path: Path) -> None:
+    texts = [f"{number:0>1000}" for number in range(20_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    rows = open_source(tmp_path / "t.parquet")
+    assert rows.texts("text") == texts
+    before = of_files_mb()
+    rows.select(range(10)).release()
+    assert of_files_mb() < before - 15  # of 20 MB
+    assert rows.texts("text") == texts
+
+
+def of_files_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssFile"))
