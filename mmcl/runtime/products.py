@@ -58,7 +58,7 @@ def float32_setting(device: torch.device) -> str:
     (``torch.set_float32_matmul_precision``'s are ``highest``, ``high`` and ``medium``)."""
     backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     with _lock:
-        setting = _before if _inside and device.type == "cpu" else backend.matmul.fp32_precision
+        setting = _before.cpu if _inside and device.type == "cpu" else backend.matmul.fp32_precision
     return "ieee" if setting == "none" else str(setting)
 
 
@@ -272,7 +272,37 @@ def _by_onednn(factor: Tensor) -> bool:
     return factor.dtype == torch.float32 and factor.device.type == "cpu" and onednn_multiplies_float32()
 
 
-_lock, _inside, _before = threading.Lock(), 0, "none"  # of the setting below, which is the process's
+class _Setting(NamedTuple):
+    """What torch holds of the precision of float32 products."""
+
+    cpu: str
+    cuda: str
+    all: str | None
+
+    @classmethod
+    def found(cls) -> _Setting:
+        cpu, cuda = (backend.matmul.fp32_precision for backend in _BACKENDS)
+        try:
+            name = torch.get_float32_matmul_precision()
+        except RuntimeError:  # whoever set it used both of torch's ways, and cannot ask for it
+            name = None
+        # One that was inherited is inherited again.
+        of_mkldnn, of_all = _BACKENDS[0].fp32_precision, _ALL.fp32_precision
+        return cls("none" if cpu == of_mkldnn else cpu, "none" if cuda == of_all else cuda, name)
+
+    def restore(self) -> None:
+        if self.all is not None and not _has_cuda():
+            torch.set_float32_matmul_precision(self.all)
+            _BACKENDS[1].matmul.fp32_precision = self.cuda
+        _BACKENDS[0].matmul.fp32_precision = self.cpu
+
+
+_BACKENDS: Any = torch.backends.mkldnn, torch.backends.cuda
+_ALL: Any = torch.backends
+_has_cuda = cache(torch.cuda.is_available)
+
+_UNCHANGED = _Setting("none", "none", None)
+_lock, _inside, _before = threading.Lock(), 0, _UNCHANGED  # of the setting below, which is the process's
 _own = threading.local()  # how often this thread is inside
 
 
@@ -280,17 +310,18 @@ _own = threading.local()  # how often this thread is inside
 def _onednn() -> Iterator[None]:
     """Within, float32 products on the CPU are oneDNN's, which rounds their factors to bfloat16 where there is AMX.
 
-    Threads may be inside at once; the last to leave restores the setting that the first one found. One that was
-    inherited is inherited again.
+    Threads may be inside at once; the last to leave restores the setting that the first one found. Torch's getters
+    raise where its ways to set the precision disagree; without a GPU, whose products it would change, the setting is
+    therefore the one that both can name: ``torch.get_float32_matmul_precision()`` is ``medium`` within.
     """
     global _inside, _before
-    backend: Any = torch.backends.mkldnn
     with _lock:
         _inside += 1
         if _inside == 1:
-            found = backend.matmul.fp32_precision
-            _before = "none" if found == backend.fp32_precision else found
-            backend.matmul.fp32_precision = "bf16"
+            _before = _Setting.found()
+            if _before.all is not None and not _has_cuda():
+                torch.set_float32_matmul_precision("medium")
+            _BACKENDS[0].matmul.fp32_precision = "bf16"
         _own.depth = getattr(_own, "depth", 0) + 1
     try:
         yield
@@ -299,7 +330,7 @@ def _onednn() -> Iterator[None]:
             _own.depth -= 1
             _inside -= 1
             if not _inside:
-                backend.matmul.fp32_precision = _before
+                _before.restore()
 
 
 def _alone_after_fork() -> None:
@@ -308,8 +339,7 @@ def _alone_after_fork() -> None:
     _lock = threading.Lock()
     others, _inside = _inside, getattr(_own, "depth", 0)
     if others and not _inside:
-        backend: Any = torch.backends.mkldnn
-        backend.matmul.fp32_precision = _before
+        _before.restore()
 
 
 if hasattr(os, "register_at_fork"):

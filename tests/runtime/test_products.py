@@ -259,6 +259,41 @@ def test_within_fast_products_those_of_any_network_are_true_float32(library):
         torch.testing.assert_close(narrow.grad.double(), exact.grad, **EXACT)
 
 
+@pytest.mark.parametrize("setting", ["highest", "high", "medium", None])
+def test_torch_can_be_asked_for_its_setting_within_fast_products(setting, monkeypatch):
+    monkeypatch.setattr(products, "onednn_multiplies_float32", lambda: True)
+    monkeypatch.setattr(products, "_has_cuda", lambda: False)
+    cuda, found = torch.backends.cuda.matmul, products._Setting.found()
+
+    def state():
+        return (
+            *(torch.get_float32_matmul_precision(), cuda.allow_tf32),
+            *(cuda.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision),
+        )
+
+    try:
+        if setting is not None:
+            torch.set_float32_matmul_precision(setting)
+        before = state()
+        with fast_products(), fast_products():
+            assert state() == ("medium", True, "tf32", "bf16")
+            assert products.float32_setting(CPU) == {"high": "tf32", "medium": "bf16"}.get(setting, "ieee")
+        assert state() == before
+    finally:
+        found.restore()
+        assert products._Setting.found() == found
+
+
+def test_with_a_gpu_its_products_stay_as_they_are_within_fast_products(monkeypatch):
+    monkeypatch.setattr(products, "onednn_multiplies_float32", lambda: True)
+    monkeypatch.setattr(products, "_has_cuda", lambda: True)
+    before = torch.backends.cuda.matmul.fp32_precision
+    with fast_products():
+        assert torch.backends.cuda.matmul.fp32_precision == before
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [24, LONGEST_BATCHED + 1])
 def test_attention_multiplies_for_all_heads_and_items_at_once_up_to_a_length(tokens, dtype):
