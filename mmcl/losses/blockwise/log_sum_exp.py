@@ -75,11 +75,18 @@ def log_sum_exp(
     task = BlockTask.of(rows, columns, layout, plan, both=both, totals=totals, weight=weight)
     if not totals and columns.guide is None:  # rows and columns exclude the same elements
         largest, least = _bounds(rows, columns, scale, positives, plan)
-        shift = sigmoid_blocks.sigmoid_shift(largest, least, rows.vectors, plan)
-        task = task._replace(in_sigmoids=shift is not None)
-        shift = _common_shift(largest, least, weight, rows.vectors.dtype) if shift is None else shift
-        task = task._replace(shift=shift)
-    tables = _LogSumExp.apply(rows.vectors, columns.vectors, scale, task)
+        known = None if positives is None else least
+        shift = sigmoid_blocks.sigmoid_shift(largest, known, rows.vectors, plan)
+        if shift is not None:
+            in_sigmoids = task._replace(shift=shift, in_sigmoids=True)
+            tables = _LogSumExp.apply(rows.vectors, columns.vectors, scale, in_sigmoids)
+            if not sigmoid_blocks.too_large(tables[0][:, 0].detach(), largest, in_sigmoids):
+                return _unpack(tables)
+        task = task._replace(shift=_common_shift(largest, least, weight, rows.vectors.dtype))
+    return _unpack(_LogSumExp.apply(rows.vectors, columns.vectors, scale, task))
+
+
+def _unpack(tables: tuple[Tensor, Tensor]) -> tuple[Statistics, Statistics]:
     by_row, by_column = (Statistics(*table.unbind(dim=1)) for table in tables)
     return by_row, by_column
 

@@ -31,14 +31,20 @@ _NARROWEST = 64  # dimensions: of fewer, a product takes no longer than its expo
 _BELOW = 8  # no logit less the shift is above -8, where the sigmoid is less than its exponential by 0.03%
 _RANGE = 87 - 14  # logarithms between the smallest bfloat16 number and 1, but for terms of a millionth of a positive's
 
+_SHIFT = 68  # at most, for logits around 0: with numbers below e⁻⁸⁷ the CPU computes many times slower
 
-def sigmoid_shift(largest: float, least: float, vectors: Tensor, plan: BlockPlan) -> float | None:
+
+def sigmoid_shift(largest: float, least: float | None, vectors: Tensor, plan: BlockPlan) -> float | None:
     """A number which, subtracted from all logits, makes sigmoids of exponentials that serve rows and columns; None if
     there is none, or where tiles are not computed so.
 
+    Where the bound of the logits and the smallest positive lie too far apart, as at τ = 0.01, it keeps what matters to
+    the positives, and the logits may turn out too large for it (:func:`too_large`). Half of the bound must not be: of
+    unit vectors, other pairs with a cosine above 0.5 are rare.
+
     Args:
         largest: no logit is above.
-        least: no positive is below minus this.
+        least: no positive is below minus this; None if positives are unknown.
         vectors: (N, D) of the rows.
         plan: how the matrix is computed.
     """
@@ -46,10 +52,27 @@ def sigmoid_shift(largest: float, least: float, vectors: Tensor, plan: BlockPlan
     here = vectors.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if not known or not here or not multiplies_bfloat16(vectors.device):
         return None
-    shift = math.ceil(largest) + _BELOW
-    if shift > 256 or shift + least > _RANGE:  # bfloat16 holds whole numbers of 8 bits
-        return None
-    return float(shift)
+    needed = math.ceil(largest) + _BELOW
+    possible = math.floor(_RANGE - (largest if least is None else least))
+    shift = min(needed, possible, _SHIFT)
+    enough = needed if least is None else math.ceil(largest / 2) + _BELOW
+    return float(shift) if shift >= enough else None
+
+
+def too_large(lse: Tensor, largest: float, task: BlockTask) -> bool:
+    """Whether some logit of all processes may be too large for a sigmoid to be its exponential.
+
+    Args:
+        lse: (N,) log-sum-exps of the rows, above which there is no logit, but for its weight.
+        largest: no logit is above this, either.
+        task: of the sigmoids.
+    """
+    assert task.shift is not None
+    if largest <= task.shift - _BELOW:
+        return False
+    found = lse.max() if len(lse) else lse.new_tensor(-torch.inf)
+    lightest = math.log(task.weight) if 0 < task.weight < 1 else 0.0
+    return bool(task.plan.exchange.all_reduce_max(found) > task.shift - _BELOW + lightest)
 
 
 def log_sum_exp(blocks: BlockIterator, shard: EmbeddingSet, task: BlockTask) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,38 @@ def test_groups_of_positives_are_of_sigmoids_too(computed):
     assert computed
 
 
+@here
+@pytest.mark.parametrize(("duplicates", "weight"), [(False, None), (True, None), (False, 0.5)])
+def test_logits_that_turn_out_too_large_are_computed_otherwise(duplicates, weight, computed):
+    """At τ = 0.01, where the positives are not near and some negative is."""
+    torch.manual_seed(0)
+    q, noise = torch.randn(2, 60, 96, dtype=torch.float64)
+    k = q + 2 * noise
+    if duplicates:
+        k[7] = q[8]
+    more = torch.cat([q[5:6] if weight else noise[5:6], torch.randn(9, 96, dtype=torch.float64)]).bfloat16()
+    negatives = None if weight is None else {"owner": torch.arange(5, 15), "weight": weight}
+
+    def loss(q, k, more, blockwise):
+        given = None if negatives is None else Negatives(more, **negatives)
+        return info_nce(q, k, 0.01, negatives=given, blockwise=blockwise)
+
+    found = []
+    for dtype, tile in ((torch.float64, None), (torch.bfloat16, 16)):
+        leaves = [x.bfloat16().to(dtype).requires_grad_() for x in (q, k, more)]
+        value = loss(*leaves, blockwise=Blockwise(tile))
+        value.backward()
+        found.append((value.detach().double(), *(leaf.grad.double() for leaf in leaves[:2])))
+    (expected, *exact), (value, *gradients) = found
+    assert abs(value - expected) < 1e-2 * max(1.0, expected)
+    for gradient, wanted in zip(gradients, exact, strict=True):
+        assert (gradient - wanted).norm() < 5e-2 * wanted.norm()  # as far off as by products without sigmoids
+    once = math.ceil(60 / 16) ** 2
+    assert len(computed) == (
+        once if duplicates else 2 * once + (math.ceil(10 / 16) * math.ceil(60 / 16) if weight else 0)
+    )
+
+
 @pytest.mark.parametrize(
     ("largest", "least", "dim", "precision", "expected"),
     [
@@ -95,10 +127,13 @@ def test_groups_of_positives_are_of_sigmoids_too(computed):
         (14.3, 14.3, 512, "full", None),
         (14.3, 14.3, 63, "bfloat16", None),  # rounding shows
         (50.0, 15.0, 512, "bfloat16", 58.0),
-        (50.0, 15.1, 512, "bfloat16", None),  # what matters to some positive would be 0
-        (100.0, 0.0, 512, "bfloat16", None),
-        (100.0, -36.0, 512, "bfloat16", 108.0),
-        (300.0, -290.0, 512, "bfloat16", None),  # bfloat16 does not hold the shift
+        (50.0, 20.0, 512, "bfloat16", 53.0),  # above which what matters to some positive would be 0
+        (50.0, 41.0, 512, "bfloat16", None),
+        (100.0, 10.0, 512, "bfloat16", 63.0),
+        (100.0, -36.0, 512, "bfloat16", 68.0),
+        (30.0, None, 512, "bfloat16", 38.0),
+        (33.0, None, 512, "bfloat16", None),
+        (300.0, -290.0, 512, "bfloat16", None),  # half of the bound would be too large
     ],
 )
 def test_a_shift_keeps_all_logits_below_and_what_matters_above_the_smallest_number(
