@@ -63,37 +63,17 @@ def test_multiply_that_may_round_has_at_most_the_error_of_rounding(library, add)
     torch.testing.assert_close(out.double(), add + a.double() @ b.double(), rtol=0, atol=0.3)
 
 
-@pytest.mark.parametrize("add", [False, True])
-def test_three_products_in_bfloat16_have_five_digits(monkeypatch, add):
-    """Factors, and what is left of them, are rounded by 2⁻⁸ at most, as hardware does, wherever this runs."""
-    plain = products._multiply
-
-    def rounded(a, b, out, *, add, onednn):
-        plain(a.bfloat16().float(), b.bfloat16().float(), out, add=add, onednn=onednn)
-
-    monkeypatch.setattr(products, "_multiply", rounded)
-    torch.manual_seed(0)
-    a, b, out = torch.randn(70, 300), torch.randn(300, 50), torch.ones(70, 50)
-    multiply(a, b, out, precision="bfloat16x3", add=add)
-    error = (out.double() - float(add) - a.double() @ b.double()).abs()
-    magnitude = a.double().abs() @ b.double().abs() + float(add)
-    assert (error <= (3 * 2.0**-16 + 2.0**-20) * magnitude).all()  # of the smaller parts, and of rounding them
-    assert 1e-7 < (error / magnitude).mean() < 1e-6  # of sums of 300, where errors cancel
-
-
 @pytest.mark.parametrize(
-    ("setting", "units", "amx", "expected"),
+    ("setting", "units", "expected"),
     [
-        ("highest", True, True, "full"),
-        ("high", True, True, "bfloat16x3"),
-        ("high", True, False, "full"),  # three products take longer than one in float32
-        ("medium", True, False, "bfloat16"),
-        ("medium", False, False, "full"),
+        ("highest", True, "full"),
+        ("high", True, "full"),  # three products take longer than one in float32
+        ("medium", True, "bfloat16"),
+        ("medium", False, "full"),
     ],
 )
-def test_torchs_setting_is_followed_where_that_is_faster(setting, units, amx, expected, monkeypatch):
+def test_torchs_setting_is_followed_where_that_is_faster(setting, units, expected, monkeypatch):
     monkeypatch.setattr(products, "multiplies_bfloat16", lambda device: units)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
     torch.set_float32_matmul_precision(setting)
