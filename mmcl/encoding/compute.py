@@ -16,6 +16,7 @@ from torch import Tensor
 from mmcl.data.batches.inputs import TableInputs, table_inputs, text_inputs
 from mmcl.data.processors.image import ImageProcessor
 from mmcl.data.processors.table import TableProcessor
+from mmcl.encoding.image_compute import ImageCompute
 from mmcl.encoding.inputs import Options, read_images
 from mmcl.encoding.text_compute import TextCompute
 from mmcl.encoding.text_pipeline import CHUNK, Embedded, chunked, embed_chunks
@@ -38,15 +39,17 @@ log = logging.getLogger("mmcl")
 
 
 class Compute:
-    """Embeds by ``towers``; keeps what it prepared of the weights of text towers until these change."""
+    """Embeds by ``towers``; keeps what it prepared of their weights until these change."""
 
     def __init__(self, towers: Towers) -> None:
         self.towers = towers
         self._prepared: dict[str, TextCompute] = {}
+        self._prepared_images: dict[str, ImageCompute] = {}
 
     def forget(self) -> None:
         """Drop what was prepared of the weights."""
         self._prepared.clear()
+        self._prepared_images.clear()
 
     def texts(
         self,
@@ -70,7 +73,9 @@ class Compute:
         """Embed batch after batch by the image tower ``name``; later ones are read and decoded meanwhile."""
         embedder, device = self.towers.image(name), self.towers.device
         dtype = _without_int8(options.compute, device)
-        size = options.batch_size or IMAGES_A_BATCH
+        if name not in self._prepared_images or not self._prepared_images[name].suits(embedder, dtype):
+            self._prepared_images[name] = ImageCompute(embedder, dtype)
+        compute, size = self._prepared_images[name], options.batch_size or IMAGES_A_BATCH
         read = (
             (len(chunk), *read_images(chunk, embedder.processor, number * size, options.skip))
             for number, chunk in enumerate(chunked(images, size))
@@ -78,9 +83,7 @@ class Compute:
         with closing(prefetch(read)) as batches:
             for count, inputs, errors in batches:
                 inputs = {key: tensor.to(device) for key, tensor in inputs.items()}
-                with fast_products(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    vectors = embedder(**inputs)
-                yield Embedded(finished(vectors, options), np.zeros(count, dtype=bool), errors)
+                yield Embedded(finished(compute(inputs), options), np.zeros(count, dtype=bool), errors)
 
     @torch.inference_mode()
     def tables(self, name: str, rows: Sequence[Mapping[str, Any]], options: Options) -> Iterator[Embedded]:

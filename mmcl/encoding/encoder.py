@@ -91,8 +91,9 @@ class Encoder(Described):
     def set_compute(self, dtype: str = "auto") -> None:
         """Have :meth:`encode` compute in another precision than ``auto`` from now on; the weights stay as they are.
 
-        Text towers get a copy of their weights, cast once and cast anew after these have changed; image towers run
-        under autocast. Softmax, normalisation and pooling are computed in float32.
+        Text towers, and open_clip's vision transformers on a CPU, get a copy of their weights, cast once and cast anew
+        after these have changed; other image towers run under autocast. Softmax, normalisation and
+        pooling are computed in float32.
 
         In ``int8`` the linear layers of a text transformer multiply 8-bit integers: weights with one scale an output,
         inputs in ranges that are measured once, before the first text is encoded, on texts of this package. So a text's

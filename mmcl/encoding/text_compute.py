@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import chain
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmcl.encoding.calibration import TEXTS
+from mmcl.encoding.weights_state import weights_state
 from mmcl.models.text.embedder import TextEmbedder
 from mmcl.models.text.grouping import equal_lengths
 from mmcl.models.text.packed.families import describe
@@ -219,22 +218,7 @@ def _cast(tower: TextTower, dtype: torch.dtype) -> TextTower:
     return copied
 
 
-_optimizer_steps = 0  # in this process
-
-
-def _count_step(*_: object) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_step)  # a fused optimizer leaves the versions of the weights as they were
-
-
 def _state(embedder: TextEmbedder, dtype: torch.dtype) -> Hashable:
     """Changes with every step of an optimizer, loading of weights, move, and change of the net or its pooling."""
     tower = embedder.tower
-    weights = [
-        (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
-        for weight in chain(tower.parameters(), tower.buffers())
-    ]
-    return dtype, id(embedder), id(tower.net), tower.pooling, _optimizer_steps, tuple(weights)
+    return dtype, id(embedder), id(tower.net), tower.pooling, weights_state(tower)
