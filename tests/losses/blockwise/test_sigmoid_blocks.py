@@ -28,6 +28,7 @@ def computed(monkeypatch):
         return plain(a, b, shift)
 
     monkeypatch.setattr(sigmoid_blocks, "sigmoid_of_product", watched)
+    monkeypatch.setattr(sigmoid_blocks, "_fast", lambda: True)
     return shapes
 
 
@@ -138,8 +139,16 @@ def test_logits_that_turn_out_too_large_are_computed_otherwise(duplicates, weigh
 def test_a_shift_keeps_all_logits_below_and_what_matters_above_the_smallest_number(
     largest, least, dim, precision, expected, monkeypatch
 ):
-    monkeypatch.setattr(sigmoid_blocks, "multiplies_bfloat16", lambda device: True)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(sigmoid_blocks, "_fast", lambda: True)
     layout = ColumnLayout([4], True)
     plan = BlockPlan("dot", 16, LocalExchange(4), layout, layout, precision)
     assert sigmoid_blocks.sigmoid_shift(largest, least, torch.zeros(4, dim), plan) == expected
+
+
+def test_without_amx_tiles_are_not_of_sigmoids(monkeypatch):
+    layout = ColumnLayout([4], True)
+    plan = BlockPlan("dot", 16, LocalExchange(4), layout, layout, "bfloat16")
+    for amx, expected in ((True, 23.0), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=amx: value)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        assert sigmoid_blocks.sigmoid_shift(14.3, 14.3, torch.zeros(4, 64), plan) == expected
