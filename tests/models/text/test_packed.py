@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import nn
 
+from mmcl.models.text.packed import attention
 from mmcl.models.text.packed.families import describe, described_with_dropout
 from mmcl.models.text.packed.layout import lay_out, padded_length, padded_rows
 from mmcl.models.text.packed.transformer import InferenceWeights, LiveWeights, PackedTransformer
@@ -109,7 +110,9 @@ def test_bfloat16_is_close_and_leaves_the_weights_alone(kind):
 @torch.no_grad()
 def test_in_bfloat16_a_text_has_the_same_states_to_the_bit_whatever_stands_beside_it(kind):
     run = packed(net(kind), torch.bfloat16)
-    tokens = texts(601, 580, *sorted(np.random.default_rng(1).integers(1, 90, 60).tolist(), reverse=True))
+    tokens = texts(
+        601, 580, 250, 190, 130, 120, *sorted(np.random.default_rng(1).integers(1, 90, 60).tolist(), reverse=True)
+    )
     (together,), _ = run(tokens)
     (fewer,), _ = run(tokens[::2])
     start = 0
@@ -120,6 +123,19 @@ def test_in_bfloat16_a_text_has_the_same_states_to_the_bit_whatever_stands_besid
         assert torch.equal(alone, parts[-1])
         start += len(ids)
     assert torch.equal(fewer, torch.cat(parts[::2]))
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="torch's own attention is taken with AMX")
+@pytest.mark.parametrize("kind", ["Bert", "MPNet", "ModernBert", "Qwen3"])
+@torch.no_grad()
+def test_torchs_own_attention_in_bfloat16_gives_what_products_of_all_heads_do(kind, monkeypatch):
+    run = packed(net(kind), torch.bfloat16)
+    tokens = texts(500, 200, 128, 120)
+    (fused,), _ = run(tokens)
+    monkeypatch.setattr(attention, "_AMX_BYTES_OF_SCORES", 1024)
+    (batched,), _ = run(tokens)
+    assert not torch.equal(fused, batched)
+    assert torch.cosine_similarity(fused.float(), batched.float()).min() > 0.999
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -164,9 +180,10 @@ def test_what_computes_something_else_is_not_packed():
     assert describe(nn.Linear(2, 2)) is None
 
 
-def test_a_layout_holds_every_token_once_in_blocks_that_fit_the_caches():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layout_holds_every_token_once_in_blocks_that_fit_the_caches(dtype):
     lengths = sorted(np.random.default_rng(0).integers(1, 400, 200).tolist(), reverse=True)
-    layout = lay_out(lengths, heads=12, device=torch.device("cpu"))
+    layout = lay_out(lengths, 12, torch.device("cpu"), dtype)
     taken = torch.cat([block.gather[block.kept] for block in layout.blocks])
     assert torch.equal(taken, torch.arange(sum(lengths)))
     assert layout.tokens == sum(lengths) <= layout.rows < layout.tokens + 64
@@ -174,7 +191,7 @@ def test_a_layout_holds_every_token_once_in_blocks_that_fit_the_caches():
     for block in layout.blocks:
         assert block.texts == 1 or block.texts * block.length <= 512
     assert sum(int((~block.padding).any(1).sum()) for block in layout.blocks) == 200
-    assert all(0 <= padded_length(length) - length < 64 for length in range(1, 600))
+    assert all(0 <= padded_length(length, dtype) - length < 64 for length in range(1, 600))
 
 
 def test_products_are_of_few_shapes_whatever_the_texts_are():

@@ -4,6 +4,7 @@ for attention."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -57,12 +58,13 @@ class Layout(NamedTuple):
     blocks: list[Block]
 
 
-def padded_length(length: int) -> int:
+def padded_length(length: int, dtype: torch.dtype = torch.float32) -> int:
     """To how many tokens attention fills up a text of ``length``.
 
-    It depends on nothing else, so that a text's sums have one order whatever stands beside it.
+    It depends on nothing else, so that a text's sums have one order whatever stands beside it. In bfloat16 a vector has
+    32 numbers: 96 tokens take less time than 80 (one core of a Xeon with AMX, 225 and 350 microseconds a text).
     """
-    step = 16 if length <= 128 else 32 if length <= 256 else 64
+    step = 16 if length <= (64 if dtype == torch.bfloat16 else 128) else 32 if length <= 256 else 64
     return -(-length // step) * step
 
 
@@ -76,11 +78,11 @@ def padded_rows(count: int) -> int:
     return -(-count // step) * step
 
 
-def lay_out(lengths: Sequence[int], heads: int, device: torch.device) -> Layout:
-    """The layout of texts of so many tokens each."""
+def lay_out(lengths: Sequence[int], heads: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Layout:
+    """The layout of texts of so many tokens each, whose states are of ``dtype``."""
     blocks: list[Block] = []
     start = 0
-    for length, group in groupby(lengths, padded_length):
+    for length, group in groupby(lengths, partial(padded_length, dtype=dtype)):
         most = max(1, min(ROWS_A_BLOCK // length, SCORES_A_BLOCK // (heads * length**2)))
         step = max(1, 4 * LEAST_ROWS // length)  # of few shapes too
         found = list(group)

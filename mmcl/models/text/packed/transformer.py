@@ -141,7 +141,7 @@ class PackedTransformer:
         """
         described = self._described
         lengths = [len(ids) for ids in tokens]
-        layout = lay_out(lengths, described.heads, described.words.weight.device)
+        layout = lay_out(lengths, described.heads, described.words.weight.device, self._dtype)
         attention = Attention(
             layout,
             described.heads,
@@ -162,10 +162,10 @@ class PackedTransformer:
         described = self._described
         states = _wide(_looked_up(described.words, _rows(np.concatenate(tokens), layout, described.words)))
         if described.kinds is not None:
-            states = states + described.kinds.weight[0]
+            states = states.add_(described.kinds.weight[0])
         if described.positions is not None:
             places = _rows(self._places(tokens), layout, described.words)
-            states = states + _looked_up(described.positions, places)
+            states = states.add_(_looked_up(described.positions, places))
         states = self._embeddings_norm(states).to(self._dtype)
         return _dropped(described.embeddings_dropout, states)
 
