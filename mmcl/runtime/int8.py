@@ -68,7 +68,8 @@ class Int8Linear:
         smoothing: (K,) by which inputs are divided and weights multiplied: columns of large values leave others room in
             the one range of all (Xiao et al. 2022, SmoothQuant, arXiv:2211.10438). None: 1.
         activation: as for :class:`mmcl.runtime.products.PackedLinear`.
-        outputs: round outputs to uint8 in this range, for a layer that has it for its inputs. None: float32.
+        outputs: round outputs to uint8 in this range, for a layer that has it for its inputs. None: ``dtype``.
+        dtype: float32 or bfloat16.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Int8Linear:
         smoothing: Tensor | None = None,
         activation: str | None = None,
         outputs: Range | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         smoothing = torch.ones(weight.shape[1]) if smoothing is None else smoothing
         weight = weight.detach() * smoothing
@@ -89,6 +91,7 @@ class Int8Linear:
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
         self._bias = None if bias is None else bias.detach().float()
         self._inputs, self._outputs = inputs, outputs
+        self._dtype = dtype if outputs is None else torch.uint8
         self._steps = 1 / (smoothing * inputs.scale)
         self._shift = torch.full_like(smoothing, _INTEGERS + inputs.zero)
         self._activation = ACTIVATIONS[activation]
@@ -102,13 +105,14 @@ class Int8Linear:
         if rows < _ROWS:
             x = torch.cat([x, x.new_zeros(_ROWS - rows, x.shape[1])])
         scale, zero = self._outputs or Range(1.0, 0)
-        of = torch.float32 if self._outputs is None else torch.uint8
         _, name, variant = self._activation
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
-            x, *self._inputs, self._weight, self._scales, self._zeros, self._bias, scale, zero, of, name, [], variant
-        )
+            x, *self._inputs, self._weight, self._scales, self._zeros, self._bias, scale, zero, self._dtype,
+            name, [], variant,
+        )  # fmt: skip
         return result[:rows]
 
     def _to_integers(self, x: Tensor) -> Tensor:
-        near = torch.addcmul(self._shift, x, self._steps).clamp_(_INTEGERS, _INTEGERS + 255)
-        return near.view(torch.int32).to(torch.uint8)
+        near = x.float()  # a copy of bfloat16, which is written over
+        near = torch.addcmul(self._shift, near, self._steps, out=None if near is x else near)
+        return near.clamp_(_INTEGERS, _INTEGERS + 255).view(torch.int32).to(torch.uint8)

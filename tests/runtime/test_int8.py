@@ -53,6 +53,16 @@ def test_a_layer_is_the_product_of_rounded_factors(activation, smooth, biased):
     assert close.double().mean() > 0.98
 
 
+def test_a_layer_in_bfloat16_rounds_inputs_as_those_in_float32_and_its_outputs_once():
+    x, weight, bias = layer()
+    x = x.bfloat16()
+    before = x.clone()
+    ours = Int8Linear(weight, bias, closest_range(x.float()), activation="gelu", dtype=torch.bfloat16)(x)
+    wide = Int8Linear(weight, bias, closest_range(x.float()), activation="gelu")(x.float())
+    assert torch.equal(ours, wide.bfloat16())
+    assert torch.equal(x, before)
+
+
 def test_outputs_in_integers_are_read_by_the_next_layer_as_they_are():
     x, weight, bias = layer()
     between = Range.between(-0.2, 5.0)
@@ -73,10 +83,12 @@ def test_rounding_is_to_the_nearest_integer_and_to_the_ends_of_the_range():
     torch.testing.assert_close(identity(values), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [32, 40, 256, 384])
-def test_a_row_gives_the_same_to_the_bit_whatever_rows_stand_beside_it(width):
+def test_a_row_gives_the_same_to_the_bit_whatever_rows_stand_beside_it(width, dtype):
     x, weight, bias = layer(inner=width, outer=3 * width)
-    run = Int8Linear(weight, bias, closest_range(x), activation="gelu")
+    run = Int8Linear(weight, bias, closest_range(x), activation="gelu", dtype=dtype)
+    x = x.to(dtype)
     whole = run(x)
     for rows in (1, 2, 7, 16, 33):
         assert torch.equal(run(x[-rows:]), whole[-rows:])

@@ -6,14 +6,40 @@ import numpy as np
 import pytest
 import torch
 
+from mmcl.models.text.packed import int8
 from mmcl.models.text.packed.int8 import int8_transformer
 from mmcl.runtime.device import multiplies_int8
+from mmcl.runtime.int8 import Int8Linear
 from tests.models.text.test_packed import net, packed, texts
 
 pytestmark = pytest.mark.skipif(
     not multiplies_int8(torch.device("cpu")), reason="no products of 8-bit integers in this CPU"
 )
+STATES = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 CALIBRATION = sorted(texts(*np.random.default_rng(2).integers(3, 60, 20)), key=len, reverse=True)
+
+
+@pytest.fixture(autouse=True)
+def narrow_layers_too(monkeypatch):
+    """Those of these models are narrower than what is faster in integers with AMX."""
+    monkeypatch.setattr(int8, "_LEAST_OUTPUTS", 0)
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="without AMX every layer is of integers")
+@torch.no_grad()
+def test_with_amx_narrow_layers_are_in_bfloat16_but_those_that_read_integers(monkeypatch):
+    monkeypatch.setattr(int8, "_LEAST_OUTPUTS", 40)  # 32 wide, 48 within
+    made = []
+    monkeypatch.setattr(
+        int8,
+        "Int8Linear",
+        lambda weight, *given, **named: made.append(tuple(weight.shape)) or Int8Linear(weight, *given, **named),
+    )
+    int8_transformer(net("Bert"), CALIBRATION)
+    assert made == [(96, 32), (48, 32), (32, 48)] * 2
+    made.clear()
+    int8_transformer(net("Bert", hidden_act="quick_gelu"), CALIBRATION)  # which is no part of a product
+    assert made == [(96, 32), (48, 32)] * 2
 
 
 @pytest.mark.parametrize("kind", ["Bert", "MPNet", "DistilBert", "ModernBert", "Qwen3"])
@@ -27,7 +53,8 @@ def test_states_are_close_to_those_in_float32_and_the_weights_stay(kind):
     (rough,), int8_runs = run(tokens)
     assert cosine == pytest.approx(float(torch.cosine_similarity(exact, rough).mean()), abs=0.005)
     assert int8_runs == runs
-    assert rough.dtype == torch.float32
+    assert rough.dtype == STATES
+    rough = rough.float()
     assert torch.cosine_similarity(exact, rough).min() > 0.99
     assert not torch.equal(exact, rough)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
@@ -53,7 +80,7 @@ def test_activations(activation):
     (exact,), _ = packed(model)(texts(11))
     run, _ = int8_transformer(model, CALIBRATION)
     (rough,), _ = run(texts(11))
-    assert torch.cosine_similarity(exact, rough).min() > 0.99
+    assert torch.cosine_similarity(exact, rough.float()).min() > 0.99
 
 
 @torch.no_grad()
