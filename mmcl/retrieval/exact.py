@@ -254,6 +254,7 @@ class _Source:
     def of(cls, name: str, given: Any) -> _Source:
         """An array, a tensor, a list of rows, or vectors on disk."""
         if hasattr(given, "iter_shards"):
+            name = str(getattr(given, "folder", name))
             return cls(name, len(given), given.dim, lambda start, stop: given.take(np.arange(start, stop)))
         vectors = given if isinstance(given, np.ndarray | Tensor) else float32_array(given)
         if vectors.ndim != 2:

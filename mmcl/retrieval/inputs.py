@@ -87,6 +87,13 @@ def as_shards(vectors: Any) -> VectorShards:
     return InMemory(array)
 
 
+def in_messages(shards: VectorShards, id: Any = None) -> str:
+    """What messages call vectors, or the one of an id: where they lie, if on disk."""
+    folder = getattr(shards, "folder", None)
+    where = "" if folder is None else f"{folder}: "
+    return where + ("the vectors" if id is None else f"id {id!r}")
+
+
 def prepared(block: np.ndarray, similarity: Similarity, name: Callable[[Any], str]) -> np.ndarray:
     """``block`` (n, D) as contiguous float32, of unit length under cosine.
 
@@ -116,7 +123,7 @@ def blocks(shards: VectorShards, similarity: Similarity, table: pa.Table) -> Ite
     rows = max(1, BLOCK_BYTES // (4 * shards.dim))
     for _, shard in shards.iter_shards():
         for start in range(0, len(shard), rows):
-            name = lambda row, first=first: f"id {table['id'][first + int(row)].as_py()!r}"  # noqa: E731
+            name = lambda row, first=first: in_messages(shards, table["id"][first + int(row)].as_py())  # noqa: E731
             block = prepared(shard[start : start + rows], similarity, name)
             yield first, block
             first += len(block)
@@ -132,11 +139,12 @@ def check_similarity(similarity: str) -> None:
 def check_origin(shards: VectorShards, index: VectorIndex) -> None:
     """Raise ``MmclError`` for vectors of another dimension than those of an index, or known to be another model's."""
     if shards.dim != index.dim:
-        raise MmclError(f"the vectors have {shards.dim} dimensions, those of the index have {index.dim}")
+        of = f"; encode with its model, '{index.model}'" if index.model else "; encode with the model of these"
+        raise MmclError(f"{in_messages(shards)} have {shards.dim} dimensions, those of the index have {index.dim}" + of)
     if known_to_differ(shards.model, getattr(shards, "encoder", None), index):
         same = " with other weights or another prompt" if shards.model == index.model else ""
         raise MmclError(
-            f"the vectors are of model '{shards.model}'{same}, those of the index of '{index.model}'; "
+            f"{in_messages(shards)} are of model '{shards.model}'{same}, those of the index of '{index.model}'; "
             "encode them with that one, or build an index of their own"
         )
 

@@ -120,7 +120,7 @@ class Metadata:
             hint = nearest(extra[0], self.columns)
             raise MmclError(f"the index has no column '{extra[0]}'; {hint or 'build it anew with this column'}")
         if missing := [name for name in self.columns if name not in table.column_names]:
-            raise MmclError(f"the index has a column '{missing[0]}'; give its values too, or None for each")
+            raise MmclError(f"the index has a column '{missing[0]}'; give its values too (--from), or None for each")
         return pa.table({name: self._like(table, name) for name in schema.names})
 
     def _like(self, table: pa.Table, name: str) -> pa.Array:

@@ -231,6 +231,7 @@ class _Selected:
 
     def __init__(self, stored: Vectors | FileVectors, positions: np.ndarray) -> None:
         self._vectors, self.positions, self.dim = stored, positions, stored.dim
+        self.folder = f"{stored.folder}, of what fulfils the condition"
 
     def __len__(self) -> int:
         return len(self.positions)

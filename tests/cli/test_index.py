@@ -91,3 +91,39 @@ def test_a_server_is_of_milvus_alone(mmcl_, tmp_path, engine):
     code, _, err = mmcl_("index", "build", vectors, "--out", out, "--to", engine, "--uri", "milvus.db")
     assert code == 2
     assert "--uri milvus.db: is of a Milvus server; give --to milvus too" in err
+
+
+def test_unusable_vectors_are_named_with_their_file(mmcl_, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
+    for name, place, value in [("nan", 3, np.nan), ("infinite", 5, np.inf), ("zero", 4, 0)]:
+        broken = vectors.copy()
+        broken[place] = value
+        np.save(tmp_path / f"{name}.npy", broken)
+    np.save(tmp_path / "none.npy", vectors[:0])
+    np.save(tmp_path / "narrow.npy", vectors[:, :7])
+    np.save(tmp_path / "right.npy", vectors)
+    index = tmp_path / "index"
+    assert mmcl_("index", "build", tmp_path / "right.npy", "--out", index)[0] == 0
+    before = {path: path.read_bytes() for path in index.iterdir()}
+    for name, message in {
+        "nan": "id 3 holds NaN or infinity (1 such vectors); leave them out",
+        "infinite": "id 5 holds NaN or infinity (1 such vectors); leave them out",
+        "zero": "id 4 is a zero vector, whose cosine is undefined; leave it out",
+    }.items():
+        line = f"error: {tmp_path / name}.npy: {message}\n"
+        assert mmcl_("index", "build", tmp_path / f"{name}.npy", "--out", tmp_path / "new") == (2, "", line)
+        assert mmcl_("index", "add", index, tmp_path / f"{name}.npy") == (2, "", line)
+        code, _, err = mmcl_("dedup", tmp_path / f"{name}.npy", "--out", tmp_path / "duplicates", "--threshold", 0.9)
+        assert (code, err) == (2, line)
+    code, _, err = mmcl_("index", "build", tmp_path / "none.npy", "--out", tmp_path / "new")
+    assert (code, err) == (2, f"error: {tmp_path}/none.npy: the vectors are of shape (0, 8): nothing to index\n")
+    code, _, err = mmcl_("index", "add", index, tmp_path / "narrow.npy")
+    assert (code, err.splitlines()) == (
+        2,
+        [
+            f"error: {tmp_path}/narrow.npy: the vectors have 7 dimensions, those of the index have 8; encode with the "
+            "model of these"
+        ],
+    )
+    assert {path: path.read_bytes() for path in index.iterdir()} == before
+    assert not (tmp_path / "new").exists()

@@ -82,3 +82,15 @@ def test_moved_together_they_are_found(tmp_path):
     DiskIndex.build(write(tmp_path / "a" / "v")).save(tmp_path / "a" / "index")
     (tmp_path / "a").rename(tmp_path / "b")
     assert open_index(tmp_path / "b" / "index").search(QUERIES, 3)[0].shape == (20, 3)
+
+
+def test_a_search_says_which_file_holds_a_vector_that_is_none(tmp_path):
+    vectors = np.eye(4, 3, dtype=np.float32)
+    vectors[2, 1] = np.nan
+    np.save(tmp_path / "vectors.npy", vectors)
+    index = DiskIndex.build(open_vectors(tmp_path / "vectors.npy"), columns={"n": [0, 1, 2, 3]}, similarity="dot")
+    with pytest.raises(MmclError, match=r"/vectors.npy: the vector of row 2 has a NaN"):
+        index.search(vectors[0], 2)
+    with pytest.raises(MmclError, match=r"/vectors.npy, of what fulfils the condition: the vector of row 1 has a NaN"):
+        index.search(vectors[0], 2, where="n > 0")
+    assert index.search(vectors[0], 1, where="n < 2")[0].tolist() == [[0]]

@@ -80,7 +80,9 @@ def learn_weights(
     ks = cutoffs(ks)
     judged = [row for row, query in enumerate(query_ids) if qrels.get(query)]
     if folds < 2 or len(judged) < folds:
-        raise MmclError(f"{len(judged):,} judged queries and {folds} folds; give 2 to as many folds as queries")
+        raise MmclError(
+            f"{len(judged):,} judged queries and {folds} folds; give 2 to as many folds as queries (--folds)"
+        )
     names = [query_ids[row] for row in judged]
     parts = [Ranking(ranking.ids[judged], ranking.scores[judged], ranking.floor) for ranking in rankings]
     points, grid = [scaled(part) for part in parts], list(_grid(len(parts)))

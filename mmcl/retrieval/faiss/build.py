@@ -12,7 +12,7 @@ from mmcl.retrieval.faiss import specs
 from mmcl.retrieval.faiss.contents import stored_vectors
 from mmcl.retrieval.faiss.held_out import HeldOut
 from mmcl.retrieval.index import VectorShards
-from mmcl.retrieval.inputs import BLOCK_BYTES, blocks, prepared
+from mmcl.retrieval.inputs import BLOCK_BYTES, blocks, in_messages, prepared
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import log_progress, progress
 
@@ -25,7 +25,7 @@ _HOLES = 0.25  # share of removed vectors that are still compared
 def held_out(shards: VectorShards, similarity: Similarity, table: pa.Table) -> HeldOut:
     """The queries by which recall is measured, drawn from vectors that are to be indexed."""
     own = HeldOut.drawn(len(shards))
-    name = lambda row: f"id {table['id'][int(own[row])].as_py()!r}"  # noqa: E731
+    name = lambda row: in_messages(shards, table["id"][int(own[row])].as_py())  # noqa: E731
     return HeldOut.of(prepared(shards.take(own), similarity, name), own, similarity)
 
 
@@ -64,7 +64,7 @@ def _sample(shards: VectorShards, rows: np.ndarray, similarity: Similarity, tabl
     step = max(1, BLOCK_BYTES // (4 * shards.dim))
     for start in range(0, len(rows), step):
         here = rows[start : start + step]
-        name = lambda row, here=here: f"id {table['id'][int(here[row])].as_py()!r}"  # noqa: E731
+        name = lambda row, here=here: in_messages(shards, table["id"][int(here[row])].as_py())  # noqa: E731
         result[start : start + step] = prepared(shards.take(here), similarity, name)
     return result
 

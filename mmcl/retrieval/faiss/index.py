@@ -31,6 +31,7 @@ from mmcl.retrieval.inputs import (
     check_origin,
     check_similarity,
     float32_array,
+    in_messages,
     prepared,
 )
 from mmcl.retrieval.metadata import Metadata, with_columns
@@ -126,7 +127,7 @@ class Index:
         shards = as_shards(vectors)
         count, dim = len(shards), shards.dim
         if count == 0 or dim == 0:
-            raise MmclError(f"no vectors to index: their shape is ({count}, {dim})")
+            raise MmclError(f"{in_messages(shards)} are of shape ({count}, {dim}): nothing to index")
         table = shards.table() if ids is None else id_table(ids, count)
         if labels is not None:
             table = id_table(table["id"], count, labels)

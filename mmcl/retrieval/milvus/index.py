@@ -26,7 +26,7 @@ from mmcl.encoding.corpora.stored import (
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.filters import kind_of
 from mmcl.retrieval.index import INDEX_FILE, Hits, Ids, MetaColumns, VectorShards, check_free, replaced
-from mmcl.retrieval.inputs import as_shards, asked_for, blocks, check_origin, check_similarity
+from mmcl.retrieval.inputs import as_shards, asked_for, blocks, check_origin, check_similarity, in_messages
 from mmcl.retrieval.metadata import Metadata, with_columns
 from mmcl.retrieval.milvus.collection import MOST, Collection, columns_of
 from mmcl.retrieval.milvus.filters import expression
@@ -125,7 +125,7 @@ class MilvusIndex:
         shards = as_shards(vectors)
         count, dim = len(shards), shards.dim
         if count == 0 or dim == 0:
-            raise MmclError(f"no vectors to index: their shape is ({count}, {dim})")
+            raise MmclError(f"{in_messages(shards)} are of shape ({count}, {dim}): nothing to index")
         table = shards.table() if ids is None else id_table(ids, count)
         table = with_columns(table.select(["id"]), _together(table, labels, columns))
         about = {

@@ -29,7 +29,10 @@ def check_belongs(encoder: Encoder, index: VectorIndex, where: str) -> None:
     known = index.encoder
     if known is None:
         if index.dim != encoder.dim:
-            raise MmclError(f"model '{encoder.name}' gives {encoder.dim} dimensions, the index has {index.dim}")
+            raise MmclError(
+                f"{where}: its vectors have {index.dim} dimensions, those of '{encoder.name}' have {encoder.dim}; name "
+                "the model that made them with --model, or encode and index anew with this one"
+            )
         if index.model is not None:
             log.warning(
                 "%s: does not say by which weights its vectors were made, so that it is not known whether '%s' still "

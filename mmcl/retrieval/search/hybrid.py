@@ -118,7 +118,9 @@ def add_words(
     kept = np.flatnonzero(known).tolist()
     some = f", such as {names[int(np.argmin(known))]!r}" if len(names) else ""
     if not kept:
-        raise MmclError(f"{source or 'the texts'}: the index knows none of {len(names):,} ids" + some)
+        raise MmclError(
+            f"{source or 'the texts'}: the index knows none of {len(names):,} ids{some}; name the column of ids (--id)"
+        )
     if not known.all():
         left_out = len(names) - len(kept)
         log.warning("%d of %d texts left out: the index lacks their ids%s", left_out, len(names), some)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmcl.retrieval.faiss.index import Index
 from mmcl.retrieval.index import VectorShards
-from mmcl.retrieval.inputs import as_shards, prepared
+from mmcl.retrieval.inputs import as_shards, in_messages, prepared
 from mmcl.retrieval.mining import search_by_index
 from mmcl.retrieval.products import Block, Space, group_maxima, reaching
 from mmcl.runtime.device import multiplies_bfloat16
@@ -98,7 +98,7 @@ class UnitVectors:
         return torch.from_numpy(prepared(rows, "cosine", lambda row: self._name(start + row)))
 
     def _name(self, position: Any) -> str:
-        return f"id {self.shards.table()['id'][int(position)].as_py()!r}"
+        return in_messages(self.shards, self.shards.table()["id"][int(position)].as_py())
 
 
 def similar_pairs(
@@ -172,7 +172,8 @@ def check_dimensions(vectors: UnitVectors, others: UnitVectors) -> None:
     """Raise ``MmclError`` unless both have vectors of one dimension."""
     if vectors.dim != others.dim:
         raise MmclError(
-            f"the vectors have {vectors.dim} dimensions, those to compare with {others.dim}; encode both with one model"
+            f"{in_messages(vectors.shards)} have {vectors.dim} dimensions, those to compare with {others.dim}; "
+            "encode both with one model"
         )
 
 

@@ -205,7 +205,7 @@ BAD_BUILDS = {
     "all integers": {"ids": [0.5] * 500},
     "ids must be all integers (64-bit) or": {"ids": ["a", *range(499)]},
     "1 ids are None": {"ids": ["a"] * 499 + [None]},
-    "no vectors to index": {"vectors": np.empty((0, 4))},
+    "the vectors are of shape (0, 4): nothing to index": {"vectors": np.empty((0, 4))},
     "shape (4,)": {"vectors": np.ones(4)},
     "rows of one length": {"vectors": [[1.0, 2.0], [1.0]]},
     "id 1 holds NaN": {"vectors": np.array([[1, 2], [np.nan, 1]])},

@@ -322,3 +322,9 @@ def test_an_index_in_memory_has_no_words_and_no_place_for_weights(searcher):
         bare.keep_fusion(Fusion())
     with pytest.raises(MmclError, match="whole numbers"):
         Searcher(Index.build(np.eye(8, dtype="float32")), searcher.encoder).search(Like("a"))
+
+
+def test_a_model_of_another_dimension_is_refused_with_the_cure(both):
+    index = Index.build(np.eye(3, dtype=np.float32))
+    with pytest.raises(MmclError, match="its vectors have 3 dimensions, those of 'tiny' have 8; name the model that"):
+        Searcher(index, both)
