@@ -60,8 +60,8 @@ def check_self_matches(rule: str) -> None:
         raise MmclError(f"self_matches '{rule}': no such rule; {nearest(rule, get_args(SelfMatches))}")
 
 
-def seen_pairs(seen: Mapping[Any, Iterable[Hashable]], query_ids: list[Any], corpus_ids: list[Any]) -> np.ndarray:
-    """(2, P) rows of queries and documents."""
+def excluded_pairs(seen: Mapping[Any, Iterable[Hashable]], query_ids: list[Any], corpus_ids: list[Any]) -> np.ndarray:
+    """(2, P) rows of queries and of the documents that are excluded from their rankings."""
     row = {key: number for number, key in enumerate(corpus_ids)}
     pairs = [
         (query, row[document])

@@ -12,7 +12,7 @@ import scipy.sparse
 import torch
 
 from mmcl.evaluation.inputs import Identified, check_qrels, codes, cutoffs, matrix, owners, same_width, with_ids
-from mmcl.evaluation.left_out import OwnMatches, SelfMatches, check_self_matches, matches_both_ways, seen_pairs
+from mmcl.evaluation.left_out import OwnMatches, SelfMatches, check_self_matches, excluded_pairs, matches_both_ways
 from mmcl.evaluation.metrics import bootstrap as bootstrapping
 from mmcl.evaluation.metrics import ranks as measures
 from mmcl.evaluation.metrics.display import RANKING, Display
@@ -184,7 +184,7 @@ def retrieval(
             judgements=_judgements(qrels, query_ids, corpus_ids),
             scored=np.array([bool(qrels.get(key)) for key in query_ids]),
             matches=OwnMatches.of(query_ids, corpus_ids, self_matches),
-            seen=seen_pairs(seen, query_ids, corpus_ids),
+            seen=excluded_pairs(seen, query_ids, corpus_ids),
             query_ids=query_ids,
             missing=sum(1 for key, grades in qrels.items() if key not in known and grades),
             ties=ties,

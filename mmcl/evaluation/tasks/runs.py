@@ -63,16 +63,8 @@ def retrieval_run(
     judged = read_qrels(qrels) if isinstance(qrels, str | Path) else qrels
     check_qrels(judged)
     found = _found(run)
+    lacking = _lacking(found, judged, complete)
     wanted = [key for key, grades in judged.items() if grades and (complete or key in found)]
-    lacking = [key for key, grades in judged.items() if grades and key not in found]
-    if len(lacking) == sum(1 for grades in judged.values() if grades):
-        raise MmclError(
-            f"the run and the judgements have no query in common: the run has ids such as {next(iter(found), None)!r}, "
-            f"the judgements such as {next(iter(judged), None)!r}"
-        )
-    if lacking:
-        what = "score 0" if complete else "are left out; --complete (complete=True), as trec_eval -c, scores them 0"
-        log.warning("%d of the judged queries are not in the run, such as %r: they %s", len(lacking), lacking[0], what)
     listed = [_without(found.get(key, {}), key, self_matches) for key in wanted]
     ranks, judgements = _ranked(listed, [judged[key] for key in wanted], ties)
     scores = scores_of_ranks(
@@ -84,13 +76,27 @@ def retrieval_run(
         candidates=np.array([len(documents) for documents in listed]),
         corpus=len({document for documents in found.values() for document in documents}),
         skipped_queries=sum(1 for key in found if not judged.get(key)),
-        missing_queries=0 if complete else len(lacking),
+        missing_queries=0 if complete else lacking,
         self_matches=self_matches,
         queries_in_corpus=sum(key in found.get(key, ()) for key in wanted),
         ties=ties,
         of_run=True,
     )
     return replace(scores, data=judged_on(hashlib.blake2b(repr(judged).encode(), digest_size=16).hexdigest(), scores))
+
+
+def _lacking(found: Found, judged: Mapping[Any, Mapping[Any, float]], complete: bool) -> int:
+    """How many judged queries a run lacks, which is said. Raises ``MmclError`` if it lacks all."""
+    lacking = [key for key, grades in judged.items() if grades and key not in found]
+    if len(lacking) == sum(1 for grades in judged.values() if grades):
+        raise MmclError(
+            f"the run and the judgements have no query in common: the run has ids such as {next(iter(found), None)!r}, "
+            f"the judgements such as {next(iter(judged), None)!r}"
+        )
+    if lacking:
+        what = "score 0" if complete else "are left out; --complete (complete=True), as trec_eval -c, scores them 0"
+        log.warning("%d of the judged queries are not in the run, such as %r: they %s", len(lacking), lacking[0], what)
+    return len(lacking)
 
 
 def beir_run(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from mmcl.encoding.corpora.stored import id_table
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import specs
 from mmcl.retrieval.faiss.contents import stored_vectors
 from mmcl.retrieval.faiss.held_out import HeldOut
-from mmcl.retrieval.index import VectorShards
+from mmcl.retrieval.index import Ids, MetaColumns, VectorShards
 from mmcl.retrieval.inputs import BLOCK_BYTES, blocks, in_messages, prepared
+from mmcl.retrieval.metadata import with_columns
 from mmcl.runtime.errors import MmclError
 from mmcl.runtime.progress import log_progress, progress
 
@@ -20,6 +23,22 @@ CHOSEN = "chosen by the user"
 """The reason for a spec that is not ``auto``'s."""
 _CROWDED = 4  # times the vectors that an index was built for
 _HOLES = 0.25  # share of removed vectors that are still compared
+
+
+def ids_and_columns(
+    shards: VectorShards, ids: Ids | None, columns: MetaColumns | None, labels: Sequence[str | None] | None
+) -> pa.Table:
+    """Ids, labels and columns of vectors: those given in the place of their own.
+
+    Raises:
+        MmclError: ids, labels or columns that do not fit.
+    """
+    count = len(shards)
+    table = shards.table() if ids is None else id_table(ids, count)
+    if labels is not None:
+        table = id_table(table["id"], count, labels)
+    own = table.drop_columns(["id"])  # which those on disk may have
+    return with_columns(with_columns(id_table(table["id"], count), own), columns)
 
 
 def held_out(shards: VectorShards, similarity: Similarity, table: pa.Table) -> HeldOut:

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mmcl.encoding.corpora.stored import id_table, to_numpy
+from mmcl.encoding.corpora.stored import to_numpy
 from mmcl.losses.logits.similarity import Similarity
 from mmcl.retrieval.faiss import contents, specs, stored
-from mmcl.retrieval.faiss.build import CHOSEN, fill, held_out, held_out_again, reason_to_rebuild
+from mmcl.retrieval.faiss.build import CHOSEN, fill, held_out, held_out_again, ids_and_columns, reason_to_rebuild
 from mmcl.retrieval.faiss.held_out import HeldOut
 from mmcl.retrieval.faiss.search import nearest
 from mmcl.retrieval.faiss.selection import Selections
@@ -34,7 +34,7 @@ from mmcl.retrieval.inputs import (
     in_messages,
     prepared,
 )
-from mmcl.retrieval.metadata import Metadata, with_columns
+from mmcl.retrieval.metadata import Metadata
 from mmcl.runtime.device import ready_after_fork
 from mmcl.runtime.errors import MmclError
 
@@ -128,11 +128,7 @@ class Index:
         count, dim = len(shards), shards.dim
         if count == 0 or dim == 0:
             raise MmclError(f"{in_messages(shards)} are of shape ({count}, {dim}): nothing to index")
-        table = shards.table() if ids is None else id_table(ids, count)
-        if labels is not None:
-            table = id_table(table["id"], count, labels)
-        own = table.drop_columns(["id"])  # which those on disk may have
-        table = with_columns(with_columns(id_table(table["id"], count), own), columns)
+        table = ids_and_columns(shards, ids, columns, labels)
         auto = spec == "auto"
         spec, why = specs.choose_spec(count, dim, memory) if auto else (spec, CHOSEN)
         index = specs.make(spec, dim, similarity)
