@@ -17,7 +17,7 @@ def largest(values: Tensor, k: int) -> Tensor:
     if values.device.type != "cpu":
         return values.topk(k).values
     ascending = np.sort(values.numpy(), axis=1)
-    return torch.from_numpy(np.ascontiguousarray(ascending[:, ::-1][:, :k]))
+    return torch.from_numpy(ascending[:, ::-1][:, :k].copy())  # a single number reversed counts as contiguous
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:

@@ -261,3 +261,9 @@ def test_bad_input_is_answered_in_one_line(arguments, options, message):
     with pytest.raises(MmclError, match=message) as caught:
         exact_search(*arguments, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_best_of_one_query_is_found():
+    for documents in (1, 2, 5):
+        positions, scores = exact_search(np.eye(5)[:1], np.eye(5)[:documents], 1)
+        assert (positions.tolist(), scores.tolist()) == ([[0]], [[1.0]])
