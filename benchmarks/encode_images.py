@@ -5,8 +5,9 @@ python benchmarks/encode_images.py --images 200 --rounds 1 --models ViT-S-32
 
 The loop: open_clip's own transform in two workers of a DataLoader, ``encode_image`` of batches, vectors of unit length,
 one array in the end. mmcl: ``encode_source``, what `mmcl encode` calls, which also writes shards to disk. Both have the
-same random weights, files and threads. Once in float32 both, once in what each computes in by default, each with
-Pillow's resampling and with torch's (`--fast-resize`). The JPEGs are Flickr8k's, as shared/data has them.
+same random weights, files and threads. The loop computes in float32, as it does by default, and under autocast in what
+mmcl's default is on this machine; mmcl in both, each with Pillow's resampling and with torch's (`--fast-resize`). The
+JPEGs are Flickr8k's, as shared/data has them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +52,11 @@ class Files(Dataset[torch.Tensor]):
 
 
 @torch.inference_mode()
-def by_loop(model: Any, transform: Any, paths: list[Path]) -> np.ndarray:
+def by_loop(model: Any, transform: Any, paths: list[Path], precision: str) -> np.ndarray:
     """(N, D) as a loop of one's own would compute them."""
     loader = DataLoader(Files(paths, transform), BATCH, num_workers=WORKERS)
-    parts = [torch.nn.functional.normalize(model.encode_image(pixels), dim=-1) for pixels in loader]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        parts = [torch.nn.functional.normalize(model.encode_image(pixels).float(), dim=-1) for pixels in loader]
     return torch.cat(parts).numpy()
 
 
@@ -82,7 +85,10 @@ def compared(name: str, paths: list[Path], table: Path, folder: Path, rounds: in
     auto = encoder.compute
     ways = {"float32": ("float32", False), "float32, --fast-resize": ("float32", True)}
     ways |= {auto: ("auto", False), f"{auto}, --fast-resize": ("auto", True)} if auto != "float32" else {}
-    contenders = {"open_clip": keeping("open_clip", lambda: by_loop(model, transform, paths))}
+    contenders = {}
+    loops = {"open_clip": "float32"} | ({f"open_clip, {auto}": auto} if auto != "float32" else {})
+    for by, precision in loops.items():
+        contenders[by] = keeping(by, partial(by_loop, model, transform, paths, precision))
     for way, (precision, fast) in ways.items():
         run = lambda precision=precision, fast=fast: by_mmcl(encoder, table, folder / "out", precision, fast)  # noqa: E731
         contenders[f"mmcl, {way}"] = keeping(f"mmcl, {way}", run)
