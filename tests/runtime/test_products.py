@@ -112,6 +112,24 @@ def test_linear_and_its_gradients_are_true_float32(library, shape, bias):
         torch.testing.assert_close(leaf.grad.double(), wide.grad, **EXACT)
 
 
+@pytest.mark.parametrize("sizes", [(300, 40), (40, 300)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_and_its_gradients_in_bfloat16_have_the_error_of_rounding(sizes, bias):
+    torch.manual_seed(0)
+    given = [torch.randn(5, 14, sizes[0]), torch.randn(sizes[1], sizes[0]), *([torch.randn(sizes[1])] if bias else [])]
+    leaves = [tensor.bfloat16().requires_grad_() for tensor in given]
+    exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
+    got, expected = linear(*leaves), F.linear(*exact)
+    upstream = torch.randn(expected.shape).bfloat16()
+    got.backward(upstream)
+    expected.backward(upstream.double())
+    pairs = [(got, expected), *((leaf.grad, wide.grad) for leaf, wide in zip(leaves, exact, strict=True))]
+    for rounded, wide in pairs:
+        assert rounded.dtype == torch.bfloat16
+        torch.testing.assert_close(rounded.double(), wide, rtol=2**-8, atol=1e-6)
+    assert linear(torch.zeros(0, sizes[0], dtype=torch.bfloat16), leaves[1]).shape == (0, sizes[1])
+
+
 def test_linear_has_no_gradient_for_frozen_weights_and_a_second_derivative(library):
     x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(2, 3)
     (gradient,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)

@@ -23,12 +23,16 @@ def packs(tower: TextTower) -> bool:
 
 
 def trains_packed(tower: TextTower) -> bool:
-    """Whether :func:`packed_features` gives what a call of ``tower`` does, in training as well: not where that is
-    compiled, or hooked, or autocast in float16, in which rows of padding overflow when they are normalised."""
+    """Whether :func:`packed_features` gives what a call of ``tower`` does, in training as well.
+
+    Not where that is compiled or hooked, computes activations again in the backward pass, or is autocast in float16, in
+    which rows of padding overflow when they are normalised.
+    """
     hooks = (tower._forward_hooks, tower._forward_pre_hooks, tower._backward_hooks, tower._backward_pre_hooks)
     called = tower._compiled_call_impl is None and not any(hooks)
     float16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
-    return called and not float16 and packs(tower) and described_with_dropout(tower.net) is not None
+    checkpoints = any(getattr(part, "gradient_checkpointing", False) for part in tower.net.modules())
+    return called and not checkpoints and not float16 and packs(tower) and described_with_dropout(tower.net) is not None
 
 
 def packed_features(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from mmcl.models.text.dropout import Dropout, attention, speed_up_dropout
+from mmcl.models.text.dropout import Dropout, attention, dropped_places, speed_up_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -28,8 +28,27 @@ def test_the_share_that_is_dropped_and_the_scale_of_the_rest(rate, dtype):
 def test_elements_are_dropped_independently():
     torch.manual_seed(0)
     zero = (Dropout(0.3)(torch.ones(200_000)) == 0).double() - 0.3
-    for distance in (1, 2, 3, 4, 8):  # four of them share the generator's number
+    for distance in (1, 2, 3, 4, 8):  # two gaps share the generator's number
         assert abs(float((zero[distance:] * zero[:-distance]).mean())) < 0.002
+
+
+def test_every_place_is_dropped_equally_often_the_first_and_the_last_too():
+    torch.manual_seed(0)
+    draws = 4000
+    for rate in (0.1, 0.6):
+        counts = torch.zeros(5)
+        for _ in range(draws):
+            counts[dropped_places(5, rate)] += 1
+        assert (counts / draws - rate).abs().max() < 5 * (rate * (1 - rate) / draws) ** 0.5
+
+
+def test_what_is_not_contiguous_is_dropped_and_so_is_its_gradient():
+    features = torch.randn(6, 50).T.requires_grad_()
+    out = Dropout(0.5)(features)
+    out.backward(torch.ones(6, 50).T)
+    kept = out != 0
+    torch.testing.assert_close(out, 2 * features * kept)
+    assert torch.equal(features.grad, 2.0 * kept)
 
 
 def test_the_gradient_is_that_of_what_was_kept_and_a_seed_repeats_it():

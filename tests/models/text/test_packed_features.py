@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmcl.models.activations import checkpoint_activations
 from mmcl.models.text.packed_features import trains_packed
 
 from .test_embedder import make_embedder
@@ -60,3 +61,12 @@ def test_what_is_not_the_plain_network_falls_back():
     heard.register_forward_hook(lambda *_: None)
     for other in (compiled, heard, hooked, adapted):
         assert not trains_packed(other)
+
+
+def test_what_checkpoints_its_activations_falls_back_without_a_hook_that_says_so():
+    tower = make_embedder().tower
+    checkpoint_activations(tower.net, "model.text.checkpointing")
+    for module in tower.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    assert not trains_packed(tower)

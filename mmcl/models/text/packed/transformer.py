@@ -14,7 +14,7 @@ from mmcl.models.text.packed.attention import Attention
 from mmcl.models.text.packed.description import Description, LayerDescription, Rotary
 from mmcl.models.text.packed.families import describe
 from mmcl.models.text.packed.layout import Layout, lay_out
-from mmcl.runtime.products import PackedLinear
+from mmcl.runtime.products import PackedLinear, linear
 
 Function = Callable[[Tensor], Tensor]
 
@@ -60,8 +60,8 @@ class LiveWeights:
         biases = [self.parameter(layer.bias) for layer in layers if layer.bias is not None]
         bias = torch.cat(biases) if biases else None
         if activation is None:
-            return lambda states: F.linear(states, weight, bias)
-        return lambda states: activation(F.linear(states, weight, bias))
+            return lambda states: linear(states, weight, bias)
+        return lambda states: activation(linear(states, weight, bias))
 
     def parameter(self, values: Tensor) -> Tensor:
         return values.to(self._dtype)
