@@ -119,7 +119,7 @@ class TrainingConfig(Section):
     precision: Precision = "auto"
     """Of the towers, or of each by its name, such as `{image: bfloat16, text: float32}`; losses are in float32. `auto`:
     bfloat16 where the devices of all processes multiply it natively, but for towers that lose by it, which are
-    transformers narrower than 256 on CPUs with AMX; else float32. The run's `config.yaml` says what it was, which a
+    transformers narrower than 128 on CPUs with AMX; else float32. The run's `config.yaml` says what it was, which a
     resumed run keeps. float16 is never chosen silently. Several processes, or micro-batches, learn what one learns to
     within 1e-3 in float32. In bfloat16 each part's gradient is rounded before the parts are added up: within a few
     steps two processes differed from one by 0.3% in the gradient's norm and by 0.02% in the loss."""
