@@ -61,9 +61,8 @@ def fill(
     rows = np.arange(0) if index.is_trained else specs.training_rows(index, len(shards))
     try:
         if len(rows):
-            sample = _sample(shards, rows, similarity, table)
             with log_progress(f"train the index on {len(rows):,} vectors", None):
-                index.train(sample)
+                index.train(_sample(shards, rows, similarity, table))  # which is not kept
         with progress("index", len(shards), "vectors", show) as advance:
             for first, block in blocks(shards, similarity, table):
                 index.add(block)
