@@ -31,8 +31,10 @@ def trains_packed(tower: TextTower) -> bool:
     hooks = (tower._forward_hooks, tower._forward_pre_hooks, tower._backward_hooks, tower._backward_pre_hooks)
     called = tower._compiled_call_impl is None and not any(hooks)
     float16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+    if not called or float16 or not packs(tower):
+        return False
     checkpoints = any(getattr(part, "gradient_checkpointing", False) for part in tower.net.modules())
-    return called and not checkpoints and not float16 and packs(tower) and described_with_dropout(tower.net) is not None
+    return not checkpoints and described_with_dropout(tower.net) is not None
 
 
 def packed_features(
