@@ -170,9 +170,9 @@ class Encoder(Described):
         The weights are those of the moment: of an optimizer's last step, of ``load_state_dict``, of a change in place.
         After a change through ``.data`` in place, which PyTorch does not count, call ``train()`` and ``eval()`` first.
 
-        Texts that are equal are computed once. A text's vector does not depend on the others: within 1e-5 in float32.
-        In bfloat16 (see :meth:`set_compute`) it moved by up to 1.7e-3, since matrix products of other shapes add up in
-        another order, and their sums are then rounded to 8 bits.
+        Texts that are equal are computed once. A text's vector does not depend on the others: within 1e-5 in float32,
+        and to the bit in bfloat16 and int8 where texts run without padding. Other networks round sums to bfloat16 that
+        were added up in another order, so that a vector differs in its third digit.
 
         Args:
             inputs: a str is text; a ``pathlib.Path``, PIL image, uint8 (H, W, 3) array, encoded bytes or file opened as

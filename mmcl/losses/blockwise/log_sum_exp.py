@@ -95,8 +95,8 @@ def _unpack(tables: tuple[Tensor, Tensor]) -> tuple[Statistics, Statistics]:
 def _bounds(
     rows: EmbeddingSet, columns: EmbeddingSet, scale: Tensor, positives: Tensor | None, plan: BlockPlan
 ) -> tuple[float, float]:
-    """A number that no logit is above (Cauchy and Schwarz), and one that no positive is below minus of; where
-    positives are unknown, no logit."""
+    """The largest that a logit can be (Cauchy and Schwarz), and the negative of the smallest positive; where positives
+    are unknown, of the smallest that a logit can be."""
     zero = rows.vectors.new_zeros(())
     row_norm, column_norm = (part.vectors.norm(dim=1).max() if len(part.vectors) else zero for part in (rows, columns))
     lowest = zero.new_full((), -torch.inf) if positives is None or not len(positives) else -positives.min()

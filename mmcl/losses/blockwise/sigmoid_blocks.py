@@ -22,24 +22,21 @@ from mmcl.losses.logits.candidates import EmbeddingSet, exclusion_mask
 from mmcl.runtime.products import multiply, sigmoid_of_product, times_outer_sum
 
 _ROWS = 512  # of a tile: with 1024 columns it takes 1 MB in bfloat16, and stays in the second cache of a core
-_TOGETHER = (
-    4  # tiles whose products are added up in bfloat16, which takes no pass of its own, before float32 takes them
-)
+_TOGETHER = 4  # tiles whose products are added up in bfloat16, in the products themselves, before float32 takes the sum
 _GROUPS = 8  # parts of a tile whose sums are rounded to bfloat16 each by itself
 _NARROWEST = 64  # dimensions: of fewer, a product takes no longer than its exponential, and rounding shows more
-_BELOW = 8  # no logit less the shift is above -8, where the sigmoid is less than its exponential by 0.03%
-_RANGE = 87 - 14  # logarithms between the smallest bfloat16 number and 1, but for terms of a millionth of a positive's
-
-_SHIFT = 68  # at most, for logits around 0: with numbers below e⁻⁸⁷ the CPU computes many times slower
+_BELOW = 8  # where a logit less the shift is below -8, its sigmoid is less than its exponential by 0.03% at most
+_RANGE = 87 - 14  # e⁻⁸⁷ is about the smallest normal number; terms down to e⁻¹⁴, a millionth, of a positive's count
+_SHIFT = 68  # at most, for logits around 0: the CPU computes many times slower with subnormal numbers
 
 
 def sigmoid_shift(largest: float, least: float | None, vectors: Tensor, plan: BlockPlan) -> float | None:
-    """A number which, subtracted from all logits, makes sigmoids of exponentials that serve rows and columns; None if
-    there is none, or where tiles are not computed so.
+    """What to subtract from all logits, so that their sigmoids are their exponentials; None where there is no such
+    number, or where tiles are not computed by sigmoids.
 
-    Where the bound of the logits and the smallest positive lie too far apart, as at τ = 0.01, it keeps what matters to
-    the positives, and the logits may turn out too large for it (:func:`too_large`). Half of the bound must not be: of
-    unit vectors, other pairs with a cosine above 0.5 are rare.
+    Where the largest possible logit and the smallest positive lie too far apart, as at τ = 0.01, the shift is chosen
+    for the positives. Then logits may turn out too large for it (:func:`too_large`), which is rare as long as it
+    serves half of the largest possible: few pairs of unit vectors that are no positives have a cosine above 0.5.
 
     Args:
         largest: no logit is above.
