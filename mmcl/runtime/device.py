@@ -84,16 +84,21 @@ def pick_devices(devices: Devices) -> list[torch.device]:
     return [pick_device(str(name)) for name in names]
 
 
+def has_amx() -> bool:
+    """Whether the CPU has AMX, which multiplies tiles of bfloat16 numbers and of 8-bit integers."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware has bfloat16 matrix products: CUDA from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cpu" and (has_amx() or torch.cpu._is_avx512_bf16_supported())
 
 
 def multiplies_int8(device: torch.device) -> bool:
     """Whether the hardware has products of 8-bit integers that this package uses: CPUs with AVX512-VNNI or AMX."""
-    return device.type == "cpu" and (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and (torch.cpu._is_vnni_supported() or has_amx())
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmcl.runtime.device import multiplies_bfloat16
+from mmcl.runtime.device import has_amx, multiplies_bfloat16
 
 
 @cache
@@ -35,7 +35,7 @@ def onednn_multiplies_float32() -> bool:
         torch.backends.mkldnn.is_available()
         and torch.backends.mkl.is_available()
         and torch.cpu._is_avx512_supported()
-        and not torch.cpu._is_amx_tile_supported()
+        and not has_amx()
         and not _made_by_intel()
     )
 

@@ -21,7 +21,7 @@ from mmcl.methods.parts.momentum import MomentumCopy
 from mmcl.models.embedder import Embedder
 from mmcl.models.towers import Towers
 from mmcl.runtime import distributed
-from mmcl.runtime.device import multiplies_bfloat16, pick_device, ready_after_fork
+from mmcl.runtime.device import has_amx, multiplies_bfloat16, pick_device, ready_after_fork
 from mmcl.runtime.errors import MmclError
 from mmcl.training.checkpoint import recorded_precision
 
@@ -72,7 +72,7 @@ def choose_precision(wanted: Precision, towers: Towers, device: torch.device, ch
 def too_narrow(embedder: Embedder, device: torch.device) -> bool:
     """Whether a tower's products take longer in bfloat16 than in float32: on CPUs with AMX those of narrow transformers
     do."""
-    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
+    if device.type != "cpu" or not has_amx():
         return False
     modules = list(embedder.tower.modules())
     convolved = sum(module.weight.numel() for module in modules if isinstance(module, _ConvNd))

@@ -19,6 +19,7 @@ from mmcl.losses.blockwise.blocks import BlockIterator, slices, softmax_factors
 from mmcl.losses.blockwise.plan import BlockPlan
 from mmcl.losses.blockwise.task import BlockTask
 from mmcl.losses.logits.candidates import EmbeddingSet, exclusion_mask
+from mmcl.runtime.device import has_amx
 from mmcl.runtime.products import multiply, sigmoid_of_product, times_outer_sum
 
 _ROWS = 512  # of a tile: with 1024 columns it takes 1 MB in bfloat16, and stays in the second cache of a core
@@ -136,7 +137,7 @@ def log_sum_exp_backward(
 def _fast() -> bool:
     """Whether oneDNN and AMX are there. Held to AVX512-BF16 on a CPU with AMX, a loss of sigmoids takes a quarter more
     time than without; on CPUs that have no AMX it has not been measured."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and has_amx()
 
 
 def _height(blocks: BlockIterator) -> int:

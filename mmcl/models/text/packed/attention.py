@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcl.models.text.packed.layout import Block, Layout, fill, strip
+from mmcl.runtime.device import has_amx
 
 _BYTES_OF_SCORES = 1024
 """Of one query's scores. Up to here two products and a softmax in the caches take less time than torch's own attention,
@@ -96,7 +97,7 @@ class Attention:
 
 def _most_bytes(states: Tensor) -> int:
     """Of one query's scores, up to which attention is batched."""
-    tiles = states.dtype == torch.bfloat16 and states.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    tiles = states.dtype == torch.bfloat16 and states.device.type == "cpu" and has_amx()
     return _AMX_BYTES_OF_SCORES if tiles and not states.requires_grad else _BYTES_OF_SCORES
 
 

@@ -17,6 +17,7 @@ from mmcl.models.text.packed.transformer import (
     fused_activation,
     joined_parameters,
 )
+from mmcl.runtime.device import has_amx
 from mmcl.runtime.int8 import Int8Linear, Range, closest_range, few_digits
 
 _SAMPLED = 32_768
@@ -44,7 +45,7 @@ def int8_transformer(net: Any, tokens: Sequence[np.ndarray]) -> tuple[PackedTran
     """
     watched = _WatchedWeights()
     (exact,), _ = PackedTransformer(net, watched, torch.float32)(tokens)
-    dtype = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    dtype = torch.bfloat16 if has_amx() else torch.float32
     rounding = PackedTransformer(net, _Int8Weights(watched.inputs, dtype), dtype)
     (rough,), _ = rounding(tokens)
     return rounding, float(torch.cosine_similarity(exact, rough.float()).mean())
